@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// THE codec: what the teacher said about one sequence. The same bytes travel on the wire and lie on disk (kdserved-record.5).
+// A record is immutable once made and the one reference-counted type (atomic count: engine, store and doors share it).
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/query.h"
+
+struct error;
+struct record;
+
+enum row_status {
+	ROW_OK = 0,
+	ROW_NOT_FINITE = 1,       // the teacher gave NaN or infinity here: the row carries no numbers
+};
+
+// The decoded form, also the encoder's input. Arrays are row-major over n_rows = query_rows(&query).
+struct record_rows {
+	struct content_id teacher;        // fingerprint: weights, tokenizer, numeric format
+	uint32_t vocab_size;
+	struct sequence sequence;
+	struct query query;               // canonical
+	uint32_t n_rows;
+	uint8_t *status;                  // (n_rows) enum row_status
+	float *max_logit;                 // (n_rows)
+	float *lse;                       // (n_rows, n_temperatures)
+	uint32_t *ids;                    // (n_rows, top_k) descending by logit, ties to the lower id; NULL when top_k = 0
+	float *logits;                    // (n_rows, top_k) raw
+	float *own_logit;                 // (n_rows) NaN where no token follows; NULL unless asked
+	float *entropy;                   // (n_rows) NULL unless asked
+};
+
+// Arrays for a canonical query over a copy of the sequence, zeroed; free with record_rows_free (NULL is fine).
+int record_rows_new(const struct content_id *teacher, uint32_t vocab_size, const struct sequence *s, const struct query *canonical,
+		    struct record_rows **ret_rows, struct error *err);
+struct record_rows *record_rows_free(struct record_rows *rows);    // returns NULL
+
+int record_encode(const struct record_rows *rows, struct record **ret_record, struct error *err);
+// Checks everything (bytes are hostile: the wire's or the disk's). Rounding of values: see query_values.
+int record_decode(const struct record *record, struct record_rows **ret_rows, struct error *err);
+
+// Wraps a copy of received bytes after checking header, sizes and the record's own checksum (rows are checked by record_decode).
+int record_from_bytes(const void *bytes, size_t n, struct record **ret_record, struct error *err);
+struct record *record_ref(struct record *record);
+struct record *record_unref(struct record *record);      // returns NULL; NULL is fine
+const void *record_bytes(const struct record *record, size_t *ret_n);
+const struct content_id *record_key(const struct record *record);
+const struct content_id *record_teacher(const struct record *record);
+uint32_t record_n_rows(const struct record *record);
+
+// An upper bound of the encoded size, for limits before anything is computed; UINT64_MAX on overflow.
+uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, uint32_t vocab_size);

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// "key = value" settings against a table of options (options.def for the daemon, worker/run.def for a training run): one row there feeds
+// the parser, --help, the manual page and the example file. Values land in a plain struct by offset.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+struct error;
+
+enum config_type {
+	CONFIG_STRING,       // char *, owned; NULL when unset
+	CONFIG_LIST,         // struct config_list of strings: the key may be repeated
+	CONFIG_INTEGER,      // int64_t
+	CONFIG_SIZE,         // uint64_t bytes; K, M, G, T suffixes (powers of 1024)
+	CONFIG_DURATION,     // uint64_t milliseconds; ms, s, min, h suffixes, plain = seconds
+	CONFIG_REAL,         // double
+	CONFIG_BOOL,         // bool; yes/no, on/off, true/false, 1/0
+	CONFIG_CHOICE,       // int index into `choices` ("auto|cpu|cuda|ref")
+};
+
+struct config_list { char **items; size_t n; };
+
+struct config_option {
+	const char *name;                // "socket": the key in files and --socket on command lines; words joined by '-'
+	enum config_type type;
+	double min, max;                 // of numbers
+	const char *fallback;            // default, as it would be written; "" = unset
+	const char *choices;             // CONFIG_CHOICE
+	const char *unit;                // for help, may be ""
+	const char *help;                // one line
+	size_t offset;                   // into the target struct
+};
+
+int config_init(const struct config_option *table, size_t n, void *target, struct error *err);      // every default
+void config_done(const struct config_option *table, size_t n, void *target);
+// One setting; `where` ("--socket", "kdserved.conf:12") goes into the error. An unknown name is an error that suggests the nearest one.
+int config_set(const struct config_option *table, size_t n, void *target, const char *name, const char *value, const char *where, struct error *err);
+// Lines "key = value", '#' comments, blank lines. `source` names the text in errors (file:line).
+int config_read_text(const struct config_option *table, size_t n, void *target, const char *text, size_t n_bytes, const char *source, struct error *err);
+int config_read_file(const struct config_option *table, size_t n, void *target, const char *path, struct error *err);
+void config_print_help(FILE *to, const struct config_option *table, size_t n);        // for --help
+void config_print_example(FILE *to, const struct config_option *table, size_t n);     // commented etc/*.conf

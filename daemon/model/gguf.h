@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// GGUF v2/v3 files, read-only, memory-mapped. Every count, size and type is checked before use (reliability.md section 4).
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/dtype.h"
+
+struct error;
+struct gguf;
+
+int gguf_open(const char *path, struct gguf **ret_file, struct error *err);
+int gguf_open_bytes(const void *bytes, size_t n, struct gguf **ret_file, struct error *err);    // for tests and fuzzing; bytes must outlive it
+struct gguf *gguf_close(struct gguf *file);
+
+// Metadata. Each returns -ENOENT when the key is absent, -EINVAL (and err) when its type is another one.
+int gguf_get_u64(const struct gguf *file, const char *key, uint64_t *ret, struct error *err);      // any integer type, value >= 0
+int gguf_get_f64(const struct gguf *file, const char *key, double *ret, struct error *err);        // F32 or F64
+int gguf_get_bool(const struct gguf *file, const char *key, bool *ret, struct error *err);
+int gguf_get_string(const struct gguf *file, const char *key, const char **ret, size_t *ret_n, struct error *err);    // a view, not terminated
+// Array of strings: count, then each by index in O(1).
+int gguf_get_strings(const struct gguf *file, const char *key, uint64_t *ret_n, struct error *err);
+int gguf_string_at(const struct gguf *file, const char *key, uint64_t i, const char **ret, size_t *ret_n);
+// Arrays of integers (any integer type) converted to int32 in a new array the caller frees.
+int gguf_get_int32s(const struct gguf *file, const char *key, int32_t **ret, uint64_t *ret_n, struct error *err);
+
+// Tensor by GGUF name; dims are turned to row-major (rows first). -ENOENT when absent.
+int gguf_find(const struct gguf *file, const char *name, struct tensor *ret_tensor);

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// The LM head in tiles of HEAD_TILE_ROWS rows: product, then one sweep of the vocabulary (lse, top-k, gather, entropy). Never holds
+// [positions x vocabulary]: one tile of logits is reserved at open and nothing grows it.
+#pragma once
+
+#include <stdint.h>
+
+#include "kernels/backend.h"
+
+struct error;
+struct weights;
+struct head;
+
+int head_open(const struct weights *w, uint32_t max_rows, struct head **ret_head, struct error *err);
+struct head *head_close(struct head *h);
+
+// Scores n rows of `hidden` (row indices in `rows`, host memory); results land in `out` (n).
+void head_score(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct sweep_row *out);
+
+// Training: for each tile the sweep of `out` is done, then `loss` turns its results into softmax_grad rows for rows first..first+n of
+// the list, and the gradients flow on: into the head's parameters (+=) and into dhidden (T, C) (rows not named are zero).
+// `loss` returns 0 or -errno (then nothing more is computed and the error is returned). With dhidden NULL it is evaluation: no gradients.
+typedef int head_loss_fn(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad, struct error *err);
+int head_train(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, uint32_t T, struct sweep_row *out,
+	       head_loss_fn *loss, void *arg, struct act *dhidden, struct error *err);

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// Opens a model wherever it lies (a GGUF file or a Hugging Face directory): architecture, tokenizer, weights on a backend, fingerprint.
+#pragma once
+
+#include "common/sequence.h"
+#include "daemon/model/config.h"
+#include "daemon/model/tokenizer.h"
+#include "daemon/model/weights.h"
+
+struct error;
+struct model_file;
+
+int model_file_open(const char *path, struct model_file **ret_file, struct error *err);
+struct model_file *model_file_close(struct model_file *file);
+const struct architecture *model_file_architecture(const struct model_file *file);
+struct tensor_source model_file_source(struct model_file *file);
+int model_file_tokenizer(struct model_file *file, struct tokenizer **ret_tokenizer, struct error *err);
+const char *model_file_dtype(const struct model_file *file);        // of most weight bytes: "Q4_1", "BF16"
+// SHA-256 over every tensor (canonical name order: name, dtype, dims, bytes) and the architecture: the same for the same weights.
+int model_file_weights_id(struct model_file *file, struct content_id *ret_id, struct error *err);

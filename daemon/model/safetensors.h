@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// safetensors, read-only, memory-mapped; one file or a directory sharded by model.safetensors.index.json.
+#pragma once
+
+#include <stddef.h>
+
+#include "kernels/dtype.h"
+
+struct error;
+struct safetensors;
+
+int safetensors_open(const char *path, struct safetensors **ret_file, struct error *err);              // one file
+int safetensors_open_directory(const char *path, struct safetensors **ret_file, struct error *err);    // sharded or single
+int safetensors_open_bytes(const void *bytes, size_t n, struct safetensors **ret_file, struct error *err);
+struct safetensors *safetensors_close(struct safetensors *file);
+int safetensors_find(const struct safetensors *file, const char *name, struct tensor *ret_tensor);    // -ENOENT
+// Every tensor in name order, for checks that nothing unknown is left over.
+size_t safetensors_count(const struct safetensors *file);
+const char *safetensors_name(const struct safetensors *file, size_t i);

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+// Names -> device matrices. Two makers: weights_load (immutable, from a model file, any dtype) and parameters (trainable, one flat
+// device array with gradients beside it). Both give the same struct weights, so forward.c serves teacher and student alike.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/model/config.h"
+#include "kernels/backend.h"
+
+struct error;
+
+struct layer_weights {
+	struct real *attention_norm, *ffn_norm;       // (C)
+	struct real *q_norm, *k_norm;                 // (D) or NULL
+	struct real *qkv_bias;                        // (W) or NULL
+	struct weight *qkv;                           // (W, C) rows: q heads, k heads, v heads
+	struct weight *out;                           // (C, NH D)
+	struct weight *gate_up;                       // (2F, C) rows: gate then up
+	struct weight *down;                          // (C, F)
+};
+
+struct weights {
+	struct backend *backend;
+	struct architecture architecture;
+	struct weight *embedding;                     // (V, C)
+	struct layer_weights *layers;
+	struct real *final_norm;                      // (C)
+	struct weight *head;                          // (V, C); the embedding's own when tied
+	struct real *cosine, *sine;                   // rotation tables (max_positions, D/2)
+	uint32_t max_positions;
+	struct parameters *parameters;                // owner of trainable storage; NULL when immutable
+};
+
+// Where tensors come from: Hugging Face names ("model.layers.0.self_attn.q_proj.weight"); GGUF names and its permuted q/k rows are
+// translated by the source. find returns -ENOENT for an absent name.
+struct tensor_source {
+	void *file;
+	int (*find)(void *file, const char *name, struct tensor *ret_tensor, struct error *err);
+};
+
+int weights_load(struct backend *be, const struct architecture *a, const struct tensor_source *source, uint32_t max_positions,
+		 struct weights **ret_weights, struct error *err);
+struct weights *weights_free(struct weights *w);
+
+// Trainable parameters: value, gradient and AdamW moments are flat device arrays of the same length and order.
+struct parameter { char name[96]; uint32_t n_dims; uint64_t dims[2]; size_t offset, n; bool decay; /* weight decay applies: matrices */ };
+struct parameters {
+	size_t n_values, n_parameters;
+	struct parameter *list;                       // Hugging Face names, in storage order (q, k, v adjacent; gate, up adjacent)
+	struct real *value, *gradient, *moment1, *moment2;
+};
+// Random start: normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers), norms 1; a pure function of (architecture, seed).
+int weights_new_trainable(struct backend *be, const struct architecture *a, uint64_t seed, uint32_t max_positions, struct weights **ret_weights,
+			  struct error *err);
+// Overwrites every parameter from a source (dequantised); a missing or misshapen tensor is an error naming it.
+int weights_fill(struct weights *w, const struct tensor_source *source, struct error *err);
+struct real *weights_gradient(const struct weights *w, const struct real *value);    // the gradient array beside a trainable value array

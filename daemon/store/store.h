@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// A directory of append-only, checksummed shards holding records by content key. The first copy of a key wins. Thread-safe:
+// find may be called from any thread; append queues to the store's own thread, which alone writes (through ring.c).
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/record.h"
+
+struct error;
+struct store;
+
+enum store_durability {
+	STORE_NONE,          // acknowledged when queued
+	STORE_FLUSHED,       // acknowledged when the kernel has every byte (survives kill -9 of this process)
+	STORE_DURABLE,       // acknowledged after a later fsync succeeded (survives a power cut)
+};
+
+struct store_options {
+	const char *directory;           // made (0750) when missing
+	uint64_t shard_bytes;            // rotate after this many; 0 = 256 MiB
+	uint64_t queue_bytes;            // appends waiting; more is -EAGAIN; 0 = 64 MiB
+	bool read_only;                  // no lock, no recovery writes, no thread
+};
+
+// Opens, takes the directory's lock (a second writer is refused), recovers: a torn tail of the newest shard is cut (and reported through
+// stats), damage in the middle is left, reported, and its records are not served. -EBADMSG only when nothing can be trusted.
+int store_open(const struct store_options *options, struct store **ret_store, struct error *err);
+// Waits until what is queued is written and fsynced, then frees. NULL is fine.
+void store_close(struct store *s);
+
+// A new reference to the record under `key`, its bytes checked. -ENOENT when absent; -EBADMSG (counted) when the disk lies.
+int store_find(struct store *s, const struct content_id *key, struct record **ret_record, struct error *err);
+
+// Queues the record (takes its own reference). `done` (may be NULL) is called once from the store's thread, with err == NULL when the
+// asked durability was reached. -EAGAIN (ERROR_OVERLOADED) when the queue is full: `done` is then not called.
+typedef void store_done_fn(void *arg, const struct error *err);
+int store_append(struct store *s, struct record *record, enum store_durability durability, store_done_fn *done, void *arg, struct error *err);
+
+struct store_stats {
+	uint64_t n_records, n_shards, n_bytes;             // on disk
+	uint64_t n_appended, appended_bytes, n_duplicates; // since open
+	uint64_t n_hits, n_misses;
+	uint64_t n_failed_appends, n_corrupt;              // n_corrupt: damaged records met
+	uint64_t recovered_bytes;                          // cut from a torn tail at open
+	uint64_t queued_bytes;
+	bool uring;                                        // false: fell back to pwrite
+	bool failing;                                      // the disk refused lately (ENOSPC, EIO): serving goes on without storing
+};
+void store_stats(struct store *s, struct store_stats *ret);
+
+// Every record in shard order. Damage is reported per record: ret_record NULL and err filled, iteration goes on. -ENOENT at the end.
+struct store_cursor { uint32_t shard; uint64_t position; uint64_t n_record; };
+int store_next(struct store *s, struct store_cursor *c, struct record **ret_record, char ret_place[96], struct error *err);

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Training runs as seen by the daemon: start a kdserved-worker per run, watch it (pidfd), read its progress, stop it. A worker's death
+// marks one run failed, nothing else. Thread-safe (the doors call it); the main loop polls supervisor_fd and calls supervisor_dispatch.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+struct supervisor;
+
+#define RUN_ID_MAX 64                  // [a-z0-9_-]{1,64}
+
+struct supervisor_options {
+	const char *directory;             // one folder per run: run.conf, status.json, log, checkpoints, student/
+	const char *worker_path;           // kdserved-worker; NULL = next to this program, else PKGLIBEXECDIR
+	const char *server_address;        // what workers dial when run.conf names no server: "unix:/run/kdserved/kdserved.sock"
+	uint32_t max_running;
+};
+
+int supervisor_open(const struct supervisor_options *options, struct supervisor **ret, struct error *err);
+void supervisor_close(struct supervisor *s, uint64_t deadline_ms);      // SIGTERM (workers checkpoint and leave), then SIGKILL
+int supervisor_fd(const struct supervisor *s);
+void supervisor_dispatch(struct supervisor *s);
+
+// config: run.conf text (kdserved-worker.8). name may be NULL (one is made). Errors name the key.
+int supervisor_start(struct supervisor *s, const char *name, const char *config, size_t n, char ret_id[RUN_ID_MAX + 1], struct error *err);
+int supervisor_stop(struct supervisor *s, const char *id, struct error *err);
+int supervisor_get(struct supervisor *s, const char *id, char **ret_json, struct error *err);      // one run's object; caller frees
+int supervisor_list(struct supervisor *s, char **ret_json, struct error *err);                     // {"runs":[...]}
+uint32_t supervisor_n_running(struct supervisor *s);

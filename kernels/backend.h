@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only door to the devices: every operation a transformer needs, for scoring and for training, as one table.
+//
+// Shape letters, used in kernels/ and daemon/model/ and never otherwise:
+//   T positions in the packed batch    C model width        F feed-forward width    V vocabulary size    K top-k
+//   NH query heads    NKV key/value heads    D head size    W = (NH + 2 NKV) D, one row of fused q|k|v
+//
+// Two kinds of device array, opaque to callers (host code never dereferences them):
+//   struct real   residual stream, parameters, gradients, logits, optimiser state    ref: double, cpu: float, cuda: float
+//   struct act    inputs and outputs of products inside a layer                      ref: double, cpu: float, cuda: bfloat16
+//
+// Operations return nothing. The first failure (a device error, never bad input: callers validate) sticks to the backend and
+// later calls do nothing; backend_sync() waits for the work given so far and reports it. A failed backend stays failed.
+// One thread uses a backend at a time. Results of a row depend on that row's sequence alone: never on its neighbours in the batch,
+// on T, or on the number of threads (tiles are of fixed shape; sums have a fixed order).
+//
+// kernels/ref is the specification of each operation; tests/ops holds the others to it.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/dtype.h"
+
+struct error;
+struct real;
+struct act;
+struct weight;            // a matrix (N rows, K columns) used as y = x Wᵀ, in whatever form the device likes
+struct backend;
+
+enum backend_numeric { BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16 };
+
+struct backend_options {
+	uint32_t n_threads;              // 0 = all processors this process may use
+	enum backend_numeric numeric;    // of products of immutable weights; AUTO = the fastest the device has
+	uint64_t memory_bytes;           // device memory to reserve (cuda); 0 = what is needed
+	uint32_t max_rows;               // largest T (or rows) any call will use: scratch is reserved for it at open
+};
+
+// How sequences lie in the packed batch. Arrays are host memory, copied by begin().
+struct layout {
+	uint32_t n_positions;            // T
+	uint32_t n_sequences;
+	const uint32_t *tokens;          // (T)
+	const uint32_t *positions;       // (T) index within the sequence: 0, 1, 2, ...
+	const uint32_t *starts;          // (n_sequences + 1) first row of each sequence; starts[n_sequences] = T
+};
+
+struct attention_shape { uint32_t n_heads, n_kv_heads, head_size; float scale; };    // NH, NKV, D, usually 1/sqrt(D)
+
+// What to read from one row of logits in the vocabulary sweep. Result pointers are host memory, complete when sweep() returns.
+struct sweep_row {
+	uint32_t top_k;                  // 0 = none; <= V
+	uint32_t n_temperatures;
+	const float *temperatures;
+	uint32_t n_gather;               // ids in any order, repeats allowed
+	const uint32_t *gather;
+	bool want_entropy;
+	// results
+	bool not_finite;                 // some logit is NaN or infinite: nothing else is filled
+	double max_logit;
+	double entropy;                  // natural log, temperature 1
+	double *lse;                     // (n_temperatures) of logits/T
+	uint32_t *ids;                   // (top_k) descending, ties to the lower id
+	double *logits;                  // (top_k)
+	double *gathered;                // (n_gather)
+};
+
+// dlogits of one row: sum over terms of scale * softmax(logits / temperature), plus corrections added at ids (methods 2.6).
+struct softmax_grad_row {
+	uint32_t n_terms;
+	const float *temperatures;       // (n_terms)
+	const double *lse;               // (n_terms)
+	const double *scales;            // (n_terms)
+	uint32_t n_corrections;
+	const uint32_t *ids;
+	const double *corrections;
+};
+
+struct adamw { double learning_rate, beta1, beta2, epsilon, weight_decay, grad_scale; uint64_t step; /* from 1 */ };
+
+struct backend_ops {
+	const char *name;                // "ref", "cpu", "cuda"
+	int (*open)(struct backend *be, const struct backend_options *options, struct error *err);
+	void (*close)(struct backend *be);
+	void (*sync)(struct backend *be);
+
+	// Memory. new returns NULL (and sets err) when the device has none left; arrays start zeroed. real_at/act_at are pointer arithmetic.
+	struct real *(*real_new)(struct backend *be, size_t n, struct error *err);
+	void (*real_free)(struct backend *be, struct real *x);
+	struct real *(*real_at)(struct real *x, size_t i);
+	struct act *(*act_new)(struct backend *be, size_t n, struct error *err);
+	void (*act_free)(struct backend *be, struct act *x);
+	struct act *(*act_at)(struct act *x, size_t i);
+	void (*real_write)(struct backend *be, struct real *to, const float *from, size_t n);
+	void (*real_read)(struct backend *be, double *to, const struct real *from, size_t n);     // implies sync
+	void (*act_write)(struct backend *be, struct act *to, const float *from, size_t n);
+	void (*act_read)(struct backend *be, double *to, const struct act *from, size_t n);       // implies sync
+	void (*real_zero)(struct backend *be, struct real *x, size_t n);
+	void (*real_copy)(struct backend *be, struct real *to, const struct real *from, size_t n);
+
+	// Weights. load stacks the parts by rows (same column count; dtypes may differ) into an immutable matrix; also usable by embed.
+	// view makes a trainable matrix over a device array (n_rows, n_columns) that the caller owns; refresh after the array changed.
+	struct weight *(*weight_load)(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+	struct weight *(*weight_view)(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);
+	void (*weight_refresh)(struct backend *be, struct weight *w);
+	void (*weight_free)(struct backend *be, struct weight *w);
+
+	// Forward. begin gives the layout that embed, rope and attention (and their backwards) use until the next begin.
+	void (*begin)(struct backend *be, const struct layout *layout);
+	void (*embed)(struct backend *be, struct real *x /*(T,C)*/, const struct weight *w /*(V,C)*/);
+	void (*rmsnorm)(struct backend *be, struct act *y /*(rows,C)*/, const struct real *x /*(rows,C)*/, const struct real *gain /*(C)*/,
+			float epsilon, uint32_t rows, uint32_t C);
+	void (*linear)(struct backend *be, struct act *y /*(rows,N)*/, const struct act *x /*(rows,K)*/, const struct weight *w /*(N,K)*/,
+		       const struct real *bias /*(N) or NULL*/, uint32_t rows);
+	void (*linear_real)(struct backend *be, struct real *y /*(rows,N)*/, bool add, const struct act *x, const struct weight *w, uint32_t rows);
+	void (*head_norm)(struct backend *be, struct act *y /*(T,W)*/, const struct act *x /*(T,W), may be y*/, const struct real *q_gain /*(D)*/,
+			  const struct real *k_gain /*(D)*/, const struct attention_shape *shape, float epsilon);    // q and k heads; v copied
+	void (*rope)(struct backend *be, struct act *qkv /*(T,W) in place*/, const struct real *cosine /*(positions,D/2)*/,
+		     const struct real *sine, const struct attention_shape *shape, bool inverse);    // halves: (x[i], x[i + D/2]); inverse = backward
+	void (*attention)(struct backend *be, struct act *y /*(T,NH*D)*/, struct real *lse /*(T,NH) or NULL*/, const struct act *qkv /*(T,W)*/,
+			  const struct attention_shape *shape);    // causal within each sequence; query head h uses kv head h / (NH/NKV)
+	void (*swiglu)(struct backend *be, struct act *y /*(rows,F)*/, const struct act *gate_up /*(rows,2F): gate then up*/, uint32_t rows, uint32_t F);
+	void (*pick_rows)(struct backend *be, struct act *y /*(n,C)*/, const struct act *x /*(T,C)*/, const uint32_t *rows /*host (n)*/,
+			  uint32_t n, uint32_t C);
+	void (*sweep)(struct backend *be, const struct real *logits /*(n,V)*/, uint32_t n, uint32_t V, struct sweep_row *rows);
+
+	// Backward. d* of inputs are written unless "+=" is said; gradients of parameters are always +=.
+	void (*embed_backward)(struct backend *be, struct real *dw /*(V,C) +=*/, const struct real *dx /*(T,C)*/, uint32_t C);
+	void (*rmsnorm_backward)(struct backend *be, struct real *dx /*(rows,C) +=*/, struct real *dgain /*(C) +=*/, const struct act *dy,
+				 const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
+	void (*linear_backward)(struct backend *be, struct act *dx /*(rows,K) or NULL*/, struct real *dw /*(N,K) += or NULL*/, struct real *dbias /*(N) += or NULL*/,
+				const struct act *dy /*(rows,N)*/, const struct act *x, const struct weight *w, uint32_t rows);
+	void (*linear_real_backward)(struct backend *be, struct act *dx /*(rows,K) or NULL*/, struct real *dw /*(N,K) += or NULL*/,
+				     const struct real *dy /*(rows,N)*/, const struct act *x, const struct weight *w, uint32_t rows);
+	void (*head_norm_backward)(struct backend *be, struct act *dx /*(T,W), may be dy*/, struct real *dq_gain, struct real *dk_gain, const struct act *dy,
+				   const struct act *x, const struct real *q_gain, const struct real *k_gain, const struct attention_shape *shape, float epsilon);
+	void (*attention_backward)(struct backend *be, struct act *dqkv /*(T,W)*/, const struct act *dy /*(T,NH*D)*/, const struct act *qkv,
+				   const struct act *y, const struct real *lse, const struct attention_shape *shape);
+	void (*swiglu_backward)(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows, uint32_t F);
+	void (*put_rows)(struct backend *be, struct act *dx /*(T,C), rows not named are zeroed*/, const struct act *dy /*(n,C)*/, const uint32_t *rows,
+			 uint32_t n, uint32_t T, uint32_t C);    // backward of pick_rows; rows are distinct
+	void (*softmax_grad)(struct backend *be, struct real *logits /*(n,V) in: logits, out: dlogits*/, uint32_t n, uint32_t V,
+			     const struct softmax_grad_row *rows);
+
+	// Optimiser.
+	double (*sum_squares)(struct backend *be, const struct real *x, size_t n);    // implies sync; fixed order
+	void (*adamw)(struct backend *be, struct real *w, struct real *m, struct real *v, const struct real *g, size_t n, const struct adamw *a);
+};
+
+struct backend {
+	const struct backend_ops *ops;
+	void *device;                    // the implementation's own state
+	const char *numeric;             // "f64", "f32", "bf16": part of a teacher's fingerprint
+	const char *description;         // "2 threads, AVX2" for logs and status
+};
+
+// name: "cpu", "cuda", "ref"; "auto" = cuda where a usable device is, else cpu. -EOPNOTSUPP when not built in or not usable.
+int backend_open(const char *name, const struct backend_options *options, struct backend **ret_backend, struct error *err);
+void backend_close(struct backend *be);        // NULL is fine
+int backend_sync(struct backend *be, struct error *err);
+// For implementations: the first failure sticks.
+void backend_fail(struct backend *be, const char *format, ...) __attribute__((format(printf, 2, 3)));
+bool backend_failed(const struct backend *be);
