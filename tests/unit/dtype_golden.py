@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+# Writes dtype_golden.h: one pseudo-random block of each quantised type and what the Python package `gguf` makes of it.
+# Needs gguf and numpy (pip install gguf==0.19.0); the test itself needs neither.
+import numpy as np
+from gguf import GGMLQuantizationType as T, quants
+from gguf.constants import GGML_QUANT_SIZES
+
+SCALES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+random = np.random.default_rng(20240607)
+print("// SPDX-License-Identifier: Apache-2.0")
+print("// Made by dtype_golden.py from gguf.quants.dequantize. Values are the bits of each float.")
+print("static const struct {\n\tenum dtype dtype;\n\tuint8_t block[210];\n\tuint32_t values[256];\n} golden[] = {")
+for name, offsets in SCALES.items():
+    n_values, n_bytes = GGML_QUANT_SIZES[T[name]]
+    block = random.integers(0, 256, n_bytes, dtype=np.uint8)
+    for offset in offsets:      # a finite scale of ordinary size
+        block[offset:offset + 2] = np.frombuffer(np.float16(random.normal(0, 0.05)).tobytes(), np.uint8)
+    values = quants.dequantize(block.reshape(1, -1), T[name]).reshape(-1)
+    assert values.size == n_values and np.isfinite(values).all()
+    print("\t{DTYPE_%s, {" % name)
+    for i in range(0, n_bytes, 24):
+        print("\t\t" + " ".join("%d," % b for b in block[i:i + 24]))
+    print("\t}, {")
+    bits = values.astype(np.float32).view(np.uint32)
+    for i in range(0, n_values, 8):
+        print("\t\t" + " ".join("0x%08x," % b for b in bits[i:i + 8]))
+    print("\t}},")
+print("};")
