@@ -21,12 +21,14 @@ enum config_type {
 	CONFIG_CHOICE,       // int index into `choices` ("auto|cpu|cuda|ref")
 };
 
-struct config_list { char **items; size_t n; };
+// Settings of a higher origin replace those of a lower one; within one origin they add up. An empty value empties the list.
+enum config_origin { CONFIG_FROM_DEFAULT, CONFIG_FROM_FILE, CONFIG_FROM_COMMAND };
+struct config_list { char **items; size_t n; enum config_origin origin; };
 
 struct config_option {
 	const char *name;                // "socket": the key in files and --socket on command lines; words joined by '-'
 	enum config_type type;
-	double min, max;                 // of numbers
+	double min, max;                 // of numbers (sizes in bytes, durations in milliseconds)
 	const char *fallback;            // default, as it would be written; "" = unset
 	const char *choices;             // CONFIG_CHOICE
 	const char *unit;                // for help, may be ""
@@ -36,9 +38,11 @@ struct config_option {
 
 int config_init(const struct config_option *table, size_t n, void *target, struct error *err);      // every default
 void config_done(const struct config_option *table, size_t n, void *target);
-// One setting; `where` ("--socket", "kdserved.conf:12") goes into the error. An unknown name is an error that suggests the nearest one.
+// One setting; `where` ("--socket", "kdserved.conf:12") goes into the error, and "--" at its start tells a command line from a file.
+// An empty value unsets a string. An unknown name is an error that suggests the nearest one.
 int config_set(const struct config_option *table, size_t n, void *target, const char *name, const char *value, const char *where, struct error *err);
-// Lines "key = value", '#' comments, blank lines. `source` names the text in errors (file:line).
+// Lines "key = value"; '#' at the start of a line or after a blank begins a comment; a key that is not a list may stand once.
+// `source` names the text in errors (file:line).
 int config_read_text(const struct config_option *table, size_t n, void *target, const char *text, size_t n_bytes, const char *source, struct error *err);
 int config_read_file(const struct config_option *table, size_t n, void *target, const char *path, struct error *err);
 void config_print_help(FILE *to, const struct config_option *table, size_t n);        // for --help
