@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// GGUF v2/v3 files, read-only, memory-mapped. Every count, size and type is checked before use (reliability.md section 4).
+// GGUF v2/v3 files, read-only. Every count, size and type is checked before use (reliability.md section 4).
 #pragma once
 
 #include <stdbool.h>
@@ -26,5 +26,9 @@ int gguf_string_at(const struct gguf *file, const char *key, uint64_t i, const c
 // Arrays of integers (any integer type) converted to int32 in a new array the caller frees.
 int gguf_get_int32s(const struct gguf *file, const char *key, int32_t **ret, uint64_t *ret_n, struct error *err);
 
-// Tensor by GGUF name; dims are turned to row-major (rows first). -ENOENT when absent.
+// Tensors. find gives dtype, dims (row-major: rows first) and n_bytes, data NULL; -ENOENT when absent. read then brings the bytes into
+// memory the caller frees (tensor->data): a short read is an error, so that a file truncated under us cannot kill the process.
 int gguf_find(const struct gguf *file, const char *name, struct tensor *ret_tensor);
+int gguf_read(const struct gguf *file, const char *name, struct tensor *ret_tensor, struct error *err);
+size_t gguf_count(const struct gguf *file);
+const char *gguf_name(const struct gguf *file, size_t i);      // in name order

@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 
 struct error;
+struct checkpoint_tensor;
 
 struct layer_weights {
 	struct real *attention_norm, *ffn_norm;       // (C)
@@ -21,6 +22,12 @@ struct layer_weights {
 	struct weight *down;                          // (C, F)
 };
 
+// Gradients of the same shapes, places in parameters->gradient (NULL where the layer has no such weight).
+struct layer_gradients {
+	struct real *attention_norm, *ffn_norm, *q_norm, *k_norm, *qkv_bias;
+	struct real *qkv, *out, *gate_up, *down;
+};
+
 struct weights {
 	struct backend *backend;
 	struct architecture architecture;
@@ -30,14 +37,20 @@ struct weights {
 	struct weight *head;                          // (V, C); the embedding's own when tied
 	struct real *cosine, *sine;                   // rotation tables (max_positions, D/2)
 	uint32_t max_positions;
-	struct parameters *parameters;                // owner of trainable storage; NULL when immutable
+	// Trainable only, else NULL:
+	struct parameters *parameters;                // owner of the storage
+	struct layer_gradients *gradients;            // (n_layers)
+	struct real *embedding_gradient, *final_norm_gradient;
+	struct real *head_gradient;                   // the embedding's own when tied
 };
 
 // Where tensors come from: Hugging Face names ("model.layers.0.self_attn.q_proj.weight"); GGUF names and its permuted q/k rows are
-// translated by the source. find returns -ENOENT for an absent name.
+// translated by the source. find returns -ENOENT for an absent name (err untouched). What find gave is valid until release, which
+// must be called for each (NULL: nothing to release): a source reads a tensor when asked, so that loading holds one matrix at a time.
 struct tensor_source {
 	void *file;
 	int (*find)(void *file, const char *name, struct tensor *ret_tensor, struct error *err);
+	void (*release)(void *file, struct tensor *tensor);
 };
 
 int weights_load(struct backend *be, const struct architecture *a, const struct tensor_source *source, uint32_t max_positions,
@@ -46,6 +59,8 @@ struct weights *weights_free(struct weights *w);
 
 // Trainable parameters: value, gradient and AdamW moments are flat device arrays of the same length and order.
 struct parameter { char name[96]; uint32_t n_dims; uint64_t dims[2]; size_t offset, n; bool decay; /* weight decay applies: matrices */ };
+// Every parameter of an architecture in storage order; the caller frees *ret_list.
+int parameters_list(const struct architecture *a, struct parameter **ret_list, size_t *ret_n, struct error *err);
 struct parameters {
 	size_t n_values, n_parameters;
 	struct parameter *list;                       // Hugging Face names, in storage order (q, k, v adjacent; gate, up adjacent)
@@ -56,4 +71,10 @@ int weights_new_trainable(struct backend *be, const struct architecture *a, uint
 			  struct error *err);
 // Overwrites every parameter from a source (dequantised); a missing or misshapen tensor is an error naming it.
 int weights_fill(struct weights *w, const struct tensor_source *source, struct error *err);
-struct real *weights_gradient(const struct weights *w, const struct real *value);    // the gradient array beside a trainable value array
+// The same for any array in parameter layout (value, moment1, moment2): for resuming.
+int weights_fill_array(struct weights *w, struct real *array, const struct tensor_source *source, struct error *err);
+void weights_refresh(struct weights *w);      // after values changed (weights_fill does it itself): every trainable matrix anew
+// Host copies of an array in parameter layout as named tensors (F32, F16 or BF16), for checkpoint_write_safetensors.
+int weights_export(const struct weights *w, const struct real *array, enum dtype dtype, struct checkpoint_tensor **ret_tensors, size_t *ret_n,
+		   struct error *err);
+void weights_export_free(struct checkpoint_tensor *tensors, size_t n);    // NULL is fine
