@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// Opens a backend by name and keeps its first failure: an operation returns nothing, so the failure waits here until backend_sync()
+// reports it, and stays for good (a poisoned device must never answer again).
+#include "kernels/backend.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/error.h"
+#include "kernels/backend_list.h"
+
+// In the order in which "auto" tries them; "auto" never falls back on ref, which is a thousand times too slow for a service.
+static const struct backend_ops *const backends[] = {
+#ifdef HAVE_CUDA
+	&backend_cuda_ops,
+#endif
+#ifdef HAVE_CPU_BACKEND
+	&backend_cpu_ops,
+#endif
+	&backend_ref_ops,
+};
+#define N_BACKENDS (sizeof backends / sizeof *backends)
+
+struct opened {
+	struct backend backend;          // first: callers hold a pointer to it
+	bool failed;
+	char failure[256];
+};
+
+static int open_one(const struct backend_ops *ops, const struct backend_options *options, struct backend **ret_backend, struct error *err)
+{
+	struct opened *o = calloc(1, sizeof *o);
+	if (!o)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend %s", ops->name);
+	o->backend.ops = ops;
+	int r = ops->open(&o->backend, options, err);
+	if (r < 0) {
+		free(o);
+		return r;
+	}
+	*ret_backend = &o->backend;
+	return 0;
+}
+
+static int open_best(const struct backend_options *options, struct backend **ret_backend, struct error *err)
+{
+	int r = error_set(err, ERROR_UNSUPPORTED, "device", "this build has no backend for \"auto\"");
+	for (size_t i = 0; i < N_BACKENDS; i++) {
+		if (backends[i] == &backend_ref_ops)
+			continue;
+		r = open_one(backends[i], options, ret_backend, err);
+		if (r != -EOPNOTSUPP)    // a device that is there but broken is an error, not a reason to go on quietly
+			return r;
+	}
+	return r;
+}
+
+int backend_open(const char *name, const struct backend_options *options, struct backend **ret_backend, struct error *err)
+{
+	if (strcmp(name, "auto") == 0)
+		return open_best(options, ret_backend, err);
+	for (size_t i = 0; i < N_BACKENDS; i++)
+		if (strcmp(name, backends[i]->name) == 0)
+			return open_one(backends[i], options, ret_backend, err);
+	return error_set(err, ERROR_UNSUPPORTED, "device", "backend \"%s\" is not built in", name);
+}
+
+void backend_close(struct backend *be)
+{
+	if (!be)
+		return;
+	be->ops->close(be);
+	free((struct opened *)be);
+}
+
+int backend_sync(struct backend *be, struct error *err)
+{
+	be->ops->sync(be);
+	const struct opened *o = (const struct opened *)be;
+	return o->failed ? error_set(err, ERROR_UNAVAILABLE, NULL, "backend %s failed: %s", be->ops->name, o->failure) : 0;
+}
+
+void backend_fail(struct backend *be, const char *format, ...)
+{
+	struct opened *o = (struct opened *)be;
+	if (o->failed)
+		return;
+	o->failed = true;
+	va_list arguments;
+	va_start(arguments, format);
+	vsnprintf(o->failure, sizeof o->failure, format, arguments);
+	va_end(arguments);
+}
+
+bool backend_failed(const struct backend *be)
+{
+	return ((const struct opened *)be)->failed;
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+// The backends of this build; private to kernels/. An implementation's open() fills device, numeric and description.
+#pragma once
+
+#include "kernels/backend.h"
+
+extern const struct backend_ops backend_ref_ops;
+#ifdef HAVE_CPU_BACKEND
+extern const struct backend_ops backend_cpu_ops;
+#endif
+#ifdef HAVE_CUDA
+extern const struct backend_ops backend_cuda_ops;
+#endif

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// Causal attention within each sequence, heads grouped: query head h reads key/value head h / (NH / NKV).
+// Scores are computed twice (maximum first) instead of kept, so no scratch depends on the length.
+#include <math.h>
+#include <string.h>
+
+#include "kernels/ref/ref.h"
+
+// One row of the fused array, seen by head.
+struct heads { const double *base; size_t D, NH, NKV, W; };
+
+static struct heads heads_of(const double *qkv, const struct attention_shape *s)
+{
+	return (struct heads){qkv, s->head_size, s->n_heads, s->n_kv_heads, (s->n_heads + 2 * (size_t)s->n_kv_heads) * s->head_size};
+}
+
+static const double *query(const struct heads *x, size_t t, size_t h) { return x->base + t * x->W + h * x->D; }
+static const double *key(const struct heads *x, size_t t, size_t g) { return x->base + t * x->W + (x->NH + g) * x->D; }
+static const double *value(const struct heads *x, size_t t, size_t g) { return x->base + t * x->W + (x->NH + x->NKV + g) * x->D; }
+
+// Row t of query head h over rows start..t; returns the log-sum-exp of its scores.
+static double attend(double *y, const struct heads *x, size_t start, size_t t, size_t h, double scale)
+{
+	size_t g = h / (x->NH / x->NKV), D = x->D;
+	const double *q = query(x, t, h);
+	double max = -INFINITY, sum = 0;
+	for (size_t j = start; j <= t; j++)
+		max = fmax(max, scale * ref_dot(q, key(x, j, g), D));
+	memset(y, 0, D * sizeof *y);
+	for (size_t j = start; j <= t; j++) {
+		double p = exp(scale * ref_dot(q, key(x, j, g), D) - max);
+		const double *v = value(x, j, g);
+		sum += p;
+		for (size_t d = 0; d < D; d++)
+			y[d] += p * v[d];
+	}
+	for (size_t d = 0; d < D; d++)
+		y[d] /= sum;
+	return max + log(sum);
+}
+
+void ref_attention(struct backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape)
+{
+	const struct ref *ref = ref_of(be);
+	struct heads x = heads_of(ref_act_in(qkv), shape);
+	for (uint32_t s = 0; s < ref->n_sequences; s++) {
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ref->n_threads)
+		for (uint32_t t = ref->starts[s]; t < ref->starts[s + 1]; t++) {
+			for (size_t h = 0; h < x.NH; h++) {
+				size_t i = t * x.NH + h;
+				double l = attend(ref_act(y) + i * x.D, &x, ref->starts[s], t, h, shape->scale);
+				if (lse)
+					ref_real(lse)[i] = l;
+			}
+		}
+	}
+}
+
+// Adds what row t of query head h gives to the gradients: p = softmax, ds = p (dp - dy.y), dq += ds k, dk += ds q, dv += p dy.
+static void attend_backward(double *dqkv, const struct heads *x, const double *dy, const double *y, double lse, size_t start, size_t t,
+			    size_t h, double scale)
+{
+	size_t g = h / (x->NH / x->NKV), D = x->D;
+	const double *q = query(x, t, h);
+	double *dq = dqkv + t * x->W + h * D, delta = ref_dot(dy, y, D);
+	for (size_t j = start; j <= t; j++) {
+		const double *k = key(x, j, g), *v = value(x, j, g);
+		double *dk = dqkv + j * x->W + (x->NH + g) * D, *dv = dqkv + j * x->W + (x->NH + x->NKV + g) * D;
+		double p = exp(scale * ref_dot(q, k, D) - lse), ds = scale * p * (ref_dot(dy, v, D) - delta);
+		for (size_t d = 0; d < D; d++) {
+			dq[d] += ds * k[d];
+			dk[d] += ds * q[d];
+			dv[d] += p * dy[d];
+		}
+	}
+}
+
+void ref_attention_backward(struct backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y,
+			    const struct real *lse, const struct attention_shape *shape)
+{
+	const struct ref *ref = ref_of(be);
+	struct heads x = heads_of(ref_act_in(qkv), shape);
+	size_t D = x.D, group = x.NH / x.NKV;
+	memset(dqkv, 0, ref->n_positions * x.W * sizeof(double));
+	// One key/value head of one sequence is the unit that owns its gradients.
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ref->n_threads)
+	for (uint32_t s = 0; s < ref->n_sequences; s++) {
+		for (size_t g = 0; g < x.NKV; g++) {
+			for (uint32_t t = ref->starts[s]; t < ref->starts[s + 1]; t++) {
+				for (size_t h = g * group; h < (g + 1) * group; h++) {
+					size_t i = t * x.NH + h;
+					attend_backward(ref_act(dqkv), &x, ref_act_in(dy) + i * D, ref_act_in(y) + i * D,
+							ref_real_in(lse)[i], ref->starts[s], t, h, shape->scale);
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// Embedding: row of the matrix for each token.
+#include <string.h>
+
+#include "kernels/ref/ref.h"
+
+void ref_embed(struct backend *be, struct real *x, const struct weight *w)
+{
+	const struct ref *ref = ref_of(be);
+	size_t C = w->n_columns;
+	for (uint32_t t = 0; t < ref->n_positions; t++)
+		memcpy(ref_real(x) + t * C, w->values + ref->tokens[t] * C, C * sizeof(double));
+}
+
+void ref_embed_backward(struct backend *be, struct real *dw, const struct real *dx, uint32_t C)
+{
+	const struct ref *ref = ref_of(be);
+	for (uint32_t t = 0; t < ref->n_positions; t++) {
+		double *row = ref_real(dw) + (size_t)ref->tokens[t] * C;
+		const double *d = ref_real_in(dx) + (size_t)t * C;
+		for (uint32_t c = 0; c < C; c++)
+			row[c] += d[c];
+	}
+}

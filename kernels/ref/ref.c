@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// The reference backend: opening, the layout of a batch, and the table of operations.
+#include "kernels/ref/ref.h"
+
+#include <assert.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/error.h"
+#include "kernels/backend_list.h"
+
+static void ref_close(struct backend *be)
+{
+	struct ref *ref = ref_of(be);
+	if (!ref)
+		return;
+	free(ref->tokens);
+	free(ref->positions);
+	free(ref->starts);
+	free(ref);
+	be->device = NULL;
+}
+
+static int ref_open(struct backend *be, const struct backend_options *options, struct error *err)
+{
+	struct ref *ref = be->device = calloc(1, sizeof *ref);
+	if (!ref)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend ref");
+	ref->n_threads = options->n_threads ? (int)options->n_threads : omp_get_num_procs();
+	ref->max_rows = options->max_rows;
+	size_t n = (size_t)options->max_rows + 1;
+	ref->tokens = calloc(n, sizeof *ref->tokens);
+	ref->positions = calloc(n, sizeof *ref->positions);
+	ref->starts = calloc(n, sizeof *ref->starts);
+	if (!ref->tokens || !ref->positions || !ref->starts) {
+		ref_close(be);
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", options->max_rows);
+	}
+	snprintf(ref->description, sizeof ref->description, "%d threads, reference", ref->n_threads);
+	be->numeric = "f64";
+	be->description = ref->description;
+	return 0;
+}
+
+static void ref_sync(struct backend *be)
+{
+	(void)be;    // every operation is complete when it returns
+}
+
+static void ref_begin(struct backend *be, const struct layout *layout)
+{
+	struct ref *ref = ref_of(be);
+	assert(layout->n_positions <= ref->max_rows && layout->n_sequences <= ref->max_rows);
+	ref->n_positions = layout->n_positions;
+	ref->n_sequences = layout->n_sequences;
+	memcpy(ref->tokens, layout->tokens, layout->n_positions * sizeof *ref->tokens);
+	memcpy(ref->positions, layout->positions, layout->n_positions * sizeof *ref->positions);
+	memcpy(ref->starts, layout->starts, ((size_t)layout->n_sequences + 1) * sizeof *ref->starts);
+}
+
+const struct backend_ops backend_ref_ops = {
+	.name = "ref",
+	.open = ref_open,
+	.close = ref_close,
+	.sync = ref_sync,
+	.real_new = ref_real_new,
+	.real_free = ref_real_free,
+	.real_at = ref_real_at,
+	.act_new = ref_act_new,
+	.act_free = ref_act_free,
+	.act_at = ref_act_at,
+	.real_write = ref_real_write,
+	.real_read = ref_real_read,
+	.act_write = ref_act_write,
+	.act_read = ref_act_read,
+	.real_zero = ref_real_zero,
+	.real_copy = ref_real_copy,
+	.weight_load = ref_weight_load,
+	.weight_view = ref_weight_view,
+	.weight_refresh = ref_weight_refresh,
+	.weight_free = ref_weight_free,
+	.begin = ref_begin,
+	.embed = ref_embed,
+	.rmsnorm = ref_rmsnorm,
+	.linear = ref_linear,
+	.linear_real = ref_linear_real,
+	.head_norm = ref_head_norm,
+	.rope = ref_rope,
+	.attention = ref_attention,
+	.swiglu = ref_swiglu,
+	.pick_rows = ref_pick_rows,
+	.sweep = ref_sweep,
+	.embed_backward = ref_embed_backward,
+	.rmsnorm_backward = ref_rmsnorm_backward,
+	.linear_backward = ref_linear_backward,
+	.linear_real_backward = ref_linear_real_backward,
+	.head_norm_backward = ref_head_norm_backward,
+	.attention_backward = ref_attention_backward,
+	.swiglu_backward = ref_swiglu_backward,
+	.put_rows = ref_put_rows,
+	.softmax_grad = ref_softmax_grad,
+	.sum_squares = ref_sum_squares,
+	.adamw = ref_adamw,
+};

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// Picking rows of an array, and the way back.
+#include <string.h>
+
+#include "kernels/ref/ref.h"
+
+void ref_pick_rows(struct backend *be, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C)
+{
+	(void)be;
+	for (size_t i = 0; i < n; i++)
+		memcpy(ref_act(y) + i * C, ref_act_in(x) + (size_t)rows[i] * C, C * sizeof(double));
+}
+
+void ref_put_rows(struct backend *be, struct act *dx, const struct act *dy, const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C)
+{
+	(void)be;
+	memset(dx, 0, (size_t)T * C * sizeof(double));
+	for (size_t i = 0; i < n; i++)
+		memcpy(ref_act(dx) + (size_t)rows[i] * C, ref_act_in(dy) + i * C, C * sizeof(double));
+}
