@@ -12,6 +12,8 @@
 #define FRAME_VERSION 1
 #define FRAME_HEADER_BYTES 32
 #define FRAME_TOKEN_MAX 256
+#define FRAME_MAX_SEQUENCES 65536      // of one SCORE, whatever the server's own limit: bounds what a decoder allocates
+#define FRAME_MAX_PING 64              // bytes echoed
 
 enum frame_kind {
 	FRAME_HELLO = 1,      // client -> server, first: versions, bearer token, teacher fingerprint expected (or zeros)
@@ -40,9 +42,11 @@ struct frame {
 void frame_encode(const struct frame *f, uint8_t ret_header[FRAME_HEADER_BYTES]);
 int frame_decode(const uint8_t header[FRAME_HEADER_BYTES], uint32_t max_body, struct frame *ret_frame, struct error *err);
 int frame_check_body(const struct frame *f, const void *body, struct error *err);
+const char *frame_kind_name(uint8_t kind);             // "hello", ...; "unknown"
 
 // Bodies. Encoders write through a counting writer first (cursor.h); decoders refuse trailing bytes. Decoded structures own
-// their memory unless said otherwise; *_done frees it.
+// their memory unless said otherwise; *_done frees it (a zeroed structure is fine). DONE, GOAWAY and CANCEL have no body; PING and
+// PONG have up to FRAME_MAX_PING bytes, echoed. A failed decode leaves nothing to free and *ret untouched.
 struct frame_hello { char token[FRAME_TOKEN_MAX + 1]; struct content_id teacher; };
 struct frame_welcome { struct content_id teacher; struct query_limits limits; uint32_t max_sequences, max_body_bytes, credits; };
 #define FRAME_SCORE_DURABLE 1u        // answer only after the record is on disk
@@ -52,8 +56,8 @@ struct frame_score { uint32_t flags; uint32_t deadline_ms; struct query query; u
 struct frame_answer { uint32_t index, flags; const uint8_t *record; size_t record_bytes; };    // a view into the body
 #define FRAME_WHOLE_REQUEST UINT32_MAX
 struct frame_error { uint32_t index; struct error error; };
-struct frame_call { char method[8]; char path[256]; char *body; size_t body_bytes; };
-struct frame_reply { uint32_t status; char *body; size_t body_bytes; };
+struct frame_call { char method[8]; char path[256]; char *body; size_t body_bytes; };     // body is NUL-terminated besides
+struct frame_reply { uint32_t status; char *body; size_t body_bytes; };                    // likewise
 
 struct writer;
 void frame_hello_encode(const struct frame_hello *m, struct writer *w);
