@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+// A frame header and the body of every kind. First byte = kind; what decodes must encode to the same bytes again.
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/cursor.h"
+#include "common/frame.h"
+#include "tests/fuzz/fuzz.h"
+
+// `left` is what an encoder made of a decoded body.
+static void expect_same(const struct writer *left, const uint8_t *body, size_t n)
+{
+	if (left->failed || left->position != n || memcmp(left->data, body, n) != 0)
+		abort();
+}
+
+static void try_hello(const uint8_t *body, size_t n, struct writer *w)
+{
+	struct frame_hello m;
+	if (frame_hello_decode(body, n, &m, NULL) == 0) {
+		frame_hello_encode(&m, w);    // versions other than 1 to 1 may be offered: lengths alone must agree
+		if (w->position != n)
+			abort();
+	}
+}
+
+static void try_welcome(const uint8_t *body, size_t n, struct writer *w)
+{
+	struct frame_welcome m;
+	if (frame_welcome_decode(body, n, &m, NULL) == 0) {
+		frame_welcome_encode(&m, w);
+		expect_same(w, body, n);
+	}
+}
+
+static void try_score(const uint8_t *body, size_t n, struct writer *w)
+{
+	struct frame_score m = {0};
+	struct query_limits limits = {.max_tokens = 64, .max_top_k = 64, .vocab_size = 1000};
+	if (frame_score_decode(body, n, &m, NULL) == 0) {
+		frame_score_encode(&m, w);
+		expect_same(w, body, n);
+		for (uint32_t i = 0; i < m.n_sequences; i++) {
+			struct query q = m.query;
+			if (query_check(&q, &m.sequences[i], &limits, "", NULL) == 0 && query_rows(&q) > m.sequences[i].n_tokens)
+				abort();
+		}
+	}
+	frame_score_done(&m);
+}
+
+static void try_answer(const uint8_t *body, size_t n, struct writer *w)
+{
+	struct frame_answer m;
+	if (frame_answer_decode(body, n, &m, NULL) == 0) {
+		frame_answer_encode(&m, w);
+		expect_same(w, body, n);
+	}
+}
+
+static void try_error(const uint8_t *body, size_t n, struct writer *w)
+{
+	struct frame_error m;
+	if (frame_error_decode(body, n, &m, NULL) == 0)
+		frame_error_encode(&m, w);    // an unknown code becomes "internal": the bytes may differ
+}
+
+static void try_call(const uint8_t *body, size_t n, struct writer *w)
+{
+	struct frame_call m = {0};
+	if (frame_call_decode(body, n, &m, NULL) == 0) {
+		frame_call_encode(&m, w);
+		expect_same(w, body, n);
+	}
+	frame_call_done(&m);
+}
+
+static void try_reply(const uint8_t *body, size_t n, struct writer *w)
+{
+	struct frame_reply m = {0};
+	if (frame_reply_decode(body, n, &m, NULL) == 0) {
+		frame_reply_encode(&m, w);
+		expect_same(w, body, n);
+	}
+	frame_reply_done(&m);
+}
+
+static void try_header(const uint8_t *data, size_t size)
+{
+	uint8_t again[FRAME_HEADER_BYTES];
+	struct frame f;
+	if (size < FRAME_HEADER_BYTES || frame_decode(data, 1 << 20, &f, NULL) != 0)
+		return;
+	frame_encode(&f, again);
+	if (memcmp(again, data, sizeof again) != 0)
+		abort();
+	if (f.body_bytes <= size - FRAME_HEADER_BYTES)
+		frame_check_body(&f, data + FRAME_HEADER_BYTES, NULL);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static void (*const body_of[16])(const uint8_t *, size_t, struct writer *) = {
+		[FRAME_HELLO] = try_hello, [FRAME_WELCOME] = try_welcome, [FRAME_SCORE] = try_score, [FRAME_ANSWER] = try_answer,
+		[FRAME_ERROR] = try_error, [FRAME_CALL] = try_call, [FRAME_REPLY] = try_reply,
+	};
+	try_header(data, size);
+	if (!size || !body_of[data[0] & 15])
+		return 0;
+	uint8_t *again = malloc(size + 1024);
+	if (!again)
+		return 0;
+	struct writer w = writer_init(again, size + 1024);
+	body_of[data[0] & 15](data + 1, size - 1, &w);
+	free(again);
+	return 0;
+}
