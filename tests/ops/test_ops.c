@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// Holds one backend (BACKEND, given at compile time) to kernels/ref, operation by operation, in each numeric form it offers.
+// OPS_VERBOSE=1 prints how much of each bound is used.
+#include <string.h>
+
+#include "tests/ops/harness.h"
+
+static struct pair pair;
+
+static int give_pair(void **state)
+{
+	*state = &pair;
+	return 0;
+}
+
+static int forget(void **state)
+{
+	(void)state;
+	pair_reset(&pair, 0);
+	return 0;
+}
+
+#define OP(f) cmocka_unit_test_teardown(f, forget)
+
+static const struct CMUnitTest tests[] = {
+	OP(memory_keeps_what_was_written),
+	OP(embed_matches_ref),
+	OP(rmsnorm_matches_ref),
+	OP(head_norm_matches_ref),
+	OP(linear_matches_ref),
+	OP(linear_real_matches_ref),
+	OP(linear_of_mixed_types_matches_ref),
+	OP(linear_of_view_follows_refresh),
+	OP(rope_matches_ref),
+	OP(attention_matches_ref),
+	OP(swiglu_matches_ref),
+	OP(rows_match_ref),
+	OP(sweep_matches_ref),
+	OP(sweep_breaks_ties_by_lower_id),
+	OP(sweep_flags_rows_that_are_not_finite),
+	OP(embed_backward_matches_ref),
+	OP(rmsnorm_backward_matches_ref),
+	OP(head_norm_backward_matches_ref),
+	OP(linear_backward_matches_ref),
+	OP(linear_real_backward_matches_ref),
+	OP(attention_backward_matches_ref),
+	OP(swiglu_backward_matches_ref),
+	OP(softmax_grad_matches_ref),
+	OP(sum_squares_matches_ref),
+	OP(adamw_matches_ref),
+};
+
+static int run(enum backend_numeric numeric)
+{
+	int r = pair_open(&pair, BACKEND, numeric, 2);
+	if (r != 0)
+		return r;
+	r = cmocka_run_group_tests(tests, give_pair, NULL);
+	pair_close(&pair);
+	return r;
+}
+
+int main(void)
+{
+	int r = run(BACKEND_NUMERIC_F32);
+	if (r == 0 && strcmp(BACKEND, "ref") != 0)
+		r = run(BACKEND_NUMERIC_AUTO);
+	return r;
+}
