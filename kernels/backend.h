@@ -86,7 +86,8 @@ struct backend_ops {
 	void (*close)(struct backend *be);
 	void (*sync)(struct backend *be);
 
-	// Memory. new returns NULL (and sets err) when the device has none left; arrays start zeroed. real_at/act_at are pointer arithmetic.
+	// Memory. new returns NULL (and sets err) when the device has none left; arrays start zeroed; every free accepts NULL.
+	// real_at/act_at are pointer arithmetic.
 	struct real *(*real_new)(struct backend *be, size_t n, struct error *err);
 	void (*real_free)(struct backend *be, struct real *x);
 	struct real *(*real_at)(struct real *x, size_t i);

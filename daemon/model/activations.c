@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+// Work arrays: sizes follow from the architecture and the largest batch; everything is reserved here and nothing grows.
+#include "daemon/model/activations.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "common/error.h"
+
+// Allocates until the first failure, so a list of arrays needs one check.
+struct maker { struct backend *backend; struct error *err; size_t rows; int result; };
+
+static size_t maker_size(struct maker *m, size_t width)
+{
+	size_t n = 0;
+	if (m->result == 0 && __builtin_mul_overflow(m->rows, width, &n))
+		m->result = error_set(m->err, ERROR_TOO_LARGE, NULL, "a batch of %zu positions of width %zu", m->rows, width);
+	return n;
+}
+
+static struct real *make_real(struct maker *m, size_t width)
+{
+	size_t n = maker_size(m, width);
+	if (m->result < 0)
+		return NULL;
+	struct real *x = m->backend->ops->real_new(m->backend, n, m->err);
+	if (!x)
+		m->result = error_errno(ERROR_MEMORY);
+	return x;
+}
+
+static struct act *make_act(struct maker *m, size_t width)
+{
+	size_t n = maker_size(m, width);
+	if (m->result < 0)
+		return NULL;
+	struct act *x = m->backend->ops->act_new(m->backend, n, m->err);
+	if (!x)
+		m->result = error_errno(ERROR_MEMORY);
+	return x;
+}
+
+static void make_layer(struct maker *m, const struct architecture *a, bool training, struct layer_activations *ret)
+{
+	size_t C = a->width, F = a->ffn_width, D = a->head_size, W = (a->n_heads + 2 * (size_t)a->n_kv_heads) * D;
+	ret->x_attention = make_real(m, C);
+	ret->h_attention = make_act(m, C);
+	ret->qkv = make_act(m, W);
+	ret->qkv_plain = training && a->qk_norm ? make_act(m, W) : ret->qkv;
+	ret->heads = make_act(m, a->n_heads * D);
+	ret->lse = training ? make_real(m, a->n_heads) : NULL;
+	ret->x_ffn = training ? make_real(m, C) : ret->x_attention;
+	ret->h_ffn = make_act(m, C);
+	ret->gate_up = make_act(m, 2 * F);
+	ret->ffn = make_act(m, F);
+}
+
+static void free_layer(struct backend *be, struct layer_activations *l)
+{
+	const struct backend_ops *ops = be->ops;
+	if (l->x_ffn != l->x_attention)
+		ops->real_free(be, l->x_ffn);
+	if (l->qkv_plain != l->qkv)
+		ops->act_free(be, l->qkv_plain);
+	ops->real_free(be, l->x_attention);
+	ops->act_free(be, l->h_attention);
+	ops->act_free(be, l->qkv);
+	ops->act_free(be, l->heads);
+	ops->real_free(be, l->lse);
+	ops->act_free(be, l->h_ffn);
+	ops->act_free(be, l->gate_up);
+	ops->act_free(be, l->ffn);
+}
+
+static void make_gradients(struct maker *m, const struct architecture *a, struct activations *ret)
+{
+	ret->dx = make_real(m, a->width);
+	ret->dh = make_act(m, a->width);
+	ret->dqkv = make_act(m, (a->n_heads + 2 * (size_t)a->n_kv_heads) * a->head_size);
+	ret->dheads = make_act(m, (size_t)a->n_heads * a->head_size);
+	ret->dgate_up = make_act(m, 2 * (size_t)a->ffn_width);
+	ret->dffn = make_act(m, a->ffn_width);
+}
+
+int activations_new(const struct weights *w, uint32_t max_positions, bool training, struct activations **ret, struct error *err)
+{
+	const struct architecture *a = &w->architecture;
+	struct maker m = {w->backend, err, max_positions, 0};
+	struct activations *x = calloc(1, sizeof *x);
+	struct layer_activations *layers = calloc(a->n_layers, sizeof *layers);
+	if (!x || !layers) {
+		free(x);
+		free(layers);
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for %u layers", a->n_layers);
+	}
+	*x = (struct activations){.backend = w->backend, .n_layers = a->n_layers, .max_positions = max_positions, .training = training,
+				  .shape = {a->n_heads, a->n_kv_heads, a->head_size, (float)(1 / sqrt(a->head_size))}, .layers = layers};
+	for (uint32_t i = 0; i < a->n_layers; i++) {
+		if (training || i == 0)
+			make_layer(&m, a, training, &layers[i]);
+		else
+			layers[i] = layers[0];
+	}
+	x->x_final = training ? make_real(&m, a->width) : layers[0].x_attention;
+	x->final = make_act(&m, a->width);
+	if (training)
+		make_gradients(&m, a, x);
+	if (m.result < 0) {
+		activations_free(x);
+		return m.result;
+	}
+	*ret = x;
+	return 0;
+}
+
+struct activations *activations_free(struct activations *a)
+{
+	if (!a)
+		return NULL;
+	const struct backend_ops *ops = a->backend->ops;
+	if (a->training)
+		ops->real_free(a->backend, a->x_final);
+	ops->act_free(a->backend, a->final);
+	ops->real_free(a->backend, a->dx);
+	ops->act_free(a->backend, a->dh);
+	ops->act_free(a->backend, a->dqkv);
+	ops->act_free(a->backend, a->dheads);
+	ops->act_free(a->backend, a->dgate_up);
+	ops->act_free(a->backend, a->dffn);
+	for (uint32_t i = 0; i < (a->training ? a->n_layers : 1); i++)
+		free_layer(a->backend, &a->layers[i]);
+	free(a->layers);
+	free(a);
+	return NULL;
+}

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Private to forward.c and backward.c: the work arrays of one pass.
+#pragma once
+
+#include "daemon/model/forward.h"
+
+// Inputs of one layer's operations. Without training every layer has the same arrays (each is dead once the next has been computed)
+// and x_ffn is x_attention; with training each layer keeps its own.
+struct layer_activations {
+	struct real *x_attention;        // (T, C) the residual stream as the attention half found it
+	struct act *h_attention;         // (T, C) normed
+	struct act *qkv_plain;           // (T, W) before the head norm; qkv itself where there is none (or nothing is kept)
+	struct act *qkv;                 // (T, W) rotated
+	struct act *heads;               // (T, NH D) what attention gave
+	struct real *lse;                // (T, NH); NULL without training
+	struct real *x_ffn;              // (T, C) the residual stream as the feed-forward half found it
+	struct act *h_ffn;               // (T, C) normed
+	struct act *gate_up;             // (T, 2F)
+	struct act *ffn;                 // (T, F)
+};
+
+struct activations {
+	struct backend *backend;
+	uint32_t n_layers, max_positions;
+	bool training;
+	struct attention_shape shape;
+	struct layer_activations *layers;    // (n_layers)
+	struct real *x_final;                // (T, C) the residual stream after the last layer
+	struct act *final;                   // (T, C) normed
+	// Training only: gradients, one array for all layers.
+	struct real *dx;                     // (T, C) of the residual stream
+	struct act *dh, *dqkv, *dheads, *dgate_up, *dffn;
+};

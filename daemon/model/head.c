@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// The LM head, tile by tile: pick rows, multiply, sweep; in training also the loss and the way back, while the tile's logits are there.
+#include "daemon/model/head.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "common/error.h"
+#include "daemon/model/weights.h"
+
+// Rows of logits held at once. At V = 49152 a tile is 12 MiB of float.
+#define HEAD_TILE_ROWS 64
+
+struct head {
+	const struct weights *weights;
+	struct backend *backend;
+	uint32_t max_rows;
+	struct real *logits;             // (HEAD_TILE_ROWS, V); in training also their gradient
+	struct act *x;                   // (HEAD_TILE_ROWS, C)
+	struct act *dx;                  // (max_rows, C) gradients of the picked rows; NULL for immutable weights
+};
+
+int head_open(const struct weights *w, uint32_t max_rows, struct head **ret_head, struct error *err)
+{
+	struct backend *be = w->backend;
+	size_t V = w->architecture.vocab_size, C = w->architecture.width, n_dx;
+	if (__builtin_mul_overflow((size_t)max_rows, C, &n_dx))
+		return error_set(err, ERROR_TOO_LARGE, NULL, "a head for %u rows of width %zu", max_rows, C);
+	struct head *h = calloc(1, sizeof *h);
+	if (!h)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the head");
+	*h = (struct head){.weights = w, .backend = be, .max_rows = max_rows};
+	h->logits = be->ops->real_new(be, HEAD_TILE_ROWS * V, err);
+	h->x = h->logits ? be->ops->act_new(be, HEAD_TILE_ROWS * C, err) : NULL;
+	h->dx = h->x && w->parameters ? be->ops->act_new(be, n_dx, err) : NULL;
+	if (!h->x || (w->parameters && !h->dx)) {
+		head_close(h);
+		return error_errno(ERROR_MEMORY);
+	}
+	*ret_head = h;
+	return 0;
+}
+
+struct head *head_close(struct head *h)
+{
+	if (!h)
+		return NULL;
+	h->backend->ops->real_free(h->backend, h->logits);
+	h->backend->ops->act_free(h->backend, h->x);
+	h->backend->ops->act_free(h->backend, h->dx);
+	free(h);
+	return NULL;
+}
+
+static void sweep_tile(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct sweep_row *out)
+{
+	const struct backend_ops *ops = h->backend->ops;
+	const struct architecture *a = &h->weights->architecture;
+	ops->pick_rows(h->backend, h->x, hidden, rows, n, a->width);
+	ops->linear_real(h->backend, h->logits, false, h->x, h->weights->head, n);
+	ops->sweep(h->backend, h->logits, n, a->vocab_size, out);
+}
+
+static uint32_t tile_rows(uint32_t first, uint32_t n)
+{
+	return n - first < HEAD_TILE_ROWS ? n - first : HEAD_TILE_ROWS;
+}
+
+void head_score(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct sweep_row *out)
+{
+	for (uint32_t first = 0; first < n; first += HEAD_TILE_ROWS)
+		sweep_tile(h, hidden, rows + first, tile_rows(first, n), out + first);
+}
+
+int head_train(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, uint32_t T, struct sweep_row *out,
+	       head_loss_fn *loss, void *arg, struct act *dhidden, struct error *err)
+{
+	const struct backend_ops *ops = h->backend->ops;
+	uint32_t V = h->weights->architecture.vocab_size, C = h->weights->architecture.width;
+	struct softmax_grad_row grads[HEAD_TILE_ROWS];
+	assert(!dhidden || (h->dx && n <= h->max_rows));
+	for (uint32_t first = 0; first < n; first += HEAD_TILE_ROWS) {
+		uint32_t n_tile = tile_rows(first, n);
+		sweep_tile(h, hidden, rows + first, n_tile, out + first);
+		int r = backend_sync(h->backend, err);    // the loss must never see the results of a failed sweep
+		if (r == 0)
+			r = loss(arg, first, n_tile, out + first, grads, err);
+		if (r < 0)
+			return r;
+		if (!dhidden)
+			continue;
+		ops->softmax_grad(h->backend, h->logits, n_tile, V, grads);
+		ops->linear_real_backward(h->backend, ops->act_at(h->dx, (size_t)first * C), h->weights->head_gradient, h->logits, h->x,
+					  h->weights->head, n_tile);
+	}
+	if (dhidden)
+		ops->put_rows(h->backend, dhidden, h->dx, rows, n, T, C);
+	return 0;
+}
