@@ -46,6 +46,7 @@ static void escape(char *to, size_t size, const char *from)
 	to[n] = '\0';
 }
 
+__attribute__((format(printf, 5, 0)))
 static void fill(struct error *err, enum error_code code, const char *field, const char *suffix, const char *format, va_list arguments)
 {
 	char raw[sizeof err->message];

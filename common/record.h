@@ -11,6 +11,8 @@
 struct error;
 struct record;
 
+#define RECORD_MAX_BYTES (1u << 30)    // no record is larger
+
 enum row_status {
 	ROW_OK = 0,
 	ROW_NOT_FINITE = 1,       // the teacher gave NaN or infinity here: the row carries no numbers
@@ -27,9 +29,10 @@ struct record_rows {
 	float *max_logit;                 // (n_rows)
 	float *lse;                       // (n_rows, n_temperatures)
 	uint32_t *ids;                    // (n_rows, top_k) descending by logit, ties to the lower id; NULL when top_k = 0
-	float *logits;                    // (n_rows, top_k) raw
-	float *own_logit;                 // (n_rows) NaN where no token follows; NULL unless asked
+	float *logits;                    // (n_rows, top_k) raw; the first is max_logit
+	float *own_logit;                 // (n_rows) NaN where no token follows (row n_tokens - 1); NULL unless asked
 	float *entropy;                   // (n_rows) NULL unless asked
+	// rows whose status is not ROW_OK hold zeros everywhere
 };
 
 // Arrays for a canonical query over a copy of the sequence, zeroed; free with record_rows_free (NULL is fine).
@@ -37,11 +40,14 @@ int record_rows_new(const struct content_id *teacher, uint32_t vocab_size, const
 		    struct record_rows **ret_rows, struct error *err);
 struct record_rows *record_rows_free(struct record_rows *rows);    // returns NULL
 
+// Refuses rows that break the rules above (-EPROTO: they are our own) and, with QUERY_VALUES_F16, a logit more than 65504 below the
+// row's maximum (-EOPNOTSUPP). Numbers of rows that are not ROW_OK are ignored. -E2BIG over RECORD_MAX_BYTES.
 int record_encode(const struct record_rows *rows, struct record **ret_record, struct error *err);
 // Checks everything (bytes are hostile: the wire's or the disk's). Rounding of values: see query_values.
 int record_decode(const struct record *record, struct record_rows **ret_rows, struct error *err);
 
-// Wraps a copy of received bytes after checking header, sizes and the record's own checksum (rows are checked by record_decode).
+// Wraps a copy of received bytes after checking everything but the rows: checksum, sizes, tokens, canonical query, and that the key is the
+// hash of the question. (Rows are checked by record_decode.)
 int record_from_bytes(const void *bytes, size_t n, struct record **ret_record, struct error *err);
 struct record *record_ref(struct record *record);
 struct record *record_unref(struct record *record);      // returns NULL; NULL is fine
@@ -49,6 +55,8 @@ const void *record_bytes(const struct record *record, size_t *ret_n);
 const struct content_id *record_key(const struct record *record);
 const struct content_id *record_teacher(const struct record *record);
 uint32_t record_n_rows(const struct record *record);
+const struct query *record_query(const struct record *record);        // canonical
+uint32_t record_n_tokens(const struct record *record);
 
 // An upper bound of the encoded size, for limits before anything is computed; UINT64_MAX on overflow.
 uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, uint32_t vocab_size);

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+// The record as an object: reference count, header checks, sizes. Rows are record_encode.c and record_decode.c.
+#include "common/record_layout.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "common/crc32c.h"
+#include "common/cursor.h"
+#include "common/error.h"
+
+unsigned section_list(const struct query *q, uint32_t n_rows, struct section ret_sections[N_SECTIONS_MAX])
+{
+	uint64_t rows = n_rows, entries = rows * q->top_k;    // < 2^32 * 2^24
+	unsigned n = 0;
+	ret_sections[n++] = (struct section){SECTION_STATUS, rows, NULL};
+	ret_sections[n++] = (struct section){SECTION_MAX_LOGIT, 4 * rows, NULL};
+	ret_sections[n++] = (struct section){SECTION_LSE, 4 * rows * q->n_temperatures, NULL};
+	if (q->top_k) {
+		ret_sections[n++] = (struct section){SECTION_IDS, 0, NULL};
+		if (q->values == QUERY_VALUES_F16)
+			ret_sections[n++] = (struct section){SECTION_VALUES_F16, 2 * entries, NULL};
+		else
+			ret_sections[n++] = (struct section){SECTION_VALUES_F32, 4 * entries, NULL};
+	}
+	if (q->own)
+		ret_sections[n++] = (struct section){SECTION_OWN, 4 * rows, NULL};
+	if (q->entropy)
+		ret_sections[n++] = (struct section){SECTION_ENTROPY, 4 * rows, NULL};
+	return n;
+}
+
+struct record *record_new(size_t n_bytes)
+{
+	struct record *record = malloc(sizeof *record + n_bytes);
+	if (!record)
+		return NULL;
+	memset(record, 0, sizeof *record);
+	atomic_init(&record->n_references, 1);
+	record->n_bytes = n_bytes;
+	return record;
+}
+
+uint32_t record_checksum(const uint8_t *bytes, size_t n)
+{
+	return crc32c(crc32c(0, bytes, RECORD_CRC_AT), bytes + RECORD_CRC_AT + 4, n - RECORD_CRC_AT - 4);
+}
+
+// Magic, version, length, checksum: after this the bytes are what somebody wrote, though perhaps somebody hostile.
+static int check_frame(const uint8_t *bytes, size_t n, struct error *err)
+{
+	struct reader r = reader_init(bytes, n);
+	uint32_t magic = reader_u32(&r);
+	uint16_t version = reader_u16(&r), flags = reader_u16(&r);
+	uint32_t total = reader_u32(&r), crc = reader_u32(&r);
+	if (n < RECORD_HEADER_BYTES || n > RECORD_MAX_BYTES)
+		return error_set(err, ERROR_CORRUPT, "record", "%zu bytes cannot be a record", n);
+	if (magic != RECORD_MAGIC)
+		return error_set(err, ERROR_CORRUPT, "record", "not a record (magic 0x%08" PRIx32 ")", magic);
+	if (version != RECORD_VERSION)
+		return error_set(err, ERROR_UNSUPPORTED, "record", "version %d, this build knows %d", version, RECORD_VERSION);
+	if (total != n)
+		return error_set(err, ERROR_CORRUPT, "record", "says it has %" PRIu32 " bytes, there are %zu", total, n);
+	if (crc != record_checksum(bytes, n))
+		return error_set(err, ERROR_CORRUPT, "record", "checksum is wrong");
+	if (flags)
+		return error_set(err, ERROR_UNSUPPORTED, "record", "unknown flags 0x%04x", flags);
+	return 0;
+}
+
+int check_canonical(const struct query *q, const struct sequence *s, uint32_t vocab_size, uint32_t n_rows, struct error *err)
+{
+	uint8_t given[QUERY_MAX_BYTES], canonical[QUERY_MAX_BYTES];
+	struct writer before = writer_init(given, sizeof given), after = writer_init(canonical, sizeof canonical);
+	struct query again = *q;
+	struct query_limits limits = {.max_tokens = UINT32_MAX, .max_top_k = UINT32_MAX, .vocab_size = vocab_size};
+	struct error why = {0};
+	if (query_check(&again, s, &limits, "", &why))
+		return error_set(err, ERROR_CORRUPT, "record", "its question is not valid: %s: %s", why.field, why.message);
+	query_encode(q, &before);
+	query_encode(&again, &after);
+	if (before.position != after.position || memcmp(given, canonical, before.position) != 0)
+		return error_set(err, ERROR_CORRUPT, "record", "its query is not canonical");
+	if (query_rows(q) != n_rows)
+		return error_set(err, ERROR_CORRUPT, "record", "%" PRIu32 " rows, the query asks for %" PRIu32, n_rows, query_rows(q));
+	return 0;
+}
+
+// The question: tokens within the vocabulary, the query canonical, the key its hash.
+static int check_question(const struct record *record, const struct query *q, const uint8_t *tokens, struct error *err)
+{
+	struct sequence s = {0};
+	struct content_id teacher, key;
+	memcpy(teacher.bytes, record->bytes + RECORD_TEACHER_AT, sizeof teacher.bytes);
+	s.tokens = malloc(4 * (size_t)record->n_tokens + 1);
+	if (!s.tokens)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " tokens", record->n_tokens);
+	s.n_tokens = record->n_tokens;
+	for (uint32_t i = 0; i < s.n_tokens; i++)
+		s.tokens[i] = load_u32(tokens, i);
+	int r = check_canonical(q, &s, record->vocab_size, record->n_rows, err);
+	if (!r) {
+		key = query_key(&teacher, &s, q);
+		if (memcmp(key.bytes, record->bytes + RECORD_KEY_AT, sizeof key.bytes) != 0)
+			r = error_set(err, ERROR_CORRUPT, "record", "its key is not the hash of its question");
+	}
+	sequence_done(&s);
+	return r;
+}
+
+static int parse_header(struct record *record, struct error *err)
+{
+	struct reader r = reader_init(record->bytes, record->n_bytes);
+	(void)reader_bytes(&r, RECORD_KEY_AT + CONTENT_ID_BYTES);
+	record->vocab_size = reader_u32(&r);
+	record->n_tokens = reader_u32(&r);
+	record->n_rows = reader_u32(&r);
+	uint16_t query_bytes = reader_u16(&r), n_sections = reader_u16(&r);
+	struct reader q = reader_init(reader_bytes(&r, query_bytes), query_bytes);
+	const uint8_t *tokens = reader_bytes(&r, 4 * (size_t)record->n_tokens);
+	if (r.failed || !record->vocab_size || record->vocab_size > QUERY_MAX_VOCABULARY)
+		return error_set(err, ERROR_CORRUPT, "record", "header counts are out of range");
+	struct error why = {0};
+	struct query query = {0};
+	if (query_decode(&q, &query, &why))
+		return error_set(err, why.code == ERROR_UNSUPPORTED ? ERROR_UNSUPPORTED : ERROR_CORRUPT, "record", "query: %s", why.message);
+	if (reader_left(&q))
+		return error_set(err, ERROR_CORRUPT, "record", "query: %zu bytes too many", reader_left(&q));
+	int e = check_question(record, &query, tokens, err);
+	struct section sections[N_SECTIONS_MAX];
+	if (!e && n_sections != section_list(&query, record->n_rows, sections))
+		e = error_set(err, ERROR_CORRUPT, "record", "%d sections, the query calls for %u", n_sections,
+			      section_list(&query, record->n_rows, sections));
+	record->query = query;
+	record->sections_at = r.position;
+	return e;
+}
+
+int record_from_bytes(const void *bytes, size_t n, struct record **ret_record, struct error *err)
+{
+	int r = check_frame(bytes, n, err);
+	if (r)
+		return r;
+	struct record *record = record_new(n);
+	if (!record)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a record of %zu bytes", n);
+	memcpy(record->bytes, bytes, n);
+	r = parse_header(record, err);
+	if (r)
+		record_unref(record);
+	else
+		*ret_record = record;
+	return r;
+}
+
+struct record *record_ref(struct record *record)
+{
+	atomic_fetch_add_explicit(&record->n_references, 1, memory_order_relaxed);
+	return record;
+}
+
+struct record *record_unref(struct record *record)
+{
+	// acq_rel: the thread that frees must see everything the others did with the record before they let go.
+	if (record && atomic_fetch_sub_explicit(&record->n_references, 1, memory_order_acq_rel) == 1)
+		free(record);
+	return NULL;
+}
+
+const void *record_bytes(const struct record *record, size_t *ret_n)
+{
+	*ret_n = record->n_bytes;
+	return record->bytes;
+}
+
+// An id is 32 bytes without alignment, so it can be looked at where it lies.
+const struct content_id *record_key(const struct record *record)
+{
+	return (const struct content_id *)(record->bytes + RECORD_KEY_AT);
+}
+
+const struct content_id *record_teacher(const struct record *record)
+{
+	return (const struct content_id *)(record->bytes + RECORD_TEACHER_AT);
+}
+
+uint32_t record_n_rows(const struct record *record)
+{
+	return record->n_rows;
+}
+
+const struct query *record_query(const struct record *record)
+{
+	return &record->query;
+}
+
+uint32_t record_n_tokens(const struct record *record)
+{
+	return record->n_tokens;
+}
+
+// Bits of one row's gaps are at most k (b + 1) + (V >> b) for each b, and the encoder takes the best b.
+static uint64_t max_row_bits(uint64_t k, uint64_t vocab_size)
+{
+	uint64_t best = UINT64_MAX;
+	for (unsigned b = 0; b < 24; b++) {
+		uint64_t bits = k * (b + 1) + (vocab_size >> b);
+		best = bits < best ? bits : best;
+	}
+	return best;
+}
+
+uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, uint32_t vocab_size)
+{
+	struct section sections[N_SECTIONS_MAX];
+	uint32_t n_rows = query_rows(canonical);
+	unsigned n = section_list(canonical, n_rows, sections);
+	uint64_t total = RECORD_HEADER_BYTES + QUERY_MAX_BYTES + 4 * (uint64_t)n_tokens, id_bits;
+	for (unsigned i = 0; i < n; i++)
+		if (__builtin_add_overflow(total, SECTION_HEADER_BYTES + sections[i].n_bytes, &total))
+			return UINT64_MAX;
+	if (!canonical->top_k)
+		return total;
+	if (__builtin_mul_overflow(max_row_bits(canonical->top_k, vocab_size), (uint64_t)n_rows, &id_bits) ||
+	    __builtin_add_overflow(total, 2 + id_bits / 8, &total))
+		return UINT64_MAX;
+	return total;
+}
