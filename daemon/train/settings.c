@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/train/settings.h"
+
+#include <string.h>
+
+#include "common/error.h"
+
+#define OPTION(type, field, name, min, max, fallback, choices, unit, help) \
+	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct run_settings, field)},
+static const struct config_option table[] = {
+#include "daemon/worker/run.def"
+};
+#undef OPTION
+
+#define N_OPTIONS (sizeof table / sizeof *table)
+
+const struct config_option *settings_table(size_t *ret_n)
+{
+	*ret_n = N_OPTIONS;
+	return table;
+}
+
+int settings_init(struct run_settings *s, struct error *err)
+{
+	memset(s, 0, sizeof *s);
+	return config_init(table, N_OPTIONS, s, err);
+}
+
+void settings_done(struct run_settings *s)
+{
+	config_done(table, N_OPTIONS, s);
+	memset(s, 0, sizeof *s);
+}
+
+static int student_check(const struct run_settings *s, struct error *err)
+{
+	if (strcmp(s->student, "random") != 0)
+		return 0;
+	if (s->heads % s->kv_heads)
+		return error_set(err, ERROR_INVALID, "student-kv-heads", "%lld does not divide student-heads (%lld)", (long long)s->kv_heads,
+				 (long long)s->heads);
+	if (s->width % s->heads || (s->width / s->heads) % 2)
+		return error_set(err, ERROR_INVALID, "student-width", "%lld is not an even head size times student-heads (%lld)",
+				 (long long)s->width, (long long)s->heads);
+	if (s->context_length < s->sequence_length)
+		return error_set(err, ERROR_INVALID, "student-context", "%lld is less than sequence-length (%lld)",
+				 (long long)s->context_length, (long long)s->sequence_length);
+	return 0;
+}
+
+int settings_check(const struct run_settings *s, struct error *err)
+{
+	if (s->corpus.n == 0)
+		return error_set(err, ERROR_INVALID, "corpus", "is missing: name at least one text file");
+	if (!s->student)
+		return error_set(err, ERROR_INVALID, "student", "is empty: random, or the path of a model");
+	if (s->kd_weight == 0 && s->ce_weight == 0)
+		return error_set(err, ERROR_INVALID, "kd-weight", "and ce-weight are both 0: there is nothing to learn");
+	if (s->steps == 0 && s->epochs == 0)
+		return error_set(err, ERROR_INVALID, "steps", "and epochs are both 0");
+	if (s->micro_batch * s->sequence_length > 1 << 20)
+		return error_set(err, ERROR_TOO_LARGE, "micro-batch", "%lld sequences of %lld tokens are over 1048576 positions",
+				 (long long)s->micro_batch, (long long)s->sequence_length);
+	return student_check(s, err);
+}
+
+const char *settings_device(const struct run_settings *s)
+{
+	static const char *const names[] = {"auto", "cpu", "cuda", "ref"};
+	return names[s->device];
+}

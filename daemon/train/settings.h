@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Settings of one training run, from run.conf (worker/run.def is the table). The supervisor checks a configuration with the same code
+// that the worker reads it with, so a bad one is refused at the door.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/config.h"
+
+struct error;
+
+enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
+
+struct run_settings {
+	char *server, *token_file, *store, *student;
+	struct config_list corpus;
+	bool corpus_specials, tied_head, t2_scale;
+	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;
+	int64_t micro_batch, accumulate, steps, warmup, top_k, seed, evaluate_every, checkpoint_every, keep, threads;
+	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip;
+	double kd_weight, ce_weight, temperature;
+	int export_type, values, device;
+};
+
+const struct config_option *settings_table(size_t *ret_n);
+int settings_init(struct run_settings *s, struct error *err);      // every default
+void settings_done(struct run_settings *s);                        // harmless twice and on zeroed memory
+// Rules that hold between settings (each alone was checked when it was read). Errors name the key.
+int settings_check(const struct run_settings *s, struct error *err);
+const char *settings_device(const struct run_settings *s);         // "auto", "cpu", ...

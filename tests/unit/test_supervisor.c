@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs of a fake worker (fake_worker.c): how each kind of end is told, what a restarted supervisor knows, and what is refused.
+#include <ftw.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "common/error.h"
+#include "daemon/train/supervisor.h"
+
+struct fixture {
+	char directory[64], worker[4096];
+	struct supervisor *s;
+};
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+	(void)st, (void)type, (void)ftw;
+	return remove(path);
+}
+
+static void fixture_open(struct fixture *f)
+{
+	struct error err = {0};
+	struct supervisor_options o = {f->directory, f->worker, "unix:/nowhere", 1};
+	if (supervisor_open(&o, &f->s, &err))
+		fail_msg("%s", err.message);
+}
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof *f);
+	const char *top = getenv("top_builddir");
+	strcpy(f->directory, "/tmp/kdserved-test-XXXXXX");
+	assert_non_null(mkdtemp(f->directory));
+	snprintf(f->worker, sizeof f->worker, "%s/tests/unit/fake_worker", top ? top : ".");
+	fixture_open(f);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+	supervisor_close(f->s, 2000);
+	nftw(f->directory, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+	free(f);
+	return 0;
+}
+
+static int start(struct fixture *f, const char *name, const char *what, char *id, struct error *err)
+{
+	char config[256];
+	int n = snprintf(config, sizeof config, "corpus = /fake/%s\nsteps = 10\n", what);
+	return supervisor_start(f->s, name, config, (size_t)n, id, err);
+}
+
+static json_t *get(struct fixture *f, const char *id)
+{
+	char *text = NULL;
+	assert_int_equal(supervisor_get(f->s, id, &text, NULL), 0);
+	json_t *j = json_loads(text, 0, NULL);
+	free(text);
+	assert_non_null(j);
+	return j;
+}
+
+static const char *text_of(json_t *j, const char *key)
+{
+	const char *text = json_string_value(json_object_get(j, key));
+	return text ? text : "";
+}
+
+// Dispatches until the run is in `state`; the caller drops the object. Fails the test after ten seconds.
+static json_t *wait_for(struct fixture *f, const char *id, const char *state)
+{
+	for (int turn = 0; turn < 500; turn++) {
+		json_t *j = get(f, id);
+		if (strcmp(text_of(j, "state"), state) == 0)
+			return j;
+		json_decref(j);
+		struct pollfd p = {.fd = supervisor_fd(f->s), .events = POLLIN};
+		poll(&p, 1, 20);
+		supervisor_dispatch(f->s);
+	}
+	fail_msg("run %s never was %s", id, state);
+	return NULL;
+}
+
+static json_int_t step_of(json_t *j)
+{
+	return json_integer_value(json_object_get(json_object_get(j, "progress"), "step"));
+}
+
+static void a_finished_run_succeeds_with_its_last_progress(void **state)
+{
+	char id[RUN_ID_MAX + 1];
+	assert_int_equal(start(*state, "good", "success", id, NULL), 0);
+	assert_string_equal(id, "good");
+	json_t *j = wait_for(*state, id, "succeeded");
+	assert_int_equal(step_of(j), 10);
+	assert_string_equal(text_of(j, "reason"), "");
+	assert_true(json_real_value(json_object_get(j, "finished")) >= json_real_value(json_object_get(j, "started")));
+	json_decref(j);
+	assert_int_equal(supervisor_n_running(((struct fixture *)*state)->s), 0);
+}
+
+static void a_failure_is_told_by_its_last_line(void **state)
+{
+	char id[RUN_ID_MAX + 1];
+	assert_int_equal(start(*state, NULL, "failure", id, NULL), 0);
+	json_t *j = wait_for(*state, id, "failed");
+	assert_string_equal(text_of(j, "reason"), "corpus: cannot open /fake/failure");
+	json_decref(j);
+}
+
+static void a_crash_fails_one_run_and_the_next_goes_on(void **state)
+{
+	char bad[RUN_ID_MAX + 1], good[RUN_ID_MAX + 1];
+	assert_int_equal(start(*state, NULL, "crash", bad, NULL), 0);
+	assert_int_equal(start(*state, NULL, "success", good, NULL), 0);
+	json_t *j = wait_for(*state, bad, "failed");
+	assert_string_equal(text_of(j, "reason"), "killed by signal 11 (SIGSEGV): about to fall");
+	json_decref(j);
+	json_decref(wait_for(*state, good, "succeeded"));
+}
+
+static void silence_and_a_status_is_a_reason_too(void **state)
+{
+	char id[RUN_ID_MAX + 1];
+	assert_int_equal(start(*state, NULL, "unheard-of", id, NULL), 0);
+	json_t *j = wait_for(*state, id, "failed");
+	assert_string_equal(text_of(j, "reason"), "exit status 78");
+	json_decref(j);
+}
+
+static void garbage_and_huge_lines_are_passed_over(void **state)
+{
+	char id[RUN_ID_MAX + 1];
+	assert_int_equal(start(*state, NULL, "garbage", id, NULL), 0);
+	json_t *j = wait_for(*state, id, "succeeded");
+	assert_int_equal(step_of(j), 7);
+	json_t *progress = json_object_get(j, "progress");
+	assert_null(json_object_get(progress, "BAD KEY"));
+	assert_null(json_object_get(progress, "nested"));
+	assert_null(json_object_get(progress, "unfinished"));
+	json_decref(j);
+}
+
+static void a_stopped_run_says_so_and_can_go_on(void **state)
+{
+	struct fixture *f = *state;
+	char id[RUN_ID_MAX + 1], queued[RUN_ID_MAX + 1];
+	struct error err = {0};
+	assert_int_equal(start(f, "long", "wait", id, NULL), 0);
+	assert_int_equal(start(f, "later", "success", queued, NULL), 0);
+	json_t *j = get(f, queued);
+	assert_string_equal(text_of(j, "state"), "queued");
+	json_decref(j);
+	json_decref(wait_for(f, id, "running"));
+	assert_int_equal(start(f, "long", "wait", id, &err), error_errno(ERROR_CONFLICT));
+	assert_int_equal(supervisor_stop(f->s, queued, NULL), 0);
+	json_decref(wait_for(f, queued, "stopped"));
+	while (step_of(j = get(f, id)) != 3) {         // it has blocked SIGTERM and waits
+		json_decref(j);
+		supervisor_dispatch(f->s);
+		usleep(1000);
+	}
+	json_decref(j);
+	assert_int_equal(supervisor_stop(f->s, id, NULL), 0);
+	json_decref(wait_for(f, id, "stopped"));
+	assert_int_equal(supervisor_stop(f->s, id, &err), error_errno(ERROR_CONFLICT));
+	assert_int_equal(start(f, "later", "success", queued, NULL), 0);
+	json_decref(wait_for(f, queued, "succeeded"));
+	assert_int_equal(start(f, "later", "success", queued, &err), error_errno(ERROR_CONFLICT));
+}
+
+static void the_same_name_continues_only_the_same_question(void **state)
+{
+	struct fixture *f = *state;
+	char id[RUN_ID_MAX + 1];
+	struct error err = {0};
+	assert_int_equal(start(f, "again", "resume", id, NULL), 0);
+	json_t *j = wait_for(f, id, "failed");
+	assert_string_equal(text_of(j, "reason"), "not resumed");
+	json_decref(j);
+	assert_int_equal(start(f, "again", "success", id, &err), error_errno(ERROR_CONFLICT));
+	assert_int_equal(start(f, "again", "resume", id, NULL), 0);
+	json_decref(wait_for(f, id, "succeeded"));
+}
+
+static void write_status(struct fixture *f, const char *id, const char *text)
+{
+	char path[256];
+	snprintf(path, sizeof path, "%s/%s", f->directory, id);
+	assert_int_equal(mkdir(path, 0750), 0);
+	snprintf(path, sizeof path, "%s/%s/status.json", f->directory, id);
+	FILE *to = fopen(path, "w");
+	fputs(text, to);
+	fclose(to);
+}
+
+static void a_restart_lists_old_runs_and_marks_interrupted_ones(void **state)
+{
+	struct fixture *f = *state;
+	char id[RUN_ID_MAX + 1], *text = NULL, path[128];
+	assert_int_equal(start(f, "done", "success", id, NULL), 0);
+	json_decref(wait_for(f, "done", "succeeded"));
+	supervisor_close(f->s, 0);
+	write_status(f, "half", "{\"id\": \"half\", \"state\": \"running\", \"created\": 1.5, \"pid\": 1, \"progress\": {\"step\": 4}}");
+	write_status(f, "broken", "{\"id\": ");
+	write_status(f, "NOT-A-RUN", "{}");
+	snprintf(path, sizeof path, "%s/empty", f->directory);
+	assert_int_equal(mkdir(path, 0750), 0);
+	fixture_open(f);
+	json_t *j = get(f, "done");
+	assert_string_equal(text_of(j, "state"), "succeeded");
+	assert_int_equal(step_of(j), 10);
+	json_decref(j);
+	j = get(f, "half");
+	assert_string_equal(text_of(j, "state"), "failed");
+	assert_non_null(strstr(text_of(j, "reason"), "interrupted"));
+	assert_int_equal(step_of(j), 4);
+	json_decref(j);
+	j = get(f, "broken");
+	assert_string_equal(text_of(j, "reason"), "status.json is damaged");
+	json_decref(j);
+	assert_int_equal(supervisor_list(f->s, &text, NULL), 0);
+	j = json_loads(text, 0, NULL);
+	free(text);
+	assert_int_equal(json_array_size(json_object_get(j, "runs")), 3);
+	json_decref(j);
+}
+
+static void queued_runs_start_after_a_restart(void **state)
+{
+	struct fixture *f = *state;
+	char id[RUN_ID_MAX + 1];
+	assert_int_equal(start(f, "first", "wait", id, NULL), 0);
+	assert_int_equal(start(f, "second", "success", id, NULL), 0);
+	json_t *j;
+	while (step_of(j = get(f, "first")) != 3) {
+		json_decref(j);
+		supervisor_dispatch(f->s);
+		usleep(1000);
+	}
+	json_decref(j);
+	supervisor_close(f->s, 5000);
+	fixture_open(f);
+	json_decref(wait_for(f, "first", "stopped"));
+	json_decref(wait_for(f, "second", "succeeded"));
+}
+
+static void bad_questions_are_refused_by_name(void **state)
+{
+	struct fixture *f = *state;
+	char id[RUN_ID_MAX + 1] = "";
+	static const struct { const char *name, *config, *field; } cases[] = {
+		{"../up", "corpus = /a\n", "name"}, {"", "corpus = /a\n", "name"}, {"Capital", "corpus = /a\n", "name"},
+		{NULL, "steps = 5\n", "corpus"}, {NULL, "corpus = /a\nsteps = many\n", "steps"}, {NULL, "corpus = relative\n", "corpus"},
+		{NULL, "corpus = /a\nkd-weight = 0\n", "kd-weight"}, {NULL, "corpus = /a\nstudent-width = 100\nstudent-heads = 6\n", "student-width"},
+		{NULL, "corpus = /a\nstudent = ../model\n", "student"}, {NULL, "corpus = /a\nunknown-key = 1\n", "unknown-key"},
+	};
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		struct error err = {0};
+		assert_int_equal(supervisor_start(f->s, cases[i].name, cases[i].config, strlen(cases[i].config), id, &err), error_errno(ERROR_INVALID));
+		assert_string_equal(err.field, cases[i].field);
+	}
+	struct error err = {0};
+	assert_int_equal(supervisor_stop(f->s, "nobody", &err), error_errno(ERROR_NOT_FOUND));
+	assert_string_equal(id, "");
+}
+
+static void a_worker_that_cannot_start_is_a_failed_run(void **state)
+{
+	struct fixture *f = *state;
+	char id[RUN_ID_MAX + 1];
+	supervisor_close(f->s, 0);
+	strcpy(f->worker, "/nonexistent/kdserved-worker");
+	fixture_open(f);
+	assert_int_equal(start(f, NULL, "success", id, NULL), 0);
+	json_t *j = wait_for(f, id, "failed");
+	assert_non_null(strstr(text_of(j, "reason"), "No such file"));
+	json_decref(j);
+}
+
+int main(void)
+{
+	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(a_finished_run_succeeds_with_its_last_progress, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_failure_is_told_by_its_last_line, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_crash_fails_one_run_and_the_next_goes_on, setup, teardown),
+		cmocka_unit_test_setup_teardown(silence_and_a_status_is_a_reason_too, setup, teardown),
+		cmocka_unit_test_setup_teardown(garbage_and_huge_lines_are_passed_over, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_stopped_run_says_so_and_can_go_on, setup, teardown),
+		cmocka_unit_test_setup_teardown(the_same_name_continues_only_the_same_question, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_restart_lists_old_runs_and_marks_interrupted_ones, setup, teardown),
+		cmocka_unit_test_setup_teardown(queued_runs_start_after_a_restart, setup, teardown),
+		cmocka_unit_test_setup_teardown(bad_questions_are_refused_by_name, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_worker_that_cannot_start_is_a_failed_run, setup, teardown),
+	};
+	signal(SIGPIPE, SIG_IGN);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
