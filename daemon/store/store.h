@@ -50,6 +50,7 @@ struct store_stats {
 };
 void store_stats(struct store *s, struct store_stats *ret);
 
-// Every record in shard order. Damage is reported per record: ret_record NULL and err filled, iteration goes on. -ENOENT at the end.
+// Every record in shard order (begin with a zeroed cursor). Damage is reported where it lies: -EBADMSG, ret_record NULL, err filled, and the
+// next call goes on behind it. -ENOENT at the end. ret_place: "0000002a.shard:4096". n_record is the next record's number in its shard.
 struct store_cursor { uint32_t shard; uint64_t position; uint64_t n_record; };
 int store_next(struct store *s, struct store_cursor *c, struct record **ret_record, char ret_place[96], struct error *err);

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// The store's directory. A file gets its final name only once its bytes are on the disk, and the name is on the disk before it is used.
+#include "daemon/store/directory.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/error.h"
+
+void directory_shard_name(uint32_t id, char ret_name[DIRECTORY_NAME_MAX])
+{
+	snprintf(ret_name, DIRECTORY_NAME_MAX, "%08" PRIx32 ".shard", id);
+}
+
+void directory_index_name(uint32_t id, char ret_name[DIRECTORY_NAME_MAX])
+{
+	snprintf(ret_name, DIRECTORY_NAME_MAX, "%08" PRIx32 ".index", id);
+}
+
+// flock and not a POSIX record lock: the latter is lost when any descriptor of the file is closed in the process.
+static int directory_lock(struct directory *d, struct error *err)
+{
+	char pid[24] = "";
+	d->lock = openat(d->fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0640);
+	if (d->lock < 0)
+		return error_system(err, errno, NULL, "store %s: cannot open its lock", d->path);
+	if (flock(d->lock, LOCK_EX | LOCK_NB) < 0) {
+		if (errno != EWOULDBLOCK)
+			return error_system(err, errno, NULL, "store %s: cannot lock", d->path);
+		ssize_t n = pread(d->lock, pid, sizeof pid - 1, 0);
+		pid[n > 0 ? strcspn(pid, "\n") : 0] = '\0';
+		return error_set(err, ERROR_CONFLICT, NULL, "store %s: another process%s%s is writing to it", d->path, *pid ? ", pid " : "", pid);
+	}
+	// The id is for people only: a full disk must not keep the store from opening.
+	int n = snprintf(pid, sizeof pid, "%ld\n", (long)getpid());
+	if (ftruncate(d->lock, 0) == 0 && pwrite(d->lock, pid, (size_t)n, 0) < 0)
+		return 0;
+	return 0;
+}
+
+// The new directory's own name must be on the disk too.
+static int directory_make(const char *path, struct error *err)
+{
+	if (mkdir(path, 0750) < 0)
+		return errno == EEXIST ? 0 : error_system(err, errno, NULL, "store %s: cannot make the directory", path);
+	char *parent = strdup(path);
+	if (!parent)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a path");
+	size_t n = strlen(parent);
+	while (n > 1 && parent[n - 1] == '/')
+		parent[--n] = '\0';
+	char *slash = strrchr(parent, '/');
+	if (slash)
+		slash[slash == parent] = '\0';
+	int fd = open(slash ? parent : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0;
+	if (fd >= 0 && fsync(fd) < 0)
+		rc = error_system(err, errno, NULL, "store %s: cannot synchronise its parent", path);
+	if (fd >= 0)
+		close(fd);
+	free(parent);
+	return rc;
+}
+
+int directory_open(struct directory *d, const char *path, bool read_only, struct error *err)
+{
+	*d = (struct directory){.fd = -1, .lock = -1, .path = path};
+	int rc = read_only ? 0 : directory_make(path, err);
+	if (rc < 0)
+		return rc;
+	d->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (d->fd < 0)
+		return error_system(err, errno, NULL, "store %s: cannot open the directory", path);
+	rc = read_only ? 0 : directory_lock(d, err);
+	if (rc < 0)
+		directory_close(d);
+	return rc;
+}
+
+void directory_close(struct directory *d)
+{
+	if (d->fd >= 0)
+		close(d->fd);
+	if (d->lock >= 0)
+		close(d->lock);
+	d->fd = d->lock = -1;
+}
+
+static bool ends_with(const char *name, const char *end)
+{
+	size_t n = strlen(name), k = strlen(end);
+	return n >= k && strcmp(name + n - k, end) == 0;
+}
+
+static bool shard_id(const char *name, uint32_t *ret_id)
+{
+	if (strlen(name) != 14 || strspn(name, "0123456789abcdef") != 8 || strcmp(name + 8, ".shard") != 0)
+		return false;
+	*ret_id = (uint32_t)strtoul(name, NULL, 16);
+	return true;
+}
+
+static int compare_ids(const void *a, const void *b)
+{
+	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+	return (x > y) - (x < y);
+}
+
+static int ids_push(uint32_t **ids, size_t *n, uint32_t id)
+{
+	if ((*n & (*n - 1)) == 0) {          // full at every power of two
+		uint32_t *more = reallocarray(*ids, *n ? *n * 2 : 1, sizeof *more);
+		if (!more)
+			return -ENOMEM;
+		*ids = more;
+	}
+	(*ids)[(*n)++] = id;
+	return 0;
+}
+
+int directory_list(const struct directory *d, uint32_t **ret_ids, size_t *ret_n, struct error *err)
+{
+	uint32_t *ids = NULL, id;
+	size_t n = 0;
+	int rc = 0;
+	int fd = openat(d->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+	if (!dir) {
+		rc = error_system(err, errno, NULL, "store %s: cannot list", d->path);
+		if (fd >= 0)
+			close(fd);
+		return rc;
+	}
+	errno = 0;
+	for (struct dirent *entry; rc == 0 && (entry = readdir(dir)); errno = 0) {
+		if (shard_id(entry->d_name, &id) && ids_push(&ids, &n, id) < 0)
+			rc = error_set(err, ERROR_MEMORY, NULL, "no memory for the names of %zu shards", n);
+		else if (d->lock >= 0 && (ends_with(entry->d_name, ".shard.tmp") || ends_with(entry->d_name, ".index.tmp")))
+			unlinkat(d->fd, entry->d_name, 0);
+	}
+	if (rc == 0 && errno)
+		rc = error_system(err, errno, NULL, "store %s: cannot list", d->path);
+	closedir(dir);
+	if (rc < 0) {
+		free(ids);
+		return rc;
+	}
+	if (n)
+		qsort(ids, n, sizeof *ids, compare_ids);
+	*ret_ids = ids;
+	*ret_n = n;
+	return 0;
+}
+
+static void temporary_name(const char *name, char ret[DIRECTORY_NAME_MAX])
+{
+	snprintf(ret, DIRECTORY_NAME_MAX, "%.20s.tmp", name);
+}
+
+int directory_create(const struct directory *d, const char *name, int *ret_fd, struct error *err)
+{
+	char temporary[DIRECTORY_NAME_MAX];
+	temporary_name(name, temporary);
+	int fd = openat(d->fd, temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0640);
+	if (fd < 0)
+		return error_system(err, errno, NULL, "store %s: cannot make %s", d->path, temporary);
+	*ret_fd = fd;
+	return 0;
+}
+
+int directory_commit(const struct directory *d, const char *name, int fd, struct error *err)
+{
+	char temporary[DIRECTORY_NAME_MAX];
+	temporary_name(name, temporary);
+	if (fsync(fd) < 0 || renameat(d->fd, temporary, d->fd, name) < 0 || fsync(d->fd) < 0)
+		return error_system(err, errno, NULL, "store %s: cannot put %s in place", d->path, name);
+	return 0;
+}
+
+void directory_abandon(const struct directory *d, const char *name)
+{
+	char temporary[DIRECTORY_NAME_MAX];
+	temporary_name(name, temporary);
+	unlinkat(d->fd, temporary, 0);
+}
+
+int directory_write(int fd, const void *data, size_t n, uint64_t offset)
+{
+	const uint8_t *p = data;
+	for (size_t done = 0; done < n;) {
+		ssize_t k = pwrite(fd, p + done, n - done, (off_t)(offset + done));
+		if (k < 0 && errno == EINTR)
+			continue;
+		if (k <= 0)
+			return k < 0 ? -errno : -EIO;
+		done += (size_t)k;
+	}
+	return 0;
+}

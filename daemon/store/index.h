@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Content key -> place on disk, in memory. Open addressing in slots of 32 bytes (half the key, which is a SHA-256: whoever reads the
+// place checks the whole of it), at most 3/4 full, doubling: 43 to 85 bytes per record. Holds the store's one lock.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/sequence.h"
+
+struct index;
+
+struct index_entry {
+	uint32_t shard;
+	uint32_t record_bytes;       // > 0
+	uint64_t offset;             // of the frame
+};
+
+struct index *index_new(void);                      // NULL: no memory
+struct index *index_free(struct index *index);      // returns NULL; NULL is fine
+
+// The lock: short sections only, nothing that waits for a disk. index_wait gives it up until index_wake.
+void index_lock(struct index *index);
+void index_unlock(struct index *index);
+void index_wait(struct index *index);
+void index_wake(struct index *index);
+
+// The caller holds the lock.
+int index_find(const struct index *index, const struct content_id *key, struct index_entry *ret_entry);         // -ENOENT
+int index_append(struct index *index, const struct content_id *key, const struct index_entry *entry);           // replaces; -ENOMEM
+void index_remove(struct index *index, const struct content_id *key, const struct index_entry *entry);          // only if it is still there
+uint64_t index_count(const struct index *index);

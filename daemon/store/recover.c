@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// Opening the shards of a directory. A sealed shard is known from its index file; any other is scanned, after an fsync: what the page cache
+// holds of a dead writer's work is worth nothing until the disk has it too.
+#include "daemon/store/recover.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/error.h"
+#include "daemon/store/scan.h"
+
+struct recovery {
+	struct store_parts *parts;
+	bool writable;
+	struct tail_shard shard;         // the one at hand
+	uint64_t size;                   // of its file
+	bool sealed;
+	bool damaged;                    // not to be appended to
+	bool failed;                     // reading or synchronising it failed: leave the file as it is
+};
+
+static int recovery_publish(struct recovery *r, struct error *err)
+{
+	const struct tail_shard *s = &r->shard;
+	for (size_t i = 0; i < s->entries.n; i++) {
+		const struct sidecar_entry *e = &s->entries.entries[i];
+		struct index_entry place = {.shard = s->id, .record_bytes = e->record_bytes, .offset = e->offset};
+		// A later copy wins: it was written because the earlier one was found bad.
+		if (index_append(r->parts->index, &e->key, &place) < 0)
+			return error_set(err, ERROR_MEMORY, NULL, "no memory for the store's index");
+	}
+	return 0;
+}
+
+static int recovery_scan(struct recovery *r, struct scan *scan, struct error *err)
+{
+	struct tail_shard *s = &r->shard;
+	struct scan_item item;
+	struct error local;
+	if (r->writable && fsync(s->fd) < 0)
+		r->failed = true;
+	do {
+		int rc = scan_next(scan, &item, &local);
+		if (rc == -ENOMEM)
+			return error_set(err, ERROR_MEMORY, NULL, "no memory to read a shard");
+		if (rc < 0) {
+			r->failed = r->damaged = true;
+			atomic_fetch_add(&r->parts->counters.n_corrupt, 1);
+			return 0;
+		}
+		if (item.kind == SCAN_RECORD && sidecar_append(&s->entries, &item.frame) < 0)
+			return error_set(err, ERROR_MEMORY, NULL, "no memory for the store's index");
+		if (item.kind == SCAN_DAMAGE) {
+			r->damaged = true;
+			atomic_fetch_add(&r->parts->counters.n_corrupt, item.n_lost);
+		}
+		if (item.kind == SCAN_TORN)
+			atomic_fetch_add(&r->parts->counters.recovered_bytes, r->writable ? item.n_bytes : 0);
+	} while (item.kind != SCAN_END);
+	r->sealed = scan->sealed;
+	s->end = item.offset;
+	s->next_number = scan->next_number;
+	return 0;
+}
+
+// After a scan, for writers: the file ends where its last valid thing does; unless it is to be appended to it is sealed and indexed.
+static void recovery_mend(struct recovery *r, bool newest)
+{
+	struct tail_shard *s = &r->shard;
+	uint8_t seal[SHARD_SEAL_BYTES];
+	if (r->failed || ftruncate(s->fd, (off_t)s->end) < 0) {        // also when nothing is torn: gives back space set aside
+		r->failed = true;
+		return;
+	}
+	r->size = s->end;
+	if (!r->sealed && !(newest && !r->damaged)) {
+		shard_seal_encode(s->seed, s->end, s->next_number, seal);
+		if (directory_write(s->fd, seal, sizeof seal, s->end) < 0) {
+			(void)!ftruncate(s->fd, (off_t)s->end);
+			return;
+		}
+		r->sealed = true;
+		r->size += sizeof seal;
+	}
+	if (fsync(s->fd) < 0) {
+		r->failed = true;
+		return;
+	}
+	s->synced = s->end;
+	if (r->sealed)
+		sidecar_write(&s->entries, &r->parts->directory, s->id, s->seed, r->size, NULL);
+}
+
+// One shard; r->shard holds it afterwards. 1 when it is not readable.
+static int recovery_shard(struct recovery *r, uint32_t id, bool newest, struct error *err)
+{
+	char name[DIRECTORY_NAME_MAX];
+	struct scan scan;
+	struct tail_shard *s = &r->shard;
+	*s = (struct tail_shard){.id = id};
+	r->sealed = r->damaged = r->failed = false;
+	directory_shard_name(id, name);
+	s->fd = openat(r->parts->directory.fd, name, (r->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW);
+	if (s->fd < 0)
+		return error_system(err, errno, NULL, "store %s: cannot open %s", r->parts->directory.path, name);
+	int rc = scan_init(&scan, s->fd, id, err);
+	bool readable = rc == 0;
+	if (rc == -EBADMSG || rc == -EIO)
+		rc = 0;
+	if (rc < 0)
+		goto out;
+	s->seed = scan.header.seed;
+	r->size = scan.size;
+	if (shards_append(&r->parts->shards, id, s->seed, readable) < 0)
+		rc = error_set(err, ERROR_MEMORY, NULL, "no memory for the list of shards");
+	if (!readable || scan.header.damaged) {
+		r->damaged = true;
+		atomic_fetch_add(&r->parts->counters.n_corrupt, 1);
+	}
+	if (rc == 0 && readable && sidecar_read(&r->parts->directory, id, s->seed, r->size, &s->entries, NULL) == 0) {
+		r->sealed = true;
+	} else if (rc == 0 && readable) {
+		rc = recovery_scan(r, &scan, err);
+		if (rc == 0 && r->writable)
+			recovery_mend(r, newest);
+	}
+	if (rc == 0)
+		rc = recovery_publish(r, err);
+	atomic_fetch_add(&r->parts->counters.n_bytes, r->size);
+out:
+	scan_done(&scan);
+	return rc < 0 ? rc : !readable;
+}
+
+int recover_shards(struct store_parts *parts, bool read_only, struct tail_shard *ret_current, uint32_t *ret_next_id, struct error *err)
+{
+	struct recovery r = {.parts = parts, .writable = !read_only, .shard.fd = -1};
+	uint32_t *ids;
+	size_t n, n_unreadable = 0;
+	int rc = directory_list(&parts->directory, &ids, &n, err);
+	if (rc < 0)
+		return rc;
+	*ret_current = (struct tail_shard){.fd = -1};
+	*ret_next_id = n ? ids[n - 1] + (ids[n - 1] != UINT32_MAX) : 0;
+	for (size_t i = 0; i < n && rc >= 0; i++) {
+		bool newest = i == n - 1;
+		rc = recovery_shard(&r, ids[i], newest, err);
+		if (rc == 1)
+			n_unreadable++;
+		if (rc == 0 && newest && r.writable && !r.sealed && !r.damaged && !r.failed) {
+			*ret_current = r.shard;
+			r.shard = (struct tail_shard){.fd = -1};
+		}
+		tail_shard_done(&r.shard);
+	}
+	free(ids);
+	if (rc >= 0 && n && n_unreadable == n)
+		return error_set(err, ERROR_CORRUPT, NULL, "store %s: none of its %zu shards can be read", parts->directory.path, n);
+	if (rc < 0)
+		tail_shard_done(ret_current);
+	return rc < 0 ? rc : 0;
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+// The growing end of a store: the one shard being written, and the bytes on their way into it. Belongs to one thread.
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/store/directory.h"
+#include "daemon/store/shard.h"
+#include "daemon/store/sidecar.h"
+
+struct ring;
+
+struct tail_shard {
+	uint32_t id, seed;
+	int fd;                      // -1: none
+	uint64_t end;                // where the next frame goes; everything before is whole in the kernel
+	uint64_t synced;             // a successful fsync has covered everything before this
+	uint64_t set_aside;          // space has been asked for up to here
+	uint64_t next_number;
+	struct sidecar entries;
+	bool entries_missing;        // want of memory: the shard is sealed without an index then
+};
+void tail_shard_done(struct tail_shard *shard);
+
+#define TAIL_WRITE_BYTES (1u << 20)
+#define TAIL_WRITES 2
+struct tail_write;
+
+struct tail {
+	const struct directory *directory;
+	struct ring *ring;
+	struct tail_shard shard;
+	struct tail_write *writes;
+	unsigned filling;
+	uint64_t end, next_number;   // including what is gathered or in flight; equal to the shard's after tail_flush
+	int failed;                  // of the writes since the last flush: the first error
+};
+
+int tail_init(struct tail *t, const struct directory *directory, struct error *err);
+void tail_done(struct tail *t);      // closes without synchronising
+
+void tail_adopt(struct tail *t, struct tail_shard *shard);      // goes on with a recovered shard; takes it over
+int tail_create(struct tail *t, uint32_t id, struct error *err);
+
+// Gathers one frame; its offset and number into *ret_frame. Nothing is promised before tail_flush. The end may lie behind a failure: stop when
+// t->failed is not 0.
+void tail_append(struct tail *t, const struct content_id *key, const void *record, uint32_t n, struct shard_frame *ret_frame);
+// Waits for all writes. *ret_good: before this offset everything is in the kernel. Returns the first error; the caller then says with
+// tail_commit which frames count and calls tail_cut.
+int tail_flush(struct tail *t, uint64_t *ret_good);
+void tail_commit(struct tail *t, const struct shard_frame *f);     // in order: this frame is whole; it becomes part of the shard
+int tail_cut(struct tail *t);      // the file ends with the last committed frame again; -errno
+int tail_sync(struct tail *t);     // fsync of what is committed. A failure is final: write no more to this shard
+// Seal, fsync, index file. -errno when the fsync failed or the shard could not be left clean: as for tail_sync. The shard stays open.
+int tail_seal(struct tail *t);
