@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// For tests of the store: records made from a number, directories that vanish, damage done to files.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/store/store.h"
+
+// The record number n of this size: the same n and size give the same bytes and key, in any process. About 60 + 8 rows x top_k bytes.
+struct record *fixture_record(uint64_t n, uint32_t n_tokens, uint32_t top_k);
+struct record *fixture_record_sized(uint64_t n);      // sizes vary with n: mostly under 1 KiB, some 20 KiB, a few 1.3 MiB
+
+char *fixture_directory(void);                        // a new empty one, with room for "/..." behind; the caller removes it
+void fixture_remove(char *directory);                 // with all files in it; frees
+
+struct store *fixture_open(const char *directory, uint64_t shard_bytes);
+struct store *fixture_open_reader(const char *directory);
+// Appends and waits for the acknowledgement; returns its errno-like result.
+int fixture_append(struct store *s, struct record *record, enum store_durability durability);
+// 0 when the record is found with the same bytes, -EILSEQ when with others, else what store_find said.
+int fixture_expect(struct store *s, struct record *record);
+struct store_stats fixture_stats(struct store *s);
+
+uint8_t *fixture_read(const char *directory, const char *name, size_t *ret_n);      // the caller frees
+void fixture_write(const char *directory, const char *name, const void *bytes, size_t n);
+void fixture_flip(const char *directory, const char *name, uint64_t bit);
+bool fixture_exists(const char *directory, const char *name);
