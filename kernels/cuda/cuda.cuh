@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+// Private to kernels/cuda: the device's state, element types, launch helpers.
+//
+// `real` is float. `act` is bfloat16, or float when float32 products were asked for (tests, audits): kernels are templates over it and
+// with_act() picks. All work goes to one stream, so operations follow each other without synchronisation. Sums have a fixed
+// order (no atomics on floats): the same input gives the same bits.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include <type_traits>
+#include <unordered_map>
+
+extern "C" {
+#include "kernels/backend.h"
+#include "kernels/cuda/plan.h"
+}
+
+#define CUDA_SCRATCH_BYTES (64u << 20)      // conversions and sweep results; larger work goes through it in chunks
+#define CUDA_WORKSPACE_BYTES (64u << 20)    // cuBLASLt's own
+#define CUDA_BLOCK 256
+#define CUDA_WARP 32
+
+struct cuda_gemm_plan;
+
+struct cuda {
+	cudaStream_t stream;
+	cublasLtHandle_t blas;
+	bool bf16;                                // element type of act
+	uint32_t max_rows;
+	uint64_t memory_bytes, used_bytes;        // budget and what cuda_alloc gave of it
+	std::unordered_map<void *, size_t> sizes; // of what cuda_alloc gave
+	void *workspace, *scratch;                // device
+	uint32_t *tokens, *positions, *starts;    // device copies of the layout
+	uint32_t *row_list;                       // device, (max_rows) for pick_rows and put_rows
+	uint32_t *staging;                        // pinned host, for the three above
+	cudaEvent_t staged;                       // the last copy out of staging is done
+	uint32_t n_positions, n_sequences;
+	double *partial, *partial_host;           // reductions
+	cuda_gemm_plan *plans;                    // one per weight shape
+	char description[128];
+};
+
+struct weight {
+	uint32_t n_rows, n_columns;               // N, K
+	void *data;                               // (N, K) in act's type; for a float view it is the caller's array
+	const float *view;                        // trainable master, or NULL
+	bool owned;
+};
+
+static inline cuda *cuda_of(backend *be) { return (cuda *)be->device; }
+static inline float *real_of(struct real *x) { return (float *)x; }
+static inline const float *real_of(const struct real *x) { return (const float *)x; }
+
+// Fails the backend (sticky) when a runtime or cuBLAS call did not succeed; false then.
+bool cuda_check(backend *be, cudaError_t e, const char *what);
+bool cuda_check_blas(backend *be, cublasStatus_t e, const char *what);
+#define CUDA_LAUNCHED(be, what) cuda_check(be, cudaGetLastError(), what)
+
+// Device memory within the budget; NULL and err when there is none left. Zeroed.
+void *cuda_alloc(cuda *c, size_t bytes, const char *what, struct error *err);
+void cuda_release(cuda *c, void *p);
+
+// Runs f with a null pointer of the act type: with_act(c, [&](auto *type) { using A = std::remove_pointer_t<decltype(type)>; ... }).
+template <typename F> static inline void with_act(const cuda *c, F f)
+{
+	if (c->bf16)
+		f((__nv_bfloat16 *)nullptr);
+	else
+		f((float *)nullptr);
+}
+#define ACT_TYPE(pointer) std::remove_pointer_t<decltype(pointer)>
+
+static inline uint32_t blocks_of(uint64_t n, uint32_t per_block)
+{
+	uint64_t b = (n + per_block - 1) / per_block;
+	return b > 1048576 ? 1048576u : (uint32_t)b;    // kernels stride over the rest
+}
+
+static __device__ __forceinline__ float to_float(float x) { return x; }
+static __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <typename A> static __device__ __forceinline__ A from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
+
+// Sum over the block in a fixed order; every thread gets it. `shared` has CUDA_BLOCK / CUDA_WARP + 1 places.
+template <typename S> static __device__ S block_sum(S v, S *shared)
+{
+	for (int o = CUDA_WARP / 2; o; o >>= 1)
+		v += __shfl_xor_sync(0xffffffffu, v, o);
+	__syncthreads();
+	if (threadIdx.x % CUDA_WARP == 0)
+		shared[threadIdx.x / CUDA_WARP] = v;
+	__syncthreads();
+	S sum = 0;
+	for (uint32_t i = 0; i < blockDim.x / CUDA_WARP; i++)
+		sum += shared[i];
+	return sum;
+}
+
+static __device__ float block_max(float v, float *shared)
+{
+	for (int o = CUDA_WARP / 2; o; o >>= 1)
+		v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
+	__syncthreads();
+	if (threadIdx.x % CUDA_WARP == 0)
+		shared[threadIdx.x / CUDA_WARP] = v;
+	__syncthreads();
+	float max = shared[0];
+	for (uint32_t i = 1; i < blockDim.x / CUDA_WARP; i++)
+		max = fmaxf(max, shared[i]);
+	return max;
+}
+
+// One product, row-major: C (M,N) = A (M,K) op(B) (+ C when add). b_transposed: B is (N,K) and used as Bᵀ; else B is (K,N). a_transposed: A is
+// (K,M) and used as Aᵀ. Types CUDA_R_32F or CUDA_R_16BF (A and B alike); accumulation in float.
+struct cuda_gemm {
+	uint32_t M, N, K;
+	const void *a, *b;
+	void *c;
+	bool a_transposed, b_transposed, add;
+	cudaDataType_t in, out;
+};
+void cuda_gemm_run(backend *be, const cuda_gemm *g);
+void cuda_gemm_plans_free(cuda *c);
+void cuda_to_bf16(backend *be, __nv_bfloat16 *to, const float *from, uint64_t n);
+
+// cuda: the operations (their contracts: kernels/backend.h)
+struct real *cuda_real_new(backend *be, size_t n, struct error *err);
+void cuda_real_free(backend *be, struct real *x);
+struct real *cuda_real_at(struct real *x, size_t i);
+struct act *cuda_act_new(backend *be, size_t n, struct error *err);
+void cuda_act_free(backend *be, struct act *x);
+struct act *cuda_act_at_bf16(struct act *x, size_t i);
+struct act *cuda_act_at_float(struct act *x, size_t i);
+void cuda_real_write(backend *be, struct real *to, const float *from, size_t n);
+void cuda_real_read(backend *be, double *to, const struct real *from, size_t n);
+void cuda_act_write(backend *be, struct act *to, const float *from, size_t n);
+void cuda_act_read(backend *be, double *to, const struct act *from, size_t n);
+void cuda_real_zero(backend *be, struct real *x, size_t n);
+void cuda_real_copy(backend *be, struct real *to, const struct real *from, size_t n);
+struct weight *cuda_weight_load(backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+struct weight *cuda_weight_view(backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);
+void cuda_weight_refresh(backend *be, struct weight *w);
+void cuda_weight_free(backend *be, struct weight *w);
+void cuda_embed(backend *be, struct real *x, const struct weight *w);
+void cuda_rmsnorm(backend *be, struct act *y, const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
+void cuda_linear(backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows);
+void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, uint32_t rows);
+void cuda_head_norm(backend *be, struct act *y, const struct act *x, const struct real *q_gain, const struct real *k_gain,
+		    const struct attention_shape *shape, float epsilon);
+void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape, bool inverse);
+void cuda_attention(backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape);
+void cuda_swiglu(backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
+void cuda_pick_rows(backend *be, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C);
+void cuda_sweep(backend *be, const struct real *logits, uint32_t n, uint32_t V, struct sweep_row *rows);
+void cuda_embed_backward(backend *be, struct real *dw, const struct real *dx, uint32_t C);
+void cuda_rmsnorm_backward(backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x, const struct real *gain,
+			   float epsilon, uint32_t rows, uint32_t C);
+void cuda_linear_backward(backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,
+			  const struct weight *w, uint32_t rows);
+void cuda_linear_real_backward(backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x, const struct weight *w,
+			       uint32_t rows);
+void cuda_head_norm_backward(backend *be, struct act *dx, struct real *dq_gain, struct real *dk_gain, const struct act *dy, const struct act *x,
+			     const struct real *q_gain, const struct real *k_gain, const struct attention_shape *shape, float epsilon);
+void cuda_attention_backward(backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y, const struct real *lse,
+			     const struct attention_shape *shape);
+void cuda_swiglu_backward(backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows, uint32_t F);
+void cuda_put_rows(backend *be, struct act *dx, const struct act *dy, const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);
+void cuda_softmax_grad(backend *be, struct real *logits, uint32_t n, uint32_t V, const struct softmax_grad_row *rows);
+double cuda_sum_squares(backend *be, const struct real *x, size_t n);
+void cuda_adamw(backend *be, struct real *w, struct real *m, struct real *v, const struct real *g, size_t n, const struct adamw *a);
