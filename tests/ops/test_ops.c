@@ -65,5 +65,7 @@ int main(void)
 	int r = run(BACKEND_NUMERIC_F32);
 	if (r == 0 && strcmp(BACKEND, "ref") != 0)
 		r = run(BACKEND_NUMERIC_AUTO);
+	if (r == 0 && strcmp(BACKEND, "ref") != 0)
+		r = run(BACKEND_NUMERIC_BF16);
 	return r;
 }

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU backend: opening, the layout of a batch, and the table of operations.
+#include "kernels/cpu/cpu.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/error.h"
+#include "kernels/backend_list.h"
+#include "kernels/cpu/product.h"
+
+static void cpu_close(struct backend *be)
+{
+	struct cpu *cpu = cpu_of(be);
+
+	if (!cpu)
+		return;
+	products_close(cpu->products);
+	for (int i = 0; cpu->own && i < cpu->n_threads; i++)
+		free(cpu->own[i]);
+	free(cpu->own);
+	free(cpu->shared);
+	free(cpu->tokens);
+	free(cpu->positions);
+	free(cpu->starts);
+	free(cpu);
+	be->device = NULL;
+}
+
+// Where the processor multiplies bfloat16, that is 2 (and on AMX more) times as fast. Elsewhere it must be asked for, and is computed as
+// float with operands rounded: the same numbers up to the order of sums, at the speed of float.
+static enum operand operand_of(enum backend_numeric numeric, const struct cpu_vector *vector)
+{
+	bool fast = products_have_bf16() && vector == &vector_avx512;
+
+	if (numeric == BACKEND_NUMERIC_F32 || (numeric == BACKEND_NUMERIC_AUTO && !fast))
+		return OPERAND_F32;
+	return fast ? OPERAND_BF16 : OPERAND_ROUNDED;
+}
+
+static int cpu_open(struct backend *be, const struct backend_options *options, struct error *err)
+{
+	const struct cpu_vector *vector = vector_find();
+	if (!vector)
+		return error_set(err, ERROR_UNSUPPORTED, "KDSERVED_CPU", "this processor has no \"%s\" (baseline, avx2, avx512)",
+				 getenv("KDSERVED_CPU"));
+	struct cpu *cpu = be->device = calloc(1, sizeof *cpu);
+	if (!cpu)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend cpu");
+	size_t n = (size_t)options->max_rows + 1;
+	cpu->n_threads = options->n_threads ? (int)options->n_threads : omp_get_num_procs();
+	cpu->max_rows = options->max_rows;
+	cpu->vector = vector;
+	cpu->operand = operand_of(options->numeric, vector);
+	cpu->own = calloc((size_t)cpu->n_threads, sizeof *cpu->own);
+	cpu->tokens = calloc(n, sizeof *cpu->tokens);
+	cpu->positions = calloc(n, sizeof *cpu->positions);
+	cpu->starts = calloc(n, sizeof *cpu->starts);
+	int r = 0;
+	if (!cpu->own || !cpu->tokens || !cpu->positions || !cpu->starts)
+		r = error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", options->max_rows);
+	else
+		r = products_open(cpu->n_threads, vector == &vector_avx2, &cpu->products, err);
+	if (r < 0) {
+		cpu_close(be);
+		return r;
+	}
+	be->numeric = cpu->operand == OPERAND_F32 ? "f32" : "bf16";
+	snprintf(cpu->description, sizeof cpu->description, "%d threads, %s", cpu->n_threads, vector->name);
+	be->description = cpu->description;
+	return 0;
+}
+
+static void cpu_sync(struct backend *be)
+{
+	(void)be;    // every operation is complete when it returns
+}
+
+static void cpu_begin(struct backend *be, const struct layout *layout)
+{
+	struct cpu *cpu = cpu_of(be);
+
+	assert(layout->n_positions <= cpu->max_rows && layout->n_sequences <= cpu->max_rows);
+	cpu->n_positions = layout->n_positions;
+	cpu->n_sequences = layout->n_sequences;
+	memcpy(cpu->tokens, layout->tokens, layout->n_positions * sizeof *cpu->tokens);
+	memcpy(cpu->positions, layout->positions, layout->n_positions * sizeof *cpu->positions);
+	memcpy(cpu->starts, layout->starts, ((size_t)layout->n_sequences + 1) * sizeof *cpu->starts);
+}
+
+const struct backend_ops backend_cpu_ops = {
+	.name = "cpu",
+	.open = cpu_open,
+	.close = cpu_close,
+	.sync = cpu_sync,
+	.real_new = cpu_real_new,
+	.real_free = cpu_real_free,
+	.real_at = cpu_real_at,
+	.act_new = cpu_act_new,
+	.act_free = cpu_act_free,
+	.act_at = cpu_act_at,
+	.real_write = cpu_real_write,
+	.real_read = cpu_real_read,
+	.act_write = cpu_act_write,
+	.act_read = cpu_act_read,
+	.real_zero = cpu_real_zero,
+	.real_copy = cpu_real_copy,
+	.weight_load = cpu_weight_load,
+	.weight_view = cpu_weight_view,
+	.weight_refresh = cpu_weight_refresh,
+	.weight_free = cpu_weight_free,
+	.begin = cpu_begin,
+	.embed = cpu_embed,
+	.rmsnorm = cpu_rmsnorm,
+	.linear = cpu_linear,
+	.linear_real = cpu_linear_real,
+	.head_norm = cpu_head_norm,
+	.rope = cpu_rope,
+	.attention = cpu_attention,
+	.swiglu = cpu_swiglu,
+	.pick_rows = cpu_pick_rows,
+	.sweep = cpu_sweep,
+	.embed_backward = cpu_embed_backward,
+	.rmsnorm_backward = cpu_rmsnorm_backward,
+	.linear_backward = cpu_linear_backward,
+	.linear_real_backward = cpu_linear_real_backward,
+	.head_norm_backward = cpu_head_norm_backward,
+	.attention_backward = cpu_attention_backward,
+	.swiglu_backward = cpu_swiglu_backward,
+	.put_rows = cpu_put_rows,
+	.softmax_grad = cpu_softmax_grad,
+	.sum_squares = cpu_sum_squares,
+	.adamw = cpu_adamw,
+};

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Private to kernels/cpu. Both kinds of device array are float arrays in host memory.
+//
+// Parallel work is cut into units of fixed shape; one thread does a whole unit, so no result depends on the number of threads or on
+// which thread did what. Products go through oneDNN in tiles of fixed shape (product.h); the rest through struct cpu_vector.
+// Scratch grows to what the model's shapes need in the first pass and is kept: later passes allocate nothing.
+#pragma once
+
+#include <omp.h>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/vector.h"
+
+struct matrix;
+struct products;
+
+enum operand { OPERAND_F32, OPERAND_ROUNDED /* to bfloat16, multiplied as float */, OPERAND_BF16 };
+struct cpu {
+	int n_threads;
+	uint32_t max_rows;
+	const struct cpu_vector *vector;
+	struct products *products;
+	enum operand operand;                   // of loaded matrices
+	uint32_t n_positions, n_sequences;      // of the layout begin() gave
+	uint32_t *tokens, *positions, *starts;  // (max_rows), (max_rows), (max_rows + 1)
+	float *shared;                          // scratch that all threads see
+	size_t shared_floats;
+	float **own;                            // (n_threads) scratch of each thread
+	size_t own_floats;
+	char description[64];
+};
+
+struct weight {
+	uint32_t n_rows, n_columns;
+	enum operand operand;                   // of y = x Wᵀ
+	struct matrix *forward;                 // y = x Wᵀ
+	struct matrix *backward;                // dx = dy W; views only
+	const float *view;                      // NULL for a loaded matrix
+};
+
+static inline struct cpu *cpu_of(const struct backend *be) { return be->device; }
+static inline float *cpu_real(struct real *x) { return (float *)x; }
+static inline const float *cpu_real_in(const struct real *x) { return (const float *)x; }
+static inline float *cpu_act(struct act *x) { return (float *)x; }
+static inline const float *cpu_act_in(const struct act *x) { return (const float *)x; }
+
+// n floats, aligned for vectors and (large ones) for huge pages, not zeroed; NULL when there is no memory. Free with free().
+float *memory_floats(size_t n);
+// Scratch of at least that size; NULL (false) after backend_fail. Called outside parallel regions; earlier contents are lost.
+float *memory_shared(struct backend *be, size_t n_floats);
+bool memory_own(struct backend *be, size_t n_floats);
+
+struct real *cpu_real_new(struct backend *be, size_t n, struct error *err);
+void cpu_real_free(struct backend *be, struct real *x);
+struct real *cpu_real_at(struct real *x, size_t i);
+struct act *cpu_act_new(struct backend *be, size_t n, struct error *err);
+void cpu_act_free(struct backend *be, struct act *x);
+struct act *cpu_act_at(struct act *x, size_t i);
+void cpu_real_write(struct backend *be, struct real *to, const float *from, size_t n);
+void cpu_real_read(struct backend *be, double *to, const struct real *from, size_t n);
+void cpu_act_write(struct backend *be, struct act *to, const float *from, size_t n);
+void cpu_act_read(struct backend *be, double *to, const struct act *from, size_t n);
+void cpu_real_zero(struct backend *be, struct real *x, size_t n);
+void cpu_real_copy(struct backend *be, struct real *to, const struct real *from, size_t n);
+
+struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+struct weight *cpu_weight_view(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);
+void cpu_weight_refresh(struct backend *be, struct weight *w);
+void cpu_weight_free(struct backend *be, struct weight *w);
+
+void cpu_embed(struct backend *be, struct real *x, const struct weight *w);
+void cpu_embed_backward(struct backend *be, struct real *dw, const struct real *dx, uint32_t C);
+
+void cpu_rmsnorm(struct backend *be, struct act *y, const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
+void cpu_rmsnorm_backward(struct backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x,
+			  const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
+void cpu_head_norm(struct backend *be, struct act *y, const struct act *x, const struct real *q_gain, const struct real *k_gain,
+		   const struct attention_shape *shape, float epsilon);
+void cpu_head_norm_backward(struct backend *be, struct act *dx, struct real *dq_gain, struct real *dk_gain, const struct act *dy,
+			    const struct act *x, const struct real *q_gain, const struct real *k_gain,
+			    const struct attention_shape *shape, float epsilon);
+
+void cpu_linear(struct backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows);
+void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, uint32_t rows);
+void cpu_linear_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,
+			 const struct weight *w, uint32_t rows);
+void cpu_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x,
+			      const struct weight *w, uint32_t rows);
+
+void cpu_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape,
+	      bool inverse);
+void cpu_attention(struct backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape);
+void cpu_attention_backward(struct backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y,
+			    const struct real *lse, const struct attention_shape *shape);
+
+void cpu_swiglu(struct backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
+void cpu_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows, uint32_t F);
+
+void cpu_pick_rows(struct backend *be, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C);
+void cpu_put_rows(struct backend *be, struct act *dx, const struct act *dy, const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);
+
+void cpu_sweep(struct backend *be, const struct real *logits, uint32_t n, uint32_t V, struct sweep_row *rows);
+void cpu_softmax_grad(struct backend *be, struct real *logits, uint32_t n, uint32_t V, const struct softmax_grad_row *rows);
+
+double cpu_sum_squares(struct backend *be, const struct real *x, size_t n);
+void cpu_adamw(struct backend *be, struct real *w, struct real *m, struct real *v, const struct real *g, size_t n, const struct adamw *a);

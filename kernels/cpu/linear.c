@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products with a matrix of N rows and K columns: y = x Wᵀ, dx = dy W (both in packed tiles), dW += dyᵀ x.
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/product.h"
+
+// x as the tiles of a product read it. Most often x itself will do, but for the last tile, which is padded.
+struct tiles {
+	const char *rows;                // x, or NULL when every tile was copied
+	const char *copy;                // the last tile, or all: [chunk][tile](TILE, depth)
+	size_t element, n_tiles, last, tile;
+};
+
+static const void *tile_at(const struct tiles *t, const struct matrix *m, size_t tile, uint32_t chunk, uint32_t chunk_size)
+{
+	size_t depth = matrix_chunk_depth(m, chunk);
+
+	if (t->rows && tile < t->last)
+		return t->rows + tile * t->tile * depth * t->element;
+	if (t->rows)
+		return t->copy;
+	return t->copy + (t->n_tiles * t->tile * chunk * chunk_size + tile * t->tile * depth) * t->element;
+}
+
+static void row_copy(const struct cpu *cpu, void *to, const float *from, size_t n, enum operand operand)
+{
+	if (operand == OPERAND_BF16)
+		cpu->vector->to_bf16(to, from, n);
+	else if (operand == OPERAND_ROUNDED)
+		cpu->vector->round_bf16(to, from, n);
+	else
+		memcpy(to, from, n * sizeof(float));
+}
+
+// False after backend_fail.
+static bool tiles_init(struct backend *be, struct tiles *t, const struct matrix *m, enum operand operand, const float *x, size_t rows, size_t K)
+{
+	const struct cpu *cpu = cpu_of(be);
+	size_t tile = products_tile(cpu->products), n_tiles = (rows + tile - 1) / tile, chunk_size = products_chunk(cpu->products);
+	bool direct = operand == OPERAND_F32 && matrix_chunks(m) == 1;
+
+	*t = (struct tiles){.element = operand == OPERAND_BF16 ? 2 : 4, .n_tiles = n_tiles, .tile = tile, .last = n_tiles};
+	if (direct) {
+		t->rows = (const char *)x;
+		t->last = rows / tile;
+		if (t->last == n_tiles)
+			return true;
+	}
+	char *copy = (char *)memory_shared(be, (n_tiles - (direct ? t->last : 0)) * tile * K);
+	if (!copy)
+		return false;
+	t->copy = copy;
+	size_t first = direct ? t->last * tile : 0;
+#pragma omp parallel for schedule(static) num_threads(cpu->n_threads)
+	for (size_t r = first; r < n_tiles * tile; r++) {
+		for (uint32_t chunk = 0; chunk < matrix_chunks(m); chunk++) {
+			size_t depth = matrix_chunk_depth(m, chunk);
+			char *to = copy + ((n_tiles * tile * chunk * chunk_size) + (r - first) * depth) * t->element;
+			if (r < rows)
+				row_copy(cpu, to, x + r * K + chunk * chunk_size, depth, operand);
+			else
+				memset(to, 0, depth * t->element);
+		}
+	}
+	return true;
+}
+
+// y (rows, N) {=, +=} x (rows, K) times the packed matrix, + bias.
+static void multiply(struct backend *be, float *y, bool add, const float *x, const struct matrix *m, size_t N, size_t K, enum operand operand,
+		     const float *bias, size_t rows)
+{
+	const struct cpu *cpu = cpu_of(be);
+	uint32_t block_size = products_block(cpu->products), chunk_size = products_chunk(cpu->products);
+	int threads = omp_get_max_threads(), failure = 0;
+	struct tiles t;
+
+	if (!rows || backend_failed(be) || !memory_own(be, (size_t)products_tile(cpu->products) * block_size) ||
+	    !tiles_init(be, &t, m, operand, x, rows, K))
+		return;
+	omp_set_num_threads(1);          // inside the region oneDNN must stay on its thread even when ours is the only one
+	for (uint32_t chunk = 0; chunk < matrix_chunks(m); chunk++) {
+#pragma omp parallel for schedule(dynamic, 4) collapse(2) num_threads(cpu->n_threads)
+		for (uint32_t block = 0; block < matrix_blocks(m); block++) {
+			for (size_t i = 0; i < t.n_tiles; i++) {
+				int worker = omp_get_thread_num();
+				size_t first = i * t.tile, n = rows - first < t.tile ? rows - first : t.tile, column = (size_t)block * block_size;
+				float *tile = cpu->own[worker];
+				if (matrix_tile(m, block, chunk, tile_at(&t, m, i, chunk, chunk_size), tile, worker) < 0) {
+#pragma omp atomic write
+					failure = 1;
+				}
+				cpu->vector->tile_store(y + first * N + column, N, tile, bias && chunk == 0 ? bias + column : NULL,
+							add || chunk > 0, (uint32_t)n, matrix_block_width(m, block));
+			}
+		}
+	}
+	omp_set_num_threads(threads);
+	if (failure)
+		backend_fail(be, "a product of %zu x %zu failed", N, K);
+}
+
+void cpu_linear(struct backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows)
+{
+	multiply(be, cpu_act(y), false, cpu_act_in(x), w->forward, w->n_rows, w->n_columns, w->operand, cpu_real_in(bias), rows);
+}
+
+void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, uint32_t rows)
+{
+	multiply(be, cpu_real(y), add, cpu_act_in(x), w->forward, w->n_rows, w->n_columns, w->operand, NULL, rows);
+}
+
+// dw (N, K) += dyᵀ x, in blocks of rows of dw.
+static void gradient(struct backend *be, float *dw, const float *dy, const float *x, size_t N, size_t K, size_t rows)
+{
+	const struct cpu *cpu = cpu_of(be);
+	size_t block = products_block(cpu->products);
+	int threads = omp_get_max_threads(), failure = 0;
+
+	omp_set_num_threads(1);
+#pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
+	for (size_t n = 0; n < N; n += block) {
+		if (products_transposed(N - n < block ? N - n : block, K, rows, dy + n, N, x, K, dw + n * K, K) < 0) {
+#pragma omp atomic write
+			failure = 1;
+		}
+	}
+	omp_set_num_threads(threads);
+	if (failure)
+		backend_fail(be, "a product of %zu x %zu failed", N, K);
+}
+
+#define BIAS_COLUMNS 64
+
+static void bias_gradient(const struct cpu *cpu, float *dbias, const float *dy, size_t N, size_t rows)
+{
+#pragma omp parallel for schedule(static) num_threads(cpu->n_threads)
+	for (size_t n = 0; n < N; n += BIAS_COLUMNS)
+		for (size_t r = 0; r < rows; r++)
+			cpu->vector->add(dbias + n, dy + r * N + n, N - n < BIAS_COLUMNS ? N - n : BIAS_COLUMNS);
+}
+
+static void backward(struct backend *be, float *dx, float *dw, const float *dy, const float *x, const struct weight *w, size_t rows)
+{
+	if (dx && !w->backward)
+		backend_fail(be, "the gradient through an immutable matrix was asked for");
+	if (!rows || backend_failed(be))
+		return;
+	if (dx)
+		multiply(be, dx, false, dy, w->backward, w->n_columns, w->n_rows, OPERAND_F32, NULL, rows);
+	if (dw)
+		gradient(be, dw, dy, x, w->n_rows, w->n_columns, rows);
+}
+
+void cpu_linear_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,
+			 const struct weight *w, uint32_t rows)
+{
+	backward(be, cpu_act(dx), cpu_real(dw), cpu_act_in(dy), cpu_act_in(x), w, rows);
+	if (dbias)
+		bias_gradient(cpu_of(be), cpu_real(dbias), cpu_act_in(dy), w->n_rows, rows);
+}
+
+void cpu_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x,
+			      const struct weight *w, uint32_t rows)
+{
+	backward(be, cpu_act(dx), cpu_real(dw), cpu_real_in(dy), cpu_act_in(x), w, rows);
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// The float vector of the instruction set a file is compiled for, and exp(). Included only by files that are compiled once per
+// instruction set (vector_*.c). Compiler vector types do the arithmetic; intrinsics only where C has no operator.
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+
+#define INLINE static inline __attribute__((always_inline, unused))
+
+// VECTOR(f) is f with the name of the instruction set: the same source gives one set of symbols for each.
+#define VECTOR_PASTE(name, suffix) name##_##suffix
+#define VECTOR_NAME(name, suffix) VECTOR_PASTE(name, suffix)
+#define VECTOR(name) VECTOR_NAME(name, VECTOR_SUFFIX)
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+
+INLINE vf vf_load(const float *p)
+{
+	vf v;
+
+	memcpy(&v, p, sizeof(v));
+	return v;
+}
+
+INLINE void vf_store(float *p, vf v)
+{
+	memcpy(p, &v, sizeof(v));
+}
+
+// The last n < LANES elements of a row; the other lanes are zero.
+INLINE vf vf_load_part(const float *p, size_t n)
+{
+	vf v = {0};
+
+	memcpy(&v, p, n * sizeof(float));
+	return v;
+}
+
+INLINE void vf_store_part(float *p, vf v, size_t n)
+{
+	memcpy(p, &v, n * sizeof(float));
+}
+
+INLINE vf vf_set(float x)
+{
+	return x - (vf){0};
+}
+
+// Where a lane of b is NaN the result is NaN; a NaN in a only is dropped.
+INLINE vf vf_max(vf a, vf b)
+{
+#if defined(__AVX512F__)
+	return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+	return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+	return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
+	for (int i = 0; i < LANES; i++)
+		a[i] = a[i] > b[i] ? a[i] : b[i];
+	return a;
+#endif
+}
+
+// Nearest integer, as integers.
+INLINE vi vf_round(vf x)
+{
+#if defined(__AVX512F__)
+	return (vi)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+	return (vi)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__SSE2__)
+	return (vi)_mm_cvtps_epi32((__m128)x);
+#else
+	vi r;
+
+	for (int i = 0; i < LANES; i++)
+		r[i] = (int32_t)lrintf(x[i]);
+	return r;
+#endif
+}
+
+INLINE vf vf_sqrt(vf x)
+{
+#if defined(__AVX512F__)
+	return (vf)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+	return (vf)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+	return (vf)_mm_sqrt_ps((__m128)x);
+#else
+	for (int i = 0; i < LANES; i++)
+		x[i] = sqrtf(x[i]);
+	return x;
+#endif
+}
+
+INLINE float vf_sum(vf v)
+{
+	float part[LANES];
+
+	memcpy(part, &v, sizeof(v));
+	for (int width = LANES / 2; width; width /= 2)
+		for (int i = 0; i < width; i++)
+			part[i] += part[i + width];
+	return part[0];
+}
+
+INLINE float vf_max_lane(vf v)
+{
+	float m = v[0];
+
+	for (int i = 1; i < LANES; i++)
+		m = v[i] > m ? v[i] : m;
+	return m;
+}
+
+// e^x to 2 units in the last place for -87.3 <= x <= 88.3; 0 below, infinity above, NaN for NaN.
+// Range reduction by ln 2 in two parts (Cody and Waite), Taylor-like minimax polynomial of degree 6 on +-ln(2)/2.
+INLINE vf vf_exp(vf x)
+{
+	const vf low = vf_set(-87.33654f), high = vf_set(88.37626f);
+	vf y = -vf_max(-high, -vf_max(low, x));
+	vi n = vf_round(y * 1.44269504f);
+	vf r = __builtin_convertvector(n, vf), p;
+	vi under = x < low, over = x > high;
+
+	y = y - r * 0.693145752f;
+	y = y - r * 1.42860677e-6f;
+	p = vf_set(1.9875692e-4f);
+	p = p * y + 1.3981999e-3f;
+	p = p * y + 8.3334519e-3f;
+	p = p * y + 4.1665794e-2f;
+	p = p * y + 1.6666665e-1f;
+	p = p * y + 0.5f;
+	p = p * y * y + y + 1.0f;
+	p = (vf)((vu)p + ((vu)n << 23));
+	p = (vf)((vi)p & ~under);
+	return (vf)(((vi)p & ~over) | ((vi)vf_set(INFINITY) & over));
+}

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is read from a row of logits.
+//
+// Top-k costs little more than one pass: the k-th largest maximum of blocks of 64 is a bound below which no logit of the top-k lies
+// (k blocks hold one each that reaches it), so only blocks whose maximum reaches it are read again. Selection runs on integer keys
+// that order like (logit descending, id ascending).
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+
+// Larger key = larger logit, then lower id. Adding 0 makes -0 equal to 0.
+static uint64_t key_of(float logit, uint32_t id)
+{
+	uint32_t bits;
+
+	logit += 0.0f;
+	memcpy(&bits, &logit, sizeof bits);
+	bits ^= bits >> 31 ? UINT32_MAX : UINT32_C(1) << 31;
+	return (uint64_t)bits << 32 | (UINT32_MAX - id);
+}
+
+static float key_logit(uint64_t key)
+{
+	uint32_t bits = (uint32_t)(key >> 32);
+	float logit;
+
+	bits ^= bits >> 31 ? UINT32_C(1) << 31 : UINT32_MAX;
+	memcpy(&logit, &bits, sizeof logit);
+	return logit;
+}
+
+static void heap_sink(uint64_t *heap, size_t n, size_t i, uint64_t key)
+{
+	for (size_t child; (child = 2 * i + 1) < n; i = child) {
+		if (child + 1 < n && heap[child + 1] < heap[child])
+			child++;
+		if (heap[child] >= key)
+			break;
+		heap[i] = heap[child];
+	}
+	heap[i] = key;
+}
+
+static void heap_make(uint64_t *heap, size_t n)
+{
+	for (size_t i = n / 2; i-- > 0;)
+		heap_sink(heap, n, i, heap[i]);
+}
+
+// The k largest of n keys move to the front; the smallest of them is keys[0].
+static void keys_select(uint64_t *keys, size_t n, size_t k)
+{
+	heap_make(keys, k);
+	for (size_t i = k; i < n; i++)
+		if (keys[i] > keys[0])
+			heap_sink(keys, k, 0, keys[i]);
+}
+
+// A heap becomes a descending list.
+static void keys_sort(uint64_t *heap, size_t k)
+{
+	for (size_t n = k; n > 1; n--) {
+		uint64_t least = heap[0];
+		heap_sink(heap, n - 1, 0, heap[n - 1]);
+		heap[n - 1] = least;
+	}
+}
+
+// keys: room for V + 64. Blocks without a maximum above the bound are skipped.
+static void top_k(struct sweep_row *row, const float *z, uint32_t V, const float *maxima, uint64_t *keys)
+{
+	uint32_t n_blocks = (V - 1) / SWEEP_BLOCK + 1, k = row->top_k;
+	float bound = -INFINITY;
+	size_t n = 0;
+
+	if (k <= n_blocks) {
+		for (uint32_t b = 0; b < n_blocks; b++)
+			keys[b] = key_of(maxima[b], 0);
+		keys_select(keys, n_blocks, k);
+		bound = key_logit(keys[0]);
+	}
+	for (uint32_t b = 0; b < n_blocks; b++) {
+		if (maxima[b] < bound)
+			continue;
+		uint32_t end = V - b * SWEEP_BLOCK < SWEEP_BLOCK ? V : (b + 1) * SWEEP_BLOCK;
+		for (uint32_t j = b * SWEEP_BLOCK; j < end; j++) {
+			keys[n] = key_of(z[j], j);
+			n += z[j] >= bound;
+		}
+	}
+	keys_select(keys, n, k);
+	keys_sort(keys, k);
+	for (uint32_t i = 0; i < k; i++) {
+		row->ids[i] = UINT32_MAX - (uint32_t)keys[i];
+		row->logits[i] = (double)z[row->ids[i]];
+	}
+}
+
+// own: (V + 64) keys, then the maxima
+static void sweep_one(const struct cpu_vector *vector, struct sweep_row *row, const float *z, uint32_t V, float *own)
+{
+	uint64_t *keys = (uint64_t *)own;
+	float max, *maxima = own + 2 * ((size_t)V + 64);
+	double sum = 0, weighted = 0;
+	bool unit = false;
+
+	row->not_finite = !vector->block_maxima(z, V, maxima, &max);
+	if (row->not_finite)
+		return;
+	row->max_logit = (double)max;
+	for (uint32_t i = 0; i < row->n_temperatures; i++) {
+		float temperature = row->temperatures[i];
+		bool with_entropy = row->want_entropy && temperature == 1 && !unit;
+		double s = vector->exp_sum(z, V, max, temperature, with_entropy ? &weighted : NULL);
+		row->lse[i] = (double)max / (double)temperature + log(s);
+		if (with_entropy) {
+			unit = true;
+			sum = s;
+		}
+	}
+	if (row->want_entropy) {
+		if (!unit)
+			sum = vector->exp_sum(z, V, max, 1, &weighted);
+		row->entropy = log(sum) - weighted / sum;
+	}
+	if (row->top_k)
+		top_k(row, z, V, maxima, keys);
+	for (uint32_t i = 0; i < row->n_gather; i++)
+		row->gathered[i] = (double)z[row->gather[i]];
+}
+
+void cpu_sweep(struct backend *be, const struct real *logits, uint32_t n, uint32_t V, struct sweep_row *rows)
+{
+	const struct cpu *cpu = cpu_of(be);
+
+	if (!memory_own(be, 2 * ((size_t)V + 64) + V / SWEEP_BLOCK + 1))
+		return;
+#pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
+	for (uint32_t i = 0; i < n; i++)
+		sweep_one(cpu->vector, &rows[i], cpu_real_in(logits) + (size_t)i * V, V, cpu->own[omp_get_thread_num()]);
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything between products, on rows of floats, once per instruction set. One thread each; sums have an order fixed by n alone.
+// Rows may end anywhere (no padding), and pointers need only be aligned to their element.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SWEEP_BLOCK 64               // logits whose maximum is kept: 64 maxima of 64 fit the cache, a top-64 reads few blocks twice
+#define ATTENTION_KEYS 64            // keys of one step: with one panel of queries they stay in the first-level cache
+
+// AdamW's constants of one step, from double, so that a vector kernel only multiplies.
+struct adamw_factors {
+	float grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
+	float step_size;                 // learning rate / (1 - beta1^step)
+	float inverse_correction2;       // 1 / (1 - beta2^step)
+	float epsilon, decay;            // decay: 1 - learning rate * weight decay
+};
+
+// One unit of attention: queries first..last-1 of one sequence, the n_group query heads that share one kv head.
+// Pointers are to the sequence's first row (of the first head of the group); strides in floats.
+struct attention_work {
+	const float *q, *k, *v;          // row stride `stride`
+	size_t stride;
+	uint32_t n_group, head_size, first, last;
+	float scale;
+	float *y;                        // (rows, n_group D), row stride y_stride; forward: written, backward: read
+	size_t y_stride;
+	float *lse;                      // (rows, n_group), row stride lse_stride; forward: written unless NULL, backward: read
+	size_t lse_stride;
+	const float *dy;                 // backward: like y
+	float *dq, *dk, *dv;             // backward: like q, k, v; written
+	float *scratch;                  // attention_scratch() floats, 64-byte aligned
+};
+
+struct cpu_vector {
+	const char *name;                // "baseline", "avx2", "avx512"
+
+	// One row of n. rmsnorm_backward returns 1/rms; add: dx += instead of =; dgain += unless NULL; dx may be dy.
+	void (*rmsnorm)(float *y, const float *x, const float *gain, float epsilon, size_t n);
+	float (*rmsnorm_backward)(float *dx, bool add, float *dgain, const float *dy, const float *x, const float *gain, float epsilon,
+				  size_t n);
+	void (*gain_backward)(float *dgain, const float *dy, const float *x, float inverse_rms_of_x, size_t n);    // dgain += dy x / rms
+	void (*rotate)(float *x, const float *cosine, const float *sine, float direction, size_t half);       // direction -1 inverts
+	void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
+	void (*swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
+	void (*add)(float *y, const float *x, size_t n);                                                      // y += x
+	// A finished product tile (rows, n), dense, goes to y (row stride ldy): += when add; + bias (n) unless NULL.
+	void (*tile_store)(float *y, size_t ldy, const float *tile, const float *bias, bool add, uint32_t rows, uint32_t n);
+	void (*to_bf16)(uint16_t *to, const float *from, size_t n);
+	void (*round_bf16)(float *to, const float *from, size_t n);      // to bfloat16 and back
+	double (*sum_squares)(const float *x, size_t n);
+	void (*adamw)(float *w, float *m, float *v, const float *g, size_t n, const struct adamw_factors *f);
+
+	// Vocabulary. maxima: (ceil(n / SWEEP_BLOCK)); false when an element is NaN or infinite.
+	bool (*block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
+	// Sum of e^z with z = (x - max) / temperature; ret_weighted, unless NULL: sum of z e^z.
+	double (*exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
+	// out = (add ? out : 0) + scale * e^(x / temperature - lse); out may be x when not adding.
+	void (*softmax)(float *out, bool add, const float *x, size_t n, float temperature, double lse, double scale);
+
+	void (*attention)(const struct attention_work *a);
+	void (*attention_backward)(const struct attention_work *a);      // first = 0, last = the sequence's length
+	size_t (*attention_scratch)(const struct attention_work *a, bool backward);    // floats, from first, last, n_group, head_size
+};
+
+extern const struct cpu_vector vector_baseline, vector_avx2, vector_avx512;
+
+// The best table for this processor. KDSERVED_CPU=baseline|avx2|avx512 in the environment asks for one; NULL when the
+// processor lacks it or the name is unknown.
+const struct cpu_vector *vector_find(void);

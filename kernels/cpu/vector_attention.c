@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0
+// Causal attention of one group of query heads; compiled once per instruction set.
+//
+// Everything is transposed so that queries lie side by side in the lanes: a panel is PANEL queries of one head, S is (keys, PANEL),
+// the output accumulates as (D, PANEL), and the softmax runs down the columns without a single horizontal sum. Keys go in steps of
+// ATTENTION_KEYS from the start of the sequence, with a running maximum and sum per query; all of one step stays in the first-level
+// cache. What a lane computes depends on its own query and the keys before it, in one order: never on the rest of the batch.
+//
+// Backward keeps the same shape: probabilities are computed again from lse step by step. Queries (and their outputs) of one sequence
+// are walked in order by one thread, so dk and dv, which all queries of the group add to, have a fixed order too.
+#include "kernels/cpu/vector_ops.h"
+
+#define PANEL (2 * LANES)
+#define KEYS ATTENTION_KEYS
+_Static_assert(KEYS % PANEL == 0, "queries of a panel must lie in one step of keys");
+
+#if LANES == 16
+#define BLOCK_ROWS 12                // 24 of 32 registers hold sums
+#else
+#define BLOCK_ROWS 6                 // 12 of 16
+#endif
+
+// c (n_rows, PANEL; row stride ldc) {=, +=} a b: a(i, k) = a[i * row + k * step], b (n, PANEL; row stride ldb).
+INLINE void block(const int n_rows, float *c, size_t ldc, const float *a, size_t row, size_t step, const float *b, size_t ldb, size_t n, bool add)
+{
+	vf left[BLOCK_ROWS], right[BLOCK_ROWS];
+
+	for (int i = 0; i < n_rows; i++) {
+		left[i] = add ? vf_load(c + i * ldc) : (vf){0};
+		right[i] = add ? vf_load(c + i * ldc + LANES) : (vf){0};
+	}
+	for (size_t k = 0; k < n; k++) {
+		vf b0 = vf_load(b + k * ldb), b1 = vf_load(b + k * ldb + LANES);
+		for (int i = 0; i < n_rows; i++) {
+			vf x = vf_set(a[i * row + k * step]);
+			left[i] += x * b0;
+			right[i] += x * b1;
+		}
+	}
+	for (int i = 0; i < n_rows; i++) {
+		vf_store(c + i * ldc, left[i]);
+		vf_store(c + i * ldc + LANES, right[i]);
+	}
+}
+
+INLINE void product(float *c, size_t ldc, size_t n_rows, const float *a, size_t row, size_t step, const float *b, size_t ldb, size_t n, bool add)
+{
+	size_t i = 0;
+
+	for (; i + BLOCK_ROWS <= n_rows; i += BLOCK_ROWS)
+		block(BLOCK_ROWS, c + i * ldc, ldc, a + i * row, row, step, b, ldb, n, add);
+	for (; i + 4 <= n_rows; i += 4)
+		block(4, c + i * ldc, ldc, a + i * row, row, step, b, ldb, n, add);
+	for (; i < n_rows; i++)
+		block(1, c + i * ldc, ldc, a + i * row, row, step, b, ldb, n, add);
+}
+
+// c (n_rows, width), width a multiple of PANEL, in PANEL columns at a time.
+static void product_wide(float *c, size_t width, size_t n_rows, const float *a, size_t row, size_t step, const float *b, size_t n)
+{
+	for (size_t j = 0; j < width; j += PANEL)
+		product(c + j, width, n_rows, a, row, step, b + j, width, n, true);
+}
+
+// Head size as it lies in scratch: whole panels, so that the wide products need no tail. The padding is zero.
+static size_t padded(size_t head_size)
+{
+	return (head_size + PANEL - 1) / PANEL * PANEL;
+}
+
+static void rows_copy(float *to, size_t width, const float *from, size_t stride, size_t n_rows, size_t n)
+{
+	for (size_t r = 0; r < n_rows; r++) {
+		memcpy(to + r * width, from + r * stride, n * sizeof(float));
+		memset(to + r * width + n, 0, (width - n) * sizeof(float));
+	}
+}
+
+// to (n, PANEL) = scale times the transpose of n_queries rows; the rest of the panel is zero.
+static void panel_transpose(float *to, const float *from, size_t stride, size_t n_queries, size_t n, float scale)
+{
+	for (size_t d = 0; d < n; d++) {
+		for (size_t i = 0; i < n_queries; i++)
+			to[d * PANEL + i] = from[i * stride + d] * scale;
+		for (size_t i = n_queries; i < PANEL; i++)
+			to[d * PANEL + i] = 0;
+	}
+}
+
+// Scores of keys after the query are taken out: key j of the step, query (lane) i of the panel, both counted from the step's start.
+static void mask(float *s, size_t n_keys, size_t first_query)
+{
+	for (size_t j = first_query + 1; j < n_keys; j++)
+		for (size_t i = 0; i < PANEL && first_query + i < j; i++)
+			s[j * PANEL + i] = -INFINITY;
+}
+
+// One step: s (n_keys, PANEL) holds scores and becomes e^(s - maximum); running maximum and sum follow; out is rescaled.
+static void softmax_step(float *s, size_t n_keys, float *max, float *sum, float *out, size_t n_out)
+{
+	vf m0 = vf_load(max), m1 = vf_load(max + LANES), old0 = m0, old1 = m1;
+
+	for (size_t j = 0; j < n_keys; j++) {
+		m0 = vf_max(m0, vf_load(s + j * PANEL));
+		m1 = vf_max(m1, vf_load(s + j * PANEL + LANES));
+	}
+	vf r0 = vf_exp(old0 - m0), r1 = vf_exp(old1 - m1);
+	vf sum0 = vf_load(sum) * r0, sum1 = vf_load(sum + LANES) * r1;
+	for (size_t j = 0; j < n_keys; j++) {
+		vf p0 = vf_exp(vf_load(s + j * PANEL) - m0), p1 = vf_exp(vf_load(s + j * PANEL + LANES) - m1);
+		vf_store(s + j * PANEL, p0);
+		vf_store(s + j * PANEL + LANES, p1);
+		sum0 += p0;
+		sum1 += p1;
+	}
+	for (size_t d = 0; d < n_out; d++) {
+		vf_store(out + d * PANEL, vf_load(out + d * PANEL) * r0);
+		vf_store(out + d * PANEL + LANES, vf_load(out + d * PANEL + LANES) * r1);
+	}
+	vf_store(max, m0);
+	vf_store(max + LANES, m1);
+	vf_store(sum, sum0);
+	vf_store(sum + LANES, sum1);
+}
+
+// Forward scratch: the unit's panels (queries, outputs, maximum, sum), then one step of keys, values and scores.
+struct panel { float *q, *out, *max, *sum; };
+
+#define PANEL_FLOATS(D) ((2 * (size_t)(D) + 2) * PANEL)
+
+static struct panel panel_at(float *scratch, size_t i, size_t D)
+{
+	float *p = scratch + i * PANEL_FLOATS(D);
+
+	return (struct panel){p, p + D * PANEL, p + 2 * D * PANEL, p + (2 * D + 1) * PANEL};
+}
+
+static void panel_open(struct panel p, const float *q, size_t stride, size_t n_queries, size_t D, float scale)
+{
+	panel_transpose(p.q, q, stride, n_queries, D, scale);
+	memset(p.out, 0, D * PANEL * sizeof(float));
+	for (size_t i = 0; i < PANEL; i++) {
+		p.max[i] = -0x1p126f;        // below every score; finite, so that the first rescale is e^-big = 0 and never NaN
+		p.sum[i] = 0;
+	}
+}
+
+static void panel_close(struct panel p, float *y, size_t y_stride, float *lse, size_t lse_stride, size_t n_queries, size_t D)
+{
+	for (size_t i = 0; i < n_queries; i++) {
+		float inverse = 1 / p.sum[i];
+		for (size_t d = 0; d < D; d++)
+			y[i * y_stride + d] = p.out[d * PANEL + i] * inverse;
+		if (lse)
+			lse[i * lse_stride] = p.max[i] + logf(p.sum[i]);
+	}
+}
+
+static void panel_step(struct panel p, const float *k, const float *v, float *s, size_t key, size_t query, size_t D)
+{
+	size_t n_keys = query + PANEL - key < KEYS ? query + PANEL - key : KEYS;
+
+	product(s, PANEL, n_keys, k, D, 1, p.q, PANEL, D, false);
+	if (key + n_keys > query + 1)
+		mask(s, n_keys, query - key);
+	softmax_step(s, n_keys, p.max, p.sum, p.out, D);
+	product(p.out, PANEL, D, v, 1, D, s, PANEL, n_keys, true);
+}
+
+void VECTOR(attention)(const struct attention_work *a)
+{
+	size_t D = a->head_size, per_head = (a->last - a->first + PANEL - 1) / PANEL, n_panels = per_head * a->n_group;
+	float *k = a->scratch + n_panels * PANEL_FLOATS(D), *v = k + KEYS * D, *s = v + KEYS * D;
+
+	for (size_t i = 0; i < n_panels; i++) {
+		size_t query = a->first + i % per_head * PANEL, n = a->last - query < PANEL ? a->last - query : PANEL;
+		panel_open(panel_at(a->scratch, i, D), a->q + query * a->stride + i / per_head * D, a->stride, n, D, a->scale);
+	}
+	for (size_t key = 0; key < a->last; key += KEYS) {
+		size_t n_keys = a->last - key < KEYS ? a->last - key : KEYS;
+		rows_copy(k, D, a->k + key * a->stride, a->stride, n_keys, D);
+		rows_copy(v, D, a->v + key * a->stride, a->stride, n_keys, D);
+		memset(k + n_keys * D, 0, (KEYS - n_keys) * D * sizeof(float));    // keys past the end are masked, but must be numbers
+		memset(v + n_keys * D, 0, (KEYS - n_keys) * D * sizeof(float));
+		for (size_t i = 0; i < n_panels; i++) {
+			size_t query = a->first + i % per_head * PANEL;
+			if (query + PANEL > key)
+				panel_step(panel_at(a->scratch, i, D), k, v, s, key, query, D);
+		}
+	}
+	for (size_t i = 0; i < n_panels; i++) {
+		size_t query = a->first + i % per_head * PANEL, h = i / per_head, n = a->last - query < PANEL ? a->last - query : PANEL;
+		float *lse = a->lse ? a->lse + query * a->lse_stride + h : NULL;
+		panel_close(panel_at(a->scratch, i, D), a->y + query * a->y_stride + h * D, a->y_stride, lse, a->lse_stride, n, D);
+	}
+}
+
+// Backward scratch: dk and dv of the whole sequence, one step of keys and values, one panel in both orientations.
+struct back {
+	float *dk, *dv, *k, *v;          // (n_keys or KEYS, width)
+	float *q, *dy;                   // (PANEL, width)
+	float *qt, *dyt, *dqt;           // (D, PANEL)
+	float *p, *ds;                   // (KEYS, PANEL)
+	float *lse, *delta;              // (PANEL)
+};
+
+static struct back back_at(float *scratch, size_t width, size_t n_keys)
+{
+	struct back b;
+
+	n_keys = (n_keys + KEYS - 1) / KEYS * KEYS;
+	b.dk = scratch;
+	b.dv = b.dk + n_keys * width;
+	b.k = b.dv + n_keys * width;
+	b.v = b.k + KEYS * width;
+	b.q = b.v + KEYS * width;
+	b.dy = b.q + PANEL * width;
+	b.qt = b.dy + PANEL * width;
+	b.dyt = b.qt + PANEL * width;
+	b.dqt = b.dyt + PANEL * width;
+	b.p = b.dqt + PANEL * width;
+	b.ds = b.p + KEYS * PANEL;
+	b.lse = b.ds + KEYS * PANEL;
+	b.delta = b.lse + PANEL;
+	return b;
+}
+
+size_t VECTOR(attention_scratch)(const struct attention_work *a, bool backward)
+{
+	size_t D = a->head_size, width = padded(D), n_keys = (a->last + KEYS - 1) / KEYS * (size_t)KEYS;
+	size_t n_panels = (a->last - a->first + PANEL - 1) / PANEL * (size_t)a->n_group;
+
+	if (backward)
+		return 2 * n_keys * width + (2 * KEYS + 5 * PANEL) * width + 2 * KEYS * PANEL + 2 * PANEL;
+	return n_panels * PANEL_FLOATS(D) + 2 * KEYS * D + KEYS * PANEL;
+}
+
+// p = e^(s - lse), ds = scale p (dp - delta); keys after the query give 0.
+static void back_softmax(const struct back *b, size_t n_keys, float scale)
+{
+	for (size_t half = 0; half < PANEL; half += LANES) {
+		vf lse = vf_load(b->lse + half), delta = vf_load(b->delta + half);
+		for (size_t j = 0; j < n_keys; j++) {
+			float *p = b->p + j * PANEL + half, *ds = b->ds + j * PANEL + half;
+			vf e = vf_exp(vf_load(p) - lse);
+			vf_store(p, e);
+			vf_store(ds, e * (vf_load(ds) - delta) * scale);
+		}
+	}
+}
+
+static void back_step(const struct attention_work *a, const struct back *b, size_t key, size_t query, size_t width)
+{
+	size_t D = a->head_size, n_keys = query + PANEL - key < KEYS ? query + PANEL - key : KEYS;
+
+	product(b->p, PANEL, n_keys, b->k, width, 1, b->qt, PANEL, D, false);
+	product(b->ds, PANEL, n_keys, b->v, width, 1, b->dyt, PANEL, D, false);
+	if (key + n_keys > query + 1)
+		mask(b->p, n_keys, query - key);
+	back_softmax(b, n_keys, a->scale);
+	product(b->dqt, PANEL, D, b->k, 1, width, b->ds, PANEL, n_keys, true);
+	product_wide(b->dv + key * width, width, n_keys, b->p, PANEL, 1, b->dy, PANEL);
+	product_wide(b->dk + key * width, width, n_keys, b->ds, PANEL, 1, b->q, PANEL);
+}
+
+// One panel: queries query..query+n-1 of head h of the group, against all keys before them.
+static void back_panel(const struct attention_work *a, const struct back *b, size_t query, size_t h, size_t n, size_t width)
+{
+	size_t D = a->head_size;
+	const float *q = a->q + query * a->stride + h * D, *dy = a->dy + query * a->y_stride + h * D, *y = a->y + query * a->y_stride + h * D;
+
+	rows_copy(b->q, width, q, a->stride, n, D);
+	rows_copy(b->dy, width, dy, a->y_stride, n, D);
+	memset(b->q + n * width, 0, (PANEL - n) * width * sizeof(float));
+	memset(b->dy + n * width, 0, (PANEL - n) * width * sizeof(float));
+	panel_transpose(b->qt, q, a->stride, n, D, a->scale);
+	panel_transpose(b->dyt, dy, a->y_stride, n, D, 1);
+	memset(b->dqt, 0, D * PANEL * sizeof(float));
+	for (size_t i = 0; i < PANEL; i++) {
+		float delta = 0;
+		for (size_t d = 0; i < n && d < D; d++)
+			delta += y[i * a->y_stride + d] * dy[i * a->y_stride + d];
+		b->delta[i] = delta;
+		b->lse[i] = i < n ? a->lse[(query + i) * a->lse_stride + h] : 0;
+	}
+	for (size_t key = 0; key < query + n; key += KEYS) {
+		size_t n_keys = a->last - key < KEYS ? a->last - key : KEYS;
+		rows_copy(b->k, width, a->k + key * a->stride, a->stride, n_keys, D);
+		rows_copy(b->v, width, a->v + key * a->stride, a->stride, n_keys, D);
+		memset(b->k + n_keys * width, 0, (KEYS - n_keys) * width * sizeof(float));
+		memset(b->v + n_keys * width, 0, (KEYS - n_keys) * width * sizeof(float));
+		back_step(a, b, key, query, width);
+	}
+	for (size_t i = 0; i < n; i++)
+		for (size_t d = 0; d < D; d++)
+			a->dq[(query + i) * a->stride + h * D + d] = b->dqt[d * PANEL + i];
+}
+
+void VECTOR(attention_backward)(const struct attention_work *a)
+{
+	size_t D = a->head_size, width = padded(D), n_keys = (a->last + KEYS - 1) / KEYS * (size_t)KEYS;
+	struct back b = back_at(a->scratch, width, a->last);
+
+	memset(b.dk, 0, 2 * n_keys * width * sizeof(float));
+	for (size_t query = 0; query < a->last; query += PANEL)
+		for (size_t h = 0; h < a->n_group; h++)
+			back_panel(a, &b, query, h, a->last - query < PANEL ? a->last - query : PANEL, width);
+	for (size_t j = 0; j < a->last; j++) {
+		memcpy(a->dk + j * a->stride, b.dk + j * width, D * sizeof(float));
+		memcpy(a->dv + j * a->stride, b.dv + j * width, D * sizeof(float));
+	}
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// The functions of one instruction set's table, for the files that define them (vector_*.c).
+#pragma once
+
+#include "kernels/cpu/simd.h"
+#include "kernels/cpu/vector.h"
+
+void VECTOR(rmsnorm)(float *y, const float *x, const float *gain, float epsilon, size_t n);
+float VECTOR(rmsnorm_backward)(float *dx, bool add, float *dgain, const float *dy, const float *x, const float *gain, float epsilon,
+			       size_t n);
+void VECTOR(gain_backward)(float *dgain, const float *dy, const float *x, float inverse_rms_of_x, size_t n);
+void VECTOR(rotate)(float *x, const float *cosine, const float *sine, float direction, size_t half);
+void VECTOR(swiglu)(float *y, const float *gate, const float *up, size_t n);
+void VECTOR(swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
+void VECTOR(add)(float *y, const float *x, size_t n);
+void VECTOR(tile_store)(float *y, size_t ldy, const float *tile, const float *bias, bool add, uint32_t rows, uint32_t n);
+void VECTOR(to_bf16)(uint16_t *to, const float *from, size_t n);
+void VECTOR(round_bf16)(float *to, const float *from, size_t n);
+double VECTOR(sum_squares)(const float *x, size_t n);
+void VECTOR(adamw)(float *w, float *m, float *v, const float *g, size_t n, const struct adamw_factors *f);
+bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
+double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
+void VECTOR(softmax)(float *out, bool add, const float *x, size_t n, float temperature, double lse, double scale);
+void VECTOR(attention)(const struct attention_work *a);
+void VECTOR(attention_backward)(const struct attention_work *a);
+size_t VECTOR(attention_scratch)(const struct attention_work *a, bool backward);

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// The table of one instruction set; compiled once for each.
+#include "kernels/cpu/vector_ops.h"
+
+#define VECTOR_STRING(name) VECTOR_STRING_OF(name)
+#define VECTOR_STRING_OF(name) #name
+
+const struct cpu_vector VECTOR(vector) = {
+	.name = VECTOR_STRING(VECTOR_SUFFIX),
+	.rmsnorm = VECTOR(rmsnorm),
+	.rmsnorm_backward = VECTOR(rmsnorm_backward),
+	.gain_backward = VECTOR(gain_backward),
+	.rotate = VECTOR(rotate),
+	.swiglu = VECTOR(swiglu),
+	.swiglu_backward = VECTOR(swiglu_backward),
+	.add = VECTOR(add),
+	.tile_store = VECTOR(tile_store),
+	.to_bf16 = VECTOR(to_bf16),
+	.round_bf16 = VECTOR(round_bf16),
+	.sum_squares = VECTOR(sum_squares),
+	.adamw = VECTOR(adamw),
+	.block_maxima = VECTOR(block_maxima),
+	.exp_sum = VECTOR(exp_sum),
+	.softmax = VECTOR(softmax),
+	.attention = VECTOR(attention),
+	.attention_backward = VECTOR(attention_backward),
+	.attention_scratch = VECTOR(attention_scratch),
+};

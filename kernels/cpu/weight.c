@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrices. A loaded one is dequantised block by block and exists packed only (the embedding is read back from the packed form, so a
+// tied head costs nothing more). A view is packed twice, for y = x Wᵀ and for dx = dy W, anew at every refresh: that is 1 % of a
+// training step and lets training use the same fast tiles.
+#include <errno.h>
+#include <stdlib.h>
+
+#include "common/error.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/product.h"
+
+// Rows of all parts, or an error when the parts do not form one matrix.
+static int parts_shape(const struct tensor *parts, uint32_t n_parts, uint32_t *ret_rows, uint32_t *ret_columns, struct error *err)
+{
+	uint64_t rows = 0, columns = n_parts ? parts[0].dims[1] : 0;
+	for (uint32_t i = 0; i < n_parts; i++) {
+		if (parts[i].n_dims != 2 || parts[i].dims[1] != columns)
+			return error_set(err, ERROR_INVALID, NULL, "part %u of a matrix is not two-dimensional with %llu columns", i,
+					 (unsigned long long)columns);
+		if (__builtin_add_overflow(rows, parts[i].dims[0], &rows))
+			rows = UINT64_MAX;
+		size_t row_bytes = dtype_row_bytes(parts[i].dtype, columns), n_bytes;
+		if (!row_bytes || __builtin_mul_overflow(row_bytes, parts[i].dims[0], &n_bytes) || parts[i].n_bytes < n_bytes)
+			return error_set(err, ERROR_INVALID, NULL, "part %u of a matrix has too few bytes for its shape", i);
+	}
+	if (rows == 0 || rows > INT32_MAX || columns == 0 || columns > INT32_MAX)
+		return error_set(err, ERROR_INVALID, NULL, "a matrix of %llu x %llu", (unsigned long long)rows, (unsigned long long)columns);
+	*ret_rows = (uint32_t)rows;
+	*ret_columns = (uint32_t)columns;
+	return 0;
+}
+
+// Rows first..first+n-1 of the stacked parts, as float (n, n_columns).
+static void parts_read(const struct tensor *parts, uint64_t first, uint32_t n, uint32_t n_columns, float *to)
+{
+	for (; n; n--, first++, to += n_columns) {
+		uint64_t row = first;
+		const struct tensor *part = parts;
+		for (; row >= part->dims[0]; part++)
+			row -= part->dims[0];
+		dtype_to_float(part->dtype, (const char *)part->data + row * dtype_row_bytes(part->dtype, n_columns), to, n_columns);
+	}
+}
+
+static int load_blocks(struct backend *be, struct weight *w, const struct tensor *parts)
+{
+	const struct cpu *cpu = cpu_of(be);
+	uint32_t block_rows = products_block(cpu->products);
+	size_t n = (size_t)block_rows * w->n_columns;
+	int failure = 0;
+
+	if (!memory_own(be, n))
+		return -ENOMEM;
+#pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
+	for (uint32_t block = 0; block < matrix_blocks(w->forward); block++) {
+		float *plain = cpu->own[omp_get_thread_num()];
+		uint32_t rows = matrix_block_width(w->forward, block);
+		parts_read(parts, (uint64_t)block * block_rows, rows, w->n_columns, plain);
+		if (w->operand == OPERAND_ROUNDED)
+			cpu->vector->round_bf16(plain, plain, (size_t)rows * w->n_columns);
+		int r = matrix_pack(w->forward, block, plain, w->n_columns, 1, omp_get_thread_num());
+		if (r < 0) {
+#pragma omp atomic write
+			failure = r;
+		}
+	}
+	return failure;
+}
+
+struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err)
+{
+	const struct cpu *cpu = cpu_of(be);
+	struct weight *w;
+	uint32_t n_rows = 0, n_columns = 0;
+
+	if (parts_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
+		return NULL;
+	w = calloc(1, sizeof *w);
+	if (!w) {
+		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix");
+		return NULL;
+	}
+	*w = (struct weight){.n_rows = n_rows, .n_columns = n_columns, .operand = cpu->operand};
+	if (matrix_new(cpu->products, n_rows, n_columns, w->operand == OPERAND_BF16, &w->forward, err) < 0)
+		goto fail;
+	if (load_blocks(be, w, parts) < 0) {
+		error_set(err, ERROR_INTERNAL, NULL, "a matrix of %u x %u cannot be packed", n_rows, n_columns);
+		goto fail;
+	}
+	return w;
+fail:
+	cpu_weight_free(be, w);
+	return NULL;
+}
+
+struct weight *cpu_weight_view(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err)
+{
+	const struct cpu *cpu = cpu_of(be);
+	struct weight *w = calloc(1, sizeof *w);
+
+	if (!w) {
+		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix view");
+		return NULL;
+	}
+	*w = (struct weight){.n_rows = n_rows, .n_columns = n_columns, .operand = OPERAND_F32, .view = cpu_real_in(array)};
+	if (matrix_new(cpu->products, n_rows, n_columns, false, &w->forward, err) < 0 ||
+	    matrix_new(cpu->products, n_columns, n_rows, false, &w->backward, err) < 0) {
+		cpu_weight_free(be, w);
+		return NULL;
+	}
+	cpu_weight_refresh(be, w);
+	return w;
+}
+
+static int pack_view(const struct cpu *cpu, struct matrix *m, const float *view, size_t row_stride, size_t column_stride)
+{
+	int failure = 0;
+
+#pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
+	for (uint32_t block = 0; block < matrix_blocks(m); block++) {
+		int r = matrix_pack(m, block, view + (size_t)block * products_block(cpu->products) * row_stride, row_stride, column_stride,
+				    omp_get_thread_num());
+		if (r < 0) {
+#pragma omp atomic write
+			failure = r;
+		}
+	}
+	return failure;
+}
+
+void cpu_weight_refresh(struct backend *be, struct weight *w)
+{
+	const struct cpu *cpu = cpu_of(be);
+
+	if (!w->view)
+		return;
+	if (pack_view(cpu, w->forward, w->view, w->n_columns, 1) < 0 || pack_view(cpu, w->backward, w->view, 1, w->n_columns) < 0)
+		backend_fail(be, "a matrix of %u x %u cannot be packed", w->n_rows, w->n_columns);
+}
+
+void cpu_weight_free(struct backend *be, struct weight *w)
+{
+	(void)be;
+	if (!w)
+		return;
+	matrix_free(w->forward);
+	matrix_free(w->backward);
+	free(w);
+}
