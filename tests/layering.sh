@@ -1,0 +1,48 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Fails on an include that points to the right in the layer order, or on an outside library away from its home (README, "Layers").
+cd "${top_srcdir:-$(dirname "$0")/..}" || exit 99
+failed=0
+
+# allow FOLDER-REGEX INCLUDE-REGEX: files below FOLDER may include, of ours, only what matches.
+allow() {
+	local files
+	files=$(find common kernels daemon clients -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.def' | grep -E "^($1)" | sort)
+	[ -n "$files" ] || { echo "layering: no file matches $1"; failed=1; return; }
+	# shellcheck disable=SC2086
+	if grep -nE '^#[[:space:]]*include "' $files | grep -vE ":#[[:space:]]*include \"($2|config\.h)" ; then
+		echo "layering: the lines above include what $1 must not see"
+		failed=1
+	fi
+}
+
+# home LIBRARY-HEADER-REGEX FILE-REGEX: only these files may include the library.
+home() {
+	if grep -rnE "^#[[:space:]]*include <($1)" common kernels daemon clients | grep -vE "^($2):" ; then
+		echo "layering: <$1> belongs in $2 alone"
+		failed=1
+	fi
+}
+
+allow 'common/'             'common/'
+allow 'kernels/'            'common/|kernels/'
+allow 'daemon/model/'       'common/|kernels/|daemon/model/'
+allow 'daemon/teacher/'     'common/|kernels/|daemon/(model|teacher)/|daemon/queue\.h'
+allow 'daemon/store/'       'common/|daemon/store/|daemon/queue\.h'
+allow 'daemon/train/'       'common/|daemon/train/|daemon/(config|log)\.h'
+allow 'daemon/worker/'      'common/|kernels/|clients/kdclient\.h|daemon/(model|store|worker)/|daemon/(config|log)\.h'
+allow 'daemon/server/'      'common/|daemon/(model|teacher|store|train|server)/|daemon/(config|log|queue)\.h|daemon/options\.def'
+allow 'daemon/(config|log|queue)\.' 'common/|daemon/(config|log|queue)\.h|daemon/options\.def'
+allow 'clients/'            'common/|clients/|daemon/store/store\.h'
+
+home 'microhttpd\.h'        'daemon/server/http[a-z_]*\.[ch]'
+home 'liburing\.h'          'daemon/store/ring\.c'
+home 'oneapi/|dnnl'         'kernels/cpu/.*'
+home 'cuda|cublas'          'kernels/cuda/.*'
+home 'systemd/'             'daemon/(main|log)\.c'
+home 'nettle/'              'common/sequence\.c'
+home 'pcre2'                'daemon/model/(tokenizer|pretokenizer)[a-z_]*\.c'
+home 'jansson\.h'           'daemon/(server/(json|control)[a-z_]*\.[ch]|model/.*|train/.*|worker/.*)|clients/kdctl.*'
+
+[ $failed = 0 ] && echo "layering: clean"
+exit $failed
