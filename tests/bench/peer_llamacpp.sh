@@ -1,0 +1,40 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# All-position scoring, kdserved against llama.cpp: same weights, same cores, interleaved processes; writes one CSV row per process.
+# usage: peer_llamacpp.sh BUILD_FOLDER WORK_FOLDER [ROUNDS=4] [THREADS=2] [LENGTH=512] [SEQUENCES=4]
+# WORK_FOLDER receives llama.cpp (from the Python package llama-cpp-python's source archive, built with the machine's own instructions)
+# and the model as BF16 GGUF. Needs cmake, g++, python3-venv.
+set -euo pipefail
+[ $# -ge 2 ] || { sed -n '4,6p' "$0"; exit 2; }
+here=$(cd "$(dirname "$0")" && pwd)
+build=$(cd "$1" && pwd) work=$2 rounds=${3:-4} threads=${4:-2} length=${5:-512} sequences=${6:-4} passes=5
+teacher=${KDSERVED_TEACHER:-${XDG_CACHE_HOME:-$HOME/.cache}/kdserved/SmolLM2-135M-Instruct.Q4_1.gguf}
+mkdir -p "$work"; cd "$work"
+
+if [ ! -x peer_llamacpp ]; then
+	[ -d venv ] || { python3 -m venv venv; venv/bin/pip install --quiet gguf==0.19.0; }
+	[ -d source ] || { venv/bin/pip download --quiet --no-deps --no-binary :all: llama-cpp-python==0.3.36 -d .; mkdir source; tar xzf llama_cpp_python-*.tar.gz -C source --strip-components=1; }
+	tree=source/vendor/llama.cpp
+	cmake -S $tree -B llama -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF \
+		-DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_EXAMPLES=OFF >llama.log
+	cmake --build llama -j"$(nproc)" --target llama >>llama.log
+	gcc -O2 "$here/peer_llamacpp.c" -I$tree/include -I$tree/ggml/include -Lllama/bin -Wl,-rpath,"$PWD/llama/bin" -lllama -lggml -lggml-base -o peer_llamacpp
+fi
+for kind in BF16 F32; do
+	[ -f model-$kind.gguf ] || venv/bin/python "$here/gguf_to_bf16.py" "$teacher" model-$kind.gguf $kind
+done
+
+csv=$work/peer_llamacpp.csv
+[ -f "$csv" ] || echo "date,commit,cpu,threads,length,sequences,engine,median_tokens_s,best_tokens_s" >"$csv"
+row() { # ENGINE "median X best Y"
+	# shellcheck disable=SC2086
+	set -- "$1" $2
+	echo "$(date -u +%F),$(git -C "$here" rev-parse --short HEAD),$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1),$threads,$length,$sequences,$1,$3,$5" | tee -a "$csv"
+}
+for ((round = 0; round < rounds; round++)); do
+	row kdserved "$("$build/tests/bench/bench_score" --teacher "$teacher" --device cpu --threads "$threads" --length "$length" --sequences "$sequences" --top-k 64 --passes $passes | grep -oE 'median [0-9.]+ best [0-9.]+')"
+	for kind in BF16 F32; do
+		row llama.cpp-$kind "$(./peer_llamacpp model-$kind.gguf "$threads" "$length" "$sequences" $passes)"
+	done
+	row llama.cpp-Q4_1 "$(./peer_llamacpp "$teacher" "$threads" "$length" "$sequences" $passes)"
+done
