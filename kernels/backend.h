@@ -82,6 +82,7 @@ struct adamw { double learning_rate, beta1, beta2, epsilon, weight_decay, grad_s
 
 struct backend_ops {
 	const char *name;                // "ref", "cpu", "cuda"
+	uint32_t head_rows;              // rows of logits best held at once: a tile that stays in cache (cpu), that fills the device (cuda)
 	int (*open)(struct backend *be, const struct backend_options *options, struct error *err);
 	void (*close)(struct backend *be);
 	void (*sync)(struct backend *be);

@@ -8,15 +8,13 @@
 #include "common/error.h"
 #include "daemon/model/weights.h"
 
-// Rows of logits held at once. At V = 49152 a tile is 12 MiB of float.
-#define HEAD_TILE_ROWS 64
-
 struct head {
 	const struct weights *weights;
 	struct backend *backend;
-	uint32_t max_rows;
-	struct real *logits;             // (HEAD_TILE_ROWS, V); in training also their gradient
-	struct act *x;                   // (HEAD_TILE_ROWS, C)
+	uint32_t max_rows, tile_rows;    // tile_rows: the backend's head_rows, at most max_rows
+	struct real *logits;             // (tile_rows, V); in training also their gradient
+	struct act *x;                   // (tile_rows, C)
+	struct softmax_grad_row *grads;  // (tile_rows) training only
 	struct act *dx;                  // (max_rows, C) gradients of the picked rows; NULL for immutable weights
 };
 
@@ -24,18 +22,24 @@ int head_open(const struct weights *w, uint32_t max_rows, struct head **ret_head
 {
 	struct backend *be = w->backend;
 	size_t V = w->architecture.vocab_size, C = w->architecture.width, n_dx;
+	uint32_t tile = be->ops->head_rows < max_rows ? be->ops->head_rows : max_rows;
 	if (__builtin_mul_overflow((size_t)max_rows, C, &n_dx))
 		return error_set(err, ERROR_TOO_LARGE, NULL, "a head for %u rows of width %zu", max_rows, C);
 	struct head *h = calloc(1, sizeof *h);
 	if (!h)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the head");
-	*h = (struct head){.weights = w, .backend = be, .max_rows = max_rows};
-	h->logits = be->ops->real_new(be, HEAD_TILE_ROWS * V, err);
-	h->x = h->logits ? be->ops->act_new(be, HEAD_TILE_ROWS * C, err) : NULL;
+	*h = (struct head){.weights = w, .backend = be, .max_rows = max_rows, .tile_rows = tile};
+	h->logits = be->ops->real_new(be, tile * V, err);
+	h->x = h->logits ? be->ops->act_new(be, tile * C, err) : NULL;
 	h->dx = h->x && w->parameters ? be->ops->act_new(be, n_dx, err) : NULL;
 	if (!h->x || (w->parameters && !h->dx)) {
 		head_close(h);
 		return error_errno(ERROR_MEMORY);
+	}
+	h->grads = w->parameters ? calloc(tile, sizeof *h->grads) : NULL;
+	if (w->parameters && !h->grads) {
+		head_close(h);
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the head");
 	}
 	*ret_head = h;
 	return 0;
@@ -48,6 +52,7 @@ struct head *head_close(struct head *h)
 	h->backend->ops->real_free(h->backend, h->logits);
 	h->backend->ops->act_free(h->backend, h->x);
 	h->backend->ops->act_free(h->backend, h->dx);
+	free(h->grads);
 	free(h);
 	return NULL;
 }
@@ -61,15 +66,15 @@ static void sweep_tile(struct head *h, const struct act *hidden, const uint32_t 
 	ops->sweep(h->backend, h->logits, n, a->vocab_size, out);
 }
 
-static uint32_t tile_rows(uint32_t first, uint32_t n)
+static uint32_t tile_rows(const struct head *h, uint32_t first, uint32_t n)
 {
-	return n - first < HEAD_TILE_ROWS ? n - first : HEAD_TILE_ROWS;
+	return n - first < h->tile_rows ? n - first : h->tile_rows;
 }
 
 void head_score(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct sweep_row *out)
 {
-	for (uint32_t first = 0; first < n; first += HEAD_TILE_ROWS)
-		sweep_tile(h, hidden, rows + first, tile_rows(first, n), out + first);
+	for (uint32_t first = 0; first < n; first += h->tile_rows)
+		sweep_tile(h, hidden, rows + first, tile_rows(h, first, n), out + first);
 }
 
 int head_train(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, uint32_t T, struct sweep_row *out,
@@ -77,19 +82,18 @@ int head_train(struct head *h, const struct act *hidden, const uint32_t *rows, u
 {
 	const struct backend_ops *ops = h->backend->ops;
 	uint32_t V = h->weights->architecture.vocab_size, C = h->weights->architecture.width;
-	struct softmax_grad_row grads[HEAD_TILE_ROWS];
 	assert(!dhidden || (h->dx && n <= h->max_rows));
-	for (uint32_t first = 0; first < n; first += HEAD_TILE_ROWS) {
-		uint32_t n_tile = tile_rows(first, n);
+	for (uint32_t first = 0; first < n; first += h->tile_rows) {
+		uint32_t n_tile = tile_rows(h, first, n);
 		sweep_tile(h, hidden, rows + first, n_tile, out + first);
 		int r = backend_sync(h->backend, err);    // the loss must never see the results of a failed sweep
 		if (r == 0)
-			r = loss(arg, first, n_tile, out + first, grads, err);
+			r = loss(arg, first, n_tile, out + first, h->grads, err);
 		if (r < 0)
 			return r;
 		if (!dhidden)
 			continue;
-		ops->softmax_grad(h->backend, h->logits, n_tile, V, grads);
+		ops->softmax_grad(h->backend, h->logits, n_tile, V, h->grads);
 		ops->linear_real_backward(h->backend, ops->act_at(h->dx, (size_t)first * C), h->weights->head_gradient, h->logits, h->x,
 					  h->weights->head, n_tile);
 	}

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The LM head in tiles of HEAD_TILE_ROWS rows: product, then one sweep of the vocabulary (lse, top-k, gather, entropy). Never holds
+// The LM head in tiles of the backend's head_rows rows: product, then one sweep of the vocabulary (lse, top-k, gather, entropy). Never holds
 // [positions x vocabulary]: one tile of logits is reserved at open and nothing grows it.
 #pragma once
 

@@ -92,6 +92,7 @@ static void cpu_begin(struct backend *be, const struct layout *layout)
 
 const struct backend_ops backend_cpu_ops = {
 	.name = "cpu",
+	.head_rows = 64,
 	.open = cpu_open,
 	.close = cpu_close,
 	.sync = cpu_sync,

@@ -138,7 +138,7 @@ static void cuda_begin(backend *be, const struct layout *l)
 static int open_cuda(backend *be, const backend_options *options, struct error *err);
 
 #define CUDA_OPERATIONS(act_at_function) \
-	.name = "cuda", .open = open_cuda, .close = cuda_close, .sync = cuda_sync, \
+	.name = "cuda", .head_rows = 1024, .open = open_cuda, .close = cuda_close, .sync = cuda_sync, \
 	.real_new = cuda_real_new, .real_free = cuda_real_free, .real_at = cuda_real_at, \
 	.act_new = cuda_act_new, .act_free = cuda_act_free, .act_at = act_at_function, \
 	.real_write = cuda_real_write, .real_read = cuda_real_read, .act_write = cuda_act_write, .act_read = cuda_act_read, \

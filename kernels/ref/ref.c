@@ -62,6 +62,7 @@ static void ref_begin(struct backend *be, const struct layout *layout)
 
 const struct backend_ops backend_ref_ops = {
 	.name = "ref",
+	.head_rows = 64,
 	.open = ref_open,
 	.close = ref_close,
 	.sync = ref_sync,
