@@ -29,7 +29,7 @@ int appender_init(struct appender *a, struct store_parts *parts, uint64_t shard_
 		  struct error *err)
 {
 	*a = (struct appender){.parts = parts, .shard_bytes = shard_bytes, .next_id = next_id, .retired.fd = -1};
-	int rc = tail_init(&a->tail, &parts->directory, err);
+	int rc = tail_init(&a->tail, &parts->directory, shard_bytes, err);
 	if (rc < 0) {
 		tail_shard_done(current);
 		a->parts = NULL;

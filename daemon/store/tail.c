@@ -34,9 +34,9 @@ void tail_shard_done(struct tail_shard *shard)
 	*shard = (struct tail_shard){.fd = -1};
 }
 
-int tail_init(struct tail *t, const struct directory *directory, struct error *err)
+int tail_init(struct tail *t, const struct directory *directory, uint64_t shard_bytes, struct error *err)
 {
-	*t = (struct tail){.directory = directory, .shard.fd = -1};
+	*t = (struct tail){.directory = directory, .shard_bytes = shard_bytes, .shard.fd = -1};
 	uint8_t *data = aligned_alloc(4096, (size_t)TAIL_WRITES * TAIL_WRITE_BYTES);
 	t->writes = calloc(TAIL_WRITES, sizeof *t->writes);
 	if (!data || !t->writes) {
@@ -146,7 +146,9 @@ static void set_aside(struct tail *t, uint64_t upto)
 	if (upto <= s->set_aside)
 		return;
 	uint64_t from = s->set_aside > t->end ? s->set_aside : t->end;
-	uint64_t n = upto - from > SET_ASIDE_BYTES ? upto - from : SET_ASIDE_BYTES;
+	uint64_t n = from < t->shard_bytes && t->shard_bytes - from < SET_ASIDE_BYTES ? t->shard_bytes - from : SET_ASIDE_BYTES;
+	if (n < upto - from)
+		n = upto - from;
 	int rc = fallocate(s->fd, FALLOC_FL_KEEP_SIZE, (off_t)from, (off_t)n);
 	(void)rc;
 	s->set_aside = from + n;

@@ -29,6 +29,7 @@ struct tail_write;
 
 struct tail {
 	const struct directory *directory;
+	uint64_t shard_bytes;        // space is not set aside beyond this
 	struct ring *ring;
 	struct tail_shard shard;
 	struct tail_write *writes;
@@ -37,7 +38,7 @@ struct tail {
 	int failed;                  // of the writes since the last flush: the first error
 };
 
-int tail_init(struct tail *t, const struct directory *directory, struct error *err);
+int tail_init(struct tail *t, const struct directory *directory, uint64_t shard_bytes, struct error *err);
 void tail_done(struct tail *t);      // closes without synchronising
 
 void tail_adopt(struct tail *t, struct tail_shard *shard);      // goes on with a recovered shard; takes it over

@@ -70,7 +70,7 @@ struct record *fixture_record_sized(uint64_t n)
 		return fixture_record(n, 1024 + (uint32_t)(r >> 32) % 1024, 128);
 	if (r % 8 == 0)
 		return fixture_record(n, 64 + (uint32_t)(r >> 32) % 64, 32);
-	return fixture_record(n, 1 + (uint32_t)(r >> 32) % 16, 1 + (uint32_t)(r >> 8) % 8);
+	return fixture_record(n, 8 + (uint32_t)(r >> 32) % 16, 1 + (uint32_t)(r >> 8) % 8);        // 8 tokens: no two numbers share a key
 }
 
 char *fixture_directory(void)

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+// One fault at every place it can happen: no hang, no false acknowledgement, no wrong bytes, and the store goes on.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/error.h"
+#include "tests/crash/fault.h"
+#include "tests/unit/store_fixture.h"
+
+#define N_RECORDS 48
+#define SHARD_BYTES 8192        // about 12 records: a run rotates four times
+
+static struct record *records[N_RECORDS];
+
+static enum store_durability durability_of(unsigned i)
+{
+	return i % 3 == 0 ? STORE_NONE : i % 3 == 1 ? STORE_FLUSHED : STORE_DURABLE;
+}
+
+struct ack { int n_calls; bool failed; };
+
+static void on_ack(void *arg, const struct error *err)
+{
+	struct ack *a = arg;
+	a->failed = err != NULL;
+	__atomic_fetch_add(&a->n_calls, 1, __ATOMIC_RELEASE);
+}
+
+// What acknowledged records owe: found with their bytes while open, and after opening anew.
+static void expect_kept(const char *d, const struct ack *acks)
+{
+	struct store *s = fixture_open(d, SHARD_BYTES);
+	for (unsigned i = 0; i < N_RECORDS; i++) {
+		int rc = fixture_expect(s, records[i]);
+		if (!(rc == 0 || (rc == -ENOENT && (acks[i].failed || durability_of(i) == STORE_NONE))))
+			fail_msg("record %u, %sacknowledged: %s", i, acks[i].failed ? "not " : "", strerror(-rc));
+	}
+	assert_int_equal(fixture_stats(s).n_corrupt, 0);
+	store_close(s);
+}
+
+// Appends everything with the armed fault in the way, the first half one at a time, the rest in a burst. Returns how many were refused.
+static unsigned run(const char *d, struct ack acks[N_RECORDS])
+{
+	unsigned n_failed = 0;
+	memset(acks, 0, N_RECORDS * sizeof *acks);
+	struct store *s = fixture_open(d, SHARD_BYTES);
+	for (unsigned i = 0; i < N_RECORDS; i++) {
+		assert_int_equal(store_append(s, records[i], durability_of(i), on_ack, &acks[i], NULL), 0);
+		while (i < N_RECORDS / 2 && !__atomic_load_n(&acks[i].n_calls, __ATOMIC_ACQUIRE))
+			usleep(20);
+		if (i < N_RECORDS / 2 && !acks[i].failed && durability_of(i) != STORE_NONE)
+			assert_int_equal(fixture_expect(s, records[i]), 0);
+	}
+	store_close(s);
+	for (unsigned i = 0; i < N_RECORDS; i++) {
+		assert_int_equal(acks[i].n_calls, 1);
+		n_failed += acks[i].failed;
+	}
+	return n_failed;
+}
+
+// A fault while a store is opened the first time: opened or refused, but nothing worse.
+static void try_opening(enum fault_kind kind, uint64_t nth, int result, long part, uint64_t n_times)
+{
+	char *d = fixture_directory();
+	struct store *s;
+	fault_disarm();
+	fault_arm(kind, nth, n_times, result, part);
+	if (store_open(&(struct store_options){.directory = d}, &s, NULL) == 0)
+		store_close(s);
+	fault_disarm();
+	fixture_remove(d);
+}
+
+// The fault at the first operation, the second (with stride 1, or when KD_TORTURE is set), ... until there are no more of them, at most
+// n_max. Only a full disk may cost records.
+static void try_everywhere(enum fault_kind kind, int result, long part, uint64_t n_times, unsigned n_max, unsigned stride)
+{
+	struct ack acks[N_RECORDS];
+	bool reached = true;
+	unsigned nth;
+	if (getenv("KD_TORTURE"))
+		stride = 1;
+	for (nth = 1; nth <= n_max && reached; nth += stride) {
+		if (nth <= 4)
+			try_opening(kind, nth, result, part, n_times);
+		char *d = fixture_directory();
+		struct store *s = fixture_open(d, SHARD_BYTES);
+		store_close(s);
+		fault_disarm();
+		fault_arm(kind, nth, n_times, result, part);
+		unsigned n_failed = run(d, acks);
+		assert_int_equal(fault_n_syncs_after_failure(), 0);
+		reached = fault_n_injected() > 0;
+		fault_disarm();
+		if (n_failed && result != -ENOSPC && result != -EDQUOT && n_times == 1)
+			fail_msg("kind %d, operation %u, result %d, part %ld: %u refused, though the fault passed", (int)kind, nth, result, part,
+				 n_failed);
+		expect_kept(d, acks);
+		fixture_remove(d);
+	}
+	assert_true(nth > 3);        // it was reached
+}
+
+static void a_write_fails(void **state)
+{
+	(void)state;
+	static const int results[] = {-EIO, -ENOSPC, -EFBIG, -ECANCELED, -EAGAIN, -EINTR, -EDQUOT};
+	for (size_t i = 0; i < sizeof results / sizeof *results; i++)
+		try_everywhere(FAULT_WRITE, results[i], 0, 1, 64, i < 2 ? 1 : 4);
+}
+
+static void a_write_fails_after_some_bytes(void **state)
+{
+	(void)state;
+	static const int results[] = {-EIO, -ENOSPC};
+	for (size_t i = 0; i < 2; i++) {
+		try_everywhere(FAULT_WRITE, results[i], 1, 1, 64, 5);
+		try_everywhere(FAULT_WRITE, results[i], 100, 1, 64, 3);
+		try_everywhere(FAULT_WRITE, results[i], -1, 1, 64, 5);
+	}
+}
+
+static void a_write_is_short(void **state)
+{
+	(void)state;
+	try_everywhere(FAULT_WRITE, 0, 1, 1, 64, 2);
+	try_everywhere(FAULT_WRITE, 0, -1, 1, 64, 2);
+	try_everywhere(FAULT_WRITE, 0, 7, UINT64_MAX, 3, 1);
+}
+
+static void an_fsync_fails(void **state)
+{
+	(void)state;
+	static const int results[] = {-EIO, -ENOSPC, -EDQUOT, -EINTR, -EAGAIN, -ECANCELED};
+	for (size_t i = 0; i < sizeof results / sizeof *results; i++)
+		try_everywhere(FAULT_FSYNC, results[i], 0, 1, 50, i ? 3 : 1);
+}
+
+static void every_fsync_fails(void **state)
+{
+	(void)state;
+	try_everywhere(FAULT_FSYNC, -EIO, 0, UINT64_MAX, 50, 3);
+}
+
+static void a_cut_fails_after_a_failed_write(void **state)
+{
+	(void)state;
+	struct ack acks[N_RECORDS];
+	for (unsigned nth = 1; nth <= 40; nth += getenv("KD_TORTURE") ? 1 : 2) {
+		char *d = fixture_directory();
+		fault_disarm();
+		fault_arm(FAULT_WRITE, nth, 1, -EIO, 100);
+		fault_arm(FAULT_TRUNCATE, 2, UINT64_MAX, -EIO, 0);       // the first is the lock file's
+		run(d, acks);
+		fault_disarm();
+		struct store *s = fixture_open(d, SHARD_BYTES);          // what was left behind may count as damage, but nothing is lost
+		for (unsigned i = 0; i < N_RECORDS; i++)
+			if (!acks[i].failed && durability_of(i) != STORE_NONE)
+				assert_int_equal(fixture_expect(s, records[i]), 0);
+		store_close(s);
+		fixture_remove(d);
+	}
+}
+
+static void submitting_fails(void **state)
+{
+	(void)state;
+	static const int passing[] = {-EAGAIN, -EINTR, -EBUSY}, lasting[] = {-EBADF, -ENXIO, -EOPNOTSUPP};
+	for (size_t i = 0; i < 3; i++) {
+		try_everywhere(FAULT_SUBMIT, passing[i], 0, 3, 8, 3);
+		try_everywhere(FAULT_SUBMIT, lasting[i], 0, 1, 64, 6);
+	}
+}
+
+static void without_io_uring_the_store_works_and_says_so(void **state)
+{
+	(void)state;
+	static const int results[] = {-EPERM, -ENOSYS, -ENOMEM};
+	for (size_t i = 0; i < 3; i++) {
+		struct ack acks[N_RECORDS];
+		char *d = fixture_directory();
+		fault_disarm();
+		struct store *s = fixture_open(d, SHARD_BYTES);
+		bool usual = fixture_stats(s).uring;
+		store_close(s);
+		fault_arm(FAULT_SETUP, 1, 2, results[i], 0);
+		s = fixture_open(d, SHARD_BYTES);
+		assert_false(fixture_stats(s).uring);
+		store_close(s);
+		assert_int_equal(run(d, acks), 0);
+		assert_int_equal(fault_count(FAULT_SETUP), 3);
+		expect_kept(d, acks);
+		fixture_remove(d);
+		if (!usual)
+			print_message("no io_uring here: the other tests ran on pwrite\n");
+	}
+	fault_disarm();
+	fault_arm(FAULT_SETUP, 1, UINT64_MAX, -EPERM, 0);
+}
+
+static uint64_t now_ms(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+// A fault that lasts: appends fail quickly, finding goes on, and when it ends appends work again within five seconds by themselves.
+static void heals_from(enum fault_kind kind, int result)
+{
+	char *d = fixture_directory();
+	fault_disarm();
+	struct store *s = fixture_open(d, SHARD_BYTES);
+	assert_int_equal(fixture_append(s, records[0], STORE_DURABLE), 0);
+	fault_arm(kind, 1, UINT64_MAX, result, 0);
+	assert_int_not_equal(fixture_append(s, records[1], STORE_DURABLE), 0);
+	assert_true(fixture_stats(s).failing);
+	for (unsigned i = 2; i < 20; i++)
+		assert_int_not_equal(fixture_append(s, records[i], STORE_DURABLE), 0);
+	assert_int_equal(store_append(s, records[20], STORE_NONE, NULL, NULL, NULL), 0);
+	assert_int_equal(fixture_expect(s, records[0]), 0);
+	fault_disarm();
+	uint64_t start = now_ms();
+	while (fixture_append(s, records[1], STORE_DURABLE) != 0) {
+		assert_true(now_ms() - start < 5000);
+		usleep(10000);
+	}
+	while (fixture_stats(s).failing)        // cleared just after the acknowledgement
+		assert_true(now_ms() - start < 6000);
+	assert_true(fixture_stats(s).n_failed_appends >= 19);
+	store_close(s);
+	s = fixture_open(d, SHARD_BYTES);
+	assert_int_equal(fixture_expect(s, records[0]), 0);
+	assert_int_equal(fixture_expect(s, records[1]), 0);
+	store_close(s);
+	fixture_remove(d);
+}
+
+static void the_store_heals_when_a_lasting_fault_ends(void **state)
+{
+	(void)state;
+	heals_from(FAULT_WRITE, -ENOSPC);
+	heals_from(FAULT_WRITE, -EIO);
+	heals_from(FAULT_FSYNC, -EIO);
+	heals_from(FAULT_WRITE, -EAGAIN);
+}
+
+// Flushed records that no fsync had covered follow the durable ones to the new shard.
+static void a_failed_fsync_moves_what_was_only_flushed(void **state)
+{
+	(void)state;
+	char *d = fixture_directory();
+	fault_disarm();
+	struct store *s = fixture_open(d, 0);
+	for (unsigned i = 0; i < 10; i++)
+		assert_int_equal(fixture_append(s, records[i], STORE_FLUSHED), 0);
+	fault_arm(FAULT_FSYNC, 1, 1, -EIO, 0);
+	assert_int_equal(fixture_append(s, records[10], STORE_DURABLE), 0);
+	assert_int_equal(fixture_stats(s).n_shards, 2);
+	store_close(s);
+	fault_disarm();
+	size_t n;
+	free(fixture_read(d, "00000000.shard", &n));
+	assert_int_equal(n, 4096);            // cut back to what had been synchronised
+	s = fixture_open(d, 0);
+	for (unsigned i = 0; i <= 10; i++)
+		assert_int_equal(fixture_expect(s, records[i]), 0);
+	assert_int_equal(fixture_stats(s).n_corrupt, 0);
+	store_close(s);
+	fixture_remove(d);
+}
+
+int main(void)
+{
+	// In memory, unless told otherwise: the faults are ours, the disk's speed would only be waited for.
+	setenv("TMPDIR", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp", 0);
+	for (unsigned i = 0; i < N_RECORDS; i++)
+		records[i] = fixture_record(i, 8, 4 + i % 40);
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_write_fails),
+		cmocka_unit_test(a_write_fails_after_some_bytes),
+		cmocka_unit_test(a_write_is_short),
+		cmocka_unit_test(an_fsync_fails),
+		cmocka_unit_test(every_fsync_fails),
+		cmocka_unit_test(a_cut_fails_after_a_failed_write),
+		cmocka_unit_test(submitting_fails),
+		cmocka_unit_test(the_store_heals_when_a_lasting_fault_ends),
+		cmocka_unit_test(a_failed_fsync_moves_what_was_only_flushed),
+		cmocka_unit_test(without_io_uring_the_store_works_and_says_so),
+	};
+	int rc = cmocka_run_group_tests(tests, NULL, NULL);
+	for (unsigned i = 0; i < N_RECORDS; i++)
+		record_unref(records[i]);
+	return rc;
+}
