@@ -61,7 +61,7 @@ static double act_roundoff(struct backend *be)
 	be->ops->act_write(be, x, third, 2);
 	be->ops->act_read(be, back, x, 2);
 	be->ops->act_free(be, x);
-	return fabs(back[0] - third[0]) + fabs(back[1] - third[1]) > 1e-5 ? 0x1p-9 : EPS_F32;
+	return fabs(back[0] - third[0]) + fabs(back[1] - third[1]) > 1e-5 ? 0x1p-8 : EPS_F32;
 }
 
 int pair_open(struct pair *p, const char *name, enum backend_numeric numeric, uint32_t n_threads)
@@ -84,7 +84,7 @@ int pair_open(struct pair *p, const char *name, enum backend_numeric numeric, ui
 	const char *products = p->be->numeric;
 	bool exact = strncmp(products, "f32", 3) == 0 || strncmp(products, "f64", 3) == 0;
 	p->eps_act = act_roundoff(p->be);
-	p->eps_product = exact ? EPS_F32 : strncmp(products, "bf16", 4) == 0 ? 0x1p-9 : 0x1p-7;
+	p->eps_product = exact ? EPS_F32 : strncmp(products, "bf16", 4) == 0 ? 0x1p-8 : 0x1p-7;
 	printf("# %s, products in %s, %s\n", name, products, p->be->description);
 	return 0;
 }
