@@ -2,6 +2,7 @@
 // Byte-level BPE: text <-> token ids, with byte offsets. Equal to Hugging Face `tokenizers` on valid UTF-8. Linear time, no recursion on
 // the input's length. Invalid UTF-8: each maximal ill-formed subsequence is replaced by U+FFFD before splitting (as Python's
 // errors="replace" does); offsets refer to the bytes the caller gave. Immutable once open: any number of threads may use one.
+// A byte for which the vocabulary has no token (SmolLM2 lacks some control characters) is left out, as in the reference.
 #pragma once
 
 #include <stdbool.h>
@@ -14,7 +15,9 @@ struct error;
 struct gguf;
 struct tokenizer;
 
-struct token_offsets { uint32_t begin, end; };        // bytes of the input, end exclusive
+// Bytes of the input, end exclusive. Exact: a token that holds part of a character covers that part only (the reference counts whole
+// characters); the tokens of one replaced or composed character all cover what it stands for. Tokens of the template: {0, 0}.
+struct token_offsets { uint32_t begin, end; };
 
 struct tokens {                                       // a growing result; zero-initialise, tokens_done frees
 	uint32_t *ids;
@@ -28,14 +31,16 @@ int tokenizer_open_gguf(const struct gguf *file, struct tokenizer **ret, struct 
 struct tokenizer *tokenizer_close(struct tokenizer *t);
 
 // specials: whether special tokens written in the text become their ids (else they are ordinary text); add_special: whether the
-// tokenizer's own template (such as a leading BOS) is applied. At most max_tokens are made: more is ERROR_TOO_LARGE.
+// tokenizer's own template (such as a leading BOS) is applied. Replaces what `ret` held (its arrays are used again), also when it
+// fails. At most max_tokens are made: more is ERROR_TOO_LARGE, and so is a text of 1 GiB.
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool specials, bool add_special, size_t max_tokens,
 		     struct tokens *ret, struct error *err);
 // The bytes of the ids, in order; skip_special leaves out special tokens. The caller frees *ret_text (also NUL-terminated).
 int tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, char **ret_text, size_t *ret_n,
 		     struct error *err);
 uint32_t tokenizer_vocab_size(const struct tokenizer *t);       // highest id + 1
-int32_t tokenizer_bos(const struct tokenizer *t);               // -1 = none
+// GGUF: as the file says. tokenizer.json names neither: what its template puts before and after a text. -1 = none.
+int32_t tokenizer_bos(const struct tokenizer *t);
 int32_t tokenizer_eos(const struct tokenizer *t);
 struct content_id tokenizer_id(const struct tokenizer *t);      // of the meaning (vocabulary, merges, pattern, specials), not of the file
 // tokenizer.json / tokenizer_config.json that `transformers` loads as PreTrainedTokenizerFast with the same results. Caller frees.

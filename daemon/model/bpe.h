@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// Byte-pair merging: from the bytes of one piece, always the merge of lowest rank, leftmost first, until none applies. O(n log n)
+// for a piece of n bytes, iterative.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/model/vocabulary.h"
+
+struct error;
+
+struct merge { uint32_t left, right; };
+
+struct merge_slot {
+	uint64_t pair;         // left << 32 | right
+	uint32_t rank, id;     // of the merged token; id VOCABULARY_NONE = empty slot
+};
+
+struct bpe {
+	struct merge *merges;            // by rank
+	uint32_t n_merges, capacity;
+	struct merge_slot *slots;
+	size_t mask;
+	uint32_t byte_ids[256];          // VOCABULARY_NONE where the vocabulary has no token for the byte
+};
+
+// One symbol of a piece while it is merged: a doubly linked list over positions.
+struct symbol {
+	uint32_t id, begin, end;         // bytes of the piece
+	uint32_t previous, next;         // indices, VOCABULARY_NONE at the ends
+	uint32_t rank, merged;           // of the merge with `next`, VOCABULARY_NONE = there is none
+};
+
+struct bpe_work {                        // reused from piece to piece; zero-initialise
+	struct symbol *symbols;          // the result: a list from 0 along `next`
+	size_t capacity;
+	uint64_t *heap;                  // rank << 32 | position
+	size_t n_heap, heap_capacity;
+};
+
+// Room for n_merges; byte_ids from the vocabulary, which must be complete.
+int bpe_init(struct bpe *bpe, const struct vocabulary *v, uint64_t n_merges, struct error *err);
+void bpe_done(struct bpe *bpe);
+// The next rank: spellings of both sides. All three tokens must be in the vocabulary.
+int bpe_append(struct bpe *bpe, const struct vocabulary *v, const char *left, size_t n_left, const char *right, size_t n_right,
+	       struct error *err);
+// "left right" in one string.
+int bpe_append_line(struct bpe *bpe, const struct vocabulary *v, const char *line, size_t n, struct error *err);
+
+// Merges the n bytes of a piece into work->symbols; *ret_n = 0 when none of its bytes has a token. -ENOMEM.
+int bpe_encode(const struct bpe *bpe, struct bpe_work *work, const uint8_t *bytes, size_t n, size_t *ret_n);
+void bpe_work_done(struct bpe_work *work);

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// Atomic files: at every moment the path holds the whole old content or the whole new one, also after a power cut. One writer per path.
+#include "daemon/model/checkpoint.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/error.h"
+
+struct output {
+	const char *path;
+	char *temporary;      // path.tmp: a leftover of a crash is written over by the next attempt
+	int fd;
+	struct error *err;
+};
+
+static int output_open(struct output *o, const char *path, struct error *err)
+{
+	*o = (struct output){.path = path, .fd = -1, .err = err};
+	if (asprintf(&o->temporary, "%s.tmp", path) < 0) {
+		o->temporary = NULL;
+		return error_set(err, ERROR_MEMORY, path, "no memory");
+	}
+	o->fd = open(o->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+	return o->fd < 0 ? error_system(err, errno, path, "cannot create %s", o->temporary) : 0;
+}
+
+static int output_write(struct output *o, const void *bytes, size_t n)
+{
+	const uint8_t *p = bytes;
+	while (n) {
+		ssize_t put = write(o->fd, p, n);
+		if (put < 0 && errno == EINTR)
+			continue;
+		if (put < 0)
+			return error_system(o->err, errno, o->path, "cannot write %s", o->temporary);
+		p += put;
+		n -= (size_t)put;
+	}
+	return 0;
+}
+
+static int sync_directory(const char *path, struct error *err)
+{
+	char *directory = strdup(path);
+	if (!directory)
+		return error_set(err, ERROR_MEMORY, path, "no memory");
+	char *slash = strrchr(directory, '/');
+	if (slash)
+		slash[slash == directory] = '\0';      // "/x" -> "/"
+	int fd = open(slash ? directory : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), r = 0;
+	if (fd < 0 || fsync(fd) < 0)
+		r = error_system(err, errno, path, "cannot sync the directory of %s", path);
+	if (fd >= 0)
+		close(fd);
+	free(directory);
+	return r;
+}
+
+// Makes the new content the file's, or (r < 0) leaves the old. Returns r or the error met here.
+static int output_close(struct output *o, int r)
+{
+	if (r == 0 && fsync(o->fd) < 0)
+		r = error_system(o->err, errno, o->path, "cannot sync %s", o->temporary);
+	if (o->fd >= 0 && close(o->fd) < 0 && r == 0)
+		r = error_system(o->err, errno, o->path, "cannot close %s", o->temporary);
+	if (r == 0 && rename(o->temporary, o->path) < 0)
+		r = error_system(o->err, errno, o->path, "cannot rename %s", o->temporary);
+	if (r < 0 && o->fd >= 0)
+		unlink(o->temporary);
+	free(o->temporary);
+	return r < 0 ? r : sync_directory(o->path, o->err);
+}
+
+int checkpoint_write_file(const char *path, const void *bytes, size_t n, struct error *err)
+{
+	struct output o;
+	int r = output_open(&o, path, err);
+	if (r == 0)
+		r = output_write(&o, bytes, n);
+	return output_close(&o, r);
+}
+
+// Names go into JSON as they are.
+static bool is_plain_name(const char *s)
+{
+	if (!*s)
+		return false;
+	for (; *s; s++)
+		if (*s < 0x20 || *s > 0x7e || *s == '"' || *s == '\\')
+			return false;
+	return true;
+}
+
+static int check_tensors(const struct checkpoint_tensor *tensors, size_t n, const char *path, struct error *err)
+{
+	for (size_t i = 0; i < n; i++) {
+		const struct tensor *t = &tensors[i].tensor;
+		uint64_t bytes = t->dtype == DTYPE_F32 ? 4 : t->dtype == DTYPE_F16 || t->dtype == DTYPE_BF16 ? 2 : 0;
+		if (!is_plain_name(tensors[i].name))
+			return error_set(err, ERROR_INVALID, path, "tensor name \"%s\" is not plain ASCII", tensors[i].name);
+		if (!bytes)
+			return error_set(err, ERROR_UNSUPPORTED, path, "tensor %s: cannot write %s (supported: F32 F16 BF16)", tensors[i].name,
+					 dtype_name(t->dtype));
+		for (uint32_t k = 0; k < t->n_dims; k++)
+			if (__builtin_mul_overflow(bytes, t->dims[k], &bytes))
+				bytes = UINT64_MAX;
+		if (t->n_dims > TENSOR_MAX_DIMS || bytes != t->n_bytes)
+			return error_set(err, ERROR_INVALID, path, "tensor %s: its shape does not make %zu bytes", tensors[i].name, t->n_bytes);
+	}
+	return 0;
+}
+
+// The header, padded with spaces so that data starts at a multiple of 8 (the format's wish). {"format":"pt"} is what transformers asks for.
+static int make_header(const struct checkpoint_tensor *tensors, size_t n, char **ret_text, size_t *ret_n)
+{
+	FILE *f = open_memstream(ret_text, ret_n);
+	uint64_t offset = 0;
+	if (!f)
+		return -ENOMEM;
+	fputs("{\"__metadata__\":{\"format\":\"pt\"}", f);
+	for (size_t i = 0; i < n; i++) {
+		const struct tensor *t = &tensors[i].tensor;
+		fprintf(f, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", tensors[i].name, dtype_name(t->dtype));
+		for (uint32_t k = 0; k < t->n_dims; k++)
+			fprintf(f, "%s%llu", k ? "," : "", (unsigned long long)t->dims[k]);
+		fprintf(f, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)offset, (unsigned long long)(offset + t->n_bytes));
+		offset += t->n_bytes;
+	}
+	fputc('}', f);
+	for (long at = ftell(f); at % 8; at++)
+		fputc(' ', f);
+	int failed = ferror(f);
+	if (fclose(f) || failed) {
+		free(*ret_text);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+int checkpoint_write_safetensors(const char *path, const struct checkpoint_tensor *tensors, size_t n, struct error *err)
+{
+	char *header = NULL;
+	size_t header_n = 0;
+	struct output o;
+	int r = check_tensors(tensors, n, path, err);
+	if (r < 0)
+		return r;
+	if (make_header(tensors, n, &header, &header_n) < 0)
+		return error_set(err, ERROR_MEMORY, path, "no memory for the header of %s", path);
+	uint8_t length[8];
+	for (int i = 0; i < 8; i++)
+		length[i] = (uint8_t)((uint64_t)header_n >> (8 * i));
+	r = output_open(&o, path, err);
+	if (r == 0 && (r = output_write(&o, length, sizeof length)) == 0)
+		r = output_write(&o, header, header_n);
+	for (size_t i = 0; i < n && r == 0; i++)
+		r = output_write(&o, tensors[i].tensor.data, tensors[i].tensor.n_bytes);
+	free(header);
+	return output_close(&o, r);
+}

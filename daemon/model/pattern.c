@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+// Hand-written matchers of the well-known pre-tokenizer patterns: one look at each character, whatever the text. A run of spaces costs
+// a backtracking engine its length at every place it may end; here it is scanned once. test_pretokenizer proves them equal to PCRE2.
+#include "daemon/model/pretokenizer.h"
+
+#include "daemon/model/unicode.h"
+
+// Letters, numbers (both kinds), spaces, and everything else, as the patterns divide characters.
+enum kind { LETTER, NUMBER, SPACE, OTHER, END };
+
+static enum kind kind_at(const char *text, size_t n, size_t at, unsigned *ret_bytes)
+{
+	static const uint8_t kinds[] = {
+		[UNICODE_OTHER] = OTHER, [UNICODE_LETTER] = LETTER, [UNICODE_NUMBER] = NUMBER,
+		[UNICODE_NUMBER_NOT_WORD] = NUMBER, [UNICODE_SPACE] = SPACE, [UNICODE_WORD] = OTHER,
+	};
+
+	*ret_bytes = 0;
+	if (at >= n)
+		return END;
+	return kinds[unicode_class(unicode_utf8_decode(text + at, ret_bytes))];
+}
+
+// The end of the run of `kind` that contains `at`.
+static size_t run_end(const char *text, size_t n, size_t at, enum kind kind)
+{
+	for (unsigned bytes; kind_at(text, n, at, &bytes) == kind;)
+		at += bytes;
+	return at;
+}
+
+// 's|'t|'re|'ve|'m|'ll|'d at `at`: its end, or `at` when none. Folded: U+017F (long s) is an s, too.
+static size_t contraction_end(const char *text, size_t n, size_t at, bool fold)
+{
+	char a, b;
+
+	if (text[at] != '\'' || n - at < 2)
+		return at;
+	a = text[at + 1];
+	b = n - at > 2 ? text[at + 2] : 0;
+	if (fold) {
+		if (a == '\xc5' && b == '\xbf')
+			return at + 3;
+		a |= a >= 'A' && a <= 'Z' ? 0x20 : 0;
+		b |= b >= 'A' && b <= 'Z' ? 0x20 : 0;
+	}
+	if (a == 's' || a == 't' || a == 'm' || a == 'd')
+		return at + 2;
+	if ((a == 'r' && b == 'e') || (a == 'v' && b == 'e') || (a == 'l' && b == 'l'))
+		return at + 3;
+	return at;
+}
+
+// \s+(?!\S)|\s+ : all of a run that ends the text, else all but its last character (which may lead the next piece), but at least one.
+static size_t space_end(const char *text, size_t n, size_t at)
+{
+	size_t last = at, end = at;
+
+	for (unsigned bytes; kind_at(text, n, end, &bytes) == SPACE; end += bytes)
+		last = end;
+	return end == n || last == at ? end : last;
+}
+
+size_t pattern_gpt2_next(const char *text, size_t n, size_t at)
+{
+	size_t end = contraction_end(text, n, at, false);
+	unsigned bytes;
+	enum kind kind;
+
+	if (end > at)
+		return end;
+	end = at + (text[at] == ' ');
+	kind = kind_at(text, n, end, &bytes);
+	if (kind == SPACE || kind == END)
+		return space_end(text, n, at);
+	return run_end(text, n, end, kind);
+}
+
+// \s*[\r\n]+ : up to the last line break of the run of spaces, or `at` when it has none.
+static size_t line_break_end(const char *text, size_t n, size_t at)
+{
+	size_t end = at;
+
+	for (unsigned bytes; kind_at(text, n, at, &bytes) == SPACE;) {
+		at += bytes;
+		if (text[at - 1] == '\r' || text[at - 1] == '\n')
+			end = at;
+	}
+	return end;
+}
+
+static size_t number_end(const char *text, size_t n, size_t at, unsigned max_digits)
+{
+	unsigned bytes;
+
+	while (max_digits-- && kind_at(text, n, at, &bytes) == NUMBER)
+		at += bytes;
+	return at;
+}
+
+size_t pattern_cl100k_next(const char *text, size_t n, size_t at, unsigned max_digits)
+{
+	size_t end = contraction_end(text, n, at, true);
+	unsigned bytes, ignored;
+	enum kind kind = kind_at(text, n, at, &bytes);
+	enum kind next;
+
+	if (end > at)
+		return end;
+	if (kind == LETTER)
+		return run_end(text, n, at, LETTER);
+	if (kind == NUMBER)
+		return number_end(text, n, at, max_digits);
+	next = kind_at(text, n, at + bytes, &ignored);
+	if (next == LETTER && text[at] != '\r' && text[at] != '\n')
+		return run_end(text, n, at + bytes, LETTER);
+	if (kind == OTHER || (text[at] == ' ' && next == OTHER)) {
+		end = run_end(text, n, at + (kind != OTHER), OTHER);
+		while (end < n && (text[end] == '\r' || text[end] == '\n'))
+			end++;
+		return end;
+	}
+	end = line_break_end(text, n, at);
+	return end > at ? end : space_end(text, n, at);
+}
+
+size_t pattern_digits_next(const char *text, size_t n, size_t at, bool each)
+{
+	unsigned bytes;
+	bool number = kind_at(text, n, at, &bytes) == NUMBER;
+	enum kind kind;
+
+	if (number && each)
+		return at + bytes;
+	for (at += bytes; (kind = kind_at(text, n, at, &bytes)) != END && (kind == NUMBER) == number;)
+		at += bytes;
+	return at;
+}

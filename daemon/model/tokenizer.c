@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+// Encoding: repair UTF-8, cut out added tokens, normalize, cut out added tokens that are looked for normalized, cut pieces, merge.
+// Every stage carries the way back to the caller's bytes (struct source_text).
+#include "daemon/model/tokenizer.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/model/normalizer.h"
+#include "daemon/model/tokenizer_internal.h"
+
+struct encoding {
+	const struct tokenizer *tokenizer;
+	bool specials;
+	size_t max_tokens;
+	struct tokens *out;
+	struct pretokenizer_walk walk;
+	struct bpe_work work;
+	struct error *err;
+};
+
+void tokens_done(struct tokens *t)
+{
+	free(t->ids);
+	free(t->offsets);
+	memset(t, 0, sizeof(*t));
+}
+
+static int tokens_grow(struct tokens *t)
+{
+	size_t capacity = t->capacity ? 2 * t->capacity : 64;
+	uint32_t *ids = realloc(t->ids, capacity * sizeof(*ids));
+	struct token_offsets *offsets = ids ? realloc(t->offsets, capacity * sizeof(*offsets)) : NULL;
+
+	if (ids)
+		t->ids = ids;
+	if (!offsets)
+		return -ENOMEM;
+	t->offsets = offsets;
+	t->capacity = capacity;
+	return 0;
+}
+
+static int token_push(struct encoding *e, uint32_t id, uint32_t begin, uint32_t end)
+{
+	struct tokens *out = e->out;
+
+	if (out->n >= e->max_tokens)
+		return error_set(e->err, ERROR_TOO_LARGE, "text", "the text has more than %zu tokens", e->max_tokens);
+	if (out->n == out->capacity && tokens_grow(out))
+		return error_set(e->err, ERROR_MEMORY, NULL, "no memory for tokens");
+	out->ids[out->n] = id;
+	out->offsets[out->n++] = (struct token_offsets){ begin, end };
+	return 0;
+}
+
+static int encode_piece(struct encoding *e, const struct source_text *text, size_t begin, size_t end)
+{
+	const struct tokenizer *t = e->tokenizer;
+	uint32_t id = VOCABULARY_NONE;
+	size_t n;
+	int ret = 0;
+
+	if (end - begin == 1)
+		id = t->bpe.byte_ids[(uint8_t)text->bytes[begin]];
+	else if (t->ignore_merges)
+		id = vocabulary_find(&t->vocabulary, text->bytes + begin, end - begin, false);
+	if (id != VOCABULARY_NONE)
+		return token_push(e, id, source_text_begin(text, begin), source_text_end(text, end - 1));
+	if (bpe_encode(&t->bpe, &e->work, (const uint8_t *)text->bytes + begin, end - begin, &n))
+		return error_set(e->err, ERROR_MEMORY, NULL, "no memory for a piece of %zu bytes", end - begin);
+	for (uint32_t i = 0; n && i != VOCABULARY_NONE && !ret; i = e->work.symbols[i].next) {
+		const struct symbol *s = &e->work.symbols[i];
+
+		ret = token_push(e, s->id, source_text_begin(text, begin + s->begin), source_text_end(text, begin + s->end - 1));
+	}
+	return ret;
+}
+
+// Text without added tokens.
+static int encode_plain(struct encoding *e, const struct source_text *text, size_t begin, size_t end)
+{
+	size_t from, to;
+	int ret;
+
+	pretokenizer_start(&e->walk, text->bytes + begin, end - begin);
+	while ((ret = pretokenizer_next(&e->walk, &from, &to, e->err)) == 1)
+		if ((ret = encode_piece(e, text, begin + from, begin + to)))
+			return ret;
+	return ret;
+}
+
+static int encode_part(struct encoding *e, const struct source_text *text, size_t begin, size_t end, bool normalized);
+
+// Cuts out the added tokens of one phase; what lies between goes on.
+static int encode_added(struct encoding *e, const struct source_text *text, bool normalized)
+{
+	size_t at = 0, covered = 0;
+	struct added_match m;
+	int ret = 0;
+
+	while (!ret && added_next(&e->tokenizer->added.set[normalized], text->bytes, text->n, e->specials, covered, &at, &m)) {
+		ret = encode_part(e, text, covered, m.begin, normalized);
+		if (!ret)
+			ret = token_push(e, m.token->id, source_text_begin(text, m.begin), source_text_end(text, m.end - 1));
+		covered = m.end;
+	}
+	return ret ? ret : encode_part(e, text, covered, text->n, normalized);
+}
+
+// A stretch between added tokens: before normalization it is normalized and searched again, after it is plain text.
+static int encode_part(struct encoding *e, const struct source_text *text, size_t begin, size_t end, bool normalized)
+{
+	struct source_text part;
+	int ret = 0;
+
+	if (begin >= end)
+		return 0;
+	if (normalized)
+		return encode_plain(e, text, begin, end);
+	if (e->tokenizer->nfc)
+		ret = source_text_nfc(&part, text, begin, end);
+	else
+		source_text_view(&part, text, begin, end);
+	if (ret)
+		return error_set(e->err, ERROR_MEMORY, NULL, "no memory to normalize the text");
+	ret = encode_added(e, &part, true);
+	source_text_done(&part);
+	return ret;
+}
+
+static int encode_template(struct encoding *e, const struct template_ids *ids)
+{
+	int ret = 0;
+
+	for (unsigned i = 0; i < ids->n && !ret; i++)
+		ret = token_push(e, ids->ids[i], 0, 0);
+	return ret;
+}
+
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool specials, bool add_special, size_t max_tokens,
+		     struct tokens *ret, struct error *err)
+{
+	struct encoding e = { .tokenizer = t, .specials = specials, .max_tokens = max_tokens, .out = ret, .err = err };
+	struct source_text source = { 0 };
+	int rc;
+
+	ret->n = 0;
+	if (n >= UINT32_MAX / 4)    // repair may make 3 bytes of one
+		return error_set(err, ERROR_TOO_LARGE, "text", "a text of %zu bytes is too large", n);
+	rc = pretokenizer_walk_init(&e.walk, &t->pretokenizer, err);
+	if (rc)
+		return rc;
+	if (source_text_init(&source, text, n)) {
+		rc = error_set(err, ERROR_MEMORY, NULL, "no memory for a text of %zu bytes", n);
+		goto out;
+	}
+	if (add_special)
+		rc = encode_template(&e, &t->before);
+	if (!rc)
+		rc = encode_added(&e, &source, false);
+	if (!rc && add_special)
+		rc = encode_template(&e, &t->after);
+out:
+	source_text_done(&source);
+	bpe_work_done(&e.work);
+	pretokenizer_walk_done(&e.walk);
+	return rc;
+}
+
+int tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, char **ret_text, size_t *ret_n,
+		     struct error *err)
+{
+	const struct vocabulary *v = &t->vocabulary;
+	size_t n_bytes = 0, at = 0;
+	char *text;
+
+	for (size_t i = 0; i < n; i++) {
+		if (ids[i] >= v->n_ids || !(v->tokens[ids[i]].flags & TOKEN_PRESENT)) {
+			char field[40];
+
+			snprintf(field, sizeof(field), "tokens[%zu]", i);
+			return error_set(err, ERROR_INVALID, field, "id %u is not in the vocabulary", ids[i]);
+		}
+		if (__builtin_add_overflow(n_bytes, v->tokens[ids[i]].n, &n_bytes))
+			return error_set(err, ERROR_TOO_LARGE, "tokens", "the text is too long");
+	}
+	text = malloc(n_bytes + 1);
+	if (!text)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a text of %zu bytes", n_bytes);
+	for (size_t i = 0; i < n; i++) {
+		const struct vocabulary_token *token = &v->tokens[ids[i]];
+
+		if (skip_special && token->flags & TOKEN_SPECIAL)
+			continue;
+		memcpy(text + at, v->bytes + token->offset, token->n);
+		at += token->n;
+	}
+	text[at] = 0;
+	*ret_text = text;
+	*ret_n = at;
+	return 0;
+}
+
+struct tokenizer *tokenizer_close(struct tokenizer *t)
+{
+	if (!t)
+		return NULL;
+	vocabulary_done(&t->vocabulary);
+	bpe_done(&t->bpe);
+	pretokenizer_done(&t->pretokenizer);
+	added_done(&t->added);
+	free(t);
+	return NULL;
+}
+
+uint32_t tokenizer_vocab_size(const struct tokenizer *t)
+{
+	return t->vocabulary.n_ids;
+}
+
+int32_t tokenizer_bos(const struct tokenizer *t)
+{
+	return t->bos;
+}
+
+int32_t tokenizer_eos(const struct tokenizer *t)
+{
+	return t->eos;
+}
+
+struct content_id tokenizer_id(const struct tokenizer *t)
+{
+	return t->id;
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reads the tokenizer out of GGUF metadata. GGUF names a pre-tokenizer instead of holding it; the table below says what the name means
+// in the tokenizer.json of the models that use it, which is the truth here: `transformers` reading the same GGUF assumes the plain
+// GPT-2 pattern for all of them, and so splits numbers of SmolLM2 differently from SmolLM2's own tokenizer.
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/model/gguf.h"
+#include "daemon/model/tokenizer_internal.h"
+
+#define KEY(name) "tokenizer.ggml." name
+
+enum token_type { TYPE_NORMAL = 1, TYPE_UNKNOWN = 2, TYPE_CONTROL = 3, TYPE_USER_DEFINED = 4, TYPE_UNUSED = 5 };
+
+static const struct pre {
+	const char *name;
+	bool digits, nfc, ignore_merges, add_bos;    // add_bos: when the file does not say
+	const char *pattern;
+} pres[] = {
+	{ "gpt-2", .pattern = PATTERN_GPT2 },
+	{ "llama-bpe", .pattern = PATTERN_LLAMA3, .ignore_merges = true, .add_bos = true },
+	{ "llama3", .pattern = PATTERN_LLAMA3, .ignore_merges = true, .add_bos = true },
+	{ "llama-v3", .pattern = PATTERN_LLAMA3, .ignore_merges = true, .add_bos = true },
+	{ "qwen2", .pattern = PATTERN_QWEN2, .nfc = true },
+	{ "smollm", .pattern = PATTERN_GPT2, .digits = true },
+	{ "starcoder", .pattern = PATTERN_GPT2, .digits = true },
+	{ "refact", .pattern = PATTERN_GPT2, .digits = true },
+};
+
+// -ENOENT is set in err with the key's name, for a key that must be there.
+static int required(int ret, const char *key, struct error *err)
+{
+	return ret == -ENOENT ? error_set(err, ERROR_INVALID, key, "the file has no %s", key) : ret;
+}
+
+static int optional(int ret)
+{
+	return ret == -ENOENT ? 0 : ret;
+}
+
+static bool text_is(const char *text, size_t n, const char *name)
+{
+	return strlen(name) == n && !memcmp(text, name, n);
+}
+
+static int read_pre(struct tokenizer *t, const struct gguf *file, const struct pre **ret_pre, struct error *err)
+{
+	const struct pre *pre = NULL;
+	const char *text;
+	size_t n;
+	int ret = required(gguf_get_string(file, KEY("model"), &text, &n, err), KEY("model"), err);
+
+	if (ret)
+		return ret;
+	if (!text_is(text, n, "gpt2"))
+		return error_set(err, ERROR_UNSUPPORTED, KEY("model"), "tokenizer model %.*s is not supported", (int)(n < 60 ? n : 60), text);
+	ret = required(gguf_get_string(file, KEY("pre"), &text, &n, err), KEY("pre"), err);
+	if (ret)
+		return ret;
+	for (size_t i = 0; i < sizeof(pres) / sizeof(pres[0]); i++)
+		if (text_is(text, n, pres[i].name))
+			pre = &pres[i];
+	if (!pre)
+		return error_set(err, ERROR_UNSUPPORTED, KEY("pre"), "pre-tokenizer %.*s is not supported", (int)(n < 60 ? n : 60), text);
+	t->nfc = pre->nfc;
+	t->ignore_merges = pre->ignore_merges;
+	if (pre->digits && (ret = pretokenizer_append(&t->pretokenizer, PRETOKENIZER_DIGIT, err)))
+		return ret;
+	*ret_pre = pre;
+	return pretokenizer_append_pattern(&t->pretokenizer, pre->pattern, strlen(pre->pattern), false, err);
+}
+
+static int read_token(struct tokenizer *t, const char *spelling, size_t n, uint32_t id, int32_t type, struct error *err)
+{
+	struct added_token token = { .id = id, .special = type == TYPE_CONTROL || type == TYPE_UNKNOWN };
+
+	if (type == TYPE_NORMAL)
+		return vocabulary_append(&t->vocabulary, id, spelling, n, false, err);
+	if (type == TYPE_UNUSED)    // padding of the embedding: no text has this id
+		return 0;
+	if (type != TYPE_CONTROL && type != TYPE_USER_DEFINED && type != TYPE_UNKNOWN)
+		return error_set(err, ERROR_UNSUPPORTED, KEY("token_type"), "type %d of token %u is not supported", type, id);
+	int ret = added_append(&t->added, &token, spelling, n, err);
+
+	return ret ? ret : vocabulary_append(&t->vocabulary, id, spelling, n, true, err);
+}
+
+static int read_tokens(struct tokenizer *t, const struct gguf *file, struct error *err)
+{
+	uint64_t n_tokens, n_types = 0;
+	int32_t *types = NULL;
+	int ret = required(gguf_get_strings(file, KEY("tokens"), &n_tokens, err), KEY("tokens"), err);
+
+	if (ret || (ret = optional(gguf_get_int32s(file, KEY("token_type"), &types, &n_types, err))))
+		goto out;
+	if (types && n_types != n_tokens) {
+		ret = error_set(err, ERROR_INVALID, KEY("token_type"), "%llu types for %llu tokens", (unsigned long long)n_types,
+				(unsigned long long)n_tokens);
+		goto out;
+	}
+	while (types && n_tokens && types[n_tokens - 1] == TYPE_UNUSED)
+		n_tokens--;
+	ret = vocabulary_init(&t->vocabulary, n_tokens, n_tokens, err);
+	for (uint32_t id = 0; id < n_tokens && !ret; id++) {
+		const char *spelling;
+		size_t n;
+
+		ret = gguf_string_at(file, KEY("tokens"), id, &spelling, &n);
+		if (ret)
+			ret = error_set(err, ERROR_INVALID, KEY("tokens"), "token %u cannot be read", id);
+		else
+			ret = read_token(t, spelling, n, id, types ? types[id] : TYPE_NORMAL, err);
+	}
+out:
+	free(types);
+	return ret;
+}
+
+static int read_merges(struct tokenizer *t, const struct gguf *file, struct error *err)
+{
+	uint64_t n_merges;
+	int ret = required(gguf_get_strings(file, KEY("merges"), &n_merges, err), KEY("merges"), err);
+
+	if (!ret)
+		ret = bpe_init(&t->bpe, &t->vocabulary, n_merges, err);
+	for (uint64_t i = 0; !ret && i < n_merges; i++) {
+		const char *line;
+		size_t n;
+
+		ret = gguf_string_at(file, KEY("merges"), i, &line, &n);
+		if (ret)
+			ret = error_set(err, ERROR_INVALID, KEY("merges"), "merge %llu cannot be read", (unsigned long long)i);
+		else
+			ret = bpe_append_line(&t->bpe, &t->vocabulary, line, n, err);
+	}
+	return ret;
+}
+
+static int read_id(const struct gguf *file, const char *key, int32_t *ret_id, struct error *err)
+{
+	uint64_t id = 0;
+	int ret = gguf_get_u64(file, key, &id, err);
+
+	*ret_id = ret || id >= VOCABULARY_MAX_IDS ? -1 : (int32_t)id;
+	return optional(ret);
+}
+
+// add_bos_token and its like: the id on that side of the template.
+static int read_side(const struct gguf *file, const char *key, bool add, int32_t id, struct template_ids *side, struct error *err)
+{
+	int ret = optional(gguf_get_bool(file, key, &add, err));
+
+	if (ret || !add)
+		return ret;
+	if (id < 0)
+		return error_set(err, ERROR_INVALID, key, "%s is set, but the file has no such token", key);
+	side->ids[side->n++] = (uint32_t)id;
+	return 0;
+}
+
+static int read_all(struct tokenizer *t, const struct gguf *file, struct error *err)
+{
+	const struct pre *pre = NULL;
+	bool prefix = false;
+	int ret = read_pre(t, file, &pre, err);
+
+	if (ret || (ret = optional(gguf_get_bool(file, KEY("add_space_prefix"), &prefix, err))))
+		return ret;
+	if (prefix)
+		return error_set(err, ERROR_UNSUPPORTED, KEY("add_space_prefix"), "add_space_prefix is not supported");
+	if ((ret = read_tokens(t, file, err)) || (ret = read_merges(t, file, err)) ||
+	    (ret = read_id(file, KEY("bos_token_id"), &t->bos, err)) || (ret = read_id(file, KEY("eos_token_id"), &t->eos, err)) ||
+	    (ret = read_side(file, KEY("add_bos_token"), pre->add_bos, t->bos, &t->before, err)) ||
+	    (ret = read_side(file, KEY("add_eos_token"), false, t->eos, &t->after, err)))
+		return ret;
+	return tokenizer_finish(t, err);
+}
+
+int tokenizer_open_gguf(const struct gguf *file, struct tokenizer **ret, struct error *err)
+{
+	struct tokenizer *t = calloc(1, sizeof(*t));
+	int rc;
+
+	if (!t)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a tokenizer");
+	t->bos = t->eos = -1;
+	rc = read_all(t, file, err);
+	if (rc) {
+		tokenizer_close(t);
+		return rc;
+	}
+	*ret = t;
+	return 0;
+}
