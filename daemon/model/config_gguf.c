@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// GGUF metadata -> struct architecture. Keys are "<architecture>.<what>"; what has no key is told by the tensors present (tied head, biases).
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/error.h"
+#include "daemon/model/config.h"
+#include "daemon/model/gguf.h"
+
+struct source {
+	const struct gguf *file;
+	const char *family;
+	struct error *err;
+};
+
+// Writes "<family>.<key>" and returns it.
+static const char *key_of(const struct source *s, const char *key, char ret[128])
+{
+	snprintf(ret, 128, "%s.%s", s->family, key);
+	return ret;
+}
+
+static int missing(const struct source *s, const char *key)
+{
+	return error_set(s->err, ERROR_INVALID, key, "GGUF metadata: key %s is missing", key);
+}
+
+// fallback 0: the key must be there.
+static int read_size(const struct source *s, const char *key, uint32_t fallback, uint32_t *ret)
+{
+	char name[128];
+	uint64_t v = fallback;
+	int r = gguf_get_u64(s->file, key_of(s, key, name), &v, s->err);
+	if (r == -ENOENT)
+		r = fallback ? 0 : missing(s, name);
+	if (r == 0 && v > UINT32_MAX)
+		r = error_set(s->err, ERROR_INVALID, name, "GGUF metadata: %s is %llu", name, (unsigned long long)v);
+	*ret = (uint32_t)v;
+	return r;
+}
+
+static int read_real(const struct source *s, const char *key, double fallback, double *ret)
+{
+	char name[128];
+	*ret = fallback;
+	int r = gguf_get_f64(s->file, key_of(s, key, name), ret, s->err);
+	return r == -ENOENT ? fallback != 0 ? 0 : missing(s, name) : r;
+}
+
+static int read_sizes(const struct source *s, struct architecture *a)
+{
+	double epsilon;
+	int r;
+	if ((r = read_size(s, "block_count", 0, &a->n_layers)) < 0 || (r = read_size(s, "embedding_length", 0, &a->width)) < 0 ||
+	    (r = read_size(s, "feed_forward_length", 0, &a->ffn_width)) < 0 || (r = read_size(s, "attention.head_count", 0, &a->n_heads)) < 0 ||
+	    (r = read_size(s, "context_length", 0, &a->context_length)) < 0 ||
+	    (r = read_real(s, "attention.layer_norm_rms_epsilon", 0, &epsilon)) < 0)
+		return r;
+	if (a->n_heads == 0)
+		return error_set(s->err, ERROR_INVALID, "attention.head_count", "GGUF metadata: %s.attention.head_count is 0", s->family);
+	a->norm_epsilon = (float)epsilon;
+	if ((r = read_size(s, "attention.head_count_kv", a->n_heads, &a->n_kv_heads)) < 0)
+		return r;
+	return read_size(s, "attention.key_length", a->width / a->n_heads, &a->head_size);
+}
+
+static int refuse_other(const struct source *s, const char *key, uint32_t wanted, const char *what)
+{
+	uint32_t v;
+	int r = read_size(s, key, wanted ? wanted : UINT32_MAX, &v);
+	if (r < 0 || v == wanted || (!wanted && v == UINT32_MAX))
+		return r;
+	return error_set(s->err, ERROR_UNSUPPORTED, key, "GGUF metadata: %s.%s is %u: %s not supported", s->family, key, v, what);
+}
+
+static int check_features(const struct source *s, const struct architecture *a)
+{
+	uint32_t window;
+	int r;
+	if ((r = refuse_other(s, "attention.value_length", a->head_size, "values of another size than keys are")) < 0 ||
+	    (r = refuse_other(s, "rope.dimension_count", a->head_size, "partial rotation is")) < 0 ||
+	    (r = refuse_other(s, "expert_count", 0, "mixtures of experts are")) < 0 ||
+	    (r = read_size(s, "attention.sliding_window", UINT32_MAX, &window)) < 0)
+		return r;
+	if (window && window < a->context_length)
+		return error_set(s->err, ERROR_UNSUPPORTED, "attention.sliding_window",
+				 "GGUF metadata: a sliding window of %u in a context of %u is not supported", window, a->context_length);
+	return 0;
+}
+
+// llama3 scaling arrives as the divisors it leads to. Meta's own setting (low 1, high 4, original 8192, any factor) is recognised, so that
+// frequencies are computed as transformers does and config.json can name it.
+static bool is_llama3(struct architecture *a)
+{
+	uint32_t half = a->head_size / 2;
+	double factor = (double)a->rope_divisors[half - 1];
+	for (uint32_t i = 0; i < half; i++) {
+		double wavelength = 2 * M_PI * pow(a->rope_theta, 2.0 * i / a->head_size), want, smooth = (8192 / wavelength - 1) / 3;
+		want = wavelength < 8192 / 4.0 ? 1 : wavelength > 8192 ? factor : 1 / ((1 - smooth) / factor + smooth);
+		if (fabs((double)a->rope_divisors[i] - want) > 1e-4 * want)
+			return false;
+	}
+	a->rope_scaling = ROPE_SCALING_LLAMA3;
+	a->rope_factor = factor;
+	a->rope_low_frequency_factor = 1;
+	a->rope_high_frequency_factor = 4;
+	a->rope_original_context = 8192;
+	memset(a->rope_divisors, 0, sizeof a->rope_divisors);
+	return true;
+}
+
+static int read_divisors(const struct source *s, struct architecture *a)
+{
+	struct tensor t;
+	bool all_one = true;
+	if (a->head_size < 2 || a->head_size > ARCHITECTURE_MAX_HEAD_SIZE)
+		return 0;      // architecture_check will say so
+	int r = gguf_read(s->file, "rope_freqs.weight", &t, s->err);
+	if (r < 0)
+		return r == -ENOENT ? 0 : r;
+	if (t.dtype != DTYPE_F32 || t.n_dims != 1 || t.dims[0] != a->head_size / 2 || a->rope_scaling != ROPE_SCALING_NONE) {
+		r = error_set(s->err, ERROR_INVALID, "rope_freqs.weight", "tensor rope_freqs.weight must be %u F32 values, without another scaling",
+			      a->head_size / 2);
+	} else {
+		dtype_to_float(t.dtype, t.data, a->rope_divisors, a->head_size / 2);
+		for (uint32_t i = 0; i < a->head_size / 2; i++)
+			all_one = all_one && a->rope_divisors[i] == 1;
+		if (!all_one && !is_llama3(a))
+			a->rope_scaling = ROPE_SCALING_DIVISORS;
+	}
+	free((void *)(uintptr_t)t.data);
+	return r;
+}
+
+static bool is_text(const char *s, size_t n, const char *text)
+{
+	return n == strlen(text) && !memcmp(s, text, n);
+}
+
+static int read_rope(const struct source *s, struct architecture *a)
+{
+	char name[128];
+	const char *type = "none";
+	size_t n = 4;
+	double old_scale;
+	int r = read_real(s, "rope.freq_base", 10000, &a->rope_theta);
+	if (r < 0 || (r = read_real(s, "rope.scale_linear", 1, &old_scale)) < 0)
+		return r;
+	r = gguf_get_string(s->file, key_of(s, "rope.scaling.type", name), &type, &n, s->err);
+	if (r < 0 && r != -ENOENT)
+		return r;
+	if (r == -ENOENT && old_scale != 1) {
+		a->rope_scaling = ROPE_SCALING_LINEAR;
+		a->rope_factor = old_scale;
+	} else if (is_text(type, n, "linear")) {
+		a->rope_scaling = ROPE_SCALING_LINEAR;
+		if ((r = read_real(s, "rope.scaling.factor", 0, &a->rope_factor)) < 0)
+			return r;
+	} else if (!is_text(type, n, "none")) {
+		return error_set(s->err, ERROR_UNSUPPORTED, name, "GGUF metadata: rope scaling %.*s is not supported (supported: none, linear, llama3)",
+				 n < 32 ? (int)n : 32, type);
+	}
+	return read_divisors(s, a);
+}
+
+// Rows of the embedding, or fewer when the token list is shorter: see vocab_size in config.h.
+static int read_vocabulary(const struct source *s, struct architecture *a)
+{
+	struct tensor t;
+	uint64_t n_tokens;
+	if (gguf_find(s->file, "token_embd.weight", &t) < 0)
+		return error_set(s->err, ERROR_INVALID, "token_embd.weight", "tensor token_embd.weight is missing");
+	int r = gguf_get_strings(s->file, "tokenizer.ggml.tokens", &n_tokens, s->err);
+	if (r == -ENOENT)
+		n_tokens = t.dims[0];
+	else if (r < 0)
+		return r;
+	if (n_tokens > t.dims[0])
+		return error_set(s->err, ERROR_INVALID, "tokenizer.ggml.tokens", "%llu tokens, but token_embd.weight has %llu rows",
+				 (unsigned long long)n_tokens, (unsigned long long)t.dims[0]);
+	a->vocab_size = n_tokens < UINT32_MAX ? (uint32_t)n_tokens : UINT32_MAX;
+	return 0;
+}
+
+static int read_token(const struct source *s, const char *key, int32_t *ret)
+{
+	uint64_t v = UINT64_MAX;
+	int r = gguf_get_u64(s->file, key, &v, s->err);
+	*ret = r == 0 && v <= INT32_MAX ? (int32_t)v : -1;      // 0xffffffff is written for none
+	return r == -ENOENT ? 0 : r;
+}
+
+static int find_family(struct source *s, char ret_name[32])
+{
+	static const char *const supported[] = {"llama", "qwen2", "qwen3"};
+	const char *name = NULL;
+	size_t n = 0;
+	int r = gguf_get_string(s->file, "general.architecture", &name, &n, s->err);
+	if (r < 0)
+		return r == -ENOENT ? missing(s, "general.architecture") : r;
+	for (size_t i = 0; i < sizeof supported / sizeof *supported; i++) {
+		if (is_text(name, n, supported[i])) {
+			s->family = supported[i];
+			snprintf(ret_name, 32, "%s", supported[i]);
+			return 0;
+		}
+	}
+	return error_set(s->err, ERROR_UNSUPPORTED, "general.architecture",
+			 "GGUF metadata: architecture %.*s is not supported (supported: llama, qwen2, qwen3)", n < 32 ? (int)n : 32, name);
+}
+
+int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err)
+{
+	struct architecture a = {.bos_id = -1, .eos_id = -1};
+	struct source s = {.file = file, .err = err};
+	struct tensor t;
+	int r;
+	if ((r = find_family(&s, a.name)) < 0 || (r = read_sizes(&s, &a)) < 0 || (r = check_features(&s, &a)) < 0 ||
+	    (r = read_rope(&s, &a)) < 0 || (r = read_vocabulary(&s, &a)) < 0 ||
+	    (r = read_token(&s, "tokenizer.ggml.bos_token_id", &a.bos_id)) < 0 || (r = read_token(&s, "tokenizer.ggml.eos_token_id", &a.eos_id)) < 0)
+		return r;
+	a.tied_head = gguf_find(file, "output.weight", &t) == -ENOENT;
+	a.qkv_bias = gguf_find(file, "blk.0.attn_q.bias", &t) == 0;
+	a.qk_norm = gguf_find(file, "blk.0.attn_q_norm.weight", &t) == 0;
+	if ((r = architecture_check(&a, err)) < 0)
+		return r;
+	*ret = a;
+	return 0;
+}

@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "common/error.h"
+#include "daemon/model/config.h"
+#include "daemon/model/gguf.h"
+#include "tests/unit/builder.h"
+
+#define SIZES "\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":2,\"num_attention_heads\":4," \
+	      "\"num_key_value_heads\":2,\"vocab_size\":100,\"max_position_embeddings\":512"
+#define LLAMA "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\"," SIZES
+#define QWEN2 "{\"architectures\":[\"Qwen2ForCausalLM\"]," SIZES
+#define QWEN3 "{\"architectures\":[\"Qwen3ForCausalLM\"]," SIZES
+#define MISTRAL "{\"architectures\":[\"MistralForCausalLM\"]," SIZES
+
+static struct architecture parsed(const char *json)
+{
+	struct architecture a;
+	struct error err = {0};
+	if (architecture_from_json(json, strlen(json), &a, &err) < 0)
+		fail_msg("%s: %s", json, err.message);
+	return a;
+}
+
+static void refused(const char *json, int code, const char *part)
+{
+	struct architecture a;
+	struct error err = {0};
+	int r = architecture_from_json(json, strlen(json), &a, &err);
+	if (r != code || !strstr(err.message, part))
+		fail_msg("%s: wanted %d \"%s\", got %d \"%s\"", json, code, part, r, err.message);
+}
+
+static void families_are_read(void **state)
+{
+	(void)state;
+	struct architecture a = parsed(LLAMA ",\"rms_norm_eps\":1e-05,\"hidden_act\":\"silu\",\"tie_word_embeddings\":true,\"bos_token_id\":1,"
+				       "\"eos_token_id\":[2,3],\"rope_theta\":500000.0,\"rope_scaling\":null,\"attention_bias\":false}");
+	assert_string_equal(a.name, "llama");
+	assert_int_equal(a.width, 64);
+	assert_int_equal(a.ffn_width, 128);
+	assert_int_equal(a.n_layers, 2);
+	assert_int_equal(a.n_heads, 4);
+	assert_int_equal(a.n_kv_heads, 2);
+	assert_int_equal(a.head_size, 16);
+	assert_int_equal(a.vocab_size, 100);
+	assert_int_equal(a.context_length, 512);
+	assert_true(a.norm_epsilon == 1e-5f && a.rope_theta == 500000 && a.rope_scaling == ROPE_SCALING_NONE);
+	assert_true(a.tied_head && !a.qkv_bias && !a.qk_norm);
+	assert_int_equal(a.bos_id, 1);
+	assert_int_equal(a.eos_id, 2);
+	a = parsed(QWEN2 ",\"use_sliding_window\":false,\"sliding_window\":32,\"max_window_layers\":1,\"eos_token_id\":null}");
+	assert_string_equal(a.name, "qwen2");
+	assert_true(a.qkv_bias && !a.qk_norm && !a.tied_head && a.norm_epsilon == 1e-6f && a.rope_theta == 10000);
+	assert_int_equal(a.bos_id, -1);
+	assert_int_equal(a.eos_id, -1);
+	a = parsed(QWEN3 ",\"layer_types\":[\"full_attention\",\"full_attention\"]}");
+	assert_true(a.qk_norm && !a.qkv_bias);
+	assert_int_equal(a.head_size, 128);      // not width / heads
+	assert_int_equal(parsed(QWEN3 ",\"head_dim\":32}").head_size, 32);
+	assert_string_equal(parsed(MISTRAL ",\"sliding_window\":null}").name, "mistral");
+	assert_string_equal(parsed("{\"model_type\":\"qwen2\"," SIZES "}").name, "qwen2");
+}
+
+static void rope_scaling_is_read_in_old_and_new_form(void **state)
+{
+	(void)state;
+	assert_int_equal(parsed(LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}").rope_scaling, ROPE_SCALING_LINEAR);
+	struct architecture a = parsed(LLAMA ",\"rope_theta\":500000.0,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,"
+				       "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}}");
+	assert_int_equal(a.rope_scaling, ROPE_SCALING_LLAMA3);
+	assert_true(a.rope_factor == 32 && a.rope_low_frequency_factor == 1 && a.rope_high_frequency_factor == 4);
+	assert_int_equal(a.rope_original_context, 8192);
+	a = parsed(LLAMA ",\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4.0,\"rope_theta\":1234.0}}");
+	assert_true(a.rope_theta == 1234 && a.rope_factor == 4 && a.rope_scaling == ROPE_SCALING_LINEAR);
+	a = parsed(LLAMA ",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":7.0}}");
+	assert_true(a.rope_theta == 7 && a.rope_scaling == ROPE_SCALING_NONE);
+	refused(LLAMA ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", -EOPNOTSUPP, "rope scaling yarn is not supported");
+	refused(LLAMA ",\"rope_scaling\":{\"type\":\"linear\"}}", -EINVAL, "needs factor");
+	refused(LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}}", -EINVAL, "rope factor is 0");
+	refused(LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":\"2\"}}", -EINVAL, "factor must be a number");
+	refused(LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2}}", -EINVAL, "needs low_freq_factor");
+	refused(LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2,\"low_freq_factor\":4,\"high_freq_factor\":4}}", -EINVAL,
+		"must be above 4");
+	refused(LLAMA ",\"rope_scaling\":\"linear\"}", -EINVAL, "must be an object");
+	refused(LLAMA ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}}", -EOPNOTSUPP, "per layer type");
+}
+
+static void what_would_change_a_logit_is_refused_by_name(void **state)
+{
+	(void)state;
+	refused("{\"architectures\":[\"GemmaForCausalLM\"]," SIZES "}", -EOPNOTSUPP, "architecture GemmaForCausalLM is not supported (supported: Llama");
+	refused("{" SIZES "}", -EOPNOTSUPP, "(none named)");
+	refused(LLAMA ",\"hidden_act\":\"gelu\"}", -EOPNOTSUPP, "hidden_act gelu is not supported (supported: silu)");
+	refused(LLAMA ",\"mlp_bias\":true}", -EOPNOTSUPP, "mlp_bias");
+	refused(LLAMA ",\"attention_bias\":true}", -EOPNOTSUPP, "attention_bias");
+	refused(QWEN3 ",\"attention_bias\":true}", -EOPNOTSUPP, "attention_bias");
+	refused(LLAMA ",\"partial_rotary_factor\":0.5}", -EOPNOTSUPP, "partial_rotary_factor 0.5");
+	refused(LLAMA ",\"rope_parameters\":{\"partial_rotary_factor\":0.5}}", -EOPNOTSUPP, "partial_rotary_factor 0.5");
+	refused(LLAMA ",\"quantization_config\":{\"bits\":4}}", -EOPNOTSUPP, "quantised safetensors");
+	refused(QWEN2 ",\"use_sliding_window\":true}", -EOPNOTSUPP, "use_sliding_window");
+	refused(QWEN2 ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}", -EOPNOTSUPP, "layer_types[1]");
+	refused(MISTRAL ",\"sliding_window\":256}", -EOPNOTSUPP, "a sliding window of 256 in a context of 512");
+	assert_string_equal(parsed(MISTRAL ",\"sliding_window\":512}").name, "mistral");
+	assert_string_equal(parsed(MISTRAL "}").name, "mistral");      // the class's own 4096 is longer than the context
+}
+
+static void wrong_numbers_are_refused(void **state)
+{
+	(void)state;
+	refused("{\"model_type\":\"llama\"}", -EINVAL, "num_hidden_layers is missing");
+	refused(LLAMA ",\"head_dim\":-16}", -EINVAL, "head_dim is -16");
+	refused(LLAMA ",\"head_dim\":16.0}", -EINVAL, "head_dim must be an integer");
+	refused(LLAMA ",\"head_dim\":15}", -EINVAL, "head size 15 is odd");
+	refused(LLAMA ",\"head_dim\":2048}", -EINVAL, "head size is 2048; supported: 2 to 1024");
+	refused(LLAMA ",\"head_dim\":4294967296}", -EINVAL, "head_dim is 4294967296");
+	refused(LLAMA ",\"hidden_size\":64}", -EINVAL, "duplicate");
+	refused(LLAMA ",\"rms_norm_eps\":0}", -EINVAL, "norm epsilon is 0");
+	refused(LLAMA ",\"rope_theta\":-1}", -EINVAL, "rope_theta is -1");
+	refused(LLAMA ",\"rope_theta\":1e400}", -EINVAL, "");
+	refused(LLAMA ",\"bos_token_id\":\"1\"}", -EINVAL, "bos_token_id must be a token id");
+	refused(LLAMA ",\"tie_word_embeddings\":1}", -EINVAL, "tie_word_embeddings must be true or false");
+	refused(LLAMA, -EINVAL, "not valid JSON");
+	struct architecture a = parsed(LLAMA "}"), b = a;
+	struct error err = {0};
+	b.n_kv_heads = 3;
+	assert_int_equal(architecture_check(&b, &err), -EINVAL);
+	assert_non_null(strstr(err.message, "4 heads are not a multiple of 3"));
+	b = a;
+	b.n_heads = 0;
+	assert_int_equal(architecture_check(&b, &err), -EINVAL);
+	b = a;
+	b.vocab_size = (1u << 24) + 1;
+	assert_int_equal(architecture_check(&b, &err), -EINVAL);
+	b = a;
+	b.rope_theta = NAN;
+	assert_int_equal(architecture_check(&b, &err), -EINVAL);
+	b = a;
+	b.n_layers = 1025;
+	assert_int_equal(architecture_check(&b, &err), -EINVAL);
+}
+
+static void config_json_reads_back(void **state)
+{
+	(void)state;
+	static const char *const configs[] = {
+		LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
+		      "\"original_max_position_embeddings\":256},\"bos_token_id\":3}",
+		LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5},\"rms_norm_eps\":1e-5,\"tie_word_embeddings\":true}",
+		MISTRAL ",\"sliding_window\":null,\"rope_theta\":1000000}", QWEN2 ",\"tie_word_embeddings\":true}", QWEN3 "}",
+	};
+	for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
+		struct architecture a = parsed(configs[i]), b;
+		char *json = NULL;
+		assert_int_equal(architecture_to_json(&a, &json, NULL), 0);
+		b = parsed(json);
+		assert_memory_equal(&a, &b, sizeof a);
+		free(json);
+	}
+	struct architecture a = parsed(LLAMA "}");
+	struct error err = {0};
+	char *json = NULL;
+	a.norm_epsilon = 1e-5f;
+	assert_int_equal(architecture_to_json(&a, &json, NULL), 0);
+	assert_non_null(strstr(json, "\"rms_norm_eps\": 1.0000000000000001e-5"));
+	free(json);
+	a.qkv_bias = true;      // a GGUF "llama" with QKV biases is what transformers calls Qwen2
+	assert_int_equal(architecture_to_json(&a, &json, NULL), 0);
+	assert_non_null(strstr(json, "Qwen2ForCausalLM"));
+	free(json);
+	a.qk_norm = true;
+	assert_int_equal(architecture_to_json(&a, &json, &err), -EOPNOTSUPP);
+	a.qk_norm = a.qkv_bias = false;
+	a.rope_scaling = ROPE_SCALING_DIVISORS;
+	for (int i = 0; i < 8; i++)
+		a.rope_divisors[i] = 1.5f;
+	assert_int_equal(architecture_to_json(&a, &json, &err), -EOPNOTSUPP);
+}
+
+static void parameters_are_counted(void **state)
+{
+	(void)state;
+	// SmolLM2-135M: 134,515,008 parameters with the tied head counted once.
+	struct architecture a = {.n_layers = 30, .width = 576, .ffn_width = 1536, .n_heads = 9, .n_kv_heads = 3, .head_size = 64,
+				 .vocab_size = 49152, .tied_head = true};
+	assert_int_equal(architecture_n_parameters(&a), 134515008);
+	a.tied_head = false;
+	assert_int_equal(architecture_n_parameters(&a), 134515008 + 49152 * 576);
+}
+
+// cos and sin of transformers' LlamaRotaryEmbedding in float32; see rope_golden.py.
+#include "tests/unit/rope_golden.h"
+
+static void rotation_tables_equal_transformers(void **state)
+{
+	(void)state;
+	for (size_t g = 0; g < sizeof rope_golden / sizeof *rope_golden; g++) {
+		struct architecture a = parsed(rope_golden[g].config);
+		uint32_t half = a.head_size / 2, n = 4096;
+		float *cosine = malloc((size_t)n * half * sizeof *cosine), *sine = malloc((size_t)n * half * sizeof *sine);
+		architecture_rope_tables(&a, n, cosine, sine);
+		for (size_t i = 0; i < ROPE_GOLDEN_POINTS; i++) {
+			uint32_t t = rope_golden[g].points[i].position, k = rope_golden[g].points[i].index;
+			// One unit in the last place of a frequency, times the position, is what two correct powf may differ by.
+			float bound = 1.2e-7f + 1.2e-7f * (float)t;
+			assert_true(fabsf(cosine[t * half + k] - rope_golden[g].points[i].cosine) <= bound);
+			assert_true(fabsf(sine[t * half + k] - rope_golden[g].points[i].sine) <= bound);
+		}
+		free(cosine);
+		free(sine);
+	}
+}
+
+struct gguf_case { const char *family, *scaling; float divisor; uint32_t n_tokens, rows; bool bias, head, norm; };
+
+static int from_gguf(const struct gguf_case *c, const char *extra, uint32_t extra_value, struct architecture *ret, struct error *err)
+{
+	struct builder b = {0};
+	struct gguf *f = NULL;
+	char key[96];
+	uint32_t n_tensors = 1 + c->bias + c->head + c->norm + (c->divisor != 0), offset = 0;
+	static const struct { const char *key; uint32_t value; } sizes[] = {
+		{"block_count", 2}, {"context_length", 512}, {"embedding_length", 64}, {"feed_forward_length", 128}, {"attention.head_count", 4},
+		{"attention.head_count_kv", 2}, {"rope.dimension_count", 16},
+	};
+	build_gguf(&b, 3, n_tensors, 11 + (c->scaling ? 2 : 0) + (extra ? 1 : 0));
+	build_key_string(&b, "general.architecture", c->family);
+	for (size_t i = 0; i < 7; i++) {
+		snprintf(key, sizeof key, "%s.%s", c->family, sizes[i].key);
+		build_key_u32(&b, key, sizes[i].value);
+	}
+	snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", c->family);
+	build_key_f32(&b, key, 1e-5f);
+	snprintf(key, sizeof key, "%s.rope.freq_base", c->family);
+	build_key_f32(&b, key, 500000);
+	build_key_array(&b, "tokenizer.ggml.tokens", 8, c->n_tokens);
+	for (uint32_t i = 0; i < c->n_tokens; i++)
+		build_string(&b, "t");
+	if (c->scaling) {
+		snprintf(key, sizeof key, "%s.rope.scaling.type", c->family);
+		build_key_string(&b, key, c->scaling);
+		snprintf(key, sizeof key, "%s.rope.scaling.factor", c->family);
+		build_key_f32(&b, key, 4);
+	}
+	if (extra)
+		build_key_u32(&b, extra, extra_value);
+	build_tensor(&b, "token_embd.weight", 2, 1, c->rows, 0, offset);
+	offset += (c->rows * 4 + 31) / 32 * 32;
+	const char *names[] = {c->bias ? "blk.0.attn_q.bias" : NULL, c->head ? "output.weight" : NULL, c->norm ? "blk.0.attn_q_norm.weight" : NULL};
+	for (int i = 0; i < 3; i++) {
+		if (names[i]) {
+			build_tensor(&b, names[i], 1, 1, 0, 0, offset);
+			offset += 32;
+		}
+	}
+	if (c->divisor != 0)
+		build_tensor(&b, "rope_freqs.weight", 1, 8, 0, 0, offset);
+	build_align(&b, 32);
+	for (uint32_t i = 0; i < offset / 4; i++)
+		build_u32(&b, 0);
+	for (int i = 0; i < 8; i++) {      // what llama3 with factor 8 means for theta 500000 and head size 16, or a constant
+		static const float llama3[8] = {1, 1, 1, 1, 2.69452969f, 8, 8, 8};
+		float v = c->divisor < 0 ? llama3[i] : c->divisor;
+		build_bytes(&b, &v, 4);
+	}
+	int r = gguf_open_bytes(b.bytes, b.n, &f, err);
+	if (r < 0)
+		fail_msg("%s", err->message);
+	r = architecture_from_gguf(f, ret, err);
+	gguf_close(f);
+	build_done(&b);
+	return r;
+}
+
+static void gguf_families_are_read(void **state)
+{
+	(void)state;
+	struct architecture a;
+	struct error err = {0};
+	struct gguf_case c = {.family = "llama", .n_tokens = 90, .rows = 100};
+	if (from_gguf(&c, "tokenizer.ggml.bos_token_id", 5, &a, &err) < 0)
+		fail_msg("%s", err.message);
+	assert_string_equal(a.name, "llama");
+	assert_int_equal(a.width, 64);
+	assert_int_equal(a.head_size, 16);
+	assert_int_equal(a.n_kv_heads, 2);
+	assert_int_equal(a.vocab_size, 90);      // not the 10 rows of padding
+	assert_int_equal(a.bos_id, 5);
+	assert_int_equal(a.eos_id, -1);
+	assert_true(a.tied_head && !a.qkv_bias && !a.qk_norm && a.norm_epsilon == 1e-5f && a.rope_theta == 500000);
+	c = (struct gguf_case){.family = "qwen2", .n_tokens = 9, .rows = 9, .bias = true, .head = true, .scaling = "linear"};
+	assert_int_equal(from_gguf(&c, "qwen2.attention.key_length", 16, &a, &err), 0);
+	assert_true(!a.tied_head && a.qkv_bias && a.rope_scaling == ROPE_SCALING_LINEAR && a.rope_factor == 4);
+	c = (struct gguf_case){.family = "qwen3", .n_tokens = 9, .rows = 9, .norm = true};
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), 0);
+	assert_true(a.qk_norm);
+}
+
+static void rope_divisors_of_gguf_are_kept_or_recognised(void **state)
+{
+	(void)state;
+	struct architecture a;
+	struct error err = {0};
+	struct gguf_case c = {.family = "llama", .n_tokens = 9, .rows = 9, .divisor = 1};
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), 0);
+	assert_int_equal(a.rope_scaling, ROPE_SCALING_NONE);
+	c.divisor = 3;
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), 0);
+	assert_int_equal(a.rope_scaling, ROPE_SCALING_DIVISORS);
+	float cosine[2 * 8], sine[2 * 8];
+	architecture_rope_tables(&a, 2, cosine, sine);
+	assert_true(fabsf(sine[8] - sinf(1.0f / 3)) < 1e-7f);
+	c.divisor = -1;
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), 0);
+	assert_int_equal(a.rope_scaling, ROPE_SCALING_LLAMA3);
+	assert_true(a.rope_factor == 8 && a.rope_original_context == 8192);
+	c.divisor = -3;      // any negative: the same table
+	c.scaling = "linear";
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EINVAL);
+	assert_non_null(strstr(err.message, "without another scaling"));
+	c.scaling = NULL;
+	c.divisor = INFINITY;
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EINVAL);
+}
+
+static void gguf_features_are_refused_by_name(void **state)
+{
+	(void)state;
+	struct architecture a;
+	struct error err = {0};
+	struct gguf_case c = {.family = "gemma2", .n_tokens = 9, .rows = 9};
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);
+	assert_non_null(strstr(err.message, "architecture gemma2 is not supported (supported: llama, qwen2, qwen3)"));
+	c.family = "llama";
+	c.scaling = "yarn";
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);
+	assert_non_null(strstr(err.message, "rope scaling yarn"));
+	c.scaling = NULL;
+	static const struct { const char *key; uint32_t value; const char *part; } cases[] = {
+		{"llama.expert_count", 8, "mixtures of experts"}, {"llama.attention.sliding_window", 64, "a sliding window of 64"},
+		{"llama.attention.value_length", 32, "values of another size"}, {"llama.attention.key_length", 32, "partial rotation"},
+	};
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		int r = from_gguf(&c, cases[i].key, cases[i].value, &a, &err);
+		if (r != -EOPNOTSUPP || !strstr(err.message, cases[i].part))
+			fail_msg("%s: %d %s", cases[i].key, r, err.message);
+	}
+	assert_int_equal(from_gguf(&c, "llama.expert_count", 0, &a, &err), 0);
+	c.n_tokens = 10;
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EINVAL);
+	assert_non_null(strstr(err.message, "10 tokens, but token_embd.weight has 9 rows"));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(families_are_read),
+		cmocka_unit_test(rope_scaling_is_read_in_old_and_new_form),
+		cmocka_unit_test(what_would_change_a_logit_is_refused_by_name),
+		cmocka_unit_test(wrong_numbers_are_refused),
+		cmocka_unit_test(config_json_reads_back),
+		cmocka_unit_test(parameters_are_counted),
+		cmocka_unit_test(rotation_tables_equal_transformers),
+		cmocka_unit_test(gguf_families_are_read),
+		cmocka_unit_test(rope_divisors_of_gguf_are_kept_or_recognised),
+		cmocka_unit_test(gguf_features_are_refused_by_name),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
