@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -238,6 +239,9 @@ static void a_torn_tail_is_cut(void **state)
 	struct store_stats stats = fixture_stats(s);
 	assert_int_equal(stats.recovered_bytes, n - 5 - stats.n_bytes);
 	assert_int_equal(stats.n_corrupt, 0);
+	size_t left;
+	free(fixture_read(d, "00000000.shard", &left));
+	assert_int_equal(left, stats.n_bytes);
 	append_range(s, 9, 3, STORE_FLUSHED);
 	store_close(s);
 	s = fixture_open(d, 0);
@@ -497,6 +501,55 @@ static void an_open_store_walks_what_is_on_disk(void **state)
 	fixture_remove(d);
 }
 
+#define N_THREADS 4
+#define PER_THREAD 300
+struct worker { struct store *s; unsigned index; pthread_t thread; };
+
+// Appends its own records and looks for everybody's; nothing found is ever wrong. (Assertions belong to the main thread: abort here.)
+static void *work(void *arg)
+{
+	struct worker *w = arg;
+	struct store_cursor c = {0};
+	char place[96];
+	for (unsigned i = 0; i < PER_THREAD; i++) {
+		struct record *mine = fixture_record(w->index * PER_THREAD + i, 8, 4), *found;
+		struct record *other = fixture_record((i * 7919) % (N_THREADS * PER_THREAD), 8, 4);
+		if (store_append(w->s, mine, i % 16 ? STORE_FLUSHED : STORE_DURABLE, NULL, NULL, NULL) < 0 || fixture_expect(w->s, mine) != 0)
+			abort();
+		int rc = fixture_expect(w->s, other);
+		if (rc != 0 && rc != -ENOENT)
+			abort();
+		rc = store_next(w->s, &c, &found, place, NULL);
+		if (rc != 0 && rc != -ENOENT)
+			abort();
+		record_unref(found);
+		record_unref(mine);
+		record_unref(other);
+	}
+	return NULL;
+}
+
+static void threads_append_find_and_walk_together(void **state)
+{
+	(void)state;
+	char *d = fixture_directory();
+	struct store *s = fixture_open(d, 32768);
+	struct worker workers[N_THREADS];
+	for (unsigned i = 0; i < N_THREADS; i++) {
+		workers[i] = (struct worker){.s = s, .index = i};
+		assert_int_equal(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);
+	}
+	for (unsigned i = 0; i < N_THREADS; i++)
+		pthread_join(workers[i].thread, NULL);
+	assert_int_equal(count_found(s, 0, N_THREADS * PER_THREAD), N_THREADS * PER_THREAD);
+	assert_int_equal(fixture_stats(s).n_corrupt, 0);
+	store_close(s);
+	s = fixture_open_reader(d);
+	assert_int_equal(fixture_stats(s).n_records, N_THREADS * PER_THREAD);
+	store_close(s);
+	fixture_remove(d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -518,6 +571,7 @@ int main(void)
 		cmocka_unit_test(nothing_readable_at_all_is_an_error),
 		cmocka_unit_test(temporary_files_go_and_foreign_files_stay),
 		cmocka_unit_test(an_open_store_walks_what_is_on_disk),
+		cmocka_unit_test(threads_append_find_and_walk_together),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

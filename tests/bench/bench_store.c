@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// Speed of a store: bench_store DIR [RECORD_TOKENS TOP_K N_RECORDS]. Appends records made beforehand at each durability (from one thread,
+// as fast as the queue takes them), then finds them, then reads the directory through. One CSV row per figure.
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/error.h"
+#include "tests/unit/store_fixture.h"
+
+static double now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void die(const char *what, const struct error *err)
+{
+	fprintf(stderr, "bench_store: %s: %s\n", what, err->message);
+	exit(1);
+}
+
+static struct store *open_store(const char *directory)
+{
+	struct store *s;
+	struct error err;
+	if (store_open(&(struct store_options){.directory = directory}, &s, &err) < 0)
+		die(directory, &err);
+	return s;
+}
+
+static void bench_append(const char *directory, struct record **records, size_t n, size_t n_bytes, enum store_durability durability)
+{
+	static const char *const names[] = {"none", "flushed", "durable"};
+	struct error err;
+	struct store *s = open_store(directory);
+	double start = now();
+	for (size_t i = 0; i < n; i++) {
+		int rc;
+		while ((rc = store_append(s, records[i], durability, NULL, NULL, &err)) == -EAGAIN)
+			usleep(50);
+		if (rc < 0)
+			die("append", &err);
+	}
+	struct store_stats stats;
+	do {
+		usleep(200);
+		store_stats(s, &stats);
+	} while (stats.queued_bytes);
+	double written = now();
+	store_close(s);
+	double closed = now();
+	if (stats.n_appended != n)
+		fprintf(stderr, "bench_store: only %llu of %zu records were appended\n", (unsigned long long)stats.n_appended, n);
+	printf("append_%s_%s,%.0f,MB/s,%.0f,records/s,with_fsync_at_close,%.0f,MB/s\n", names[durability], stats.uring ? "uring" : "pwrite",
+	       (double)n_bytes / (written - start) / 1e6, (double)n / (written - start), (double)n_bytes / (closed - start) / 1e6);
+}
+
+static void bench_find(const char *directory, struct record **records, size_t n, size_t n_bytes)
+{
+	double start = now();
+	struct store *s = open_store(directory);
+	double opened = now();
+	struct record *found;
+	struct error err;
+	for (size_t i = 0; i < n; i++) {
+		if (store_find(s, record_key(records[(i * 7919) % n]), &found, &err) < 0)
+			die("find", &err);
+		record_unref(found);
+	}
+	double over = now();
+	printf("open,%.2f,ms\nfind,%.0f,finds/s,%.0f,MB/s\n", (opened - start) * 1e3, (double)n / (over - opened),
+	       (double)n_bytes / (over - opened) / 1e6);
+	struct store_cursor c = {0};
+	char place[96];
+	size_t n_walked = 0;
+	start = now();
+	while (store_next(s, &c, &found, place, &err) == 0) {
+		record_unref(found);
+		n_walked++;
+	}
+	over = now();
+	printf("walk,%.0f,MB/s,%zu,records\n", (double)n_bytes / (over - start) / 1e6, n_walked);
+	store_close(s);
+}
+
+int main(int argc, char **argv)
+{
+	if (argc != 2 && argc != 5) {
+		fprintf(stderr, "usage: bench_store DIRECTORY [RECORD_TOKENS TOP_K N_RECORDS]\n");
+		return 2;
+	}
+	uint32_t n_tokens = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 0) : 512, top_k = argc > 2 ? (uint32_t)strtoul(argv[3], NULL, 0) : 64;
+	size_t n = argc > 2 ? strtoul(argv[4], NULL, 0) : 2000, n_bytes = 0;
+	struct record **records = calloc(n, sizeof *records);
+	if (!records)
+		return 1;
+	for (size_t i = 0; i < n; i++) {
+		size_t k;
+		records[i] = fixture_record(i, n_tokens, top_k);
+		record_bytes(records[i], &k);
+		n_bytes += k;
+	}
+	printf("records,%zu,%zu,bytes_each\n", n, n_bytes / n);
+	for (enum store_durability durability = STORE_NONE; durability <= STORE_DURABLE; durability++) {
+		char path[1024];
+		snprintf(path, sizeof path, "%s/bench-XXXXXX", argv[1]);
+		if (!mkdtemp(path)) {
+			fprintf(stderr, "bench_store: %s: %s\n", path, strerror(errno));
+			return 1;
+		}
+		bench_append(path, records, n, n_bytes, durability);
+		if (durability == STORE_DURABLE)
+			bench_find(path, records, n, n_bytes);
+		fixture_remove(strdup(path));
+	}
+	for (size_t i = 0; i < n; i++)
+		record_unref(records[i]);
+	free(records);
+	return 0;
+}
