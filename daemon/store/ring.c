@@ -106,7 +106,7 @@ static void ring_reap(struct ring *r)
 {
 	struct io_uring_cqe *cqe = NULL;
 	int rc = io_uring_wait_cqe(&r->uring, &cqe);
-	if (rc < 0 || !cqe)
+	if (rc < 0 || !cqe)        // -EINTR; the caller asks again
 		return;
 	struct ring_op *op = io_uring_cqe_get_data(cqe);
 	int result = cqe->res;
@@ -120,7 +120,8 @@ static void ring_reap(struct ring *r)
 		op_start(r, op);
 }
 
-// The ring refused an operation for good: wait for the others, go on without it. The refused entry dies with the ring, unseen by the kernel.
+// The ring refused an operation for good: wait for the others, go on without it. The refused entry dies with the ring, unseen
+// by the kernel.
 static void ring_give_up(struct ring *r)
 {
 	r->is_uring = false;        // what comes back half done is finished with pwrite

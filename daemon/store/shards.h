@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The shards of an open store, by id, and the descriptors for reading them: opened when first wanted, a bounded number kept. The caller holds
-// the index's lock.
+// The shards of an open store, by id, and the descriptors for reading them: opened when first wanted, a bounded number kept.
+// The caller holds the index's lock.
 #pragma once
 
 #include <stdbool.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The index file beside a sealed shard. Never more than a copy of what the shard says: whatever is wrong with it, the shard is read instead.
+// The index file beside a sealed shard. Never more than a copy of what the shard says: when anything is wrong, that is read instead.
 #include "daemon/store/sidecar.h"
 
 #include <errno.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The store as others see it: open, find, append, walk. What is written how is appender.c's business, what is read back at start recover.c's.
+// The store as others see it: open, find, append, walk. How it is written is appender.c's business, what happens at start recover.c's.
 #include "daemon/store/store.h"
 
 #include <errno.h>
@@ -124,9 +124,10 @@ void store_close(struct store *s)
 	free(s);
 }
 
-// Reads from the disk, without the lock. A copy that fails its checks is forgotten, so that the record can be stored anew; when the place had
-// changed meanwhile (its shard was given up) the new one is tried.
-static int store_read(struct store *s, const struct content_id *key, struct index_entry place, struct record **ret_record, struct error *err)
+// Reads from the disk, without the lock. A copy that fails its checks is forgotten, so that the record can be stored anew; when the
+// place had changed meanwhile (its shard was given up) the new one is tried.
+static int store_read(struct store *s, const struct content_id *key, struct index_entry place, struct record **ret_record,
+		      struct error *err)
 {
 	struct store_parts *p = &s->parts;
 	for (;;) {
@@ -173,7 +174,8 @@ int store_find(struct store *s, const struct content_id *key, struct record **re
 	return rc;
 }
 
-int store_append(struct store *s, struct record *record, enum store_durability durability, store_done_fn *done, void *arg, struct error *err)
+int store_append(struct store *s, struct record *record, enum store_durability durability, store_done_fn *done, void *arg,
+		 struct error *err)
 {
 	struct store_parts *p = &s->parts;
 	size_t n;
@@ -270,8 +272,8 @@ static int walk_step(struct scan *scan, bool newest, struct store_cursor *c, str
 	return -ENOENT;
 }
 
-static int walk_shard(struct scan **scan, int fd, uint32_t id, bool newest, struct store_cursor *c, struct record **ret_record, char ret_place[96],
-		      struct error *err)
+static int walk_shard(struct scan **scan, int fd, uint32_t id, bool newest, struct store_cursor *c, struct record **ret_record,
+		      char ret_place[96], struct error *err)
 {
 	uint64_t at = c->position;
 	int rc = walk_resume(scan, fd, id, c, err);

@@ -36,7 +36,8 @@ int store_find(struct store *s, const struct content_id *key, struct record **re
 // Queues the record (takes its own reference). `done` (may be NULL) is called once from the store's thread, with err == NULL when the
 // asked durability was reached. -EAGAIN (ERROR_OVERLOADED) when the queue is full: `done` is then not called.
 typedef void store_done_fn(void *arg, const struct error *err);
-int store_append(struct store *s, struct record *record, enum store_durability durability, store_done_fn *done, void *arg, struct error *err);
+int store_append(struct store *s, struct record *record, enum store_durability durability, store_done_fn *done, void *arg,
+		 struct error *err);
 
 struct store_stats {
 	uint64_t n_records, n_shards, n_bytes;             // on disk
@@ -46,11 +47,12 @@ struct store_stats {
 	uint64_t recovered_bytes;                          // cut from a torn tail at open
 	uint64_t queued_bytes;
 	bool uring;                                        // false: fell back to pwrite
-	bool failing;                                      // the disk refused lately (ENOSPC, EIO): serving goes on without storing
+	bool failing;                                      // the disk refused lately (ENOSPC, EIO): serving goes on without storing;
+	                                                   // it is tried again with the next append, at most every 2 s
 };
 void store_stats(struct store *s, struct store_stats *ret);
 
-// Every record in shard order (begin with a zeroed cursor). Damage is reported where it lies: -EBADMSG, ret_record NULL, err filled, and the
-// next call goes on behind it. -ENOENT at the end. ret_place: "0000002a.shard:4096". n_record is the next record's number in its shard.
+// Every record in shard order (begin with a zeroed cursor). Damage is reported where it lies: -EBADMSG, ret_record NULL, err filled, and
+// the next call goes on behind it. -ENOENT at the end. ret_place: "0000002a.shard:4096". n_record is the next record's number in its shard.
 struct store_cursor { uint32_t shard; uint64_t position; uint64_t n_record; };
 int store_next(struct store *s, struct store_cursor *c, struct record **ret_record, char ret_place[96], struct error *err);

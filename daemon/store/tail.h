@@ -44,8 +44,8 @@ void tail_done(struct tail *t);      // closes without synchronising
 void tail_adopt(struct tail *t, struct tail_shard *shard);      // goes on with a recovered shard; takes it over
 int tail_create(struct tail *t, uint32_t id, struct error *err);
 
-// Gathers one frame; its offset and number into *ret_frame. Nothing is promised before tail_flush. The end may lie behind a failure: stop when
-// t->failed is not 0.
+// Gathers one frame; its offset and number into *ret_frame. Nothing is promised before tail_flush. Stop when t->failed
+// is not 0: bytes are no longer taken.
 void tail_append(struct tail *t, const struct content_id *key, const void *record, uint32_t n, struct shard_frame *ret_frame);
 // Waits for all writes. *ret_good: before this offset everything is in the kernel. Returns the first error; the caller then says with
 // tail_commit which frames count and calls tail_cut.
