@@ -166,6 +166,27 @@ static int read_rope(const struct source *s, struct architecture *a)
 	return read_divisors(s, a);
 }
 
+// Converters fill the token list up to the height of the embedding with unused tokens "[PAD123]": those at the end have no token.
+static int without_padding(const struct source *s, uint64_t *n_tokens)
+{
+	enum { UNUSED = 5 };      // ggml's token type
+	int32_t *types = NULL;
+	uint64_t n = 0;
+	int r = gguf_get_int32s(s->file, "tokenizer.ggml.token_type", &types, &n, s->err);
+	if (r < 0)
+		return r == -ENOENT ? 0 : r;
+	while (n == *n_tokens && n > 1) {
+		const char *text;
+		size_t text_n;
+		if (types[n - 1] != UNUSED || gguf_string_at(s->file, "tokenizer.ggml.tokens", n - 1, &text, &text_n) < 0 || text_n < 4 ||
+		    memcmp(text, "[PAD", 4))
+			break;
+		*n_tokens = --n;
+	}
+	free(types);
+	return 0;
+}
+
 // Rows of the embedding, or fewer when the token list is shorter: see vocab_size in config.h.
 static int read_vocabulary(const struct source *s, struct architecture *a)
 {
@@ -176,7 +197,7 @@ static int read_vocabulary(const struct source *s, struct architecture *a)
 	int r = gguf_get_strings(s->file, "tokenizer.ggml.tokens", &n_tokens, s->err);
 	if (r == -ENOENT)
 		n_tokens = t.dims[0];
-	else if (r < 0)
+	else if (r < 0 || (r = without_padding(s, &n_tokens)) < 0)
 		return r;
 	if (n_tokens > t.dims[0])
 		return error_set(s->err, ERROR_INVALID, "tokenizer.ggml.tokens", "%llu tokens, but token_embd.weight has %llu rows",

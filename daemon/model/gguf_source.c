@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Names, and the one complication: files of the architecture "llama" store the rows of each q and k head so that the pairs which rotate
+// together are neighbours (0, D/2, 1, D/2 + 1, ...). Our rotation, as transformers', takes halves: rows are put back.
+#include "daemon/model/gguf_source.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/error.h"
+
+static const struct { const char *name, *gguf; } of_model[] = {
+	{"model.embed_tokens.weight", "token_embd.weight"}, {"model.norm.weight", "output_norm.weight"}, {"lm_head.weight", "output.weight"},
+}, of_layer[] = {
+	{"input_layernorm.weight", "attn_norm.weight"}, {"self_attn.q_proj.weight", "attn_q.weight"}, {"self_attn.k_proj.weight", "attn_k.weight"},
+	{"self_attn.v_proj.weight", "attn_v.weight"}, {"self_attn.q_proj.bias", "attn_q.bias"}, {"self_attn.k_proj.bias", "attn_k.bias"},
+	{"self_attn.v_proj.bias", "attn_v.bias"}, {"self_attn.q_norm.weight", "attn_q_norm.weight"},
+	{"self_attn.k_norm.weight", "attn_k_norm.weight"}, {"self_attn.o_proj.weight", "attn_output.weight"},
+	{"post_attention_layernorm.weight", "ffn_norm.weight"}, {"mlp.gate_proj.weight", "ffn_gate.weight"},
+	{"mlp.up_proj.weight", "ffn_up.weight"}, {"mlp.down_proj.weight", "ffn_down.weight"},
+};
+
+// "model.layers.17.rest" -> 17 and "rest", or NULL.
+static const char *layer_part(const char *name, unsigned *ret_layer)
+{
+	int n = 0;
+	if (sscanf(name, "model.layers.%4u.%n", ret_layer, &n) != 1 || n == 0)
+		return NULL;
+	return name + n;
+}
+
+int gguf_source_name(const char *name, char ret_name[GGUF_SOURCE_NAME])
+{
+	unsigned layer;
+	const char *rest = layer_part(name, &layer);
+	for (size_t i = 0; !rest && i < sizeof of_model / sizeof *of_model; i++) {
+		if (!strcmp(name, of_model[i].name)) {
+			snprintf(ret_name, GGUF_SOURCE_NAME, "%s", of_model[i].gguf);
+			return 0;
+		}
+	}
+	for (size_t i = 0; rest && i < sizeof of_layer / sizeof *of_layer; i++) {
+		if (!strcmp(rest, of_layer[i].name)) {
+			snprintf(ret_name, GGUF_SOURCE_NAME, "blk.%u.%s", layer, of_layer[i].gguf);
+			return 0;
+		}
+	}
+	return -ENOENT;
+}
+
+// File row (2 i + s) of a head becomes row (s D/2 + i).
+static int restore_rows(struct tensor *t, uint32_t n_heads, uint32_t head_size, const char *name, struct error *err)
+{
+	uint64_t rows = t->dims[0], half = head_size / 2;
+	if (rows != (uint64_t)n_heads * head_size)
+		return 0;      // weights.c will name the wrong shape
+	size_t row = t->n_bytes / (size_t)rows;
+	const uint8_t *from = t->data;
+	uint8_t *to = malloc(t->n_bytes);
+	if (!to)
+		return error_set(err, ERROR_MEMORY, name, "no memory for tensor %s (%zu bytes)", name, t->n_bytes);
+	for (uint64_t h = 0; h < n_heads; h++)
+		for (uint64_t i = 0; i < half; i++)
+			for (uint64_t s = 0; s < 2; s++)
+				memcpy(to + (h * head_size + s * half + i) * row, from + (h * head_size + 2 * i + s) * row, row);
+	free((void *)(uintptr_t)t->data);
+	t->data = to;
+	return 0;
+}
+
+int gguf_source_read(const struct gguf *file, const struct architecture *a, const char *name, struct tensor *ret_tensor, struct error *err)
+{
+	char gguf[GGUF_SOURCE_NAME];
+	unsigned layer;
+	int r = gguf_source_name(name, gguf);
+	if (r < 0 || (r = gguf_read(file, gguf, ret_tensor, err)) < 0)
+		return r;
+	const char *rest = strcmp(a->name, "llama") ? NULL : layer_part(name, &layer);
+	bool q = rest && !strncmp(rest, "self_attn.q_proj.", 17), k = rest && !strncmp(rest, "self_attn.k_proj.", 17);
+	// A vector of a block type (a bias in Q8_0) has no rows that could be moved.
+	if ((q || k) && ret_tensor->n_dims == 1 && dtype_block_elements(ret_tensor->dtype) > 1)
+		r = error_set(err, ERROR_UNSUPPORTED, name, "tensor %s: a bias of type %s is not supported (supported: F32 F16 BF16)", gguf,
+			      dtype_name(ret_tensor->dtype));
+	else if (q || k)
+		r = restore_rows(ret_tensor, q ? a->n_heads : a->n_kv_heads, a->head_size, name, err);
+	if (r < 0)
+		free((void *)(uintptr_t)ret_tensor->data);
+	return r;
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+// One way in for both kinds of model. A tensor in the file that the architecture does not use is an error: ignoring, say, a bias would
+// give wrong numbers without a word.
+#include "daemon/model/model.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common/error.h"
+#include "daemon/model/gguf_source.h"
+#include "daemon/model/input.h"
+#include "daemon/model/safetensors.h"
+#include "daemon/model/weights_internal.h"
+
+#define MAX_CONFIG (1u << 20)            // config.json: a few KiB
+#define MAX_TOKENIZER (128u << 20)       // tokenizer.json: 17 MiB for a vocabulary of 128,000
+
+struct model_file {
+	char *path;
+	struct gguf *gguf;                      // one of the two
+	struct safetensors *safetensors;
+	struct architecture architecture;
+	struct tokenizer *tokenizer;            // read at open to learn the vocabulary; the first to ask gets it
+	struct parameter *list;
+	size_t n_parameters;
+	enum dtype dtype;
+};
+
+static void release(void *file, struct tensor *t)
+{
+	(void)file;
+	free((void *)(uintptr_t)t->data);
+}
+
+static int find_in_gguf(void *file, const char *name, struct tensor *ret_tensor, struct error *err)
+{
+	struct model_file *m = file;
+	return gguf_source_read(m->gguf, &m->architecture, name, ret_tensor, err);
+}
+
+static int find_in_safetensors(void *file, const char *name, struct tensor *ret_tensor, struct error *err)
+{
+	struct model_file *m = file;
+	return safetensors_read(m->safetensors, name, ret_tensor, err);
+}
+
+struct tensor_source model_file_source(struct model_file *file)
+{
+	return (struct tensor_source){file, file->gguf ? find_in_gguf : find_in_safetensors, release};
+}
+
+// Without reading.
+static int describe(const struct model_file *m, const char *name, struct tensor *ret_tensor, struct error *err)
+{
+	char gguf[GGUF_SOURCE_NAME];
+	if (!m->gguf)
+		return safetensors_find(m->safetensors, name, ret_tensor, err);
+	return gguf_source_name(name, gguf) < 0 ? -ENOENT : gguf_find(m->gguf, gguf, ret_tensor);
+}
+
+static size_t tensor_count(const struct model_file *m)
+{
+	return m->gguf ? gguf_count(m->gguf) : safetensors_count(m->safetensors);
+}
+
+static const char *tensor_name(const struct model_file *m, size_t i)
+{
+	return m->gguf ? gguf_name(m->gguf, i) : safetensors_name(m->safetensors, i);
+}
+
+// Tensors that carry nothing the architecture does not say already: rotation tables that old exporters saved, and a second copy of a tied
+// head (which transformers ignores as well).
+static bool may_be_ignored(const struct model_file *m, const char *name)
+{
+	static const char end[] = ".rotary_emb.inv_freq";
+	size_t n = strlen(name);
+	if (m->gguf)
+		return !strcmp(name, "rope_freqs.weight");
+	return (m->architecture.tied_head && !strcmp(name, "lm_head.weight")) || (n >= sizeof end && !strcmp(name + n - (sizeof end - 1), end));
+}
+
+static bool is_parameter(const struct model_file *m, const char *name)
+{
+	char gguf[GGUF_SOURCE_NAME];
+	for (size_t i = 0; i < m->n_parameters; i++) {
+		if (m->gguf && gguf_source_name(m->list[i].name, gguf) < 0)
+			continue;
+		if (!strcmp(name, m->gguf ? gguf : m->list[i].name))
+			return true;
+	}
+	return false;
+}
+
+// Every tensor the architecture needs is there, none is left over; counts the bytes by type on the way.
+static int check_tensors(struct model_file *m, struct error *err)
+{
+	uint64_t bytes[N_DTYPES] = {0};
+	size_t n_used = m->n_parameters;
+	for (size_t i = 0; i < m->n_parameters; i++) {
+		struct tensor t;
+		int r = describe(m, m->list[i].name, &t, err);
+		if (r == -ENOENT)
+			return error_set(err, ERROR_INVALID, m->list[i].name, "%s: tensor %s is missing", m->path, m->list[i].name);
+		if (r < 0)
+			return r;
+		bytes[t.dtype] += t.n_bytes;
+	}
+	for (int t = 0; t < N_DTYPES; t++)
+		if (bytes[t] > bytes[m->dtype])
+			m->dtype = (enum dtype)t;
+	for (size_t i = 0; i < tensor_count(m); i++)
+		n_used += may_be_ignored(m, tensor_name(m, i));
+	if (n_used == tensor_count(m))
+		return 0;
+	for (size_t i = 0; i < tensor_count(m); i++)
+		if (!may_be_ignored(m, tensor_name(m, i)) && !is_parameter(m, tensor_name(m, i)))
+			return error_set(err, ERROR_UNSUPPORTED, tensor_name(m, i), "%s: tensor %s has no place in the architecture %s", m->path,
+					 tensor_name(m, i), m->architecture.name);
+	return error_set(err, ERROR_INTERNAL, NULL, "%s: tensors do not add up", m->path);
+}
+
+static char *path_in(const struct model_file *m, const char *name)
+{
+	char *path;
+	return asprintf(&path, "%s/%s", m->path, name) < 0 ? NULL : path;
+}
+
+static int read_in_directory(const struct model_file *m, const char *name, size_t max, char **ret_text, size_t *ret_n, struct error *err)
+{
+	char *path = path_in(m, name);
+	int r = path ? input_read_file(path, max, ret_text, ret_n, err) : error_set(err, ERROR_MEMORY, name, "no memory");
+	free(path);
+	return r;
+}
+
+static int open_tokenizer(const struct model_file *m, struct tokenizer **ret, struct error *err)
+{
+	char *text = NULL;
+	size_t n = 0;
+	if (m->gguf)
+		return tokenizer_open_gguf(m->gguf, ret, err);
+	int r = read_in_directory(m, "tokenizer.json", MAX_TOKENIZER, &text, &n, err);
+	if (r == 0)
+		r = tokenizer_open_json(text, n, ret, err);
+	free(text);
+	return r;
+}
+
+// The rows of the embedding that have a token: see vocab_size in config.h. A directory without a tokenizer (weights alone) is taken at its word.
+static int limit_vocabulary(struct model_file *m, struct error *err)
+{
+	struct stat st;
+	char *path = path_in(m, "tokenizer.json");
+	bool absent = path && stat(path, &st) < 0 && errno == ENOENT;
+	int r = path ? 0 : error_set(err, ERROR_MEMORY, NULL, "no memory");
+	free(path);
+	if (r < 0 || absent || (r = open_tokenizer(m, &m->tokenizer, err)) < 0)
+		return r;
+	uint32_t n = tokenizer_vocab_size(m->tokenizer);
+	if (n && n < m->architecture.vocab_size)
+		m->architecture.vocab_size = n;
+	return 0;
+}
+
+static int open_directory(struct model_file *m, struct error *err)
+{
+	char *text = NULL;
+	size_t n = 0;
+	int r = read_in_directory(m, "config.json", MAX_CONFIG, &text, &n, err);
+	if (r == -ENOENT)
+		r = error_set(err, ERROR_NOT_FOUND, m->path, "%s has no config.json: neither a GGUF file nor a Hugging Face model directory", m->path);
+	if (r == 0)
+		r = architecture_from_json(text, n, &m->architecture, err);
+	free(text);
+	if (r < 0 || (r = safetensors_open_directory(m->path, &m->safetensors, err)) < 0)
+		return r;
+	return limit_vocabulary(m, err);
+}
+
+static int open_gguf(struct model_file *m, struct error *err)
+{
+	int r = gguf_open(m->path, &m->gguf, err);
+	return r < 0 ? r : architecture_from_gguf(m->gguf, &m->architecture, err);
+}
+
+int model_file_open(const char *path, struct model_file **ret_file, struct error *err)
+{
+	struct stat st;
+	if (stat(path, &st) < 0)
+		return error_system(err, errno, "teacher", "cannot open model %s", path);
+	struct model_file *m = calloc(1, sizeof *m);
+	if (m)
+		m->path = strdup(path);
+	int r = m && m->path ? 0 : error_set(err, ERROR_MEMORY, NULL, "no memory");
+	if (r == 0)
+		r = S_ISDIR(st.st_mode) ? open_directory(m, err) : open_gguf(m, err);
+	if (r == 0)
+		r = parameters_list(&m->architecture, &m->list, &m->n_parameters, err);
+	if (r == 0)
+		r = check_tensors(m, err);
+	if (r < 0)
+		model_file_close(m);
+	else
+		*ret_file = m;
+	return r;
+}
+
+struct model_file *model_file_close(struct model_file *file)
+{
+	if (!file)
+		return NULL;
+	tokenizer_close(file->tokenizer);
+	gguf_close(file->gguf);
+	safetensors_close(file->safetensors);
+	free(file->list);
+	free(file->path);
+	free(file);
+	return NULL;
+}
+
+const struct architecture *model_file_architecture(const struct model_file *file)
+{
+	return &file->architecture;
+}
+
+int model_file_tokenizer(struct model_file *file, struct tokenizer **ret_tokenizer, struct error *err)
+{
+	if (!file->tokenizer)
+		return open_tokenizer(file, ret_tokenizer, err);
+	*ret_tokenizer = file->tokenizer;
+	file->tokenizer = NULL;
+	return 0;
+}
+
+const char *model_file_dtype(const struct model_file *file)
+{
+	return dtype_name(file->dtype);
+}
+
+// Numbers as text, doubles in hexadecimal: exact and the same on every machine.
+static void hash_architecture(struct hasher *h, const struct architecture *a)
+{
+	char text[512];
+	int n = snprintf(text, sizeof text, "kdserved weights 1\n%s %u %u %u %u %u %u %u %u %d %d %d %a %a %d %a %a %a %u\n", a->name, a->n_layers,
+			 a->width, a->ffn_width, a->n_heads, a->n_kv_heads, a->head_size, a->vocab_size, a->context_length, a->tied_head,
+			 a->qkv_bias, a->qk_norm, (double)a->norm_epsilon, a->rope_theta, (int)a->rope_scaling, a->rope_factor,
+			 a->rope_low_frequency_factor, a->rope_high_frequency_factor, a->rope_original_context);
+	hasher_update(h, text, (size_t)n);
+	for (uint32_t i = 0; a->rope_scaling == ROPE_SCALING_DIVISORS && i < a->head_size / 2; i++) {
+		n = snprintf(text, sizeof text, "%a\n", (double)a->rope_divisors[i]);
+		hasher_update(h, text, (size_t)n);
+	}
+}
+
+int model_file_weights_id(struct model_file *file, struct content_id *ret_id, struct error *err)
+{
+	struct tensor_source source = model_file_source(file);
+	struct hasher *h = hasher_new();
+	int r = h ? 0 : error_set(err, ERROR_MEMORY, NULL, "no memory");
+	if (h)
+		hash_architecture(h, &file->architecture);
+	for (size_t i = 0; i < file->n_parameters && r == 0; i++) {
+		const struct parameter *p = &file->list[i];
+		char text[192];
+		struct tensor t;
+		if ((r = weights_find(&source, p, &t, err)) < 0)
+			break;
+		int n = snprintf(text, sizeof text, "%s %s %llu %llu\n", p->name, dtype_name(t.dtype), (unsigned long long)p->dims[0],
+				 (unsigned long long)p->dims[1]);
+		hasher_update(h, text, (size_t)n);
+		hasher_update(h, t.data, t.n_bytes);
+		weights_release(&source, &t);
+	}
+	struct content_id id = {0};
+	if (h)
+		id = hasher_free(h);
+	if (r == 0)
+		*ret_id = id;
+	return r;
+}
