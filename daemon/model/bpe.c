@@ -46,8 +46,11 @@ int bpe_init(struct bpe *bpe, const struct vocabulary *v, uint64_t n_merges, str
 		bpe->slots[i] = (struct merge_slot){ UINT64_MAX, 0, NONE };
 	bpe->mask = slots - 1;
 	bpe->capacity = (uint32_t)n_merges;
-	for (unsigned byte = 0; byte < 256; byte++)
-		bpe->byte_ids[byte] = vocabulary_find(v, (const char[]){ (char)byte }, 1, false);
+	for (unsigned byte = 0; byte < 256; byte++) {
+		char spelling[4];
+
+		bpe->byte_ids[byte] = vocabulary_find_spelling(v, spelling, alphabet_encode((const char[]){ (char)byte }, 1, spelling));
+	}
 	return 0;
 }
 

@@ -7,7 +7,6 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <errno.h>
 #include <pcre2.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,9 +46,11 @@ static const char *pattern_objection(const char *p, size_t n, bool set)
 {
 	char next = n > 1 ? p[1] : 0, third = n > 2 ? p[2] : 0;
 
-	if (p[0] == '\\' && next && strchr("hHgkKXRyYOGCQE", next))
-		return "\\h, \\g, \\k, \\K, \\X, \\R, \\y, \\O, \\G, \\C, \\Q or \\E";
-	if (set && p[0] == '[' && next != ':')
+	if (p[0] == '\\' && next && strchr("hHgkKXRyYOGCQEBA", next))
+		return "\\h, \\g, \\k, \\K, \\X, \\R, \\y, \\O, \\G, \\C, \\Q, \\E, \\A or \\B";
+	if (p[0] == '\\' && ((!set && next == 'b') || (set && next == 'W')))
+		return "\\b, or \\W in a set";
+	if (set && p[0] == '[')
 		return "a set inside a set";
 	if (set && p[0] == '&' && next == '&')
 		return "an intersection of sets (&&)";
@@ -60,7 +61,22 @@ static const char *pattern_objection(const char *p, size_t n, bool set)
 	return NULL;
 }
 
-// Copies a pattern, naming White_Space for \s: PCRE2's own \s has U+180E as well. Room for 8 bytes per byte.
+// Classes that PCRE2 would read otherwise: its \s has U+180E as well, its \w no marks. Oniguruma's \w has the Latin-1 superscripts and
+// fractions, but no others. NULL: copy what stands there.
+#define WORD_CLASS "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\xb2\\xb3\\xb9\\xbc-\\xbe"
+static const char *pattern_class(char letter, bool set)
+{
+	switch (letter) {
+	case 's': return "\\p{White_Space}";
+	case 'S': return "\\P{White_Space}";
+	case 'w': return set ? WORD_CLASS : "[" WORD_CLASS "]";
+	case 'W': return "[^" WORD_CLASS "]";
+	}
+	return NULL;
+}
+
+// Copies a pattern with its classes named. `ret` has room for PATTERN_GROWTH bytes per byte.
+#define PATTERN_GROWTH 32
 static int pattern_translate(const char *pattern, size_t n, char *ret, size_t *ret_n, struct error *err)
 {
 	bool set = false;
@@ -68,22 +84,14 @@ static int pattern_translate(const char *pattern, size_t n, char *ret, size_t *r
 
 	for (size_t i = 0, used; i < n; i += used) {
 		char next = i + 1 < n ? pattern[i + 1] : 0;
-		const char *objection = pattern_objection(pattern + i, n - i, set), *close;
+		const char *objection = pattern_objection(pattern + i, n - i, set), *class = NULL;
 
 		if (objection)
 			return error_set(err, ERROR_UNSUPPORTED, "pre_tokenizer", "a pattern with %s is not supported", objection);
 		used = 1;
-		if (pattern[i] == '\\' && (next == 's' || next == 'S')) {
-			out += (size_t)sprintf(ret + out, "\\%c{White_Space}", next == 's' ? 'p' : 'P');
-			i += 2;
-			used = 0;
-			continue;
-		}
 		if (pattern[i] == '\\' && next) {
+			class = pattern_class(next, set);
 			used = 2;
-		} else if (set && pattern[i] == '[') {    // [:name:]
-			close = memmem(pattern + i, n - i, ":]", 2);
-			used = close ? (size_t)(close + 2 - (pattern + i)) : 1;
 		} else if (!set && pattern[i] == '[') {
 			set = true;
 			used += next == '^';
@@ -91,8 +99,8 @@ static int pattern_translate(const char *pattern, size_t n, char *ret, size_t *r
 		} else if (pattern[i] == ']') {
 			set = false;
 		}
-		memcpy(ret + out, pattern + i, used);
-		out += used;
+		memcpy(ret + out, class ? class : pattern + i, class ? strlen(class) : used);
+		out += class ? strlen(class) : used;
 	}
 	*ret_n = out;
 	return 0;
@@ -100,7 +108,7 @@ static int pattern_translate(const char *pattern, size_t n, char *ret, size_t *r
 
 static int pattern_compile(const char *pattern, size_t n, void **ret_code, struct error *err)
 {
-	char *translated = malloc(8 * n + 16);    // "\s" grows to 15 bytes
+	char *translated = malloc(PATTERN_GROWTH * n + 1);
 	size_t n_translated, at;
 	int ret, code;
 

@@ -130,12 +130,12 @@ static int read_vocabulary(struct tokenizer *t, json_t *vocab, struct error *err
 	if ((ret = check_added(t, vocab, &max_id, &n_new, err)) ||
 	    (ret = vocabulary_init(&t->vocabulary, max_id + 1, json_object_size(vocab) + n_new, err)))
 		return ret;
-	// Special tokens first and as they are spelled: text is never merged into one.
+	// Added tokens first and as they are spelled, whether the vocabulary has them, too, or not.
 	for (size_t i = 0; i < t->added.n; i++) {
 		const struct added_token *token = &t->added.tokens[i];
 
-		if ((token->special || !json_object_get(vocab, token->content)) &&
-		    (ret = vocabulary_append(&t->vocabulary, token->id, token->content, strlen(token->content), true, err)))
+		ret = vocabulary_append(&t->vocabulary, token->id, token->content, strlen(token->content), true, err);
+		if (ret)
 			return ret;
 	}
 	json_object_foreach(vocab, spelling, value) {

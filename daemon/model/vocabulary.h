@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tokens of a byte-level vocabulary: id -> bytes, bytes -> id. Files spell a token's bytes in the GPT-2 alphabet (a printable
-// character for each byte: space is U+0120); here tokens hold the bytes themselves. A token that is not so spelled, such as a special
-// one, is *literal*: its bytes are its spelling, and text never becomes it by merging.
+// character for each byte: space is U+0120); here tokens hold the bytes themselves. A token that is not so spelled, and any added
+// token, is *literal*: its bytes are its spelling.
 #pragma once
 
 #include <stdbool.h>
