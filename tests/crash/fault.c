@@ -21,6 +21,7 @@ static struct { bool armed; uint64_t nth, n_times; int result; long part; } plan
 static uint64_t counts[N_FAULT_KINDS], n_injected, n_syncs_after_failure;
 static ino_t failed[MAX_FAILED];
 static unsigned n_failed;
+static bool no_ring;
 
 int io_uring_submit(struct io_uring *ring);
 int io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *p);
@@ -124,6 +125,17 @@ static ssize_t real_pwrite(int fd, const void *data, size_t n, off_t offset)
 	return real(fd, data, n, offset);
 }
 
+static void sqe_inject(struct io_uring_sqe *sqe, int result)
+{
+	uint64_t user_data = sqe->user_data;
+	memset(sqe, 0, sizeof *sqe);
+	sqe->opcode = IORING_OP_NOP;
+	sqe->fd = -1;
+	sqe->rw_flags = NOP_INJECT_RESULT;
+	sqe->len = (unsigned)result;
+	sqe->user_data = user_data;
+}
+
 static void sqe_alter(struct io_uring_sqe *sqe)
 {
 	int result;
@@ -140,13 +152,7 @@ static void sqe_alter(struct io_uring_sqe *sqe)
 	}
 	if (is_write && part && real_pwrite(sqe->fd, (const void *)(uintptr_t)sqe->addr, shortened(sqe->len, part), (off_t)sqe->off) < 0)
 		abort();
-	uint64_t user_data = sqe->user_data;
-	memset(sqe, 0, sizeof *sqe);
-	sqe->opcode = IORING_OP_NOP;
-	sqe->fd = -1;
-	sqe->rw_flags = NOP_INJECT_RESULT;
-	sqe->len = (unsigned)result;
-	sqe->user_data = user_data;
+	sqe_inject(sqe, result);
 }
 
 int io_uring_submit(struct io_uring *ring)
@@ -170,7 +176,26 @@ int io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct i
 	long part;
 	if (!real)
 		real = (int (*)(unsigned, struct io_uring *, struct io_uring_params *))dlsym(RTLD_NEXT, "io_uring_queue_init_params");
-	return fault_hit(FAULT_SETUP, &result, &part) ? result : real(entries, ring, p);
+	if (fault_hit(FAULT_SETUP, &result, &part))
+		return result;
+	return no_ring ? -ENOSYS : real(entries, ring, p);
+}
+
+bool fault_ring_works(void)
+{
+	struct io_uring ring;
+	struct io_uring_params p = {0};
+	struct io_uring_cqe *cqe = NULL;
+	no_ring = true;
+	if (getenv("KD_NO_RING"))
+		return false;
+	no_ring = false;
+	if (io_uring_queue_init_params(4, &ring, &p) < 0)
+		return false;
+	sqe_inject(io_uring_get_sqe(&ring), -ENOSPC);
+	no_ring = io_uring_submit(&ring) != 1 || io_uring_wait_cqe(&ring, &cqe) < 0 || cqe->res != -ENOSPC;
+	io_uring_queue_exit(&ring);
+	return !no_ring;
 }
 
 ssize_t pwrite(int fd, const void *data, size_t n, off_t offset)

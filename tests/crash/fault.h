@@ -3,6 +3,7 @@
 // KD_FAULT="write:3:-28" (see fault_arm for the fields; further ones are optional).
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum fault_kind {
@@ -17,6 +18,9 @@ enum fault_kind {
 // From the nth operation of this kind on (1 = the next), n_times of them give `result` (-errno). For FAULT_WRITE, `part` bytes are
 // really written first; with result 0 the write is merely short by that: part > 0 bytes are written, or with part < 0 all but -part.
 void fault_arm(enum fault_kind kind, uint64_t nth, uint64_t n_times, int result, long part);
+// Whether results can be injected into a ring here (io_uring allowed, kernel 6.10 or later). If not, every later ring is refused, so that
+// faults reach the store through its pwrite path.
+bool fault_ring_works(void);
 void fault_disarm(void);      // everything; counts start anew
 uint64_t fault_count(enum fault_kind kind);          // operations seen since
 uint64_t fault_n_injected(void);

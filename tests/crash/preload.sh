@@ -10,6 +10,9 @@ trap 'rm -rf "$dir"' EXIT
 # A sanitizer's runtime wants to be loaded first.
 ! ldd "$module" | grep -q -E 'lib[at]san' || { echo "not with a sanitizer"; exit 77; }
 
+# Results are injected through a NOP that returns what it is told: since Linux 6.10.
+printf '6.10\n%s\n' "$(uname -r)" | sort -CV || { echo "Linux $(uname -r) cannot inject results"; exit 77; }
+
 # expect NAME FAULT PATTERN: ten records under this fault print a line like PATTERN, and all that was stored is there afterwards.
 expect() {
 	line=$(LD_PRELOAD=$module KD_FAULT=$2 "$writer" "$dir/$1" 10)
