@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// A GGUF file as a teacher is opened: parse, architecture, every tensor by name, token lists.
+#include <stdlib.h>
+
+#include "daemon/model/config.h"
+#include "daemon/model/gguf.h"
+#include "daemon/model/gguf_source.h"
+#include "tests/fuzz/fuzz.h"
+
+static void read_tensors(const struct gguf *f, const struct architecture *a)
+{
+	struct tensor t;
+	for (size_t i = 0; i < gguf_count(f) && i < 64; i++) {
+		if (gguf_read(f, gguf_name(f, i), &t, NULL) < 0)
+			abort();      // the extents were checked at open
+		free((void *)(uintptr_t)t.data);
+	}
+	if (a && gguf_source_read(f, a, "model.layers.0.self_attn.q_proj.weight", &t, NULL) == 0)
+		free((void *)(uintptr_t)t.data);
+}
+
+static void read_lists(const struct gguf *f)
+{
+	uint64_t n = 0;
+	int32_t *ids = NULL;
+	volatile size_t sum = 0;
+	if (gguf_get_strings(f, "tokenizer.ggml.tokens", &n, NULL) == 0) {
+		for (uint64_t i = 0; i < n; i++) {
+			const char *s;
+			size_t s_n;
+			if (gguf_string_at(f, "tokenizer.ggml.tokens", i, &s, &s_n) < 0)
+				abort();
+			for (size_t k = 0; k < s_n; k++)
+				sum += (unsigned char)s[k];
+		}
+	}
+	if (gguf_get_int32s(f, "tokenizer.ggml.token_type", &ids, &n, NULL) == 0)
+		free(ids);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct gguf *f = NULL;
+	struct architecture a;
+	if (gguf_open_bytes(data, size, &f, NULL) < 0)
+		return 0;
+	int r = architecture_from_gguf(f, &a, NULL);
+	if (r == 0 && architecture_check(&a, NULL) < 0)
+		abort();
+	read_tensors(f, r == 0 ? &a : NULL);
+	read_lists(f);
+	gguf_close(f);
+	return 0;
+}
