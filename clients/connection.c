@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "clients/connection.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/crc32c.h"
+#include "common/error.h"
+
+int64_t clock_ms(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+// 0 when something is ready, -ETIMEDOUT, or another -errno.
+static int wait_for(int fd, short events, int64_t deadline)
+{
+	for (;;) {
+		int64_t left = deadline == INT64_MAX ? -1 : deadline - clock_ms();
+		if (deadline != INT64_MAX && left < 0)
+			left = 0;
+		struct pollfd p = {.fd = fd, .events = events};
+		int r = poll(&p, 1, left > 1 << 30 ? 1 << 30 : (int)left);
+		if (r > 0)
+			return 0;
+		if (r < 0 && errno != EINTR)
+			return -errno;
+		if (r == 0 && left >= 0 && clock_ms() >= deadline)
+			return -ETIMEDOUT;
+	}
+}
+
+static int connect_to(const struct sockaddr *address, socklen_t n, int family, int64_t deadline)
+{
+	int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -errno;
+	int r = connect(fd, address, n) == 0 ? 0 : -errno;
+	// A Unix socket whose backlog is full says EAGAIN and cannot be polled for.
+	while (r == -EAGAIN && clock_ms() < deadline) {
+		nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
+		r = connect(fd, address, n) == 0 ? 0 : -errno;
+	}
+	if (r == -EINPROGRESS || r == -EINTR) {
+		int failure = 0;
+		socklen_t size = sizeof failure;
+		r = wait_for(fd, POLLOUT, deadline);
+		if (!r && getsockopt(fd, SOL_SOCKET, SO_ERROR, &failure, &size) < 0)
+			r = -errno;
+		if (!r)
+			r = -failure;
+	}
+	if (r) {
+		close(fd);
+		return r;
+	}
+	return fd;
+}
+
+static int connect_unix(const char *path, int64_t deadline, struct error *err)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	if (!*path || strlen(path) >= sizeof address.sun_path)
+		return error_set(err, ERROR_INVALID, "server", "unix:%s: a path of 1 to %zu bytes is expected", path, sizeof address.sun_path - 1);
+	strcpy(address.sun_path, path);
+	int fd = connect_to((struct sockaddr *)&address, sizeof address, AF_UNIX, deadline);
+	return fd < 0 ? error_system(err, fd, "server", "cannot connect to unix:%s", path) : fd;
+}
+
+// "HOST:PORT" or "[V6]:PORT" into two strings.
+static bool split_host(const char *text, char *host, size_t host_size, char *port, size_t port_size)
+{
+	const char *colon = strrchr(text, ':'), *begin = text, *end = colon;
+	if (!colon || !colon[1] || strlen(colon + 1) >= port_size)
+		return false;
+	if (*text == '[') {
+		begin++;
+		end--;
+		if (end <= begin || *end != ']')
+			return false;
+	}
+	if (end <= begin || (size_t)(end - begin) >= host_size)
+		return false;
+	memcpy(host, begin, (size_t)(end - begin));
+	host[end - begin] = '\0';
+	strcpy(port, colon + 1);
+	return true;
+}
+
+static int connect_tcp(const char *text, int64_t deadline, struct error *err)
+{
+	char host[256], port[32];
+	struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL;
+	if (!split_host(text, host, sizeof host, port, sizeof port))
+		return error_set(err, ERROR_INVALID, "server", "tcp:%s: HOST:PORT is expected", text);
+	int r = getaddrinfo(host, port, &hints, &found);
+	if (r)
+		return error_set(err, ERROR_INVALID, "server", "tcp:%s: %s", text, gai_strerror(r));
+	int fd = -EHOSTUNREACH;
+	for (struct addrinfo *a = found; a && fd < 0 && fd != -ETIMEDOUT; a = a->ai_next)
+		fd = connect_to(a->ai_addr, a->ai_addrlen, a->ai_family, deadline);
+	freeaddrinfo(found);
+	if (fd < 0)
+		return error_system(err, fd, "server", "cannot connect to tcp:%s", text);
+	int on = 1;
+	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);    // frames are written whole: waiting only adds delay
+	return fd;
+}
+
+int connection_open(const char *address, uint32_t max_body, int64_t deadline, struct connection *ret, struct error *err)
+{
+	int fd;
+	*ret = (struct connection){.fd = -1, .max_body = max_body};
+	if (strncmp(address, "unix:", 5) == 0)
+		fd = connect_unix(address + 5, deadline, err);
+	else if (strncmp(address, "tcp:", 4) == 0)
+		fd = connect_tcp(address + 4, deadline, err);
+	else
+		return error_set(err, ERROR_INVALID, "server", "%s: unix:PATH or tcp:HOST:PORT is expected", address);
+	if (fd < 0)
+		return fd;
+	ret->fd = fd;
+	return 0;
+}
+
+void connection_done(struct connection *c)
+{
+	if (!c)
+		return;
+	if (c->fd >= 0)
+		close(c->fd);
+	free(c->out);
+	free(c->body);
+	*c = (struct connection){.fd = -1};
+}
+
+int connection_append(struct connection *c, uint8_t kind, uint64_t request_id, const void *body, size_t n, struct error *err)
+{
+	struct frame f = {.kind = kind, .request_id = request_id, .body_bytes = (uint32_t)n, .body_crc = crc32c(0, body, n)};
+	size_t need;
+	if (n > UINT32_MAX || __builtin_add_overflow(c->out_end, n + FRAME_HEADER_BYTES, &need))
+		return error_set(err, ERROR_TOO_LARGE, NULL, "a frame of %zu bytes", n);
+	if (need > c->out_size) {
+		uint8_t *larger = realloc(c->out, need);
+		if (!larger)
+			return error_set(err, ERROR_MEMORY, NULL, "no memory for a frame of %zu bytes", n);
+		c->out = larger;
+		c->out_size = need;
+	}
+	frame_encode(&f, c->out + c->out_end);
+	if (n)
+		memcpy(c->out + c->out_end + FRAME_HEADER_BYTES, body, n);
+	c->out_end = need;
+	return 0;
+}
+
+// Writes what the socket takes. A closed peer is not an error here: what it said last is still to be read.
+static int write_some(struct connection *c, bool *progress, struct error *err)
+{
+	while (c->out_begin < c->out_end) {
+		ssize_t n = send(c->fd, c->out + c->out_begin, c->out_end - c->out_begin, MSG_NOSIGNAL);
+		if (n > 0) {
+			c->out_begin += (size_t)n;
+			*progress = true;
+		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+			return 0;
+		} else if (errno == EPIPE || errno == ECONNRESET) {
+			c->write_failed = true;
+			break;
+		} else if (errno != EINTR) {
+			return error_system(err, errno, NULL, "cannot write to the server");
+		}
+	}
+	c->out_begin = c->out_end = 0;
+	return 0;
+}
+
+// Up to n bytes; 0 = nothing there now.
+static ssize_t read_some(struct connection *c, void *to, size_t n, struct error *err)
+{
+	for (;;) {
+		ssize_t got = recv(c->fd, to, n, 0);
+		if (got > 0)
+			return got;
+		if (got == 0 || errno == ECONNRESET)
+			return error_set(err, ERROR_UNAVAILABLE, NULL, "the server closed the connection%s",
+					 c->header_filled ? " in the middle of a frame" : "");
+		if (errno == EAGAIN || errno == EWOULDBLOCK)
+			return 0;
+		if (errno != EINTR)
+			return error_system(err, errno, NULL, "cannot read from the server");
+	}
+}
+
+// The header is complete: check it and make room for the body.
+static int begin_body(struct connection *c, struct error *err)
+{
+	int r = frame_decode(c->header, c->max_body, &c->frame, err);
+	if (r)
+		return r;
+	c->body = c->frame.body_bytes ? malloc(c->frame.body_bytes) : NULL;
+	if (c->frame.body_bytes && !c->body)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a frame of %" PRIu32 " bytes", c->frame.body_bytes);
+	c->body_filled = 0;
+	return 0;
+}
+
+// 1 = a whole frame is there, 0 = nothing more to read now.
+static int read_frame(struct connection *c, bool *progress, struct error *err)
+{
+	ssize_t n;
+	while (c->header_filled < FRAME_HEADER_BYTES) {
+		n = read_some(c, c->header + c->header_filled, FRAME_HEADER_BYTES - c->header_filled, err);
+		if (n <= 0)
+			return (int)n;
+		*progress = true;
+		c->header_filled += (size_t)n;
+		int r = c->header_filled == FRAME_HEADER_BYTES ? begin_body(c, err) : 0;
+		if (r)
+			return r;
+	}
+	while (c->body_filled < c->frame.body_bytes) {
+		n = read_some(c, c->body + c->body_filled, c->frame.body_bytes - c->body_filled, err);
+		if (n <= 0)
+			return (int)n;
+		*progress = true;
+		c->body_filled += (size_t)n;
+	}
+	int r = frame_check_body(&c->frame, c->body, err);
+	return r ? r : 1;
+}
+
+int connection_step(struct connection *c, bool flushing, int64_t deadline, bool *ret_progress, struct error *err)
+{
+	bool progress = false;
+	for (;;) {
+		int r = write_some(c, &progress, err);
+		if (!r && flushing && c->out_begin == c->out_end && !c->write_failed)
+			return 0;
+		if (!r)
+			r = read_frame(c, &progress, err);
+		if (ret_progress)
+			*ret_progress |= progress;
+		if (r)
+			return r;
+		r = wait_for(c->fd, c->out_begin < c->out_end ? POLLIN | POLLOUT : POLLIN, deadline);
+		if (r == -ETIMEDOUT)
+			return error_set(err, ERROR_DEADLINE, NULL, "the server did not answer in time");
+		if (r)
+			return error_system(err, r, NULL, "cannot wait for the server");
+	}
+}
+
+uint8_t *connection_release(struct connection *c)
+{
+	uint8_t *body = c->body;
+	c->body = NULL;
+	c->header_filled = 0;
+	c->body_filled = 0;
+	return body;
+}
