@@ -419,6 +419,23 @@ void config_print_help(FILE *to, const struct config_option *table, size_t n)
 	}
 }
 
+// mdoc items. Texts of tables hold no backslash and no leading dot, so nothing needs escaping but the hyphen of names.
+void config_print_man(FILE *to, const struct config_option *table, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		const struct config_option *o = &table[i];
+		fprintf(to, ".It Ic %s No = Ar %s\n", o->name, value_word(o));
+		fprintf(to, "%c%s.\n", o->help[0] >= 'a' && o->help[0] <= 'z' ? o->help[0] - 'a' + 'A' : o->help[0], o->help + 1);
+		if (o->type == CONFIG_LIST)
+			fprintf(to, "May be repeated.\n");
+		if (o->type == CONFIG_INTEGER || o->type == CONFIG_SIZE || o->type == CONFIG_REAL)
+			fprintf(to, "From %.15g to %.15g%s%s.\n", o->min, o->max, *o->unit ? " " : "", o->unit);
+		if (o->type == CONFIG_DURATION)
+			fprintf(to, "From %.15g to %.15g ms.\n", o->min, o->max);
+		fprintf(to, *o->fallback ? "Default: %s.\n" : "Default: unset.\n", o->fallback);
+	}
+}
+
 void config_print_example(FILE *to, const struct config_option *table, size_t n)
 {
 	for (size_t i = 0; i < n; i++) {

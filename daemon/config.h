@@ -47,3 +47,4 @@ int config_read_text(const struct config_option *table, size_t n, void *target, 
 int config_read_file(const struct config_option *table, size_t n, void *target, const char *path, struct error *err);
 void config_print_help(FILE *to, const struct config_option *table, size_t n);        // for --help
 void config_print_example(FILE *to, const struct config_option *table, size_t n);     // commented etc/*.conf
+void config_print_man(FILE *to, const struct config_option *table, size_t n);         // mdoc items for a manual page
