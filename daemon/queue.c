@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/queue.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "common/error.h"
+
+struct queue {
+	pthread_mutex_t lock;
+	pthread_cond_t not_empty;
+	struct queue_item *first, **end;
+	uint64_t n_waiting;
+	struct queue_cost limits, reserved;
+	int wake_fd;
+	bool stopped;
+};
+
+int queue_open(const struct queue_cost *limits, int wake_fd, struct queue **ret_queue)
+{
+	struct queue *q = calloc(1, sizeof *q);
+	if (!q)
+		return -ENOMEM;
+	pthread_mutex_init(&q->lock, NULL);
+	pthread_cond_init(&q->not_empty, NULL);
+	q->end = &q->first;
+	q->limits = limits ? *limits : (struct queue_cost){UINT64_MAX, UINT64_MAX, UINT64_MAX};
+	q->wake_fd = wake_fd;
+	*ret_queue = q;
+	return 0;
+}
+
+struct queue *queue_close(struct queue *q)
+{
+	if (q) {
+		pthread_cond_destroy(&q->not_empty);
+		pthread_mutex_destroy(&q->lock);
+		free(q);
+	}
+	return NULL;
+}
+
+// One row of the budget; 0, ERROR_TOO_LARGE or ERROR_OVERLOADED.
+static enum error_code check_limit(uint64_t cost, uint64_t reserved, uint64_t limit)
+{
+	if (cost > limit)
+		return ERROR_TOO_LARGE;
+	return reserved > limit - cost ? ERROR_OVERLOADED : ERROR_NONE;
+}
+
+static int refuse(enum error_code code, const char *what, uint64_t cost, uint64_t limit, struct error *err)
+{
+	if (code == ERROR_TOO_LARGE)
+		return error_set(err, code, NULL, "the request needs %llu %s, over the limit of %llu under way", (unsigned long long)cost, what,
+				 (unsigned long long)limit);
+	return error_set(err, code, NULL, "too many %s under way (limit %llu): try again later", what, (unsigned long long)limit);
+}
+
+int queue_reserve(struct queue *q, const struct queue_cost *cost, struct error *err)
+{
+	pthread_mutex_lock(&q->lock);
+	const struct { const char *what; uint64_t cost, reserved, limit; } rows[] = {
+		{"requests", cost->requests, q->reserved.requests, q->limits.requests},
+		{"tokens", cost->tokens, q->reserved.tokens, q->limits.tokens},
+		{"bytes of answers", cost->bytes, q->reserved.bytes, q->limits.bytes},
+	};
+	int r = 0;
+	for (size_t i = 0; i < sizeof rows / sizeof *rows && r == 0; i++) {
+		enum error_code code = check_limit(rows[i].cost, rows[i].reserved, rows[i].limit);
+		if (code)
+			r = refuse(code, rows[i].what, rows[i].cost, rows[i].limit, err);
+	}
+	if (r == 0) {
+		q->reserved.requests += cost->requests;
+		q->reserved.tokens += cost->tokens;
+		q->reserved.bytes += cost->bytes;
+	}
+	pthread_mutex_unlock(&q->lock);
+	return r;
+}
+
+void queue_release(struct queue *q, const struct queue_cost *cost)
+{
+	pthread_mutex_lock(&q->lock);
+	q->reserved.requests -= cost->requests;
+	q->reserved.tokens -= cost->tokens;
+	q->reserved.bytes -= cost->bytes;
+	pthread_mutex_unlock(&q->lock);
+}
+
+void queue_push(struct queue *q, struct queue_item *chain)
+{
+	const uint64_t one = 1;
+	pthread_mutex_lock(&q->lock);
+	*q->end = chain;
+	while (*q->end) {
+		q->end = &(*q->end)->next;
+		q->n_waiting++;
+	}
+	pthread_cond_broadcast(&q->not_empty);
+	pthread_mutex_unlock(&q->lock);
+	if (q->wake_fd >= 0 && write(q->wake_fd, &one, sizeof one) < 0)
+		return;    // EAGAIN: the counter is full, so the receiver is awake already
+}
+
+struct queue_item *queue_pop(struct queue *q, bool wait)
+{
+	pthread_mutex_lock(&q->lock);
+	while (wait && !q->first && !q->stopped)
+		pthread_cond_wait(&q->not_empty, &q->lock);
+	struct queue_item *item = q->first;
+	if (item) {
+		q->first = item->next;
+		item->next = NULL;
+		q->n_waiting--;
+		if (!q->first)
+			q->end = &q->first;
+	}
+	pthread_mutex_unlock(&q->lock);
+	return item;
+}
+
+void queue_stop(struct queue *q)
+{
+	pthread_mutex_lock(&q->lock);
+	q->stopped = true;
+	pthread_cond_broadcast(&q->not_empty);
+	pthread_mutex_unlock(&q->lock);
+}
+
+void queue_usage(struct queue *q, struct queue_cost *ret_reserved, uint64_t *ret_waiting)
+{
+	pthread_mutex_lock(&q->lock);
+	*ret_reserved = q->reserved;
+	*ret_waiting = q->n_waiting;
+	pthread_mutex_unlock(&q->lock);
+}

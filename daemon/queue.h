@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// A first-in first-out queue between threads, and the budget of what may be under way. The two are one object because a place in the
+// queue is not the scarce thing: tokens to compute and bytes of answers are, and they are held until long after the item was popped.
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct error;
+struct queue;
+
+struct queue_item { struct queue_item *next; };      // embedded in what is queued
+struct queue_cost { uint64_t requests, tokens, bytes; };
+
+// limits NULL = no budget. wake_fd: an eventfd written at each push, for receivers that wait in epoll; -1 = none (kept by the caller).
+int queue_open(const struct queue_cost *limits, int wake_fd, struct queue **ret_queue);
+struct queue *queue_close(struct queue *q);          // must be empty; NULL is fine; returns NULL
+
+// All or nothing. ERROR_TOO_LARGE when the cost alone is over a limit (waiting would not help), ERROR_OVERLOADED when it does not fit now.
+int queue_reserve(struct queue *q, const struct queue_cost *cost, struct error *err);
+void queue_release(struct queue *q, const struct queue_cost *cost);
+
+// Appends a chain (one lock, so that its items can be popped together); the last item's next must be NULL.
+void queue_push(struct queue *q, struct queue_item *chain);
+// The oldest item, or NULL: at once when `wait` is false, else only after queue_stop, once the queue is empty.
+struct queue_item *queue_pop(struct queue *q, bool wait);
+void queue_stop(struct queue *q);
+
+// What is reserved now, and how many items wait.
+void queue_usage(struct queue *q, struct queue_cost *ret_reserved, uint64_t *ret_waiting);
