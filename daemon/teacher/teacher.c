@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: Apache-2.0
+// Loading, the engine thread and its loop. The answers themselves are made in answer.c.
+#include "daemon/teacher/teacher.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/error.h"
+#include "daemon/clock.h"
+#include "daemon/model/forward.h"
+#include "daemon/model/head.h"
+#include "daemon/model/model.h"
+#include "daemon/teacher/answer.h"
+#include "daemon/teacher/batch.h"
+#include "kernels/backend.h"
+
+#define CODEC_VERSION "1"     // of records; part of the fingerprint, so that a new codec never answers from old bytes
+
+struct teacher {
+	struct teacher_options options;
+	char *path, *device;
+	struct queue *queue;
+	pthread_t thread;
+	_Atomic(enum teacher_state) state;
+	struct error error;                    // written before state becomes FAILED
+	struct teacher_info info;              // written before state becomes READY
+	// the engine's alone, once the thread runs
+	struct tokenizer *tokenizer;           // immutable: any thread may use it after READY
+	struct backend *backend;
+	struct weights *weights;
+	struct activations *activations;
+	struct head *head;
+	struct answer *answer;
+	struct batch *batch;
+	struct batch_backlog backlog;
+	// counters
+	atomic_uint_fast64_t n_passes, n_mixed, n_sequences, n_positions, n_rows, n_dropped, n_not_finite, pass_began_ms;
+	struct histogram pass_seconds;
+};
+
+static uint32_t smaller(uint32_t a, uint32_t b)
+{
+	return a < b ? a : b;
+}
+
+static uint32_t larger(uint32_t a, uint32_t b)
+{
+	return a > b ? a : b;
+}
+
+static void set_state(struct teacher *t, enum teacher_state state)
+{
+	const uint64_t one = 1;
+	atomic_store(&t->state, state);
+	if (t->options.event_fd >= 0 && write(t->options.event_fd, &one, sizeof one) < 0)
+		return;    // EAGAIN: the reader is awake already
+}
+
+static void fingerprint_info(struct teacher_info *info)
+{
+	static const char label[] = "kdserved teacher 1\n";
+	struct hasher *h = hasher_new();
+	hasher_update(h, label, sizeof label - 1);
+	hasher_update(h, info->weights_id.bytes, sizeof info->weights_id.bytes);
+	hasher_update(h, info->tokenizer_id.bytes, sizeof info->tokenizer_id.bytes);
+	hasher_update(h, info->numeric, strlen(info->numeric) + 1);
+	hasher_update(h, CODEC_VERSION, strlen(CODEC_VERSION) + 1);
+	info->fingerprint = hasher_free(h);
+}
+
+static void name_info(struct teacher_info *info, const char *path)
+{
+	size_t n = strlen(path);
+	while (n > 1 && path[n - 1] == '/')
+		n--;
+	size_t from = n;
+	while (from && path[from - 1] != '/')
+		from--;
+	snprintf(info->name, sizeof info->name, "%.*s", (int)(n - from), path + from);
+}
+
+static int describe(struct teacher *t, struct model_file *file, struct error *err)
+{
+	struct teacher_info *info = &t->info;
+	int r = model_file_weights_id(file, &info->weights_id, err);
+	if (r)
+		return r;
+	info->tokenizer_id = tokenizer_id(t->tokenizer);
+	info->n_parameters = architecture_n_parameters(&info->architecture);
+	name_info(info, t->path);
+	snprintf(info->dtype, sizeof info->dtype, "%s", model_file_dtype(file));
+	snprintf(info->numeric, sizeof info->numeric, "%s", t->backend->numeric);
+	snprintf(info->device, sizeof info->device, "%s", t->backend->ops->name);
+	snprintf(info->description, sizeof info->description, "%s", t->backend->description);
+	fingerprint_info(info);
+	return 0;
+}
+
+static int open_backend(struct teacher *t, uint32_t max_rows, struct error *err)
+{
+	const char *numeric = t->options.numeric;
+	struct backend_options options = {.n_threads = t->options.n_threads, .max_rows = max_rows};
+	options.numeric = strcmp(numeric, "f32") == 0 ? BACKEND_NUMERIC_F32 : strcmp(numeric, "bf16") == 0 ? BACKEND_NUMERIC_BF16 : BACKEND_NUMERIC_AUTO;
+	return backend_open(t->device, &options, &t->backend, err);
+}
+
+// Every buffer the engine will ever use is made here.
+static int load_model(struct teacher *t, struct model_file *file, struct error *err)
+{
+	struct teacher_info *info = &t->info;
+	info->architecture = *model_file_architecture(file);
+	info->max_tokens = smaller(t->options.max_tokens, info->architecture.context_length);
+	info->max_top_k = smaller(t->options.max_top_k, info->architecture.vocab_size);
+	uint32_t capacity = larger(t->options.batch_tokens, info->max_tokens);
+	struct tensor_source source = model_file_source(file);
+	int r = model_file_tokenizer(file, &t->tokenizer, err);
+	if (!r)
+		r = open_backend(t, capacity, err);
+	if (!r)
+		r = weights_load(t->backend, &info->architecture, &source, info->max_tokens, &t->weights, err);
+	if (!r)
+		r = activations_new(t->weights, capacity, false, &t->activations, err);
+	if (!r)
+		r = head_open(t->weights, ANSWER_CHUNK_ROWS, &t->head, err);
+	if (!r)
+		r = answer_open(info->max_top_k, &t->answer, err);
+	if (!r)
+		r = batch_new(capacity, &t->batch, err);
+	if (!r)
+		r = backend_sync(t->backend, err);
+	return r ? r : describe(t, file, err);
+}
+
+static int load(struct teacher *t, struct error *err)
+{
+	double began = clock_seconds();
+	struct model_file *file = NULL;
+	int r = model_file_open(t->path, &file, err);
+	if (!r)
+		r = load_model(t, file, err);
+	model_file_close(file);
+	t->info.load_seconds = clock_seconds() - began;
+	return r;
+}
+
+static void unload(struct teacher *t)
+{
+	batch_free(t->batch);
+	answer_close(t->answer);
+	head_close(t->head);
+	activations_free(t->activations);
+	weights_free(t->weights);
+	backend_close(t->backend);
+	t->batch = NULL;
+	t->answer = NULL;
+	t->head = NULL;
+	t->activations = NULL;
+	t->weights = NULL;
+	t->backend = NULL;
+}
+
+// A device failure is final: what a poisoned device computes looks like an answer and is not one.
+static void poison(struct teacher *t, const struct error *why)
+{
+	if (atomic_load(&t->state) == TEACHER_FAILED)
+		return;
+	t->error = *why;
+	set_state(t, TEACHER_FAILED);
+}
+
+static void give_back(struct request_item *item, enum error_code code, const char *message)
+{
+	if (code)
+		error_set(&item->error, code, NULL, "%s", message);
+	item->request->computed(item);
+}
+
+// Work nobody waits for any more is not done.
+static bool drop_if_dead(struct teacher *t, struct request_item *item, uint64_t now)
+{
+	const struct request *r = item->request;
+	bool cancelled = atomic_load(&r->cancelled), late = r->deadline_ms && now > r->deadline_ms;
+	bool failed = atomic_load(&t->state) == TEACHER_FAILED;
+	if (!cancelled && !late && !failed)
+		return false;
+	atomic_fetch_add(&t->n_dropped, 1);
+	if (cancelled)
+		give_back(item, ERROR_CANCELLED, "the client left");
+	else if (late)
+		give_back(item, ERROR_DEADLINE, "the deadline passed before the teacher came to it");
+	else
+		give_back(item, ERROR_UNAVAILABLE, "the teacher failed; the server must be restarted");
+	return true;
+}
+
+// Moves what waits into the backlog, without what is dead. False when there is nothing left to do, ever.
+static bool collect(struct teacher *t)
+{
+	struct batch_backlog alive;
+	struct queue_item *item = queue_pop(t->queue, !t->backlog.first);
+	if (!item && !t->backlog.first)
+		return false;
+	for (; item; item = queue_pop(t->queue, false))
+		batch_backlog_append(&t->backlog, item);
+	batch_backlog_init(&alive);
+	uint64_t now = clock_ms();
+	while ((item = batch_backlog_pop(&t->backlog)))
+		if (!drop_if_dead(t, (struct request_item *)item, now))
+			batch_backlog_append(&alive, item);
+	batch_backlog_init(&t->backlog);
+	while ((item = batch_backlog_pop(&alive)))
+		batch_backlog_append(&t->backlog, item);
+	return true;
+}
+
+static void count_pass(struct teacher *t, double seconds)
+{
+	atomic_fetch_add(&t->n_passes, 1);
+	atomic_fetch_add(&t->n_mixed, batch_is_mixed(t->batch));
+	atomic_fetch_add(&t->n_sequences, t->batch->n_items);
+	atomic_fetch_add(&t->n_positions, t->batch->n_positions);
+	histogram_append(&t->pass_seconds, seconds);
+}
+
+static int answer_one(struct teacher *t, struct request_item *item, const struct act *hidden, uint32_t start, struct error *err)
+{
+	uint32_t n_not_finite = 0;
+	struct answer_input in = {.teacher = &t->info.fingerprint, .vocab_size = t->info.architecture.vocab_size, .hidden = hidden, .start = start};
+	int r = answer_make(t->answer, t->head, &in, item, &n_not_finite);
+	int device = backend_sync(t->backend, err);
+	if (device) {
+		item->record = record_unref(item->record);
+		return device;
+	}
+	if (r == 0)
+		atomic_fetch_add(&t->n_rows, query_rows(&item->query));
+	atomic_fetch_add(&t->n_not_finite, n_not_finite);
+	return 0;
+}
+
+static void run_pass(struct teacher *t)
+{
+	struct batch *b = t->batch;
+	struct error err = {0};
+	struct layout layout = batch_layout(b);
+	double began = clock_seconds();
+	atomic_store(&t->pass_began_ms, clock_ms());
+	struct act *hidden = forward(t->weights, t->activations, &layout);
+	int r = backend_sync(t->backend, &err);
+	// Counted before the answers go out: who sees an answer must find it in the metrics.
+	count_pass(t, clock_seconds() - began);
+	for (uint32_t i = 0; i < b->n_items; i++) {
+		if (r == 0)
+			r = answer_one(t, b->items[i], hidden, b->starts[i], &err);
+		if (r)
+			poison(t, &err);
+		give_back(b->items[i], r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");
+	}
+	atomic_store(&t->pass_began_ms, 0);
+}
+
+static void *engine(void *arg)
+{
+	struct teacher *t = arg;
+	struct error err = {0};
+	pthread_setname_np(pthread_self(), "engine");
+	if (load(t, &err))
+		poison(t, &err);
+	else
+		set_state(t, TEACHER_READY);
+	while (collect(t)) {
+		if (!t->backlog.first)
+			continue;    // all of it was dead
+		batch_fill(t->batch, &t->backlog, t->options.batch_tokens);
+		run_pass(t);
+	}
+	unload(t);
+	return NULL;
+}
+
+static struct teacher *teacher_free(struct teacher *t)
+{
+	tokenizer_close(t->tokenizer);
+	queue_close(t->queue);
+	free(t->path);
+	free(t->device);
+	free(t);
+	return NULL;
+}
+
+int teacher_open(const struct teacher_options *options, struct teacher **ret_teacher, struct error *err)
+{
+	struct teacher *t = calloc(1, sizeof *t);
+	if (!t)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the teacher");
+	t->options = *options;
+	batch_backlog_init(&t->backlog);
+	if (!(t->path = strdup(options->path)) || !(t->device = strdup(options->device)) || queue_open(NULL, -1, &t->queue)) {
+		teacher_free(t);
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the teacher");
+	}
+	int r = pthread_create(&t->thread, NULL, engine, t);
+	if (r) {
+		teacher_free(t);
+		return error_system(err, r, NULL, "cannot start the engine thread");
+	}
+	*ret_teacher = t;
+	return 0;
+}
+
+void teacher_close(struct teacher *t)
+{
+	if (!t)
+		return;
+	queue_stop(t->queue);
+	pthread_join(t->thread, NULL);
+	teacher_free(t);
+}
+
+enum teacher_state teacher_state(const struct teacher *t)
+{
+	return atomic_load(&t->state);
+}
+
+void teacher_error(const struct teacher *t, struct error *ret_error)
+{
+	*ret_error = t->error;
+}
+
+const struct teacher_info *teacher_info(const struct teacher *t)
+{
+	return &t->info;
+}
+
+const struct tokenizer *teacher_tokenizer(const struct teacher *t)
+{
+	return t->tokenizer;
+}
+
+void teacher_submit(struct teacher *t, struct request_item *chain)
+{
+	queue_push(t->queue, &chain->link);
+}
+
+void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
+{
+	struct queue_cost reserved;
+	uint64_t began = atomic_load(&t->pass_began_ms), now = clock_ms();
+	*ret_stats = (struct teacher_stats){
+		.n_passes = atomic_load(&t->n_passes), .n_mixed_passes = atomic_load(&t->n_mixed), .n_sequences = atomic_load(&t->n_sequences),
+		.n_positions = atomic_load(&t->n_positions), .n_rows = atomic_load(&t->n_rows), .n_dropped = atomic_load(&t->n_dropped),
+		.n_not_finite = atomic_load(&t->n_not_finite), .busy_ms = began && now > began ? now - began : 0,
+	};
+	queue_usage(t->queue, &reserved, &ret_stats->n_waiting);
+}
+
+struct histogram *teacher_pass_seconds(struct teacher *t)
+{
+	return &t->pass_seconds;
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// The resident model and its engine thread, which alone touches the backend. It answers questions and knows nothing of stores or doors.
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/sequence.h"
+#include "daemon/histogram.h"
+#include "daemon/model/config.h"
+#include "daemon/queue.h"
+
+struct error;
+struct request_item;
+struct teacher;
+struct tokenizer;
+
+struct teacher_options {
+	const char *path, *device, *numeric;         // numeric: "auto", "f32", "bf16"
+	uint32_t n_threads;
+	uint32_t max_tokens;                         // per sequence; lowered to the model's context
+	uint32_t batch_tokens;
+	uint32_t max_top_k;                          // lowered to the vocabulary
+	int event_fd;                                // an eventfd written when the state changes (kept by the caller); -1 = none
+};
+
+enum teacher_state {
+	TEACHER_LOADING,
+	TEACHER_READY,
+	TEACHER_FAILED,          // did not load, or the device failed (then it stays so: what it would say cannot be trusted)
+};
+
+// Everything a reply says about its origin. Fixed once the state is TEACHER_READY.
+struct teacher_info {
+	struct content_id fingerprint;               // SHA-256 of weights id, tokenizer id, numeric format, codec version
+	struct content_id weights_id, tokenizer_id;
+	char name[128];                              // the last part of the path
+	struct architecture architecture;
+	uint64_t n_parameters;
+	char dtype[16], numeric[16], device[16], description[96];
+	uint32_t max_tokens, max_top_k;              // after lowering
+	double load_seconds;
+};
+
+struct teacher_stats {
+	uint64_t n_passes, n_mixed_passes;           // forward passes; those with sequences of more than one request
+	uint64_t n_sequences, n_positions, n_rows;   // computed
+	uint64_t n_dropped;                          // cancelled or past their deadline before any work
+	uint64_t n_not_finite;                       // rows
+	uint64_t n_waiting;                          // items in the queue
+	uint64_t busy_ms;                            // how long the pass under way has taken; 0 when idle
+};
+
+// Starts the engine thread, which loads the model: watch event_fd, then teacher_state.
+int teacher_open(const struct teacher_options *options, struct teacher **ret_teacher, struct error *err);
+// Items already submitted are answered first; NULL is fine. Nothing may be submitted any more.
+void teacher_close(struct teacher *t);
+enum teacher_state teacher_state(const struct teacher *t);
+void teacher_error(const struct teacher *t, struct error *ret_error);        // why, when TEACHER_FAILED
+
+// Valid once TEACHER_READY was seen.
+const struct teacher_info *teacher_info(const struct teacher *t);
+const struct tokenizer *teacher_tokenizer(const struct teacher *t);
+
+// Hands over a chain of checked items, linked by item->link. Each comes back through request->computed, from the engine thread, with a
+// record or an error.
+void teacher_submit(struct teacher *t, struct request_item *chain);
+void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats);
+struct histogram *teacher_pass_seconds(struct teacher *t);
