@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/server/control.h"
+
+#include <inttypes.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/error.h"
+#include "common/record.h"
+#include "daemon/model/tokenizer.h"
+#include "daemon/server/json.h"
+#include "daemon/server/metrics.h"
+#include "daemon/server/reply.h"
+#include "daemon/server/service.h"
+#include "daemon/store/store.h"
+#include "daemon/teacher/teacher.h"
+#include "daemon/train/supervisor.h"
+
+#ifdef HAVE_CONFIG_H
+#include "config.h"
+#endif
+
+// Tokens made of one /v1/tokenize text: it is bounded by the body, so the bound only keeps the reply in proportion.
+#define TOKENIZE_MAX_TOKENS (1u << 22)
+
+struct control_input { struct service *service; const char *id; const char *body; size_t n; };    // id: what followed the route's path
+
+typedef int control_fn(const struct control_input *in, struct control_reply *out, struct error *err);
+
+void control_refuse(struct control_reply *ret_reply, int status, const struct error *e)
+{
+	buffer_done(&ret_reply->body);
+	ret_reply->status = status ? status : error_http_status(e->code);
+	ret_reply->content_type = "application/json";
+	reply_error(&ret_reply->body, e);
+}
+
+static int get_live(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	(void)in;
+	(void)err;
+	buffer_text(&out->body, "{\"live\":true}");
+	return 0;
+}
+
+static int get_ready(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	int r = service_check_ready(in->service, err);
+	if (!r)
+		buffer_text(&out->body, "{\"ready\":true}");
+	return r;
+}
+
+static int get_metrics(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	(void)err;
+	out->content_type = "text/plain; version=0.0.4; charset=utf-8";
+	metrics_encode(&out->body, in->service);
+	return 0;
+}
+
+// Resources that need the model, and stay useful while draining.
+static int check_loaded(const struct control_input *in, struct error *err)
+{
+	switch (teacher_state(service_teacher(in->service))) {
+	case TEACHER_LOADING: return error_set(err, ERROR_UNAVAILABLE, NULL, "the teacher is loading");
+	case TEACHER_FAILED: return error_set(err, ERROR_UNAVAILABLE, NULL, "the teacher failed; the server must be restarted");
+	default: return 0;
+	}
+}
+
+static int get_model(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	int r = check_loaded(in, err);
+	if (r)
+		return r;
+	const struct teacher_info *info = teacher_info(service_teacher(in->service));
+	const struct architecture *a = &info->architecture;
+	struct buffer *b = &out->body;
+	buffer_text(b, "{");
+	reply_provenance(b, info);
+	buffer_printf(b, ",\"architecture\":\"%s\",\"context_length\":%" PRIu32 ",\"n_parameters\":%" PRIu64 ",\"dtype\":\"%s\",\"description\":", a->name,
+		      a->context_length, info->n_parameters, info->dtype);
+	buffer_string(b, info->description, strlen(info->description));
+	buffer_printf(b, ",\"n_layers\":%" PRIu32 ",\"width\":%" PRIu32 ",\"n_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32 ",\"bos_id\":%" PRId32
+		      ",\"eos_id\":%" PRId32 ",\"max_tokens\":%" PRIu32 ",\"max_top_k\":%" PRIu32 ",\"load_seconds\":%.3f}", a->n_layers, a->width, a->n_heads,
+		      a->n_kv_heads, a->bos_id, a->eos_id, info->max_tokens, info->max_top_k, info->load_seconds);
+	return 0;
+}
+
+static void store_status(struct buffer *b, struct store *store)
+{
+	struct store_stats t;
+	store_stats(store, &t);
+	buffer_printf(b, ",\"store\":{\"records\":%" PRIu64 ",\"shards\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"hits\":%" PRIu64 ",\"misses\":%" PRIu64
+		      ",\"appended\":%" PRIu64 ",\"corrupt\":%" PRIu64 ",\"uring\":%s,\"failing\":%s}", t.n_records, t.n_shards, t.n_bytes, t.n_hits, t.n_misses,
+		      t.n_appended, t.n_corrupt, t.uring ? "true" : "false", t.failing ? "true" : "false");
+}
+
+static int get_status(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	struct service *s = in->service;
+	struct buffer *b = &out->body;
+	struct service_stats t;
+	struct teacher_stats passes;
+	struct error why = {0};
+	(void)err;
+	service_stats(s, &t);
+	teacher_stats(service_teacher(s), &passes);
+	bool ready = service_check_ready(s, &why) == 0;
+	buffer_printf(b, "{\"version\":\"%s\",\"uptime_s\":%.3f,\"ready\":%s", PACKAGE_VERSION, service_uptime(s), ready ? "true" : "false");
+	if (!ready) {
+		buffer_text(b, ",\"why\":");
+		buffer_string(b, why.message, strlen(why.message));
+	}
+	buffer_printf(b, ",\"queue\":{\"requests\":%" PRIu64 ",\"tokens\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"sequences_waiting\":%" PRIu64 "}",
+		      t.reserved.requests, t.reserved.tokens, t.reserved.bytes, passes.n_waiting);
+	buffer_printf(b, ",\"sequences\":{\"cached\":%" PRIu64 ",\"computed\":%" PRIu64 "}", t.n_cached, t.n_computed);
+	buffer_printf(b, ",\"forward\":{\"passes\":%" PRIu64 ",\"mixed_passes\":%" PRIu64 ",\"positions\":%" PRIu64 "}", passes.n_passes, passes.n_mixed_passes,
+		      passes.n_positions);
+	if (service_store(s))
+		store_status(b, service_store(s));
+	if (service_supervisor(s))
+		buffer_printf(b, ",\"runs\":{\"running\":%" PRIu32 "}", supervisor_n_running(service_supervisor(s)));
+	buffer_text(b, "}");
+	return 0;
+}
+
+static int post_tokenize(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	struct json_tokenize t = {0};
+	struct tokens tokens = {0};
+	int r = check_loaded(in, err);
+	if (!r)
+		r = json_read_tokenize(in->body, in->n, &t, err);
+	if (!r)
+		r = tokenizer_encode(teacher_tokenizer(service_teacher(in->service)), t.text, t.n, t.specials, t.add_special, TOKENIZE_MAX_TOKENS, &tokens, err);
+	if (!r) {
+		buffer_text(&out->body, "{\"tokens\":");
+		reply_tokens(&out->body, tokens.ids, tokens.n);
+		buffer_text(&out->body, ",\"offsets\":");
+		reply_offsets(&out->body, tokens.offsets, tokens.n);
+		buffer_text(&out->body, "}");
+	}
+	tokens_done(&tokens);
+	json_tokenize_done(&t);
+	return r;
+}
+
+static int post_detokenize(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	struct json_detokenize d = {0};
+	char *text = NULL;
+	size_t n = 0;
+	int r = check_loaded(in, err);
+	if (!r)
+		r = json_read_detokenize(in->body, in->n, &d, err);
+	if (!r)
+		r = tokenizer_decode(teacher_tokenizer(service_teacher(in->service)), d.sequence.tokens, d.sequence.n_tokens, d.skip_special, &text, &n, err);
+	if (!r) {
+		buffer_text(&out->body, "{\"text\":");
+		buffer_string(&out->body, text, n);
+		buffer_text(&out->body, "}");
+	}
+	free(text);
+	json_detokenize_done(&d);
+	return r;
+}
+
+static int get_tokenizer(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	char *json = NULL;
+	size_t n = 0;
+	int r = check_loaded(in, err);
+	if (!r)
+		r = tokenizer_to_json(teacher_tokenizer(service_teacher(in->service)), &json, &n, err);
+	if (!r)
+		buffer_add(&out->body, json, n);
+	free(json);
+	return r;
+}
+
+static int check_runs(const struct control_input *in, struct error *err)
+{
+	if (!service_supervisor(in->service))
+		return error_set(err, ERROR_UNSUPPORTED, NULL, "this server takes no training runs (no runs directory is set)");
+	return 0;
+}
+
+static int reply_run(const struct control_input *in, const char *id, struct control_reply *out, struct error *err)
+{
+	char *json = NULL;
+	int r = supervisor_get(service_supervisor(in->service), id, &json, err);
+	if (!r)
+		buffer_text(&out->body, json);
+	free(json);
+	return r;
+}
+
+static int post_runs(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	struct json_run run = {0};
+	char id[RUN_ID_MAX + 1];
+	int r = check_runs(in, err);
+	if (!r)
+		r = service_check_ready(in->service, err);
+	if (!r)
+		r = json_read_run(in->body, in->n, &run, err);
+	if (!r)
+		r = supervisor_start(service_supervisor(in->service), run.name, run.config, strlen(run.config), id, err);
+	if (!r) {
+		out->status = 201;
+		r = reply_run(in, id, out, err);
+	}
+	json_run_done(&run);
+	return r;
+}
+
+static int get_runs(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	char *json = NULL;
+	int r = check_runs(in, err);
+	if (!r)
+		r = supervisor_list(service_supervisor(in->service), &json, err);
+	if (!r)
+		buffer_text(&out->body, json);
+	free(json);
+	return r;
+}
+
+static int get_run(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	int r = check_runs(in, err);
+	return r ? r : reply_run(in, in->id, out, err);
+}
+
+static int delete_run(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	int r = check_runs(in, err);
+	if (!r)
+		r = supervisor_stop(service_supervisor(in->service), in->id, err);
+	return r ? r : reply_run(in, in->id, out, err);
+}
+
+static int post_score(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	(void)in;
+	(void)out;    // HTTP answers this path itself; what comes here is a CALL
+	return error_set(err, ERROR_UNSUPPORTED, "path", "scores are asked for with SCORE frames");
+}
+
+static const struct route { const char *method, *path; bool with_id; control_fn *handle; } routes[] = {
+	{"GET", "/live", false, get_live},
+	{"GET", "/ready", false, get_ready},
+	{"GET", "/metrics", false, get_metrics},
+	{"GET", "/v1/model", false, get_model},
+	{"GET", "/v1/status", false, get_status},
+	{"POST", CONTROL_SCORE_PATH, false, post_score},
+	{"POST", "/v1/tokenize", false, post_tokenize},
+	{"POST", "/v1/detokenize", false, post_detokenize},
+	{"GET", "/v1/tokenizer", false, get_tokenizer},
+	{"POST", "/v1/runs", false, post_runs},
+	{"GET", "/v1/runs", false, get_runs},
+	{"GET", "/v1/runs/", true, get_run},
+	{"DELETE", "/v1/runs/", true, delete_run},
+};
+#define N_ROUTES (sizeof routes / sizeof *routes)
+
+// Ids end up in paths on disk: only these may pass, whatever the supervisor checks again.
+static bool id_is_valid(const char *id)
+{
+	size_t n = strlen(id);
+	return n >= 1 && n <= RUN_ID_MAX && strspn(id, "abcdefghijklmnopqrstuvwxyz0123456789_-") == n;
+}
+
+static bool route_matches(const struct route *r, const char *path)
+{
+	size_t n = strlen(r->path);
+	return r->with_id ? strncmp(path, r->path, n) == 0 && id_is_valid(path + n) : strcmp(path, r->path) == 0;
+}
+
+static const char *allowed_methods(const char *path)
+{
+	if (route_matches(&(struct route){.path = "/v1/runs/", .with_id = true}, path))
+		return "GET, HEAD, DELETE";
+	if (strcmp(path, "/v1/runs") == 0)
+		return "GET, HEAD, POST";
+	for (size_t i = 0; i < N_ROUTES; i++)
+		if (route_matches(&routes[i], path))
+			return strcmp(routes[i].method, "POST") == 0 ? "POST" : "GET, HEAD";
+	return NULL;
+}
+
+static const struct route *route_find(const char *method, const char *path)
+{
+	if (strcmp(method, "HEAD") == 0)
+		method = "GET";
+	for (size_t i = 0; i < N_ROUTES; i++)
+		if (strcmp(routes[i].method, method) == 0 && route_matches(&routes[i], path))
+			return &routes[i];
+	return NULL;
+}
+
+bool control_check(const char *method, const char *path, struct control_reply *ret_reply)
+{
+	struct error err = {0};
+	if (route_find(method, path))
+		return true;
+	ret_reply->allow = allowed_methods(path);
+	if (ret_reply->allow)
+		error_set(&err, ERROR_UNSUPPORTED, "method", "%s is not among the methods of this resource: %s", method, ret_reply->allow);
+	else
+		error_set(&err, ERROR_NOT_FOUND, "path", "there is no such resource");
+	control_refuse(ret_reply, ret_reply->allow ? 405 : 404, &err);
+	return false;
+}
+
+void control_call(struct service *s, const char *method, const char *path, const char *body, size_t n, struct control_reply *ret_reply)
+{
+	struct error err = {0};
+	*ret_reply = (struct control_reply){.status = 200, .content_type = "application/json"};
+	if (!control_check(method, path, ret_reply))
+		return;
+	const struct route *route = route_find(method, path);
+	struct control_input in = {.service = s, .id = path + strlen(route->path), .body = body ? body : "", .n = n};
+	int r = 0;
+	if (strcmp(route->method, "POST") != 0 && n)
+		r = error_set(&err, ERROR_INVALID, "body", "a %s has no body", method);
+	if (!r)
+		r = route->handle(&in, ret_reply, &err);
+	if (!r && ret_reply->body.failed)
+		r = error_set(&err, ERROR_MEMORY, NULL, "no memory for the reply");
+	if (r)
+		control_refuse(ret_reply, 0, &err);
+}

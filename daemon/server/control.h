@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// Everything but scoring: small resources answered at once, the same table for HTTP and for CALL frames.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "daemon/server/buffer.h"
+
+struct error;
+struct service;
+
+struct control_reply {
+	int status;                        // as in HTTP
+	const char *content_type;
+	const char *allow;                 // with 405: the methods there are; else NULL
+	struct buffer body;                // buffer_done() frees
+};
+
+#define CONTROL_SCORE_PATH "/v1/score"
+
+// body may be NULL when n = 0. Always fills the reply.
+void control_call(struct service *s, const char *method, const char *path, const char *body, size_t n, struct control_reply *ret_reply);
+// Whether the path exists and takes the method; else fills a reply that says so. For doors that decide before reading a body.
+bool control_check(const char *method, const char *path, struct control_reply *ret_reply);
+// A reply made of an error; status 0 = the code's own.
+void control_refuse(struct control_reply *ret_reply, int status, const struct error *e);

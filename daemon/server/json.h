@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bodies of HTTP requests -> structures. Every field is known or refused by name; integers are parsed once into their range; nesting is
+// bounded before jansson sees a byte. The only file of the server that includes jansson is json.c.
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/model/tokenizer.h"
+
+struct error;
+struct request;
+
+#define JSON_MAX_DEPTH 32
+
+struct json_limits { uint32_t max_tokens, max_sequences; };
+
+// What /v1/score says beyond the request itself.
+struct json_score {
+	struct request *request;                 // owned until handed on
+	struct token_offsets **offsets;          // (n_items) NULL where the sequence came as tokens; owned
+	uint32_t n_items;
+	bool base64;
+};
+// `tokenizer` turns "text" into tokens, with the tokenizer's own template applied (as `tokenizer(text)` does) and special tokens that are
+// written in the text taken as ordinary text.
+int json_read_score(const char *body, size_t n, const struct tokenizer *tokenizer, const struct json_limits *limits, struct json_score *ret,
+		    struct error *err);
+void json_score_done(struct json_score *s);
+
+struct json_tokenize { char *text; size_t n; bool specials, add_special; };
+int json_read_tokenize(const char *body, size_t n, struct json_tokenize *ret, struct error *err);
+void json_tokenize_done(struct json_tokenize *t);
+
+struct json_detokenize { struct sequence sequence; bool skip_special; };
+int json_read_detokenize(const char *body, size_t n, struct json_detokenize *ret, struct error *err);
+void json_detokenize_done(struct json_detokenize *d);
+
+struct json_run { char *name; char *config; };    // name NULL = none given
+int json_read_run(const char *body, size_t n, struct json_run *ret, struct error *err);
+void json_run_done(struct json_run *r);

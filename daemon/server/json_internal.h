@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared by json.c and json_score.c only: readers of values, each told the field's full name for its errors.
+#pragma once
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+struct sequence;
+
+#define JSON_NAME_BYTES 64     // of a field's full name, as in struct error
+
+struct json_field {
+	const char *name;
+	int (*read)(void *to, const json_t *value, const char *name, struct error *err);
+	bool required;
+};
+
+// Reads every member by its field; `prefix` ("sequences[3].") goes before names in errors. An unknown member is an error.
+int json_read_object(const json_t *object, const char *prefix, const struct json_field *fields, size_t n, void *to, struct error *err);
+int json_read_whole(const char *body, size_t n_body, const struct json_field *fields, size_t n, void *to, struct error *err);
+int json_wrong_type(const json_t *v, const char *name, const char *expected, struct error *err);
+int json_read_integer(const json_t *v, int64_t min, int64_t max, const char *name, int64_t *ret, struct error *err);
+int json_read_bool(const json_t *v, const char *name, bool *ret, struct error *err);
+int json_read_tokens(const json_t *v, const char *name, struct sequence *ret, struct error *err);
+// A copy the caller frees; an earlier *ret is freed. ret_n may be NULL (jansson refuses zero bytes in strings).
+int json_read_text(const json_t *v, const char *name, char **ret, size_t *ret_n, struct error *err);

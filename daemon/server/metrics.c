@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/server/metrics.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "common/error.h"
+#include "daemon/server/buffer.h"
+#include "daemon/server/service.h"
+#include "daemon/store/store.h"
+#include "daemon/teacher/teacher.h"
+#include "daemon/train/supervisor.h"
+
+static void head(struct buffer *b, const char *name, const char *type, const char *help)
+{
+	buffer_printf(b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, type);
+}
+
+static void counter(struct buffer *b, const char *name, const char *help, uint64_t value)
+{
+	head(b, name, "counter", help);
+	buffer_printf(b, "%s %" PRIu64 "\n", name, value);
+}
+
+static void gauge(struct buffer *b, const char *name, const char *help, double value)
+{
+	head(b, name, "gauge", help);
+	buffer_printf(b, "%s %.15g\n", name, value);
+}
+
+static void histogram(struct buffer *b, const char *name, const char *help, struct histogram *h)
+{
+	uint64_t n = 0;
+	head(b, name, "histogram", help);
+	for (int i = 0; i < HISTOGRAM_BUCKETS; i++) {
+		n += atomic_load(&h->counts[i]);
+		buffer_printf(b, "%s_bucket{le=\"%g\"} %" PRIu64 "\n", name, histogram_bound(i), n);
+	}
+	n += atomic_load(&h->counts[HISTOGRAM_BUCKETS]);
+	buffer_printf(b, "%s_bucket{le=\"+Inf\"} %" PRIu64 "\n%s_sum %.6f\n%s_count %" PRIu64 "\n", name, n, name,
+		      (double)atomic_load(&h->sum_us) * 1e-6, name, n);
+}
+
+static void per_door(struct buffer *b, const char *name, const char *type, const char *help, uint64_t http, uint64_t socket)
+{
+	head(b, name, type, help);
+	buffer_printf(b, "%s{door=\"http\"} %" PRIu64 "\n%s{door=\"socket\"} %" PRIu64 "\n", name, http, name, socket);
+}
+
+#define PER_DOOR(b, name, type, help, t, field) per_door(b, name, type, help, (t)->doors[REQUEST_HTTP].field, (t)->doors[REQUEST_SOCKET].field)
+
+static void encode_requests(struct buffer *b, struct service *s)
+{
+	struct service_stats t;
+	service_stats(s, &t);
+	PER_DOOR(b, "kd_requests_accepted_total", "counter", "Score requests read; always answered + rejected + cancelled + in flight.", &t, accepted);
+	PER_DOOR(b, "kd_requests_answered_total", "counter", "Score requests answered.", &t, answered);
+	PER_DOOR(b, "kd_requests_rejected_total", "counter", "Score requests that ended with an error.", &t, rejected);
+	PER_DOOR(b, "kd_requests_cancelled_total", "counter", "Score requests whose client left or took them back.", &t, cancelled);
+	PER_DOOR(b, "kd_requests_in_flight", "gauge", "Score requests under way.", &t, in_flight);
+	head(b, "kd_requests_errors_total", "counter", "Score requests that ended with an error, by its code.");
+	for (int i = ERROR_NONE + 1; i < N_ERROR_CODES; i++)
+		buffer_printf(b, "kd_requests_errors_total{code=\"%s\"} %" PRIu64 "\n", error_name((enum error_code)i), t.rejected_by_code[i]);
+	histogram(b, "kd_request_seconds", "From a request's acceptance to the end of its answer.", service_request_seconds(s));
+	counter(b, "kd_sequences_cached_total", "Sequences answered from the store.", t.n_cached);
+	counter(b, "kd_sequences_computed_total", "Sequences answered by the teacher.", t.n_computed);
+	counter(b, "kd_answers_unkept_total", "Answers the store refused or had no room for.", t.n_unkept);
+	gauge(b, "kd_reserved_requests", "Requests under way.", (double)t.reserved.requests);
+	gauge(b, "kd_reserved_tokens", "Tokens of requests under way.", (double)t.reserved.tokens);
+	gauge(b, "kd_reserved_bytes", "Upper bound of the answers under way.", (double)t.reserved.bytes);
+	gauge(b, "kd_reserved_bytes_limit", "The limit of kd_reserved_bytes.", (double)t.limits.bytes);
+}
+
+static void encode_teacher(struct buffer *b, struct service *s)
+{
+	struct teacher *teacher = service_teacher(s);
+	struct teacher_stats t;
+	teacher_stats(teacher, &t);
+	gauge(b, "kd_ready", "1 when score requests are taken.", service_check_ready(s, NULL) == 0);
+	gauge(b, "kd_teacher_state", "0 loading, 1 ready, 2 failed.", teacher_state(teacher));
+	counter(b, "kd_forward_passes_total", "Forward passes.", t.n_passes);
+	counter(b, "kd_forward_mixed_passes_total", "Forward passes shared by several requests.", t.n_mixed_passes);
+	counter(b, "kd_forward_sequences_total", "Sequences in forward passes.", t.n_sequences);
+	counter(b, "kd_forward_positions_total", "Positions in forward passes.", t.n_positions);
+	counter(b, "kd_rows_total", "Rows computed.", t.n_rows);
+	counter(b, "kd_rows_not_finite_total", "Rows where the teacher gave NaN or infinity.", t.n_not_finite);
+	counter(b, "kd_sequences_dropped_total", "Sequences dropped before any work: client gone or deadline passed.", t.n_dropped);
+	gauge(b, "kd_sequences_waiting", "Sequences waiting for the teacher.", (double)t.n_waiting);
+	histogram(b, "kd_forward_seconds", "Duration of the trunk's forward passes.", teacher_pass_seconds(teacher));
+	if (teacher_state(teacher) != TEACHER_READY)
+		return;
+	const struct teacher_info *info = teacher_info(teacher);
+	char id[CONTENT_ID_HEX];
+	content_id_to_hex(&info->fingerprint, id);
+	head(b, "kd_teacher_info", "gauge", "The teacher; the value is 1.");
+	buffer_printf(b, "kd_teacher_info{id=\"%s\",architecture=\"%s\",device=\"%s\",numeric=\"%s\"} 1\n", id, info->architecture.name, info->device,
+		      info->numeric);
+}
+
+static void encode_store(struct buffer *b, struct store *store)
+{
+	struct store_stats t;
+	store_stats(store, &t);
+	gauge(b, "kd_store_records", "Records on disk.", (double)t.n_records);
+	gauge(b, "kd_store_shards", "Shards on disk.", (double)t.n_shards);
+	gauge(b, "kd_store_bytes", "Bytes on disk.", (double)t.n_bytes);
+	counter(b, "kd_store_appended_total", "Records appended.", t.n_appended);
+	counter(b, "kd_store_appended_bytes_total", "Bytes appended.", t.appended_bytes);
+	counter(b, "kd_store_duplicates_total", "Records not appended because their key was there.", t.n_duplicates);
+	counter(b, "kd_store_hits_total", "Questions found.", t.n_hits);
+	counter(b, "kd_store_misses_total", "Questions not found.", t.n_misses);
+	counter(b, "kd_store_failed_appends_total", "Records the disk refused.", t.n_failed_appends);
+	counter(b, "kd_store_corrupt_total", "Damaged records met.", t.n_corrupt);
+	counter(b, "kd_store_recovered_bytes_total", "Bytes cut from a torn tail at start.", t.recovered_bytes);
+	gauge(b, "kd_store_queued_bytes", "Bytes waiting for the disk.", (double)t.queued_bytes);
+	gauge(b, "kd_store_uring", "1 when io_uring is in use, 0 after falling back to pwrite.", t.uring);
+	gauge(b, "kd_store_failing", "1 while the disk refuses appends.", t.failing);
+}
+
+static double resident_bytes(void)
+{
+	unsigned long long pages = 0;
+	FILE *f = fopen("/proc/self/statm", "re");
+	if (!f)
+		return 0;
+	if (fscanf(f, "%*u %llu", &pages) != 1)
+		pages = 0;
+	fclose(f);
+	return (double)pages * (double)sysconf(_SC_PAGESIZE);
+}
+
+void metrics_encode(struct buffer *b, struct service *s)
+{
+	encode_requests(b, s);
+	encode_teacher(b, s);
+	if (service_store(s))
+		encode_store(b, service_store(s));
+	if (service_supervisor(s))
+		gauge(b, "kd_runs_running", "Training runs under way.", supervisor_n_running(service_supervisor(s)));
+	gauge(b, "kd_uptime_seconds", "Since start.", service_uptime(s));
+	gauge(b, "kd_resident_bytes", "Resident memory of the process.", resident_bytes());
+}

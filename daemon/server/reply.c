@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/server/reply.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "common/error.h"
+#include "common/record.h"
+#include "daemon/model/tokenizer.h"
+#include "daemon/server/buffer.h"
+#include "daemon/teacher/request.h"
+#include "daemon/teacher/teacher.h"
+
+void reply_error(struct buffer *b, const struct error *e)
+{
+	buffer_printf(b, "{\"error\":{\"code\":\"%s\",\"message\":", error_name(e->code));
+	buffer_string(b, e->message, strlen(e->message));
+	buffer_text(b, ",\"field\":");
+	buffer_string(b, e->field, strlen(e->field));
+	buffer_text(b, "}}");
+}
+
+void reply_provenance(struct buffer *b, const struct teacher_info *info)
+{
+	char fingerprint[CONTENT_ID_HEX], weights[CONTENT_ID_HEX], tokenizer[CONTENT_ID_HEX];
+	content_id_to_hex(&info->fingerprint, fingerprint);
+	content_id_to_hex(&info->weights_id, weights);
+	content_id_to_hex(&info->tokenizer_id, tokenizer);
+	buffer_printf(b, "\"id\":\"%s\",\"weights_id\":\"%s\",\"tokenizer_id\":\"%s\",\"numeric\":\"%s\",\"device\":\"%s\",\"name\":", fingerprint, weights,
+		      tokenizer, info->numeric, info->device);
+	buffer_string(b, info->name, strlen(info->name));
+	buffer_printf(b, ",\"vocab_size\":%" PRIu32, info->architecture.vocab_size);
+}
+
+void reply_tokens(struct buffer *b, const unsigned *tokens, size_t n)
+{
+	buffer_text(b, "[");
+	for (size_t i = 0; i < n; i++)
+		buffer_printf(b, i ? ",%u" : "%u", tokens[i]);
+	buffer_text(b, "]");
+}
+
+void reply_offsets(struct buffer *b, const struct token_offsets *offsets, size_t n)
+{
+	buffer_text(b, "[");
+	for (size_t i = 0; i < n; i++)
+		buffer_printf(b, "%s[%" PRIu32 ",%" PRIu32 "]", i ? "," : "", offsets[i].begin, offsets[i].end);
+	buffer_text(b, "]");
+}
+
+static void floats(struct buffer *b, const float *v, size_t n)
+{
+	buffer_text(b, "[");
+	for (size_t i = 0; i < n; i++) {
+		if (i)
+			buffer_text(b, ",");
+		buffer_float(b, v[i]);
+	}
+	buffer_text(b, "]");
+}
+
+static void row_as_json(struct buffer *b, const struct record_rows *r, uint32_t i)
+{
+	const struct query *q = &r->query;
+	if (r->status[i] != ROW_OK) {
+		buffer_text(b, "{\"status\":\"not_finite\"}");
+		return;
+	}
+	buffer_text(b, "{\"status\":\"ok\",\"lse\":");
+	floats(b, r->lse + (size_t)i * q->n_temperatures, q->n_temperatures);
+	if (q->top_k) {
+		buffer_text(b, ",\"ids\":");
+		reply_tokens(b, r->ids + (size_t)i * q->top_k, q->top_k);
+		buffer_text(b, ",\"logits\":");
+		floats(b, r->logits + (size_t)i * q->top_k, q->top_k);
+	}
+	if (q->own) {
+		buffer_text(b, ",\"own_logit\":");
+		buffer_float(b, r->own_logit[i]);    // null where no token follows
+	}
+	if (q->entropy) {
+		buffer_text(b, ",\"entropy\":");
+		buffer_float(b, r->entropy[i]);
+	}
+	buffer_text(b, "}");
+}
+
+// One array as {"dtype","shape","data"}; all values little-endian, as this program's hosts are.
+static void blob(struct buffer *b, const char *name, const char *dtype, const void *data, size_t item_bytes, uint32_t n_rows, uint32_t n_columns)
+{
+	buffer_printf(b, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%" PRIu32, name, dtype, n_rows);
+	if (n_columns)
+		buffer_printf(b, ",%" PRIu32, n_columns);
+	buffer_text(b, "],\"data\":\"");
+	buffer_base64(b, data, (size_t)n_rows * (n_columns ? n_columns : 1) * item_bytes);
+	buffer_text(b, "\"}");
+}
+
+static void rows_as_base64(struct buffer *b, const struct record_rows *r)
+{
+	const struct query *q = &r->query;
+	buffer_printf(b, ",\"n_rows\":%" PRIu32, r->n_rows);
+	blob(b, "status", "u8", r->status, 1, r->n_rows, 0);
+	blob(b, "lse", "f32", r->lse, 4, r->n_rows, q->n_temperatures);
+	if (q->top_k) {
+		blob(b, "ids", "u32", r->ids, 4, r->n_rows, q->top_k);
+		blob(b, "logits", "f32", r->logits, 4, r->n_rows, q->top_k);
+	}
+	if (q->own)
+		blob(b, "own_logit", "f32", r->own_logit, 4, r->n_rows, 0);
+	if (q->entropy)
+		blob(b, "entropy", "f32", r->entropy, 4, r->n_rows, 0);
+}
+
+int reply_item(struct buffer *b, const struct request_item *item, const struct token_offsets *offsets, bool base64, struct error *err)
+{
+	struct record_rows *rows = NULL;
+	char id[CONTENT_ID_HEX];
+	int r = record_decode(item->record, &rows, err);
+	if (r)
+		return r;
+	struct content_id content = sequence_id(&item->sequence);
+	content_id_to_hex(&content, id);
+	buffer_printf(b, "{\"id\":\"%s\",\"cached\":%s,\"first\":%" PRId32 ",\"last\":%" PRId32 ",\"tokens\":", id, item->cached ? "true" : "false",
+		      rows->query.first, rows->query.last);
+	reply_tokens(b, item->sequence.tokens, item->sequence.n_tokens);
+	if (offsets) {
+		buffer_text(b, ",\"offsets\":");
+		reply_offsets(b, offsets, item->sequence.n_tokens);
+	}
+	if (base64) {
+		rows_as_base64(b, rows);
+	} else {
+		buffer_text(b, ",\"rows\":[");
+		for (uint32_t i = 0; i < rows->n_rows; i++) {
+			if (i)
+				buffer_text(b, ",");
+			row_as_json(b, rows, i);
+		}
+		buffer_text(b, "]");
+	}
+	buffer_text(b, "}");
+	record_rows_free(rows);
+	return b->failed ? error_set(err, ERROR_MEMORY, NULL, "no memory for the reply") : 0;
+}

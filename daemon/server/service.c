@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+// Its one complication is who completes an item: the door's own thread (a hit), the engine (a miss), or the store (a durable answer).
+// Whoever calls `complete` must not look at the item, or at its request, again.
+#include "daemon/server/service.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "daemon/clock.h"
+#include "daemon/store/store.h"
+#include "daemon/teacher/teacher.h"
+
+struct door_counts { atomic_uint_fast64_t accepted, answered, rejected, cancelled; };
+
+struct service {
+	struct service_options options;
+	struct teacher *teacher;
+	struct store *store;
+	struct supervisor *supervisor;
+	struct queue *budget;                  // used for its reservations only
+	double opened_seconds;
+	atomic_bool draining;
+	struct door_counts doors[N_REQUEST_DOORS];
+	atomic_uint_fast64_t rejected_by_code[N_ERROR_CODES];
+	atomic_uint_fast64_t n_cached, n_computed, n_unkept;
+	struct histogram request_seconds;
+};
+
+int service_open(const struct service_options *options, struct teacher *teacher, struct store *store, struct supervisor *supervisor,
+		 struct service **ret_service, struct error *err)
+{
+	struct service *s = calloc(1, sizeof *s);
+	if (!s)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the service");
+	s->options = *options;
+	s->teacher = teacher;
+	s->store = store;
+	s->supervisor = supervisor;
+	s->opened_seconds = clock_seconds();
+	if (queue_open(&options->limits, -1, &s->budget)) {
+		service_close(s);
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the service");
+	}
+	*ret_service = s;
+	return 0;
+}
+
+struct service *service_close(struct service *s)
+{
+	if (!s)
+		return NULL;
+	queue_close(s->budget);
+	free(s);
+	return NULL;
+}
+
+int service_check_ready(const struct service *s, struct error *err)
+{
+	switch (teacher_state(s->teacher)) {
+	case TEACHER_LOADING:
+		return error_set(err, ERROR_UNAVAILABLE, NULL, "the teacher is loading");
+	case TEACHER_FAILED:
+		return error_set(err, ERROR_UNAVAILABLE, NULL, "the teacher failed; the server must be restarted");
+	case TEACHER_READY:
+		break;
+	}
+	if (atomic_load(&s->draining))
+		return error_set(err, ERROR_UNAVAILABLE, NULL, "the server is stopping");
+	return 0;
+}
+
+void service_limits(const struct service *s, struct query_limits *ret_limits, uint32_t *ret_max_sequences)
+{
+	const struct teacher_info *info = teacher_info(s->teacher);
+	*ret_limits = (struct query_limits){.max_tokens = info->max_tokens, .max_top_k = info->max_top_k, .vocab_size = info->architecture.vocab_size};
+	*ret_max_sequences = s->options.max_sequences;
+}
+
+static int check_items(const struct service *s, struct request *r, struct error *err)
+{
+	struct query_limits limits;
+	uint32_t max_sequences;
+	int result = 0;
+	service_limits(s, &limits, &max_sequences);
+	if (!r->n_items)
+		return error_set(err, ERROR_INVALID, "sequences", "there are none");
+	if (r->n_items > max_sequences)
+		return error_set(err, ERROR_TOO_LARGE, "sequences", "%" PRIu32 " sequences, the limit is %" PRIu32, r->n_items, max_sequences);
+	for (uint32_t i = 0; i < r->n_items && result == 0; i++) {
+		char prefix[32];
+		snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", i);
+		r->items[i].query = r->query;
+		result = query_check(&r->items[i].query, &r->items[i].sequence, &limits, prefix, err);
+	}
+	return result;
+}
+
+// The largest the answers can become is reserved before any work: nothing a request asks for can grow the process past its budget.
+static int reserve(struct service *s, struct request *r, struct error *err)
+{
+	uint32_t vocab_size = teacher_info(s->teacher)->architecture.vocab_size;
+	struct queue_cost cost = {.requests = 1};
+	for (uint32_t i = 0; i < r->n_items; i++) {
+		uint32_t n_tokens = r->items[i].sequence.n_tokens;
+		cost.tokens += n_tokens;
+		uint64_t bytes = record_max_bytes(&r->items[i].query, n_tokens, vocab_size);
+		if (__builtin_add_overflow(cost.bytes, bytes, &cost.bytes))
+			cost.bytes = UINT64_MAX;
+	}
+	int result = queue_reserve(s->budget, &cost, err);
+	if (result == 0)
+		r->cost = cost;
+	return result;
+}
+
+static void store_done(void *arg, const struct error *err)
+{
+	struct request_item *item = arg;
+	if (err)
+		item->error = *err;
+	item->request->complete(item);
+}
+
+// Keeps the item's record where that is wanted. True when the store will complete the item (once it is durable).
+static bool keep(struct service *s, struct request_item *item)
+{
+	struct error err = {0};
+	bool durable = item->request->durable;
+	if (!s->store || item->request->no_store)
+		return false;
+	if (item->not_finite) {
+		if (durable)
+			error_set(&item->error, ERROR_NOT_FINITE, NULL, "the teacher gave NaN or infinity: such an answer is not kept");
+		return false;
+	}
+	if (store_append(s->store, item->record, durable ? STORE_DURABLE : STORE_NONE, durable ? store_done : NULL, item, &err) == 0)
+		return durable;
+	atomic_fetch_add(&s->n_unkept, 1);
+	if (durable)
+		item->error = err;
+	return false;
+}
+
+// The engine's: an item was computed, or dropped, or failed.
+static void item_computed(struct request_item *item)
+{
+	struct service *s = item->request->service;
+	if (!item->error.code) {
+		atomic_fetch_add(&s->n_computed, 1);
+		if (keep(s, item))
+			return;
+	}
+	item->request->complete(item);
+}
+
+static void look_in_store(struct service *s, struct request_item *item)
+{
+	if (!s->store || item->request->no_store)
+		return;
+	struct content_id key = query_key(&teacher_info(s->teacher)->fingerprint, &item->sequence, &item->query);
+	// A damaged record (-EBADMSG) is counted by the store and simply computed anew.
+	if (store_find(s->store, &key, &item->record, NULL) == 0) {
+		item->cached = true;
+		atomic_fetch_add(&s->n_cached, 1);
+	}
+}
+
+// Hits complete here, misses go to the engine as one chain (so that they can share a pass). After the last hand-over the request may
+// already be gone: it is kept alive only by items not handed over yet.
+static void dispatch(struct service *s, struct request *r)
+{
+	struct queue_item *first = NULL, **end = &first;
+	uint32_t n_items = r->n_items;
+	struct request_item *items = r->items;
+	for (uint32_t i = 0; i < n_items; i++)
+		look_in_store(s, &items[i]);
+	for (uint32_t i = 0; i < n_items; i++) {
+		if (items[i].cached)
+			continue;
+		*end = &items[i].link;
+		end = &items[i].link.next;
+	}
+	for (uint32_t i = 0; i < n_items; i++)
+		if (items[i].cached && !(r->durable && keep(s, &items[i])))
+			r->complete(&items[i]);
+	if (first)
+		teacher_submit(s->teacher, (struct request_item *)first);
+}
+
+int service_score(struct service *s, struct request *r, struct error *err)
+{
+	atomic_fetch_add(&s->doors[r->door].accepted, 1);
+	r->accepted_seconds = clock_seconds();
+	int result = service_check_ready(s, err);
+	if (!result)
+		result = check_items(s, r, err);
+	if (!result && r->durable && !s->store)
+		result = error_set(err, ERROR_INVALID, "durable", "this server keeps no answers (no store is set)");
+	if (!result && r->durable && r->no_store)
+		result = error_set(err, ERROR_INVALID, "durable", "an answer that is not stored cannot be durable");
+	if (!result)
+		result = reserve(s, r, err);
+	if (result) {
+		atomic_fetch_add(&s->doors[r->door].rejected, 1);
+		atomic_fetch_add(&s->rejected_by_code[err->code], 1);
+		return result;
+	}
+	r->service = s;
+	r->computed = item_computed;
+	dispatch(s, r);
+	return 0;
+}
+
+void service_reject(struct service *s, enum request_door door, enum error_code code)
+{
+	atomic_fetch_add(&s->doors[door].accepted, 1);
+	atomic_fetch_add(&s->doors[door].rejected, 1);
+	atomic_fetch_add(&s->rejected_by_code[code], 1);
+}
+
+static void count_outcome(struct service *s, const struct request *r)
+{
+	struct door_counts *door = &s->doors[r->door];
+	enum error_code code = ERROR_NONE;
+	for (uint32_t i = 0; i < r->n_items && !code; i++)
+		code = r->items[i].error.code;
+	if (atomic_load(&r->cancelled)) {
+		atomic_fetch_add(&door->cancelled, 1);
+	} else if (code) {
+		atomic_fetch_add(&door->rejected, 1);
+		atomic_fetch_add(&s->rejected_by_code[code], 1);
+	} else {
+		atomic_fetch_add(&door->answered, 1);
+	}
+}
+
+void service_finish(struct service *s, struct request *r)
+{
+	count_outcome(s, r);
+	histogram_append(&s->request_seconds, clock_seconds() - r->accepted_seconds);
+	queue_release(s->budget, &r->cost);
+	request_free(r);
+}
+
+void service_drain(struct service *s)
+{
+	atomic_store(&s->draining, true);
+}
+
+// The ends are read before the beginnings, and what is under way is their difference: so the account is exact at any moment.
+void service_stats(struct service *s, struct service_stats *ret_stats)
+{
+	uint64_t waiting;
+	struct service_stats t = {.limits = s->options.limits};
+	for (int i = 0; i < N_REQUEST_DOORS; i++) {
+		t.doors[i].answered = atomic_load(&s->doors[i].answered);
+		t.doors[i].rejected = atomic_load(&s->doors[i].rejected);
+		t.doors[i].cancelled = atomic_load(&s->doors[i].cancelled);
+		t.doors[i].accepted = atomic_load(&s->doors[i].accepted);
+		t.doors[i].in_flight = t.doors[i].accepted - t.doors[i].answered - t.doors[i].rejected - t.doors[i].cancelled;
+	}
+	for (int i = 0; i < N_ERROR_CODES; i++)
+		t.rejected_by_code[i] = atomic_load(&s->rejected_by_code[i]);
+	t.n_cached = atomic_load(&s->n_cached);
+	t.n_computed = atomic_load(&s->n_computed);
+	t.n_unkept = atomic_load(&s->n_unkept);
+	queue_usage(s->budget, &t.reserved, &waiting);
+	*ret_stats = t;
+}
+
+struct histogram *service_request_seconds(struct service *s)
+{
+	return &s->request_seconds;
+}
+
+double service_uptime(const struct service *s)
+{
+	return clock_seconds() - s->opened_seconds;
+}
+
+struct teacher *service_teacher(const struct service *s)
+{
+	return s->teacher;
+}
+
+struct store *service_store(const struct service *s)
+{
+	return s->store;
+}
+
+struct supervisor *service_supervisor(const struct service *s)
+{
+	return s->supervisor;
+}

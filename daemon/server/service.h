@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// THE request path. Both doors hand their requests to service_score(); validation, limits, admission, the look in the store, the engine
+// and the append happen here and nowhere else, so a door cannot forget one.
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/query.h"
+#include "daemon/histogram.h"
+#include "daemon/queue.h"
+#include "daemon/teacher/request.h"
+
+struct service;
+struct store;
+struct supervisor;
+struct teacher;
+
+struct service_options {
+	uint32_t max_sequences;
+	struct queue_cost limits;          // of what may be under way, over both doors
+};
+
+// teacher is required; store and supervisor may be NULL. None is owned. The service must be closed before they are.
+int service_open(const struct service_options *options, struct teacher *teacher, struct store *store, struct supervisor *supervisor,
+		 struct service **ret_service, struct error *err);
+struct service *service_close(struct service *s);      // NULL is fine; returns NULL. No request may be under way
+
+// 0 when score requests are taken; ERROR_UNAVAILABLE while loading, after a failure, or draining.
+int service_check_ready(const struct service *s, struct error *err);
+void service_limits(const struct service *s, struct query_limits *ret_limits, uint32_t *ret_max_sequences);    // once ready
+
+// Takes the request: each item comes back through r->complete (perhaps before this returns, perhaps from another thread); when all are
+// back the door calls service_finish. On error (err is required) the door keeps the request and frees it; the refusal is counted.
+int service_score(struct service *s, struct request *r, struct error *err);
+// Counts a request refused by a door's decoder, so that the accounts add up.
+void service_reject(struct service *s, enum request_door door, enum error_code code);
+// The door is done with a request it got back: its answer is sent, or its client gone. Frees it.
+void service_finish(struct service *s, struct request *r);
+
+// From now on score requests are refused; those under way are answered.
+void service_drain(struct service *s);
+
+struct service_stats {
+	// accepted = answered + rejected + cancelled + in_flight, exactly
+	struct { uint64_t accepted, answered, rejected, cancelled, in_flight; } doors[N_REQUEST_DOORS];
+	uint64_t rejected_by_code[N_ERROR_CODES];
+	uint64_t n_cached, n_computed;             // sequences answered from the store, by the teacher
+	uint64_t n_unkept;                         // answers the store's queue had no room for (or refused)
+	struct queue_cost reserved, limits;
+};
+void service_stats(struct service *s, struct service_stats *ret_stats);
+struct histogram *service_request_seconds(struct service *s);
+double service_uptime(const struct service *s);
+struct teacher *service_teacher(const struct service *s);
+struct store *service_store(const struct service *s);              // or NULL
+struct supervisor *service_supervisor(const struct service *s);    // or NULL
