@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bytes in and out of one client; what the frames mean is in connection_frame.c.
+#include "daemon/server/connection.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "common/error.h"
+#include "daemon/clock.h"
+#include "daemon/server/connection_internal.h"
+#include "daemon/server/service.h"
+#include "daemon/teacher/request.h"
+
+#define HELLO_MAX_BODY 1024          // before a client is known it gets no more
+#define FIRST_BODY_BYTES 65536       // then doubled as bytes arrive: a length alone allocates nothing
+#define READ_SHARE (1u << 20)        // bytes taken from one client before the others have their turn
+#define OUTPUT_PAUSE (1u << 20)      // with more than this unsent, nothing more is read
+#define LINGER_MS 1000               // for the client to read our last frame before the descriptor goes
+
+int connection_new(const struct connection_context *context, int fd, struct connection **ret_connection)
+{
+	struct connection *c = calloc(1, sizeof *c);
+	if (!c)
+		return -ENOMEM;
+	c->context = context;
+	c->fd = fd;
+	c->output_end = &c->output;
+	c->input_deadline_ms = clock_ms() + context->header_timeout_ms;
+	*ret_connection = c;
+	return 0;
+}
+
+static void output_drop(struct connection *c)
+{
+	struct connection_output *o = c->output;
+	c->output = o->next;
+	if (!c->output)
+		c->output_end = &c->output;
+	c->n_output -= o->n - o->n_sent;
+	if (o->ask)
+		connection_ask_done(c, o->ask);
+	free(o);
+}
+
+static void body_done(struct connection *c)
+{
+	free(c->body);
+	c->body = NULL;
+	c->n_body = c->body_capacity = c->n_header = 0;
+}
+
+struct connection *connection_free(struct connection *c)
+{
+	if (!c)
+		return NULL;
+	body_done(c);
+	free(c);
+	return NULL;
+}
+
+void connection_close(struct connection *c)
+{
+	if (c->state == CONNECTION_CLOSED)
+		return;
+	c->state = CONNECTION_CLOSED;
+	close(c->fd);
+	c->fd = -1;
+	connection_cancel_all(c);
+	while (c->output)
+		output_drop(c);
+}
+
+void connection_finish(struct connection *c)
+{
+	if (c->state >= CONNECTION_CLOSING)
+		return;
+	c->state = CONNECTION_CLOSING;
+	body_done(c);
+	connection_cancel_all(c);
+	c->input_deadline_ms = 0;
+	connection_write(c);
+}
+
+int connection_send(struct connection *c, struct connection_output *o)
+{
+	if (c->state == CONNECTION_CLOSED) {
+		if (o->ask)
+			connection_ask_done(c, o->ask);
+		free(o);
+		return -ESHUTDOWN;
+	}
+	if (!c->output)
+		c->output_deadline_ms = clock_ms() + c->context->write_timeout_ms;
+	*c->output_end = o;
+	c->output_end = &o->next;
+	c->n_output += o->n;
+	return 0;
+}
+
+// Everything is sent and the conversation is over: tell the client, then wait for its end so that the last frame is not lost to a reset.
+static void output_ended(struct connection *c)
+{
+	c->output_deadline_ms = 0;
+	if (c->state != CONNECTION_CLOSING || c->shut)
+		return;
+	c->shut = true;
+	shutdown(c->fd, SHUT_WR);
+	c->input_deadline_ms = clock_ms() + LINGER_MS;
+}
+
+void connection_write(struct connection *c)
+{
+	while (c->output && c->state != CONNECTION_CLOSED) {
+		struct connection_output *o = c->output;
+		ssize_t n = send(c->fd, o->data + o->n_sent, o->n - o->n_sent, MSG_NOSIGNAL);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN)
+			return;
+		if (n < 0) {
+			connection_close(c);
+			return;
+		}
+		o->n_sent += (size_t)n;
+		c->n_output -= (size_t)n;
+		c->output_deadline_ms = clock_ms() + c->context->write_timeout_ms;
+		if (o->n_sent == o->n)
+			output_drop(c);
+	}
+	if (!c->output && c->state != CONNECTION_CLOSED)
+		output_ended(c);
+}
+
+void connection_fail(struct connection *c, const struct error *e)
+{
+	connection_send_error(c, 0, FRAME_WHOLE_REQUEST, e);
+	connection_finish(c);
+}
+
+// Bytes from the socket into `to`; 0 when there are none now or the connection ended.
+static size_t receive(struct connection *c, void *to, size_t n)
+{
+	ssize_t k;
+	do
+		k = recv(c->fd, to, n, 0);
+	while (k < 0 && errno == EINTR);
+	if (k > 0)
+		return (size_t)k;
+	if (k == 0 || errno != EAGAIN)
+		connection_close(c);
+	return 0;
+}
+
+static size_t read_header(struct connection *c)
+{
+	struct error err = {0};
+	size_t n = receive(c, c->header + c->n_header, FRAME_HEADER_BYTES - c->n_header);
+	uint32_t max_body = c->state == CONNECTION_HELLO ? HELLO_MAX_BODY : c->context->max_body;
+	if (n && c->state == CONNECTION_OPEN && !c->n_header)
+		c->input_deadline_ms = clock_ms() + c->context->body_timeout_ms;
+	c->n_header += n;
+	if (c->n_header == FRAME_HEADER_BYTES && frame_decode(c->header, max_body, &c->frame, &err))
+		connection_fail(c, &err);
+	return n;
+}
+
+static int body_reserve(struct connection *c)
+{
+	size_t capacity = c->body_capacity ? 2 * c->body_capacity : FIRST_BODY_BYTES;
+	capacity = capacity < c->frame.body_bytes ? capacity : c->frame.body_bytes;
+	uint8_t *body = realloc(c->body, capacity);
+	if (!body)
+		return -ENOMEM;
+	c->body = body;
+	c->body_capacity = capacity;
+	return 0;
+}
+
+static size_t read_body(struct connection *c)
+{
+	struct error err = {0};
+	if (c->n_body == c->body_capacity && body_reserve(c)) {
+		error_set(&err, ERROR_MEMORY, "frame", "no memory for a body of %u bytes", c->frame.body_bytes);
+		connection_fail(c, &err);
+		return 0;
+	}
+	size_t n = receive(c, c->body + c->n_body, c->body_capacity - c->n_body);
+	if (c->state != CONNECTION_CLOSED)
+		c->n_body += n;
+	return n;
+}
+
+static void drop_input(struct connection *c)
+{
+	uint8_t bytes[4096];
+	while (c->state == CONNECTION_CLOSING && receive(c, bytes, sizeof bytes))
+		;
+}
+
+void connection_read(struct connection *c)
+{
+	struct error err = {0};
+	size_t share = 0, n = 1;
+	while (n && share < READ_SHARE && connection_wants_read(c) && c->state < CONNECTION_CLOSING) {
+		bool have_header = c->n_header == FRAME_HEADER_BYTES;
+		if (!have_header)
+			n = read_header(c);
+		else if (c->n_body < c->frame.body_bytes)
+			n = read_body(c);
+		share += n;
+		if (c->state >= CONNECTION_CLOSING || c->n_header < FRAME_HEADER_BYTES || c->n_body < c->frame.body_bytes)
+			continue;
+		if (frame_check_body(&c->frame, c->body, &err)) {
+			connection_fail(c, &err);
+			return;
+		}
+		c->input_deadline_ms = 0;
+		connection_frame(c, &c->frame, c->body);
+		if (c->state < CONNECTION_CLOSING)
+			body_done(c);
+	}
+	if (c->state == CONNECTION_CLOSING)
+		drop_input(c);
+}
+
+void connection_goaway(struct connection *c)
+{
+	if (c->state == CONNECTION_OPEN) {
+		connection_send_plain(c, FRAME_GOAWAY, 0, NULL, 0);
+		connection_write(c);
+	} else if (c->state == CONNECTION_HELLO) {
+		struct error err = {0};
+		error_set(&err, ERROR_UNAVAILABLE, NULL, "the server is stopping");
+		connection_fail(c, &err);
+	}
+}
+
+void connection_check_deadlines(struct connection *c, uint64_t now_ms)
+{
+	struct error err = {0};
+	if (c->output_deadline_ms && now_ms >= c->output_deadline_ms) {
+		connection_close(c);
+	} else if (c->input_deadline_ms && now_ms >= c->input_deadline_ms) {
+		if (c->state == CONNECTION_CLOSING) {
+			connection_close(c);
+			return;
+		}
+		error_set(&err, ERROR_DEADLINE, "frame", "the frame did not come in time");
+		connection_fail(c, &err);
+	}
+}
+
+bool connection_wants_read(const struct connection *c)
+{
+	return c->state != CONNECTION_CLOSED && (c->n_output <= OUTPUT_PAUSE || c->state == CONNECTION_CLOSING);
+}
+
+bool connection_wants_write(const struct connection *c)
+{
+	return c->state != CONNECTION_CLOSED && c->output;
+}
+
+bool connection_is_busy(const struct connection *c)
+{
+	return c->n_asks || c->output || c->state == CONNECTION_CLOSING;
+}
+
+bool connection_is_dead(const struct connection *c)
+{
+	return c->state == CONNECTION_CLOSED && !c->n_asks;
+}

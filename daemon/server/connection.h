@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+// One client of the binary door: frames in, frames out. All of it belongs to the socket thread.
+//
+// Memory is bounded thus: a body grows only as its bytes arrive; a connection whose answers wait is not read from; its answers are part of the
+// service's budget until they are sent; and a client that takes none of them for a while is closed.
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/frame.h"
+
+struct connection;
+struct error;
+struct queue;
+struct request_item;
+struct service;
+
+enum connection_state {
+	CONNECTION_HELLO,          // nothing but HELLO is read
+	CONNECTION_OPEN,
+	CONNECTION_CLOSING,        // the last frames are being sent; what comes in is dropped
+	CONNECTION_CLOSED,         // the descriptor is closed; requests may still be in other threads' hands
+};
+
+struct connection_context {        // the same for all connections of a door
+	struct service *service;
+	struct queue *returned;        // where items go when they are done, from any thread
+	uint32_t max_body, credits;
+	uint64_t header_timeout_ms, body_timeout_ms, write_timeout_ms;
+};
+
+struct connection_output;          // one frame, and how much of it is sent
+struct connection_ask;             // one request in flight
+
+struct connection {
+	struct connection *previous, *next;            // the door's list
+	const struct connection_context *context;
+	int fd;
+	enum connection_state state;
+	uint32_t epoll_events;                         // what the door asked epoll for
+	// input
+	uint8_t header[FRAME_HEADER_BYTES];
+	size_t n_header;
+	struct frame frame;                            // once n_header is complete
+	uint8_t *body;
+	size_t n_body, body_capacity;
+	uint64_t input_deadline_ms;                    // of HELLO, or of the frame being read; 0 = none
+	// output
+	struct connection_output *output, **output_end;
+	size_t n_output;                               // bytes waiting
+	uint64_t output_deadline_ms;                   // moved on by each byte taken; 0 = nothing waits
+	bool shut;                                     // our side was shut down; waiting for the client's end
+	struct connection_ask *asks;
+	uint32_t n_asks;
+};
+
+int connection_new(const struct connection_context *context, int fd, struct connection **ret_connection);    // takes fd on success
+struct connection *connection_free(struct connection *c);      // CLOSED and without asks; NULL is fine; returns NULL
+void connection_read(struct connection *c);                    // what there is, up to a fair share
+void connection_write(struct connection *c);
+void connection_close(struct connection *c);                   // at once; cancels its requests
+void connection_goaway(struct connection *c);
+void connection_check_deadlines(struct connection *c, uint64_t now_ms);
+bool connection_wants_read(const struct connection *c);
+bool connection_wants_write(const struct connection *c);
+bool connection_is_busy(const struct connection *c);           // requests in flight or frames unsent
+bool connection_is_dead(const struct connection *c);           // may be freed
+// An item came back through context->returned.
+void connection_returned(struct request_item *item);

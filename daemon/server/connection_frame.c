@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+// What each frame of a client means, and the frames that answer it.
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/crc32c.h"
+#include "common/cursor.h"
+#include "common/error.h"
+#include "common/record.h"
+#include "daemon/clock.h"
+#include "daemon/queue.h"
+#include "daemon/server/connection_internal.h"
+#include "daemon/server/control.h"
+#include "daemon/server/service.h"
+#include "daemon/teacher/request.h"
+#include "daemon/teacher/teacher.h"
+
+// ---- frames out
+
+typedef void encode_fn(const void *message, struct writer *w);
+
+static void encode_welcome(const void *message, struct writer *w) { frame_welcome_encode(message, w); }
+static void encode_answer(const void *message, struct writer *w) { frame_answer_encode(message, w); }
+static void encode_error(const void *message, struct writer *w) { frame_error_encode(message, w); }
+static void encode_reply(const void *message, struct writer *w) { frame_reply_encode(message, w); }
+
+// Without memory for a frame the conversation cannot go on truthfully: the client is dropped.
+static struct connection_output *output_new(struct connection *c, size_t n)
+{
+	struct connection_output *o = n <= UINT32_MAX ? malloc(sizeof *o + FRAME_HEADER_BYTES + n) : NULL;
+	if (o) {
+		*o = (struct connection_output){.n = FRAME_HEADER_BYTES + n};
+		return o;
+	}
+	connection_close(c);
+	return NULL;
+}
+
+static void output_seal(struct connection_output *o, enum frame_kind kind, uint64_t id)
+{
+	size_t n = o->n - FRAME_HEADER_BYTES;
+	struct frame f = {.kind = (uint8_t)kind, .request_id = id, .body_bytes = (uint32_t)n};
+	f.body_crc = n ? crc32c(0, o->data + FRAME_HEADER_BYTES, n) : 0;
+	frame_encode(&f, o->data);
+}
+
+static struct connection_output *frame_new(struct connection *c, enum frame_kind kind, uint64_t id, encode_fn *encode, const void *message)
+{
+	struct writer count = writer_init(NULL, 0);
+	encode(message, &count);
+	struct connection_output *o = output_new(c, count.position);
+	if (!o)
+		return NULL;
+	struct writer w = writer_init(o->data + FRAME_HEADER_BYTES, count.position);
+	encode(message, &w);
+	output_seal(o, kind, id);
+	return o;
+}
+
+static struct connection_output *plain_new(struct connection *c, enum frame_kind kind, uint64_t id, const void *body, size_t n)
+{
+	struct connection_output *o = output_new(c, n);
+	if (!o)
+		return NULL;
+	if (n)
+		memcpy(o->data + FRAME_HEADER_BYTES, body, n);
+	output_seal(o, kind, id);
+	return o;
+}
+
+void connection_send_plain(struct connection *c, enum frame_kind kind, uint64_t id, const void *body, size_t n)
+{
+	struct connection_output *o = plain_new(c, kind, id, body, n);
+	if (o)
+		connection_send(c, o);
+}
+
+static struct connection_output *error_new(struct connection *c, uint64_t id, uint32_t index, const struct error *e)
+{
+	struct frame_error m = {.index = index, .error = *e};
+	return frame_new(c, FRAME_ERROR, id, encode_error, &m);
+}
+
+void connection_send_error(struct connection *c, uint64_t id, uint32_t index, const struct error *e)
+{
+	struct connection_output *o = error_new(c, id, index, e);
+	if (o)
+		connection_send(c, o);
+}
+
+// ---- requests in flight
+
+void connection_ask_done(struct connection *c, struct connection_ask *ask)
+{
+	for (struct connection_ask **at = &c->asks; *at; at = &(*at)->next) {
+		if (*at != ask)
+			continue;
+		*at = ask->next;
+		c->n_asks--;
+		break;
+	}
+	service_finish(c->context->service, ask->request);
+	free(ask);
+}
+
+static struct connection_ask *ask_find(struct connection *c, uint64_t id)
+{
+	struct connection_ask *ask = c->asks;
+	while (ask && ask->id != id)
+		ask = ask->next;
+	return ask;
+}
+
+static void ask_cancel(struct connection_ask *ask)
+{
+	if (!ask->n_left)
+		return;    // complete: only its last frames wait
+	ask->cancelled = true;
+	atomic_store(&ask->request->cancelled, true);
+}
+
+void connection_cancel_all(struct connection *c)
+{
+	for (struct connection_ask *ask = c->asks; ask; ask = ask->next)
+		ask_cancel(ask);
+}
+
+static void send_item(struct connection *c, struct connection_ask *ask, struct request_item *item)
+{
+	struct frame_answer answer = {.index = item->index, .flags = item->cached ? FRAME_ANSWER_CACHED : 0};
+	if (ask->cancelled) {
+		ask->unanswered = true;
+		return;
+	}
+	if (item->error.code) {
+		connection_send_error(c, ask->id, item->index, &item->error);
+		return;
+	}
+	answer.record = record_bytes(item->record, &answer.record_bytes);
+	struct connection_output *o = frame_new(c, FRAME_ANSWER, ask->id, encode_answer, &answer);
+	if (o)
+		connection_send(c, o);
+	item->record = record_unref(item->record);
+}
+
+static void send_end(struct connection *c, struct connection_ask *ask)
+{
+	struct connection_output *o = NULL;
+	struct error err = {0};
+	if (c->state < CONNECTION_CLOSING && ask->unanswered) {
+		error_set(&err, ERROR_CANCELLED, NULL, "cancelled");
+		o = error_new(c, ask->id, FRAME_WHOLE_REQUEST, &err);
+	} else if (c->state < CONNECTION_CLOSING) {
+		o = plain_new(c, FRAME_DONE, ask->id, NULL, 0);
+	}
+	if (!o) {
+		connection_ask_done(c, ask);
+		return;
+	}
+	o->ask = ask;
+	connection_send(c, o);
+}
+
+void connection_returned(struct request_item *item)
+{
+	struct connection_ask *ask = item->request->owner;
+	struct connection *c = ask->connection;
+	if (c->state < CONNECTION_CLOSING)
+		send_item(c, ask, item);
+	if (--ask->n_left == 0)
+		send_end(c, ask);
+	if (c->state != CONNECTION_CLOSED)
+		connection_write(c);
+}
+
+// From any thread.
+static void return_item(struct request_item *item)
+{
+	struct connection_ask *ask = item->request->owner;
+	queue_push(ask->connection->context->returned, &item->link);
+}
+
+static int ask_new(struct connection *c, uint64_t id, struct frame_score *m, struct connection_ask **ret_ask, struct error *err)
+{
+	struct connection_ask *ask = calloc(1, sizeof *ask);
+	if (!ask)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
+	int r = request_new(m->n_sequences, &ask->request, err);
+	if (r) {
+		free(ask);
+		return r;
+	}
+	struct request *q = ask->request;
+	for (uint32_t i = 0; i < m->n_sequences; i++) {
+		q->items[i].sequence = m->sequences[i];
+		m->sequences[i] = (struct sequence){0};
+	}
+	q->query = m->query;
+	q->durable = m->flags & FRAME_SCORE_DURABLE;
+	q->no_store = m->flags & FRAME_SCORE_NO_STORE;
+	q->deadline_ms = m->deadline_ms ? clock_ms() + m->deadline_ms : 0;
+	q->door = REQUEST_SOCKET;
+	q->owner = ask;
+	q->complete = return_item;
+	ask->connection = c;
+	ask->id = id;
+	ask->n_left = q->n_items;
+	*ret_ask = ask;
+	return 0;
+}
+
+// ---- frames in
+
+static int start_score(struct connection *c, uint64_t id, const uint8_t *body, size_t n, struct error *err)
+{
+	struct frame_score m = {0};
+	struct connection_ask *ask = NULL;
+	int r = c->n_asks < c->context->credits ? 0
+		: error_set(err, ERROR_OVERLOADED, NULL, "sent without credit: %u requests are in flight", c->n_asks);
+	if (!r)
+		r = frame_score_decode(body, n, &m, err);
+	if (!r)
+		r = ask_new(c, id, &m, &ask, err);
+	frame_score_done(&m);
+	if (r) {
+		service_reject(c->context->service, REQUEST_SOCKET, err->code);
+		return r;
+	}
+	// Items come back through the queue, so not before this returns to the loop: the list can wait for the verdict.
+	r = service_score(c->context->service, ask->request, err);
+	if (r) {
+		request_free(ask->request);
+		free(ask);
+		return r;
+	}
+	ask->next = c->asks;
+	c->asks = ask;
+	c->n_asks++;
+	return 0;
+}
+
+static void on_score(struct connection *c, const struct frame *f, const uint8_t *body)
+{
+	struct error err = {0};
+	if (start_score(c, f->request_id, body, f->body_bytes, &err))
+		connection_send_error(c, f->request_id, FRAME_WHOLE_REQUEST, &err);
+}
+
+static void on_call(struct connection *c, const struct frame *f, const uint8_t *body)
+{
+	struct frame_call call = {0};
+	struct control_reply reply = {0};
+	struct error err = {0};
+	if (frame_call_decode(body, f->body_bytes, &call, &err)) {
+		connection_send_error(c, f->request_id, FRAME_WHOLE_REQUEST, &err);
+		return;
+	}
+	control_call(c->context->service, call.method, call.path, call.body, call.body_bytes, &reply);
+	struct frame_reply m = {.status = (uint32_t)reply.status, .body = reply.body.data, .body_bytes = reply.body.n};
+	struct connection_output *o = frame_new(c, FRAME_REPLY, f->request_id, encode_reply, &m);
+	if (o)
+		connection_send(c, o);
+	buffer_done(&reply.body);
+	frame_call_done(&call);
+}
+
+static int check_teacher(const struct connection *c, const struct frame_hello *hello, struct error *err)
+{
+	static const struct content_id any;
+	int r = service_check_ready(c->context->service, err);
+	if (r || memcmp(&hello->teacher, &any, sizeof any) == 0)
+		return r;
+	if (memcmp(&hello->teacher, &teacher_info(service_teacher(c->context->service))->fingerprint, sizeof any) != 0)
+		return error_set(err, ERROR_CONFLICT, "teacher", "this server's teacher is not the one expected");
+	return 0;
+}
+
+static void on_hello(struct connection *c, const struct frame *f, const uint8_t *body)
+{
+	struct frame_hello hello;
+	struct frame_welcome m = {.max_body_bytes = c->context->max_body, .credits = c->context->credits};
+	struct error err = {0};
+	int r = 0;
+	if (f->kind != FRAME_HELLO || f->request_id)
+		r = error_set(&err, ERROR_INVALID, "frame", "expected hello with request id 0, not %s", frame_kind_name(f->kind));
+	if (!r)
+		r = frame_hello_decode(body, f->body_bytes, &hello, &err);
+	if (!r)
+		r = check_teacher(c, &hello, &err);
+	if (r) {
+		connection_fail(c, &err);
+		return;
+	}
+	service_limits(c->context->service, &m.limits, &m.max_sequences);
+	m.teacher = teacher_info(service_teacher(c->context->service))->fingerprint;
+	struct connection_output *o = frame_new(c, FRAME_WELCOME, 0, encode_welcome, &m);
+	if (!o)
+		return;
+	c->state = CONNECTION_OPEN;
+	connection_send(c, o);
+}
+
+// Requests need an id that is free; anything else would make their answers ambiguous, so it ends the connection.
+static int check_id(struct connection *c, const struct frame *f, struct error *err)
+{
+	if (!f->request_id)
+		return error_set(err, ERROR_INVALID, "request_id", "0 is the connection's");
+	if (ask_find(c, f->request_id))
+		return error_set(err, ERROR_INVALID, "request_id", "that request is still in flight");
+	return 0;
+}
+
+static int check_empty(const struct frame *f, struct error *err)
+{
+	return f->body_bytes ? error_set(err, ERROR_INVALID, "frame", "%s has no body", frame_kind_name(f->kind)) : 0;
+}
+
+static void on_cancel(struct connection *c, const struct frame *f)
+{
+	struct connection_ask *ask = ask_find(c, f->request_id);
+	if (ask)
+		ask_cancel(ask);
+}
+
+static int dispatch(struct connection *c, const struct frame *f, const uint8_t *body, struct error *err)
+{
+	int r = 0;
+	switch (f->kind) {
+	case FRAME_SCORE:
+	case FRAME_CALL:
+		r = check_id(c, f, err);
+		if (!r)
+			(f->kind == FRAME_SCORE ? on_score : on_call)(c, f, body);
+		return r;
+	case FRAME_PING:
+	case FRAME_PONG:
+		if (f->body_bytes > FRAME_MAX_PING)
+			return error_set(err, ERROR_TOO_LARGE, "frame", "%s of %u bytes, the limit is %d", frame_kind_name(f->kind), f->body_bytes, FRAME_MAX_PING);
+		if (f->kind == FRAME_PING)
+			connection_send_plain(c, FRAME_PONG, f->request_id, body, f->body_bytes);
+		return 0;
+	case FRAME_CANCEL:
+		r = check_empty(f, err);
+		if (!r)
+			on_cancel(c, f);
+		return r;
+	default:
+		return error_set(err, ERROR_INVALID, "frame", "a client does not send %s here", frame_kind_name(f->kind));
+	}
+}
+
+void connection_frame(struct connection *c, const struct frame *f, const uint8_t *body)
+{
+	struct error err = {0};
+	if (c->state == CONNECTION_HELLO)
+		on_hello(c, f, body);
+	else if (dispatch(c, f, body, &err))
+		connection_fail(c, &err);
+	if (c->state != CONNECTION_CLOSED)
+		connection_write(c);
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+// libmicrohttpd runs inside our own loop (its epoll descriptor lies in ours), because two things it cannot do are needed: deadlines that
+// a slow trickle does not push back, and seeing that a client left while its connection is suspended. All of it is one thread, so
+// nothing here is locked; items come back from other threads through a queue.
+#include "daemon/server/http.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "daemon/clock.h"
+#include "daemon/queue.h"
+#include "daemon/server/http_internal.h"
+#include "daemon/teacher/request.h"
+
+#define CONNECTION_MEMORY 32768      // of libmicrohttpd, per connection: headers over about half of it get 431
+#define TICK_MS 250                  // how often deadlines are looked at
+#define MAX_EVENTS 64
+#define LAST_WORDS_MS 1000           // for requests that are not scores, once the listener is closed
+
+struct http_thread { struct http http; pthread_t thread; _Atomic uint64_t stop_deadline_ms; };
+
+static void connection_changed(void *arg, struct MHD_Connection *mhd, void **context, enum MHD_ConnectionNotificationCode what)
+{
+	struct http *h = arg;
+	struct http_connection *c = *context;
+	if (what == MHD_CONNECTION_NOTIFY_STARTED) {
+		const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
+		if (!info || !(c = calloc(1, sizeof *c)))
+			return;    // its requests will be refused: http_request_begin finds no connection
+		c->fd = info->connect_fd;
+		c->deadline_ms = clock_ms() + h->options.header_timeout_ms;
+		c->next = h->connections;
+		if (c->next)
+			c->next->previous = c;
+		h->connections = c;
+		*context = c;
+	} else if (c) {
+		http_watch(h, c, false);
+		if (c->next)
+			c->next->previous = c->previous;
+		*(c->previous ? &c->previous->next : &h->connections) = c->next;
+		free(c);
+		*context = NULL;
+	}
+}
+
+void http_watch(struct http *h, struct http_connection *c, bool on)
+{
+	struct epoll_event e = {.events = EPOLLRDHUP | EPOLLONESHOT, .data.ptr = c};
+	if (on == c->watched)
+		return;
+	// Failure only means that a client's leaving is seen later, when its answer is written.
+	if (epoll_ctl(h->epoll_fd, on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, c->fd, &e) == 0 || !on)
+		c->watched = on;
+}
+
+static void cut_late(struct http *h)
+{
+	uint64_t now = clock_ms();
+	for (struct http_connection *c = h->connections; c; c = c->next)
+		if (c->deadline_ms && now >= c->deadline_ms) {
+			shutdown(c->fd, SHUT_RDWR);    // libmicrohttpd sees the end of the stream and closes
+			c->deadline_ms = 0;
+		}
+}
+
+static void cancel_waiting(struct http *h)
+{
+	for (struct http_connection *c = h->connections; c; c = c->next)
+		if (c->request && c->request->request)
+			atomic_store(&c->request->request->cancelled, true);
+}
+
+static void clear_eventfd(int fd)
+{
+	uint64_t n;
+	while (read(fd, &n, sizeof n) < 0 && errno == EINTR)
+		;
+}
+
+static void take_returned(struct http *h)
+{
+	struct queue_item *item;
+	while ((item = queue_pop(h->returned, false)))
+		http_request_returned((struct request_item *)item);
+}
+
+static int loop_timeout(struct http *h)
+{
+	MHD_UNSIGNED_LONG_LONG ms;
+	return MHD_get_timeout(h->daemon, &ms) == MHD_YES && ms < TICK_MS ? (int)ms : TICK_MS;
+}
+
+static void loop_once(struct http *h)
+{
+	struct epoll_event events[MAX_EVENTS];
+	int n = epoll_wait(h->epoll_fd, events, MAX_EVENTS, loop_timeout(h));
+	for (int i = 0; i < n; i++) {
+		void *what = events[i].data.ptr;
+		if (what == &h->returned_fd || what == &h->stop_fd) {
+			clear_eventfd(*(int *)what);
+		} else if (what) {
+			struct http_connection *c = what;
+			if (c->request && c->request->request)
+				atomic_store(&c->request->request->cancelled, true);    // the client left
+		}
+	}
+	take_returned(h);
+	MHD_run(h->daemon);
+}
+
+// After the stop: answer the scores under way (still listening, so that /ready can say 503), stop listening, let small requests end, cancel
+// what is left and wait until it is back from other threads.
+static void finish(struct http_thread *t)
+{
+	struct http *h = &t->http;
+	uint64_t deadline = atomic_load(&t->stop_deadline_ms);
+	while (h->n_scores && clock_ms() < deadline) {
+		loop_once(h);
+		cut_late(h);
+	}
+	int listen_fd = MHD_quiesce_daemon(h->daemon);
+	if (listen_fd >= 0)
+		close(listen_fd);
+	uint64_t short_deadline = clock_ms() + LAST_WORDS_MS;
+	deadline = deadline < short_deadline ? deadline : short_deadline;
+	while (h->n_requests && clock_ms() < deadline)
+		loop_once(h);
+	cancel_waiting(h);
+	while (h->n_waiting)
+		loop_once(h);
+}
+
+static void *http_loop(void *arg)
+{
+	struct http_thread *t = arg;
+	struct http *h = &t->http;
+	uint64_t looked = clock_ms();
+	pthread_setname_np(pthread_self(), "http");
+	while (!atomic_load(&t->stop_deadline_ms)) {
+		loop_once(h);
+		if (clock_ms() - looked >= TICK_MS) {
+			cut_late(h);
+			looked = clock_ms();
+		}
+	}
+	finish(t);
+	MHD_stop_daemon(h->daemon);
+	return NULL;
+}
+
+static int epoll_add(struct http *h, int fd, void *what)
+{
+	struct epoll_event e = {.events = EPOLLIN, .data.ptr = what};
+	return epoll_ctl(h->epoll_fd, EPOLL_CTL_ADD, fd, &e) ? -errno : 0;
+}
+
+static int start_daemon(struct http *h, struct error *err)
+{
+	h->daemon = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, http_request_handle, h,
+				     MHD_OPTION_LISTEN_SOCKET, (MHD_socket)h->options.listen_fd,
+				     MHD_OPTION_CONNECTION_LIMIT, (unsigned)h->options.max_connections,
+				     MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY,
+				     MHD_OPTION_STRICT_FOR_CLIENT, 1,
+				     MHD_OPTION_URI_LOG_CALLBACK, http_request_begin, h,
+				     MHD_OPTION_NOTIFY_COMPLETED, http_request_end, h,
+				     MHD_OPTION_NOTIFY_CONNECTION, connection_changed, h,
+				     MHD_OPTION_END);
+	if (!h->daemon)
+		return error_set(err, ERROR_IO, "http", "libmicrohttpd did not start");
+	const union MHD_DaemonInfo *info = MHD_get_daemon_info(h->daemon, MHD_DAEMON_INFO_EPOLL_FD);
+	if (!info)
+		return error_set(err, ERROR_IO, "http", "libmicrohttpd has no epoll descriptor");
+	int r = epoll_add(h, info->epoll_fd, NULL);
+	return r ? error_system(err, r, "http", "epoll") : 0;
+}
+
+static void http_free(struct http_thread *t)
+{
+	queue_close(t->http.returned);
+	if (t->http.epoll_fd >= 0)
+		close(t->http.epoll_fd);
+	if (t->http.returned_fd >= 0)
+		close(t->http.returned_fd);
+	if (t->http.stop_fd >= 0)
+		close(t->http.stop_fd);
+	free(t);
+}
+
+int http_open(const struct http_options *options, struct service *service, struct http **ret_http, struct error *err)
+{
+	struct http_thread *t = calloc(1, sizeof *t);
+	if (!t)
+		return error_set(err, ERROR_MEMORY, "http", "no memory for the HTTP door");
+	struct http *h = &t->http;
+	h->options = *options;
+	h->service = service;
+	h->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	h->returned_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	h->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	int r = 0;
+	if (h->epoll_fd < 0 || h->returned_fd < 0 || h->stop_fd < 0)
+		r = error_system(err, errno, "http", "epoll");
+	if (!r && queue_open(NULL, h->returned_fd, &h->returned))
+		r = error_set(err, ERROR_MEMORY, "http", "no memory for the HTTP door");
+	if (!r && (epoll_add(h, h->returned_fd, &h->returned_fd) || epoll_add(h, h->stop_fd, &h->stop_fd)))
+		r = error_system(err, errno, "http", "epoll");
+	if (!r)
+		r = start_daemon(h, err);
+	if (!r && (r = pthread_create(&t->thread, NULL, http_loop, t)))
+		r = error_system(err, r, "http", "cannot start the http thread");
+	if (r) {
+		if (h->daemon)
+			MHD_stop_daemon(h->daemon);
+		http_free(t);
+		return r;
+	}
+	*ret_http = h;
+	return 0;
+}
+
+void http_close(struct http *h, uint64_t deadline_ms)
+{
+	const uint64_t one = 1;
+	struct http_thread *t = (struct http_thread *)h;    // http is its first member
+	if (!t)
+		return;
+	atomic_store(&t->stop_deadline_ms, deadline_ms ? deadline_ms : 1);
+	if (write(h->stop_fd, &one, sizeof one) < 0)
+		atomic_store(&t->stop_deadline_ms, 1);    // full: the thread is awake already
+	pthread_join(t->thread, NULL);
+	http_free(t);
+}

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// The HTTP door (kdserved-http.7): one thread around libmicrohttpd.
+#pragma once
+
+#include <stdint.h>
+
+struct error;
+struct http;
+struct service;
+
+struct http_options {
+	int listen_fd;                     // taken over
+	uint64_t max_json;                 // largest body
+	uint32_t max_connections;
+	uint64_t header_timeout_ms, body_timeout_ms, idle_timeout_ms, write_timeout_ms;
+};
+
+int http_open(const struct http_options *options, struct service *service, struct http **ret_http, struct error *err);
+// Stops accepting, finishes what is under way until the deadline (clock_ms()), cancels the rest, ends the thread. NULL is fine.
+void http_close(struct http *h, uint64_t deadline_ms);

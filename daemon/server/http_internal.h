@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared by http.c (thread, connections, deadlines), http_request.c (one request from headers to reply) and http_gate.c (strict headers).
+// Everything here belongs to the http thread.
+#pragma once
+
+#include <microhttpd.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "daemon/server/buffer.h"
+#include "daemon/server/control.h"
+#include "daemon/server/http.h"
+#include "daemon/server/json.h"
+
+struct http_connection {
+	struct http_connection *previous, *next;
+	int fd;
+	uint64_t deadline_ms;              // then it is shut down; 0 = none
+	bool watched;                      // suspended, and in our own epoll to see the client leave
+	struct http_request *request;      // the one under way, or NULL
+};
+
+enum http_state {
+	HTTP_HEADERS,                      // the request line was read
+	HTTP_BODY,                         // being collected (or dropped, when `refused`)
+	HTTP_WAITING,                      // suspended: the service has it
+	HTTP_REPLYING,
+};
+
+struct http_request {
+	struct http *http;
+	struct http_connection *connection;
+	struct MHD_Connection *mhd;
+	enum http_state state;
+	bool refused;                      // `reply` holds the refusal already; the body is read and dropped
+	bool must_close;
+	bool escaped;                      // the raw target holds '%'
+	bool is_score;
+	struct buffer body;
+	struct control_reply reply;
+	// scores
+	struct json_score score;
+	struct request *request;           // from service_score until service_finish
+	uint32_t n_left;                   // items not back yet
+	uint32_t n_replied;                // items written into `out`
+	bool ended;
+	struct buffer out;                 // piece of the reply being sent
+	size_t n_sent;
+};
+
+struct http {
+	struct http_options options;
+	struct service *service;
+	struct MHD_Daemon *daemon;
+	struct http_connection *connections;
+	uint32_t n_waiting;                // requests the service has
+	uint32_t n_scores;                 // scores accepted, their reply not ended
+	uint32_t n_requests;               // requests between their first line and the end of their reply
+	struct queue *returned;            // items that came back, from any thread
+	int epoll_fd, returned_fd, stop_fd;
+};
+
+// Callbacks of libmicrohttpd, defined in http_request.c.
+void *http_request_begin(void *arg, const char *target, struct MHD_Connection *mhd);
+enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const char *path, const char *method, const char *version, const char *data,
+				    size_t *n_data, void **context);
+void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enum MHD_RequestTerminationCode why);
+
+// An item came back. When it was the last, the connection goes on.
+struct request_item;
+void http_request_returned(struct request_item *item);
+void http_watch(struct http *h, struct http_connection *c, bool on);
+
+// Checks what 0.9.75 lets pass although it lets two readers of one byte stream disagree. 0, or -errno with the reason.
+int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *version, struct error *err);
+// What the headers say of the body: ret_n the declared length (0 when chunked), ret_chunked.
+int http_gate_body(struct MHD_Connection *mhd, uint64_t *ret_n, bool *ret_chunked, struct error *err);
+bool http_gate_is_json(struct MHD_Connection *mhd);

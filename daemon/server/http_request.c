@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+// One request: headers checked, body collected within its bound, handed to control or service, reply written. Its one complication: a
+// refusal known from the headers still reads and drops a body of ordinary size, because closing with unread bytes makes the client's
+// kernel throw the reply away.
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/clock.h"
+#include "daemon/model/tokenizer.h"
+#include "daemon/server/http_internal.h"
+#include "daemon/server/reply.h"
+#include "daemon/server/service.h"
+#include "daemon/teacher/request.h"
+#include "daemon/teacher/teacher.h"
+
+#define DROP_BYTES (64u << 20)      // of a refused body; a longer one is cut off
+#define PIECE_BYTES 65536           // asked of the reply at once
+#define PIECE_SIZE_UNKNOWN ((uint64_t)-1)
+
+static void set_deadline(struct http_request *q, uint64_t ms)
+{
+	q->connection->deadline_ms = ms ? clock_ms() + ms : 0;
+}
+
+void *http_request_begin(void *arg, const char *target, struct MHD_Connection *mhd)
+{
+	struct http *h = arg;
+	const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+	struct http_connection *c = info ? info->socket_context : NULL;
+	struct http_request *q = c ? calloc(1, sizeof *q) : NULL;
+	if (!q)
+		return NULL;
+	q->http = h;
+	q->connection = c;
+	q->mhd = mhd;
+	q->escaped = strchr(target, '%') != NULL;
+	q->reply.status = 200;
+	c->request = q;
+	h->n_requests++;
+	set_deadline(q, h->options.header_timeout_ms);
+	return q;
+}
+
+void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enum MHD_RequestTerminationCode why)
+{
+	struct http *h = arg;
+	struct http_request *q = *context;
+	(void)mhd;
+	if (!q)
+		return;
+	if (q->request) {
+		if (why != MHD_REQUEST_TERMINATED_COMPLETED_OK)
+			atomic_store(&q->request->cancelled, true);
+		service_finish(h->service, q->request);
+		h->n_scores--;
+	}
+	set_deadline(q, h->options.idle_timeout_ms);
+	q->connection->request = NULL;
+	json_score_done(&q->score);
+	buffer_done(&q->body);
+	buffer_done(&q->reply.body);
+	buffer_done(&q->out);
+	free(q);
+	*context = NULL;
+	h->n_requests--;
+}
+
+static void refuse(struct http_request *q, int status, const struct error *e)
+{
+	q->refused = true;
+	control_refuse(&q->reply, status, e);
+}
+
+// ---- the reply
+
+// Pieces of a score's reply: the head, one sequence after the other, the tail. Only one sequence is JSON at a time.
+static int next_piece(struct http_request *q)
+{
+	struct error err = {0};
+	struct buffer *b = &q->out;
+	uint32_t n_items = q->request->n_items;
+	b->n = q->n_sent = 0;
+	if (q->n_replied == 0) {
+		buffer_text(b, "{\"teacher\":{");
+		reply_provenance(b, teacher_info(service_teacher(q->http->service)));
+		buffer_text(b, "},\"sequences\":[");
+	}
+	if (q->n_replied < n_items) {
+		struct request_item *item = &q->request->items[q->n_replied];
+		if (q->n_replied)
+			buffer_text(b, ",");
+		if (reply_item(b, item, q->score.offsets[q->n_replied], q->score.base64, &err))
+			return -1;
+		item->record = record_unref(item->record);
+		q->n_replied++;
+	}
+	if (q->n_replied == n_items) {
+		buffer_text(b, "]}");
+		q->ended = true;
+	}
+	return b->failed ? -1 : 0;
+}
+
+static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
+{
+	struct http_request *q = arg;
+	(void)position;
+	if (q->n_sent == q->out.n) {
+		if (q->ended)
+			return MHD_CONTENT_READER_END_OF_STREAM;
+		if (next_piece(q))
+			return MHD_CONTENT_READER_END_WITH_ERROR;
+	}
+	size_t left = q->out.n - q->n_sent;
+	n = n < left ? n : left;
+	memcpy(to, q->out.data + q->n_sent, n);
+	q->n_sent += n;
+	set_deadline(q, q->http->options.write_timeout_ms);    // asked for more: the client took what was there
+	return (ssize_t)n;
+}
+
+static enum MHD_Result queue_response(struct http_request *q, int status, struct MHD_Response *response)
+{
+	if (!response)
+		return MHD_NO;
+	if (q->reply.content_type)
+		MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, q->reply.content_type);
+	if (q->reply.allow)
+		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, q->reply.allow);
+	if (status == 429 || status == 503)
+		MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, "1");
+	if (q->must_close)
+		MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+	q->state = HTTP_REPLYING;
+	set_deadline(q, q->http->options.write_timeout_ms);
+	enum MHD_Result r = MHD_queue_response(q->mhd, (unsigned)status, response);
+	MHD_destroy_response(response);
+	return r;
+}
+
+static enum MHD_Result send_reply(struct http_request *q)
+{
+	struct buffer *b = &q->reply.body;
+	struct MHD_Response *response = MHD_create_response_from_buffer(b->n, b->data, MHD_RESPMEM_PERSISTENT);    // lives until http_request_end
+	return queue_response(q, q->reply.status, response);
+}
+
+static enum MHD_Result send_score(struct http_request *q)
+{
+	for (uint32_t i = 0; i < q->request->n_items; i++) {
+		if (q->request->items[i].error.code) {
+			refuse(q, 0, &q->request->items[i].error);
+			return send_reply(q);
+		}
+	}
+	q->reply.content_type = "application/json";
+	return queue_response(q, 200, MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, PIECE_BYTES, read_reply, q, NULL));
+}
+
+// ---- scores
+
+static void return_item(struct request_item *item)
+{
+	struct http_request *q = item->request->owner;
+	queue_push(q->http->returned, &item->link);
+}
+
+void http_request_returned(struct request_item *item)
+{
+	struct http_request *q = item->request->owner;
+	struct http *h = q->http;
+	if (--q->n_left)
+		return;
+	h->n_waiting--;
+	http_watch(h, q->connection, false);
+	MHD_resume_connection(q->mhd);
+}
+
+static int start_score(struct http_request *q, struct error *err)
+{
+	struct http *h = q->http;
+	struct query_limits limits;
+	struct json_limits bounds;
+	int r = service_check_ready(h->service, err);
+	if (!r) {
+		service_limits(h->service, &limits, &bounds.max_sequences);
+		bounds.max_tokens = limits.max_tokens;
+		r = json_read_score(q->body.data ? q->body.data : "", q->body.n, teacher_tokenizer(service_teacher(h->service)), &bounds, &q->score, err);
+	}
+	if (r) {
+		service_reject(h->service, REQUEST_HTTP, err->code);
+		return r;
+	}
+	buffer_done(&q->body);
+	struct request *request = q->score.request;
+	request->door = REQUEST_HTTP;
+	request->owner = q;
+	request->complete = return_item;
+	q->n_left = request->n_items;
+	r = service_score(h->service, request, err);
+	if (!r) {
+		q->request = request;
+		q->score.request = NULL;    // service_finish frees it
+	}
+	return r;
+}
+
+static enum MHD_Result handle_score(struct http_request *q)
+{
+	struct error err = {0};
+	if (start_score(q, &err)) {
+		refuse(q, 0, &err);
+		return send_reply(q);
+	}
+	q->state = HTTP_WAITING;
+	q->http->n_scores++;
+	set_deadline(q, 0);
+	q->http->n_waiting++;
+	http_watch(q->http, q->connection, true);
+	MHD_suspend_connection(q->mhd);
+	return MHD_YES;
+}
+
+// ---- the request
+
+static void check_headers(struct http_request *q, const char *path, const char *method, const char *version)
+{
+	struct error err = {0};
+	uint64_t n_body = 0;
+	bool chunked = false;
+	if (http_gate_check(q->mhd, method, version, &err) || http_gate_body(q->mhd, &n_body, &chunked, &err)) {
+		q->must_close = true;
+		refuse(q, 0, &err);
+		return;
+	}
+	if (q->escaped)
+		error_set(&err, ERROR_INVALID, "path", "no resource has an escape in its path");
+	if (err.code) {
+		refuse(q, 0, &err);
+	} else if (!control_check(method, path, &q->reply)) {
+		q->refused = true;
+	} else if (n_body > q->http->options.max_json) {
+		error_set(&err, ERROR_TOO_LARGE, "body", "%llu bytes, the limit is %llu: use the binary protocol", (unsigned long long)n_body,
+			  (unsigned long long)q->http->options.max_json);
+		refuse(q, 0, &err);
+	} else if (strcmp(method, "POST") == 0 && !http_gate_is_json(q->mhd)) {
+		error_set(&err, ERROR_UNSUPPORTED, "Content-Type", "expected application/json, not compressed");
+		refuse(q, 415, &err);
+	}
+	q->is_score = strcmp(path, CONTROL_SCORE_PATH) == 0;
+	q->must_close |= q->refused && n_body > DROP_BYTES;
+}
+
+static void take_body(struct http_request *q, const char *data, size_t n)
+{
+	struct error err = {0};
+	if (q->refused)
+		return;
+	if (n > q->http->options.max_json - q->body.n) {
+		error_set(&err, ERROR_TOO_LARGE, "body", "more than %llu bytes: use the binary protocol", (unsigned long long)q->http->options.max_json);
+		refuse(q, 0, &err);
+		q->must_close = true;    // chunked: nothing says where it would end
+		buffer_done(&q->body);
+		return;
+	}
+	buffer_add(&q->body, data, n);
+}
+
+static enum MHD_Result handle_whole(struct http_request *q, const char *path, const char *method)
+{
+	struct error err = {0};
+	set_deadline(q, 0);
+	if (!q->refused && q->body.failed) {
+		error_set(&err, ERROR_MEMORY, "body", "no memory for it");
+		refuse(q, 0, &err);
+	}
+	if (q->refused) {
+		if (q->is_score)
+			service_reject(q->http->service, REQUEST_HTTP, q->reply.status == 413 ? ERROR_TOO_LARGE : ERROR_INVALID);
+		return send_reply(q);
+	}
+	if (q->is_score)
+		return handle_score(q);
+	control_call(q->http->service, method, path, q->body.data, q->body.n, &q->reply);
+	return send_reply(q);
+}
+
+enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const char *path, const char *method, const char *version, const char *data,
+				    size_t *n_data, void **context)
+{
+	struct http_request *q = *context;
+	(void)arg;
+	(void)mhd;
+	if (!q)
+		return MHD_NO;    // there was no memory for it
+	switch (q->state) {
+	case HTTP_HEADERS:
+		check_headers(q, path, method, version);
+		q->state = HTTP_BODY;
+		set_deadline(q, q->http->options.body_timeout_ms);
+		return q->must_close ? send_reply(q) : MHD_YES;
+	case HTTP_BODY:
+		if (*n_data) {
+			take_body(q, data, *n_data);
+			*n_data = 0;
+			return MHD_YES;
+		}
+		return handle_whole(q, path, method);
+	case HTTP_WAITING:
+		return send_score(q);
+	case HTTP_REPLYING:
+		break;
+	}
+	return MHD_YES;
+}

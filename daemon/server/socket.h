@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// The binary door (kdserved-protocol.7): one thread, any number of listening sockets.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+struct service;
+struct socket_door;
+
+#define SOCKET_MAX_LISTENERS 16
+
+struct socket_options {
+	const int *listen_fds;             // taken over
+	size_t n_listen_fds;               // <= SOCKET_MAX_LISTENERS
+	uint32_t max_body, max_connections, credits;
+	uint64_t header_timeout_ms, body_timeout_ms, write_timeout_ms;
+};
+
+int socket_open(const struct socket_options *options, struct service *service, struct socket_door **ret_door, struct error *err);
+// Stops accepting, says GOAWAY, finishes what is under way until the deadline (clock_ms()), cancels the rest, ends the thread. NULL is fine.
+void socket_close(struct socket_door *d, uint64_t deadline_ms);
