@@ -1,0 +1,494 @@
+// SPDX-License-Identifier: Apache-2.0
+// kdserved: arguments, the order of starting and stopping, signals, systemd. Everything else is behind the doors.
+#include <config.h>    // of configure; in quotes it would be daemon/config.h
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include "common/error.h"
+#include "daemon/clock.h"
+#include "daemon/log.h"
+#include "daemon/options.h"
+#include "daemon/server/address.h"
+#include "daemon/server/http.h"
+#include "daemon/server/service.h"
+#include "daemon/server/socket.h"
+#include "daemon/store/store.h"
+#include "daemon/teacher/teacher.h"
+#include "daemon/train/supervisor.h"
+
+#define EXIT_USAGE 2
+#define EXIT_BAD_CONFIG 78           // EX_CONFIG: the unit's RestartPreventExitStatus, so that systemd does not try for ever
+#define STALL_MS 120000              // a forward pass longer than this is a hang: the watchdog is no longer fed
+#define LAST_MS 10000                // beyond the drain deadline, for what cannot be interrupted (fsync, workers)
+
+struct daemon {
+	struct options options;
+	int signal_fd, event_fd;
+	int http_fd;
+	int socket_fds[SOCKET_MAX_LISTENERS];
+	size_t n_sockets;
+	char address[ADDRESS_TEXT];        // of the first socket, for workers
+	struct supervisor *supervisor;
+	struct store *store;
+	struct teacher *teacher;
+	struct service *service;
+	struct http *http;
+	struct socket_door *socket;
+	bool was_ready;
+};
+
+// ---- arguments
+
+enum mode { MODE_RUN, MODE_CHECK, MODE_HELP, MODE_VERSION, MODE_PRINT_CONFIG, MODE_PRINT_MAN };
+
+static const struct { const char *name; enum mode mode; } modes[] = {
+	{"--check-config", MODE_CHECK}, {"--help", MODE_HELP}, {"-h", MODE_HELP}, {"--version", MODE_VERSION},
+	{"--print-config", MODE_PRINT_CONFIG}, {"--print-man", MODE_PRINT_MAN},
+};
+
+static void print_help(void)
+{
+	printf("Usage: kdserved --teacher PATH [OPTION]...\n"
+	       "Serves a teacher language model to those who train students.\n\n"
+	       "  --config FILE                 read settings from FILE first; the command line wins\n"
+	       "  --check-config                check the settings and leave\n"
+	       "  --print-config                print a settings file with every default and leave\n"
+	       "  --help, --version\n\n");
+	config_print_help(stdout, options_table, options_count);
+	printf("\nSee kdserved(8), kdserved.conf(5), kdserved-http(7), kdserved-protocol(7).\n");
+}
+
+static bool find_mode(const char *argument, enum mode *ret_mode)
+{
+	for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
+		if (strcmp(argument, modes[i].name) == 0) {
+			*ret_mode = modes[i].mode;
+			return true;
+		}
+	return false;
+}
+
+static bool is_flag(const char *name)
+{
+	for (size_t i = 0; i < options_count; i++)
+		if (strcmp(options_table[i].name, name) == 0)
+			return options_table[i].type == CONFIG_BOOL;
+	return false;
+}
+
+static bool is_known(const char *name)
+{
+	for (size_t i = 0; i < options_count; i++)
+		if (strcmp(options_table[i].name, name) == 0)
+			return true;
+	return false;
+}
+
+// One "--name=value", "--name value" or "--flag" at argv[*i]; leaves *i at its last word. 0, or an exit status with err filled.
+static int read_argument(struct options *o, char **argv, int *i, bool settings, const char **ret_config, struct error *err)
+{
+	char name[64], where[72];
+	const char *argument = argv[*i], *equals = strchr(argument, '='), *value;
+	if (strncmp(argument, "--", 2) != 0) {
+		error_set(err, ERROR_INVALID, NULL, "unexpected argument \"%s\"; see --help", argument);
+		return EXIT_USAGE;
+	}
+	snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - argument - 2) : (int)strlen(argument + 2), argument + 2);
+	snprintf(where, sizeof where, "--%s", name);
+	bool config = strcmp(name, "config") == 0;
+	value = equals ? equals + 1 : is_flag(name) ? "yes" : argv[*i + 1];
+	if (!config && !is_known(name)) {
+		config_set(options_table, options_count, o, name, "", where, err);    // for its message
+		return EXIT_USAGE;
+	}
+	if (!value) {
+		error_set(err, ERROR_INVALID, name, "%s needs a value", where);
+		return EXIT_USAGE;
+	}
+	*i += !equals && !is_flag(name);
+	if (config)
+		*ret_config = value;
+	return !config && settings && config_set(options_table, options_count, o, name, value, where, err) ? EXIT_BAD_CONFIG : 0;
+}
+
+// Twice over the command line: first for --config, then, once that file is read, for the rest.
+static int read_arguments(struct options *o, char **argv, enum mode *ret_mode, struct error *err)
+{
+	const char *config = NULL;
+	int status = 0;
+	for (int pass = 0; pass < 2; pass++) {
+		for (int i = 1; argv[i] && !status; i++)
+			if (!find_mode(argv[i], ret_mode))
+				status = read_argument(o, argv, &i, pass == 1, &config, err);
+		if (status)
+			return status;
+		if (pass == 0 && config && config_read_file(options_table, options_count, o, config, err))
+			return EXIT_BAD_CONFIG;
+	}
+	return 0;
+}
+
+// ---- starting
+
+// The directory of a socket in /run is gone after each boot; only the last part is made.
+static void make_parent(const char *path)
+{
+	char parent[108];
+	const char *slash = strrchr(path, '/');
+	if (slash && slash > path && (size_t)(slash - path) < sizeof parent) {
+		snprintf(parent, sizeof parent, "%.*s", (int)(slash - path), path);
+		if (mkdir(parent, 0755) && errno != EEXIST)
+			log_debug("cannot make %s: %s", parent, strerror(errno));    // bind will say what is wrong
+	}
+}
+
+static int listen_on(const char *text, const char *field, int *ret_fd, struct error *err)
+{
+	struct address a;
+	char bound[ADDRESS_TEXT];
+	int r = address_parse(text, field, &a, err);
+	if (!r && strncmp(text, "unix:", 5) == 0)
+		make_parent(text + 5);
+	if (!r)
+		r = address_listen(&a, field, ret_fd, err);
+	if (r)
+		return r;
+	address_of_socket(*ret_fd, bound);
+	if (strcmp(field, "http") == 0)
+		log_notice("listening on http://%s", bound + strlen("tcp:"));
+	else
+		log_notice("listening on %s", bound);
+	return 0;
+}
+
+static int open_listeners(struct daemon *d, struct error *err)
+{
+	const struct config_list *list = &d->options.socket;
+	int r = d->options.http ? listen_on(d->options.http, "http", &d->http_fd, err) : 0;
+	for (size_t i = 0; i < list->n && !r; i++) {
+		r = listen_on(list->items[i], "socket", &d->socket_fds[d->n_sockets], err);
+		// Nobody asked for the default socket by name: an ordinary user, who may not write to /run, can still serve HTTP.
+		if (r && list->origin == CONFIG_FROM_DEFAULT && d->options.http && !d->options.runs) {
+			log_warning("%s; going on without the binary door", err->message);
+			return 0;
+		}
+		if (!r)
+			d->n_sockets++;
+	}
+	if (d->n_sockets)
+		address_of_socket(d->socket_fds[0], d->address);
+	return r;
+}
+
+static int open_teacher(struct daemon *d, struct error *err)
+{
+	static const char *const numerics[] = {"auto", "f32", "bf16"};
+	const struct options *o = &d->options;
+	struct teacher_options t = {
+		.path = o->teacher, .device = options_device(o), .numeric = numerics[o->numeric], .n_threads = (uint32_t)o->threads,
+		.max_tokens = (uint32_t)o->max_tokens, .batch_tokens = (uint32_t)o->batch_tokens, .max_top_k = (uint32_t)o->max_top_k,
+		.event_fd = d->event_fd,
+	};
+	return teacher_open(&t, &d->teacher, err);
+}
+
+static int open_store(struct daemon *d, struct error *err)
+{
+	const struct options *o = &d->options;
+	struct store_options s = {.directory = o->store, .shard_bytes = o->store_shard, .queue_bytes = o->store_queue};
+	struct store_stats stats;
+	if (!o->store)
+		return 0;
+	int r = store_open(&s, &d->store, err);
+	if (r)
+		return r;
+	store_stats(d->store, &stats);
+	log_notice("store %s: %llu records in %llu shards, %s", o->store, (unsigned long long)stats.n_records, (unsigned long long)stats.n_shards,
+		   stats.uring ? "io_uring" : "without io_uring (pwrite)");
+	if (stats.recovered_bytes)
+		log_warning("store %s: cut %llu bytes of a torn tail", o->store, (unsigned long long)stats.recovered_bytes);
+	return 0;
+}
+
+static int open_supervisor(struct daemon *d, struct error *err)
+{
+	const struct options *o = &d->options;
+	struct supervisor_options s = {.directory = o->runs, .worker_path = o->worker, .server_address = d->address, .max_running = (uint32_t)o->max_running};
+	return o->runs ? supervisor_open(&s, &d->supervisor, err) : 0;
+}
+
+static int open_doors(struct daemon *d, struct error *err)
+{
+	const struct options *o = &d->options;
+	struct service_options s = {.max_sequences = (uint32_t)o->max_sequences,
+		.limits = {(uint64_t)o->queue_requests, (uint64_t)o->queue_tokens, o->queue_bytes}};
+	struct http_options h = {.listen_fd = d->http_fd, .max_json = o->max_json, .max_connections = (uint32_t)o->max_connections,
+		.header_timeout_ms = o->header_timeout, .body_timeout_ms = o->body_timeout, .idle_timeout_ms = o->idle_timeout,
+		.write_timeout_ms = o->write_timeout};
+	struct socket_options b = {.listen_fds = d->socket_fds, .n_listen_fds = d->n_sockets, .max_body = (uint32_t)o->max_body,
+		.max_connections = (uint32_t)o->max_connections, .credits = (uint32_t)o->credits, .header_timeout_ms = o->header_timeout,
+		.body_timeout_ms = o->body_timeout, .write_timeout_ms = o->write_timeout};
+	int r = service_open(&s, d->teacher, d->store, d->supervisor, &d->service, err);
+	if (!r && d->http_fd >= 0)
+		r = http_open(&h, d->service, &d->http, err);
+	if (!r && d->n_sockets)
+		r = socket_open(&b, d->service, &d->socket, err);
+	return r;
+}
+
+// Blocked before any thread exists, so that only the loop below sees them.
+static int open_signals(struct daemon *d, struct error *err)
+{
+	sigset_t set;
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	d->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	d->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	return d->signal_fd < 0 || d->event_fd < 0 ? error_system(err, errno, NULL, "signalfd") : 0;
+}
+
+static int daemon_open(struct daemon *d, struct error *err)
+{
+	int r = open_signals(d, err);
+	if (!r)
+		r = open_listeners(d, err);
+	if (!r)
+		r = open_supervisor(d, err);
+	if (!r)
+		r = open_store(d, err);
+	if (!r)
+		r = open_teacher(d, err);
+	return r ? r : open_doors(d, err);
+}
+
+// ---- running
+
+static bool is_config_fault(enum error_code code)
+{
+	return code == ERROR_INVALID || code == ERROR_UNSUPPORTED || code == ERROR_NOT_FOUND || code == ERROR_TOO_LARGE || code == ERROR_CORRUPT ||
+		code == ERROR_UNAUTHORIZED;
+}
+
+static void announce_ready(struct daemon *d)
+{
+	const struct teacher_info *t = teacher_info(d->teacher);
+	d->was_ready = true;
+	log_notice("teacher %s: %s, %.1f million parameters, %s, on %s (%s, %s), loaded in %.1f s", t->name, t->architecture.name,
+		   (double)t->n_parameters * 1e-6, t->dtype, t->device, t->numeric, t->description, t->load_seconds);
+	if (strcmp(options_device(&d->options), "auto") == 0 && strcmp(t->device, "cpu") == 0)
+		log_notice("device = auto: no usable GPU, the teacher runs on the CPU");
+	sd_notifyf(0, "READY=1\nSTATUS=Serving %s on %s", t->name, t->device);
+}
+
+// The teacher's state changed. -1: go on; else the exit status.
+static int on_teacher(struct daemon *d)
+{
+	struct error err;
+	uint64_t n;
+	if (read(d->event_fd, &n, sizeof n) < 0)
+		return -1;
+	switch (teacher_state(d->teacher)) {
+	case TEACHER_READY:
+		announce_ready(d);
+		return -1;
+	case TEACHER_FAILED:
+		teacher_error(d->teacher, &err);
+		log_error("teacher: %s%s%s", err.field, *err.field ? ": " : "", err.message);
+		sd_notifyf(0, "STATUS=The teacher failed: %s", err.message);
+		return !d->was_ready && is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
+	default:
+		return -1;
+	}
+}
+
+static int on_signal(struct daemon *d)
+{
+	struct signalfd_siginfo info;
+	if (read(d->signal_fd, &info, sizeof info) != sizeof info)
+		return -1;
+	if (info.ssi_signo == SIGHUP) {
+		log_notice("SIGHUP: settings are read at start only; restart to change them");
+		return -1;
+	}
+	log_notice("%s: draining", info.ssi_signo == SIGTERM ? "SIGTERM" : "SIGINT");
+	return EXIT_SUCCESS;
+}
+
+static void feed_watchdog(struct daemon *d)
+{
+	struct teacher_stats t;
+	teacher_stats(d->teacher, &t);
+	if (t.busy_ms < STALL_MS)
+		sd_notify(0, "WATCHDOG=1");
+}
+
+static int daemon_loop(struct daemon *d)
+{
+	uint64_t watchdog_us = 0;
+	int status = -1, timeout = -1;
+	struct pollfd fds[] = {
+		{.fd = d->signal_fd, .events = POLLIN}, {.fd = d->event_fd, .events = POLLIN},
+		{.fd = d->supervisor ? supervisor_fd(d->supervisor) : -1, .events = POLLIN},
+	};
+	if (sd_watchdog_enabled(0, &watchdog_us) > 0)
+		timeout = (int)(watchdog_us / 3000);
+	while (status < 0) {
+		int n = poll(fds, sizeof fds / sizeof *fds, timeout);
+		if (timeout >= 0)
+			feed_watchdog(d);
+		if (n > 0 && fds[2].revents)
+			supervisor_dispatch(d->supervisor);
+		if (n > 0 && fds[1].revents)
+			status = on_teacher(d);
+		if (n > 0 && fds[0].revents && status < 0)
+			status = on_signal(d);
+	}
+	return status;
+}
+
+// ---- stopping
+
+static void stop_now(int signal_number)
+{
+	static const char late[] = "kdserved: the drain deadline passed: leaving\n", again[] = "kdserved: second signal: leaving\n";
+	ssize_t n = signal_number == SIGALRM ? write(STDERR_FILENO, late, sizeof late - 1) : write(STDERR_FILENO, again, sizeof again - 1);
+	(void)n;
+	_exit(EXIT_FAILURE);
+}
+
+// From here a second signal ends the process at once, whatever is blocked, and so does the alarm behind the deadline.
+static void arm_last_resort(uint64_t drain_ms)
+{
+	struct sigaction action = {.sa_handler = stop_now};
+	sigset_t set;
+	sigaction(SIGTERM, &action, NULL);
+	sigaction(SIGINT, &action, NULL);
+	sigaction(SIGALRM, &action, NULL);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_UNBLOCK, &set, NULL);
+	alarm((unsigned)((drain_ms + LAST_MS) / 1000));
+}
+
+static void close_fd(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+// Listeners and what they accepted, engine, store, workers: each has nothing left to give to the next. Works on a half-open daemon.
+static void daemon_close(struct daemon *d)
+{
+	uint64_t deadline = clock_ms() + d->options.drain_timeout;
+	sd_notify(0, "STOPPING=1\nSTATUS=Answering what was accepted");
+	arm_last_resort(d->options.drain_timeout);
+	if (d->service)
+		service_drain(d->service);
+	socket_close(d->socket, deadline);
+	http_close(d->http, deadline);
+	teacher_close(d->teacher);
+	service_close(d->service);
+	store_close(d->store);
+	uint64_t now = clock_ms();
+	supervisor_close(d->supervisor, deadline > now + 1000 ? deadline - now : 1000);
+	for (size_t i = 0; !d->socket && i < d->n_sockets; i++)
+		close(d->socket_fds[i]);
+	if (!d->http)
+		close_fd(d->http_fd);
+	close_fd(d->signal_fd);
+	close_fd(d->event_fd);
+}
+
+static int daemon_run(struct daemon *d)
+{
+	struct error err = {0};
+	int status;
+	static const int priorities[] = {LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG};
+	log_open(priorities[d->options.log_level]);
+	d->signal_fd = d->event_fd = d->http_fd = -1;
+	if (daemon_open(d, &err)) {
+		log_error("%s", err.message);
+		status = is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
+	} else {
+		status = daemon_loop(d);
+	}
+	daemon_close(d);
+	log_notice("stopped");
+	return status;
+}
+
+static int check_config(const struct options *o)
+{
+	if (access(o->teacher, R_OK)) {
+		fprintf(stderr, "kdserved: teacher = %s: %s\n", o->teacher, strerror(errno));
+		return EXIT_BAD_CONFIG;
+	}
+	puts("kdserved: the settings are good");
+	return EXIT_SUCCESS;
+}
+
+static int print_config(void)
+{
+	printf("# Settings of kdserved, each with its default; see kdserved.conf(5). Made from options.def by kdserved --print-config.\n\n");
+	config_print_example(stdout, options_table, options_count);
+	return EXIT_SUCCESS;
+}
+
+static int run_mode(struct daemon *d, enum mode mode)
+{
+	struct error err = {0};
+	switch (mode) {
+	case MODE_HELP:
+		print_help();
+		return EXIT_SUCCESS;
+	case MODE_VERSION:
+		puts("kdserved " PACKAGE_VERSION);
+		return EXIT_SUCCESS;
+	case MODE_PRINT_CONFIG:
+		return print_config();
+	case MODE_PRINT_MAN:
+		config_print_man(stdout, options_table, options_count);
+		return EXIT_SUCCESS;
+	default:
+		break;
+	}
+	if (options_check(&d->options, &err)) {
+		fprintf(stderr, "kdserved: %s\n", err.message);
+		return EXIT_BAD_CONFIG;
+	}
+	return mode == MODE_CHECK ? check_config(&d->options) : daemon_run(d);
+}
+
+int main(int argc, char **argv)
+{
+	struct daemon d = {0};
+	struct error err = {0};
+	enum mode mode = MODE_RUN;
+	(void)argc;
+	if (options_init(&d.options, &err)) {
+		fprintf(stderr, "kdserved: %s\n", err.message);
+		return EXIT_FAILURE;
+	}
+	int status = read_arguments(&d.options, argv, &mode, &err);
+	if (status)
+		fprintf(stderr, "kdserved: %s\n", err.message);
+	else
+		status = run_mode(&d, mode);
+	options_done(&d.options);
+	return status;
+}

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// The daemon's settings as a struct, made from options.def, and the checks that need more than one row.
+#pragma once
+
+#include "daemon/config.h"
+
+struct error;
+
+#define OPTION_C_STRING char *
+#define OPTION_C_LIST struct config_list
+#define OPTION_C_INTEGER int64_t
+#define OPTION_C_SIZE uint64_t
+#define OPTION_C_DURATION uint64_t
+#define OPTION_C_REAL double
+#define OPTION_C_BOOL bool
+#define OPTION_C_CHOICE int
+
+struct options {
+#define OPTION(field, name, type, ...) OPTION_C_##type field;
+#include "daemon/options.def"
+#undef OPTION
+};
+
+extern const struct config_option options_table[];
+extern const size_t options_count;
+
+int options_init(struct options *o, struct error *err);
+void options_done(struct options *o);
+// Checks that need several rows: a teacher is named, a door is open, addresses parse, none is remote without allow-remote.
+int options_check(const struct options *o, struct error *err);
+const char *options_device(const struct options *o);      // "auto", "cpu", ...
