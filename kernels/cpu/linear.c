@@ -5,6 +5,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/product.h"
 
+#define GRADIENT_BLOCK 192           // rows of dw in one unit: their share of dy, packed, stays in the second-level cache
+
 // x as the tiles of a product read it. Most often x itself will do, but for the last tile, which is padded.
 struct tiles {
 	const char *rows;                // x, or NULL when every tile was copied
@@ -110,24 +112,25 @@ void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct 
 	multiply(be, cpu_real(y), add, cpu_act_in(x), w->forward, w->n_rows, w->n_columns, w->operand, NULL, rows);
 }
 
-// dw (N, K) += dyᵀ x, in blocks of rows of dw.
+// dw (N, K) += dyᵀ x, in blocks of rows of dw. Sums run over rows in order, so they do not depend on threads (but they do on T).
 static void gradient(struct backend *be, float *dw, const float *dy, const float *x, size_t N, size_t K, size_t rows)
 {
 	const struct cpu *cpu = cpu_of(be);
-	size_t block = products_block(cpu->products);
-	int threads = omp_get_max_threads(), failure = 0;
+	size_t panel = cpu->vector->panel, n_panels = (K + panel - 1) / panel;
+	float *packed = memory_shared(be, n_panels * panel * rows);
 
-	omp_set_num_threads(1);
-#pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
-	for (size_t n = 0; n < N; n += block) {
-		if (products_transposed(N - n < block ? N - n : block, K, rows, dy + n, N, x, K, dw + n * K, K) < 0) {
-#pragma omp atomic write
-			failure = 1;
-		}
+	if (!packed || !memory_own(be, gradient_scratch(GRADIENT_BLOCK)))
+		return;
+#pragma omp parallel num_threads(cpu->n_threads)
+	{
+#pragma omp for schedule(static)
+		for (size_t k = 0; k < n_panels; k++)
+			cpu->vector->gradient_pack(packed + k * panel * rows, x, rows, K, k * panel);
+#pragma omp for schedule(dynamic)
+		for (size_t n = 0; n < N; n += GRADIENT_BLOCK)
+			cpu->vector->gradient(dw + n * K, dy + n, N, N - n < GRADIENT_BLOCK ? N - n : GRADIENT_BLOCK, packed, rows, K,
+					      cpu->own[omp_get_thread_num()]);
 	}
-	omp_set_num_threads(threads);
-	if (failure)
-		backend_fail(be, "a product of %zu x %zu failed", N, K);
 }
 
 #define BIAS_COLUMNS 64

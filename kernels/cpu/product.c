@@ -386,9 +386,3 @@ int matrix_tile(const struct matrix *m, uint32_t block, uint32_t chunk, const vo
 		return -EIO;
 	return 0;
 }
-
-int products_transposed(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc)
-{
-	return dnnl_sgemm('T', 'N', (dnnl_dim_t)m, (dnnl_dim_t)n, (dnnl_dim_t)k, 1, a, (dnnl_dim_t)lda, b, (dnnl_dim_t)ldb, 1, c,
-			  (dnnl_dim_t)ldc) == dnnl_success ? 0 : -EIO;
-}

@@ -34,5 +34,3 @@ int matrix_pack(struct matrix *m, uint32_t block, const float *from, size_t row_
 void matrix_row(const struct matrix *m, uint32_t row, float *ret_values);  // one row, unpacked (k)
 // tile (TILE, width) = x (TILE, depth) times one chunk of one block. x: float, or bfloat16 as matrix_new() was told.
 int matrix_tile(const struct matrix *m, uint32_t block, uint32_t chunk, const void *x, float *tile, int worker);
-// c (m, n; row stride ldc) += aᵀ b with a (k, m; lda), b (k, n; ldb): plain floats, on the calling thread.
-int products_transposed(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <math.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -21,6 +22,9 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline, unused))
+
+// Short loops over arrays of vectors must disappear, or the arrays are kept in memory instead of registers.
+#define UNROLL _Pragma("GCC unroll 16")
 
 // VECTOR(f) is f with the name of the instruction set: the same source gives one set of symbols for each.
 #define VECTOR_PASTE(name, suffix) name##_##suffix
@@ -132,15 +136,14 @@ INLINE float vf_max_lane(vf v)
 	return m;
 }
 
-// e^x to 2 units in the last place for -87.3 <= x <= 88.3; 0 below, infinity above, NaN for NaN.
-// Range reduction by ln 2 in two parts (Cody and Waite), Taylor-like minimax polynomial of degree 6 on +-ln(2)/2.
-INLINE vf vf_exp(vf x)
+// e^x to 2 units in the last place for x <= 0 (or a little above, and below 88); 0 below -87.3, NaN for NaN.
+// Range reduction by ln 2 in two parts (Cody and Waite), minimax polynomial of degree 7 on +-ln(2)/2 (Cephes).
+INLINE vf vf_exp_negative(vf x)
 {
-	const vf low = vf_set(-87.33654f), high = vf_set(88.37626f);
-	vf y = -vf_max(-high, -vf_max(low, x));
+	const vf low = vf_set(-87.33654f);
+	vf y = vf_max(low, x);
 	vi n = vf_round(y * 1.44269504f);
 	vf r = __builtin_convertvector(n, vf), p;
-	vi under = x < low, over = x > high;
 
 	y = y - r * 0.693145752f;
 	y = y - r * 1.42860677e-6f;
@@ -152,6 +155,15 @@ INLINE vf vf_exp(vf x)
 	p = p * y + 0.5f;
 	p = p * y * y + y + 1.0f;
 	p = (vf)((vu)p + ((vu)n << 23));
-	p = (vf)((vi)p & ~under);
-	return (vf)(((vi)p & ~over) | ((vi)vf_set(INFINITY) & over));
+	return (vf)((vi)p & ~(x < low));
+}
+
+// The same for any x: infinity above 88.
+INLINE vf vf_exp(vf x)
+{
+	const vf high = vf_set(88.0f);
+	vi over = x > high;
+	vf e = vf_exp_negative(-vf_max(-high, -x));
+
+	return (vf)(((vi)e & ~over) | ((vi)vf_set(INFINITY) & over));
 }

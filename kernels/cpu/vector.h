@@ -10,6 +10,13 @@
 #define SWEEP_BLOCK 64               // logits whose maximum is kept: 64 maxima of 64 fit the cache, a top-64 reads few blocks twice
 #define ATTENTION_KEYS 64            // keys of one step: with one panel of queries they stay in the first-level cache
 
+#define GRADIENT_ROWS 256            // rows summed in registers at a time: with a panel of 16 columns they fill half the first-level cache
+
+static inline size_t gradient_scratch(size_t n)
+{
+	return (n + 16) * GRADIENT_ROWS;
+}
+
 // AdamW's constants of one step, from double, so that a vector kernel only multiplies.
 struct adamw_factors {
 	float grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2;
@@ -52,6 +59,12 @@ struct cpu_vector {
 	void (*round_bf16)(float *to, const float *from, size_t n);      // to bfloat16 and back
 	double (*sum_squares)(const float *x, size_t n);
 	void (*adamw)(float *w, float *m, float *v, const float *g, size_t n, const struct adamw_factors *f);
+
+	// Gradient of a matrix. pack: columns first.. of x (rows, K) to one panel (rows, panel), zeros beyond K; gradient: dw (n, K) +=
+	// dyᵀ x, with dy's row stride ldy, all panels of x one after the other, and gradient_scratch(n) floats of scratch.
+	uint32_t panel;
+	void (*gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first);
+	void (*gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch);
 
 	// Vocabulary. maxima: (ceil(n / SWEEP_BLOCK)); false when an element is NaN or infinite.
 	bool (*block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);

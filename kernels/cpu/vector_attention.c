@@ -8,52 +8,11 @@
 //
 // Backward keeps the same shape: probabilities are computed again from lse step by step. Queries (and their outputs) of one sequence
 // are walked in order by one thread, so dk and dv, which all queries of the group add to, have a fixed order too.
+#include "kernels/cpu/vector_block.h"
 #include "kernels/cpu/vector_ops.h"
 
-#define PANEL (2 * LANES)
 #define KEYS ATTENTION_KEYS
 _Static_assert(KEYS % PANEL == 0, "queries of a panel must lie in one step of keys");
-
-#if LANES == 16
-#define BLOCK_ROWS 12                // 24 of 32 registers hold sums
-#else
-#define BLOCK_ROWS 6                 // 12 of 16
-#endif
-
-// c (n_rows, PANEL; row stride ldc) {=, +=} a b: a(i, k) = a[i * row + k * step], b (n, PANEL; row stride ldb).
-INLINE void block(const int n_rows, float *c, size_t ldc, const float *a, size_t row, size_t step, const float *b, size_t ldb, size_t n, bool add)
-{
-	vf left[BLOCK_ROWS], right[BLOCK_ROWS];
-
-	for (int i = 0; i < n_rows; i++) {
-		left[i] = add ? vf_load(c + i * ldc) : (vf){0};
-		right[i] = add ? vf_load(c + i * ldc + LANES) : (vf){0};
-	}
-	for (size_t k = 0; k < n; k++) {
-		vf b0 = vf_load(b + k * ldb), b1 = vf_load(b + k * ldb + LANES);
-		for (int i = 0; i < n_rows; i++) {
-			vf x = vf_set(a[i * row + k * step]);
-			left[i] += x * b0;
-			right[i] += x * b1;
-		}
-	}
-	for (int i = 0; i < n_rows; i++) {
-		vf_store(c + i * ldc, left[i]);
-		vf_store(c + i * ldc + LANES, right[i]);
-	}
-}
-
-INLINE void product(float *c, size_t ldc, size_t n_rows, const float *a, size_t row, size_t step, const float *b, size_t ldb, size_t n, bool add)
-{
-	size_t i = 0;
-
-	for (; i + BLOCK_ROWS <= n_rows; i += BLOCK_ROWS)
-		block(BLOCK_ROWS, c + i * ldc, ldc, a + i * row, row, step, b, ldb, n, add);
-	for (; i + 4 <= n_rows; i += 4)
-		block(4, c + i * ldc, ldc, a + i * row, row, step, b, ldb, n, add);
-	for (; i < n_rows; i++)
-		block(1, c + i * ldc, ldc, a + i * row, row, step, b, ldb, n, add);
-}
 
 // c (n_rows, width), width a multiple of PANEL, in PANEL columns at a time.
 static void product_wide(float *c, size_t width, size_t n_rows, const float *a, size_t row, size_t step, const float *b, size_t n)
@@ -104,10 +63,10 @@ static void softmax_step(float *s, size_t n_keys, float *max, float *sum, float 
 		m0 = vf_max(m0, vf_load(s + j * PANEL));
 		m1 = vf_max(m1, vf_load(s + j * PANEL + LANES));
 	}
-	vf r0 = vf_exp(old0 - m0), r1 = vf_exp(old1 - m1);
+	vf r0 = vf_exp_negative(old0 - m0), r1 = vf_exp_negative(old1 - m1);
 	vf sum0 = vf_load(sum) * r0, sum1 = vf_load(sum + LANES) * r1;
 	for (size_t j = 0; j < n_keys; j++) {
-		vf p0 = vf_exp(vf_load(s + j * PANEL) - m0), p1 = vf_exp(vf_load(s + j * PANEL + LANES) - m1);
+		vf p0 = vf_exp_negative(vf_load(s + j * PANEL) - m0), p1 = vf_exp_negative(vf_load(s + j * PANEL + LANES) - m1);
 		vf_store(s + j * PANEL, p0);
 		vf_store(s + j * PANEL + LANES, p1);
 		sum0 += p0;
@@ -242,7 +201,7 @@ static void back_softmax(const struct back *b, size_t n_keys, float scale)
 		vf lse = vf_load(b->lse + half), delta = vf_load(b->delta + half);
 		for (size_t j = 0; j < n_keys; j++) {
 			float *p = b->p + j * PANEL + half, *ds = b->ds + j * PANEL + half;
-			vf e = vf_exp(vf_load(p) - lse);
+			vf e = vf_exp_negative(vf_load(p) - lse);
 			vf_store(p, e);
 			vf_store(ds, e * (vf_load(ds) - delta) * scale);
 		}

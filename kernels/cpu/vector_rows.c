@@ -25,7 +25,7 @@ static float inverse_rms(const float *x, float epsilon, size_t n)
 	size_t i = 0;
 
 	for (; i + 4 * LANES <= n; i += 4 * LANES)
-		for (int j = 0; j < 4; j++) {
+		UNROLL for (int j = 0; j < 4; j++) {
 			vf v = vf_load(x + i + j * LANES);
 			sum[j] += v * v;
 		}
@@ -159,7 +159,7 @@ double VECTOR(sum_squares)(const float *x, size_t n)
 		size_t j = 0;
 
 		for (; j + 4 * LANES <= m; j += 4 * LANES)
-			for (int k = 0; k < 4; k++) {
+			UNROLL for (int k = 0; k < 4; k++) {
 				vf v = vf_load(x + i + j + k * LANES);
 				sum[k] += v * v;
 			}

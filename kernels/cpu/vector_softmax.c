@@ -51,10 +51,10 @@ static double exp_sum_plain(const float *x, size_t n, vf max, vf inverse)
 		size_t end = n - i < CHUNK ? n - i : CHUNK, j = 0;
 		vf sum[4] = {0};
 		for (; j + 4 * LANES <= end; j += 4 * LANES)
-			for (size_t k = 0; k < 4; k++)
-				sum[k] += vf_exp((vf_load(x + i + j + k * LANES) - max) * inverse);
+			UNROLL for (size_t k = 0; k < 4; k++)
+				sum[k] += vf_exp_negative((vf_load(x + i + j + k * LANES) - max) * inverse);
 		for (; j < end; j += LANES)
-			sum[0] += vf_exp(load_z(x + i + j, end - j, max, inverse));
+			sum[0] += vf_exp_negative(load_z(x + i + j, end - j, max, inverse));
 		total += (double)vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
 	}
 	return total;
@@ -71,7 +71,7 @@ double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, d
 		size_t end = n - i < CHUNK ? n - i : CHUNK;
 		vf sum = {0}, product = {0};
 		for (size_t j = 0; j < end; j += LANES) {
-			vf z = load_z(x + i + j, end - j, m, inverse), e = vf_exp(z);
+			vf z = load_z(x + i + j, end - j, m, inverse), e = vf_exp_negative(z);
 			sum += e;
 			product += vf_max(low, z) * e;    // e is 0 below -88, where z may be infinite
 		}

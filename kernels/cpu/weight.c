@@ -47,10 +47,11 @@ static int load_blocks(struct backend *be, struct weight *w, const struct tensor
 	const struct cpu *cpu = cpu_of(be);
 	uint32_t block_rows = products_block(cpu->products);
 	size_t n = (size_t)block_rows * w->n_columns;
-	int failure = 0;
+	int threads = omp_get_max_threads(), failure = 0;
 
 	if (!memory_own(be, n))
 		return -ENOMEM;
+	omp_set_num_threads(1);          // of what oneDNN starts inside the region
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
 	for (uint32_t block = 0; block < matrix_blocks(w->forward); block++) {
 		float *plain = cpu->own[omp_get_thread_num()];
@@ -64,6 +65,7 @@ static int load_blocks(struct backend *be, struct weight *w, const struct tensor
 			failure = r;
 		}
 	}
+	omp_set_num_threads(threads);
 	return failure;
 }
 
@@ -114,8 +116,9 @@ struct weight *cpu_weight_view(struct backend *be, struct real *array, uint32_t 
 
 static int pack_view(const struct cpu *cpu, struct matrix *m, const float *view, size_t row_stride, size_t column_stride)
 {
-	int failure = 0;
+	int threads = omp_get_max_threads(), failure = 0;
 
+	omp_set_num_threads(1);
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
 	for (uint32_t block = 0; block < matrix_blocks(m); block++) {
 		int r = matrix_pack(m, block, view + (size_t)block * products_block(cpu->products) * row_stride, row_stride, column_stride,
@@ -125,6 +128,7 @@ static int pack_view(const struct cpu *cpu, struct matrix *m, const float *view,
 			failure = r;
 		}
 	}
+	omp_set_num_threads(threads);
 	return failure;
 }
 
