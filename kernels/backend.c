@@ -17,9 +17,7 @@ static const struct backend_ops *const backends[] = {
 #ifdef HAVE_CUDA
 	&backend_cuda_ops,
 #endif
-#ifdef HAVE_CPU_BACKEND
 	&backend_cpu_ops,
-#endif
 	&backend_ref_ops,
 };
 #define N_BACKENDS (sizeof backends / sizeof *backends)

@@ -5,9 +5,7 @@
 #include "kernels/backend.h"
 
 extern const struct backend_ops backend_ref_ops;
-#ifdef HAVE_CPU_BACKEND
 extern const struct backend_ops backend_cpu_ops;
-#endif
 #ifdef HAVE_CUDA
 extern const struct backend_ops backend_cuda_ops;
 #endif
