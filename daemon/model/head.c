@@ -14,7 +14,7 @@ struct head {
 	uint32_t max_rows, tile_rows;    // tile_rows: the backend's head_rows, at most max_rows
 	struct real *logits;             // (tile_rows, V); in training also their gradient
 	struct act *x;                   // (tile_rows, C)
-	struct softmax_grad_row *grads;  // (tile_rows) training only
+	struct softmax_grad_row *grads;  // (tile_rows) what the loss answers for a tile
 	struct act *dx;                  // (max_rows, C) gradients of the picked rows; NULL for immutable weights
 };
 
@@ -36,8 +36,8 @@ int head_open(const struct weights *w, uint32_t max_rows, struct head **ret_head
 		head_close(h);
 		return error_errno(ERROR_MEMORY);
 	}
-	h->grads = w->parameters ? calloc(tile, sizeof *h->grads) : NULL;
-	if (w->parameters && !h->grads) {
+	h->grads = calloc(tile, sizeof *h->grads);    // also without parameters: evaluation asks the loss too
+	if (!h->grads) {
 		head_close(h);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the head");
 	}
