@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tiny models of every supported kind against transformers (float64): all logits of a few sequences, alone and in one batch.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/golden/golden.h"
+
+static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "train"};
+#define N_NAMES (sizeof names / sizeof *names)
+
+// Asks for the logits of the whole vocabulary at each of n rows.
+static struct sweep_row *whole_rows(uint32_t n, uint32_t V, const uint32_t *ids, double *logits)
+{
+	struct sweep_row *rows = golden_array(n, sizeof *rows);
+	for (uint32_t i = 0; i < n; i++)
+		rows[i] = (struct sweep_row){.n_gather = V, .gather = ids, .gathered = logits + (size_t)i * V};
+	return rows;
+}
+
+static void assert_batch(struct golden_model *m, const char *what, const uint32_t *tokens, const uint32_t *lengths, uint32_t n, uint32_t V,
+			 const double *want, double bound)
+{
+	uint32_t T = 0;
+	for (uint32_t s = 0; s < n; s++)
+		T += lengths[s];
+	double *got = golden_array((size_t)T * V, sizeof *got);
+	uint32_t *ids = golden_array(V, sizeof *ids);
+	for (uint32_t j = 0; j < V; j++)
+		ids[j] = j;
+	struct sweep_row *rows = whole_rows(T, V, ids, got);
+	golden_score(m, tokens, lengths, n, rows);
+	double error = relative_error(got, want, (size_t)T * V);
+	printf("# %s, %u rows: relative logit error %.2g\n", what, T, error);
+	if (!(error <= bound))
+		fail_msg("%s, %u rows: relative logit error %.3g, bound %.3g", what, T, error, bound);
+	free(rows);
+	free(ids);
+	free(got);
+}
+
+static void compare(const char *name, const char *device, enum backend_numeric numeric, double bound)
+{
+	char path[4096], golden[256], what[128];
+	struct golden_file g;
+	struct golden_model m;
+	snprintf(golden, sizeof golden, "models/%s/golden.bin", name);
+	golden_open(&g, golden, "KDGM");
+	uint32_t n = reader_u32(&g.reader), V = reader_u32(&g.reader), T = 0, lengths[8], *tokens = golden_array(1024, sizeof *tokens);
+	double *logits = golden_array((size_t)1024 * V, sizeof *logits);
+	snprintf(what, sizeof what, "models/%s", name);
+	golden_path(path, sizeof path, what);
+	golden_model_open(&m, path, device, numeric, false, 128);
+	assert_int_equal(model_file_architecture(m.file)->vocab_size, V);
+	assert_in_range(n, 1, 8);
+	snprintf(what, sizeof what, "%s on %s", name, device);
+	for (uint32_t s = 0; s < n; s++) {
+		lengths[s] = reader_u32(&g.reader);
+		assert_in_range(lengths[s], 1, 128 - T);
+		uint32_t *ids = golden_u32s(&g, lengths[s]);
+		double *want = golden_f32s(&g, (size_t)lengths[s] * V);
+		memcpy(tokens + T, ids, lengths[s] * sizeof *ids);
+		memcpy(logits + (size_t)T * V, want, (size_t)lengths[s] * V * sizeof *want);
+		assert_batch(&m, what, ids, &lengths[s], 1, V, want, bound);
+		T += lengths[s];
+		free(ids);
+		free(want);
+	}
+	assert_batch(&m, what, tokens, lengths, n, V, logits, bound);
+	golden_model_close(&m);
+	golden_close(&g);
+	free(tokens);
+	free(logits);
+}
+
+static void ref_equals_transformers(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < N_NAMES; i++)
+		compare(names[i], "ref", BACKEND_NUMERIC_F32, 1e-5);
+}
+
+static void cpu_f32_equals_transformers(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < N_NAMES; i++)
+		compare(names[i], "cpu", BACKEND_NUMERIC_F32, 1e-5);
+}
+
+// Width 32 averages less rounding away than a real model does, hence twice the real teacher's bound.
+static void cpu_fast_is_close(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < N_NAMES; i++)
+		compare(names[i], "cpu", BACKEND_NUMERIC_AUTO, 2e-2);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(ref_equals_transformers),
+		cmocka_unit_test(cpu_f32_equals_transformers),
+		cmocka_unit_test(cpu_fast_is_close),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
