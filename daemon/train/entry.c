@@ -107,12 +107,20 @@ static void reason_of_signal(int number, const char *line, char *ret_reason, siz
 	snprintf(ret_reason, size, "killed by signal %d (SIG%s)%s%s", number, name ? name : "?", *line ? ": " : "", line);
 }
 
+// The sentence of an error line: what a worker's log puts before it ("kdserved-worker: error: ") is no reason.
+static const char *line_sentence(const char *line)
+{
+	static const char *const heads[] = {"kdserved-worker: ", "error: "};
+	for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+		if (strncmp(line, heads[i], strlen(heads[i])) == 0)
+			line += strlen(heads[i]);
+	return line;
+}
+
 static void reason_of_status(int code, const char *line, char *ret_reason, size_t size)
 {
-	static const char prefix[] = "kdserved-worker: ";
-	size_t skip = strncmp(line, prefix, sizeof prefix - 1) == 0 ? sizeof prefix - 1 : 0;
 	if (*line)
-		snprintf(ret_reason, size, "%s", line + skip);
+		snprintf(ret_reason, size, "%s", line_sentence(line));
 	else
 		snprintf(ret_reason, size, "exit status %d", code);
 }

@@ -55,12 +55,15 @@ int settings_check(const struct run_settings *s, struct error *err)
 	if (!s->student)
 		return error_set(err, ERROR_INVALID, "student", "is empty: random, or the path of a model");
 	if (s->kd_weight == 0 && s->ce_weight == 0)
-		return error_set(err, ERROR_INVALID, "kd-weight", "and ce-weight are both 0: there is nothing to learn");
+		return error_set(err, ERROR_INVALID, "kd-weight", "is 0 and so is ce-weight: there is nothing to learn");
 	if (s->steps == 0 && s->epochs == 0)
-		return error_set(err, ERROR_INVALID, "steps", "and epochs are both 0");
+		return error_set(err, ERROR_INVALID, "steps", "is 0 and so is epochs");
 	if (s->micro_batch * s->sequence_length > 1 << 20)
 		return error_set(err, ERROR_TOO_LARGE, "micro-batch", "%lld sequences of %lld tokens are over 1048576 positions",
 				 (long long)s->micro_batch, (long long)s->sequence_length);
+	if (s->micro_batch * s->sequence_length > (INT64_C(1) << 28) / (s->top_k + 1))
+		return error_set(err, ERROR_TOO_LARGE, "top-k", "%lld ids for each of %lld positions are too many to hold at once", (long long)s->top_k,
+				 (long long)(s->micro_batch * s->sequence_length));
 	return student_check(s, err);
 }
 

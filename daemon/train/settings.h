@@ -16,6 +16,7 @@ struct run_settings {
 	char *server, *token_file, *store, *student;
 	struct config_list corpus;
 	bool corpus_specials, tied_head, t2_scale;
+	uint64_t patience;             // ms
 	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;
 	int64_t micro_batch, accumulate, steps, warmup, top_k, seed, evaluate_every, checkpoint_every, keep, threads;
 	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip;

@@ -16,20 +16,6 @@ double optimizer_rate(const struct optimizer_options *o, uint64_t step)
 	return o->learning_rate * (o->min_ratio + (1 - o->min_ratio) * 0.5 * (1 + cos(M_PI * done)));
 }
 
-static void matrices_refresh(struct weights *w)
-{
-	struct backend *be = w->backend;
-	be->ops->weight_refresh(be, w->embedding);
-	for (uint32_t i = 0; i < w->architecture.n_layers; i++) {
-		be->ops->weight_refresh(be, w->layers[i].qkv);
-		be->ops->weight_refresh(be, w->layers[i].out);
-		be->ops->weight_refresh(be, w->layers[i].gate_up);
-		be->ops->weight_refresh(be, w->layers[i].down);
-	}
-	if (w->head != w->embedding)
-		be->ops->weight_refresh(be, w->head);
-}
-
 // Neighbours in storage that are treated alike go to the device as one array.
 static void parameters_update(struct weights *w, const struct adamw *plain, double weight_decay)
 {
@@ -63,7 +49,7 @@ int optimizer_step(const struct optimizer_options *o, struct weights *w, uint64_
 			  .grad_scale = scale / (double)n_positions, .step = step};
 	parameters_update(w, &a, o->weight_decay);
 	be->ops->real_zero(be, p->gradient, p->n_values);
-	matrices_refresh(w);
+	weights_refresh(w);
 	r = backend_sync(be, err);
 	if (r)
 		return r;

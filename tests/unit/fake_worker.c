@@ -73,7 +73,7 @@ int main(int argc, char **argv)
 	if (strcmp(what, "success") == 0) {
 		say("{\"step\": 10, \"steps\": 10, \"loss\": 0.5, \"state\": \"succeeded\"}\n");
 	} else if (strcmp(what, "failure") == 0) {
-		fprintf(stderr, "first line\nkdserved-worker: corpus: cannot open /fake/failure\n");
+		fprintf(stderr, "first line\nkdserved-worker: error: corpus: cannot open /fake/failure\n");
 		return 1;
 	} else if (strcmp(what, "crash") == 0) {
 		fprintf(stderr, "about to fall\n");

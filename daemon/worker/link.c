@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/worker/link.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "common/error.h"
+#include "daemon/log.h"
+
+#define LINK_POLL_MS 200               // how soon a wait notices that it should end
+#define LINK_SILENCE_MS 120000         // a connection that says nothing for this long while we wait is taken for dead
+#define LINK_BACKOFF_MS 100            // first pause before asking again; doubled up to the next
+#define LINK_BACKOFF_MAX_MS 5000
+
+static uint64_t clock_ms(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+bool link_ending(const struct link *l)
+{
+	return atomic_load(l->closing) || atomic_load(l->stop);
+}
+
+static int cancelled(struct error *err)
+{
+	return error_set(err, ERROR_CANCELLED, NULL, "asked to stop");
+}
+
+static int client_error(struct error *err, const struct kd_error *from)
+{
+	return error_set(err, error_from_name(from->code), from->field, "%s", from->message);
+}
+
+void link_pause(const struct link *l, uint64_t ms)
+{
+	for (uint64_t until = clock_ms() + ms; !link_ending(l) && clock_ms() < until;)
+		nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+}
+
+// Whether asking the same again can bring another answer. Faults of the question, or a teacher that is another one, cannot mend
+// themselves.
+static bool worth_repeating(enum error_code code)
+{
+	switch (code) {
+	case ERROR_INVALID: case ERROR_UNSUPPORTED: case ERROR_TOO_LARGE: case ERROR_CONFLICT: case ERROR_UNAUTHORIZED: case ERROR_NOT_FINITE:
+		return false;
+	default:
+		return true;
+	}
+}
+
+void link_begin(struct link *l)
+{
+	l->answered_at_ms = clock_ms();
+	l->backoff_ms = LINK_BACKOFF_MS;
+}
+
+void link_good(struct link *l)
+{
+	if (l->complained)
+		log_notice("the teacher answers again");
+	l->complained = false;
+	link_begin(l);
+}
+
+int link_wait(struct link *l, int r, struct error *err)
+{
+	link_close(l);
+	if (link_ending(l))
+		return cancelled(err);
+	if (!worth_repeating(err->code) || clock_ms() - l->answered_at_ms >= l->patience_ms)
+		return r;
+	if (!l->complained)
+		log_warning("the teacher does not answer (%s): waiting for it", err->message);
+	l->complained = true;
+	link_pause(l, l->backoff_ms);
+	l->backoff_ms = l->backoff_ms * 2 < LINK_BACKOFF_MAX_MS ? l->backoff_ms * 2 : LINK_BACKOFF_MAX_MS;
+	return link_ending(l) ? cancelled(err) : 0;
+}
+
+static int connect_once(struct link *l, struct error *err)
+{
+	struct kd_error why;
+	bool first = !*l->server.teacher;
+	struct kd_options o = {.address = l->address, .token = l->token, .teacher = first ? NULL : l->server.teacher,
+			       .connect_timeout_ms = 2000, .timeout_ms = LINK_SILENCE_MS};
+	if (l->client && !kd_is_draining(l->client))
+		return 0;
+	link_close(l);
+	if (kd_open(&o, &l->client, &why))
+		return client_error(err, &why);
+	if (!first) {
+		l->n_reconnects++;
+		return 0;
+	}
+	l->server = *kd_server(l->client);
+	return content_id_from_hex(l->server.teacher, &l->teacher) ? error_set(err, ERROR_CORRUPT, "server", "it names no teacher") : 0;
+}
+
+static int connect_patiently(struct link *l, struct error *err)
+{
+	for (;;) {
+		int r = link_ending(l) ? cancelled(err) : connect_once(l, err);
+		if (r == 0)
+			return 0;
+		r = link_wait(l, r, err);
+		if (r)
+			return r;
+	}
+}
+
+int link_open(struct link *l, struct error *err)
+{
+	link_begin(l);
+	int r = connect_patiently(l, err);
+	if (r == 0)
+		link_good(l);
+	return r;
+}
+
+void link_close(struct link *l)
+{
+	kd_close(l->client);
+	l->client = NULL;
+}
+
+static int get_once(struct link *l, const char *path, char **ret_body, size_t *ret_n, struct error *err)
+{
+	struct kd_error why;
+	int status = 0;
+	if (kd_call(l->client, "GET", path, NULL, 0, &status, ret_body, ret_n, &why))
+		return client_error(err, &why);
+	if (status < 300)
+		return 0;
+	free(*ret_body);
+	*ret_body = NULL;
+	bool later = status == 429 || status == 503 || status == 504;
+	return error_set(err, later ? ERROR_UNAVAILABLE : ERROR_UNSUPPORTED, "server", "GET %s: status %d", path, status);
+}
+
+int link_get(struct link *l, const char *path, char **ret_body, size_t *ret_n, struct error *err)
+{
+	for (;;) {
+		int r = connect_patiently(l, err);
+		if (r)
+			return r;
+		r = get_once(l, path, ret_body, ret_n, err);
+		if (r == 0) {
+			link_good(l);
+			return 0;
+		}
+		r = link_wait(l, r, err);
+		if (r)
+			return r;
+	}
+}
+
+uint32_t link_room(const struct link *l)
+{
+	return l->server.max_sequences ? l->server.max_sequences : 1;
+}
+
+// Takes events until the request is over. A sequence that failed makes the request fail once all its others have arrived.
+static int events_take(struct link *l, uint32_t n, link_take_fn *take, void *arg, struct error *err)
+{
+	uint64_t heard = clock_ms();
+	struct kd_error why;
+	int result = 0;
+	for (;;) {
+		struct kd_event e;
+		int r = kd_next(l->client, LINK_POLL_MS, &e, &why);
+		if (r && link_ending(l))
+			return cancelled(err);
+		if (r == -ETIMEDOUT && clock_ms() - heard < LINK_SILENCE_MS)
+			continue;
+		if (r)
+			return client_error(err, &why);
+		heard = clock_ms();
+		if (e.kind == KD_EVENT_DONE)
+			return result;
+		if (e.kind == KD_EVENT_REQUEST_FAILED)
+			return client_error(err, &e.error);
+		if (e.kind == KD_EVENT_SEQUENCE_FAILED)
+			result = client_error(err, &e.error);
+		if (e.kind == KD_EVENT_ANSWER) {
+			r = e.index < n ? take(arg, e.index, e.answer, err) : error_set(err, ERROR_CORRUPT, "server", "an answer nobody asked for");
+			kd_answer_free(e.answer);
+			if (r)
+				return r;
+			link_good(l);
+		}
+	}
+}
+
+int link_ask(struct link *l, const struct query *q, const struct kd_sequence *sequences, uint32_t n, link_take_fn *take, void *arg,
+	     struct error *err)
+{
+	uint64_t id;
+	struct kd_error why;
+	int r = connect_once(l, err);
+	if (r)
+		return r;
+	struct kd_request request = {
+		.query = {.top_k = q->top_k, .own = q->own, .entropy = q->entropy, .f16 = q->values == QUERY_VALUES_F16,
+			  .n_temperatures = q->n_temperatures, .temperatures = q->temperatures, .first = q->first, .last = q->last},
+		.sequences = sequences, .n_sequences = n,
+	};
+	return kd_submit(l->client, &request, &id, &why) ? client_error(err, &why) : events_take(l, n, take, arg, err);
+}

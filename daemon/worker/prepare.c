@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run needs before its first step, in the order in which a mistake is cheapest to find: the folder, the server, the tokenizer,
+// the corpus, the student, the checkpoint.
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/error.h"
+#include "daemon/log.h"
+#include "daemon/model/model.h"
+#include "daemon/worker/answers.h"
+#include "daemon/worker/dataset.h"
+#include "daemon/worker/trainer.h"
+
+#define PREPARE_TOKEN_MAX 256
+
+static int path_make(struct trainer *t, const char *leaf, char **ret, struct error *err)
+{
+	return asprintf(ret, "%s/%s", t->options.output, leaf) < 0 ? error_set(err, ERROR_MEMORY, NULL, "out of memory") : 0;
+}
+
+// One worker at a time in a folder: the lock goes with the process, however it ends.
+static int folder_open(struct trainer *t, struct error *err)
+{
+	char *path = NULL;
+	if (mkdir(t->options.output, 0750) < 0 && errno != EEXIST)
+		return error_system(err, errno, "output", "cannot make %s", t->options.output);
+	int r = path_make(t, ".lock", &path, err);
+	if (r)
+		return r;
+	t->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0640);
+	if (t->lock_fd < 0)
+		r = error_system(err, errno, "output", "cannot open %s", path);
+	else if (flock(t->lock_fd, LOCK_EX | LOCK_NB) < 0)
+		r = error_set(err, ERROR_CONFLICT, "output", "another worker is at work in %s", t->options.output);
+	free(path);
+	return r;
+}
+
+static int paths_make(struct trainer *t, struct error *err)
+{
+	char *metrics = NULL;
+	int r = path_make(t, "checkpoints", &t->checkpoints, err);
+	r = r ? r : path_make(t, "student", &t->student_path, err);
+	r = r ? r : path_make(t, "metrics.jsonl", &metrics, err);
+	r = r ? r : progress_open(metrics, t->options.progress_fd, &t->progress, err);
+	free(metrics);
+	return r;
+}
+
+static int token_read(struct trainer *t, struct error *err)
+{
+	const char *path = t->settings->token_file;
+	if (!path)
+		return 0;
+	FILE *f = fopen(path, "re");
+	char line[PREPARE_TOKEN_MAX + 2] = "";
+	if (!f)
+		return error_system(err, errno, "token-file", "cannot open %s", path);
+	bool good = fgets(line, sizeof line, f) != NULL;
+	fclose(f);
+	line[strcspn(line, "\r\n")] = '\0';
+	if (!good || !*line || strlen(line) > PREPARE_TOKEN_MAX)
+		return error_set(err, ERROR_INVALID, "token-file", "%s does not begin with a token of at most %d bytes", path, PREPARE_TOKEN_MAX);
+	t->token = strdup(line);
+	return t->token ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
+}
+
+static int server_open(struct trainer *t, uint32_t *ret_vocab_size, struct error *err)
+{
+	const struct run_settings *s = t->settings;
+	char *body = NULL;
+	size_t n = 0;
+	if (!s->server)
+		return error_set(err, ERROR_INVALID, "server", "is missing: where does the teacher answer?");
+	int r = token_read(t, err);
+	struct answers_options o = {.server = s->server, .token = t->token, .store_directory = s->store, .patience_ms = s->patience,
+				    .stop = t->options.stop};
+	r = r ? r : answers_open(&o, &t->answers, err);
+	r = r ? r : answers_get(t->answers, "/v1/model", &body, &n, err);
+	if (r)
+		return r;
+	json_t *j = json_loadb(body, n, JSON_REJECT_DUPLICATES, NULL);
+	json_int_t v = json_integer_value(json_object_get(j, "vocab_size"));
+	json_decref(j);
+	free(body);
+	if (v < 1 || v > QUERY_MAX_VOCABULARY)
+		return error_set(err, ERROR_CORRUPT, "server", "its /v1/model names no vocab_size");
+	*ret_vocab_size = (uint32_t)v;
+	t->state.teacher = *answers_teacher(t->answers);
+	return 0;
+}
+
+static int tokenizer_open(struct trainer *t, uint32_t vocab_size, struct error *err)
+{
+	char *body = NULL;
+	size_t n = 0;
+	int r = answers_get(t->answers, "/v1/tokenizer", &body, &n, err);
+	r = r ? r : tokenizer_open_json(body, n, &t->tokenizer, err);
+	free(body);
+	if (r == 0 && tokenizer_vocab_size(t->tokenizer) > vocab_size)
+		r = error_set(err, ERROR_CONFLICT, "server", "its tokenizer has %u ids, its model %u", tokenizer_vocab_size(t->tokenizer), vocab_size);
+	return r;
+}
+
+// The token that the tokenizer's own template puts before a text (a BOS), if that is all it does.
+static int prefix_find(const struct trainer *t, uint32_t *ret_prefix, uint32_t *ret_n, struct error *err)
+{
+	struct tokens tokens = {0};
+	int r = tokenizer_encode(t->tokenizer, "", 0, false, true, 16, &tokens, err);
+	*ret_n = r == 0 && tokens.n == 1 && (int64_t)tokens.ids[0] == tokenizer_bos(t->tokenizer);
+	*ret_prefix = *ret_n ? tokens.ids[0] : 0;
+	tokens_done(&tokens);
+	return r;
+}
+
+static int corpus_open(struct trainer *t, struct error *err)
+{
+	const struct run_settings *s = t->settings;
+	uint32_t prefix = 0, n_prefix = 0;
+	int r = prefix_find(t, &prefix, &n_prefix, err);
+	if (r)
+		return r;
+	struct dataset_options o = {.sequence_length = (uint32_t)s->sequence_length, .prefix = &prefix, .n_prefix = n_prefix, .held_out = s->held_out,
+				    .held_out_max = (uint32_t)s->held_out_max, .seed = (uint64_t)s->seed};
+	if (n_prefix >= o.sequence_length - 1)
+		return error_set(err, ERROR_INVALID, "sequence-length", "%u leaves no room beside the tokenizer's first token", o.sequence_length);
+	r = dataset_new(&o, &t->dataset, err);
+	for (size_t i = 0; r == 0 && i < s->corpus.n; i++)
+		r = dataset_append_file(t->dataset, t->tokenizer, s->corpus_specials, s->corpus.items[i], err);
+	r = r ? r : dataset_split(t->dataset, err);
+	if (r)
+		return r;
+	t->state.dataset = dataset_id(t->dataset);
+	log_info("corpus: %llu sequences of %u tokens to train on, %llu held out", (unsigned long long)dataset_n_train(t->dataset), o.sequence_length,
+		 (unsigned long long)dataset_n_held_out(t->dataset));
+	return 0;
+}
+
+static struct architecture random_architecture(const struct trainer *t, uint32_t vocab_size)
+{
+	const struct run_settings *s = t->settings;
+	return (struct architecture){
+		.name = "llama", .n_layers = (uint32_t)s->layers, .width = (uint32_t)s->width, .ffn_width = (uint32_t)s->ffn_width,
+		.n_heads = (uint32_t)s->heads, .n_kv_heads = (uint32_t)s->kv_heads, .head_size = (uint32_t)(s->width / s->heads),
+		.vocab_size = vocab_size, .context_length = (uint32_t)s->context_length, .norm_epsilon = 1e-5f, .rope_theta = s->rope_theta,
+		.tied_head = s->tied_head, .bos_id = tokenizer_bos(t->tokenizer), .eos_id = tokenizer_eos(t->tokenizer),
+	};
+}
+
+// A shared vocabulary size is not a shared vocabulary: ids must mean the same bytes on both sides.
+static int same_tokenizer(const struct trainer *t, struct model_file *file, struct error *err)
+{
+	struct tokenizer *own = NULL;
+	int r = model_file_tokenizer(file, &own, err);
+	if (r)
+		return r;
+	struct content_id a = tokenizer_id(own), b = tokenizer_id(t->tokenizer);
+	tokenizer_close(own);
+	if (memcmp(&a, &b, sizeof a))
+		return error_set(err, ERROR_CONFLICT, "student", "its tokenizer is not the teacher's");
+	return 0;
+}
+
+static int given_student_open(struct trainer *t, const struct student_options *o, uint32_t vocab_size, struct error *err)
+{
+	struct model_file *file = NULL;
+	int r = model_file_open(t->settings->student, &file, err);
+	r = r ? r : same_tokenizer(t, file, err);
+	if (r)
+		goto out;
+	const struct architecture *a = model_file_architecture(file);
+	struct tensor_source source = model_file_source(file);
+	if (a->vocab_size != vocab_size)
+		r = error_set(err, ERROR_CONFLICT, "student", "its vocabulary has %u tokens, the teacher's %u", a->vocab_size, vocab_size);
+	else if (a->context_length < o->sequence_length)
+		r = error_set(err, ERROR_INVALID, "sequence-length", "%u is more than the student's context of %u", o->sequence_length, a->context_length);
+	else
+		r = student_open(o, a, &source, &t->student, err);
+out:
+	model_file_close(file);
+	return r;
+}
+
+static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error *err)
+{
+	const struct run_settings *s = t->settings;
+	struct student_options o = {
+		.device = settings_device(s), .n_threads = (uint32_t)s->threads, .sequence_length = (uint32_t)s->sequence_length,
+		.micro_batch = (uint32_t)s->micro_batch, .top_k = (uint32_t)s->top_k, .seed = (uint64_t)s->seed,
+		.loss = {.kd_weight = s->kd_weight, .ce_weight = s->ce_weight, .temperature = s->temperature, .t2_scale = s->t2_scale},
+	};
+	if (s->top_k > vocab_size)
+		return error_set(err, ERROR_INVALID, "top-k", "%lld is more than the vocabulary of %u", (long long)s->top_k, vocab_size);
+	if (strcmp(s->student, "random") != 0)
+		return given_student_open(t, &o, vocab_size, err);
+	struct architecture a = random_architecture(t, vocab_size);
+	int r = architecture_check(&a, err);
+	return r ? r : student_open(&o, &a, NULL, &t->student, err);
+}
+
+static void plan_make(struct trainer *t)
+{
+	const struct run_settings *s = t->settings;
+	uint64_t batch = (uint64_t)(s->micro_batch * s->accumulate);
+	double by_epochs = ceil(s->epochs * (double)dataset_n_train(t->dataset) / (double)batch);
+	t->steps = s->steps ? (uint64_t)s->steps : (uint64_t)fmax(1, fmin(by_epochs, 1e9));
+	t->optimizer = (struct optimizer_options){s->learning_rate, s->min_ratio, (uint64_t)s->warmup, t->steps, s->beta1, s->beta2, s->epsilon,
+						  s->weight_decay, s->clip};
+	t->state.seed = (uint64_t)s->seed;
+	t->state.sequence_length = (uint64_t)s->sequence_length;
+	t->state.batch = batch;
+	query_init(&t->query);
+	t->query.top_k = (uint32_t)s->top_k;
+	t->query.temperatures[t->query.n_temperatures++] = 1;
+	if ((float)s->temperature != 1)
+		t->query.temperatures[t->query.n_temperatures++] = (float)s->temperature;
+	t->query.last = -2;            // the last token has no label
+	t->query.values = (enum query_values)s->values;
+	t->held_out_query = t->query;
+	t->held_out_query.own = true;  // for the teacher's own perplexity
+}
+
+static int resume(struct trainer *t, struct error *err)
+{
+	struct snapshot_state saved;
+	struct error skipped;
+	if (!t->options.resume) {
+		if (access(t->checkpoints, F_OK) == 0)
+			return error_set(err, ERROR_CONFLICT, "output", "%s holds checkpoints: give --resume or another folder", t->options.output);
+		return 0;
+	}
+	int r = snapshot_load(t->checkpoints, student_weights(t->student), &saved, &skipped, err);
+	if (skipped.code)
+		log_warning("%s: passed over", skipped.message);
+	if (r == -ENOENT) {
+		log_info("no checkpoint yet: starting at the beginning");
+		return 0;
+	}
+	r = r ? r : snapshot_compare(&saved, &t->state, err);
+	if (r)
+		return r;
+	t->state = saved;
+	log_info("resumed after step %llu", (unsigned long long)saved.step);
+	return 0;
+}
+
+int trainer_prepare(struct trainer *t, struct error *err)
+{
+	uint32_t vocab_size = 0;
+	int r = folder_open(t, err);
+	r = r ? r : paths_make(t, err);
+	if (r)
+		return r;
+	trainer_say(t, "starting");
+	r = server_open(t, &vocab_size, err);
+	r = r ? r : tokenizer_open(t, vocab_size, err);
+	r = r ? r : corpus_open(t, err);
+	if (r)
+		return r;
+	plan_make(t);
+	r = student_prepare(t, vocab_size, err);
+	r = r ? r : resume(t, err);
+	if (r)
+		return r;
+	t->report.device = student_device(t->student);
+	t->asked = t->state.position;
+	t->rows = calloc((size_t)t->settings->micro_batch, sizeof *t->rows);
+	return t->rows ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
+}

@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/worker/snapshot.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/crc32c.h"
+#include "daemon/model/checkpoint.h"
+#include "daemon/model/safetensors.h"
+#include "daemon/model/weights.h"
+
+#define SNAPSHOT_PREFIX "step-"
+#define SNAPSHOT_PARTIAL ".new-"
+#define SNAPSHOT_STATE_MAX (64 << 10)
+
+static const char *const array_files[3] = {"parameters.safetensors", "moment1.safetensors", "moment2.safetensors"};
+
+static struct real *array_at(const struct weights *w, int i)
+{
+	struct real *arrays[3] = {w->parameters->value, w->parameters->moment1, w->parameters->moment2};
+	return arrays[i];
+}
+
+static int path_join(char ret_path[PATH_MAX], const char *directory, const char *leaf)
+{
+	int n = snprintf(ret_path, PATH_MAX, "%s/%s", directory, leaf);
+	return n >= 0 && n < PATH_MAX ? 0 : -ENAMETOOLONG;
+}
+
+static int file_checksum(const char *path, uint64_t *ret_bytes, uint32_t *ret_crc)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	char *buffer = malloc(1 << 20);
+	ssize_t n = buffer ? 1 : -1;
+	*ret_bytes = *ret_crc = 0;
+	while (n > 0) {
+		n = read(fd, buffer, 1 << 20);
+		if (n > 0) {
+			*ret_crc = crc32c(*ret_crc, buffer, (size_t)n);
+			*ret_bytes += (uint64_t)n;
+		}
+	}
+	int r = n < 0 ? (buffer ? -errno : -ENOMEM) : 0;
+	free(buffer);
+	close(fd);
+	return r;
+}
+
+// The checksum of state.json's own content, which is taken without the member that holds it.
+static int json_checksum(const json_t *j, uint32_t *ret_crc)
+{
+	char *text = json_dumps(j, JSON_COMPACT | JSON_SORT_KEYS);
+	if (!text)
+		return -ENOMEM;
+	*ret_crc = crc32c(0, text, strlen(text));
+	free(text);
+	return 0;
+}
+
+static json_t *evaluation_to_json(const struct student_evaluation *e)
+{
+	return json_pack("{s:f, s:f, s:f, s:f, s:I}", "kl", e->kl, "ce", e->ce, "agreement", e->agreement, "teacher_ce",
+			 isfinite(e->teacher_ce) ? e->teacher_ce : -1.0, "n_positions", (json_int_t)e->n_positions);
+}
+
+static json_t *state_to_json(const struct snapshot_state *s)
+{
+	char teacher[CONTENT_ID_HEX], dataset[CONTENT_ID_HEX];
+	content_id_to_hex(&s->teacher, teacher);
+	content_id_to_hex(&s->dataset, dataset);
+	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I}", "version", (json_int_t)1, "step", (json_int_t)s->step,
+			      "position", (json_int_t)s->position, "n_positions", (json_int_t)s->n_positions, "n_masked", (json_int_t)s->n_masked,
+			      "seconds", s->seconds, "teacher", teacher, "dataset", dataset, "seed", (json_int_t)s->seed, "sequence_length",
+			      (json_int_t)s->sequence_length, "batch", (json_int_t)s->batch, "n_evaluations", (json_int_t)s->n_evaluations);
+	if (!j || !s->n_evaluations)
+		return j;
+	int bad = json_object_set_new(j, "before", evaluation_to_json(&s->before));
+	bad |= json_object_set_new(j, "last", evaluation_to_json(&s->last));
+	bad |= json_object_set_new(j, "best", evaluation_to_json(&s->best));
+	if (bad) {
+		json_decref(j);
+		return NULL;
+	}
+	return j;
+}
+
+static bool integer_of(const json_t *j, const char *key, uint64_t *ret)
+{
+	const json_t *v = json_object_get(j, key);
+	if (!json_is_integer(v) || json_integer_value(v) < 0)
+		return false;
+	*ret = (uint64_t)json_integer_value(v);
+	return true;
+}
+
+static bool number_of(const json_t *j, const char *key, double *ret)
+{
+	const json_t *v = json_object_get(j, key);
+	*ret = json_number_value(v);
+	return json_is_number(v);
+}
+
+static bool evaluation_from_json(const json_t *j, struct student_evaluation *e)
+{
+	bool good = number_of(j, "kl", &e->kl) && number_of(j, "ce", &e->ce) && number_of(j, "agreement", &e->agreement) &&
+		    number_of(j, "teacher_ce", &e->teacher_ce) && integer_of(j, "n_positions", &e->n_positions);
+	if (e->teacher_ce < 0)
+		e->teacher_ce = NAN;
+	return good;
+}
+
+static bool id_of(const json_t *j, const char *key, struct content_id *ret)
+{
+	const char *hex = json_string_value(json_object_get(j, key));
+	return hex && content_id_from_hex(hex, ret) == 0;
+}
+
+static bool state_from_json(const json_t *j, struct snapshot_state *s)
+{
+	uint64_t version;
+	*s = (struct snapshot_state){0};
+	if (!integer_of(j, "version", &version) || version != 1)
+		return false;
+	bool good = integer_of(j, "step", &s->step) && integer_of(j, "position", &s->position) && integer_of(j, "n_positions", &s->n_positions) &&
+		    integer_of(j, "n_masked", &s->n_masked) && number_of(j, "seconds", &s->seconds) && id_of(j, "teacher", &s->teacher) &&
+		    id_of(j, "dataset", &s->dataset) && integer_of(j, "seed", &s->seed) && integer_of(j, "sequence_length", &s->sequence_length) &&
+		    integer_of(j, "batch", &s->batch) && integer_of(j, "n_evaluations", &s->n_evaluations);
+	if (good && s->n_evaluations)
+		good = evaluation_from_json(json_object_get(j, "before"), &s->before) && evaluation_from_json(json_object_get(j, "last"), &s->last) &&
+		       evaluation_from_json(json_object_get(j, "best"), &s->best);
+	return good;
+}
+
+static int folder_sync(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	int r = fsync(fd) < 0 ? -errno : 0;
+	close(fd);
+	return r;
+}
+
+// A folder of plain files, as snapshots are; NULL-safe about absence.
+static void folder_remove(const char *path)
+{
+	char inside[PATH_MAX];
+	DIR *d = opendir(path);
+	if (!d)
+		return;
+	for (struct dirent *e; (e = readdir(d));)
+		if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0 && path_join(inside, path, e->d_name) == 0)
+			unlink(inside);
+	closedir(d);
+	rmdir(path);
+}
+
+static int array_save(const char *folder, const struct weights *w, int i, json_t *files, struct error *err)
+{
+	char path[PATH_MAX];
+	struct checkpoint_tensor *tensors = NULL;
+	size_t n = 0;
+	uint64_t bytes = 0;
+	uint32_t crc = 0;
+	int r = path_join(path, folder, array_files[i]);
+	if (r)
+		return error_system(err, r, NULL, "the path of the checkpoint is too long");
+	r = weights_export(w, array_at(w, i), DTYPE_F32, &tensors, &n, err);
+	r = r ? r : checkpoint_write_safetensors(path, tensors, n, err);
+	weights_export_free(tensors, n);
+	if (r)
+		return r;
+	r = file_checksum(path, &bytes, &crc);
+	if (r)
+		return error_system(err, r, NULL, "cannot read back %s", path);
+	json_t *entry = json_pack("{s:I, s:I}", "bytes", (json_int_t)bytes, "crc32c", (json_int_t)crc);
+	return json_object_set_new(files, array_files[i], entry) ? error_set(err, ERROR_MEMORY, NULL, "out of memory") : 0;
+}
+
+static int state_save(const char *folder, json_t *j, struct error *err)
+{
+	char path[PATH_MAX];
+	uint32_t crc = 0;
+	int r = json_checksum(j, &crc);
+	char *text = NULL;
+	if (r == 0 && json_object_set_new(j, "crc32c", json_integer(crc)) == 0)
+		text = json_dumps(j, JSON_INDENT(1) | JSON_SORT_KEYS);
+	if (!text || path_join(path, folder, "state.json"))
+		r = error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	else
+		r = checkpoint_write_file(path, text, strlen(text), err);
+	free(text);
+	return r;
+}
+
+static int partial_write(const char *folder, const struct weights *w, const struct snapshot_state *state, struct error *err)
+{
+	json_t *files = json_object(), *j = state_to_json(state);
+	int r = 0;
+	if (!files || !j)
+		r = error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	for (int i = 0; r == 0 && i < 3; i++)
+		r = array_save(folder, w, i, files, err);
+	if (r == 0 && json_object_set(j, "files", files))
+		r = error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	r = r ? r : state_save(folder, j, err);
+	json_decref(files);
+	json_decref(j);
+	return r;
+}
+
+static int is_snapshot(const struct dirent *e)
+{
+	size_t n = strlen(SNAPSHOT_PREFIX);
+	return strncmp(e->d_name, SNAPSHOT_PREFIX, n) == 0 && e->d_name[n] && strspn(e->d_name + n, "0123456789") == strlen(e->d_name + n);
+}
+
+static int is_partial(const struct dirent *e)
+{
+	return strncmp(e->d_name, SNAPSHOT_PARTIAL, strlen(SNAPSHOT_PARTIAL)) == 0;
+}
+
+static int names_list(const char *directory, int (*which)(const struct dirent *), struct dirent ***ret_names)
+{
+	int n = scandir(directory, ret_names, which, alphasort);       // zero-padded numbers: alphabetical is numerical
+	return n < 0 ? -errno : n;
+}
+
+// Removes all but the last `keep` of the folders that `which` picks.
+static void folders_prune(const char *directory, int (*which)(const struct dirent *), int keep)
+{
+	char path[PATH_MAX];
+	struct dirent **names;
+	int n = names_list(directory, which, &names);
+	if (n < 0)
+		return;
+	for (int i = 0; i < n; i++) {
+		if (i < n - keep && path_join(path, directory, names[i]->d_name) == 0)
+			folder_remove(path);
+		free(names[i]);
+	}
+	free(names);
+}
+
+int snapshot_save(const char *directory, const struct weights *w, const struct snapshot_state *state, uint32_t keep, struct error *err)
+{
+	char leaf[64], partial[PATH_MAX], final[PATH_MAX];
+	if (mkdir(directory, 0750) < 0 && errno != EEXIST)
+		return error_system(err, errno, NULL, "cannot make %s", directory);
+	snprintf(leaf, sizeof leaf, SNAPSHOT_PREFIX "%012" PRIu64, state->step);
+	int r = path_join(final, directory, leaf);
+	snprintf(leaf, sizeof leaf, SNAPSHOT_PARTIAL "%012" PRIu64, state->step);
+	r = r ? r : path_join(partial, directory, leaf);
+	if (r)
+		return error_system(err, r, NULL, "the path of the checkpoint is too long");
+	folder_remove(partial);
+	if (mkdir(partial, 0750) < 0)
+		return error_system(err, errno, NULL, "cannot make %s", partial);
+	r = partial_write(partial, w, state, err);
+	if (r) {
+		folder_remove(partial);
+		return r;
+	}
+	folder_remove(final);          // of the same step: one that did not verify when this run was resumed
+	r = folder_sync(partial);
+	if (r == 0 && rename(partial, final) < 0)
+		r = -errno;
+	r = r ? r : folder_sync(directory);
+	if (r)
+		return error_system(err, r, NULL, "cannot finish the checkpoint %s", final);
+	folders_prune(directory, is_partial, 0);
+	folders_prune(directory, is_snapshot, (int)keep);
+	return 0;
+}
+
+static int corrupt(struct error *err, const char *folder, const char *what)
+{
+	return error_set(err, ERROR_CORRUPT, NULL, "checkpoint %s: %s", folder, what);
+}
+
+static int state_read(const char *folder, struct snapshot_state *ret_state, json_t **ret_json, struct error *err)
+{
+	char path[PATH_MAX];
+	struct stat st;
+	uint64_t said;
+	uint32_t crc;
+	if (path_join(path, folder, "state.json") || stat(path, &st) < 0 || st.st_size > SNAPSHOT_STATE_MAX)
+		return corrupt(err, folder, "state.json is missing or too large");
+	json_t *j = json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
+	bool good = integer_of(j, "crc32c", &said) && json_object_del(j, "crc32c") == 0 && json_checksum(j, &crc) == 0 && crc == said;
+	if (!good || !state_from_json(j, ret_state)) {
+		json_decref(j);
+		return corrupt(err, folder, "state.json is damaged");
+	}
+	*ret_json = j;
+	return 0;
+}
+
+static int files_verify(const char *folder, const json_t *j, struct error *err)
+{
+	char path[PATH_MAX], what[96];
+	for (int i = 0; i < 3; i++) {
+		const json_t *said = json_object_get(json_object_get(j, "files"), array_files[i]);
+		uint64_t bytes, bytes_said, crc_said;
+		uint32_t crc;
+		if (!integer_of(said, "bytes", &bytes_said) || !integer_of(said, "crc32c", &crc_said) || path_join(path, folder, array_files[i]) ||
+		    file_checksum(path, &bytes, &crc) || bytes != bytes_said || crc != crc_said) {
+			snprintf(what, sizeof what, "%s is missing or damaged", array_files[i]);
+			return corrupt(err, folder, what);
+		}
+	}
+	return 0;
+}
+
+static int source_find(void *file, const char *name, struct tensor *ret_tensor, struct error *err)
+{
+	return safetensors_read(file, name, ret_tensor, err);
+}
+
+static void source_release(void *file, struct tensor *tensor)
+{
+	(void)file;
+	free((void *)(uintptr_t)tensor->data);
+	tensor->data = NULL;
+}
+
+static int array_load(const char *folder, struct weights *w, int i, struct error *err)
+{
+	char path[PATH_MAX];
+	struct safetensors *file = NULL;
+	if (path_join(path, folder, array_files[i]))
+		return corrupt(err, folder, "its path is too long");
+	int r = safetensors_open(path, &file, err);
+	struct tensor_source source = {file, source_find, source_release};
+	r = r ? r : weights_fill_array(w, array_at(w, i), &source, err);
+	safetensors_close(file);
+	return r;
+}
+
+static int one_load(const char *folder, struct weights *w, struct snapshot_state *ret_state, struct error *err)
+{
+	json_t *j = NULL;
+	int r = state_read(folder, ret_state, &j, err);
+	r = r ? r : files_verify(folder, j, err);
+	json_decref(j);
+	for (int i = 0; r == 0 && i < 3; i++)
+		r = array_load(folder, w, i, err);
+	if (r == 0)
+		weights_refresh(w);
+	return r;
+}
+
+int snapshot_load(const char *directory, struct weights *w, struct snapshot_state *ret_state, struct error *ret_skipped, struct error *err)
+{
+	char folder[PATH_MAX];
+	struct dirent **names;
+	*ret_skipped = (struct error){0};
+	int n = names_list(directory, is_snapshot, &names), r = -ENOENT;
+	if (n < 0)
+		return n == -ENOENT ? n : error_system(err, n, NULL, "cannot read %s", directory);
+	for (int i = n - 1; i >= 0; i--) {
+		if (r)
+			r = path_join(folder, directory, names[i]->d_name) ? -ENAMETOOLONG : one_load(folder, w, ret_state, ret_skipped);
+		free(names[i]);
+	}
+	free(names);
+	return r && n ? error_set(err, ERROR_CORRUPT, NULL, "no checkpoint in %s can be used: %s", directory, ret_skipped->message) : r;
+}
+
+int snapshot_compare(const struct snapshot_state *saved, const struct snapshot_state *now, struct error *err)
+{
+	const char *what = memcmp(&saved->teacher, &now->teacher, sizeof now->teacher) ? "server"
+		: memcmp(&saved->dataset, &now->dataset, sizeof now->dataset)          ? "corpus"
+		: saved->seed != now->seed                                             ? "seed"
+		: saved->sequence_length != now->sequence_length                       ? "sequence-length"
+		: saved->batch != now->batch                                           ? "micro-batch"
+											: NULL;
+	if (!what)
+		return 0;
+	if (strcmp(what, "server") == 0)
+		return error_set(err, ERROR_CONFLICT, what, "the teacher is another one than this run began with");
+	return error_set(err, ERROR_CONFLICT, what, "%s differs from what this run began with: it cannot be resumed", what);
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checkpoints of a run: DIR/step-NNNNNNNNN/ with the parameters, AdamW's moments and state.json. Written beside, synced, renamed into
+// place; every file's size and checksum stand in state.json, and a checkpoint that does not verify is passed over for the one before.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/sequence.h"
+#include "common/error.h"
+#include "daemon/worker/student.h"
+
+struct weights;
+
+// Where a run is. What must be the same when it goes on (the questions it asks and their order) is checked by snapshot_compare.
+struct snapshot_state {
+	uint64_t step;                         // optimizer steps done
+	uint64_t position;                     // sequences of the training stream consumed
+	uint64_t n_positions, n_masked;        // trained so far; rows without an answer so far
+	double seconds;                        // spent training
+	struct content_id teacher, dataset;
+	uint64_t seed, sequence_length, batch; // batch: sequences per step
+	uint64_t n_evaluations;                // the three below are set when it is not 0
+	struct student_evaluation before, last, best;
+};
+
+// Writes DIR/step-N and removes all but the newest `keep` and what an interrupted write left.
+int snapshot_save(const char *directory, const struct weights *w, const struct snapshot_state *state, uint32_t keep, struct error *err);
+// The newest checkpoint that verifies: fills parameters and moments. -ENOENT (err untouched) when there is none at all; ERROR_CORRUPT
+// when none of those there verifies. *ret_skipped: why the last one passed over was, its code ERROR_NONE when none was.
+int snapshot_load(const char *directory, struct weights *w, struct snapshot_state *ret_state, struct error *ret_skipped, struct error *err);
+// ERROR_CONFLICT naming the setting when `now` would not continue what `saved` began.
+int snapshot_compare(const struct snapshot_state *saved, const struct snapshot_state *now, struct error *err);

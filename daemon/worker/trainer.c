@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loop: take the answers for a micro-batch, ask for the ones after the next, train, step; evaluate, checkpoint, export.
+#include "daemon/worker/trainer.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/error.h"
+#include "common/record.h"
+#include "daemon/log.h"
+#include "daemon/model/tokenizer.h"
+#include "daemon/model/weights.h"
+#include "daemon/worker/answers.h"
+#include "daemon/worker/dataset.h"
+#include "daemon/worker/export.h"
+
+// Micro-batches asked for ahead of the one in training: one being answered and one that is ready, so that neither side waits for the
+// other's slower turns.
+#define TRAINER_AHEAD 2
+
+static double clock_seconds(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+bool trainer_stopping(const struct trainer *t)
+{
+	return atomic_load(t->options.stop) || t->supervisor_gone;
+}
+
+void trainer_say(struct trainer *t, const char *state)
+{
+	struct progress_report *r = &t->report;
+	struct answers_stats stats = {0};
+	if (t->answers)
+		answers_stats(t->answers, &stats);
+	r->state = state;
+	r->device = r->device ? r->device : "";
+	r->step = t->state.step;
+	r->steps = t->steps;
+	r->n_positions = t->state.n_positions;
+	r->n_masked = t->state.n_masked;
+	r->cached_share = stats.n_answers ? (double)stats.n_cached / (double)stats.n_answers : 0;
+	r->wait_share = t->state.seconds > 0 ? t->waited / t->state.seconds : 0;
+	r->n_evaluations = t->state.n_evaluations;
+	r->before = t->state.before;
+	r->last = t->state.last;
+	r->best = t->state.best;
+	r->eta_seconds = t->step_seconds > 0 ? t->step_seconds * (double)(t->steps - t->state.step) : -1;
+	if (progress_say(t->progress, r) == -EPIPE && !t->supervisor_gone) {
+		log_warning("the daemon that started this run is gone: stopping");
+		t->supervisor_gone = true;
+	}
+}
+
+int trainer_open(const struct trainer_options *options, struct trainer **ret, struct error *err)
+{
+	struct trainer *t = calloc(1, sizeof *t);
+	if (!t)
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	t->options = *options;
+	t->settings = options->settings;
+	t->lock_fd = -1;
+	int r = trainer_prepare(t, err);
+	if (r) {
+		trainer_close(t);
+		return r;
+	}
+	*ret = t;
+	return 0;
+}
+
+struct trainer *trainer_close(struct trainer *t)
+{
+	if (!t)
+		return NULL;
+	answers_close(t->answers);
+	for (uint32_t i = 0; t->held_out && i < t->n_held_out; i++)
+		record_rows_free(t->held_out[i]);
+	free(t->held_out);
+	free(t->rows);
+	student_close(t->student);
+	dataset_free(t->dataset);
+	tokenizer_close(t->tokenizer);
+	progress_close(t->progress);
+	free(t->checkpoints);
+	free(t->student_path);
+	free(t->token);
+	if (t->lock_fd >= 0)
+		close(t->lock_fd);
+	free(t);
+	return NULL;
+}
+
+// Asks for the next micro-batches of the stream until `ahead` are outstanding or the run has no more.
+static int ask_ahead(struct trainer *t, uint32_t ahead, struct error *err)
+{
+	uint32_t n = (uint32_t)t->settings->micro_batch, length = (uint32_t)t->settings->sequence_length;
+	const uint32_t **sequences = calloc(n, sizeof *sequences);
+	if (!sequences)
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	int r = 0;
+	while (r == 0 && t->n_outstanding < ahead && t->asked < t->steps * t->state.batch) {
+		for (uint32_t i = 0; i < n; i++)
+			sequences[i] = dataset_train_at(t->dataset, t->asked + i);
+		r = answers_submit(t->answers, &t->query, sequences, n, length, err);
+		if (r == 0) {
+			t->asked += n;
+			t->n_outstanding++;
+		}
+	}
+	free(sequences);
+	return r;
+}
+
+static int micro_batch_train(struct trainer *t, struct student_sums *sums, struct error *err)
+{
+	uint32_t n = (uint32_t)t->settings->micro_batch;
+	int r = ask_ahead(t, 1, err);
+	double before = clock_seconds();
+	r = r ? r : answers_next(t->answers, t->rows, err);
+	t->waited += clock_seconds() - before;
+	if (r)
+		return r;
+	t->n_outstanding--;
+	r = ask_ahead(t, TRAINER_AHEAD, err);
+	r = r ? r : student_train(t->student, (const struct record_rows *const *)t->rows, n, sums, err);
+	for (uint32_t i = 0; i < n; i++)
+		t->rows[i] = record_rows_free(t->rows[i]);
+	return r;
+}
+
+static void step_account(struct trainer *t, const struct student_sums *sums, double norm, double seconds)
+{
+	double n = (double)sums->n_positions;
+	t->state.step++;
+	t->state.position += t->state.batch;
+	t->state.n_positions += sums->n_positions;
+	t->state.n_masked += sums->n_masked;
+	t->state.seconds += seconds;
+	t->step_seconds = t->step_seconds > 0 ? 0.9 * t->step_seconds + 0.1 * seconds : seconds;
+	t->report.loss = sums->total / n;
+	t->report.kd = sums->kd / n;
+	t->report.ce = sums->ce / n;
+	t->report.learning_rate = optimizer_rate(&t->optimizer, t->state.step);
+	t->report.gradient_norm = norm;
+	t->report.tokens_per_second = (double)(t->state.batch * t->state.sequence_length) / t->step_seconds;
+}
+
+// One optimizer step. -ECANCELED when it was asked to stop: the step then has not happened.
+static int step(struct trainer *t, struct error *err)
+{
+	struct student_sums sums = {0};
+	double begin = clock_seconds(), norm = 0;
+	for (int64_t i = 0; i < t->settings->accumulate; i++) {
+		int r = trainer_stopping(t) ? -ECANCELED : micro_batch_train(t, &sums, err);
+		if (r)
+			return r;
+	}
+	if (sums.n_positions == 0)
+		return error_set(err, ERROR_NOT_FINITE, "server", "the teacher had no usable answer for any position of step %llu",
+				 (unsigned long long)t->state.step + 1);
+	int r = optimizer_step(&t->optimizer, student_weights(t->student), t->state.step + 1, sums.n_positions, &norm, err);
+	if (r == 0)
+		step_account(t, &sums, norm, clock_seconds() - begin);
+	return r;
+}
+
+// The teacher's answers for the held-out sequences: asked once, in micro-batches, before training asks for anything.
+static int held_out_ask(struct trainer *t, struct error *err)
+{
+	uint32_t n = (uint32_t)dataset_n_held_out(t->dataset), length = (uint32_t)t->settings->sequence_length;
+	uint32_t size = (uint32_t)t->settings->micro_batch;
+	t->held_out = calloc(n ? n : 1, sizeof *t->held_out);
+	if (!t->held_out)
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	t->n_held_out = n;
+	for (uint32_t i = 0; i < n; i++) {
+		const uint32_t *s = dataset_held_out_at(t->dataset, i);
+		int r = answers_submit(t->answers, &t->held_out_query, &s, 1, length, err);
+		if (r)
+			return r;
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		int r = answers_next(t->answers, &t->held_out[i], err);
+		if (r)
+			return r;
+		if (i % size == 0)
+			trainer_say(t, "starting");
+	}
+	return 0;
+}
+
+static int evaluate(struct trainer *t, struct error *err)
+{
+	struct snapshot_state *s = &t->state;
+	if (t->n_held_out == 0)
+		return 0;
+	int r = student_evaluate(t->student, (const struct record_rows *const *)t->held_out, t->n_held_out, &s->last, err);
+	if (r)
+		return r;
+	if (s->n_evaluations == 0)
+		s->before = s->last;
+	if (s->n_evaluations++ == 0 || s->last.kl < s->best.kl)
+		s->best = s->last;
+	log_info("step %llu/%llu: loss %.4f, held-out KL to the teacher %.4f (%.4f before), perplexity %.2f (teacher %.2f), agreement %.1f %%",
+		 (unsigned long long)s->step, (unsigned long long)t->steps, t->report.loss, s->last.kl, s->before.kl, exp(s->last.ce),
+		 exp(s->last.teacher_ce), 100 * s->last.agreement);
+	return 0;
+}
+
+static int checkpoint(struct trainer *t, struct error *err)
+{
+	return snapshot_save(t->checkpoints, student_weights(t->student), &t->state, (uint32_t)t->settings->keep, err);
+}
+
+static bool due(int64_t every, uint64_t step)
+{
+	return every && step % (uint64_t)every == 0;
+}
+
+static int steps_run(struct trainer *t, struct error *err)
+{
+	const struct run_settings *s = t->settings;
+	while (t->state.step < t->steps) {
+		int r = step(t, err);
+		if (r)
+			return r;
+		bool last = t->state.step == t->steps;
+		if (last || due(s->evaluate_every, t->state.step))
+			r = evaluate(t, err);
+		if (r == 0 && (last || due(s->checkpoint_every, t->state.step)))
+			r = checkpoint(t, err);
+		if (r)
+			return r;
+		trainer_say(t, "running");
+	}
+	return 0;
+}
+
+static int finish(struct trainer *t, struct error *err)
+{
+	static const enum dtype types[] = {[RUN_EXPORT_F32] = DTYPE_F32, [RUN_EXPORT_BF16] = DTYPE_BF16, [RUN_EXPORT_F16] = DTYPE_F16};
+	int r = export_student(t->student_path, student_weights(t->student), t->tokenizer, types[t->settings->export_type], err);
+	if (r)
+		return r;
+	log_notice("done: %llu steps, student in %s", (unsigned long long)t->state.step, t->student_path);
+	trainer_say(t, "succeeded");
+	return 0;
+}
+
+// Before the first step there is nothing worth keeping; a run resumed there starts at the beginning.
+static int stop(struct trainer *t, struct error *err)
+{
+	int r = t->state.step ? checkpoint(t, err) : 0;
+	if (r)
+		return r;
+	log_notice("stopped after step %llu; --resume continues", (unsigned long long)t->state.step);
+	trainer_say(t, "stopped");
+	return 0;
+}
+
+int trainer_run(struct trainer *t, enum trainer_end *ret_end, struct error *err)
+{
+	int r = held_out_ask(t, err);
+	if (r == 0 && t->state.n_evaluations == 0)
+		r = evaluate(t, err);
+	r = r ? r : steps_run(t, err);
+	if (r == -ECANCELED && trainer_stopping(t)) {
+		*ret_end = TRAINER_STOPPED;
+		return stop(t, err);
+	}
+	*ret_end = TRAINER_SUCCEEDED;
+	return r ? r : finish(t, err);
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// One training run from start to export. prepare.c brings everything together (server, tokenizer, corpus, student, checkpoint);
+// trainer.c is the loop.
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/query.h"
+#include "daemon/train/settings.h"
+#include "daemon/worker/optimizer.h"
+#include "daemon/worker/progress.h"
+#include "daemon/worker/snapshot.h"
+
+struct error;
+struct record_rows;
+
+struct trainer_options {
+	const struct run_settings *settings;   // outlive the trainer
+	const char *output;                    // the run's folder; made when missing
+	bool resume;
+	int progress_fd;                       // -1 = none
+	const atomic_bool *stop;              // set by a signal: checkpoint and leave
+};
+
+struct trainer {
+	struct trainer_options options;
+	const struct run_settings *settings;
+	int lock_fd;
+	char *checkpoints, *student_path, *token;
+	struct progress *progress;
+	struct progress_report report;
+	struct answers *answers;
+	struct tokenizer *tokenizer;
+	struct dataset *dataset;
+	struct student *student;
+	struct optimizer_options optimizer;
+	struct query query, held_out_query;
+	struct record_rows **held_out;         // (n_held_out) the teacher's answers, asked once
+	uint32_t n_held_out;
+	struct snapshot_state state;
+	uint64_t steps;                        // of the whole run
+	uint64_t asked;                        // position of the next sequence to ask for
+	uint32_t n_outstanding;                // micro-batches asked for and not yet taken
+	struct record_rows **rows;             // (micro_batch) of the micro-batch in training
+	double waited;                         // seconds in answers_next
+	double step_seconds;                   // of a step, smoothed
+	bool supervisor_gone;
+};
+
+enum trainer_end { TRAINER_SUCCEEDED, TRAINER_STOPPED };
+
+int trainer_open(const struct trainer_options *options, struct trainer **ret, struct error *err);
+// 0 with how it ended, or -errno with the reason. A stopped run has a checkpoint and can be resumed.
+int trainer_run(struct trainer *t, enum trainer_end *ret_end, struct error *err);
+struct trainer *trainer_close(struct trainer *t);      // returns NULL; NULL is fine
+
+int trainer_prepare(struct trainer *t, struct error *err);     // prepare.c, for trainer_open
+bool trainer_stopping(const struct trainer *t);
+void trainer_say(struct trainer *t, const char *state);        // a progress report
