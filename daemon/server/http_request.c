@@ -89,7 +89,7 @@ static int next_piece(struct http_request *q)
 		struct request_item *item = &q->request->items[q->n_replied];
 		if (q->n_replied)
 			buffer_text(b, ",");
-		if (reply_item(b, item, q->score.offsets[q->n_replied], q->score.base64, &err))
+		if (reply_item(b, item, &q->request->query, q->score.offsets[q->n_replied], q->score.base64, &err))
 			return -1;
 		item->record = record_unref(item->record);
 		q->n_replied++;

@@ -3,6 +3,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/error.h"
@@ -113,13 +114,41 @@ static void rows_as_base64(struct buffer *b, const struct record_rows *r)
 		blob(b, "entropy", "f32", r->entropy, 4, r->n_rows, 0);
 }
 
-int reply_item(struct buffer *b, const struct request_item *item, const struct token_offsets *offsets, bool base64, struct error *err)
+// The record's columns of lse are sorted by temperature and without repeats; the caller's may be neither.
+static int order_temperatures(struct record_rows *r, const struct query *asked, struct error *err)
+{
+	uint32_t n = asked->n_temperatures, has = r->query.n_temperatures;
+	if (!n)
+		return 0;
+	float *lse = calloc((size_t)r->n_rows * n, sizeof *lse);
+	if (!lse)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the reply");
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t column = 0;
+		while (column + 1 < has && r->query.temperatures[column] != asked->temperatures[i])
+			column++;
+		for (uint32_t row = 0; row < r->n_rows; row++)
+			lse[(size_t)row * n + i] = r->lse[(size_t)row * has + column];
+	}
+	free(r->lse);
+	r->lse = lse;
+	r->query.n_temperatures = n;
+	memcpy(r->query.temperatures, asked->temperatures, sizeof asked->temperatures);
+	return 0;
+}
+
+int reply_item(struct buffer *b, const struct request_item *item, const struct query *asked, const struct token_offsets *offsets, bool base64,
+	       struct error *err)
 {
 	struct record_rows *rows = NULL;
 	char id[CONTENT_ID_HEX];
 	int r = record_decode(item->record, &rows, err);
-	if (r)
+	if (!r)
+		r = order_temperatures(rows, asked, err);
+	if (r) {
+		record_rows_free(rows);
 		return r;
+	}
 	struct content_id content = sequence_id(&item->sequence);
 	content_id_to_hex(&content, id);
 	buffer_printf(b, "{\"id\":\"%s\",\"cached\":%s,\"first\":%" PRId32 ",\"last\":%" PRId32 ",\"tokens\":", id, item->cached ? "true" : "false",

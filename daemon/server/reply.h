@@ -7,6 +7,7 @@
 
 struct buffer;
 struct error;
+struct query;
 struct request_item;
 struct teacher_info;
 struct token_offsets;
@@ -16,6 +17,8 @@ void reply_error(struct buffer *b, const struct error *e);
 // The members of "teacher" in score replies, without braces: where the numbers come from.
 void reply_provenance(struct buffer *b, const struct teacher_info *info);
 // One element of "sequences". The numbers come from decoding the record, so a cached answer and a computed one cannot differ. offsets may be NULL.
-int reply_item(struct buffer *b, const struct request_item *item, const struct token_offsets *offsets, bool base64, struct error *err);
+// `asked` is the query as the caller wrote it: lse values come in its order of temperatures (a record keeps them sorted).
+int reply_item(struct buffer *b, const struct request_item *item, const struct query *asked, const struct token_offsets *offsets, bool base64,
+	       struct error *err);
 void reply_tokens(struct buffer *b, const unsigned *tokens, size_t n);                // [1,2,3]
 void reply_offsets(struct buffer *b, const struct token_offsets *offsets, size_t n);  // [[0,3],[3,5]]
