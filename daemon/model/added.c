@@ -92,7 +92,8 @@ int added_finish(struct added *a, bool nfc, struct error *err)
 {
 	int ret = 0;
 
-	qsort(a->tokens, a->n, sizeof(*a->tokens), id_compare);
+	if (a->n)      // qsort must not be given NULL, even for nothing
+		qsort(a->tokens, a->n, sizeof(*a->tokens), id_compare);
 	for (size_t i = 1; i < a->n; i++)
 		if (a->tokens[i].id == a->tokens[i - 1].id)
 			return error_set(err, ERROR_INVALID, "added_tokens", "added token id %u is given twice", a->tokens[i].id);
