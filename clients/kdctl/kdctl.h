@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// kdctl: shared by its commands. A command returns the program's exit status: 0, 1 (failed, said why on stderr) or 2 (usage).
+#pragma once
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "clients/kdclient.h"
+
+struct kdctl {
+	const char *server;              // unix:PATH or tcp:HOST:PORT
+	const char *token_file;          // NULL = none
+	bool json;                       // for machines
+	const char *command;             // for messages: "score"
+	struct kd_client *client;        // NULL until kdctl_connect
+};
+
+int command_status(struct kdctl *k, int argc, char **argv);
+int command_model(struct kdctl *k, int argc, char **argv);
+int command_score(struct kdctl *k, int argc, char **argv);
+int command_generate(struct kdctl *k, int argc, char **argv);
+int command_train(struct kdctl *k, int argc, char **argv);
+int command_runs(struct kdctl *k, int argc, char **argv);
+int command_store(struct kdctl *k, int argc, char **argv);
+
+// One line on stderr, "kdctl: COMMAND: ...". Return 1 and 2.
+int kdctl_fail(const struct kdctl *k, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int kdctl_usage(const struct kdctl *k, const char *format, ...) __attribute__((format(printf, 2, 3)));
+int kdctl_fail_with(const struct kdctl *k, const char *field, const char *message);      // "field: message"
+// The rest of getopt_long: says what is wrong with the option just seen.
+int kdctl_bad_option(const struct kdctl *k, int argc, char **argv);
+bool kdctl_number(const char *text, double min, double max, double *ret);                // the whole text
+
+int kdctl_connect(struct kdctl *k);                                                      // 0 or 1
+// A control resource: parsed reply, or NULL (said why). Takes body (may be NULL).
+json_t *kdctl_call(struct kdctl *k, const char *method, const char *path, json_t *body);
+void kdctl_print_json(const json_t *j);                                                  // one line
+void kdctl_print_object(const json_t *j);                                                // "key  value" lines
+
+// The whole of a file, "-" = stdin. NULL: said why. The caller frees; NUL-terminated.
+char *read_text_file(const struct kdctl *k, const char *path, size_t *ret_n);
+
+// A bar on stderr when that is a terminal, else nothing. note: what stands behind the bar.
+struct progress {
+	bool shown;
+	int64_t began_ms, drawn_ms;
+};
+struct progress progress_start(void);
+void progress_show(struct progress *p, double done, double total, const char *note);
+void progress_stop(struct progress *p);                                                  // clears the line
+double progress_seconds(const struct progress *p);
+
+// text.c: texts and token lists as sequences of at most `length` tokens.
+struct windows {
+	struct kd_sequence *items;
+	size_t n, capacity;
+};
+void windows_done(struct windows *w);
+// Tokens of a text through the server; *ret_tokens is the caller's to free.
+int text_tokenize(struct kdctl *k, const char *text, size_t n, uint32_t **ret_tokens, size_t *ret_n);
+int windows_append_tokens(struct kdctl *k, struct windows *w, const uint32_t *tokens, size_t n, uint32_t length);
+int windows_append_text(struct kdctl *k, struct windows *w, const char *text, size_t n, uint32_t length);
+int windows_append_lines(struct kdctl *k, struct windows *w, const char *text, size_t n, uint32_t length);    // JSON lines

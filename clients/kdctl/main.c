@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// kdctl: what an operator asks a kdserved server from a shell (kdctl.1).
+#include <errno.h>
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "clients/kdctl/kdctl.h"
+
+#define DEFAULT_SERVER "unix:/run/kdserved/kdserved.sock"
+
+static const struct {
+	const char *name;
+	int (*run)(struct kdctl *k, int argc, char **argv);
+	const char *arguments, *help;
+} commands[] = {
+	{"status", command_status, "", "is the server well"},
+	{"model", command_model, "", "which teacher it holds"},
+	{"score", command_score, "FILE", "score a text (- = stdin) or JSON lines and sum up"},
+	{"generate", command_generate, "--prompt TEXT", "let the teacher continue a text"},
+	{"train", command_train, "RUN.conf", "start a training run and follow it"},
+	{"runs", command_runs, "[ID | stop ID]", "list training runs, show or stop one"},
+	{"store", command_store, "ls|verify|cat DIR", "look into a directory of records (no server needed)"},
+};
+#define N_COMMANDS (sizeof commands / sizeof *commands)
+
+static void print_help(void)
+{
+	puts("Usage: kdctl [--server unix:PATH|tcp:HOST:PORT] [--json] COMMAND [ARGUMENTS]\n\nCommands:");
+	for (size_t i = 0; i < N_COMMANDS; i++) {
+		char left[64];
+		snprintf(left, sizeof left, "%s %s", commands[i].name, commands[i].arguments);
+		printf("  %-26s %s\n", left, commands[i].help);
+	}
+	puts("\nOptions:\n"
+	     "  --server ADDRESS           default: $KDSERVED_SERVER, else " DEFAULT_SERVER "\n"
+	     "  --token-file FILE          bearer token; default: $KDSERVED_TOKEN_FILE\n"
+	     "  --json                     output for machines\n"
+	     "  --help, --version\n\n"
+	     "kdctl COMMAND --help shows a command's options. Exit status: 0, 1 failure, 2 usage. See kdctl(1).");
+}
+
+static int say(const struct kdctl *k, int status, const char *format, va_list arguments)
+{
+	fprintf(stderr, "kdctl: %s%s", k->command ? k->command : "", k->command ? ": " : "");
+	vfprintf(stderr, format, arguments);
+	fputc('\n', stderr);
+	return status;
+}
+
+int kdctl_fail(const struct kdctl *k, const char *format, ...)
+{
+	va_list arguments;
+	va_start(arguments, format);
+	int status = say(k, 1, format, arguments);
+	va_end(arguments);
+	return status;
+}
+
+int kdctl_usage(const struct kdctl *k, const char *format, ...)
+{
+	va_list arguments;
+	va_start(arguments, format);
+	int status = say(k, 2, format, arguments);
+	va_end(arguments);
+	return status;
+}
+
+int kdctl_fail_with(const struct kdctl *k, const char *field, const char *message)
+{
+	return *field ? kdctl_fail(k, "%s: %s", field, message) : kdctl_fail(k, "%s", message);
+}
+
+int kdctl_bad_option(const struct kdctl *k, int argc, char **argv)
+{
+	return kdctl_usage(k, "%s: unknown option, or its value is missing (kdctl %s --help)", optind - 1 < argc ? argv[optind - 1] : "option",
+			   k->command ? k->command : "");
+}
+
+bool kdctl_number(const char *text, double min, double max, double *ret)
+{
+	char *end;
+	errno = 0;
+	double v = strtod(text, &end);
+	if (end == text || *end || errno || !(v >= min && v <= max))
+		return false;
+	*ret = v;
+	return true;
+}
+
+// A token is one line; what it says never reaches a message.
+static int read_token(const struct kdctl *k, char *token, size_t size)
+{
+	FILE *f = fopen(k->token_file, "re");
+	if (!f)
+		return kdctl_fail(k, "%s: %s", k->token_file, strerror(errno));
+	size_t n = fread(token, 1, size - 1, f);
+	fclose(f);
+	token[n] = '\0';
+	token[strcspn(token, "\r\n")] = '\0';
+	return *token ? 0 : kdctl_fail(k, "%s: holds no token", k->token_file);
+}
+
+int kdctl_connect(struct kdctl *k)
+{
+	char token[300];
+	struct kd_error err;
+	// Scoring on a busy processor may be silent for minutes; a server that died is noticed at once by its closed socket.
+	struct kd_options options = {.address = k->server, .timeout_ms = 600000};
+	if (k->token_file && read_token(k, token, sizeof token))
+		return 1;
+	options.token = k->token_file ? token : NULL;
+	if (kd_open(&options, &k->client, &err))
+		return kdctl_fail_with(k, "", err.message);
+	return 0;
+}
+
+static int run_command(struct kdctl *k, int argc, char **argv)
+{
+	for (size_t i = 0; i < N_COMMANDS; i++) {
+		if (strcmp(commands[i].name, argv[0]) != 0)
+			continue;
+		k->command = argv[0];
+		optind = 0;    // starts getopt afresh on the command's own arguments
+		return commands[i].run(k, argc, argv);
+	}
+	return kdctl_usage(k, "%s: no such command (kdctl --help)", argv[0]);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {{"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
+		{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'v'}, {0}};
+	struct kdctl k = {.server = getenv("KDSERVED_SERVER"), .token_file = getenv("KDSERVED_TOKEN_FILE")};
+	if (!k.server || !*k.server)
+		k.server = DEFAULT_SERVER;
+	opterr = 0;
+	for (int c; (c = getopt_long(argc, argv, "+:", options, NULL)) != -1;) {
+		switch (c) {
+		case 's': k.server = optarg; break;
+		case 't': k.token_file = optarg; break;
+		case 'j': k.json = true; break;
+		case 'h': print_help(); return 0;
+		case 'v': printf("kdctl %s\n", kd_version()); return 0;
+		default: return kdctl_bad_option(&k, argc, argv);
+		}
+	}
+	if (optind == argc)
+		return kdctl_usage(&k, "a command is expected (kdctl --help)");
+	int status = run_command(&k, argc - optind, argv + optind);
+	kd_close(k.client);
+	// A full disk or a closed pipe shows only when the buffer is written.
+	if (fflush(stdout) || ferror(stdout))
+		status = status ? status : kdctl_fail(&k, "cannot write the output: %s", strerror(errno));
+	return status;
+}

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// kdctl store: looks into a directory of records. Opens it read-only, so a running server's store may be read too.
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "clients/kdctl/kdctl.h"
+#include "common/error.h"
+#include "daemon/store/store.h"
+
+struct totals {
+	uint64_t n_records, n_damaged, n_rows, n_bytes;
+};
+
+static void add_query(json_t *j, const struct query *q)
+{
+	json_t *temperatures = json_array();
+	for (uint32_t i = 0; i < q->n_temperatures; i++)
+		json_array_append_new(temperatures, json_real((double)q->temperatures[i]));
+	json_object_set_new(j, "first", json_integer(q->first));
+	json_object_set_new(j, "last", json_integer(q->last));
+	json_object_set_new(j, "top_k", json_integer(q->top_k));
+	json_object_set_new(j, "temperatures", temperatures);
+	json_object_set_new(j, "own", json_boolean(q->own));
+	json_object_set_new(j, "entropy", json_boolean(q->entropy));
+	json_object_set_new(j, "values", json_string(q->values == QUERY_VALUES_F16 ? "f16" : "f32"));
+}
+
+static json_t *describe(const struct record *record, const char *place)
+{
+	char key[CONTENT_ID_HEX], teacher[CONTENT_ID_HEX];
+	size_t n;
+	(void)record_bytes(record, &n);
+	content_id_to_hex(record_key(record), key);
+	content_id_to_hex(record_teacher(record), teacher);
+	json_t *j = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I}", "key", key, "teacher", teacher, "place", place, "tokens",
+			      (json_int_t)record_n_tokens(record), "rows", (json_int_t)record_n_rows(record), "bytes", (json_int_t)n);
+	add_query(j, record_query(record));
+	return j;
+}
+
+// JSON has no NaN: what is absent is null.
+static json_t *real_or_null(float v)
+{
+	return isfinite(v) ? json_real((double)v) : json_null();
+}
+
+static json_t *reals(const float *v, size_t n)
+{
+	json_t *list = json_array();
+	for (size_t i = 0; i < n; i++)
+		json_array_append_new(list, real_or_null(v[i]));
+	return list;
+}
+
+static json_t *integers(const uint32_t *v, size_t n)
+{
+	json_t *list = json_array();
+	for (size_t i = 0; i < n; i++)
+		json_array_append_new(list, json_integer(v[i]));
+	return list;
+}
+
+static json_t *describe_row(const struct record_rows *rows, size_t row)
+{
+	size_t k = rows->query.top_k, nt = rows->query.n_temperatures;
+	if (rows->status[row] != ROW_OK)
+		return json_pack("{s:s}", "status", "not_finite");
+	json_t *j = json_pack("{s:s, s:o, s:o}", "status", "ok", "max_logit", real_or_null(rows->max_logit[row]), "lse",
+			      reals(rows->lse + row * nt, nt));
+	if (k) {
+		json_object_set_new(j, "ids", integers(rows->ids + row * k, k));
+		json_object_set_new(j, "logits", reals(rows->logits + row * k, k));
+	}
+	if (rows->own_logit)
+		json_object_set_new(j, "own_logit", real_or_null(rows->own_logit[row]));
+	if (rows->entropy)
+		json_object_set_new(j, "entropy", real_or_null(rows->entropy[row]));
+	return j;
+}
+
+static void print_rows(const struct record *record, const struct record_rows *rows, const char *place)
+{
+	json_t *j = describe(record, place), *list = json_array();
+	for (size_t row = 0; row < rows->n_rows; row++)
+		json_array_append_new(list, describe_row(rows, row));
+	json_object_set_new(j, "tokens", integers(rows->sequence.tokens, rows->sequence.n_tokens));
+	json_object_set_new(j, "rows", list);
+	kdctl_print_json(j);
+	json_decref(j);
+}
+
+static void print_line(const struct kdctl *k, const struct record *record, const char *place)
+{
+	if (k->json) {
+		json_t *j = describe(record, place);
+		kdctl_print_json(j);
+		json_decref(j);
+		return;
+	}
+	char key[CONTENT_ID_HEX];
+	size_t n;
+	const struct query *q = record_query(record);
+	(void)record_bytes(record, &n);
+	content_id_to_hex(record_key(record), key);
+	printf("%.16s  %-28s %7" PRIu32 " tokens %7" PRIu32 " rows  top-%-5" PRIu32 "%s%s%s %10zu bytes\n", key, place, record_n_tokens(record),
+	       record_n_rows(record), q->top_k, q->values == QUERY_VALUES_F16 ? " f16" : " f32", q->own ? " own" : "", q->entropy ? " entropy" : "", n);
+}
+
+enum store_action { STORE_LS, STORE_VERIFY, STORE_CAT };
+
+// One sound record; its rows are checked by verify and cat.
+static int visit(const struct kdctl *k, enum store_action action, const struct record *record, const char *place, const char *wanted,
+		 struct totals *t)
+{
+	struct record_rows *rows = NULL;
+	struct error err = {0};
+	char key[CONTENT_ID_HEX];
+	size_t n;
+	content_id_to_hex(record_key(record), key);
+	if (wanted && strncmp(key, wanted, strlen(wanted)) != 0)
+		return 0;
+	if (action != STORE_LS && record_decode(record, &rows, &err))
+		return kdctl_fail(k, "%s: %s", place, err.message);
+	if (action == STORE_LS)
+		print_line(k, record, place);
+	else if (action == STORE_CAT)
+		print_rows(record, rows, place);
+	record_rows_free(rows);
+	(void)record_bytes(record, &n);
+	t->n_records++;
+	t->n_rows += record_n_rows(record);
+	t->n_bytes += n;
+	return 0;
+}
+
+static int walk(const struct kdctl *k, enum store_action action, struct store *store, const char *wanted, struct totals *t)
+{
+	struct store_cursor cursor = {0};
+	for (;;) {
+		struct record *record = NULL;
+		struct error err = {0};
+		char place[96] = "";
+		int r = store_next(store, &cursor, &record, place, &err);
+		if (r == -ENOENT)
+			return 0;
+		if (r && r != -EBADMSG)
+			return kdctl_fail(k, "%s: %s", place, err.message);
+		if (r) {
+			kdctl_fail(k, "%s: %s", place, err.message);
+			t->n_damaged++;
+			continue;
+		}
+		t->n_damaged += (uint64_t)visit(k, action, record, place, wanted, t);
+		record_unref(record);
+	}
+}
+
+static void print_totals(const struct kdctl *k, enum store_action action, const struct totals *t)
+{
+	if (k->json)
+		printf("{\"summary\":{\"records\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"damaged\":%" PRIu64 "}}\n", t->n_records,
+		       t->n_rows, t->n_bytes, t->n_damaged);
+	else
+		printf("%" PRIu64 " records%s, %" PRIu64 " rows, %" PRIu64 " bytes, %" PRIu64 " damaged\n", t->n_records,
+		       action == STORE_VERIFY ? " verified" : "", t->n_rows, t->n_bytes, t->n_damaged);
+}
+
+static int run(struct kdctl *k, enum store_action action, const char *directory, const char *wanted)
+{
+	struct store_options options = {.directory = directory, .read_only = true};
+	struct store *store = NULL;
+	struct error err = {0};
+	struct totals t = {0};
+	struct stat s;
+	if (stat(directory, &s) || !S_ISDIR(s.st_mode))
+		return kdctl_fail(k, "%s: %s", directory, errno && errno != ENOENT ? strerror(errno) : "no such directory");
+	if (store_open(&options, &store, &err))
+		return kdctl_fail_with(k, err.field, err.message);
+	int status = walk(k, action, store, wanted, &t);
+	store_close(store);
+	if (!status && action != STORE_CAT)
+		print_totals(k, action, &t);
+	if (!status && wanted && !t.n_records)
+		status = kdctl_fail(k, "%s: no record whose key begins so", wanted);
+	return status ? status : t.n_damaged > 0;
+}
+
+int command_store(struct kdctl *k, int argc, char **argv)
+{
+	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {0}};
+	static const char *const names[] = {[STORE_LS] = "ls", [STORE_VERIFY] = "verify", [STORE_CAT] = "cat"};
+	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
+		if (c != 'h')
+			return kdctl_bad_option(k, argc, argv);
+		puts("Usage: kdctl store ls|verify|cat DIR [KEY]\n"
+		     "  ls       one line a record\n"
+		     "  verify   checks every record, its rows too; exit status 1 when something is damaged\n"
+		     "  cat      records as JSON lines\n"
+		     "KEY: only records whose key begins so.");
+		return 0;
+	}
+	if (argc - optind < 2 || argc - optind > 3)
+		return kdctl_usage(k, "ls, verify or cat, and a DIR are expected (kdctl store --help)");
+	for (int i = 0; i < 3; i++)
+		if (strcmp(argv[optind], names[i]) == 0)
+			return run(k, (enum store_action)i, argv[optind + 1], argc - optind == 3 ? argv[optind + 2] : NULL);
+	return kdctl_usage(k, "%s: ls, verify or cat is expected", argv[optind]);
+}
