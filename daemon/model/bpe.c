@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The merge queue is a binary heap of (rank, position). An entry is stale when the pair at its position is no longer the one that
-// was queued; symbols only grow, so comparing the rank is enough.
+// The merge queue is a heap of (rank, position), four children to a node: half the depth, and they share a cache line. An entry is
+// stale when the pair at its position is no longer the one that was queued; symbols only grow, so comparing the rank is enough.
 #include "daemon/model/bpe.h"
 
 #include <errno.h>
@@ -21,7 +21,7 @@ static struct merge_slot *slot_find(const struct bpe *bpe, uint64_t pair)
 	for (size_t i = (size_t)((pair * 0x9e3779b97f4a7c15u) >> 20);; i++) {
 		struct merge_slot *slot = &bpe->slots[i & bpe->mask];
 
-		if (slot->pair == pair || slot->id == NONE)
+		if (slot->pair == pair || slot->rank == NONE)
 			return slot;
 	}
 }
@@ -43,7 +43,7 @@ int bpe_init(struct bpe *bpe, const struct vocabulary *v, uint64_t n_merges, str
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %llu merges", (unsigned long long)n_merges);
 	}
 	for (size_t i = 0; i < slots; i++)
-		bpe->slots[i] = (struct merge_slot){ UINT64_MAX, 0, NONE };
+		bpe->slots[i] = (struct merge_slot){ UINT64_MAX, NONE };
 	bpe->mask = slots - 1;
 	bpe->capacity = (uint32_t)n_merges;
 	for (unsigned byte = 0; byte < 256; byte++) {
@@ -89,8 +89,8 @@ int bpe_append(struct bpe *bpe, const struct vocabulary *v, const char *left, si
 	if (ret)
 		return ret;
 	// A pair given twice keeps its last rank, as in the reference.
-	*slot_find(bpe, pair_key(left_id, right_id)) = (struct merge_slot){ pair_key(left_id, right_id), bpe->n_merges, id };
-	bpe->merges[bpe->n_merges++] = (struct merge){ left_id, right_id };
+	*slot_find(bpe, pair_key(left_id, right_id)) = (struct merge_slot){ pair_key(left_id, right_id), bpe->n_merges };
+	bpe->merges[bpe->n_merges++] = (struct merge){ left_id, right_id, id };
 	return 0;
 }
 
@@ -108,9 +108,12 @@ static void heap_sink(uint64_t *heap, size_t n, size_t i)
 {
 	uint64_t key = heap[i];
 
-	for (size_t child; (child = 2 * i + 1) < n; i = child) {
-		if (child + 1 < n && heap[child + 1] < heap[child])
-			child++;
+	for (size_t child; (child = 4 * i + 1) < n; i = child) {
+		size_t end = child + 4 < n ? child + 4 : n;
+
+		for (size_t other = child + 1; other < end; other++)
+			if (heap[other] < heap[child])
+				child = other;
 		if (heap[child] >= key)
 			break;
 		heap[i] = heap[child];
@@ -132,7 +135,7 @@ static void heap_push(struct bpe_work *work, uint64_t key)
 {
 	size_t i = work->n_heap++;
 
-	for (size_t parent; i > 0 && work->heap[parent = (i - 1) / 2] > key; i = parent)
+	for (size_t parent; i > 0 && work->heap[parent = (i - 1) / 4] > key; i = parent)
 		work->heap[i] = work->heap[parent];
 	work->heap[i] = key;
 }
@@ -167,53 +170,52 @@ void bpe_work_done(struct bpe_work *work)
 	memset(work, 0, sizeof(*work));
 }
 
-// What merging symbol i with its successor would give.
+// Finds the merge of symbol i with its successor; false when there is none.
 static bool symbol_rank(const struct bpe *bpe, struct symbol *symbols, uint32_t i)
 {
 	struct symbol *s = &symbols[i];
 
-	s->rank = NONE;
-	if (s->next == NONE)
-		return false;
-	const struct merge_slot *slot = slot_find(bpe, pair_key(s->id, symbols[s->next].id));
-
-	if (slot->id == NONE)
-		return false;
-	s->rank = slot->rank;
-	s->merged = slot->id;
-	return true;
+	s->rank = s->next == NONE ? NONE : slot_find(bpe, pair_key(s->id, symbols[s->next].id))->rank;
+	return s->rank != NONE;
 }
 
-static uint32_t symbols_start(const struct bpe *bpe, struct symbol *symbols, const uint8_t *bytes, size_t n)
+static void symbols_start(const struct bpe *bpe, struct bpe_work *work, const uint8_t *bytes, size_t n)
 {
-	uint32_t count = 0;
+	uint32_t previous = NONE;
 
+	work->first = NONE;
 	// A byte without a token is left out and its neighbours become adjacent, as in the reference (unk_token null).
-	for (size_t i = 0; i < n; i++)
-		if (bpe->byte_ids[bytes[i]] != NONE) {
-			symbols[count] = (struct symbol){ bpe->byte_ids[bytes[i]], (uint32_t)i, (uint32_t)i + 1, count - 1, count + 1, NONE, 0 };
-			count++;
-		}
-	if (count)
-		symbols[count - 1].next = NONE;
-	return count;
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t id = bpe->byte_ids[bytes[i]];
+
+		if (id == NONE)
+			continue;
+		work->symbols[i] = (struct symbol){ id, i + 1, previous, NONE, NONE };
+		*(previous == NONE ? &work->first : &work->symbols[previous].next) = i;
+		previous = i;
+	}
 }
 
-int bpe_encode(const struct bpe *bpe, struct bpe_work *work, const uint8_t *bytes, size_t n, size_t *ret_n)
+// The first heap: every pair of bytes that can merge.
+static void heap_start(const struct bpe *bpe, struct bpe_work *work)
 {
-	uint32_t count;
+	work->n_heap = 0;
+	for (uint32_t i = work->first; i != NONE; i = work->symbols[i].next)
+		if (symbol_rank(bpe, work->symbols, i))
+			work->heap[work->n_heap++] = (uint64_t)work->symbols[i].rank << 32 | i;
+	for (size_t i = work->n_heap / 4 + 1; work->n_heap && i-- > 0;)
+		heap_sink(work->heap, work->n_heap, i);
+}
+
+int bpe_encode(const struct bpe *bpe, struct bpe_work *work, const uint8_t *bytes, size_t n)
+{
 	struct symbol *symbols;
 
 	if (work_reserve(work, n))
 		return -ENOMEM;
 	symbols = work->symbols;
-	count = symbols_start(bpe, symbols, bytes, n);
-	work->n_heap = 0;
-	for (uint32_t i = 0; i < count; i++)
-		if (symbol_rank(bpe, symbols, i))
-			work->heap[work->n_heap++] = (uint64_t)symbols[i].rank << 32 | i;
-	for (size_t i = work->n_heap / 2; i-- > 0;)
-		heap_sink(work->heap, work->n_heap, i);
+	symbols_start(bpe, work, bytes, n);
+	heap_start(bpe, work);
 	while (work->n_heap) {
 		uint64_t top = heap_pop(work);
 		uint32_t i = (uint32_t)top;
@@ -223,18 +225,16 @@ int bpe_encode(const struct bpe *bpe, struct bpe_work *work, const uint8_t *byte
 			continue;
 		struct symbol *right = &symbols[s->next];
 
-		s->id = s->merged;
+		s->id = bpe->merges[s->rank].id;
 		s->end = right->end;
 		s->next = right->next;
 		right->rank = NONE;    // makes its queued entry stale
 		if (s->next != NONE)
 			symbols[s->next].previous = i;
-		count--;
 		if (symbol_rank(bpe, symbols, i))
 			heap_push(work, (uint64_t)s->rank << 32 | i);
 		if (s->previous != NONE && symbol_rank(bpe, symbols, s->previous))
 			heap_push(work, (uint64_t)symbols[s->previous].rank << 32 | s->previous);
 	}
-	*ret_n = count;
 	return 0;
 }

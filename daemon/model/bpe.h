@@ -10,11 +10,11 @@
 
 struct error;
 
-struct merge { uint32_t left, right; };
+struct merge { uint32_t left, right, id; };    // id: of the merged token
 
 struct merge_slot {
 	uint64_t pair;         // left << 32 | right
-	uint32_t rank, id;     // of the merged token; id VOCABULARY_NONE = empty slot
+	uint32_t rank;         // VOCABULARY_NONE = empty slot
 };
 
 struct bpe {
@@ -25,18 +25,19 @@ struct bpe {
 	uint32_t byte_ids[256];          // VOCABULARY_NONE where the vocabulary has no token for the byte
 };
 
-// One symbol of a piece while it is merged: a doubly linked list over positions.
+// One symbol of a piece while it is merged, at the index of its first byte: a doubly linked list. Kept small: a piece may be a megabyte.
 struct symbol {
-	uint32_t id, begin, end;         // bytes of the piece
+	uint32_t id, end;                // end: byte after its last
 	uint32_t previous, next;         // indices, VOCABULARY_NONE at the ends
-	uint32_t rank, merged;           // of the merge with `next`, VOCABULARY_NONE = there is none
+	uint32_t rank;                   // of the merge with `next`, VOCABULARY_NONE = there is none
 };
 
 struct bpe_work {                        // reused from piece to piece; zero-initialise
-	struct symbol *symbols;          // the result: a list from 0 along `next`
+	struct symbol *symbols;          // the result: a list from `first` along `next`
 	size_t capacity;
+	uint32_t first;                  // VOCABULARY_NONE when no byte of the piece has a token
 	uint64_t *heap;                  // rank << 32 | position
-	size_t n_heap, heap_capacity;
+	size_t n_heap;
 };
 
 // Room for n_merges; byte_ids from the vocabulary, which must be complete.
@@ -48,6 +49,6 @@ int bpe_append(struct bpe *bpe, const struct vocabulary *v, const char *left, si
 // "left right" in one string.
 int bpe_append_line(struct bpe *bpe, const struct vocabulary *v, const char *line, size_t n, struct error *err);
 
-// Merges the n bytes of a piece into work->symbols; *ret_n = 0 when none of its bytes has a token. -ENOMEM.
-int bpe_encode(const struct bpe *bpe, struct bpe_work *work, const uint8_t *bytes, size_t n, size_t *ret_n);
+// Merges the n bytes of a piece into work->symbols. -ENOMEM.
+int bpe_encode(const struct bpe *bpe, struct bpe_work *work, const uint8_t *bytes, size_t n);
 void bpe_work_done(struct bpe_work *work);

@@ -234,10 +234,8 @@ static size_t unstable_find(const struct source_text *in, size_t at, size_t end,
 		unsigned n;
 		uint32_t c = unicode_utf8_decode(in->bytes + i, &n);
 
-		if (c >= 0x300) {
-			if (unicode_is_unstable(c))
-				return i;
-		}
+		if (unicode_is_unstable(c))
+			return i;
 		*ret_start = i;
 		i += n;
 	}

@@ -60,7 +60,6 @@ static int encode_piece(struct encoding *e, const struct source_text *text, size
 {
 	const struct tokenizer *t = e->tokenizer;
 	uint32_t id = VOCABULARY_NONE;
-	size_t n;
 	int ret = 0;
 
 	if (end - begin == 1)
@@ -69,12 +68,12 @@ static int encode_piece(struct encoding *e, const struct source_text *text, size
 		id = vocabulary_find(&t->vocabulary, text->bytes + begin, end - begin, false);
 	if (id != VOCABULARY_NONE)
 		return token_push(e, id, source_text_begin(text, begin), source_text_end(text, end - 1));
-	if (bpe_encode(&t->bpe, &e->work, (const uint8_t *)text->bytes + begin, end - begin, &n))
+	if (bpe_encode(&t->bpe, &e->work, (const uint8_t *)text->bytes + begin, end - begin))
 		return error_set(e->err, ERROR_MEMORY, NULL, "no memory for a piece of %zu bytes", end - begin);
-	for (uint32_t i = 0; n && i != VOCABULARY_NONE && !ret; i = e->work.symbols[i].next) {
+	for (uint32_t i = e->work.first; i != VOCABULARY_NONE && !ret; i = e->work.symbols[i].next) {
 		const struct symbol *s = &e->work.symbols[i];
 
-		ret = token_push(e, s->id, source_text_begin(text, begin + s->begin), source_text_end(text, begin + s->end - 1));
+		ret = token_push(e, s->id, source_text_begin(text, begin + i), source_text_end(text, begin + s->end - 1));
 	}
 	return ret;
 }
