@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+// The program kdctl as a shell sees it, against a server that plays its part and a store on disk.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "common/cursor.h"
+#include "common/error.h"
+#include "daemon/store/store.h"
+#include "tests/unit/fake_server.h"
+#include "tests/unit/rows_example.h"
+
+struct outcome {
+	int status;
+	char text[16384];        // stdout, then stderr
+};
+
+// `arguments` are a shell's; stdin is empty unless they say otherwise.
+static struct outcome run(const char *server, const char *arguments)
+{
+	static struct outcome o;
+	char command[1024];
+	const char *build = getenv("top_builddir");
+	snprintf(command, sizeof command, "KDSERVED_SERVER='%s' '%s/kdctl' %s </dev/null 2>&1", server, build ? build : ".", arguments);
+	fflush(stdout);
+	FILE *f = popen(command, "re");
+	assert_non_null(f);
+	size_t n = fread(o.text, 1, sizeof o.text - 1, f);
+	o.text[n] = '\0';
+	int status = pclose(f);
+	o.status = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+	return o;
+}
+
+static void expect(struct outcome o, int status, const char *text)
+{
+	if (o.status != status || !strstr(o.text, text))
+		fail_msg("status %d (want %d), output: %s (want: %s)", o.status, status, o.text, text);
+}
+
+static void expect_one_line(struct outcome o, int status, const char *text)
+{
+	expect(o, status, text);
+	assert_ptr_equal(strchr(o.text, '\n'), o.text + strlen(o.text) - 1);
+}
+
+static void wrong_usage_is_one_line_and_2(void **state)
+{
+	(void)state;
+	const char *const cases[][2] = {
+		{"", "a command is expected"}, {"frobnicate", "frobnicate: no such command"}, {"--frob status", "--frob"}, {"status extra", "extra"},
+		{"score", "one FILE is expected"}, {"score a b", "one FILE is expected"}, {"score --length 0 a", "--length 0"},
+		{"score --length 1.5 a", "--length 1.5"}, {"score --top-k x a", "--top-k x"}, {"score --values f8 a", "f16 or f32"},
+		{"score --temperatures 1,0 a", "--temperatures 1,0"}, {"score --length", "value is missing"}, {"generate", "--prompt TEXT is expected"},
+		{"generate --prompt x --tokens -1", "-1: not a number"}, {"train", "one RUN.conf is expected"}, {"train --name ../x a", "--name ../x"},
+		{"runs a b", "stop ID is expected"}, {"store", "are expected"}, {"store ls", "are expected"}, {"store frob /tmp", "frob"},
+	};
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+		expect_one_line(run("unix:/nonexistent/s", cases[i][0]), 2, cases[i][1]);
+}
+
+static void help_and_version_are_0(void **state)
+{
+	(void)state;
+	expect(run("", "--version"), 0, "kdctl ");
+	expect(run("", "--help"), 0, "Usage: kdctl");
+	const char *const commands[] = {"status", "model", "score", "generate", "train", "runs", "store"};
+	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+		char arguments[64];
+		snprintf(arguments, sizeof arguments, "%s --help", commands[i]);
+		expect(run("", arguments), 0, "Usage: kdctl");
+	}
+}
+
+static void absent_server_is_one_line_and_1(void **state)
+{
+	(void)state;
+	expect_one_line(run("unix:/nonexistent/s", "status"), 1, "kdctl: status: cannot connect to unix:/nonexistent/s: No such file or directory");
+	expect_one_line(run("ftp:x", "status"), 1, "unix:PATH or tcp:HOST:PORT is expected");
+	expect_one_line(run("unix:/nonexistent/s", "--token-file /nonexistent/t status"), 1, "/nonexistent/t");
+}
+
+static void reply(struct fake_server *s, uint64_t id, uint32_t status, const char *text)
+{
+	uint8_t body[1024];
+	struct writer w = writer_init(body, sizeof body);
+	struct frame_reply m = {.status = status, .body = (char *)text, .body_bytes = strlen(text)};
+	frame_reply_encode(&m, &w);
+	fake_server_send(s, FRAME_REPLY, id, body, w.position);
+}
+
+// What each control resource answers. A run is running when first looked at, then at its end.
+static void answer_call(struct fake_server *s, uint64_t id, const struct frame_call *call, int *n_looks)
+{
+	if (strcmp(call->path, "/v1/tokenize") == 0)
+		reply(s, id, 200, "{\"tokens\":[1,2,3,4,5],\"offsets\":[]}");
+	else if (strcmp(call->path, "/v1/detokenize") == 0)
+		reply(s, id, 200, strcmp(call->body, "{\"tokens\":[0,0,0]}") == 0 ? "{\"text\":\"la la la\"}" : "{\"text\":\"?\"}");
+	else if (strcmp(call->path, "/v1/model") == 0)
+		reply(s, id, 200, "{\"id\":\"abc\",\"eos_id\":7,\"shape\":{\"layers\":2}}");
+	else if (strcmp(call->path, "/v1/runs") == 0 && strcmp(call->method, "POST") == 0)
+		reply(s, id, strstr(call->body, "steps = 3") ? 201 : 400, strstr(call->body, "steps = 3") ? "{\"id\":\"r1\",\"state\":\"queued\"}" :
+		      "{\"error\":{\"code\":\"invalid\",\"message\":\"no steps\",\"field\":\"steps\"}}");
+	else if (strcmp(call->path, "/v1/runs") == 0)
+		reply(s, id, 200, "{\"runs\":[{\"id\":\"r1\",\"state\":\"running\",\"progress\":{\"step\":1,\"steps\":3,\"loss\":2.5}}]}");
+	else if (strcmp(call->path, "/v1/runs/r1") == 0)
+		reply(s, id, 200, (*n_looks)++ ? "{\"id\":\"r1\",\"state\":\"failed\",\"reason\":\"the corpus is empty\"}" :
+		      "{\"id\":\"r1\",\"state\":\"running\"}");
+	else
+		reply(s, id, 404, "{\"error\":{\"code\":\"not_found\",\"message\":\"no such resource\"}}");
+}
+
+static void play(struct fake_server *s)
+{
+	int n_looks = 0;
+	for (;;) {
+		uint8_t *body;
+		struct frame_score score = {0};
+		struct frame_call call = {0};
+		struct frame f = fake_server_read(s, &body);
+		if (f.kind == FRAME_SCORE && frame_score_decode(body, f.body_bytes, &score, NULL) == 0) {
+			for (uint32_t i = score.n_sequences; i--;)
+				fake_server_send_answer(s, f.request_id, &score, i, i);
+			fake_server_send(s, FRAME_DONE, f.request_id, NULL, 0);
+		} else if (f.kind == FRAME_CALL && frame_call_decode(body, f.body_bytes, &call, NULL) == 0) {
+			answer_call(s, f.request_id, &call, &n_looks);
+		}
+		frame_score_done(&score);
+		frame_call_done(&call);
+		free(body);
+		if (!f.kind)
+			return;
+	}
+}
+
+static struct outcome run_with_server(const char *arguments)
+{
+	struct fake_server s = {.play = play};
+	fake_server_open(&s);
+	struct outcome o = run(s.address, arguments);
+	fake_server_close(&s);
+	return o;
+}
+
+// Runs "kdctl ARGUMENTS FILE" with a file of that text.
+static struct outcome run_with_file(const char *arguments, const char *name, const char *text)
+{
+	char directory[] = "/tmp/kdserved-test-XXXXXX", path[128], all[512];
+	assert_non_null(mkdtemp(directory));
+	snprintf(path, sizeof path, "%s/%s", directory, name);
+	snprintf(all, sizeof all, "%s %s", arguments, path);
+	FILE *f = fopen(path, "w");
+	assert_non_null(f);
+	fputs(text, f);
+	assert_int_equal(fclose(f), 0);
+	struct outcome o = run_with_server(all);
+	unlink(path);
+	rmdir(directory);
+	return o;
+}
+
+static void shows_what_the_server_says(void **state)
+{
+	(void)state;
+	expect(run_with_server("model"), 0, "shape.layers             2\n");
+	expect(run_with_server("--json model"), 0, "{\"id\":\"abc\",\"eos_id\":7,\"shape\":{\"layers\":2}}\n");
+	expect_one_line(run_with_server("status"), 1, "no such resource");
+	expect(run_with_server("runs"), 0, "r1                       running             1/3     2.5000");
+}
+
+static void scores_texts_and_token_lists(void **state)
+{
+	(void)state;
+	// The fake teacher: lse of row i is 5 + i, own logit 2; rows with a follower: 0 and 1 of windows of 3.
+	struct outcome o = run_with_file("--json score --length 3 --top-k 2", "text", "whatever");
+	expect(o, 0, "\"sequence\":0,\"tokens\":3,\"positions\":3,\"cached\":false,\"nll\":7.000000,\"scored_tokens\":2");
+	expect(o, 0, "\"sequence\":1,\"tokens\":2,\"positions\":2,\"cached\":true,\"nll\":3.000000,\"scored_tokens\":1");
+	expect(o, 0, "\"positions\":5,");
+	expect(o, 0, "\"cached_percent\":50.0");
+	expect(o, 0, "\"perplexity\":28.0316");    // exp(10 / 3)
+	expect(run_with_file("score --length 3 --top-k 2", "text", "whatever"), 0, "perplexity               28.0316");
+	expect(run_with_file("--json score --top-k 2", "some.jsonl", "{\"tokens\":[5,6]}\n\n{\"text\":\"x\"}\n"), 0, "\"sequence\":1,\"tokens\":5");
+	expect(run_with_file("score --lines", "text", "{\"text\":1}\n"), 1, "line 1: ");
+	expect(run_with_file("score --lines", "text", "{\"tokens\":[-1]}\n"), 1, "tokens[0]: not a token id");
+	expect(run_with_file("score --top-k 2 --lines", "text", "{\"tokens\":[1000]}\n"), 1, "sequences[0].tokens[0]: id 1000 is outside the vocabulary (1000)");
+	expect(run_with_file("score", "text", "\xff\xfe"), 1, "not UTF-8");
+	expect(run_with_file("score", "text", ""), 1, "there is nothing to score");
+	expect(run_with_file("score --top-k 9", "text", "x"), 1, "top_k: 9 is over the limit (8)");
+}
+
+static void generates_until_it_has_enough(void **state)
+{
+	(void)state;
+	expect(run_with_server("generate --prompt hum --tokens 3 --temperature 0"), 0, "la la la\n");
+	expect(run_with_server("--json generate --prompt hum --tokens 3 --temperature 0"), 0, "\"tokens\":[0,0,0],\"text\":\"la la la\"");
+}
+
+static void follows_a_run_to_its_end(void **state)
+{
+	(void)state;
+	struct outcome o = run_with_file("train", "run.conf", "steps = 3\n");
+	expect(o, 1, "run                      r1\n");
+	expect(o, 1, "kdctl: train: run r1 failed: the corpus is empty\n");
+	expect(run_with_file("train --detach", "run.conf", "steps = 3\n"), 0, "r1\n");
+	expect_one_line(run_with_file("train", "run.conf", "x\n"), 1, "kdctl: train: steps: no steps");
+	expect_one_line(run_with_server("runs ../model"), 1, "not the id of a run");
+}
+
+static void fill_store(const char *directory)
+{
+	struct store_options options = {.directory = directory};
+	struct store *store;
+	assert_int_equal(store_open(&options, &store, NULL), 0);
+	for (int i = 0; i < 3; i++) {
+		struct query q = {.last = -1, .top_k = 4, .own = true};
+		struct record_rows *rows = i ? rows_random((uint64_t)i, &q, 9, 100, i == 2) : rows_example();
+		struct record *record;
+		assert_int_equal(record_encode(rows, &record, NULL), 0);
+		assert_int_equal(store_append(store, record, STORE_FLUSHED, NULL, NULL, NULL), 0);
+		record_unref(record);
+		record_rows_free(rows);
+	}
+	store_close(store);
+}
+
+// Flips a bit of the second record: its magic is found in the shard.
+static void damage_store(const char *directory)
+{
+	char path[256], bytes[65536];
+	snprintf(path, sizeof path, "%s/00000000.shard", directory);
+	FILE *f = fopen(path, "r+");
+	assert_non_null(f);
+	size_t n = fread(bytes, 1, sizeof bytes, f);
+	char *first = memmem(bytes, n, "KDRC", 4);
+	assert_non_null(first);
+	char *second = memmem(first + 4, n - (size_t)(first + 4 - bytes), "KDRC", 4);
+	assert_non_null(second);
+	long at = second + 150 - bytes;
+	assert_int_equal(fseek(f, at, SEEK_SET), 0);
+	fputc(bytes[at] ^ 1, f);
+	assert_int_equal(fclose(f), 0);
+}
+
+static struct outcome run_store(const char *action, const char *directory, const char *rest)
+{
+	char arguments[256];
+	snprintf(arguments, sizeof arguments, "%s %s %s", action, directory, rest);
+	return run("", arguments);
+}
+
+static void looks_into_a_store(void **state)
+{
+	(void)state;
+	char directory[] = "/tmp/kdserved-test-XXXXXX", command[128];
+	assert_non_null(mkdtemp(directory));
+	fill_store(directory);
+	expect(run_store("store ls", directory, ""), 0, "3 records, 20 rows");
+	expect(run_store("store verify", directory, ""), 0, "3 records verified, 20 rows");
+	struct outcome o = run_store("store cat", directory, "b96fc4569b63");
+	expect(o, 0, "\"tokens\":[3,1,4]");
+	expect(o, 0, "\"ids\":[7,4],\"logits\":[2.0,1.0],\"own_logit\":1.0");
+	expect(o, 0, "\"own_logit\":null");
+	expect(run_store("store cat", directory, ""), 0, "{\"status\":\"not_finite\"}");
+	expect(run_store("store cat", directory, "ffff00"), 1, "no record whose key begins so");
+	expect(run_store("--json store ls", directory, ""), 0, "\"damaged\":0");
+	damage_store(directory);
+	o = run_store("store verify", directory, "");
+	expect(o, 1, "00000000.shard:");
+	expect(o, 1, "2 records verified");
+	expect(o, 1, "1 damaged");
+	expect(run_store("store ls", "/nonexistent", ""), 1, "no such directory");
+	snprintf(command, sizeof command, "rm -r '%s'", directory);
+	assert_int_equal(system(command), 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(wrong_usage_is_one_line_and_2),
+		cmocka_unit_test(help_and_version_are_0),
+		cmocka_unit_test(absent_server_is_one_line_and_1),
+		cmocka_unit_test(shows_what_the_server_says),
+		cmocka_unit_test(scores_texts_and_token_lists),
+		cmocka_unit_test(generates_until_it_has_enough),
+		cmocka_unit_test(follows_a_run_to_its_end),
+		cmocka_unit_test(looks_into_a_store),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
