@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both doors of a running daemon: the same numbers, the resources, sharing of forward passes, streams and cancels."""
+import base64
+import json
+import struct
+import threading
+import unittest
+
+import kdserved
+from kdserved import Daemon, as_f32, decode_record, wait_until
+
+TEXT = "the cat and the dog in the garden"
+
+
+class Doors(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.daemon = Daemon("--max-tokens", "512")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.daemon.stop()
+
+    def test_both_doors_give_the_same_numbers(self):
+        tokens = [5, 17, 200, 3, 99, 256, 258]
+        status, reply = self.daemon.post("/v1/score", {"sequences": [{"tokens": tokens}, {"tokens": [1, 2]}], "top_k": 7, "own": True, "entropy": True,
+                                                       "temperatures": [2.0, 1.0]})
+        self.assertEqual(status, 200, reply)
+        with self.daemon.client() as c:
+            answers = c.score([tokens, [1, 2]], top_k=7, own=True, entropy=True, temperatures=(1.0, 2.0))
+        for i in range(2):
+            self.assertEqual([as_f32(r) for r in reply["sequences"][i]["rows"]], decode_record(answers[i][1]))
+            self.assertEqual(len(reply["sequences"][i]["rows"]), [7, 2][i])
+
+    def test_alone_or_in_company_a_sequence_gets_the_same_bytes(self):
+        with self.daemon.client() as c:
+            alone = c.score([[7, 8, 9]], top_k=5)[0][1]
+            company = c.score([[1] * 40, [7, 8, 9], list(range(100))], top_k=5)
+        self.assertEqual(company[1][1], alone)
+
+    def test_text_is_tokenized_with_offsets(self):
+        status, reply = self.daemon.post("/v1/score", {"sequences": [{"text": TEXT}], "own": True})
+        self.assertEqual(status, 200, reply)
+        one = reply["sequences"][0]
+        status, tok = self.daemon.post("/v1/tokenize", {"text": TEXT})
+        self.assertEqual((status, tok["tokens"], tok["offsets"]), (200, one["tokens"], one["offsets"]))
+        self.assertEqual("".join(TEXT[a:b] for a, b in one["offsets"]), TEXT)
+        self.assertIsNone(one["rows"][-1]["own_logit"])
+        status, back = self.daemon.post("/v1/detokenize", {"tokens": one["tokens"]})
+        self.assertEqual((status, back), (200, {"text": TEXT}))
+
+    def test_first_and_last_choose_rows(self):
+        tokens = [9, 8, 7, 6, 5]
+        _, whole = self.daemon.post("/v1/score", {"sequences": [{"tokens": tokens}], "top_k": 3})
+        _, part = self.daemon.post("/v1/score", {"sequences": [{"tokens": tokens}], "top_k": 3, "first": -4, "last": 2})
+        self.assertEqual(part["sequences"][0]["rows"], whole["sequences"][0]["rows"][1:3])
+        self.assertEqual((part["sequences"][0]["first"], part["sequences"][0]["last"]), (1, 2))
+
+    def test_base64_holds_the_same_numbers(self):
+        ask = {"sequences": [{"tokens": [4, 5, 6]}], "top_k": 2, "own": True, "entropy": True}
+        _, plain = self.daemon.post("/v1/score", ask)
+        _, packed = self.daemon.post("/v1/score", dict(ask, encoding="base64"))
+        one = packed["sequences"][0]
+
+        def column(name, letter):
+            data = base64.b64decode(one[name]["data"], validate=True)
+            return struct.unpack("<%d%s" % (len(data) // struct.calcsize(letter), letter), data)
+        rows = [as_f32(r) for r in plain["sequences"][0]["rows"]]
+        self.assertEqual(one["ids"]["shape"], [3, 2])
+        self.assertEqual(list(column("ids", "I")), sum((r["ids"] for r in rows), []))
+        self.assertEqual(list(column("logits", "f")), sum((r["logits"] for r in rows), []))
+        self.assertEqual(list(column("lse", "f")), sum((r["lse"] for r in rows), []))
+        self.assertEqual(list(column("entropy", "f")), [r["entropy"] for r in rows])
+        self.assertEqual(list(column("status", "B")), [0, 0, 0])
+
+    def test_resources_answer_on_both_doors(self):
+        self.assertEqual(self.daemon.get("/live"), (200, {"live": True}))
+        self.assertEqual(self.daemon.get("/ready"), (200, {"ready": True}))
+        status, model = self.daemon.get("/v1/model")
+        self.assertEqual(status, 200)
+        for key in ("id", "tokenizer_id", "architecture", "vocab_size", "context_length", "n_parameters", "dtype", "device"):
+            self.assertIn(key, model)
+        with self.daemon.client() as c:
+            status, body = c.call("GET", "/v1/model")
+            self.assertEqual((status, json.loads(body)["id"]), (200, model["id"]))
+            self.assertEqual(c.welcome[4:36].hex(), model["id"])
+            status, body = c.call("GET", "/v1/tokenizer")
+            self.assertEqual((status, json.loads(body)["model"]["type"]), (200, "BPE"))
+            self.assertEqual(c.call("GET", "/nowhere")[0], 404)
+            status, body = c.call("POST", "/v1/score", b"{}")
+            self.assertEqual((status, json.loads(body)["error"]["code"]), (422, "unsupported"))
+        self.assertEqual(self.daemon.get("/v1/status")[1]["ready"], True)
+        self.assertEqual(self.daemon.http("HEAD", "/live")[0], 200)
+        self.assertEqual(self.daemon.get("/v1/runs")[0], 422)    # no runs directory
+
+    def test_ping_comes_back(self):
+        with self.daemon.client() as c:
+            c.send(kdserved.PING, 77, b"hello")
+            self.assertEqual(c.receive(), (kdserved.PONG, 77, b"hello"))
+
+    def test_several_requests_in_flight_on_one_connection(self):
+        with self.daemon.client() as c:
+            ids = [c.start_score([[i + 1, 2, 3]] * 3, top_k=2) for i in range(20)]
+            done, answers = set(), {}
+            while len(done) < len(ids):
+                kind, request_id, body = c.receive()
+                if kind == kdserved.DONE:
+                    done.add(request_id)
+                else:
+                    self.assertEqual(kind, kdserved.ANSWER)
+                    answers.setdefault(request_id, set()).add(struct.unpack("<I", body[:4])[0])
+        self.assertEqual(answers, {i: {0, 1, 2} for i in ids})
+
+    def test_connections_share_forward_passes(self):
+        def mixed():
+            return self.daemon.metrics()["kd_forward_mixed_passes_total"]
+        before = mixed()
+
+        def ask():
+            with self.daemon.client() as c:
+                c.score([[i, 1, 2, 3] for i in range(50)], top_k=1)
+
+        def shared():
+            threads = [threading.Thread(target=ask) for _ in range(6)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+            return mixed() > before
+        wait_until(shared, "a forward pass with sequences of two connections")
+
+    def test_accounts_add_up(self):
+        self.daemon.post("/v1/score", {"sequences": []})
+        self.daemon.post("/v1/score", {"sequences": [{"tokens": [1]}], "top_k": 1})
+        m = self.daemon.metrics()
+        for door in ("http", "socket"):
+            parts = [m['kd_requests_%s{door="%s"}' % (name, door)] for name in ("answered_total", "rejected_total", "cancelled_total", "in_flight")]
+            self.assertEqual(m['kd_requests_accepted_total{door="%s"}' % door], sum(parts))
+        self.assertGreaterEqual(m['kd_requests_errors_total{code="invalid"}'], 1)
+        self.assertGreaterEqual(m["kd_request_seconds_count"], 1)
+
+    def test_a_cancelled_request_ends(self):
+        with self.daemon.client() as c:
+            request_id = c.start_score([[i % 250] * 200 for i in range(100)], top_k=100)
+            c.send(kdserved.CANCEL, request_id)
+            kind = kdserved.ANSWER
+            while kind == kdserved.ANSWER:
+                kind, got, body = c.receive()
+                self.assertEqual(got, request_id)
+            if kind == kdserved.ERROR:    # else it was complete before the cancel came
+                self.assertEqual(kdserved.ProtocolError(body).code, "cancelled")
+            else:
+                self.assertEqual(kind, kdserved.DONE)
+            self.assertEqual(len(c.score([[1, 2]], top_k=1)), 1)
+
+    def test_a_client_that_leaves_frees_its_budget(self):
+        c = self.daemon.client()
+        c.start_score([[i % 250] * 300 for i in range(200)], top_k=200)
+        c.socket.close()
+        wait_until(lambda: self.daemon.metrics()["kd_reserved_bytes"] == 0, "the budget to be free again")
+
+    def test_a_slow_reader_does_not_block_others(self):
+        with self.daemon.client() as slow, self.daemon.client() as quick:
+            request_id = slow.start_score([[i % 250] * 256 for i in range(100)], top_k=250)    # far more than socket buffers hold
+            for i in range(20):
+                self.assertEqual(len(quick.score([[i + 1, 2]], top_k=1)), 1)
+            self.assertEqual(len(slow.finish_score(request_id)), 100)
+
+    def test_deadline(self):
+        with self.daemon.client() as c:
+            big = c.start_score([[i % 250] * 256 for i in range(200)], top_k=100)
+            late = c.start_score([[1, 2, 3]] * 3, top_k=1, deadline_ms=1)
+            ended, errors = set(), []
+            while ended != {big, late}:
+                kind, request_id, body = c.receive()
+                if kind == kdserved.DONE:
+                    ended.add(request_id)
+                elif kind == kdserved.ERROR:
+                    errors.append((request_id, kdserved.ProtocolError(body).code))
+            self.assertEqual(set(errors), {(late, "deadline")})
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
