@@ -5,7 +5,7 @@
 
 #include "common/error.h"
 
-#define OPTION(type, field, name, min, max, fallback, choices, unit, help) \
+#define OPTION(field, name, type, min, max, fallback, choices, unit, help) \
 	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct run_settings, field)},
 static const struct config_option table[] = {
 #include "daemon/worker/run.def"
