@@ -67,7 +67,7 @@ static json_t *report_to_json(const struct progress_report *r)
 			      (json_int_t)r->steps, "positions", (json_int_t)r->n_positions, "masked", (json_int_t)r->n_masked);
 	if (!j)
 		return NULL;
-	if (r->step) {
+	if (r->tokens_per_second > 0) {        // not before the first step of this process
 		number_add(j, "loss", r->loss);
 		number_add(j, "kd", r->kd);
 		number_add(j, "ce", r->ce);

@@ -208,9 +208,9 @@ static int evaluate(struct trainer *t, struct error *err)
 		s->before = s->last;
 	if (s->n_evaluations++ == 0 || s->last.kl < s->best.kl)
 		s->best = s->last;
-	log_info("step %llu/%llu: loss %.4f, held-out KL to the teacher %.4f (%.4f before), perplexity %.2f (teacher %.2f), agreement %.1f %%",
-		 (unsigned long long)s->step, (unsigned long long)t->steps, t->report.loss, s->last.kl, s->before.kl, exp(s->last.ce),
-		 exp(s->last.teacher_ce), 100 * s->last.agreement);
+	log_info("step %llu/%llu: held-out KL to the teacher %.4f (%.4f before), perplexity %.2f (teacher %.2f), agreement %.1f %%",
+		 (unsigned long long)s->step, (unsigned long long)t->steps, s->last.kl, s->before.kl, exp(s->last.ce), exp(s->last.teacher_ce),
+		 100 * s->last.agreement);
 	return 0;
 }
 

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// Training speed of the worker's student without a server: answers are made up, since speed does not depend on values here. Prints one
+// CSV row: bench_train [DEVICE [THREADS [STEPS]]]. The student: 8 layers, width 384, feed-forward 1024, 49152 tokens, tied head
+// (33.0 million parameters); 4 sequences of 512 tokens, top-k 64.
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "common/error.h"
+#include "common/record.h"
+#include "daemon/model/config.h"
+#include "daemon/worker/optimizer.h"
+#include "daemon/worker/student.h"
+
+#define LENGTH 512
+#define BATCH 4
+#define TOP_K 64
+#define VOCABULARY 49152
+
+static const struct architecture architecture = {
+	.name = "llama", .n_layers = 8, .width = 384, .ffn_width = 1024, .n_heads = 6, .n_kv_heads = 6, .head_size = 64,
+	.vocab_size = VOCABULARY, .context_length = LENGTH, .norm_epsilon = 1e-5f, .rope_theta = 10000, .tied_head = true, .bos_id = -1,
+	.eos_id = -1,
+};
+
+static double clock_seconds(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static int answer_make(uint32_t seed, struct record_rows **ret, struct error *err)
+{
+	static uint32_t tokens[LENGTH];
+	struct sequence s = {tokens, LENGTH};
+	struct query_limits limits = {LENGTH, TOP_K, VOCABULARY};
+	struct content_id teacher = {{1}};
+	struct query q;
+	for (int i = 0; i < LENGTH; i++)
+		tokens[i] = (seed = seed * 1664525u + 1013904223u) % VOCABULARY;
+	query_init(&q);
+	q.top_k = TOP_K;
+	q.last = -2;
+	int r = query_check(&q, &s, &limits, NULL, err);
+	r = r ? r : record_rows_new(&teacher, VOCABULARY, &s, &q, ret, err);
+	for (uint32_t i = 0; r == 0 && i < (*ret)->n_rows; i++) {
+		for (uint32_t k = 0; k < TOP_K; k++) {
+			(*ret)->ids[i * TOP_K + k] = k * (VOCABULARY / TOP_K) + tokens[i] % (VOCABULARY / TOP_K);
+			(*ret)->logits[i * TOP_K + k] = 8.f - 0.1f * (float)k;
+		}
+		(*ret)->lse[i] = 11;
+	}
+	return r;
+}
+
+static int bench(struct student *s, struct record_rows *const *answers, int steps, struct error *err)
+{
+	struct optimizer_options o = {.learning_rate = 1e-4, .min_ratio = 1, .steps = (uint64_t)steps, .beta1 = .9, .beta2 = .95, .epsilon = 1e-8,
+				      .weight_decay = .1, .clip = 1};
+	double best = 1e9, total = 0, optimizer = 0, norm;
+	for (int i = 0; i <= steps; i++) {     // the first one warms up
+		struct student_sums sums = {0};
+		double begin = clock_seconds();
+		int r = student_train(s, (const struct record_rows *const *)answers, BATCH, &sums, err);
+		double middle = clock_seconds();
+		r = r ? r : optimizer_step(&o, student_weights(s), (uint64_t)i + 1, sums.n_positions, &norm, err);
+		if (r)
+			return r;
+		double end = clock_seconds();
+		if (i == 0)
+			continue;
+		best = end - begin < best ? end - begin : best;
+		total += end - begin;
+		optimizer += end - middle;
+	}
+	printf("device,parameters,tokens_per_step,top_k,steps,tokens_per_second,best_tokens_per_second,optimizer_ms\n");
+	printf("\"%s\",%llu,%d,%d,%d,%.0f,%.0f,%.1f\n", student_device(s), (unsigned long long)architecture_n_parameters(&architecture),
+	       BATCH * LENGTH, TOP_K, steps, steps * BATCH * LENGTH / total, BATCH * LENGTH / best, 1000 * optimizer / steps);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	struct error err = {0};
+	struct record_rows *answers[BATCH] = {NULL};
+	struct student *s = NULL;
+	struct student_options o = {.device = argc > 1 ? argv[1] : "cpu", .n_threads = argc > 2 ? (uint32_t)atoi(argv[2]) : 0,
+				    .sequence_length = LENGTH, .micro_batch = BATCH, .top_k = TOP_K, .seed = 1,
+				    .loss = {.kd_weight = 1, .ce_weight = .1, .temperature = 1, .t2_scale = true}};
+	int r = 0;
+	for (uint32_t i = 0; r == 0 && i < BATCH; i++)
+		r = answer_make(i, &answers[i], &err);
+	r = r ? r : student_open(&o, &architecture, NULL, &s, &err);
+	r = r ? r : bench(s, answers, argc > 3 ? atoi(argv[3]) : 5, &err);
+	if (r)
+		fprintf(stderr, "bench_train: %s\n", err.message);
+	student_close(s);
+	for (int i = 0; i < BATCH; i++)
+		record_rows_free(answers[i]);
+	return r ? EXIT_FAILURE : EXIT_SUCCESS;
+}
