@@ -271,6 +271,7 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	if (r)
 		return r;
 	t->report.device = student_device(t->student);
+	t->report.n_parameters = student_weights(t->student)->parameters->n_values;
 	t->asked = t->state.position;
 	t->rows = calloc((size_t)t->settings->micro_batch, sizeof *t->rows);
 	return t->rows ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");

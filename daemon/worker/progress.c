@@ -63,8 +63,8 @@ static void evaluations_add(json_t *j, const struct progress_report *r)
 
 static json_t *report_to_json(const struct progress_report *r)
 {
-	json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I}", "state", r->state, "device", r->device, "step", (json_int_t)r->step, "steps",
-			      (json_int_t)r->steps, "positions", (json_int_t)r->n_positions, "masked", (json_int_t)r->n_masked);
+	json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "state", r->state, "device", r->device, "step", (json_int_t)r->step, "steps",
+			      (json_int_t)r->steps, "positions", (json_int_t)r->n_positions, "masked", (json_int_t)r->n_masked, "n_parameters", (json_int_t)r->n_parameters);
 	if (!j)
 		return NULL;
 	if (r->tokens_per_second > 0) {        // not before the first step of this process
@@ -75,6 +75,7 @@ static json_t *report_to_json(const struct progress_report *r)
 		number_add(j, "gradient_norm", r->gradient_norm);
 		number_add(j, "tokens_per_second", r->tokens_per_second);
 	}
+	number_add(j, "seconds", r->seconds);
 	number_add(j, "teacher_wait_share", r->wait_share);
 	number_add(j, "cached_share", r->cached_share);
 	if (r->eta_seconds >= 0)

@@ -15,7 +15,9 @@ struct progress_report {
 	uint64_t step, steps;
 	double loss, kd, ce;                   // means over the positions of this step
 	double learning_rate, gradient_norm, tokens_per_second;
+	uint64_t n_parameters;                 // of the student
 	uint64_t n_positions, n_masked;        // of the whole run
+	double seconds;                        // in training steps, of the whole run
 	double wait_share;                     // of the time, spent waiting for the teacher
 	double cached_share;                   // of the answers, that came from a store
 	uint64_t n_evaluations;

@@ -45,6 +45,7 @@ void trainer_say(struct trainer *t, const char *state)
 	r->steps = t->steps;
 	r->n_positions = t->state.n_positions;
 	r->n_masked = t->state.n_masked;
+	r->seconds = t->state.seconds;
 	r->cached_share = stats.n_answers ? (double)stats.n_cached / (double)stats.n_answers : 0;
 	r->wait_share = t->state.seconds > 0 ? t->waited / t->state.seconds : 0;
 	r->n_evaluations = t->state.n_evaluations;

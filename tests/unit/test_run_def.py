@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every row of daemon/worker/run.def is described in kdserved-worker.8 with its default, and nothing else is; recipes use known keys."""
+import glob
+import os
+import re
+import sys
+import unittest
+
+TOP = os.environ.get("top_srcdir", os.path.join(os.path.dirname(__file__), "..", ".."))
+
+
+def read(path):
+    with open(os.path.join(TOP, path), encoding="utf-8") as f:
+        return f.read()
+
+
+def rows():
+    found = re.findall(r'^OPTION\(\w+, "([a-z0-9-]+)", \w+, [^,]+, [^,]+, "([^"]*)"', read("daemon/worker/run.def"), re.M)
+    assert len(found) == read("daemon/worker/run.def").count("\nOPTION("), "a row this test cannot read"
+    return dict(found)
+
+
+class RunDef(unittest.TestCase):
+    def test_manual_has_each_setting_and_its_default(self):
+        section = read("man/kdserved-worker.8").split(".SH SETTINGS")[1].split(".SH ")[0].replace("\\-", "-")
+        described = {m[0]: m[1] for m in re.findall(r'^\.BR ([a-z0-9-]+)(?: " = ([^"]*)")?$', section, re.M)}
+        self.assertEqual(described, rows())
+
+    def test_recipes_use_known_keys(self):
+        recipes = glob.glob(os.path.join(TOP, "etc/recipes/*.conf"))
+        self.assertTrue(recipes)
+        for path in recipes:
+            for line in read(path).splitlines():
+                if "=" in line and not line.startswith("#"):
+                    self.assertIn(line.split("=")[0].strip(), rows(), path)
+
+
+if __name__ == "__main__":
+    sys.exit(not unittest.main(exit=False).result.wasSuccessful())
