@@ -235,11 +235,13 @@ static int steps_run(struct trainer *t, struct error *err)
 		bool last = t->state.step == t->steps;
 		if (last || due(s->evaluate_every, t->state.step))
 			r = evaluate(t, err);
-		if (r == 0 && (last || due(s->checkpoint_every, t->state.step)))
+		if (r)
+			return r;
+		trainer_say(t, "running");     // before the checkpoint: a resumed run repeats steps, it never leaves one out
+		if (last || due(s->checkpoint_every, t->state.step))
 			r = checkpoint(t, err);
 		if (r)
 			return r;
-		trainer_say(t, "running");
 	}
 	return 0;
 }

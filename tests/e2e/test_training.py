@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run from corpus to student: through the daemon and by hand, over the binary door, killed and resumed."""
+import json
+import os
+import signal
+import subprocess
+import time
+import unittest
+
+import kdserved
+import tiny_model
+
+WORKER = os.path.join(kdserved.BUILD, "kdserved-worker")
+WORDS = "the tin hen and then an onion in the inn near them on the thin path another hand than the winter there over".split()
+FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+def corpus(n_words=12000):
+    """Text with structure to learn, from a generator without a seed to forget."""
+    state, words = 1, []
+    for _ in range(n_words):
+        state = (state * 1103515245 + 12345) % 2 ** 31
+        words.append(WORDS[(state >> 16) % len(WORDS)])
+    return "\n".join(" ".join(words[i:i + 12]) + "." for i in range(0, n_words, 12))
+
+
+def settings(directory, **more):
+    path = os.path.join(directory, "corpus.txt")
+    with open(path, "w") as f:
+        f.write(corpus())
+    keys = {"corpus": path, "sequence-length": 48, "micro-batch": 4, "accumulate": 2, "steps": 24, "warmup": 3, "learning-rate": 0.01,
+            "student-width": 32, "student-layers": 2, "student-heads": 4, "student-kv-heads": 2, "student-ffn-width": 64,
+            "student-context": 64, "top-k": 16, "ce-weight": 0.1, "temperature": 2, "evaluate-every": 8, "checkpoint-every": 6,
+            "held-out-max": 8, "threads": 1}
+    keys.update({k.replace("_", "-"): v for k, v in more.items()})
+    return "".join("%s = %s\n" % (k, v) for k, v in keys.items())
+
+
+def metrics(directory):
+    """step -> its numbers, the last time it was reported"""
+    steps = {}
+    with open(os.path.join(directory, "metrics.jsonl")) as f:
+        for line in f:
+            report = json.loads(line)
+            if "loss" in report:
+                steps[report["step"]] = {k: report[k] for k in ("loss", "kd", "ce", "gradient_norm", "learning_rate", "held_out_kl")}
+    return steps
+
+
+def read(*path):
+    with open(os.path.join(*path), "rb") as f:
+        return f.read()
+
+
+class Training(unittest.TestCase):
+    def worker(self, daemon, output, text, *arguments):
+        config = output + ".conf"
+        with open(config, "w") as f:
+            f.write(text)
+        return subprocess.Popen([WORKER, "--config", config, "--output", output, "--server", "unix:" + daemon.socket_path, *arguments],
+                                stderr=subprocess.PIPE, text=True)
+
+    def finish(self, process, expect=0):
+        _, err = process.communicate(timeout=kdserved.PATIENCE)
+        self.assertEqual(process.returncode, expect, err)
+        self.assertNotIn("Sanitizer", err)
+        return err
+
+    def test_a_run_of_the_daemon_learns_and_leaves_a_student(self):
+        with kdserved.Daemon() as first:
+            directory, store = os.path.join(first.directory, "runs"), os.path.join(first.directory, "own")
+            with kdserved.Daemon("--runs", directory, "--worker", WORKER, "--store", os.path.join(first.directory, "kept"),
+                                 model=first.model) as daemon:
+                status, made = daemon.post("/v1/runs", {"name": "learn", "config": settings(first.directory, store=store)})
+                self.assertIn(status, (200, 201, 202), made)
+                run = kdserved.wait_until(lambda: self.ended(daemon, "learn"), "the run to end")
+                self.assertEqual(run["state"], "succeeded", run)
+                said = run["progress"]
+                self.assertEqual((said["step"], said["steps"], said["masked"]), (24, 24, 0))
+                self.assertLess(said["held_out_kl"], 0.9 * said["held_out_kl_before"])
+                self.assertEqual(daemon.get("/v1/runs")[1]["runs"][0]["id"], "learn")
+                self.assertEqual(set(os.listdir(os.path.join(directory, "learn", "student"))), FILES)
+                self.assertTrue(any(name.endswith(".shard") for name in os.listdir(store)))
+                status, again = daemon.post("/v1/runs", {"name": "learn", "config": settings(first.directory, store=store)})
+                self.assertEqual((status, again["error"]["code"]), (409, "conflict"))
+
+    def ended(self, daemon, name):
+        status, run = daemon.get("/v1/runs/" + name)
+        self.assertEqual(status, 200)
+        return run if run["state"] in ("succeeded", "failed", "stopped") else None
+
+    def test_killed_and_resumed_is_the_same_as_never_stopped(self):
+        with kdserved.Daemon() as daemon:
+            text = settings(daemon.directory, steps=60)
+            whole, parts = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "parts")
+            self.finish(self.worker(daemon, whole, text))
+            for seen in (12, 30):
+                process = self.worker(daemon, parts, text, *(["--resume"] if seen > 12 else []))
+                checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % seen)
+                kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                process.stderr.close()
+            self.finish(self.worker(daemon, parts, text), expect=1)                    # not by accident
+            process = self.worker(daemon, parts, text, "--resume")
+            self.finish(process)
+            self.assertEqual(metrics(parts), metrics(whole))
+            self.assertEqual(sorted(metrics(whole)), list(range(1, 61)))
+            for name in FILES:
+                self.assertEqual(read(parts, "student", name), read(whole, "student", name), name)
+
+    def test_a_damaged_checkpoint_is_passed_over(self):
+        with kdserved.Daemon() as daemon:
+            output = os.path.join(daemon.directory, "out")
+            self.finish(self.worker(daemon, output, settings(daemon.directory)))
+            before = metrics(output)
+            newest = sorted(os.listdir(os.path.join(output, "checkpoints")))[-1]
+            with open(os.path.join(output, "checkpoints", newest, "moment1.safetensors"), "r+b") as f:
+                f.seek(-3, 2)
+                byte = f.read(1)
+                f.seek(-1, 1)
+                f.write(bytes([byte[0] ^ 16]))
+            said = self.finish(self.worker(daemon, output, settings(daemon.directory), "--resume"))
+            self.assertIn("passed over", said)
+            self.assertIn("resumed after step 18", said)
+            self.assertEqual(metrics(output), before)
+
+    def test_sigterm_leaves_a_checkpoint_to_go_on_from(self):
+        with kdserved.Daemon() as daemon:
+            output = os.path.join(daemon.directory, "out")
+            text = settings(daemon.directory, steps=100000, checkpoint_every=0, evaluate_every=0)
+            process = self.worker(daemon, output, text)
+            kdserved.wait_until(lambda: os.path.exists(os.path.join(output, "metrics.jsonl")) and metrics(output), "a step")
+            process.terminate()
+            self.assertIn("stopped after step", self.finish(process))
+            self.assertEqual(len(os.listdir(os.path.join(output, "checkpoints"))), 1)
+
+    def test_a_teacher_that_goes_away_is_waited_for(self):
+        with kdserved.Daemon() as keeper:
+            daemon = kdserved.Daemon(directory=os.path.join(keeper.directory, "second"), model=keeper.model)
+            output = os.path.join(keeper.directory, "out")
+            text = settings(keeper.directory, steps=200, epochs=100)
+            process = self.worker(daemon, output, text)
+            kdserved.wait_until(lambda: os.path.exists(os.path.join(output, "metrics.jsonl")) and metrics(output), "a step")
+            daemon.process.kill()
+            daemon.stop(expect=-signal.SIGKILL)
+            done = max(metrics(output))
+            self.assertLess(done, 200)
+            time.sleep(1)                              # the time without a teacher is the thing tested
+            self.assertIsNone(process.poll())
+            daemon = kdserved.Daemon(directory=daemon.directory, model=keeper.model)
+            said = self.finish(process)
+            self.assertIn("answers again", said)
+            self.assertEqual(sorted(metrics(output)), list(range(1, 201)))
+            daemon.stop()
+
+    def test_another_teacher_ends_the_run(self):
+        with kdserved.Daemon() as keeper:
+            daemon = kdserved.Daemon(directory=os.path.join(keeper.directory, "second"), model=keeper.model)
+            output = os.path.join(keeper.directory, "out")
+            process = self.worker(daemon, output, settings(keeper.directory, steps=100000))
+            kdserved.wait_until(lambda: os.path.exists(os.path.join(output, "metrics.jsonl")) and metrics(output), "a step")
+            daemon.process.kill()
+            daemon.stop(expect=-signal.SIGKILL)
+            other = os.path.join(keeper.directory, "other")
+            tiny_model.write(other, seed=2)
+            daemon = kdserved.Daemon(directory=daemon.directory, model=other)
+            self.assertIn("error: ", self.finish(process, expect=1))
+            daemon.stop()
+
+    def test_a_teacher_as_student_has_no_distance(self):
+        with kdserved.Daemon() as daemon:
+            output = os.path.join(daemon.directory, "out")
+            text = settings(daemon.directory, steps=1, student=daemon.model, learning_rate=0, ce_weight=0, values="f32")
+            self.finish(self.worker(daemon, output, text))
+            step = metrics(output)[1]
+            self.assertLess(abs(step["kd"]), 1e-5)
+            self.assertLess(abs(step["held_out_kl"]), 1e-5)
+            # The tokenizer that was exported means the same, and so do the weights.
+            self.assertEqual(json.loads(read(output, "student", "config.json"))["hidden_size"], tiny_model.WIDTH)
+
+
+if __name__ == "__main__":
+    unittest.main()
