@@ -34,7 +34,8 @@ int report(struct kd_error *to, const struct error *from, int r)
 struct pending *pending_new(struct kd_client *client, const void *owner, struct error *err)
 {
 	if (client->n_pending >= client->welcome.credits) {
-		error_set(err, ERROR_OVERLOADED, NULL, "%" PRIu32 " requests are in flight, the server allows no more: take their events first",
+		error_set(err, ERROR_OVERLOADED, NULL,
+			  "%" PRIu32 " requests are in flight, the server allows no more: take their events first",
 			  client->n_pending);
 		return NULL;
 	}
@@ -222,8 +223,10 @@ static int greet(struct kd_client *client, const struct kd_options *options, int
 	if (r)
 		return r;
 	const struct frame_welcome *w = &client->welcome;
-	client->server = (struct kd_server){.vocab_size = w->limits.vocab_size, .max_tokens = w->limits.max_tokens, .max_top_k = w->limits.max_top_k,
-		.max_sequences = w->max_sequences, .max_body_bytes = w->max_body_bytes, .credits = w->credits};
+	client->server = (struct kd_server){
+		.vocab_size = w->limits.vocab_size, .max_tokens = w->limits.max_tokens, .max_top_k = w->limits.max_top_k,
+		.max_sequences = w->max_sequences, .max_body_bytes = w->max_body_bytes, .credits = w->credits,
+	};
 	content_id_to_hex(&w->teacher, client->server.teacher);
 	if (options->teacher && strcasecmp(options->teacher, client->server.teacher) != 0)
 		return error_set(err, ERROR_CONFLICT, "teacher", "the server's teacher is %s", client->server.teacher);

@@ -72,7 +72,8 @@ static int connect_unix(const char *path, int64_t deadline, struct error *err)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	if (!*path || strlen(path) >= sizeof address.sun_path)
-		return error_set(err, ERROR_INVALID, "server", "unix:%s: a path of 1 to %zu bytes is expected", path, sizeof address.sun_path - 1);
+		return error_set(err, ERROR_INVALID, "server", "unix:%s: a path of 1 to %zu bytes is expected", path,
+				 sizeof address.sun_path - 1);
 	strcpy(address.sun_path, path);
 	int fd = connect_to((struct sockaddr *)&address, sizeof address, AF_UNIX, deadline);
 	return fd < 0 ? error_system(err, fd, "server", "cannot connect to unix:%s", path) : fd;

@@ -51,7 +51,8 @@ static int prepare_keys(const struct kd_client *client, const struct kd_request 
 
 static int send_score(struct kd_client *client, const struct kd_request *request, const struct query *query, uint64_t id, struct error *err)
 {
-	struct frame_score m = {.flags = request->flags, .deadline_ms = request->deadline_ms, .query = *query, .n_sequences = request->n_sequences};
+	struct frame_score m = {.flags = request->flags, .deadline_ms = request->deadline_ms, .query = *query,
+				.n_sequences = request->n_sequences};
 	uint8_t *body = NULL;
 	m.sequences = calloc(m.n_sequences, sizeof *m.sequences);
 	if (!m.sequences)
@@ -200,10 +201,12 @@ static int scoring_take(struct kd_client *client, struct scoring *s, struct erro
 	} else if (q->event.kind == KD_EVENT_DONE) {
 		s->n_open--;
 	} else {
+		const struct kd_error *why = &q->event.error;
 		char field[64];
-		snprintf(field, sizeof field, q->event.kind == KD_EVENT_SEQUENCE_FAILED && !*q->event.error.field ? "sequences[%" PRIu32 "]" : "",
-			 q->event.index);
-		r = error_set(err, error_from_name(q->event.error.code), *field ? field : q->event.error.field, "%s", q->event.error.message);
+		snprintf(field, sizeof field, "%s", why->field);
+		if (q->event.kind == KD_EVENT_SEQUENCE_FAILED && !*field)
+			snprintf(field, sizeof field, "sequences[%" PRIu32 "]", q->event.index);
+		r = error_set(err, error_from_name(why->code), field, "%s", why->message);
 	}
 	queued_free(q);
 	return r;
@@ -225,8 +228,8 @@ int kd_score(struct kd_client *client, const struct kd_request *request, struct 
 	if (!r)
 		return 0;
 	for (struct pending *p = client->pending; p && !client->broken.code; p = p->next)
-		if (p->owner == &s)
-			(void)connection_append(&client->connection, FRAME_CANCEL, p->id, NULL, 0, NULL);    // goes out with the next request
+		if (p->owner == &s)    // goes out with the next request
+			(void)connection_append(&client->connection, FRAME_CANCEL, p->id, NULL, 0, NULL);
 	pending_abandon(client, &s);
 	for (uint32_t i = 0; i < request->n_sequences; i++) {
 		kd_answer_free(answers[i]);
@@ -235,7 +238,8 @@ int kd_score(struct kd_client *client, const struct kd_request *request, struct 
 	return report(err, &why, r);
 }
 
-static int send_call(struct kd_client *client, uint64_t id, const char *method, const char *path, const void *body, size_t n, struct error *err)
+static int send_call(struct kd_client *client, uint64_t id, const char *method, const char *path, const void *body, size_t n,
+		     struct error *err)
 {
 	struct frame_call m = {.body = (char *)body, .body_bytes = n};
 	if (strlen(method) >= sizeof m.method || strlen(path) >= sizeof m.path)

@@ -120,7 +120,8 @@ int frame_hello_decode(const void *body, size_t n, struct frame_hello *ret, stru
 	if (e)
 		return e;
 	if (low > FRAME_VERSION || high < FRAME_VERSION)
-		return error_set(err, ERROR_UNSUPPORTED, "version", "hello: versions %d to %d, this build speaks %d", low, high, FRAME_VERSION);
+		return error_set(err, ERROR_UNSUPPORTED, "version", "hello: versions %d to %d, this build speaks %d", low, high,
+				 FRAME_VERSION);
 	*ret = m;
 	return 0;
 }
@@ -195,7 +196,8 @@ static int read_sequences(struct reader *r, struct frame_score *m, struct error 
 	if (!n)
 		return error_set(err, ERROR_INVALID, "sequences", "score: there are none");
 	if (n > FRAME_MAX_SEQUENCES)
-		return error_set(err, ERROR_TOO_LARGE, "sequences", "score: %" PRIu32 " sequences, the limit is %d", n, FRAME_MAX_SEQUENCES);
+		return error_set(err, ERROR_TOO_LARGE, "sequences", "score: %" PRIu32 " sequences, the limit is %d", n,
+				 FRAME_MAX_SEQUENCES);
 	struct reader lengths = reader_init(reader_bytes(r, 4 * (size_t)n), 4 * (size_t)n);
 	uint64_t n_tokens = 0;
 	for (uint32_t i = 0; !r->failed && i < n; i++)

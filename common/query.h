@@ -40,8 +40,9 @@ struct query_limits {
 void query_init(struct query *q);      // nothing asked; first 0, last -1; f32
 
 // Checks a query against one sequence and the limits, then makes it canonical in place: temperatures sorted and unique (an
-// empty list becomes {1}), first/last resolved to 0 <= first <= last < n_tokens. `prefix` (NULL = "") goes before the sequence's field
-// names: "sequences[3]." gives field "sequences[3].tokens[17]"; fields of the query have their bare names ("top_k"). On error *q is untouched.
+// empty list becomes {1}), first/last resolved to 0 <= first <= last < n_tokens. `prefix` (NULL = "") goes before the sequence's
+// field names: "sequences[3]." gives field "sequences[3].tokens[17]"; fields of the query have their bare
+// names ("top_k"). On error *q is untouched.
 int query_check(struct query *q, const struct sequence *s, const struct query_limits *limits, const char *prefix, struct error *err);
 uint32_t query_rows(const struct query *canonical);
 

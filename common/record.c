@@ -123,7 +123,8 @@ static int parse_header(struct record *record, struct error *err)
 	struct error why = {0};
 	struct query query = {0};
 	if (query_decode(&q, &query, &why))
-		return error_set(err, why.code == ERROR_UNSUPPORTED ? ERROR_UNSUPPORTED : ERROR_CORRUPT, "record", "query: %s", why.message);
+		return error_set(err, why.code == ERROR_UNSUPPORTED ? ERROR_UNSUPPORTED : ERROR_CORRUPT, "record", "query: %s",
+				 why.message);
 	if (reader_left(&q))
 		return error_set(err, ERROR_CORRUPT, "record", "query: %zu bytes too many", reader_left(&q));
 	int e = check_question(record, &query, tokens, err);

@@ -26,7 +26,8 @@ static int find_sections(const struct record *record, struct section *sections, 
 		const uint8_t *data = reader_bytes(&r, n_bytes);
 		bool is_ids = sections[i].tag == SECTION_IDS;
 		if (r.failed || tag != sections[i].tag || reserved || (is_ids ? !n_bytes : n_bytes != sections[i].n_bytes))
-			return error_set(err, ERROR_CORRUPT, "record", "section %u (tag %d, %" PRIu32 " bytes) is not the one the query calls for", i,
+			return error_set(err, ERROR_CORRUPT, "record",
+					 "section %u (tag %d, %" PRIu32 " bytes) is not the one the query calls for", i,
 					 tag, n_bytes);
 		sections[i].n_bytes = n_bytes;
 		sections[i].data = (uint8_t *)data;    // only read from here on

@@ -192,7 +192,8 @@ static int write_values_f16(const struct record_rows *rows, uint8_t *to, const u
 		for (size_t i = 0; i < k; i++) {
 			uint16_t half = ok ? half_from_float(bits_float((uint32_t)keys[row * k + i]) - rows->max_logit[row]) : 0;
 			if ((half & 0x7c00) == 0x7c00)
-				return error_set(err, ERROR_UNSUPPORTED, "values", "row %zu: a logit lies more than 65504 below the row's maximum; "
+				return error_set(err, ERROR_UNSUPPORTED, "values",
+						 "row %zu: a logit lies more than 65504 below the row's maximum; "
 						 "ask for f32", row);
 			half = htole16(half);
 			memcpy(to + 2 * (row * k + i), &half, 2);

@@ -31,8 +31,8 @@ static const char help[] =
 static int parse_arguments(struct generation *g, int argc, char **argv)
 {
 	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {"prompt", required_argument, NULL, 'p'},
-		{"tokens", required_argument, NULL, 'n'}, {"temperature", required_argument, NULL, 't'}, {"top-k", required_argument, NULL, 'k'},
-		{"seed", required_argument, NULL, 's'}, {0}};
+		{"tokens", required_argument, NULL, 'n'}, {"temperature", required_argument, NULL, 't'},
+		{"top-k", required_argument, NULL, 'k'}, {"seed", required_argument, NULL, 's'}, {0}};
 	double n = g->n_wanted, k = g->top_k, seed = 1;
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		bool good = true;

@@ -49,14 +49,17 @@ static bool state_is_final(const char *state)
 static void show_progress(struct progress *p, const json_t *run)
 {
 	char note[128], part[48];
-	double step = number_of(run, "step"), steps = number_of(run, "steps"), loss = number_of(run, "loss"), kl = number_of(run, "held_out_kl");
+	double step = number_of(run, "step"), steps = number_of(run, "steps");
+	double loss = number_of(run, "loss"), kl = number_of(run, "held_out_kl");
 	double speed = number_of(run, "tokens_per_second");
 	snprintf(note, sizeof note, "%s", text_of(run, "state"));
 	if (steps > 0) {
 		snprintf(part, sizeof part, " step %.0f/%.0f", step, steps);
 		strncat(note, part, sizeof note - strlen(note) - 1);
 	}
-	const struct { const char *format; double v; } more[] = {{", loss %.4f", loss}, {", held-out KL %.4f", kl}, {", %.0f tokens/s", speed}};
+	const struct { const char *format; double v; } more[] = {
+		{", loss %.4f", loss}, {", held-out KL %.4f", kl}, {", %.0f tokens/s", speed},
+	};
 	for (size_t i = 0; i < 3; i++) {
 		if (isnan(more[i].v))
 			continue;
@@ -67,6 +70,19 @@ static void show_progress(struct progress *p, const json_t *run)
 		strncat(note, part, sizeof note - strlen(note) - 1);
 	}
 	progress_show(p, steps > 0 && !isnan(step) ? step : 0, steps > 0 ? steps : 1, note);
+}
+
+// The end of a run, shown: 0 when it succeeded.
+static int conclude(const struct kdctl *k, const char *id, const json_t *run)
+{
+	const char *state = text_of(run, "state"), *reason = text_of(run, "reason");
+	if (k->json)
+		kdctl_print_json(run);
+	else
+		kdctl_print_object(run);
+	if (strcmp(state, "succeeded") == 0)
+		return 0;
+	return kdctl_fail(k, "run %s %s%s%s", id, strcmp(state, "failed") == 0 ? "failed" : "was stopped", *reason ? ": " : "", reason);
 }
 
 // Until the run has ended: 0 when it succeeded.
@@ -82,16 +98,9 @@ static int follow(struct kdctl *k, const char *id)
 		const char *state = text_of(run, "state");
 		if (state_is_final(state)) {
 			progress_stop(&p);
-			bool good = strcmp(state, "succeeded") == 0;
-			if (k->json)
-				kdctl_print_json(run);
-			else
-				kdctl_print_object(run);
-			if (!good)
-				kdctl_fail(k, "run %s %s%s%s", id, strcmp(state, "failed") == 0 ? "failed" : "was stopped", *text_of(run, "reason") ? ": " : "",
-					   text_of(run, "reason"));
+			int status = conclude(k, id, run);
 			json_decref(run);
-			return !good;
+			return status;
 		}
 		show_progress(&p, run);
 		json_decref(run);
@@ -185,7 +194,8 @@ int command_runs(struct kdctl *k, int argc, char **argv)
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		if (c != 'h')
 			return kdctl_bad_option(k, argc, argv);
-		puts("Usage: kdctl runs [ID | stop ID]\nLists the server's training runs, shows one, or stops one (it keeps its last checkpoint).");
+		puts("Usage: kdctl runs [ID | stop ID]\n"
+		     "Lists the server's training runs, shows one, or stops one (it keeps its last checkpoint).");
 		return 0;
 	}
 	int n = argc - optind;

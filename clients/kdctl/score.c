@@ -52,7 +52,8 @@ static int parse_temperatures(struct scoring *s, const char *list)
 	for (char *item; !status && (item = strsep(&rest, ","));) {
 		double v;
 		if (!kdctl_number(item, 1e-4, 1e6, &v) || s->query.n_temperatures == MAX_TEMPERATURES)
-			status = kdctl_usage(s->k, "--temperatures %s: up to %d numbers from 0.0001 to 1000000 are expected", list, MAX_TEMPERATURES);
+			status = kdctl_usage(s->k, "--temperatures %s: up to %d numbers from 0.0001 to 1000000 are expected", list,
+					     MAX_TEMPERATURES);
 		else
 			s->temperatures[s->query.n_temperatures++] = (float)v;
 	}
@@ -91,9 +92,9 @@ static int parse_option(struct scoring *s, int c, int argc, char **argv)
 static int parse_arguments(struct scoring *s, int argc, char **argv)
 {
 	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {"lines", no_argument, NULL, 'l'},
-		{"length", required_argument, NULL, 'n'}, {"top-k", required_argument, NULL, 'k'}, {"temperatures", required_argument, NULL, 't'},
-		{"values", required_argument, NULL, 'v'}, {"batch", required_argument, NULL, 'b'}, {"no-store", no_argument, NULL, 'x'},
-		{"durable", no_argument, NULL, 'd'}, {"records", required_argument, NULL, 'r'}, {0}};
+		{"length", required_argument, NULL, 'n'}, {"top-k", required_argument, NULL, 'k'},
+		{"temperatures", required_argument, NULL, 't'}, {"values", required_argument, NULL, 'v'},
+		{"batch", required_argument, NULL, 'b'}, {"no-store", no_argument, NULL, 'x'}, {"durable", no_argument, NULL, 'd'}, {"records", required_argument, NULL, 'r'}, {0}};
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		if (c == 'h') {
 			puts(help);
@@ -182,8 +183,9 @@ static int take_answer(struct scoring *s, size_t index, struct kd_answer *answer
 	if (s->records && fwrite(record, 1, n, s->records) != n)
 		return kdctl_fail(s->k, "%s: %s", s->records_path, strerror(errno));
 	if (s->k->json)
-		printf("{\"sequence\":%zu,\"tokens\":%" PRIu32 ",\"positions\":%" PRIu32 ",\"cached\":%s,\"nll\":%.6f,\"scored_tokens\":%" PRIu64
-		       ",\"record_bytes\":%zu}\n", index, rows->n_tokens, rows->n_rows, kd_answer_cached(answer) ? "true" : "false", nll, n_own, n);
+		printf("{\"sequence\":%zu,\"tokens\":%" PRIu32 ",\"positions\":%" PRIu32 ",\"cached\":%s,\"nll\":%.6f,"
+		       "\"scored_tokens\":%" PRIu64 ",\"record_bytes\":%zu}\n",
+		       index, rows->n_tokens, rows->n_rows, kd_answer_cached(answer) ? "true" : "false", nll, n_own, n);
 	return 0;
 }
 
@@ -231,9 +233,13 @@ static void print_summary(const struct scoring *s, double seconds)
 	double cached = 100.0 * (double)s->n_cached / (double)s->n_answered;
 	double bytes = (double)s->n_bytes / (double)s->n_positions, speed = (double)s->n_positions / seconds;
 	if (s->k->json) {
-		json_t *j = json_pack("{s:s, s:I, s:I, s:I, s:f, s:f, s:f, s:f}", "teacher", kd_server(s->k->client)->teacher, "sequences",
-				      (json_int_t)s->n_answered, "positions", (json_int_t)s->n_positions, "rows_not_finite", (json_int_t)s->n_bad_rows,
-				      "seconds", seconds, "tokens_per_second", speed, "wire_bytes_per_position", bytes, "cached_percent", cached);
+		json_t *j = json_pack("{s:s, s:I, s:I, s:I}", "teacher", kd_server(s->k->client)->teacher, "sequences",
+				      (json_int_t)s->n_answered, "positions", (json_int_t)s->n_positions, "rows_not_finite",
+				      (json_int_t)s->n_bad_rows);
+		json_object_set_new(j, "seconds", json_real(seconds));
+		json_object_set_new(j, "tokens_per_second", json_real(speed));
+		json_object_set_new(j, "wire_bytes_per_position", json_real(bytes));
+		json_object_set_new(j, "cached_percent", json_real(cached));
 		json_object_set_new(j, "perplexity", s->n_own ? json_real(perplexity) : json_null());
 		j = json_pack("{s:o}", "summary", j);
 		kdctl_print_json(j);

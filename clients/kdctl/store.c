@@ -108,8 +108,9 @@ static void print_line(const struct kdctl *k, const struct record *record, const
 	const struct query *q = record_query(record);
 	(void)record_bytes(record, &n);
 	content_id_to_hex(record_key(record), key);
-	printf("%.16s  %-28s %7" PRIu32 " tokens %7" PRIu32 " rows  top-%-5" PRIu32 "%s%s%s %10zu bytes\n", key, place, record_n_tokens(record),
-	       record_n_rows(record), q->top_k, q->values == QUERY_VALUES_F16 ? " f16" : " f32", q->own ? " own" : "", q->entropy ? " entropy" : "", n);
+	printf("%.16s  %-28s %7" PRIu32 " tokens %7" PRIu32 " rows  top-%-5" PRIu32 "%s%s%s %10zu bytes\n", key, place,
+	       record_n_tokens(record), record_n_rows(record), q->top_k, q->values == QUERY_VALUES_F16 ? " f16" : " f32",
+	       q->own ? " own" : "", q->entropy ? " entropy" : "", n);
 }
 
 enum store_action { STORE_LS, STORE_VERIFY, STORE_CAT };
@@ -164,8 +165,8 @@ static int walk(const struct kdctl *k, enum store_action action, struct store *s
 static void print_totals(const struct kdctl *k, enum store_action action, const struct totals *t)
 {
 	if (k->json)
-		printf("{\"summary\":{\"records\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"damaged\":%" PRIu64 "}}\n", t->n_records,
-		       t->n_rows, t->n_bytes, t->n_damaged);
+		printf("{\"summary\":{\"records\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"damaged\":%" PRIu64 "}}\n",
+		       t->n_records, t->n_rows, t->n_bytes, t->n_damaged);
 	else
 		printf("%" PRIu64 " records%s, %" PRIu64 " rows, %" PRIu64 " bytes, %" PRIu64 " damaged\n", t->n_records,
 		       action == STORE_VERIFY ? " verified" : "", t->n_rows, t->n_bytes, t->n_damaged);

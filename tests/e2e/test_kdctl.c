@@ -55,11 +55,14 @@ static void wrong_usage_is_one_line_and_2(void **state)
 {
 	(void)state;
 	const char *const cases[][2] = {
-		{"", "a command is expected"}, {"frobnicate", "frobnicate: no such command"}, {"--frob status", "--frob"}, {"status extra", "extra"},
+		{"", "a command is expected"}, {"frobnicate", "frobnicate: no such command"}, {"--frob status", "--frob"},
+		{"status extra", "extra"},
 		{"score", "one FILE is expected"}, {"score a b", "one FILE is expected"}, {"score --length 0 a", "--length 0"},
 		{"score --length 1.5 a", "--length 1.5"}, {"score --top-k x a", "--top-k x"}, {"score --values f8 a", "f16 or f32"},
-		{"score --temperatures 1,0 a", "--temperatures 1,0"}, {"score --length", "value is missing"}, {"generate", "--prompt TEXT is expected"},
-		{"generate --prompt x --tokens -1", "-1: not a number"}, {"train", "one RUN.conf is expected"}, {"train --name ../x a", "--name ../x"},
+		{"score --temperatures 1,0 a", "--temperatures 1,0"}, {"score --length", "value is missing"},
+		{"generate", "--prompt TEXT is expected"},
+		{"generate --prompt x --tokens -1", "-1: not a number"}, {"train", "one RUN.conf is expected"},
+		{"train --name ../x a", "--name ../x"},
 		{"runs a b", "stop ID is expected"}, {"store", "are expected"}, {"store ls", "are expected"}, {"store frob /tmp", "frob"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
@@ -82,7 +85,8 @@ static void help_and_version_are_0(void **state)
 static void absent_server_is_one_line_and_1(void **state)
 {
 	(void)state;
-	expect_one_line(run("unix:/nonexistent/s", "status"), 1, "kdctl: status: cannot connect to unix:/nonexistent/s: No such file or directory");
+	expect_one_line(run("unix:/nonexistent/s", "status"), 1,
+			"kdctl: status: cannot connect to unix:/nonexistent/s: No such file or directory");
 	expect_one_line(run("ftp:x", "status"), 1, "unix:PATH or tcp:HOST:PORT is expected");
 	expect_one_line(run("unix:/nonexistent/s", "--token-file /nonexistent/t status"), 1, "/nonexistent/t");
 }
@@ -106,7 +110,8 @@ static void answer_call(struct fake_server *s, uint64_t id, const struct frame_c
 	else if (strcmp(call->path, "/v1/model") == 0)
 		reply(s, id, 200, "{\"id\":\"abc\",\"eos_id\":7,\"shape\":{\"layers\":2}}");
 	else if (strcmp(call->path, "/v1/runs") == 0 && strcmp(call->method, "POST") == 0)
-		reply(s, id, strstr(call->body, "steps = 3") ? 201 : 400, strstr(call->body, "steps = 3") ? "{\"id\":\"r1\",\"state\":\"queued\"}" :
+		reply(s, id, strstr(call->body, "steps = 3") ? 201 : 400,
+		      strstr(call->body, "steps = 3") ? "{\"id\":\"r1\",\"state\":\"queued\"}" :
 		      "{\"error\":{\"code\":\"invalid\",\"message\":\"no steps\",\"field\":\"steps\"}}");
 	else if (strcmp(call->path, "/v1/runs") == 0)
 		reply(s, id, 200, "{\"runs\":[{\"id\":\"r1\",\"state\":\"running\",\"progress\":{\"step\":1,\"steps\":3,\"loss\":2.5}}]}");
@@ -186,10 +191,12 @@ static void scores_texts_and_token_lists(void **state)
 	expect(o, 0, "\"cached_percent\":50.0");
 	expect(o, 0, "\"perplexity\":28.0316");    // exp(10 / 3)
 	expect(run_with_file("score --length 3 --top-k 2", "text", "whatever"), 0, "perplexity               28.0316");
-	expect(run_with_file("--json score --top-k 2", "some.jsonl", "{\"tokens\":[5,6]}\n\n{\"text\":\"x\"}\n"), 0, "\"sequence\":1,\"tokens\":5");
+	expect(run_with_file("--json score --top-k 2", "some.jsonl", "{\"tokens\":[5,6]}\n\n{\"text\":\"x\"}\n"), 0,
+	       "\"sequence\":1,\"tokens\":5");
 	expect(run_with_file("score --lines", "text", "{\"text\":1}\n"), 1, "line 1: ");
 	expect(run_with_file("score --lines", "text", "{\"tokens\":[-1]}\n"), 1, "tokens[0]: not a token id");
-	expect(run_with_file("score --top-k 2 --lines", "text", "{\"tokens\":[1000]}\n"), 1, "sequences[0].tokens[0]: id 1000 is outside the vocabulary (1000)");
+	expect(run_with_file("score --top-k 2 --lines", "text", "{\"tokens\":[1000]}\n"), 1,
+	       "sequences[0].tokens[0]: id 1000 is outside the vocabulary (1000)");
 	expect(run_with_file("score", "text", "\xff\xfe"), 1, "not UTF-8");
 	expect(run_with_file("score", "text", ""), 1, "there is nothing to score");
 	expect(run_with_file("score --top-k 9", "text", "x"), 1, "top_k: 9 is over the limit (8)");

@@ -108,7 +108,8 @@ void fake_server_send_answer(struct fake_server *s, uint64_t id, const struct fr
 	record_unref(record);
 }
 
-void fake_server_send_error(struct fake_server *s, uint64_t id, uint32_t index, enum error_code code, const char *field, const char *message)
+void fake_server_send_error(struct fake_server *s, uint64_t id, uint32_t index, enum error_code code, const char *field,
+			    const char *message)
 {
 	struct frame_error m = {.index = index};
 	uint8_t body[512];
@@ -150,7 +151,8 @@ void fake_server_open(struct fake_server *s)
 	snprintf(address.sun_path, sizeof address.sun_path, "%s/socket", s->directory);
 	snprintf(s->address, sizeof s->address, "unix:%s", address.sun_path);
 	s->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	must(s->listener >= 0 && bind(s->listener, (struct sockaddr *)&address, sizeof address) == 0 && listen(s->listener, 4) == 0, "listen");
+	must(s->listener >= 0 && bind(s->listener, (struct sockaddr *)&address, sizeof address) == 0 && listen(s->listener, 4) == 0,
+	     "listen");
 	must(pthread_create(&s->thread, NULL, serve, s) == 0, "pthread_create");
 }
 

@@ -160,7 +160,8 @@ static void answer_is_a_view_of_its_record(void **state)
 	(void)state;
 	uint8_t bytes[64];
 	struct writer w = writer_init(bytes, sizeof bytes);
-	struct frame_answer answer = {.index = 3, .flags = FRAME_ANSWER_CACHED, .record = (const uint8_t *)"record", .record_bytes = 6}, back;
+	struct frame_answer answer = {.index = 3, .flags = FRAME_ANSWER_CACHED, .record = (const uint8_t *)"record", .record_bytes = 6};
+	struct frame_answer back;
 	frame_answer_encode(&answer, &w);
 	assert_int_equal(frame_answer_decode(bytes, w.position, &back, NULL), 0);
 	assert_int_equal(back.index, 3);

@@ -119,7 +119,8 @@ static void every_part_of_the_question_changes_the_key(void **state)
 static void bytes_come_back_and_strange_ones_do_not(void **state)
 {
 	(void)state;
-	struct query q = {.top_k = 9, .own = true, .entropy = true, .first = -3, .last = -1, .values = QUERY_VALUES_F16, .n_temperatures = 2,
+	struct query q = {.top_k = 9, .own = true, .entropy = true, .first = -3, .last = -1, .values = QUERY_VALUES_F16,
+			  .n_temperatures = 2,
 			  .temperatures = {3, 1}}, back;
 	uint8_t bytes[QUERY_MAX_BYTES];
 	struct writer w = writer_init(bytes, sizeof bytes);
@@ -135,7 +136,8 @@ static void bytes_come_back_and_strange_ones_do_not(void **state)
 		r = reader_init(bytes, n);
 		assert_int_equal(query_decode(&r, &back, NULL), -EINVAL);
 	}
-	const struct { size_t at; uint8_t value; int want; } strange[] = {{0, 2, -EOPNOTSUPP}, {1, 4, -EOPNOTSUPP}, {2, 2, -EOPNOTSUPP}, {3, 17, -E2BIG}};
+	const struct { size_t at; uint8_t value; int want; } strange[] = {{0, 2, -EOPNOTSUPP}, {1, 4, -EOPNOTSUPP}, {2, 2, -EOPNOTSUPP},
+									{3, 17, -E2BIG}};
 	for (size_t i = 0; i < 4; i++) {
 		uint8_t copy[24];
 		memcpy(copy, bytes, sizeof copy);
@@ -161,10 +163,14 @@ static void what_is_wrong_is_named(void **state)
 		{{.last = -1, .top_k = 101}, 3, -E2BIG, "top_k", "101 is over the limit (100)"},
 		{{.last = -1, .own = true, .values = 2}, 3, -EINVAL, "values", "unknown value format 2"},
 		{{.last = -1, .n_temperatures = 17}, 3, -E2BIG, "temperatures", "17 temperatures, the limit is 16"},
-		{{.last = -1, .n_temperatures = 1, .temperatures = {NAN}}, 3, -EINVAL, "temperatures[0]", "nan is not a temperature from 0.0001 to 1e+06"},
-		{{.last = -1, .n_temperatures = 2, .temperatures = {1, 0}}, 3, -EINVAL, "temperatures[1]", "0 is not a temperature from 0.0001 to 1e+06"},
-		{{.last = -1, .n_temperatures = 2, .temperatures = {1, -1}}, 3, -EINVAL, "temperatures[1]", "-1 is not a temperature from 0.0001 to 1e+06"},
-		{{.last = -1, .n_temperatures = 1, .temperatures = {INFINITY}}, 3, -EINVAL, "temperatures[0]", "inf is not a temperature from 0.0001 to 1e+06"},
+		{{.last = -1, .n_temperatures = 1, .temperatures = {NAN}}, 3, -EINVAL, "temperatures[0]",
+		 "nan is not a temperature from 0.0001 to 1e+06"},
+		{{.last = -1, .n_temperatures = 2, .temperatures = {1, 0}}, 3, -EINVAL, "temperatures[1]",
+		 "0 is not a temperature from 0.0001 to 1e+06"},
+		{{.last = -1, .n_temperatures = 2, .temperatures = {1, -1}}, 3, -EINVAL, "temperatures[1]",
+		 "-1 is not a temperature from 0.0001 to 1e+06"},
+		{{.last = -1, .n_temperatures = 1, .temperatures = {INFINITY}}, 3, -EINVAL, "temperatures[0]",
+		 "inf is not a temperature from 0.0001 to 1e+06"},
 		{{.last = -1, .own = true}, 0, -EINVAL, "sequences[3].tokens", "the sequence is empty"},
 		{{.last = -1, .own = true}, 9, -E2BIG, "sequences[3].tokens", "9 tokens, the limit is 8"},
 		{{.first = 3, .last = -1, .own = true}, 3, -EINVAL, "first", "3 is outside sequences[3].tokens (3)"},
