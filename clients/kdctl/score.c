@@ -94,7 +94,8 @@ static int parse_arguments(struct scoring *s, int argc, char **argv)
 	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {"lines", no_argument, NULL, 'l'},
 		{"length", required_argument, NULL, 'n'}, {"top-k", required_argument, NULL, 'k'},
 		{"temperatures", required_argument, NULL, 't'}, {"values", required_argument, NULL, 'v'},
-		{"batch", required_argument, NULL, 'b'}, {"no-store", no_argument, NULL, 'x'}, {"durable", no_argument, NULL, 'd'}, {"records", required_argument, NULL, 'r'}, {0}};
+		{"batch", required_argument, NULL, 'b'}, {"no-store", no_argument, NULL, 'x'},
+		{"durable", no_argument, NULL, 'd'}, {"records", required_argument, NULL, 'r'}, {0}};
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		if (c == 'h') {
 			puts(help);
