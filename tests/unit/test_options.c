@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Settings: the table, the manual page and the example file say the same, and the checks that need several rows.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "common/error.h"
+#include "daemon/options.h"
+
+static char *read_source(const char *name)
+{
+	char path[4096];
+	const char *top = getenv("top_srcdir");
+	snprintf(path, sizeof path, "%s/%s", top ? top : ".", name);
+	FILE *f = fopen(path, "r");
+	assert_non_null(f);
+	char *text = calloc(1, 1 << 20);
+	assert_true(fread(text, 1, (1 << 20) - 1, f) > 0);
+	fclose(f);
+	return text;
+}
+
+static char *printed(void (*print)(FILE *, const struct config_option *, size_t))
+{
+	char *text = NULL;
+	size_t n = 0;
+	FILE *f = open_memstream(&text, &n);
+	print(f, options_table, options_count);
+	fclose(f);
+	return text;
+}
+
+static void the_example_file_is_what_the_table_says(void **state)
+{
+	(void)state;
+	char *text = printed(config_print_example), *file = read_source("etc/kdserved.conf");
+	assert_non_null(strstr(file, text));    // mend: kdserved --print-config >etc/kdserved.conf
+	free(text);
+	free(file);
+}
+
+static void the_manual_page_is_what_the_table_says(void **state)
+{
+	(void)state;
+	char *text = printed(config_print_man), *file = read_source("man/kdserved.conf.5");
+	assert_non_null(strstr(file, text));    // mend: put the output of kdserved --print-man between the page's markers
+	free(text);
+	free(file);
+}
+
+static int check(const char *text, struct error *err)
+{
+	struct options o;
+	assert_int_equal(options_init(&o, err), 0);
+	assert_int_equal(config_read_text(options_table, options_count, &o, text, strlen(text), "test", err), 0);
+	int r = options_check(&o, err);
+	options_done(&o);
+	return r;
+}
+
+static void defaults_need_only_a_teacher(void **state)
+{
+	(void)state;
+	struct error err = {0};
+	assert_true(check("", &err) < 0);
+	assert_string_equal(err.field, "teacher");
+	assert_int_equal(check("teacher = x", &err), 0);
+}
+
+static void addresses_are_checked(void **state)
+{
+	(void)state;
+	static const struct { const char *line, *field; } bad[] = {
+		{"http = 0.0.0.0:80", "http"}, {"http = 10.0.0.1:80", "http"}, {"http = [::]:80", "http"}, {"http = 127.0.0.1", "http"},
+		{"http = 127.0.0.1:65536", "http"}, {"http = example.org:80", "http"}, {"http = 127.0.0.1:-1", "http"}, {"socket = unix:relative", "socket"},
+		{"socket = tcp:192.168.0.1:5", "socket"}, {"socket =\nhttp =", "http"}, {"socket =\nruns = /tmp/x", "socket"},
+	};
+	static const char *const good[] = {"http = [::1]:80", "http = localhost:0", "http = 127.9.9.9:1", "http =", "socket = tcp:127.0.0.1:5",
+		"allow-remote = yes\nhttp = 0.0.0.0:80"};
+	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+		struct error err = {0};
+		char text[256];
+		snprintf(text, sizeof text, "teacher = x\n%s\n", bad[i].line);
+		assert_int_equal(check(text, &err), error_errno(ERROR_INVALID));
+		assert_string_equal(err.field, bad[i].field);
+	}
+	for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+		struct error err = {0};
+		char text[256];
+		snprintf(text, sizeof text, "teacher = x\n%s\n", good[i]);
+		assert_int_equal(check(text, &err), 0);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(the_example_file_is_what_the_table_says), cmocka_unit_test(the_manual_page_is_what_the_table_says),
+		cmocka_unit_test(defaults_need_only_a_teacher), cmocka_unit_test(addresses_are_checked),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
