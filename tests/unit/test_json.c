@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+// Bodies of requests: every rejection names its field. (Texts need a tokenizer: tests/e2e.)
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "common/error.h"
+#include "daemon/server/buffer.h"
+#include "daemon/server/json.h"
+#include "daemon/teacher/request.h"
+
+static const struct json_limits limits = {.max_tokens = 16, .max_sequences = 3};
+
+static int read_score(const char *body, struct json_score *ret, struct error *err)
+{
+	return json_read_score(body, strlen(body), NULL, &limits, ret, err);
+}
+
+static void a_whole_request_is_read(void **state)
+{
+	(void)state;
+	struct json_score s;
+	struct error err = {0};
+	assert_int_equal(read_score("{\"sequences\":[{\"tokens\":[1,2,3]},{\"tokens\":[7]}],\"top_k\":64,\"temperatures\":[1,2.5],\"own\":true,\"entropy\":true,"
+				    "\"first\":-3,\"last\":2,\"encoding\":\"base64\",\"values\":\"f16\",\"durable\":true,\"store\":false,\"deadline_ms\":5}", &s, &err), 0);
+	const struct request *r = s.request;
+	assert_int_equal(r->n_items, 2);
+	assert_int_equal(r->items[0].sequence.n_tokens, 3);
+	assert_int_equal(r->items[0].sequence.tokens[2], 3);
+	assert_int_equal(r->query.top_k, 64);
+	assert_int_equal(r->query.n_temperatures, 2);
+	assert_true(r->query.temperatures[1] == 2.5f);
+	assert_true(r->query.own && r->query.entropy && r->durable && r->no_store && s.base64 && r->deadline_ms);
+	assert_int_equal(r->query.first, -3);
+	assert_int_equal(r->query.last, 2);
+	assert_int_equal(r->query.values, QUERY_VALUES_F16);
+	json_score_done(&s);
+}
+
+static void what_is_left_out_has_its_default(void **state)
+{
+	(void)state;
+	struct json_score s;
+	assert_int_equal(read_score("{\"sequences\":[{\"tokens\":[1]}]}", &s, NULL), 0);
+	const struct request *r = s.request;
+	assert_false(r->query.own || r->query.entropy || r->durable || r->no_store || s.base64 || r->deadline_ms || r->query.top_k || r->query.n_temperatures);
+	assert_int_equal(r->query.last, -1);
+	json_score_done(&s);
+}
+
+#define WITH(more) "{\"sequences\":[{\"tokens\":[1]}]," more "}"
+#define OF(sequence) "{\"sequences\":[" sequence "]}"
+
+static void every_rejection_names_its_field(void **state)
+{
+	(void)state;
+	static const struct { const char *body, *field; } cases[] = {
+		{"", "body"}, {"nonsense", "body"}, {"[1]", "body"}, {"{\"sequences\":[{\"tokens\":[1]}]} x", "body"}, {WITH("\"top_k\":1,\"top_k\":1"), "body"},
+		{"{\"\\u0000\":1}", "body"}, {"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", "body"}, {"{}", "sequences"}, {OF(""), "sequences"},
+		{"{\"sequences\":1}", "sequences"}, {OF("{\"tokens\":[1]},{\"tokens\":[1]},{\"tokens\":[1]},{\"tokens\":[1]}"), "sequences"},
+		{OF("1"), "sequences[0]"}, {OF("{}"), "sequences[0]"}, {OF("{\"tokens\":[1],\"text\":\"\"}"), "sequences[0]"},
+		{OF("{\"tokens\":[1]},{\"tokens\":1}"), "sequences[1].tokens"}, {OF("{\"tokens\":[1,-1]}"), "sequences[0].tokens[1]"},
+		{OF("{\"tokens\":[4294967296]}"), "sequences[0].tokens[0]"}, {OF("{\"tokens\":[1.0]}"), "sequences[0].tokens[0]"},
+		{OF("{\"tokens\":[null]}"), "sequences[0].tokens[0]"}, {OF("{\"text\":1}"), "sequences[0].text"}, {OF("{\"token\":[1]}"), "sequences[0].token"},
+		{WITH("\"top_k\":0"), "top_k"}, {WITH("\"top_k\":-1"), "top_k"}, {WITH("\"top_k\":1.5"), "top_k"}, {WITH("\"top_k\":\"1\""), "top_k"},
+		{WITH("\"top_k\":99999999999"), "top_k"}, {WITH("\"temperatures\":1"), "temperatures"}, {WITH("\"temperatures\":[]"), "temperatures"},
+		{WITH("\"temperatures\":[1,\"2\"]"), "temperatures[1]"}, {WITH("\"temperatures\":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]"), "temperatures"},
+		{WITH("\"own\":1"), "own"}, {WITH("\"entropy\":null"), "entropy"}, {WITH("\"first\":2147483648"), "first"}, {WITH("\"last\":true"), "last"},
+		{WITH("\"encoding\":\"text\""), "encoding"}, {WITH("\"encoding\":1"), "encoding"}, {WITH("\"values\":\"f64\""), "values"},
+		{WITH("\"durable\":\"yes\""), "durable"}, {WITH("\"store\":1"), "store"}, {WITH("\"deadline_ms\":0"), "deadline_ms"},
+		{WITH("\"gather\":[]"), "gather"}, {WITH("\"draws\":{}"), "draws"}, {WITH("\"topk\":1"), "topk"},
+	};
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		struct json_score s = {0};
+		struct error err = {0};
+		assert_true(read_score(cases[i].body, &s, &err) < 0);
+		assert_string_equal(err.field, cases[i].field);
+		assert_true(err.message[0]);
+		assert_null(s.request);
+	}
+}
+
+static void brackets_in_strings_are_not_depth(void **state)
+{
+	(void)state;
+	struct json_run run;
+	static const char body[] = "{\"config\":\"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[\\\"[[[\",\"name\":\"n\"}";
+	assert_int_equal(json_read_run(body, strlen(body), &run, NULL), 0);
+	assert_string_equal(run.name, "n");
+	json_run_done(&run);
+}
+
+static void small_bodies_are_read_and_refused(void **state)
+{
+	(void)state;
+	struct json_tokenize t;
+	struct json_detokenize d;
+	struct json_run run;
+	struct error err;
+	static const char tokenize[] = "{\"text\":\"a\\u0062\",\"specials\":true}";
+	assert_int_equal(json_read_tokenize(tokenize, strlen(tokenize), &t, &err), 0);
+	assert_string_equal(t.text, "ab");
+	assert_true(t.specials && t.add_special);
+	json_tokenize_done(&t);
+	assert_true(json_read_tokenize("{}", 2, &t, &err) < 0);
+	assert_string_equal(err.field, "text");
+	assert_int_equal(json_read_detokenize("{\"tokens\":[1,2]}", 16, &d, &err), 0);
+	assert_int_equal(d.sequence.n_tokens, 2);
+	json_detokenize_done(&d);
+	assert_true(json_read_run("{\"name\":\"x\"}", 12, &run, &err) < 0);
+	assert_string_equal(err.field, "config");
+}
+
+static void replies_are_json_whatever_they_hold(void **state)
+{
+	(void)state;
+	struct buffer b = {0};
+	buffer_string(&b, "a\"\\\n\x7f\xff\xc3\xa9\xe2\x82", 10);
+	assert_string_equal(b.data, "\"a\\\"\\\\\\u000a\\u007f\xef\xbf\xbd\xc3\xa9\xef\xbf\xbd\xef\xbf\xbd\"");
+	buffer_done(&b);
+	static const float values[] = {0.1f, -1e-42f, 3.4028235e38f, 16777217.0f, -0.0f, 1.0f / 3.0f};
+	for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+		buffer_float(&b, values[i]);
+		float back = strtof(b.data, NULL);
+		assert_memory_equal(&back, &values[i], sizeof back);
+		buffer_done(&b);
+	}
+	buffer_float(&b, NAN);
+	assert_string_equal(b.data, "null");
+	buffer_done(&b);
+	for (size_t n = 0; n < 4; n++) {
+		static const char *const expected[] = {"", "Zg==", "Zm8=", "Zm9v"};
+		buffer_text(&b, "");
+		buffer_base64(&b, "foo", n);
+		assert_string_equal(b.data, expected[n]);
+		buffer_done(&b);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_whole_request_is_read), cmocka_unit_test(what_is_left_out_has_its_default), cmocka_unit_test(every_rejection_names_its_field),
+		cmocka_unit_test(brackets_in_strings_are_not_depth), cmocka_unit_test(small_bodies_are_read_and_refused),
+		cmocka_unit_test(replies_are_json_whatever_they_hold),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
