@@ -3,7 +3,7 @@
 // its queries add, then have one owner). The work of a unit is in vector_attention.c.
 #include "kernels/cpu/cpu.h"
 
-#define QUERIES ATTENTION_KEYS
+#define QUERIES 64
 
 static struct attention_work work_of(const struct cpu *cpu, const float *qkv, const struct attention_shape *s, uint32_t sequence, uint32_t kv)
 {

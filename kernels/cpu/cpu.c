@@ -92,7 +92,7 @@ static void cpu_begin(struct backend *be, const struct layout *layout)
 
 const struct backend_ops backend_cpu_ops = {
 	.name = "cpu",
-	.head_rows = 64,
+	.head_rows = 256,
 	.open = cpu_open,
 	.close = cpu_close,
 	.sync = cpu_sync,

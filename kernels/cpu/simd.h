@@ -127,13 +127,23 @@ INLINE float vf_sum(vf v)
 	return part[0];
 }
 
+// The largest lane; NaN where there is one is not promised.
 INLINE float vf_max_lane(vf v)
 {
-	float m = v[0];
+	float part[LANES];
 
+	memcpy(part, &v, sizeof(v));
+#if defined(__SSE2__)
+	__m128 m = _mm_loadu_ps(part);
+	UNROLL for (int i = 4; i < LANES; i += 4)
+		m = _mm_max_ps(m, _mm_loadu_ps(part + i));
+	m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+	return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+#else
 	for (int i = 1; i < LANES; i++)
-		m = v[i] > m ? v[i] : m;
-	return m;
+		part[0] = part[i] > part[0] ? part[i] : part[0];
+	return part[0];
+#endif
 }
 
 // e^x to 2 units in the last place for x <= 0 (or a little above, and below 88); 0 below -87.3, NaN for NaN.

@@ -67,7 +67,7 @@ static void keys_sort(uint64_t *heap, size_t k)
 	}
 }
 
-// keys: room for V + 64. Blocks without a maximum above the bound are skipped.
+// keys: room for V + 64.
 static void top_k(struct sweep_row *row, const float *z, uint32_t V, const float *maxima, uint64_t *keys)
 {
 	uint32_t n_blocks = (V - 1) / SWEEP_BLOCK + 1, k = row->top_k;
@@ -81,13 +81,12 @@ static void top_k(struct sweep_row *row, const float *z, uint32_t V, const float
 		bound = key_logit(keys[0]);
 	}
 	for (uint32_t b = 0; b < n_blocks; b++) {
+		uint32_t end = V - b * SWEEP_BLOCK < SWEEP_BLOCK ? V : (b + 1) * SWEEP_BLOCK;
 		if (maxima[b] < bound)
 			continue;
-		uint32_t end = V - b * SWEEP_BLOCK < SWEEP_BLOCK ? V : (b + 1) * SWEEP_BLOCK;
-		for (uint32_t j = b * SWEEP_BLOCK; j < end; j++) {
-			keys[n] = key_of(z[j], j);
-			n += z[j] >= bound;
-		}
+		for (uint32_t j = b * SWEEP_BLOCK; j < end; j++)
+			if (z[j] >= bound)
+				keys[n++] = key_of(z[j], j);
 	}
 	keys_select(keys, n, k);
 	keys_sort(keys, k);

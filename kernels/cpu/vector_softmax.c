@@ -5,32 +5,43 @@
 
 #define CHUNK 1024
 
-// The last part of a row: lanes beyond it repeat the first element, which changes no maximum.
-INLINE vf load_rest(const float *x, size_t n)
-{
-	vf v = vf_set(x[0]);
+#define BLOCK_VECTORS (SWEEP_BLOCK / LANES)
 
-	memcpy(&v, x, n * sizeof(float));
-	return v;
+// Four running maxima of a whole block, and sums of 0 x: 0, or NaN for good when an x is not finite.
+INLINE vf block_max(const float *x, vf bad[4])
+{
+	vf m[4];
+
+	UNROLL for (size_t j = 0; j < 4; j++)
+		m[j] = vf_set(-INFINITY);
+	UNROLL for (size_t j = 0; j < BLOCK_VECTORS; j++) {
+		vf v = vf_load(x + j * LANES);
+		bad[j % 4] += v * 0.0f;
+		m[j % 4] = vf_max(m[j % 4], v);
+	}
+	return vf_max(vf_max(m[0], m[1]), vf_max(m[2], m[3]));
 }
 
 bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_max)
 {
-	vf all = vf_set(-INFINITY), bad = {0};    // 0 * x is 0, or NaN when x is not finite, and NaN stays
+	vf all = vf_set(-INFINITY), bad[4] = {0};
+	size_t i = 0;
 
-	for (size_t i = 0; i < n; i += SWEEP_BLOCK) {
-		size_t end = n - i < SWEEP_BLOCK ? n - i : SWEEP_BLOCK;
-		vf m = vf_set(-INFINITY);
-		for (size_t j = 0; j < end; j += LANES) {
-			vf v = end - j >= LANES ? vf_load(x + i + j) : load_rest(x + i + j, end - j);
-			bad += v * 0.0f;
-			m = vf_max(m, v);
-		}
+	for (; i + SWEEP_BLOCK <= n; i += SWEEP_BLOCK) {
+		vf m = block_max(x + i, bad);
+		maxima[i / SWEEP_BLOCK] = vf_max_lane(m);
+		all = vf_max(all, m);
+	}
+	if (i < n) {
+		float last[SWEEP_BLOCK];
+		for (size_t j = 0; j < SWEEP_BLOCK; j++)
+			last[j] = x[i + j < n ? i + j : i];    // repeats change no maximum
+		vf m = block_max(last, bad);
 		maxima[i / SWEEP_BLOCK] = vf_max_lane(m);
 		all = vf_max(all, m);
 	}
 	*ret_max = vf_max_lane(all);
-	return vf_sum(bad) == 0;
+	return vf_sum((bad[0] + bad[1]) + (bad[2] + bad[3])) == 0;
 }
 
 // Chunks of at most CHUNK elements; lanes past the end have z = -infinity, so they add nothing.
@@ -68,9 +79,14 @@ double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, d
 	if (!ret_weighted)
 		return exp_sum_plain(x, n, m, inverse);
 	for (size_t i = 0; i < n; i += CHUNK) {
-		size_t end = n - i < CHUNK ? n - i : CHUNK;
+		size_t end = n - i < CHUNK ? n - i : CHUNK, j = 0;
 		vf sum = {0}, product = {0};
-		for (size_t j = 0; j < end; j += LANES) {
+		for (; j + LANES <= end; j += LANES) {
+			vf z = (vf_load(x + i + j) - m) * inverse, e = vf_exp_negative(z);
+			sum += e;
+			product += vf_max(low, z) * e;
+		}
+		if (j < end) {
 			vf z = load_z(x + i + j, end - j, m, inverse), e = vf_exp_negative(z);
 			sum += e;
 			product += vf_max(low, z) * e;    // e is 0 below -88, where z may be infinite
@@ -87,16 +103,14 @@ void VECTOR(softmax)(float *out, bool add, const float *x, size_t n, float tempe
 	// lse in two floats: x / temperature - lse cancels, and its error is the relative error of the result
 	float high = (float)lse;
 	vf inverse = vf_set(1 / temperature), h = vf_set(high), l = vf_set((float)(lse - (double)high)), s = vf_set((float)scale);
+	size_t i = 0;
 
-	for (size_t i = 0; i < n; i += LANES) {
-		size_t m = n - i;
-		vf z = m >= LANES ? vf_load(x + i) : vf_load_part(x + i, m);
-		vf r = vf_exp((z * inverse - h) - l) * s;
-		if (add)
-			r += m >= LANES ? vf_load(out + i) : vf_load_part(out + i, m);
-		if (m >= LANES)
-			vf_store(out + i, r);
-		else
-			vf_store_part(out + i, r, m);
+	for (; i + LANES <= n; i += LANES) {
+		vf r = vf_exp_negative((vf_load(x + i) * inverse - h) - l) * s;
+		vf_store(out + i, add ? vf_load(out + i) + r : r);
+	}
+	if (i < n) {
+		vf r = vf_exp_negative((vf_load_part(x + i, n - i) * inverse - h) - l) * s;
+		vf_store_part(out + i, add ? vf_load_part(out + i, n - i) + r : r, n - i);
 	}
 }
