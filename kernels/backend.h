@@ -154,7 +154,7 @@ struct backend_ops {
 struct backend {
 	const struct backend_ops *ops;
 	void *device;                    // the implementation's own state
-	const char *numeric;             // "f64", "f32", "bf16": part of a teacher's fingerprint
+	const char *numeric;             // "f64", "f32", "f32-fast" (longer sums), "bf16": part of a teacher's fingerprint
 	const char *description;         // "2 threads, AVX2" for logs and status
 };
 

@@ -62,12 +62,12 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 	if (!cpu->own || !cpu->tokens || !cpu->positions || !cpu->starts)
 		r = error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", options->max_rows);
 	else
-		r = products_open(cpu->n_threads, vector == &vector_avx2, &cpu->products, err);
+		r = products_open(cpu->n_threads, vector == &vector_avx2, options->numeric == BACKEND_NUMERIC_F32, &cpu->products, err);
 	if (r < 0) {
 		cpu_close(be);
 		return r;
 	}
-	be->numeric = cpu->operand == OPERAND_F32 ? "f32" : "bf16";
+	be->numeric = cpu->operand != OPERAND_F32 ? "bf16" : options->numeric == BACKEND_NUMERIC_F32 ? "f32" : "f32-fast";
 	snprintf(cpu->description, sizeof cpu->description, "%d threads, %s", cpu->n_threads, vector->name);
 	be->description = cpu->description;
 	return 0;

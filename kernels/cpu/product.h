@@ -14,7 +14,8 @@ struct product;
 struct products;
 
 // Opens oneDNN for n_threads workers. convolution: the route for processors with AVX2 and no AVX-512 (see product.c).
-int products_open(int n_threads, bool convolution, struct products **ret_products, struct error *err);
+// exact: shorter sums, more digits, less speed.
+int products_open(int n_threads, bool convolution, bool exact, struct products **ret_products, struct error *err);
 struct products *products_close(struct products *p);
 bool products_have_bf16(void);        // the processor multiplies bfloat16
 
