@@ -93,6 +93,7 @@ void queue_release(struct queue *q, const struct queue_cost *cost)
 void queue_push(struct queue *q, struct queue_item *chain)
 {
 	const uint64_t one = 1;
+	ssize_t written = 0;
 	pthread_mutex_lock(&q->lock);
 	*q->end = chain;
 	while (*q->end) {
@@ -100,9 +101,11 @@ void queue_push(struct queue *q, struct queue_item *chain)
 		q->n_waiting++;
 	}
 	pthread_cond_broadcast(&q->not_empty);
+	// Under the lock: the receiver may close the queue as soon as it has popped the last item it waits for.
+	if (q->wake_fd >= 0)
+		written = write(q->wake_fd, &one, sizeof one);
 	pthread_mutex_unlock(&q->lock);
-	if (q->wake_fd >= 0 && write(q->wake_fd, &one, sizeof one) < 0)
-		return;    // EAGAIN: the counter is full, so the receiver is awake already
+	(void)written;    // fails only when the counter is full: then the receiver is awake already
 }
 
 struct queue_item *queue_pop(struct queue *q, bool wait)

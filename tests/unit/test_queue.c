@@ -102,6 +102,31 @@ static void a_stopped_queue_gives_what_it_holds_and_then_nothing(void **state)
 	queue_close(q);
 }
 
+static void *push_one(void *arg)
+{
+	static struct queue_item item;
+	item.next = NULL;
+	queue_push(arg, &item);
+	return NULL;
+}
+
+// The receiver closes as soon as it has what it waited for; the pusher must be done with queue and descriptor by then (TSan sees it).
+static void a_queue_may_be_closed_once_the_last_item_is_popped(void **state)
+{
+	(void)state;
+	for (int i = 0; i < 200; i++) {
+		struct queue *q;
+		pthread_t thread;
+		int fd = eventfd(0, EFD_NONBLOCK);
+		assert_int_equal(queue_open(NULL, fd, &q), 0);
+		pthread_create(&thread, NULL, push_one, q);
+		assert_non_null(queue_pop(q, true));
+		queue_close(q);
+		close(fd);
+		pthread_join(thread, NULL);
+	}
+}
+
 // ---- packing
 
 struct packing { struct request *request; struct batch *batch; struct batch_backlog backlog; };
@@ -206,7 +231,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(items_leave_in_order_and_chains_stay_together), cmocka_unit_test(the_budget_is_all_or_nothing),
 		cmocka_unit_test(a_push_wakes_the_eventfd), cmocka_unit_test(a_stopped_queue_gives_what_it_holds_and_then_nothing),
-		cmocka_unit_test(sequences_lie_side_by_side), cmocka_unit_test(smaller_ones_pass_one_that_does_not_fit_which_goes_next),
+		cmocka_unit_test(a_queue_may_be_closed_once_the_last_item_is_popped), cmocka_unit_test(sequences_lie_side_by_side), cmocka_unit_test(smaller_ones_pass_one_that_does_not_fit_which_goes_next),
 		cmocka_unit_test(one_over_the_budget_goes_alone), cmocka_unit_test(the_backlog_stays_whole_when_its_end_leaves),
 		cmocka_unit_test(sequences_of_two_requests_make_a_mixed_batch),
 	};
