@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// "key = value" settings against a table of options (options.def for the daemon, worker/run.def for a training run): one row there feeds
+// "key = value" settings against a table of options (options.def for the daemon, train/run.def for a training run): one row there feeds
 // the parser, --help, the manual page and the example file. Values land in a plain struct by offset.
 #pragma once
 

@@ -48,7 +48,8 @@ void entry_finish(struct entry *e, const struct entry_context *c, enum run_state
 }
 
 // argv of one worker; the strings are the context's or the caller's.
-static void arguments_fill(const struct entry *e, const struct entry_context *c, const char *folder, const char *config, const char *argv[12])
+static void arguments_fill(const struct entry *e, const struct entry_context *c, const char *folder, const char *config,
+			   const char *argv[12])
 {
 	int n = 0;
 	argv[n++] = c->worker_path;

@@ -8,7 +8,7 @@
 #define OPTION(field, name, type, min, max, fallback, choices, unit, help) \
 	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct run_settings, field)},
 static const struct config_option table[] = {
-#include "daemon/worker/run.def"
+#include "daemon/train/run.def"
 };
 #undef OPTION
 

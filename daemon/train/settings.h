@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Settings of one training run, from run.conf (worker/run.def is the table). The supervisor checks a configuration with the same code
+// Settings of one training run, from run.conf (run.def is the table). The supervisor checks a configuration with the same code
 // that the worker reads it with, so a bad one is refused at the door.
 #pragma once
 

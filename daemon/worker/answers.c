@@ -243,7 +243,8 @@ const struct content_id *answers_teacher(const struct answers *a)
 	return &a->link.teacher;
 }
 
-static int job_fill(struct answers *a, struct job *job, const struct query *query, const uint32_t *const *sequences, uint32_t length, struct error *err)
+static int job_fill(struct answers *a, struct job *job, const struct query *query, const uint32_t *const *sequences, uint32_t length,
+		    struct error *err)
 {
 	struct query_limits limits = {a->link.server.max_tokens, a->link.server.max_top_k, a->link.server.vocab_size};
 	for (uint32_t i = 0; i < job->n; i++) {

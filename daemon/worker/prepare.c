@@ -128,8 +128,8 @@ static int corpus_open(struct trainer *t, struct error *err)
 	int r = prefix_find(t, &prefix, &n_prefix, err);
 	if (r)
 		return r;
-	struct dataset_options o = {.sequence_length = (uint32_t)s->sequence_length, .prefix = &prefix, .n_prefix = n_prefix, .held_out = s->held_out,
-				    .held_out_max = (uint32_t)s->held_out_max, .seed = (uint64_t)s->seed};
+	struct dataset_options o = {.sequence_length = (uint32_t)s->sequence_length, .prefix = &prefix, .n_prefix = n_prefix,
+				    .held_out = s->held_out, .held_out_max = (uint32_t)s->held_out_max, .seed = (uint64_t)s->seed};
 	if (n_prefix >= o.sequence_length - 1)
 		return error_set(err, ERROR_INVALID, "sequence-length", "%u leaves no room beside the tokenizer's first token", o.sequence_length);
 	r = dataset_new(&o, &t->dataset, err);
@@ -139,8 +139,8 @@ static int corpus_open(struct trainer *t, struct error *err)
 	if (r)
 		return r;
 	t->state.dataset = dataset_id(t->dataset);
-	log_info("corpus: %llu sequences of %u tokens to train on, %llu held out", (unsigned long long)dataset_n_train(t->dataset), o.sequence_length,
-		 (unsigned long long)dataset_n_held_out(t->dataset));
+	log_info("corpus: %llu sequences of %u tokens to train on, %llu held out", (unsigned long long)dataset_n_train(t->dataset),
+		 o.sequence_length, (unsigned long long)dataset_n_held_out(t->dataset));
 	return 0;
 }
 
@@ -181,7 +181,8 @@ static int given_student_open(struct trainer *t, const struct student_options *o
 	if (a->vocab_size != vocab_size)
 		r = error_set(err, ERROR_CONFLICT, "student", "its vocabulary has %u tokens, the teacher's %u", a->vocab_size, vocab_size);
 	else if (a->context_length < o->sequence_length)
-		r = error_set(err, ERROR_INVALID, "sequence-length", "%u is more than the student's context of %u", o->sequence_length, a->context_length);
+		r = error_set(err, ERROR_INVALID, "sequence-length", "%u is more than the student's context of %u", o->sequence_length,
+			      a->context_length);
 	else
 		r = student_open(o, a, &source, &t->student, err);
 out:

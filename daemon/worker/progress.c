@@ -64,7 +64,8 @@ static void evaluations_add(json_t *j, const struct progress_report *r)
 static json_t *report_to_json(const struct progress_report *r)
 {
 	json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "state", r->state, "device", r->device, "step", (json_int_t)r->step, "steps",
-			      (json_int_t)r->steps, "positions", (json_int_t)r->n_positions, "masked", (json_int_t)r->n_masked, "n_parameters", (json_int_t)r->n_parameters);
+			      (json_int_t)r->steps, "positions", (json_int_t)r->n_positions, "masked", (json_int_t)r->n_masked, "n_parameters",
+			      (json_int_t)r->n_parameters);
 	if (!j)
 		return NULL;
 	if (r->tokens_per_second > 0) {        // not before the first step of this process
@@ -87,8 +88,8 @@ static json_t *report_to_json(const struct progress_report *r)
 
 static void terminal_say(struct progress *p, const struct progress_report *r)
 {
-	fprintf(stderr, "\r%s step %llu/%llu  loss %.4f  lr %.2e  %.0f tokens/s", r->state, (unsigned long long)r->step, (unsigned long long)r->steps,
-		r->loss, r->learning_rate, r->tokens_per_second);
+	fprintf(stderr, "\r%s step %llu/%llu  loss %.4f  lr %.2e  %.0f tokens/s", r->state, (unsigned long long)r->step,
+		(unsigned long long)r->steps, r->loss, r->learning_rate, r->tokens_per_second);
 	if (r->n_evaluations)
 		fprintf(stderr, "  held-out KL %.4f (%.4f before)", r->last.kl, r->before.kl);
 	if (r->eta_seconds >= 0)

@@ -80,10 +80,12 @@ static json_t *state_to_json(const struct snapshot_state *s)
 	char teacher[CONTENT_ID_HEX], dataset[CONTENT_ID_HEX];
 	content_id_to_hex(&s->teacher, teacher);
 	content_id_to_hex(&s->dataset, dataset);
-	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I}", "version", (json_int_t)1, "step", (json_int_t)s->step,
-			      "position", (json_int_t)s->position, "n_positions", (json_int_t)s->n_positions, "n_masked", (json_int_t)s->n_masked,
-			      "seconds", s->seconds, "teacher", teacher, "dataset", dataset, "seed", (json_int_t)s->seed, "sequence_length",
-			      (json_int_t)s->sequence_length, "batch", (json_int_t)s->batch, "n_evaluations", (json_int_t)s->n_evaluations);
+	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I}", "version", (json_int_t)1,
+			      "step", (json_int_t)s->step, "position", (json_int_t)s->position,
+			      "n_positions", (json_int_t)s->n_positions, "n_masked", (json_int_t)s->n_masked, "seconds", s->seconds,
+			      "teacher", teacher, "dataset", dataset, "seed", (json_int_t)s->seed,
+			      "sequence_length", (json_int_t)s->sequence_length, "batch", (json_int_t)s->batch,
+			      "n_evaluations", (json_int_t)s->n_evaluations);
 	if (!j || !s->n_evaluations)
 		return j;
 	int bad = json_object_set_new(j, "before", evaluation_to_json(&s->before));

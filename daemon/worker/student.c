@@ -178,7 +178,8 @@ static uint32_t sequence_list(struct student *s, const struct record_rows *t, ui
 	return n_masked;
 }
 
-static int batch_pack(struct student *s, const struct record_rows *const *sequences, uint32_t n, bool best, uint64_t *n_masked, struct error *err)
+static int batch_pack(struct student *s, const struct record_rows *const *sequences, uint32_t n, bool best, uint64_t *n_masked,
+		      struct error *err)
 {
 	uint32_t T = 0;
 	s->n_rows = 0;
@@ -207,8 +208,8 @@ static double lse_of(const struct record_rows *t, uint32_t row, float temperatur
 	return NAN;                    // was not asked for: the loss is then not finite, and that is refused
 }
 
-static void row_sides(const struct student *s, uint32_t i, const struct sweep_row *swept, float temperature, struct loss_teacher *ret_teacher,
-		      struct loss_student *ret_student)
+static void row_sides(const struct student *s, uint32_t i, const struct sweep_row *swept, float temperature,
+		      struct loss_teacher *ret_teacher, struct loss_student *ret_student)
 {
 	const struct position *p = &s->positions[i];
 	uint32_t k = p->teacher->query.top_k;
@@ -225,7 +226,8 @@ static int row_not_finite(struct error *err)
 	return error_set(err, ERROR_NOT_FINITE, NULL, "the student's logits are not finite: training has diverged (try a lower learning-rate)");
 }
 
-static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad, struct error *err)
+static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
+		     struct error *err)
 {
 	struct student *s = arg;
 	const struct loss_options *o = &s->options.loss;

@@ -25,7 +25,8 @@ static double lse(const double *z, double t)
 }
 
 // Evaluates one position over support ids[0..k) and, when asked, spreads the gradient over the V logits.
-static struct loss_value evaluate(const struct loss_options *o, const double *student, const uint32_t *ids, uint32_t k, uint32_t label, double *grad)
+static struct loss_value evaluate(const struct loss_options *o, const double *student, const uint32_t *ids, uint32_t k, uint32_t label,
+				 double *grad)
 {
 	float teacher_logits[V];
 	double student_logits[V], corrections[V + 1];

@@ -14,7 +14,8 @@
 #include "daemon/worker/optimizer.h"
 
 static const struct optimizer_options options = {
-	.learning_rate = 1e-3, .min_ratio = .1, .warmup = 10, .steps = 110, .beta1 = .9, .beta2 = .95, .epsilon = 1e-8, .weight_decay = .1, .clip = 1,
+	.learning_rate = 1e-3, .min_ratio = .1, .warmup = 10, .steps = 110, .beta1 = .9, .beta2 = .95, .epsilon = 1e-8,
+	.weight_decay = .1, .clip = 1,
 };
 
 static void rate_rises_then_falls_to_the_floor(void **state)

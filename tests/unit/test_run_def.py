@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every row of daemon/worker/run.def is described in kdserved-worker.8 with its default, and nothing else is; recipes use known keys."""
+"""Every row of daemon/train/run.def is described in kdserved-worker.8 with its default, and nothing else is; recipes use known keys."""
 import glob
 import os
 import re
@@ -15,8 +15,8 @@ def read(path):
 
 
 def rows():
-    found = re.findall(r'^OPTION\(\w+, "([a-z0-9-]+)", \w+, [^,]+, [^,]+, "([^"]*)"', read("daemon/worker/run.def"), re.M)
-    assert len(found) == read("daemon/worker/run.def").count("\nOPTION("), "a row this test cannot read"
+    found = re.findall(r'^OPTION\(\w+, "([a-z0-9-]+)", \w+, [^,]+, [^,]+, "([^"]*)"', read("daemon/train/run.def"), re.M)
+    assert len(found) == read("daemon/train/run.def").count("\nOPTION("), "a row this test cannot read"
     return dict(found)
 
 
