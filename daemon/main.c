@@ -15,6 +15,7 @@
 
 #include "common/error.h"
 #include "daemon/clock.h"
+#include "daemon/idle.h"
 #include "daemon/log.h"
 #include "daemon/options.h"
 #include "daemon/server/address.h"
@@ -480,6 +481,7 @@ int main(int argc, char **argv)
 	struct error err = {0};
 	enum mode mode = MODE_RUN;
 	(void)argc;
+	idle_init(argv);
 	if (options_init(&d.options, &err)) {
 		fprintf(stderr, "kdserved: %s\n", err.message);
 		return EXIT_FAILURE;

@@ -10,6 +10,7 @@
 
 #include "common/error.h"
 #include "config.h"
+#include "daemon/idle.h"
 #include "daemon/log.h"
 #include "daemon/worker/trainer.h"
 
@@ -182,6 +183,7 @@ int main(int argc, char **argv)
 	struct arguments a = {.progress_fd = -1};
 	struct run_settings s = {0};
 	size_t n;
+	idle_init(argv);
 	log_open(LOG_INFO);
 	int status = arguments_read(argc, argv, &a, &s, false);
 	if (status >= 0)
