@@ -95,12 +95,45 @@ static void cpu_fast_is_close(void **state)
 		compare(names[i], "cpu", BACKEND_NUMERIC_AUTO, 2e-2);
 }
 
+static int sum_of_lse(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
+		      struct error *err)
+{
+	(void)first, (void)err;
+	for (uint32_t i = 0; i < n; i++) {
+		*(double *)arg += swept[i].lse[0];
+		ret_grad[i] = (struct softmax_grad_row){0};    // a loss may answer in evaluation too; nobody reads it
+	}
+	return 0;
+}
+
+static void evaluation_needs_no_trainable_weights(void **state)
+{
+	(void)state;
+	static const uint32_t tokens[] = {5, 6, 7}, positions[] = {0, 1, 2}, starts[] = {0, 3}, rows[] = {2, 0};
+	static const float one = 1;
+	const struct layout layout = {3, 1, tokens, positions, starts};
+	char path[4096];
+	double lse[4], sum = 0;
+	struct sweep_row out[4];
+	struct golden_model m;
+	golden_path(path, sizeof path, "models/llama");
+	golden_model_open(&m, path, "ref", BACKEND_NUMERIC_F32, false, 128);
+	for (int i = 0; i < 4; i++)
+		out[i] = (struct sweep_row){.n_temperatures = 1, .temperatures = &one, .lse = &lse[i]};
+	struct act *hidden = forward(m.weights, m.activations, &layout);
+	assert_int_equal(head_train(m.head, hidden, rows, 2, 3, out, sum_of_lse, &sum, NULL, NULL), 0);
+	head_score(m.head, hidden, rows, 2, out + 2);
+	assert_true(sum == lse[2] + lse[3] && sum != 0);
+	golden_model_close(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(ref_equals_transformers),
 		cmocka_unit_test(cpu_f32_equals_transformers),
 		cmocka_unit_test(cpu_fast_is_close),
+		cmocka_unit_test(evaluation_needs_no_trainable_weights),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
