@@ -18,7 +18,8 @@ static void norm(double *y, const double *x, const double *gain, size_t n, doubl
 }
 
 // dx (+)= r (g dy - x r^2 mean(g dy x)), dgain += dy x r; dx may be dy.
-static void norm_backward(double *dx, bool add, double *dgain, const double *dy, const double *x, const double *gain, size_t n, double epsilon)
+static void norm_backward(double *dx, bool add, double *dgain, const double *dy, const double *x, const double *gain, size_t n,
+			  double epsilon)
 {
 	double r = inverse_rms(x, n, epsilon), mean = 0;
 	for (size_t i = 0; i < n; i++)

@@ -14,7 +14,8 @@ void ref_swiglu(struct backend *be, struct act *y, const struct act *gate_up, ui
 	}
 }
 
-void ref_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows, uint32_t F)
+void ref_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows,
+			 uint32_t F)
 {
 	(void)be;
 	for (size_t r = 0; r < rows; r++) {

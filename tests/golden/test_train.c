@@ -82,7 +82,8 @@ static double row_loss(struct step *s, uint32_t i)
 	return t->w_ce * (s->lse[i][0] - s->gathered[i][K]) + t->w_kd * T * T * kl;
 }
 
-static int mixed_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad, struct error *err)
+static int mixed_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
+		      struct error *err)
 {
 	struct step *s = arg;
 	(void)err;

@@ -249,7 +249,8 @@ static void head_tiles_cover_every_row(void **state)
 	model_close(&m);
 }
 
-static int refuse(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad, struct error *err)
+static int refuse(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
+		  struct error *err)
 {
 	(void)first, (void)n, (void)swept, (void)ret_grad;
 	((struct model *)arg)->n_calls++;
