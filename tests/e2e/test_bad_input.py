@@ -3,6 +3,7 @@
 import json
 import socket
 import struct
+import threading
 import unittest
 
 import kdserved
@@ -261,9 +262,17 @@ class BadInput(unittest.TestCase):
     def test_without_credit(self):
         with self.daemon.client() as c:
             credits, = struct.unpack("<I", c.welcome[-4:])
-            ids = [c.start_score([[i % 200 + 1] * 60] * 8, top_k=100) for i in range(credits * 4)]
+            n = credits * 4
+
+            def send():    # beside reading: the server stops reading from a client that does not take its answers
+                for i in range(n):
+                    c.start_score([[i % 200 + 1] * 60] * 8, top_k=100)
+
+            sender = threading.Thread(target=send)
+            sender.start()
+            self.addCleanup(sender.join)
             ended = {}
-            while len(ended) < len(ids):
+            while len(ended) < n:
                 kind, request_id, body = c.receive()
                 if kind == kdserved.DONE:
                     ended[request_id] = "done"
