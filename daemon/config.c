@@ -185,9 +185,10 @@ static int check_range(const struct config_option *o, double v, const char *valu
 {
 	if (v >= o->min && v <= o->max)
 		return 0;
-	bool low = v < o->min;
-	return error_set(err, ERROR_INVALID, o->name, "%s: %s = %s is %s %.15g%s%s", where, o->name, value, low ? "below the minimum" : "above the maximum",
-			 low ? o->min : o->max, o->type == CONFIG_DURATION ? " ms" : *o->unit ? " " : "", o->type == CONFIG_DURATION ? "" : o->unit);
+	bool low = v < o->min, duration = o->type == CONFIG_DURATION;
+	return error_set(err, ERROR_INVALID, o->name, "%s: %s = %s is %s %.15g%s%s", where, o->name, value,
+			 low ? "below the minimum" : "above the maximum", low ? o->min : o->max,
+			 duration ? " ms" : *o->unit ? " " : "", duration ? "" : o->unit);
 }
 
 static int set_number(const struct config_option *o, void *field, const char *value, const char *where, struct error *err)
@@ -220,7 +221,8 @@ static int set_string(char **field, const char *value)
 	return 0;
 }
 
-static int set_value(const struct config_option *o, void *target, const char *value, enum config_origin origin, const char *where, struct error *err)
+static int set_value(const struct config_option *o, void *target, const char *value, enum config_origin origin, const char *where,
+		     struct error *err)
 {
 	void *field = field_of(o, target);
 	switch (o->type) {
@@ -276,7 +278,8 @@ void config_done(const struct config_option *table, size_t n, void *target)
 	}
 }
 
-int config_set(const struct config_option *table, size_t n, void *target, const char *name, const char *value, const char *where, struct error *err)
+int config_set(const struct config_option *table, size_t n, void *target, const char *name, const char *value, const char *where,
+	       struct error *err)
 {
 	const struct config_option *o = option_find(table, n, name);
 	if (!o)
@@ -330,7 +333,8 @@ static int read_line(const struct config_text *t, char *line, size_t number, str
 	return config_set(t->table, t->n, t->target, name, value, where, err);
 }
 
-int config_read_text(const struct config_option *table, size_t n, void *target, const char *text, size_t n_bytes, const char *source, struct error *err)
+int config_read_text(const struct config_option *table, size_t n, void *target, const char *text, size_t n_bytes, const char *source,
+		     struct error *err)
 {
 	int r = 0;
 	if (memchr(text, '\0', n_bytes))

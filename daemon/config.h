@@ -40,10 +40,12 @@ int config_init(const struct config_option *table, size_t n, void *target, struc
 void config_done(const struct config_option *table, size_t n, void *target);
 // One setting; `where` ("--socket", "kdserved.conf:12") goes into the error, and "--" at its start tells a command line from a file.
 // An empty value unsets a string. An unknown name is an error that suggests the nearest one.
-int config_set(const struct config_option *table, size_t n, void *target, const char *name, const char *value, const char *where, struct error *err);
+int config_set(const struct config_option *table, size_t n, void *target, const char *name, const char *value, const char *where,
+	       struct error *err);
 // Lines "key = value"; '#' at the start of a line or after a blank begins a comment; a key that is not a list may stand once.
 // `source` names the text in errors (file:line).
-int config_read_text(const struct config_option *table, size_t n, void *target, const char *text, size_t n_bytes, const char *source, struct error *err);
+int config_read_text(const struct config_option *table, size_t n, void *target, const char *text, size_t n_bytes, const char *source,
+		     struct error *err);
 int config_read_file(const struct config_option *table, size_t n, void *target, const char *path, struct error *err);
 void config_print_help(FILE *to, const struct config_option *table, size_t n);        // for --help
 void config_print_example(FILE *to, const struct config_option *table, size_t n);     // commented etc/*.conf

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One line per event to stderr, with the journal's priority prefix (<6>) when stderr is the journal. Only edges log; libraries return errors.
+// One line per event to stderr, with the journal's priority prefix (<6>) when stderr is the journal. Only edges log; libraries return
+// errors.
 #pragma once
 
 #include <syslog.h>

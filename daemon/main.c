@@ -213,8 +213,8 @@ static int open_store(struct daemon *d, struct error *err)
 	if (r)
 		return r;
 	store_stats(d->store, &stats);
-	log_notice("store %s: %llu records in %llu shards, %s", o->store, (unsigned long long)stats.n_records, (unsigned long long)stats.n_shards,
-		   stats.uring ? "io_uring" : "without io_uring (pwrite)");
+	log_notice("store %s: %llu records in %llu shards, %s", o->store, (unsigned long long)stats.n_records,
+		   (unsigned long long)stats.n_shards, stats.uring ? "io_uring" : "without io_uring (pwrite)");
 	if (stats.recovered_bytes)
 		log_warning("store %s: cut %llu bytes of a torn tail", o->store, (unsigned long long)stats.recovered_bytes);
 	return 0;
@@ -223,7 +223,8 @@ static int open_store(struct daemon *d, struct error *err)
 static int open_supervisor(struct daemon *d, struct error *err)
 {
 	const struct options *o = &d->options;
-	struct supervisor_options s = {.directory = o->runs, .worker_path = o->worker, .server_address = d->address, .max_running = (uint32_t)o->max_running};
+	struct supervisor_options s = {
+		.directory = o->runs, .worker_path = o->worker, .server_address = d->address, .max_running = (uint32_t)o->max_running};
 	return o->runs ? supervisor_open(&s, &d->supervisor, err) : 0;
 }
 
@@ -280,8 +281,8 @@ static int daemon_open(struct daemon *d, struct error *err)
 
 static bool is_config_fault(enum error_code code)
 {
-	return code == ERROR_INVALID || code == ERROR_UNSUPPORTED || code == ERROR_NOT_FOUND || code == ERROR_TOO_LARGE || code == ERROR_CORRUPT ||
-		code == ERROR_UNAUTHORIZED;
+	return code == ERROR_INVALID || code == ERROR_UNSUPPORTED || code == ERROR_NOT_FOUND || code == ERROR_TOO_LARGE ||
+		code == ERROR_CORRUPT || code == ERROR_UNAUTHORIZED;
 }
 
 static void announce_ready(struct daemon *d)
@@ -445,7 +446,8 @@ static int check_config(const struct options *o)
 
 static int print_config(void)
 {
-	printf("# Settings of kdserved, each with its default; see kdserved.conf(5). Made from options.def by kdserved --print-config.\n\n");
+	printf("# Settings of kdserved, each with its default; see kdserved.conf(5). Made from options.def by kdserved "
+	       "--print-config.\n\n");
 	config_print_example(stdout, options_table, options_count);
 	return EXIT_SUCCESS;
 }

@@ -29,8 +29,10 @@ static int check_address(const char *name, const char *text, bool allow_remote, 
 	if (r)
 		return r;
 	if (!allow_remote && address_is_remote(&a))
-		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, and there is no authentication yet: "
-				 "use a loopback address or set allow-remote = yes", name, text);
+		return error_set(err, ERROR_INVALID, name,
+				 "%s = %s can be reached from other machines, and there is no authentication yet: "
+				 "use a loopback address or set allow-remote = yes",
+				 name, text);
 	return 0;
 }
 

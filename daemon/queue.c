@@ -53,8 +53,8 @@ static enum error_code check_limit(uint64_t cost, uint64_t reserved, uint64_t li
 static int refuse(enum error_code code, const char *what, uint64_t cost, uint64_t limit, struct error *err)
 {
 	if (code == ERROR_TOO_LARGE)
-		return error_set(err, code, NULL, "the request needs %llu %s, over the limit of %llu under way", (unsigned long long)cost, what,
-				 (unsigned long long)limit);
+		return error_set(err, code, NULL, "the request needs %llu %s, over the limit of %llu under way", (unsigned long long)cost,
+				 what, (unsigned long long)limit);
 	return error_set(err, code, NULL, "too many %s under way (limit %llu): try again later", what, (unsigned long long)limit);
 }
 

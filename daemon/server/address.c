@@ -22,7 +22,8 @@ static int parse_unix(const char *path, const char *field, struct address *a, st
 	if (path[0] != '/')
 		return error_set(err, ERROR_INVALID, field, "%s: the path of a unix socket begins with '/', not \"%s\"", field, path);
 	if (strlen(path) >= sizeof un->sun_path)
-		return error_set(err, ERROR_INVALID, field, "%s: the path of a unix socket has at most %zu bytes", field, sizeof un->sun_path - 1);
+		return error_set(err, ERROR_INVALID, field, "%s: the path of a unix socket has at most %zu bytes", field,
+				 sizeof un->sun_path - 1);
 	un->sun_family = AF_UNIX;
 	strcpy(un->sun_path, path);
 	a->n_bytes = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path) + 1);

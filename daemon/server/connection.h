@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One client of the binary door: frames in, frames out. All of it belongs to the socket thread.
 //
-// Memory is bounded thus: a body grows only as its bytes arrive; a connection whose answers wait is not read from; its answers are part of the
-// service's budget until they are sent; and a client that takes none of them for a while is closed.
+// Memory is bounded thus: a body grows only as its bytes arrive; a connection whose answers wait is not read from; its answers are part of
+// the service's budget until they are sent; and a client that takes none of them for a while is closed.
 #pragma once
 
 #include <stdbool.h>

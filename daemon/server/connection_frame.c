@@ -335,7 +335,8 @@ static int dispatch(struct connection *c, const struct frame *f, const uint8_t *
 	case FRAME_PING:
 	case FRAME_PONG:
 		if (f->body_bytes > FRAME_MAX_PING)
-			return error_set(err, ERROR_TOO_LARGE, "frame", "%s of %u bytes, the limit is %d", frame_kind_name(f->kind), f->body_bytes, FRAME_MAX_PING);
+			return error_set(err, ERROR_TOO_LARGE, "frame", "%s of %u bytes, the limit is %d", frame_kind_name(f->kind),
+					 f->body_bytes, FRAME_MAX_PING);
 		if (f->kind == FRAME_PING)
 			connection_send_plain(c, FRAME_PONG, f->request_id, body, f->body_bytes);
 		return 0;

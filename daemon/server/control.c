@@ -80,12 +80,16 @@ static int get_model(const struct control_input *in, struct control_reply *out, 
 	struct buffer *b = &out->body;
 	buffer_text(b, "{");
 	reply_provenance(b, info);
-	buffer_printf(b, ",\"architecture\":\"%s\",\"context_length\":%" PRIu32 ",\"n_parameters\":%" PRIu64 ",\"dtype\":\"%s\",\"description\":", a->name,
-		      a->context_length, info->n_parameters, info->dtype);
+	buffer_printf(
+		b, ",\"architecture\":\"%s\",\"context_length\":%" PRIu32 ",\"n_parameters\":%" PRIu64 ",\"dtype\":\"%s\",\"description\":",
+		a->name, a->context_length, info->n_parameters, info->dtype);
 	buffer_string(b, info->description, strlen(info->description));
-	buffer_printf(b, ",\"n_layers\":%" PRIu32 ",\"width\":%" PRIu32 ",\"n_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32 ",\"bos_id\":%" PRId32
-		      ",\"eos_id\":%" PRId32 ",\"max_tokens\":%" PRIu32 ",\"max_top_k\":%" PRIu32 ",\"load_seconds\":%.3f}", a->n_layers, a->width, a->n_heads,
-		      a->n_kv_heads, a->bos_id, a->eos_id, info->max_tokens, info->max_top_k, info->load_seconds);
+	buffer_printf(b,
+		      ",\"n_layers\":%" PRIu32 ",\"width\":%" PRIu32 ",\"n_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32
+		      ",\"bos_id\":%" PRId32 ",\"eos_id\":%" PRId32 ",\"max_tokens\":%" PRIu32 ",\"max_top_k\":%" PRIu32
+		      ",\"load_seconds\":%.3f}",
+		      a->n_layers, a->width, a->n_heads, a->n_kv_heads, a->bos_id, a->eos_id, info->max_tokens, info->max_top_k,
+		      info->load_seconds);
 	return 0;
 }
 
@@ -93,9 +97,11 @@ static void store_status(struct buffer *b, struct store *store)
 {
 	struct store_stats t;
 	store_stats(store, &t);
-	buffer_printf(b, ",\"store\":{\"records\":%" PRIu64 ",\"shards\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"hits\":%" PRIu64 ",\"misses\":%" PRIu64
-		      ",\"appended\":%" PRIu64 ",\"corrupt\":%" PRIu64 ",\"uring\":%s,\"failing\":%s}", t.n_records, t.n_shards, t.n_bytes, t.n_hits, t.n_misses,
-		      t.n_appended, t.n_corrupt, t.uring ? "true" : "false", t.failing ? "true" : "false");
+	buffer_printf(b,
+		      ",\"store\":{\"records\":%" PRIu64 ",\"shards\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"hits\":%" PRIu64
+		      ",\"misses\":%" PRIu64 ",\"appended\":%" PRIu64 ",\"corrupt\":%" PRIu64 ",\"uring\":%s,\"failing\":%s}",
+		      t.n_records, t.n_shards, t.n_bytes, t.n_hits, t.n_misses, t.n_appended, t.n_corrupt, t.uring ? "true" : "false",
+		      t.failing ? "true" : "false");
 }
 
 static int get_status(const struct control_input *in, struct control_reply *out, struct error *err)
@@ -109,16 +115,18 @@ static int get_status(const struct control_input *in, struct control_reply *out,
 	service_stats(s, &t);
 	teacher_stats(service_teacher(s), &passes);
 	bool ready = service_check_ready(s, &why) == 0;
-	buffer_printf(b, "{\"version\":\"%s\",\"uptime_s\":%.3f,\"ready\":%s", PACKAGE_VERSION, service_uptime(s), ready ? "true" : "false");
+	buffer_printf(b, "{\"version\":\"%s\",\"uptime_s\":%.3f,\"ready\":%s", PACKAGE_VERSION, service_uptime(s),
+		      ready ? "true" : "false");
 	if (!ready) {
 		buffer_text(b, ",\"why\":");
 		buffer_string(b, why.message, strlen(why.message));
 	}
-	buffer_printf(b, ",\"queue\":{\"requests\":%" PRIu64 ",\"tokens\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"sequences_waiting\":%" PRIu64 "}",
-		      t.reserved.requests, t.reserved.tokens, t.reserved.bytes, passes.n_waiting);
+	buffer_printf(
+		b, ",\"queue\":{\"requests\":%" PRIu64 ",\"tokens\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"sequences_waiting\":%" PRIu64 "}",
+		t.reserved.requests, t.reserved.tokens, t.reserved.bytes, passes.n_waiting);
 	buffer_printf(b, ",\"sequences\":{\"cached\":%" PRIu64 ",\"computed\":%" PRIu64 "}", t.n_cached, t.n_computed);
-	buffer_printf(b, ",\"forward\":{\"passes\":%" PRIu64 ",\"mixed_passes\":%" PRIu64 ",\"positions\":%" PRIu64 "}", passes.n_passes, passes.n_mixed_passes,
-		      passes.n_positions);
+	buffer_printf(b, ",\"forward\":{\"passes\":%" PRIu64 ",\"mixed_passes\":%" PRIu64 ",\"positions\":%" PRIu64 "}", passes.n_passes,
+		      passes.n_mixed_passes, passes.n_positions);
 	if (service_store(s))
 		store_status(b, service_store(s));
 	if (service_supervisor(s))
@@ -135,7 +143,8 @@ static int post_tokenize(const struct control_input *in, struct control_reply *o
 	if (!r)
 		r = json_read_tokenize(in->body, in->n, &t, err);
 	if (!r)
-		r = tokenizer_encode(teacher_tokenizer(service_teacher(in->service)), t.text, t.n, t.specials, t.add_special, TOKENIZE_MAX_TOKENS, &tokens, err);
+		r = tokenizer_encode(teacher_tokenizer(service_teacher(in->service)), t.text, t.n, t.specials, t.add_special,
+				     TOKENIZE_MAX_TOKENS, &tokens, err);
 	if (!r) {
 		buffer_text(&out->body, "{\"tokens\":");
 		reply_tokens(&out->body, tokens.ids, tokens.n);
@@ -157,7 +166,8 @@ static int post_detokenize(const struct control_input *in, struct control_reply 
 	if (!r)
 		r = json_read_detokenize(in->body, in->n, &d, err);
 	if (!r)
-		r = tokenizer_decode(teacher_tokenizer(service_teacher(in->service)), d.sequence.tokens, d.sequence.n_tokens, d.skip_special, &text, &n, err);
+		r = tokenizer_decode(teacher_tokenizer(service_teacher(in->service)), d.sequence.tokens, d.sequence.n_tokens,
+				     d.skip_special, &text, &n, err);
 	if (!r) {
 		buffer_text(&out->body, "{\"text\":");
 		buffer_string(&out->body, text, n);

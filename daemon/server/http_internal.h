@@ -63,8 +63,8 @@ struct http {
 
 // Callbacks of libmicrohttpd, defined in http_request.c.
 void *http_request_begin(void *arg, const char *target, struct MHD_Connection *mhd);
-enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const char *path, const char *method, const char *version, const char *data,
-				    size_t *n_data, void **context);
+enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const char *path, const char *method, const char *version,
+				    const char *data, size_t *n_data, void **context);
 void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enum MHD_RequestTerminationCode why);
 
 // An item came back. When it was the last, the connection goes on.

@@ -141,7 +141,8 @@ static enum MHD_Result queue_response(struct http_request *q, int status, struct
 static enum MHD_Result send_reply(struct http_request *q)
 {
 	struct buffer *b = &q->reply.body;
-	struct MHD_Response *response = MHD_create_response_from_buffer(b->n, b->data, MHD_RESPMEM_PERSISTENT);    // lives until http_request_end
+	struct MHD_Response *response =
+		MHD_create_response_from_buffer(b->n, b->data, MHD_RESPMEM_PERSISTENT);    // lives until http_request_end
 	return queue_response(q, q->reply.status, response);
 }
 
@@ -185,7 +186,8 @@ static int start_score(struct http_request *q, struct error *err)
 	if (!r) {
 		service_limits(h->service, &limits, &bounds.max_sequences);
 		bounds.max_tokens = limits.max_tokens;
-		r = json_read_score(q->body.data ? q->body.data : "", q->body.n, teacher_tokenizer(service_teacher(h->service)), &bounds, &q->score, err);
+		r = json_read_score(q->body.data ? q->body.data : "", q->body.n, teacher_tokenizer(service_teacher(h->service)), &bounds,
+				    &q->score, err);
 	}
 	if (r) {
 		service_reject(h->service, REQUEST_HTTP, err->code);
@@ -240,8 +242,8 @@ static void check_headers(struct http_request *q, const char *path, const char *
 	} else if (!control_check(method, path, &q->reply)) {
 		q->refused = true;
 	} else if (n_body > q->http->options.max_json) {
-		error_set(&err, ERROR_TOO_LARGE, "body", "%llu bytes, the limit is %llu: use the binary protocol", (unsigned long long)n_body,
-			  (unsigned long long)q->http->options.max_json);
+		error_set(&err, ERROR_TOO_LARGE, "body", "%llu bytes, the limit is %llu: use the binary protocol",
+			  (unsigned long long)n_body, (unsigned long long)q->http->options.max_json);
 		refuse(q, 0, &err);
 	} else if (strcmp(method, "POST") == 0 && !http_gate_is_json(q->mhd)) {
 		error_set(&err, ERROR_UNSUPPORTED, "Content-Type", "expected application/json, not compressed");
@@ -257,7 +259,8 @@ static void take_body(struct http_request *q, const char *data, size_t n)
 	if (q->refused)
 		return;
 	if (n > q->http->options.max_json - q->body.n) {
-		error_set(&err, ERROR_TOO_LARGE, "body", "more than %llu bytes: use the binary protocol", (unsigned long long)q->http->options.max_json);
+		error_set(&err, ERROR_TOO_LARGE, "body", "more than %llu bytes: use the binary protocol",
+			  (unsigned long long)q->http->options.max_json);
 		refuse(q, 0, &err);
 		q->must_close = true;    // chunked: nothing says where it would end
 		buffer_done(&q->body);
@@ -285,8 +288,8 @@ static enum MHD_Result handle_whole(struct http_request *q, const char *path, co
 	return send_reply(q);
 }
 
-enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const char *path, const char *method, const char *version, const char *data,
-				    size_t *n_data, void **context)
+enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const char *path, const char *method, const char *version,
+				    const char *data, size_t *n_data, void **context)
 {
 	struct http_request *q = *context;
 	(void)arg;

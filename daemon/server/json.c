@@ -74,7 +74,7 @@ int json_read_object(const json_t *object, const char *prefix, const struct json
 	int r = 0;
 	json_object_foreach((json_t *)object, key, value) {
 		const struct json_field *f = field_find(fields, n, key);
-		snprintf(name, sizeof name, "%s%s", prefix, key);
+		snprintf(name, sizeof name, "%s%s", prefix, *key ? key : "\"\"");
 		if (!f)
 			return error_set(err, ERROR_INVALID, name, "unknown field");
 		r = f->read(to, value, name, err);

@@ -38,7 +38,8 @@ static int read_temperatures(void *to, const json_t *v, const char *name, struct
 	if (!json_is_array(v))
 		return json_wrong_type(v, name, "an array of numbers", err);
 	if (!n || n > QUERY_MAX_TEMPERATURES)
-		return error_set(err, n ? ERROR_TOO_LARGE : ERROR_INVALID, name, "%zu temperatures, expected 1 to %d", n, QUERY_MAX_TEMPERATURES);
+		return error_set(err, n ? ERROR_TOO_LARGE : ERROR_INVALID, name, "%zu temperatures, expected 1 to %d", n,
+				 QUERY_MAX_TEMPERATURES);
 	for (size_t i = 0; i < n; i++) {
 		const json_t *t = json_array_get(v, i);
 		char item[JSON_NAME_BYTES];

@@ -48,20 +48,23 @@ static void per_door(struct buffer *b, const char *name, const char *type, const
 	buffer_printf(b, "%s{door=\"http\"} %" PRIu64 "\n%s{door=\"socket\"} %" PRIu64 "\n", name, http, name, socket);
 }
 
-#define PER_DOOR(b, name, type, help, t, field) per_door(b, name, type, help, (t)->doors[REQUEST_HTTP].field, (t)->doors[REQUEST_SOCKET].field)
+#define PER_DOOR(b, name, type, help, t, field)                                                                                            \
+	per_door(b, name, type, help, (t)->doors[REQUEST_HTTP].field, (t)->doors[REQUEST_SOCKET].field)
 
 static void encode_requests(struct buffer *b, struct service *s)
 {
 	struct service_stats t;
 	service_stats(s, &t);
-	PER_DOOR(b, "kd_requests_accepted_total", "counter", "Score requests read; always answered + rejected + cancelled + in flight.", &t, accepted);
+	PER_DOOR(b, "kd_requests_accepted_total", "counter", "Score requests read; always answered + rejected + cancelled + in flight.", &t,
+		 accepted);
 	PER_DOOR(b, "kd_requests_answered_total", "counter", "Score requests answered.", &t, answered);
 	PER_DOOR(b, "kd_requests_rejected_total", "counter", "Score requests that ended with an error.", &t, rejected);
 	PER_DOOR(b, "kd_requests_cancelled_total", "counter", "Score requests whose client left or took them back.", &t, cancelled);
 	PER_DOOR(b, "kd_requests_in_flight", "gauge", "Score requests under way.", &t, in_flight);
 	head(b, "kd_requests_errors_total", "counter", "Score requests that ended with an error, by its code.");
 	for (int i = ERROR_NONE + 1; i < N_ERROR_CODES; i++)
-		buffer_printf(b, "kd_requests_errors_total{code=\"%s\"} %" PRIu64 "\n", error_name((enum error_code)i), t.rejected_by_code[i]);
+		buffer_printf(b, "kd_requests_errors_total{code=\"%s\"} %" PRIu64 "\n", error_name((enum error_code)i),
+			      t.rejected_by_code[i]);
 	histogram(b, "kd_request_seconds", "From a request's acceptance to the end of its answer.", service_request_seconds(s));
 	counter(b, "kd_sequences_cached_total", "Sequences answered from the store.", t.n_cached);
 	counter(b, "kd_sequences_computed_total", "Sequences answered by the teacher.", t.n_computed);
@@ -94,8 +97,8 @@ static void encode_teacher(struct buffer *b, struct service *s)
 	char id[CONTENT_ID_HEX];
 	content_id_to_hex(&info->fingerprint, id);
 	head(b, "kd_teacher_info", "gauge", "The teacher; the value is 1.");
-	buffer_printf(b, "kd_teacher_info{id=\"%s\",architecture=\"%s\",device=\"%s\",numeric=\"%s\"} 1\n", id, info->architecture.name, info->device,
-		      info->numeric);
+	buffer_printf(b, "kd_teacher_info{id=\"%s\",architecture=\"%s\",device=\"%s\",numeric=\"%s\"} 1\n", id, info->architecture.name,
+		      info->device, info->numeric);
 }
 
 static void encode_store(struct buffer *b, struct store *store)

@@ -28,8 +28,8 @@ void reply_provenance(struct buffer *b, const struct teacher_info *info)
 	content_id_to_hex(&info->fingerprint, fingerprint);
 	content_id_to_hex(&info->weights_id, weights);
 	content_id_to_hex(&info->tokenizer_id, tokenizer);
-	buffer_printf(b, "\"id\":\"%s\",\"weights_id\":\"%s\",\"tokenizer_id\":\"%s\",\"numeric\":\"%s\",\"device\":\"%s\",\"name\":", fingerprint, weights,
-		      tokenizer, info->numeric, info->device);
+	buffer_printf(b, "\"id\":\"%s\",\"weights_id\":\"%s\",\"tokenizer_id\":\"%s\",\"numeric\":\"%s\",\"device\":\"%s\",\"name\":",
+		      fingerprint, weights, tokenizer, info->numeric, info->device);
 	buffer_string(b, info->name, strlen(info->name));
 	buffer_printf(b, ",\"vocab_size\":%" PRIu32, info->architecture.vocab_size);
 }
@@ -88,7 +88,8 @@ static void row_as_json(struct buffer *b, const struct record_rows *r, uint32_t 
 }
 
 // One array as {"dtype","shape","data"}; all values little-endian, as this program's hosts are.
-static void blob(struct buffer *b, const char *name, const char *dtype, const void *data, size_t item_bytes, uint32_t n_rows, uint32_t n_columns)
+static void blob(struct buffer *b, const char *name, const char *dtype, const void *data, size_t item_bytes, uint32_t n_rows,
+		 uint32_t n_columns)
 {
 	buffer_printf(b, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%" PRIu32, name, dtype, n_rows);
 	if (n_columns)
@@ -137,8 +138,8 @@ static int order_temperatures(struct record_rows *r, const struct query *asked, 
 	return 0;
 }
 
-int reply_item(struct buffer *b, const struct request_item *item, const struct query *asked, const struct token_offsets *offsets, bool base64,
-	       struct error *err)
+int reply_item(struct buffer *b, const struct request_item *item, const struct query *asked, const struct token_offsets *offsets,
+	       bool base64, struct error *err)
 {
 	struct record_rows *rows = NULL;
 	char id[CONTENT_ID_HEX];
@@ -151,8 +152,8 @@ int reply_item(struct buffer *b, const struct request_item *item, const struct q
 	}
 	struct content_id content = sequence_id(&item->sequence);
 	content_id_to_hex(&content, id);
-	buffer_printf(b, "{\"id\":\"%s\",\"cached\":%s,\"first\":%" PRId32 ",\"last\":%" PRId32 ",\"tokens\":", id, item->cached ? "true" : "false",
-		      rows->query.first, rows->query.last);
+	buffer_printf(b, "{\"id\":\"%s\",\"cached\":%s,\"first\":%" PRId32 ",\"last\":%" PRId32 ",\"tokens\":", id,
+		      item->cached ? "true" : "false", rows->query.first, rows->query.last);
 	reply_tokens(b, item->sequence.tokens, item->sequence.n_tokens);
 	if (offsets) {
 		buffer_text(b, ",\"offsets\":");

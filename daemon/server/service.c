@@ -73,7 +73,8 @@ int service_check_ready(const struct service *s, struct error *err)
 void service_limits(const struct service *s, struct query_limits *ret_limits, uint32_t *ret_max_sequences)
 {
 	const struct teacher_info *info = teacher_info(s->teacher);
-	*ret_limits = (struct query_limits){.max_tokens = info->max_tokens, .max_top_k = info->max_top_k, .vocab_size = info->architecture.vocab_size};
+	*ret_limits = (struct query_limits){
+		.max_tokens = info->max_tokens, .max_top_k = info->max_top_k, .vocab_size = info->architecture.vocab_size};
 	*ret_max_sequences = s->options.max_sequences;
 }
 
@@ -86,7 +87,8 @@ static int check_items(const struct service *s, struct request *r, struct error 
 	if (!r->n_items)
 		return error_set(err, ERROR_INVALID, "sequences", "there are none");
 	if (r->n_items > max_sequences)
-		return error_set(err, ERROR_TOO_LARGE, "sequences", "%" PRIu32 " sequences, the limit is %" PRIu32, r->n_items, max_sequences);
+		return error_set(err, ERROR_TOO_LARGE, "sequences", "%" PRIu32 " sequences, the limit is %" PRIu32, r->n_items,
+				 max_sequences);
 	for (uint32_t i = 0; i < r->n_items && result == 0; i++) {
 		char prefix[32];
 		snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", i);

@@ -113,7 +113,8 @@ static void tidy(struct socket_door *d)
 			connection_remove(d, c);
 			continue;
 		}
-		struct epoll_event e = {.events = (connection_wants_read(c) ? EPOLLIN : 0u) | (connection_wants_write(c) ? EPOLLOUT : 0u), .data.ptr = c};
+		struct epoll_event e = {.events = (connection_wants_read(c) ? EPOLLIN : 0u) | (connection_wants_write(c) ? EPOLLOUT : 0u),
+					.data.ptr = c};
 		if (c->state == CONNECTION_CLOSED || e.events == c->epoll_events)
 			continue;
 		if (epoll_ctl(d->epoll_fd, EPOLL_CTL_MOD, c->fd, &e))
@@ -243,7 +244,8 @@ static int socket_init(struct socket_door *d, struct error *err)
 		return error_system(err, errno, "socket", "epoll");
 	if (queue_open(NULL, d->returned_fd, &d->context.returned))
 		return error_set(err, ERROR_MEMORY, "socket", "no memory for the binary door");
-	if ((r = epoll_add(d, d->returned_fd, EPOLLIN, &d->returned_fd)) || (r = epoll_add(d, d->stop_fd, EPOLLIN, &d->stop_fd)) || (r = listen_resume(d)))
+	if ((r = epoll_add(d, d->returned_fd, EPOLLIN, &d->returned_fd)) || (r = epoll_add(d, d->stop_fd, EPOLLIN, &d->stop_fd)) ||
+	    (r = listen_resume(d)))
 		return error_system(err, r, "socket", "epoll");
 	if ((r = pthread_create(&d->thread, NULL, socket_loop, d)))
 		return error_system(err, r, "socket", "cannot start the socket thread");
@@ -256,8 +258,12 @@ int socket_open(const struct socket_options *options, struct service *service, s
 	if (!d)
 		return error_set(err, ERROR_MEMORY, "socket", "no memory for the binary door");
 	d->context = (struct connection_context){
-		.service = service, .max_body = options->max_body, .credits = options->credits, .header_timeout_ms = options->header_timeout_ms,
-		.body_timeout_ms = options->body_timeout_ms, .write_timeout_ms = options->write_timeout_ms,
+		.service = service,
+		.max_body = options->max_body,
+		.credits = options->credits,
+		.header_timeout_ms = options->header_timeout_ms,
+		.body_timeout_ms = options->body_timeout_ms,
+		.write_timeout_ms = options->write_timeout_ms,
 	};
 	d->max_connections = options->max_connections;
 	for (size_t i = 0; i < options->n_listen_fds; i++)

@@ -19,5 +19,6 @@ struct socket_options {
 };
 
 int socket_open(const struct socket_options *options, struct service *service, struct socket_door **ret_door, struct error *err);
-// Stops accepting, says GOAWAY, finishes what is under way until the deadline (clock_ms()), cancels the rest, ends the thread. NULL is fine.
+// Stops accepting, says GOAWAY, finishes what is under way until the deadline (clock_ms()), cancels the rest, ends the thread. NULL is
+// fine.
 void socket_close(struct socket_door *d, uint64_t deadline_ms);

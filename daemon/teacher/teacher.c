@@ -104,7 +104,10 @@ static int open_backend(struct teacher *t, uint32_t max_rows, struct error *err)
 {
 	const char *numeric = t->options.numeric;
 	struct backend_options options = {.n_threads = t->options.n_threads, .max_rows = max_rows};
-	options.numeric = strcmp(numeric, "f32") == 0 ? BACKEND_NUMERIC_F32 : strcmp(numeric, "bf16") == 0 ? BACKEND_NUMERIC_BF16 : BACKEND_NUMERIC_AUTO;
+	if (strcmp(numeric, "f32") == 0)
+		options.numeric = BACKEND_NUMERIC_F32;
+	if (strcmp(numeric, "bf16") == 0)
+		options.numeric = BACKEND_NUMERIC_BF16;
 	return backend_open(t->device, &options, &t->backend, err);
 }
 
@@ -229,7 +232,8 @@ static void count_pass(struct teacher *t, double seconds)
 static int answer_one(struct teacher *t, struct request_item *item, const struct act *hidden, uint32_t start, struct error *err)
 {
 	uint32_t n_not_finite = 0;
-	struct answer_input in = {.teacher = &t->info.fingerprint, .vocab_size = t->info.architecture.vocab_size, .hidden = hidden, .start = start};
+	struct answer_input in = {
+		.teacher = &t->info.fingerprint, .vocab_size = t->info.architecture.vocab_size, .hidden = hidden, .start = start};
 	int r = answer_make(t->answer, t->head, &in, item, &n_not_finite);
 	int device = backend_sync(t->backend, err);
 	if (device) {
@@ -351,9 +355,14 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 	struct queue_cost reserved;
 	uint64_t began = atomic_load(&t->pass_began_ms), now = clock_ms();
 	*ret_stats = (struct teacher_stats){
-		.n_passes = atomic_load(&t->n_passes), .n_mixed_passes = atomic_load(&t->n_mixed), .n_sequences = atomic_load(&t->n_sequences),
-		.n_positions = atomic_load(&t->n_positions), .n_rows = atomic_load(&t->n_rows), .n_dropped = atomic_load(&t->n_dropped),
-		.n_not_finite = atomic_load(&t->n_not_finite), .busy_ms = began && now > began ? now - began : 0,
+		.n_passes = atomic_load(&t->n_passes),
+		.n_mixed_passes = atomic_load(&t->n_mixed),
+		.n_sequences = atomic_load(&t->n_sequences),
+		.n_positions = atomic_load(&t->n_positions),
+		.n_rows = atomic_load(&t->n_rows),
+		.n_dropped = atomic_load(&t->n_dropped),
+		.n_not_finite = atomic_load(&t->n_not_finite),
+		.busy_ms = began && now > began ? now - began : 0,
 	};
 	queue_usage(t->queue, &reserved, &ret_stats->n_waiting);
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the daemon that was built and speaks to both of its doors. Standard library only; nothing sleeps, everything polls with a deadline."""
+"""Starts the daemon that was built and speaks to both of its doors. Standard library only; everything polls with a deadline."""
 import http.client
 import json
 import os
@@ -47,7 +47,8 @@ class Daemon:
             tiny_model.write(self.model)
         self.socket_path = os.path.join(self.directory, "kd.sock")
         self.lines, self.port, self.patience, self.unread = [], None, patience, b""
-        command = [PROGRAM, "--teacher", self.model, "--threads", "1", "--http", "127.0.0.1:0", "--socket", "unix:" + self.socket_path, *arguments]
+        command = [PROGRAM, "--teacher", self.model, "--threads", "1", "--http", "127.0.0.1:0", "--socket", "unix:" + self.socket_path,
+            *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE)
         os.set_blocking(self.process.stderr.fileno(), False)
         self.selector = selectors.DefaultSelector()

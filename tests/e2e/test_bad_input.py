@@ -22,21 +22,26 @@ HTTP_CASES = [
     (b"", 400, "body"), (b"{", 400, "body"), (b"[]", 400, "body"), (b"{\"a\":1}{", 400, "body"), (b"\xff\xfe", 400, "body"),
     (b"{\"sequences\":[{\"tokens\":[1]}],\"top_k\":1,\"top_k\":1}", 400, "body"),
     (b"[" * 40 + b"]" * 40, 400, "body"), (b"{\"sequences\":" + b"[" * 3000, 400, "body"),
-    ({"top_k": 2}, 400, "sequences"), (ask(sequences=[]), 400, "sequences"), (ask(sequences={}), 400, "sequences"), (ask(sequences=[3]), 400, "sequences[0]"),
+    ({"top_k": 2}, 400, "sequences"), (ask(sequences=[]), 400, "sequences"), (ask(sequences={}), 400, "sequences"),
+    (ask(sequences=[3]), 400, "sequences[0]"),
     (ask(sequences=[{}]), 400, "sequences[0]"), (ask(sequences=[{"tokens": [1], "text": "x"}]), 400, "sequences[0]"),
     (ask(sequences=[{"tokens": []}]), 400, "sequences[0].tokens"), (ask(sequences=[{"text": ""}]), 400, "sequences[0].text"),
     (ask(sequences=[{"text": 5}]), 400, "sequences[0].text"), (ask(sequences=[{"tokens": "x"}]), 400, "sequences[0].tokens"),
     (ask(sequences=[{"tokens": [1], "more": 1}]), 400, "sequences[0].more"),
-    (ask(sequences=SEQUENCES + [{"tokens": [1, VOCABULARY]}]), 400, "sequences[1].tokens[1]"), (ask(sequences=[{"tokens": [-1]}]), 400, "sequences[0].tokens[0]"),
-    (ask(sequences=[{"tokens": [1.0]}]), 400, "sequences[0].tokens[0]"), (ask(sequences=[{"tokens": [1 << 40]}]), 400, "sequences[0].tokens[0]"),
+    (ask(sequences=SEQUENCES + [{"tokens": [1, VOCABULARY]}]), 400, "sequences[1].tokens[1]"),
+    (ask(sequences=[{"tokens": [-1]}]), 400, "sequences[0].tokens[0]"),
+    (ask(sequences=[{"tokens": [1.0]}]), 400, "sequences[0].tokens[0]"),
+    (ask(sequences=[{"tokens": [1 << 40]}]), 400, "sequences[0].tokens[0]"),
     (ask(sequences=[{"tokens": [True]}]), 400, "sequences[0].tokens[0]"),
     (ask(sequences=[{"tokens": [1] * 65}]), 413, "sequences[0].tokens"), (ask(sequences=[{"text": "x" * 1000}]), 413, "sequences[0].text"),
     (ask(sequences=SEQUENCES * 9), 413, "sequences"),
     (ask(top_k=0), 400, "top_k"), (ask(top_k=VOCABULARY + 1), 400, "top_k"), (ask(top_k=101), 413, "top_k"), (ask(top_k=-1), 400, "top_k"),
     (ask(top_k="5"), 400, "top_k"), (ask(top_k=2.5), 400, "top_k"), (ask(top_k=None), 400, "top_k"), (ask(top_k=10 ** 30), 400, "body"),
     ({"sequences": SEQUENCES}, 400, "top_k"),
-    (ask(temperatures=1), 400, "temperatures"), (ask(temperatures=[]), 400, "temperatures"), (ask(temperatures=[0]), 400, "temperatures[0]"),
-    (ask(temperatures=["1"]), 400, "temperatures[0]"), (ask(temperatures=[1, -2]), 400, "temperatures[1]"), (ask(temperatures=[1] * 17), 413, "temperatures"),
+    (ask(temperatures=1), 400, "temperatures"), (ask(temperatures=[]), 400, "temperatures"),
+    (ask(temperatures=[0]), 400, "temperatures[0]"),
+    (ask(temperatures=["1"]), 400, "temperatures[0]"), (ask(temperatures=[1, -2]), 400, "temperatures[1]"),
+    (ask(temperatures=[1] * 17), 413, "temperatures"),
     (ask(own=1), 400, "own"), (ask(entropy="yes"), 400, "entropy"), (ask(durable=0), 400, "durable"), (ask(durable=True), 400, "durable"),
     (ask(first=3), 400, "first"), (ask(last=-4), 400, "last"), (ask(first=2, last=1), 400, "first"), (ask(first=1 << 31), 400, "first"),
     (ask(encoding="xml"), 400, "encoding"), (ask(values="f8"), 400, "values"), (ask(deadline_ms=0), 400, "deadline_ms"),
@@ -46,20 +51,27 @@ HTTP_CASES = [
 # sequences, query, code, field
 SOCKET_CASES = [
     ([], {"top_k": 1}, "invalid", "sequences"), ([[]], {"top_k": 1}, "invalid", "sequences[0].tokens"),
-    ([[1], [1, VOCABULARY]], {"top_k": 1}, "invalid", "sequences[1].tokens[1]"), ([[1] * 65], {"top_k": 1}, "too_large", "sequences[0].tokens"),
-    ([[1]] * 9, {"top_k": 1}, "too_large", "sequences"), ([[1]], {}, "invalid", "top_k"), ([[1]], {"top_k": VOCABULARY + 1}, "invalid", "top_k"),
+    ([[1], [1, VOCABULARY]], {"top_k": 1}, "invalid", "sequences[1].tokens[1]"),
+    ([[1] * 65], {"top_k": 1}, "too_large", "sequences[0].tokens"),
+    ([[1]] * 9, {"top_k": 1}, "too_large", "sequences"), ([[1]], {}, "invalid", "top_k"),
+    ([[1]], {"top_k": VOCABULARY + 1}, "invalid", "top_k"),
     ([[1]], {"top_k": 101}, "too_large", "top_k"), ([[1]], {"own": True, "temperatures": (0.0,)}, "invalid", "temperatures[0]"),
-    ([[1]], {"own": True, "temperatures": (float("nan"),)}, "invalid", "temperatures[0]"), ([[1]], {"own": True, "first": 1}, "invalid", "first"),
+    ([[1]], {"own": True, "temperatures": (float("nan"),)}, "invalid", "temperatures[0]"),
+    ([[1]], {"own": True, "first": 1}, "invalid", "first"),
     ([[1]], {"own": True, "last": -2}, "invalid", "last"), ([[1]], {"own": True, "values": 9}, "unsupported", "query"),
     ([[1]], {"own": True, "flags": 1}, "invalid", "durable"), ([[1]], {"own": True, "flags": 64}, "unsupported", "flags"),
 ]
 
 # bytes sent after WELCOME that end the connection, code
 FRAME_CASES = [
-    (frame(kdserved.PING, 1, version=2), "unsupported"), (frame(kdserved.PING, 1, magic=b"HTTP"), "invalid"), (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b" " * 10, "invalid"),
-    (frame(kdserved.PING, 1)[:-1] + b"\x00", "corrupt"), (frame(kdserved.PING, 1, b"abc", body_crc=1), "corrupt"), (frame(99, 1), "unsupported"),
-    (frame(kdserved.PING, 1, flags=1), "invalid"), (frame(kdserved.SCORE, 1, body_bytes=1 << 31), "too_large"), (frame(kdserved.PING, 1, b"x" * 65), "too_large"),
-    (frame(kdserved.SCORE, 0, score_body([[1]], top_k=1)), "invalid"), (frame(kdserved.WELCOME, 0), "invalid"), (frame(kdserved.HELLO, 0), "invalid"),
+    (frame(kdserved.PING, 1, version=2), "unsupported"), (frame(kdserved.PING, 1, magic=b"HTTP"), "invalid"),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b" " * 10, "invalid"),
+    (frame(kdserved.PING, 1)[:-1] + b"\x00", "corrupt"), (frame(kdserved.PING, 1, b"abc", body_crc=1), "corrupt"),
+    (frame(99, 1), "unsupported"),
+    (frame(kdserved.PING, 1, flags=1), "invalid"), (frame(kdserved.SCORE, 1, body_bytes=1 << 31), "too_large"),
+    (frame(kdserved.PING, 1, b"x" * 65), "too_large"),
+    (frame(kdserved.SCORE, 0, score_body([[1]], top_k=1)), "invalid"), (frame(kdserved.WELCOME, 0), "invalid"),
+    (frame(kdserved.HELLO, 0), "invalid"),
     (frame(kdserved.CANCEL, 1, b"x"), "invalid"),
 ]
 
@@ -95,7 +107,8 @@ class BadInput(unittest.TestCase):
                 with self.daemon.client() as c:
                     with self.assertRaises(ProtocolError) as caught:
                         c.score(sequences, **query)
-                    self.assertEqual((caught.exception.code, caught.exception.field, caught.exception.index), (code, field, kdserved.WHOLE), str(caught.exception))
+                    self.assertEqual((caught.exception.code, caught.exception.field, caught.exception.index),
+                        (code, field, kdserved.WHOLE), str(caught.exception))
                     self.assertEqual(c.score([[1, 2, 3]], top_k=3, own=True)[0][1], self.canary)    # the connection lives on
 
     def test_socket_frames(self):
@@ -124,7 +137,8 @@ class BadInput(unittest.TestCase):
 
     def test_score_bodies_that_lie(self):
         good = score_body([[1, 2]], top_k=1)
-        for body in (good[:-1], good + b"x", b"", struct.pack("<IIII", 0, 0, 1 << 30, 1), struct.pack("<IIII", 0, 0, 16, 1 << 31) + good[16:]):
+        for body in (good[:-1], good + b"x", b"", struct.pack("<IIII", 0, 0, 1 << 30, 1),
+                     struct.pack("<IIII", 0, 0, 16, 1 << 31) + good[16:]):
             with self.subTest(body=body):
                 with self.daemon.client() as c:
                     c.send(kdserved.SCORE, 5, body)
@@ -148,10 +162,12 @@ class BadInput(unittest.TestCase):
 
     def test_content_type(self):
         body = json.dumps(ask())
-        for kind, expected in (("text/plain", 415), ("application/jsonx", 415), ("application/json; charset=utf-8", 200), ("APPLICATION/JSON", 200)):
+        for kind, expected in (("text/plain", 415), ("application/jsonx", 415), ("application/json; charset=utf-8", 200),
+            ("APPLICATION/JSON", 200)):
             with self.subTest(kind=kind):
                 self.assertEqual(self.daemon.http("POST", "/v1/score", body, {"Content-Type": kind})[0], expected)
-        self.assertEqual(self.daemon.http("POST", "/v1/score", body, {"Content-Type": "application/json", "Content-Encoding": "gzip"})[0], 415)
+        self.assertEqual(self.daemon.http("POST", "/v1/score", body, {"Content-Type": "application/json", "Content-Encoding": "gzip"})[0],
+            415)
 
     def test_oversized_body(self):
         for n, status in ((8192, 200), (8193, 413), (1 << 20, 413)):
@@ -201,7 +217,8 @@ class BadInput(unittest.TestCase):
         start = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         second = b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n"
         for headers in (b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n", b"Content-Length: 2\r\nContent-Length: 3\r\n",
-                        b"Transfer-Encoding : chunked\r\n", b"Transfer-Encoding: identity\r\n", b"Transfer-Encoding: chunked, identity\r\n", b"Host: y\r\nContent-Length: 2\r\n"):
+                        b"Transfer-Encoding : chunked\r\n", b"Transfer-Encoding: identity\r\n",
+                        b"Transfer-Encoding: chunked, identity\r\n", b"Host: y\r\nContent-Length: 2\r\n"):
             with self.subTest(headers=headers):
                 status, _, closed = self.raw(start + headers + b"\r\n{}" + second)
                 self.assertIn(status, (0, 400))
@@ -215,8 +232,10 @@ class BadInput(unittest.TestCase):
         self.assertEqual((status, reply["error"]["field"], closed), (400, "body", True))
 
     def test_paths_and_methods(self):
-        for method, path, status in (("GET", "/", 404), ("GET", "/v1/scores", 404), ("GET", "/%6cive", 400), ("GET", "/v1/score", 405), ("POST", "/live", 405),
-                                     ("DELETE", "/v1/model", 405), ("GET", "/v1/runs/../../etc/passwd", 404), ("GET", "/v1/runs/" + "a" * 65, 404), ("GET", "/v1/runs/A", 404)):
+        for method, path, status in (("GET", "/", 404), ("GET", "/v1/scores", 404), ("GET", "/%6cive", 400), ("GET", "/v1/score", 405),
+            ("POST", "/live", 405),
+                                     ("DELETE", "/v1/model", 405), ("GET", "/v1/runs/../../etc/passwd", 404),
+                                         ("GET", "/v1/runs/" + "a" * 65, 404), ("GET", "/v1/runs/A", 404)):
             with self.subTest(path=path):
                 got, headers, body = self.daemon.http(method, path, {} if method == "POST" else None)
                 self.assertEqual(got, status, body)
@@ -247,11 +266,13 @@ class BadInput(unittest.TestCase):
 
     def test_a_trickle_is_cut_at_the_deadline(self):
         self.assertTrue(self.slow(b"GET /live HTTP/1.1\r\nHost: x\r\nX: ", b"a"), "headers")
-        self.assertTrue(self.slow(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n\r\n", b" "), "body")
+        self.assertTrue(self.slow(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4000\r\n\r\n",
+            b" "), "body")
         self.check_alive()
 
     def test_small_bodies(self):
-        for path, body, field in (("/v1/tokenize", {}, "text"), ("/v1/tokenize", {"text": 1}, "text"), ("/v1/tokenize", {"text": "a", "x": 1}, "x"),
+        for path, body, field in (("/v1/tokenize", {}, "text"), ("/v1/tokenize", {"text": 1}, "text"),
+            ("/v1/tokenize", {"text": "a", "x": 1}, "x"),
                                   ("/v1/detokenize", {"tokens": [999]}, None), ("/v1/detokenize", {"tokens": ["a"]}, "tokens[0]")):
             with self.subTest(path=path, body=body):
                 status, reply = self.daemon.post(path, body)

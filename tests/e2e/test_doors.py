@@ -23,7 +23,8 @@ class Doors(unittest.TestCase):
 
     def test_both_doors_give_the_same_numbers(self):
         tokens = [5, 17, 200, 3, 99, 256, 258]
-        status, reply = self.daemon.post("/v1/score", {"sequences": [{"tokens": tokens}, {"tokens": [1, 2]}], "top_k": 7, "own": True, "entropy": True,
+        status, reply = self.daemon.post("/v1/score", {"sequences": [{"tokens": tokens}, {"tokens": [1, 2]}],
+            "top_k": 7, "own": True, "entropy": True,
                                                        "temperatures": [2.0, 1.0, 2.0]})
         self.assertEqual(status, 200, reply)
         with self.daemon.client() as c:
@@ -138,7 +139,8 @@ class Doors(unittest.TestCase):
         self.daemon.post("/v1/score", {"sequences": [{"tokens": [1]}], "top_k": 1})
         m = self.daemon.metrics()
         for door in ("http", "socket"):
-            parts = [m['kd_requests_%s{door="%s"}' % (name, door)] for name in ("answered_total", "rejected_total", "cancelled_total", "in_flight")]
+            parts = [m['kd_requests_%s{door="%s"}' % (name, door)] for name in ("answered_total", "rejected_total", "cancelled_total",
+                "in_flight")]
             self.assertEqual(m['kd_requests_accepted_total{door="%s"}' % door], sum(parts))
         self.assertGreaterEqual(m['kd_requests_errors_total{code="invalid"}'], 1)
         self.assertGreaterEqual(m["kd_request_seconds_count"], 1)

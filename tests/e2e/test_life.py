@@ -172,7 +172,8 @@ class Starting(Temporary):
         path = self.model()
         with open(self.path("model/config.json")) as f:
             config = json.load(f)
-        for key, value, words in (("architectures", ["MambaForCausalLM"], "Mamba"), ("num_hidden_layers", 10 ** 9, "num_hidden_layers|layers"), ("hidden_act", "relu", "relu")):
+        for key, value, words in (("architectures", ["MambaForCausalLM"], "Mamba"),
+            ("num_hidden_layers", 10 ** 9, "num_hidden_layers|layers"), ("hidden_act", "relu", "relu")):
             with self.subTest(key=key):
                 with open(self.path("model/config.json"), "w") as f:
                     json.dump(dict(config, **{key: value}), f)

@@ -117,15 +117,30 @@ static void an_empty_string_unsets(void **state)
 
 static void bad_values_name_their_key_and_line(void **state)
 {
-	static const struct { const char *text, *field, *words; } cases[] = {
-		{"max-top-k = 101", "max-top-k", "above the maximum 100"}, {"max-top-k = -6", "max-top-k", "below the minimum"},
-		{"max-top-k = 1.5", "max-top-k", "whole number"}, {"max-top-k = 99999999999999999999", "max-top-k", "whole number"},
-		{"max-top-k =", "max-top-k", "whole number"}, {"max-top-k = - 3", "max-top-k", "whole number"},
-		{"max-body = 1", "max-body", "below the minimum"}, {"max-body = 5X", "max-body", "size"}, {"max-body = -5", "max-body", "size"},
-		{"max-body = 99999999999T", "max-body", "size"}, {"timeout = 1 day", "timeout", "duration"}, {"rate = nan", "rate", "number"},
-		{"rate = 0x1", "rate", "number"}, {"rate = 2", "rate", "above"}, {"rate = 1.5.2", "rate", "number"}, {"flag = maybe", "flag", "yes or no"},
-		{"device = gpu", "device", "auto|cpu|cuda|ref"}, {"device = ", "device", "one of"}, {"device = auto|cpu", "device", "one of"},
-		{"flag = yes\nflag = no", "flag", "set twice"}, {"nonsense", "", "key = value"}, {"max-topk = 3", "max-topk", "did you mean \"max-top-k\""},
+	static const struct { const char *text, *field, *words;
+	} cases[] = {
+		{"max-top-k = 101", "max-top-k", "above the maximum 100"},
+		{"max-top-k = -6", "max-top-k", "below the minimum"},
+		{"max-top-k = 1.5", "max-top-k", "whole number"},
+		{"max-top-k = 99999999999999999999", "max-top-k", "whole number"},
+		{"max-top-k =", "max-top-k", "whole number"},
+		{"max-top-k = - 3", "max-top-k", "whole number"},
+		{"max-body = 1", "max-body", "below the minimum"},
+		{"max-body = 5X", "max-body", "size"},
+		{"max-body = -5", "max-body", "size"},
+		{"max-body = 99999999999T", "max-body", "size"},
+		{"timeout = 1 day", "timeout", "duration"},
+		{"rate = nan", "rate", "number"},
+		{"rate = 0x1", "rate", "number"},
+		{"rate = 2", "rate", "above"},
+		{"rate = 1.5.2", "rate", "number"},
+		{"flag = maybe", "flag", "yes or no"},
+		{"device = gpu", "device", "auto|cpu|cuda|ref"},
+		{"device = ", "device", "one of"},
+		{"device = auto|cpu", "device", "one of"},
+		{"flag = yes\nflag = no", "flag", "set twice"},
+		{"nonsense", "", "key = value"},
+		{"max-topk = 3", "max-topk", "did you mean \"max-top-k\""},
 		{"zzzzzzzzzzzz = 3", "zzzzzzzzzzzz", "unknown setting"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -26,8 +26,12 @@ static void a_whole_request_is_read(void **state)
 	(void)state;
 	struct json_score s;
 	struct error err = {0};
-	assert_int_equal(read_score("{\"sequences\":[{\"tokens\":[1,2,3]},{\"tokens\":[7]}],\"top_k\":64,\"temperatures\":[1,2.5],\"own\":true,\"entropy\":true,"
-				    "\"first\":-3,\"last\":2,\"encoding\":\"base64\",\"values\":\"f16\",\"durable\":true,\"store\":false,\"deadline_ms\":5}", &s, &err), 0);
+	assert_int_equal(read_score("{\"sequences\":[{\"tokens\":[1,2,3]},{\"tokens\":[7]}],\"top_k\":64,\"temperatures\":[1,2.5],\"own\":"
+				    "true,\"entropy\":true,"
+				    "\"first\":-3,\"last\":2,\"encoding\":\"base64\",\"values\":\"f16\",\"durable\":true,\"store\":false,"
+				    "\"deadline_ms\":5}",
+				    &s, &err),
+			 0);
 	const struct request *r = s.request;
 	assert_int_equal(r->n_items, 2);
 	assert_int_equal(r->items[0].sequence.n_tokens, 3);
@@ -48,7 +52,8 @@ static void what_is_left_out_has_its_default(void **state)
 	struct json_score s;
 	assert_int_equal(read_score("{\"sequences\":[{\"tokens\":[1]}]}", &s, NULL), 0);
 	const struct request *r = s.request;
-	assert_false(r->query.own || r->query.entropy || r->durable || r->no_store || s.base64 || r->deadline_ms || r->query.top_k || r->query.n_temperatures);
+	assert_false(r->query.own || r->query.entropy || r->durable || r->no_store || s.base64 || r->deadline_ms || r->query.top_k ||
+		     r->query.n_temperatures);
 	assert_int_equal(r->query.last, -1);
 	json_score_done(&s);
 }
@@ -59,21 +64,52 @@ static void what_is_left_out_has_its_default(void **state)
 static void every_rejection_names_its_field(void **state)
 {
 	(void)state;
-	static const struct { const char *body, *field; } cases[] = {
-		{"", "body"}, {"nonsense", "body"}, {"[1]", "body"}, {"{\"sequences\":[{\"tokens\":[1]}]} x", "body"}, {WITH("\"top_k\":1,\"top_k\":1"), "body"},
-		{"{\"\\u0000\":1}", "body"}, {"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", "body"}, {"{}", "sequences"}, {OF(""), "sequences"},
-		{"{\"sequences\":1}", "sequences"}, {OF("{\"tokens\":[1]},{\"tokens\":[1]},{\"tokens\":[1]},{\"tokens\":[1]}"), "sequences"},
-		{OF("1"), "sequences[0]"}, {OF("{}"), "sequences[0]"}, {OF("{\"tokens\":[1],\"text\":\"\"}"), "sequences[0]"},
-		{OF("{\"tokens\":[1]},{\"tokens\":1}"), "sequences[1].tokens"}, {OF("{\"tokens\":[1,-1]}"), "sequences[0].tokens[1]"},
-		{OF("{\"tokens\":[4294967296]}"), "sequences[0].tokens[0]"}, {OF("{\"tokens\":[1.0]}"), "sequences[0].tokens[0]"},
-		{OF("{\"tokens\":[null]}"), "sequences[0].tokens[0]"}, {OF("{\"text\":1}"), "sequences[0].text"}, {OF("{\"token\":[1]}"), "sequences[0].token"},
-		{WITH("\"top_k\":0"), "top_k"}, {WITH("\"top_k\":-1"), "top_k"}, {WITH("\"top_k\":1.5"), "top_k"}, {WITH("\"top_k\":\"1\""), "top_k"},
-		{WITH("\"top_k\":99999999999"), "top_k"}, {WITH("\"temperatures\":1"), "temperatures"}, {WITH("\"temperatures\":[]"), "temperatures"},
-		{WITH("\"temperatures\":[1,\"2\"]"), "temperatures[1]"}, {WITH("\"temperatures\":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]"), "temperatures"},
-		{WITH("\"own\":1"), "own"}, {WITH("\"entropy\":null"), "entropy"}, {WITH("\"first\":2147483648"), "first"}, {WITH("\"last\":true"), "last"},
-		{WITH("\"encoding\":\"text\""), "encoding"}, {WITH("\"encoding\":1"), "encoding"}, {WITH("\"values\":\"f64\""), "values"},
-		{WITH("\"durable\":\"yes\""), "durable"}, {WITH("\"store\":1"), "store"}, {WITH("\"deadline_ms\":0"), "deadline_ms"},
-		{WITH("\"gather\":[]"), "gather"}, {WITH("\"draws\":{}"), "draws"}, {WITH("\"topk\":1"), "topk"},
+	static const struct {
+		const char *body, *field;
+	} cases[] = {
+		{"", "body"},
+		{"nonsense", "body"},
+		{"[1]", "body"},
+		{"{\"sequences\":[{\"tokens\":[1]}]} x", "body"},
+		{WITH("\"top_k\":1,\"top_k\":1"), "body"},
+		{"{\"\\u0000\":1}", "body"},
+		{"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", "body"},
+		{"{}", "sequences"},
+		{OF(""), "sequences"},
+		{"{\"sequences\":1}", "sequences"},
+		{OF("{\"tokens\":[1]},{\"tokens\":[1]},{\"tokens\":[1]},{\"tokens\":[1]}"), "sequences"},
+		{OF("1"), "sequences[0]"},
+		{OF("{}"), "sequences[0]"},
+		{OF("{\"tokens\":[1],\"text\":\"\"}"), "sequences[0]"},
+		{OF("{\"tokens\":[1]},{\"tokens\":1}"), "sequences[1].tokens"},
+		{OF("{\"tokens\":[1,-1]}"), "sequences[0].tokens[1]"},
+		{OF("{\"tokens\":[4294967296]}"), "sequences[0].tokens[0]"},
+		{OF("{\"tokens\":[1.0]}"), "sequences[0].tokens[0]"},
+		{OF("{\"tokens\":[null]}"), "sequences[0].tokens[0]"},
+		{OF("{\"text\":1}"), "sequences[0].text"},
+		{OF("{\"token\":[1]}"), "sequences[0].token"},
+		{WITH("\"top_k\":0"), "top_k"},
+		{WITH("\"top_k\":-1"), "top_k"},
+		{WITH("\"top_k\":1.5"), "top_k"},
+		{WITH("\"top_k\":\"1\""), "top_k"},
+		{WITH("\"top_k\":99999999999"), "top_k"},
+		{WITH("\"temperatures\":1"), "temperatures"},
+		{WITH("\"temperatures\":[]"), "temperatures"},
+		{WITH("\"temperatures\":[1,\"2\"]"), "temperatures[1]"},
+		{WITH("\"temperatures\":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]"), "temperatures"},
+		{WITH("\"own\":1"), "own"},
+		{WITH("\"entropy\":null"), "entropy"},
+		{WITH("\"first\":2147483648"), "first"},
+		{WITH("\"last\":true"), "last"},
+		{WITH("\"encoding\":\"text\""), "encoding"},
+		{WITH("\"encoding\":1"), "encoding"},
+		{WITH("\"values\":\"f64\""), "values"},
+		{WITH("\"durable\":\"yes\""), "durable"},
+		{WITH("\"store\":1"), "store"},
+		{WITH("\"deadline_ms\":0"), "deadline_ms"},
+		{WITH("\"gather\":[]"), "gather"},
+		{WITH("\"draws\":{}"), "draws"},
+		{WITH("\"topk\":1"), "topk"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		struct json_score s = {0};
@@ -145,9 +181,9 @@ static void replies_are_json_whatever_they_hold(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_whole_request_is_read), cmocka_unit_test(what_is_left_out_has_its_default), cmocka_unit_test(every_rejection_names_its_field),
-		cmocka_unit_test(brackets_in_strings_are_not_depth), cmocka_unit_test(small_bodies_are_read_and_refused),
-		cmocka_unit_test(replies_are_json_whatever_they_hold),
+		cmocka_unit_test(a_whole_request_is_read),           cmocka_unit_test(what_is_left_out_has_its_default),
+		cmocka_unit_test(every_rejection_names_its_field),   cmocka_unit_test(brackets_in_strings_are_not_depth),
+		cmocka_unit_test(small_bodies_are_read_and_refused), cmocka_unit_test(replies_are_json_whatever_they_hold),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

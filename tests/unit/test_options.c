@@ -74,13 +74,15 @@ static void defaults_need_only_a_teacher(void **state)
 static void addresses_are_checked(void **state)
 {
 	(void)state;
-	static const struct { const char *line, *field; } bad[] = {
-		{"http = 0.0.0.0:80", "http"}, {"http = 10.0.0.1:80", "http"}, {"http = [::]:80", "http"}, {"http = 127.0.0.1", "http"},
-		{"http = 127.0.0.1:65536", "http"}, {"http = example.org:80", "http"}, {"http = 127.0.0.1:-1", "http"}, {"socket = unix:relative", "socket"},
-		{"socket = tcp:192.168.0.1:5", "socket"}, {"socket =\nhttp =", "http"}, {"socket =\nruns = /tmp/x", "socket"},
+	static const struct { const char *line, *field;
+	} bad[] = {
+		{"http = 0.0.0.0:80", "http"},   {"http = 10.0.0.1:80", "http"},        {"http = [::]:80", "http"},
+		{"http = 127.0.0.1", "http"},    {"http = 127.0.0.1:65536", "http"},    {"http = example.org:80", "http"},
+		{"http = 127.0.0.1:-1", "http"}, {"socket = unix:relative", "socket"},  {"socket = tcp:192.168.0.1:5", "socket"},
+		{"socket =\nhttp =", "http"},    {"socket =\nruns = /tmp/x", "socket"},
 	};
-	static const char *const good[] = {"http = [::1]:80", "http = localhost:0", "http = 127.9.9.9:1", "http =", "socket = tcp:127.0.0.1:5",
-		"allow-remote = yes\nhttp = 0.0.0.0:80"};
+	static const char *const good[] = {"http = [::1]:80", "http = localhost:0",       "http = 127.9.9.9:1",
+					   "http =",          "socket = tcp:127.0.0.1:5", "allow-remote = yes\nhttp = 0.0.0.0:80"};
 	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
 		struct error err = {0};
 		char text[256];

@@ -229,10 +229,15 @@ static void sequences_of_two_requests_make_a_mixed_batch(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(items_leave_in_order_and_chains_stay_together), cmocka_unit_test(the_budget_is_all_or_nothing),
-		cmocka_unit_test(a_push_wakes_the_eventfd), cmocka_unit_test(a_stopped_queue_gives_what_it_holds_and_then_nothing),
-		cmocka_unit_test(a_queue_may_be_closed_once_the_last_item_is_popped), cmocka_unit_test(sequences_lie_side_by_side), cmocka_unit_test(smaller_ones_pass_one_that_does_not_fit_which_goes_next),
-		cmocka_unit_test(one_over_the_budget_goes_alone), cmocka_unit_test(the_backlog_stays_whole_when_its_end_leaves),
+		cmocka_unit_test(items_leave_in_order_and_chains_stay_together),
+		cmocka_unit_test(the_budget_is_all_or_nothing),
+		cmocka_unit_test(a_push_wakes_the_eventfd),
+		cmocka_unit_test(a_stopped_queue_gives_what_it_holds_and_then_nothing),
+		cmocka_unit_test(a_queue_may_be_closed_once_the_last_item_is_popped),
+		cmocka_unit_test(sequences_lie_side_by_side),
+		cmocka_unit_test(smaller_ones_pass_one_that_does_not_fit_which_goes_next),
+		cmocka_unit_test(one_over_the_budget_goes_alone),
+		cmocka_unit_test(the_backlog_stays_whole_when_its_end_leaves),
 		cmocka_unit_test(sequences_of_two_requests_make_a_mixed_batch),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
