@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting, refusing to start, remembering over restarts, draining, and memory."""
-import os
 import json
+import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import tempfile
@@ -229,6 +230,55 @@ class Starting(Temporary):
         d.stop(expect=-signal.SIGKILL)
         with Daemon(directory=self.directory) as d, d.client() as c:
             self.assertEqual(len(c.score([[1]], top_k=1)), 1)
+
+
+class Loading(Temporary):
+    def test_the_doors_answer_while_the_teacher_loads(self):
+        model = self.path("model")
+        tiny_model.write(model)
+        tiny_model.pad(model, 1 << 21)    # 256 MiB of padding rows: reading and hashing them takes a second or so
+        d = Daemon(directory=self.directory, wait=False)
+        d.wait_line("listening on unix:")
+        self.assertEqual(d.get("/live"), (200, {"live": True}))
+        status, headers, body = d.http("GET", "/ready")
+        self.assertEqual((status, headers["Retry-After"], json.loads(body)["error"]["code"]), (503, "1", "unavailable"))
+        self.assertEqual(d.post("/v1/score", {"sequences": [{"tokens": [1]}], "top_k": 1})[0], 503)
+        self.assertEqual(d.get("/v1/model")[0], 503)
+        self.assertEqual(d.get("/v1/status")[1]["ready"], False)
+        self.assertEqual(d.metrics()["kd_ready"], 0)
+        with self.assertRaises(AssertionError) as caught:    # no WELCOME but an ERROR
+            d.client()
+        self.assertIn("unavailable", str(caught.exception))
+        d.wait_line(": teacher ")
+        wait_until(lambda: d.http("GET", "/ready")[0] == 200, "/ready")
+        d.stop()
+
+
+class Overload(Temporary):
+    def test_what_does_not_fit_now_is_429_and_what_never_fits_is_413(self):
+        settings = ("--queue-requests", "1", "--queue-tokens", "100000", "--batch-tokens", "64")
+        with Daemon(*settings, directory=self.directory) as d, d.client() as c:
+            never = {"sequences": [{"tokens": [1] * 1000}] * 101, "own": True}
+            status, reply = d.post("/v1/score", never)
+            self.assertEqual((status, reply["error"]["code"]), (413, "too_large"))
+            request_id = c.start_score([[i % 250] * 1000 for i in range(90)], top_k=1)
+            wait_until(lambda: d.metrics()["kd_forward_passes_total"] > 0, "the first pass")
+            status, headers, body = d.http("POST", "/v1/score", {"sequences": [{"tokens": [1]}], "top_k": 1})
+            self.assertEqual((status, headers["Retry-After"], json.loads(body)["error"]["code"]), (429, "1", "overloaded"))
+            self.assertEqual(len(c.finish_score(request_id)), 90)
+            wait_until(lambda: d.post("/v1/score", {"sequences": [{"tokens": [1]}], "top_k": 1})[0] == 200, "room again")
+
+    def test_an_http_client_that_leaves_takes_its_request_back(self):
+        body = json.dumps({"sequences": [{"tokens": [i % 250] * 1000} for i in range(300)], "top_k": 1}).encode()
+        with Daemon("--batch-tokens", "64", directory=self.directory) as d:
+            with socket.create_connection(("127.0.0.1", d.port)) as s:
+                s.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+                s.sendall(b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                wait_until(lambda: d.metrics()["kd_forward_passes_total"] > 0, "the first pass")
+            wait_until(lambda: d.metrics()['kd_requests_cancelled_total{door="http"}'] == 1, "the cancel")
+            m = d.metrics()
+            self.assertLess(m["kd_forward_sequences_total"], 300)
+            self.assertEqual((m["kd_reserved_bytes"], m['kd_requests_in_flight{door="http"}']), (0, 0))
 
 
 class Memory(Temporary):

@@ -86,3 +86,29 @@ def write(directory, seed=1):
     with open(os.path.join(directory, "model.safetensors"), "wb") as f:
         f.write(safetensors(vocab_size, seed))
     return vocab_size
+
+
+def pad(directory, rows):
+    """Pads the embedding of a model to that many rows, as some models do for the hardware's sake; the file is sparse."""
+    path = os.path.join(directory, "model.safetensors")
+    with open(path, "rb") as f:
+        n, = struct.unpack("<Q", f.read(8))
+        header = json.loads(f.read(n))
+        data = f.read()
+    name = "model.embed_tokens.weight"
+    begin, end = header[name]["data_offsets"]
+    assert begin == 0
+    more = 4 * WIDTH * rows - end
+    for key, entry in header.items():
+        entry["data_offsets"] = [v + more for v in entry["data_offsets"]] if key != name else [0, end + more]
+    header[name]["shape"][0] = rows
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + data[:end])
+        f.seek(more, os.SEEK_CUR)
+        f.write(data[end:])
+    with open(os.path.join(directory, "config.json")) as f:
+        changed = dict(json.load(f), vocab_size=rows)
+    with open(os.path.join(directory, "config.json"), "w") as f:
+        json.dump(changed, f)
