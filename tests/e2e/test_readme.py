@@ -11,7 +11,7 @@ import unittest
 from kdserved import PATIENCE, Daemon
 
 README = os.path.join(os.environ.get("top_srcdir", "."), "README.md")
-ADDRESS = "127.0.0.1:8571"
+ADDRESS = "127.0.0.1:8321"
 
 
 def commands():
