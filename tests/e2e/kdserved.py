@@ -39,7 +39,7 @@ def wait_until(condition, what, patience=PATIENCE):
 class Daemon:
     """One daemon with a tiny model in a directory of its own (kept over restarts when given)."""
 
-    def __init__(self, *arguments, directory=None, wait=True, model=None, patience=PATIENCE):
+    def __init__(self, *arguments, directory=None, wait=True, model=None, patience=PATIENCE, environment=None):
         self.own = directory is None
         self.directory = directory or tempfile.mkdtemp(prefix="kdserved-e2e-")
         self.model = model or os.path.join(self.directory, "model")
@@ -49,7 +49,7 @@ class Daemon:
         self.lines, self.port, self.patience, self.unread = [], None, patience, b""
         command = [PROGRAM, "--teacher", self.model, "--threads", "1", "--http", "127.0.0.1:0", "--socket", "unix:" + self.socket_path,
             *arguments]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env=dict(os.environ, **(environment or {})))
         os.set_blocking(self.process.stderr.fileno(), False)
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.process.stderr, selectors.EVENT_READ)

@@ -232,6 +232,30 @@ class Starting(Temporary):
             self.assertEqual(len(c.score([[1]], top_k=1)), 1)
 
 
+class Systemd(Temporary):
+    def test_the_manager_is_told_and_the_watchdog_fed(self):
+        path = self.path("notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.bind(path)
+            s.settimeout(kdserved.PATIENCE)
+
+            def wait_for(word):
+                while word not in s.recv(4096).decode().split("\n"):
+                    pass
+            # The watchdog's settings name a process: the daemon takes them as its own when the number is left out.
+            d = Daemon(directory=self.directory, environment={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "300000"})
+            wait_for("READY=1")
+            wait_for("WATCHDOG=1")
+            wait_for("WATCHDOG=1")
+            d.process.send_signal(signal.SIGHUP)    # changes nothing
+            d.wait_line("SIGHUP")
+            self.assertEqual(d.get("/ready")[0], 200)
+            d.process.send_signal(signal.SIGTERM)
+            wait_for("STOPPING=1")
+            self.assertEqual(d.wait_exit(), 0)
+            d.stop()
+
+
 class Loading(Temporary):
     def test_the_doors_answer_while_the_teacher_loads(self):
         model = self.path("model")

@@ -29,7 +29,8 @@ def tokenizer():
         vocab[left + right] = len(vocab)
     end = len(vocab)
     vocab["<|end|>"] = end
-    special = {"id": end, "content": "<|end|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    special = {"id": end, "content": "<|end|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+               "special": True}
     return len(vocab), {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [special], "normalizer": None,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
@@ -70,9 +71,11 @@ def safetensors(vocab_size, seed):
 
 
 def config(vocab_size):
-    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": WIDTH, "intermediate_size": FFN,
+    return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": WIDTH,
+            "intermediate_size": FFN,
             "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "num_hidden_layers": LAYERS, "max_position_embeddings": CONTEXT,
-            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "vocab_size": vocab_size, "eos_token_id": vocab_size - 1,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "vocab_size": vocab_size,
+            "eos_token_id": vocab_size - 1,
             "torch_dtype": "float32"}
 
 
