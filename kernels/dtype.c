@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include "common/error.h"
+
 static const struct {
 	const char *name;
 	uint32_t elements, bytes;
@@ -251,4 +253,24 @@ void dtype_to_float(enum dtype t, const void *blocks, float *ret_values, size_t 
 		for (size_t i = 0; i + geometry[t].elements <= n; i += geometry[t].elements, p += geometry[t].bytes)
 			blocks_to_float[t](p, ret_values + i);
 	}
+}
+
+int tensor_stack_shape(const struct tensor *parts, uint32_t n_parts, uint32_t *ret_rows, uint32_t *ret_columns, struct error *err)
+{
+	uint64_t rows = 0, columns = n_parts ? parts[0].dims[1] : 0;
+	for (uint32_t i = 0; i < n_parts; i++) {
+		if (parts[i].n_dims != 2 || parts[i].dims[1] != columns)
+			return error_set(err, ERROR_INVALID, NULL, "part %u of a matrix is not two-dimensional with %llu columns", i,
+					 (unsigned long long)columns);
+		if (__builtin_add_overflow(rows, parts[i].dims[0], &rows))
+			rows = UINT64_MAX;
+		size_t row_bytes = dtype_row_bytes(parts[i].dtype, columns), n_bytes;
+		if (!row_bytes || __builtin_mul_overflow(row_bytes, parts[i].dims[0], &n_bytes) || parts[i].n_bytes < n_bytes)
+			return error_set(err, ERROR_INVALID, NULL, "part %u of a matrix has too few bytes for its shape", i);
+	}
+	if (rows == 0 || rows > INT32_MAX || columns == 0 || columns > INT32_MAX)
+		return error_set(err, ERROR_INVALID, NULL, "a matrix of %llu x %llu", (unsigned long long)rows, (unsigned long long)columns);
+	*ret_rows = (uint32_t)rows;
+	*ret_columns = (uint32_t)columns;
+	return 0;
 }

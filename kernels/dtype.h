@@ -24,6 +24,11 @@ struct tensor {
 	size_t n_bytes;
 };
 
+// Rows and columns of the matrix that parts make when stacked by rows, checked: two dimensions each, the same columns, bytes enough for
+// the shape, both sizes below 2^31. ERROR_INVALID otherwise.
+struct error;
+int tensor_stack_shape(const struct tensor *parts, uint32_t n_parts, uint32_t *ret_rows, uint32_t *ret_columns, struct error *err);
+
 const char *dtype_name(enum dtype t);                  // "F32", "Q4_1", ...
 uint32_t dtype_block_elements(enum dtype t);           // 1, 32 or 256
 uint32_t dtype_block_bytes(enum dtype t);

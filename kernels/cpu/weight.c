@@ -9,27 +9,6 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/product.h"
 
-// Rows of all parts, or an error when the parts do not form one matrix.
-static int parts_shape(const struct tensor *parts, uint32_t n_parts, uint32_t *ret_rows, uint32_t *ret_columns, struct error *err)
-{
-	uint64_t rows = 0, columns = n_parts ? parts[0].dims[1] : 0;
-	for (uint32_t i = 0; i < n_parts; i++) {
-		if (parts[i].n_dims != 2 || parts[i].dims[1] != columns)
-			return error_set(err, ERROR_INVALID, NULL, "part %u of a matrix is not two-dimensional with %llu columns", i,
-					 (unsigned long long)columns);
-		if (__builtin_add_overflow(rows, parts[i].dims[0], &rows))
-			rows = UINT64_MAX;
-		size_t row_bytes = dtype_row_bytes(parts[i].dtype, columns), n_bytes;
-		if (!row_bytes || __builtin_mul_overflow(row_bytes, parts[i].dims[0], &n_bytes) || parts[i].n_bytes < n_bytes)
-			return error_set(err, ERROR_INVALID, NULL, "part %u of a matrix has too few bytes for its shape", i);
-	}
-	if (rows == 0 || rows > INT32_MAX || columns == 0 || columns > INT32_MAX)
-		return error_set(err, ERROR_INVALID, NULL, "a matrix of %llu x %llu", (unsigned long long)rows, (unsigned long long)columns);
-	*ret_rows = (uint32_t)rows;
-	*ret_columns = (uint32_t)columns;
-	return 0;
-}
-
 // Rows first..first+n-1 of the stacked parts, as float (n, n_columns).
 static void parts_read(const struct tensor *parts, uint64_t first, uint32_t n, uint32_t n_columns, float *to)
 {
@@ -75,7 +54,7 @@ struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, u
 	struct weight *w;
 	uint32_t n_rows = 0, n_columns = 0;
 
-	if (parts_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
+	if (tensor_stack_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
 		return NULL;
 	w = calloc(1, sizeof *w);
 	if (!w) {
