@@ -18,20 +18,33 @@ enum row_status {
 	ROW_NOT_FINITE = 1,       // the teacher gave NaN or infinity here: the row carries no numbers
 };
 
-// The decoded form, also the encoder's input. Arrays are row-major over n_rows = query_rows(&query).
+#define RECORD_NO_ID UINT32_MAX           // fills the rest of a row that has fewer ids than top_k
+
+// The decoded form, also the encoder's input. Arrays are row-major over n_rows = query_rows(&query); an array is NULL unless asked for.
 struct record_rows {
 	struct content_id teacher;        // fingerprint: weights, tokenizer, numeric format
 	uint32_t vocab_size;
 	struct sequence sequence;
-	struct query query;               // canonical
+	struct query query;               // canonical; owned
 	uint32_t n_rows;
-	uint8_t *status;                  // (n_rows) enum row_status
-	float *max_logit;                 // (n_rows)
+	uint8_t *status;                  // (n_rows) enum row_status; NULL when only spans or pooled features are asked
+	float *max_logit;                 // (n_rows) these two with query_has_rows
 	float *lse;                       // (n_rows, n_temperatures)
-	uint32_t *ids;                    // (n_rows, top_k) descending by logit, ties to the lower id; NULL when top_k = 0
-	float *logits;                    // (n_rows, top_k) raw; the first is max_logit
-	float *own_logit;                 // (n_rows) NaN where no token follows (row n_tokens - 1); NULL unless asked
-	float *entropy;                   // (n_rows) NULL unless asked
+	uint32_t *n_top;                  // (n_rows) ids in the row; NULL unless top_mass: then every row has top_k
+	uint32_t *ids;                    // (n_rows, top_k) descending by logit, ties to the lower id; RECORD_NO_ID after the row's last
+	float *logits;                    // (n_rows, top_k) raw; the first is max_logit; 0 after the row's last
+	float *dense;                     // (n_rows, n_keep or vocab_size) raw
+	float *own_logit;                 // (n_rows) NaN where no token follows (row n_tokens - 1) or keep lacks it
+	float *entropy, *max_prob, *sum_squares;    // (n_rows)
+	uint32_t *argmax;                 // (n_rows)
+	float *tail;                      // (n_rows) -INFINITY where nothing is outside the top-k
+	float *gathered;                  // raw; row r's begin at record_gather_at(rows, r), in the order of its list
+	uint32_t *draw_starts;            // (n_rows + 1) row r's distinct drawn ids are draw_ids[draw_starts[r]] .. [draw_starts[r + 1] - 1]
+	uint32_t *draw_ids, *draw_counts; // ids ascend within a row; the counts of a row sum to draws.n (to 0 with draws.tail and nothing outside)
+	float *draw_log_ratios;           // ln(p / proposal) of each drawn id, p at T = 1; NULL when tau = 1: it is 0, or the row's tail
+	float *span_sums;                 // (n_spans) NaN where a row of the span is not finite
+	uint32_t feature_widths[QUERY_MAX_FEATURES];
+	float *features[QUERY_MAX_FEATURES];    // (n_rows, width); (1, width) when pooled
 	// rows whose status is not ROW_OK hold zeros everywhere
 };
 
@@ -39,6 +52,9 @@ struct record_rows {
 int record_rows_new(const struct content_id *teacher, uint32_t vocab_size, const struct sequence *s, const struct query *canonical,
 		    struct record_rows **ret_rows, struct error *err);
 struct record_rows *record_rows_free(struct record_rows *rows);    // returns NULL
+uint64_t record_gather_at(const struct record_rows *rows, uint32_t row);     // index into gathered; row may be n_rows (the total)
+// ids of row `row`'s list and how many
+const uint32_t *record_gather_ids(const struct record_rows *rows, uint32_t row, uint32_t *ret_n);
 
 // Refuses rows that break the rules above (-EPROTO: they are our own) and, with QUERY_VALUES_F16, a logit more than 65504 below the
 // row's maximum (-EOPNOTSUPP). Numbers of rows that are not ROW_OK are ignored. -E2BIG over RECORD_MAX_BYTES.

@@ -45,6 +45,11 @@ struct layout {
 	const uint32_t *tokens;          // (T)
 	const uint32_t *positions;       // (T) index within the sequence: 0, 1, 2, ...
 	const uint32_t *starts;          // (n_sequences + 1) first row of each sequence; starts[n_sequences] = T
+	// Only for cache_write and attention_cached (else NULL): the cache slot of every position of sequence s, from position 0 to that of
+	// its last row, is slots[slot_starts[s]] .. slots[slot_starts[s + 1] - 1]. The batch holds rows of its last positions alone; what lies
+	// before was written by an earlier pass, or belongs to another sequence of this one (a shared prefix).
+	const uint32_t *slot_starts;     // (n_sequences + 1)
+	const uint32_t *slots;
 };
 
 struct attention_shape { uint32_t n_heads, n_kv_heads, head_size; float scale; };    // NH, NKV, D, usually 1/sqrt(D)
@@ -57,6 +62,11 @@ struct sweep_row {
 	uint32_t n_gather;               // ids in any order, repeats allowed
 	const uint32_t *gather;
 	bool want_entropy;
+	bool want_tail;
+	uint32_t n_draws;                // 0 = none
+	bool draw_tail;                  // the proposal leaves out the row's top-k ids
+	double draw_tau;                 // proposal t(id) = e^(tau logit) / sum
+	const double *uniforms;          // (n_draws) ascending, in [0, 1): draw i is the lowest id whose t summed over ids up to it exceeds uniforms[i]
 	// results
 	bool not_finite;                 // some logit is NaN or infinite: nothing else is filled
 	double max_logit;
@@ -65,6 +75,10 @@ struct sweep_row {
 	uint32_t *ids;                   // (top_k) descending, ties to the lower id
 	double *logits;                  // (top_k)
 	double *gathered;                // (n_gather)
+	double tail_lse;                 // of the logits outside the top-k; -INFINITY where there are none
+	uint32_t *drawn;                 // (n_draws) ascending; all UINT32_MAX when the proposal has no ids
+	double *drawn_logits;            // (n_draws)
+	double draw_lse;                 // ln t(id) = tau logit - draw_lse
 };
 
 // dlogits of one row: sum over terms of scale * softmax(logits / temperature), plus corrections added at ids (methods 2.6).
@@ -123,9 +137,21 @@ struct backend_ops {
 		     const struct real *sine, const struct attention_shape *shape, bool inverse);    // halves: (x[i], x[i + D/2]); inverse = backward
 	void (*attention)(struct backend *be, struct act *y /*(T,NH*D)*/, struct real *lse /*(T,NH) or NULL*/, const struct act *qkv /*(T,W)*/,
 			  const struct attention_shape *shape);    // causal within each sequence; query head h uses kv head h / (NH/NKV)
+	// The same from a cache of keys and values, cache (slots, 2 NKV D): rows k then v. cache_write puts each row's where its slot says;
+	// attention_cached then reads all slots of a sequence. Bit for bit what attention gives for the whole sequence.
+	void (*cache_write)(struct backend *be, struct act *cache, const struct act *qkv /*(T,W)*/, const struct attention_shape *shape);
+	void (*attention_cached)(struct backend *be, struct act *y /*(T,NH*D)*/, const struct act *qkv /*(T,W): q is read*/,
+				 const struct act *cache, const struct attention_shape *shape);
 	void (*swiglu)(struct backend *be, struct act *y /*(rows,F)*/, const struct act *gate_up /*(rows,2F): gate then up*/, uint32_t rows, uint32_t F);
 	void (*pick_rows)(struct backend *be, struct act *y /*(n,C)*/, const struct act *x /*(T,C)*/, const uint32_t *rows /*host (n)*/,
 			  uint32_t n, uint32_t C);
+	void (*pick_columns)(struct backend *be, struct real *y /*(n,n_ids)*/, const struct real *x /*(n,V)*/, const uint32_t *ids /*host (n_ids)*/,
+			     uint32_t n, uint32_t n_ids, uint32_t V);
+	// Several teachers' logits as one: y (+)= weight x, or, with lse (n) (of x, T = 1), weight e^(x - lse); mix_log ends a mean of
+	// probabilities: y = ln y, no less than ln 1e-38.
+	void (*mix)(struct backend *be, struct real *y /*(n,V)*/, bool add, const struct real *x /*(n,V)*/, double weight, const double *lse /*host (n) or NULL*/,
+		    uint32_t n, uint32_t V);
+	void (*mix_log)(struct backend *be, struct real *y /*(n,V)*/, uint32_t n, uint32_t V);
 	void (*sweep)(struct backend *be, const struct real *logits /*(n,V)*/, uint32_t n, uint32_t V, struct sweep_row *rows);
 
 	// Backward. d* of inputs are written unless "+=" is said; gradients of parameters are always +=.
