@@ -246,7 +246,8 @@ const struct content_id *answers_teacher(const struct answers *a)
 static int job_fill(struct answers *a, struct job *job, const struct query *query, const uint32_t *const *sequences, uint32_t length,
 		    struct error *err)
 {
-	struct query_limits limits = {a->link.server.max_tokens, a->link.server.max_top_k, a->link.server.vocab_size};
+	struct query_limits limits = {.max_tokens = a->link.server.max_tokens, .max_top_k = a->link.server.max_top_k,
+				      .vocab_size = a->link.server.vocab_size};
 	for (uint32_t i = 0; i < job->n; i++) {
 		if (sequence_init(&job->sequences[i], sequences[i], length))
 			return error_set(err, ERROR_MEMORY, NULL, "out of memory");

@@ -362,7 +362,7 @@ static void bench(const char *what, struct model *m, int passes, double peak_flo
 	}
 	for (uint32_t i = 0; i <= m->sequences; i++)
 		starts[i] = i * length;
-	struct layout layout = {m->T, m->sequences, tokens, positions, starts};
+	struct layout layout = {.n_positions = m->T, .n_sequences = m->sequences, .tokens = tokens, .positions = positions, .starts = starts};
 	for (int pass = -1; pass < passes; pass++) {
 		double t0 = now();
 		if (pass == 0)

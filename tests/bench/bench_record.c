@@ -43,7 +43,7 @@ static void measure(uint32_t k, enum query_values values)
 	struct sequence s = {tokens, ROWS};
 	struct content_id teacher = {{0}};
 	struct query q = {.top_k = k, .last = -1, .values = values};
-	struct query_limits limits = {ROWS, VOCABULARY, VOCABULARY};
+	struct query_limits limits = {.max_tokens = ROWS, .max_top_k = VOCABULARY, .vocab_size = VOCABULARY};
 	struct record_rows *rows, *back;
 	struct record *record = NULL;
 	double encode = 0, decode = 0, entries = (double)ROWS * k;

@@ -151,7 +151,8 @@ static int by_value(const void *a, const void *b)
 // Seconds of trunk and head of each pass, the first one apart: it touches memory for the first time.
 static int bench_run(struct bench *b, const struct options *o, double *seconds, double *head_seconds, struct error *err)
 {
-	struct layout layout = {b->T, o->sequences, b->tokens, b->positions, b->starts};
+	struct layout layout = {.n_positions = b->T, .n_sequences = o->sequences, .tokens = b->tokens,
+					.positions = b->positions, .starts = b->starts};
 	for (uint32_t i = 0; i <= o->passes; i++) {
 		double begin = now();
 		struct act *hidden = forward(b->weights, b->activations, &layout);

@@ -34,7 +34,7 @@ static int answer_make(uint32_t seed, struct record_rows **ret, struct error *er
 {
 	static uint32_t tokens[LENGTH];
 	struct sequence s = {tokens, LENGTH};
-	struct query_limits limits = {LENGTH, TOP_K, VOCABULARY};
+	struct query_limits limits = {.max_tokens = LENGTH, .max_top_k = TOP_K, .vocab_size = VOCABULARY};
 	struct content_id teacher = {{1}};
 	struct query q;
 	for (int i = 0; i < LENGTH; i++)

@@ -107,7 +107,7 @@ void golden_score(struct golden_model *m, const uint32_t *tokens, const uint32_t
 			positions[t] = t - starts[s];
 	for (uint32_t t = 0; t < T; t++)
 		rows[t] = t;
-	struct layout layout = {T, n, tokens, positions, starts};
+	struct layout layout = {.n_positions = T, .n_sequences = n, .tokens = tokens, .positions = positions, .starts = starts};
 	struct error err = {0};
 	struct act *hidden = forward(m->weights, m->activations, &layout);
 	head_score(m->head, hidden, rows, T, out);

@@ -111,7 +111,7 @@ static void evaluation_needs_no_trainable_weights(void **state)
 	(void)state;
 	static const uint32_t tokens[] = {5, 6, 7}, positions[] = {0, 1, 2}, starts[] = {0, 3}, rows[] = {2, 0};
 	static const float one = 1;
-	const struct layout layout = {3, 1, tokens, positions, starts};
+	const struct layout layout = {.n_positions = 3, .n_sequences = 1, .tokens = tokens, .positions = positions, .starts = starts};
 	char path[4096];
 	double lse[4], sum = 0;
 	struct sweep_row out[4];

@@ -44,7 +44,8 @@ static void step_read(struct step *s, const struct training *training, struct go
 		}
 		s->starts[i + 1] = start + n;
 	}
-	s->layout = (struct layout){s->starts[s->n_sequences], s->n_sequences, s->tokens, s->positions, s->starts};
+	s->layout = (struct layout){.n_positions = s->starts[s->n_sequences], .n_sequences = s->n_sequences, .tokens = s->tokens,
+					.positions = s->positions, .starts = s->starts};
 	assert_int_equal(reader_u32(&g->reader), s->n_rows);
 	for (uint32_t i = 0; i < s->n_rows; i++) {
 		for (uint32_t k = 0; k < training->n_support; k++)

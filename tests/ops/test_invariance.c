@@ -124,7 +124,7 @@ static void pack(struct packed *p, const uint32_t *sequences, uint32_t n)
 		}
 	}
 	p->starts[n] = T;
-	p->layout = (struct layout){T, n, p->tokens, p->positions, p->starts};
+	p->layout = (struct layout){.n_positions = T, .n_sequences = n, .tokens = p->tokens, .positions = p->positions, .starts = p->starts};
 }
 
 static void trunk(struct model *m, const struct layout *layout, bool with_lse)

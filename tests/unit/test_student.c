@@ -51,7 +51,7 @@ static struct record_rows *rows_new(uint32_t seed, uint32_t vocab_size)
 	for (int i = 0; i < L; i++)
 		tokens[i] = pseudo_random(&seed) % V;
 	struct sequence s = {tokens, L};
-	struct query_limits limits = {L, K, V};
+	struct query_limits limits = {.max_tokens = L, .max_top_k = K, .vocab_size = V};
 	query_init(&q);
 	q.top_k = K;
 	q.n_temperatures = 2;

@@ -57,7 +57,8 @@ static void model_layout(struct model *m)
 	for (uint32_t i = 0; i < m->n_rows; i++)
 		m->out[i] = (struct sweep_row){.n_temperatures = 1, .temperatures = &one, .lse = &m->lse[i], .n_gather = 1,
 					       .gather = &m->labels[i], .gathered = &m->gathered[i]};
-	m->layout = (struct layout){T, N_SEQUENCES, m->tokens, m->positions, starts};
+	m->layout = (struct layout){.n_positions = T, .n_sequences = N_SEQUENCES, .tokens = m->tokens,
+					.positions = m->positions, .starts = starts};
 }
 
 static void model_open(struct model *m, bool tied, bool qkv_bias, bool qk_norm)
