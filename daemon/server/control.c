@@ -9,6 +9,7 @@
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/model/tokenizer.h"
+#include "daemon/server/exchange.h"
 #include "daemon/server/json.h"
 #include "daemon/server/metrics.h"
 #include "daemon/server/reply.h"
@@ -28,12 +29,12 @@ struct control_input { struct service *service; const char *id; const char *body
 
 typedef int control_fn(const struct control_input *in, struct control_reply *out, struct error *err);
 
-void control_refuse(struct control_reply *ret_reply, int status, const struct error *e)
+void control_refuse(struct control_reply *ret_reply, int status, const struct error *e, enum reply_errors shape)
 {
 	buffer_done(&ret_reply->body);
 	ret_reply->status = status ? status : error_http_status(e->code);
 	ret_reply->content_type = "application/json";
-	reply_error(&ret_reply->body, e);
+	reply_error(&ret_reply->body, e, shape);
 }
 
 static int get_live(const struct control_input *in, struct control_reply *out, struct error *err)
@@ -253,11 +254,12 @@ static int delete_run(const struct control_input *in, struct control_reply *out,
 	return r ? r : reply_run(in, in->id, out, err);
 }
 
-static int post_score(const struct control_input *in, struct control_reply *out, struct error *err)
+// HTTP answers exchanges itself; what comes here is a CALL.
+static int post_exchange(const struct control_input *in, struct control_reply *out, struct error *err)
 {
 	(void)in;
-	(void)out;    // HTTP answers this path itself; what comes here is a CALL
-	return error_set(err, ERROR_UNSUPPORTED, "path", "scores are asked for with SCORE frames");
+	(void)out;
+	return error_set(err, ERROR_UNSUPPORTED, "path", "this resource is HTTP's alone: the binary protocol has frames for it");
 }
 
 static const struct route { const char *method, *path; bool with_id; control_fn *handle; } routes[] = {
@@ -266,7 +268,7 @@ static const struct route { const char *method, *path; bool with_id; control_fn 
 	{"GET", "/metrics", false, get_metrics},
 	{"GET", "/v1/model", false, get_model},
 	{"GET", "/v1/status", false, get_status},
-	{"POST", CONTROL_SCORE_PATH, false, post_score},
+	{"POST", "/v1/score", false, post_exchange},
 	{"POST", "/v1/tokenize", false, post_tokenize},
 	{"POST", "/v1/detokenize", false, post_detokenize},
 	{"GET", "/v1/tokenizer", false, get_tokenizer},
@@ -312,6 +314,12 @@ static const struct route *route_find(const char *method, const char *path)
 	return NULL;
 }
 
+enum reply_errors control_errors(const char *path)
+{
+	const struct exchange_kind *kind = exchange_find(path);
+	return kind ? kind->errors : REPLY_ERRORS_OWN;
+}
+
 bool control_check(const char *method, const char *path, struct control_reply *ret_reply)
 {
 	struct error err = {0};
@@ -322,7 +330,7 @@ bool control_check(const char *method, const char *path, struct control_reply *r
 		error_set(&err, ERROR_UNSUPPORTED, "method", "%s is not among the methods of this resource: %s", method, ret_reply->allow);
 	else
 		error_set(&err, ERROR_NOT_FOUND, "path", "there is no such resource");
-	control_refuse(ret_reply, ret_reply->allow ? 405 : 404, &err);
+	control_refuse(ret_reply, ret_reply->allow ? 405 : 404, &err, control_errors(path));
 	return false;
 }
 
@@ -342,5 +350,5 @@ void control_call(struct service *s, const char *method, const char *path, const
 	if (!r && ret_reply->body.failed)
 		r = error_set(&err, ERROR_MEMORY, NULL, "no memory for the reply");
 	if (r)
-		control_refuse(ret_reply, 0, &err);
+		control_refuse(ret_reply, 0, &err, control_errors(path));
 }

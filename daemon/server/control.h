@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "daemon/server/buffer.h"
+#include "daemon/server/reply.h"
 
 struct error;
 struct service;
@@ -17,11 +18,11 @@ struct control_reply {
 	struct buffer body;                // buffer_done() frees
 };
 
-#define CONTROL_SCORE_PATH "/v1/score"
-
 // body may be NULL when n = 0. Always fills the reply.
 void control_call(struct service *s, const char *method, const char *path, const char *body, size_t n, struct control_reply *ret_reply);
 // Whether the path exists and takes the method; else fills a reply that says so. For doors that decide before reading a body.
 bool control_check(const char *method, const char *path, struct control_reply *ret_reply);
+// The shape of a path's errors.
+enum reply_errors control_errors(const char *path);
 // A reply made of an error; status 0 = the code's own.
-void control_refuse(struct control_reply *ret_reply, int status, const struct error *e);
+void control_refuse(struct control_reply *ret_reply, int status, const struct error *e, enum reply_errors shape);

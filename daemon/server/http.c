@@ -21,7 +21,7 @@
 #define CONNECTION_MEMORY 32768      // of libmicrohttpd, per connection: headers over about half of it get 431
 #define TICK_MS 250                  // how often deadlines are looked at
 #define MAX_EVENTS 64
-#define LAST_WORDS_MS 1000           // for requests that are not scores, once the listener is closed
+#define LAST_WORDS_MS 1000           // for requests that are not exchanges, once the listener is closed
 
 struct http_thread { struct http http; pthread_t thread; _Atomic uint64_t stop_deadline_ms; };
 
@@ -73,8 +73,8 @@ static void cut_late(struct http *h)
 static void cancel_waiting(struct http *h)
 {
 	for (struct http_connection *c = h->connections; c; c = c->next)
-		if (c->request && c->request->request)
-			atomic_store(&c->request->request->cancelled, true);
+		if (c->request && c->request->exchange)
+			exchange_cancel(c->request->exchange);
 }
 
 static void clear_eventfd(int fd)
@@ -107,21 +107,21 @@ static void loop_once(struct http *h)
 			clear_eventfd(*(int *)what);
 		} else if (what) {
 			struct http_connection *c = what;
-			if (c->request && c->request->request)
-				atomic_store(&c->request->request->cancelled, true);    // the client left
+			if (c->request && c->request->exchange)
+				exchange_cancel(c->request->exchange);    // the client left
 		}
 	}
 	take_returned(h);
 	MHD_run(h->daemon);
 }
 
-// After the stop: answer the scores under way (still listening, so that /ready can say 503), stop listening, let small requests end, cancel
+// After the stop: answer the exchanges under way (still listening, so that /ready can say 503), stop listening, let small requests end, cancel
 // what is left and wait until it is back from other threads.
 static void finish(struct http_thread *t)
 {
 	struct http *h = &t->http;
 	uint64_t deadline = atomic_load(&t->stop_deadline_ms);
-	while (h->n_scores && clock_ms() < deadline) {
+	while (h->n_exchanges && clock_ms() < deadline) {
 		loop_once(h);
 		cut_late(h);
 	}

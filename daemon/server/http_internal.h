@@ -10,8 +10,8 @@
 #include "common/error.h"
 #include "daemon/server/buffer.h"
 #include "daemon/server/control.h"
+#include "daemon/server/exchange.h"
 #include "daemon/server/http.h"
-#include "daemon/server/json.h"
 
 struct http_connection {
 	struct http_connection *previous, *next;
@@ -24,7 +24,7 @@ struct http_connection {
 enum http_state {
 	HTTP_HEADERS,                      // the request line was read
 	HTTP_BODY,                         // being collected (or dropped, when `refused`)
-	HTTP_WAITING,                      // suspended: the service has it
+	HTTP_WAITING,                      // suspended: the service has it, no byte of the reply is out
 	HTTP_REPLYING,
 };
 
@@ -36,15 +36,11 @@ struct http_request {
 	bool refused;                      // `reply` holds the refusal already; the body is read and dropped
 	bool must_close;
 	bool escaped;                      // the raw target holds '%'
-	bool is_score;
+	bool suspended;
 	struct buffer body;
 	struct control_reply reply;
-	// scores
-	struct json_score score;
-	struct request *request;           // from service_score until service_finish
-	uint32_t n_left;                   // items not back yet
-	uint32_t n_replied;                // items written into `out`
-	bool ended;
+	const struct exchange_kind *kind;  // of the path; NULL = control answers at once
+	struct exchange *exchange;         // once the service has it
 	struct buffer out;                 // piece of the reply being sent
 	size_t n_sent;
 };
@@ -54,8 +50,8 @@ struct http {
 	struct service *service;
 	struct MHD_Daemon *daemon;
 	struct http_connection *connections;
-	uint32_t n_waiting;                // requests the service has
-	uint32_t n_scores;                 // scores accepted, their reply not ended
+	uint32_t n_waiting;                // items the service has
+	uint32_t n_exchanges;              // accepted, their reply not ended
 	uint32_t n_requests;               // requests between their first line and the end of their reply
 	struct queue *returned;            // items that came back, from any thread
 	int epoll_fd, returned_fd, stop_fd;

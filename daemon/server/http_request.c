@@ -6,16 +6,12 @@
 #include <string.h>
 
 #include "daemon/clock.h"
-#include "daemon/model/tokenizer.h"
 #include "daemon/server/http_internal.h"
-#include "daemon/server/reply.h"
 #include "daemon/server/service.h"
 #include "daemon/teacher/request.h"
-#include "daemon/teacher/teacher.h"
 
 #define DROP_BYTES (64u << 20)      // of a refused body; a longer one is cut off
 #define PIECE_BYTES 65536           // asked of the reply at once
-#define PIECE_SIZE_UNKNOWN ((uint64_t)-1)
 
 static void set_deadline(struct http_request *q, uint64_t ms)
 {
@@ -48,15 +44,17 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 	(void)mhd;
 	if (!q)
 		return;
-	if (q->request) {
-		if (why != MHD_REQUEST_TERMINATED_COMPLETED_OK)
-			atomic_store(&q->request->cancelled, true);
-		service_finish(h->service, q->request);
-		h->n_scores--;
+	if (q->exchange) {
+		h->n_exchanges--;
+		if (q->exchange->n_left) {    // a stream was cut: http_request_returned frees it
+			q->exchange->client = NULL;
+			exchange_cancel(q->exchange);
+		} else {
+			exchange_free(q->exchange, why != MHD_REQUEST_TERMINATED_COMPLETED_OK);
+		}
 	}
 	set_deadline(q, h->options.idle_timeout_ms);
 	q->connection->request = NULL;
-	json_score_done(&q->score);
 	buffer_done(&q->body);
 	buffer_done(&q->reply.body);
 	buffer_done(&q->out);
@@ -68,48 +66,35 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 static void refuse(struct http_request *q, int status, const struct error *e)
 {
 	q->refused = true;
-	control_refuse(&q->reply, status, e);
+	control_refuse(&q->reply, status, e, q->kind ? q->kind->errors : REPLY_ERRORS_OWN);
 }
 
 // ---- the reply
 
-// Pieces of a score's reply: the head, one sequence after the other, the tail. Only one sequence is JSON at a time.
-static int next_piece(struct http_request *q)
+// The connection rests until http_request_returned wakes it; libmicrohttpd does not look at a resting one, so we watch for the client leaving.
+static void suspend(struct http_request *q)
 {
-	struct error err = {0};
-	struct buffer *b = &q->out;
-	uint32_t n_items = q->request->n_items;
-	b->n = q->n_sent = 0;
-	if (q->n_replied == 0) {
-		buffer_text(b, "{\"teacher\":{");
-		reply_provenance(b, teacher_info(service_teacher(q->http->service)));
-		buffer_text(b, "},\"sequences\":[");
-	}
-	if (q->n_replied < n_items) {
-		struct request_item *item = &q->request->items[q->n_replied];
-		if (q->n_replied)
-			buffer_text(b, ",");
-		if (reply_item(b, item, &q->request->query, q->score.offsets[q->n_replied], q->score.base64, &err))
-			return -1;
-		item->record = record_unref(item->record);
-		q->n_replied++;
-	}
-	if (q->n_replied == n_items) {
-		buffer_text(b, "]}");
-		q->ended = true;
-	}
-	return b->failed ? -1 : 0;
+	q->suspended = true;
+	set_deadline(q, 0);
+	http_watch(q->http, q->connection, true);
+	MHD_suspend_connection(q->mhd);
 }
 
 static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
 {
 	struct http_request *q = arg;
+	struct error err = {0};
 	(void)position;
 	if (q->n_sent == q->out.n) {
-		if (q->ended)
+		if (q->exchange->ended)
 			return MHD_CONTENT_READER_END_OF_STREAM;
-		if (next_piece(q))
+		q->out.n = q->n_sent = 0;
+		if (exchange_is_ready(q->exchange) && (q->kind->encode(q->exchange, &q->out, &err) || q->out.failed))
 			return MHD_CONTENT_READER_END_WITH_ERROR;
+		if (!q->out.n) {
+			suspend(q);
+			return 0;
+		}
 	}
 	size_t left = q->out.n - q->n_sent;
 	n = n < left ? n : left;
@@ -146,80 +131,72 @@ static enum MHD_Result send_reply(struct http_request *q)
 	return queue_response(q, q->reply.status, response);
 }
 
-static enum MHD_Result send_score(struct http_request *q)
+// ---- exchanges
+
+static enum MHD_Result send_exchange(struct http_request *q)
 {
-	for (uint32_t i = 0; i < q->request->n_items; i++) {
-		if (q->request->items[i].error.code) {
-			refuse(q, 0, &q->request->items[i].error);
-			return send_reply(q);
-		}
+	struct error err = {0};
+	if (exchange_check(q->exchange, &err)) {
+		refuse(q, 0, &err);
+		return send_reply(q);
 	}
-	q->reply.content_type = "application/json";
+	q->reply.content_type = q->exchange->content_type;
 	return queue_response(q, 200, MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, PIECE_BYTES, read_reply, q, NULL));
 }
 
-// ---- scores
-
 static void return_item(struct request_item *item)
 {
-	struct http_request *q = item->request->owner;
-	queue_push(q->http->returned, &item->link);
+	const struct exchange *x = item->request->owner;
+	struct http *h = x->owner;
+	queue_push(h->returned, &item->link);
 }
 
 void http_request_returned(struct request_item *item)
 {
-	struct http_request *q = item->request->owner;
-	struct http *h = q->http;
-	if (--q->n_left)
-		return;
+	struct exchange *x = item->request->owner;
+	struct http_request *q = x->client;
+	struct http *h = x->owner;
+	x->n_left--;
 	h->n_waiting--;
+	if (!q && !x->n_left)
+		exchange_free(x, true);
+	if (!q || !q->suspended || !exchange_is_ready(x))
+		return;
+	q->suspended = false;
 	http_watch(h, q->connection, false);
+	if (q->state == HTTP_REPLYING)
+		set_deadline(q, h->options.write_timeout_ms);
 	MHD_resume_connection(q->mhd);
 }
 
-static int start_score(struct http_request *q, struct error *err)
+static int start_exchange(struct http_request *q, struct error *err)
 {
 	struct http *h = q->http;
-	struct query_limits limits;
-	struct json_limits bounds;
-	int r = service_check_ready(h->service, err);
-	if (!r) {
-		service_limits(h->service, &limits, &bounds.max_sequences);
-		bounds.max_tokens = limits.max_tokens;
-		r = json_read_score(q->body.data ? q->body.data : "", q->body.n, teacher_tokenizer(service_teacher(h->service)), &bounds,
-				    &q->score, err);
-	}
+	struct exchange *x = NULL;
+	int r = exchange_new(q->kind, h->service, REQUEST_HTTP, h, return_item, &x, err);
+	if (!r)
+		r = exchange_start(x, q->body.data ? q->body.data : "", q->body.n, err);
+	buffer_done(&q->body);
 	if (r) {
-		service_reject(h->service, REQUEST_HTTP, err->code);
+		exchange_free(x, false);
 		return r;
 	}
-	buffer_done(&q->body);
-	struct request *request = q->score.request;
-	request->door = REQUEST_HTTP;
-	request->owner = q;
-	request->complete = return_item;
-	q->n_left = request->n_items;
-	r = service_score(h->service, request, err);
-	if (!r) {
-		q->request = request;
-		q->score.request = NULL;    // service_finish frees it
-	}
-	return r;
+	x->client = q;
+	q->exchange = x;
+	h->n_exchanges++;
+	h->n_waiting += x->n_left;
+	return 0;
 }
 
-static enum MHD_Result handle_score(struct http_request *q)
+static enum MHD_Result handle_exchange(struct http_request *q)
 {
 	struct error err = {0};
-	if (start_score(q, &err)) {
+	if (start_exchange(q, &err)) {
 		refuse(q, 0, &err);
 		return send_reply(q);
 	}
 	q->state = HTTP_WAITING;
-	q->http->n_scores++;
-	set_deadline(q, 0);
-	q->http->n_waiting++;
-	http_watch(q->http, q->connection, true);
-	MHD_suspend_connection(q->mhd);
+	suspend(q);
 	return MHD_YES;
 }
 
@@ -230,6 +207,7 @@ static void check_headers(struct http_request *q, const char *path, const char *
 	struct error err = {0};
 	uint64_t n_body = 0;
 	bool chunked = false;
+	q->kind = exchange_find(path);
 	if (http_gate_check(q->mhd, method, version, &err) || http_gate_body(q->mhd, &n_body, &chunked, &err)) {
 		q->must_close = true;
 		refuse(q, 0, &err);
@@ -249,7 +227,6 @@ static void check_headers(struct http_request *q, const char *path, const char *
 		error_set(&err, ERROR_UNSUPPORTED, "Content-Type", "expected application/json, not compressed");
 		refuse(q, 415, &err);
 	}
-	q->is_score = strcmp(path, CONTROL_SCORE_PATH) == 0;
 	q->must_close |= q->refused && n_body > DROP_BYTES;
 }
 
@@ -278,12 +255,12 @@ static enum MHD_Result handle_whole(struct http_request *q, const char *path, co
 		refuse(q, 0, &err);
 	}
 	if (q->refused) {
-		if (q->is_score)
+		if (q->kind)
 			service_reject(q->http->service, REQUEST_HTTP, q->reply.status == 413 ? ERROR_TOO_LARGE : ERROR_INVALID);
 		return send_reply(q);
 	}
-	if (q->is_score)
-		return handle_score(q);
+	if (q->kind)
+		return handle_exchange(q);
 	control_call(q->http->service, method, path, q->body.data, q->body.n, &q->reply);
 	return send_reply(q);
 }
@@ -310,7 +287,7 @@ enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const
 		}
 		return handle_whole(q, path, method);
 	case HTTP_WAITING:
-		return send_score(q);
+		return send_exchange(q);
 	case HTTP_REPLYING:
 		break;
 	}

@@ -13,8 +13,28 @@
 #include "daemon/teacher/request.h"
 #include "daemon/teacher/teacher.h"
 
-void reply_error(struct buffer *b, const struct error *e)
+// The types OpenAI's clients tell apart; the code is ours.
+static void openai_error(struct buffer *b, const struct error *e)
 {
+	int status = error_http_status(e->code);
+	const char *type = status == 401 ? "authentication_error" : status == 429 ? "rate_limit_error" : status >= 500 ? "server_error"
+		: "invalid_request_error";
+	buffer_text(b, "{\"error\":{\"message\":");
+	buffer_string(b, e->message, strlen(e->message));
+	buffer_printf(b, ",\"type\":\"%s\",\"param\":", type);
+	if (e->field[0])
+		buffer_string(b, e->field, strlen(e->field));
+	else
+		buffer_text(b, "null");
+	buffer_printf(b, ",\"code\":\"%s\"}}", error_name(e->code));
+}
+
+void reply_error(struct buffer *b, const struct error *e, enum reply_errors shape)
+{
+	if (shape == REPLY_ERRORS_OPENAI) {
+		openai_error(b, e);
+		return;
+	}
 	buffer_printf(b, "{\"error\":{\"code\":\"%s\",\"message\":", error_name(e->code));
 	buffer_string(b, e->message, strlen(e->message));
 	buffer_text(b, ",\"field\":");

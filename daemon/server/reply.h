@@ -12,8 +12,9 @@ struct request_item;
 struct teacher_info;
 struct token_offsets;
 
-// {"error":{"code","message","field"}}
-void reply_error(struct buffer *b, const struct error *e);
+// Ours: {"error":{"code","message","field"}}. OpenAI's: {"error":{"message","type","param","code"}}, param and code null where they say nothing.
+enum reply_errors { REPLY_ERRORS_OWN, REPLY_ERRORS_OPENAI };
+void reply_error(struct buffer *b, const struct error *e, enum reply_errors shape);
 // The members of "teacher" in score replies, without braces: where the numbers come from.
 void reply_provenance(struct buffer *b, const struct teacher_info *info);
 // One element of "sequences". The numbers come from decoding the record, so a cached answer and a computed one cannot differ. offsets may

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// POST /v1/score. Only one sequence of the reply is JSON at a time.
+#include <stdlib.h>
+
+#include "common/error.h"
+#include "common/record.h"
+#include "daemon/server/buffer.h"
+#include "daemon/server/exchange.h"
+#include "daemon/server/json.h"
+#include "daemon/server/service.h"
+#include "daemon/teacher/teacher.h"
+
+struct score {
+	struct json_score asked;
+	uint32_t n_replied;            // sequences written
+};
+
+static int score_start(struct exchange *x, const char *body, size_t n, struct error *err)
+{
+	struct query_limits limits;
+	struct json_limits bounds;
+	struct score *s = x->own = calloc(1, sizeof *s);
+	if (!s)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
+	service_limits(x->service, &limits, &bounds.max_sequences);
+	bounds.max_tokens = limits.max_tokens;
+	int r = json_read_score(body, n, teacher_tokenizer(service_teacher(x->service)), &bounds, &s->asked, err);
+	if (!r)
+		r = exchange_submit(x, s->asked.request, err);
+	if (!r)
+		s->asked.request = NULL;    // the exchange's now
+	return r;
+}
+
+static int score_encode(struct exchange *x, struct buffer *b, struct error *err)
+{
+	struct score *s = x->own;
+	struct request *r = x->requests[0];
+	if (s->n_replied == 0) {
+		buffer_text(b, "{\"teacher\":{");
+		reply_provenance(b, teacher_info(service_teacher(x->service)));
+		buffer_text(b, "},\"sequences\":[");
+	}
+	if (s->n_replied < r->n_items) {
+		struct request_item *item = &r->items[s->n_replied];
+		if (s->n_replied)
+			buffer_text(b, ",");
+		int result = reply_item(b, item, &r->query, s->asked.offsets[s->n_replied], s->asked.base64, err);
+		if (result)
+			return result;
+		item->record = record_unref(item->record);
+		s->n_replied++;
+	}
+	if (s->n_replied == r->n_items) {
+		buffer_text(b, "]}");
+		x->ended = true;
+	}
+	return 0;
+}
+
+static void score_done(struct exchange *x)
+{
+	struct score *s = x->own;
+	if (s)
+		json_score_done(&s->asked);
+	free(s);
+}
+
+const struct exchange_kind exchange_score = {
+	.path = "/v1/score", .start = score_start, .encode = score_encode, .done = score_done,
+};
