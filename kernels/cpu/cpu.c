@@ -25,6 +25,8 @@ static void cpu_close(struct backend *be)
 	free(cpu->tokens);
 	free(cpu->positions);
 	free(cpu->starts);
+	free(cpu->slot_starts);
+	free(cpu->slots);
 	free(cpu);
 	be->device = NULL;
 }
@@ -58,8 +60,9 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 	cpu->tokens = calloc(n, sizeof *cpu->tokens);
 	cpu->positions = calloc(n, sizeof *cpu->positions);
 	cpu->starts = calloc(n, sizeof *cpu->starts);
+	cpu->slot_starts = calloc(n, sizeof *cpu->slot_starts);
 	int r = 0;
-	if (!cpu->own || !cpu->tokens || !cpu->positions || !cpu->starts)
+	if (!cpu->own || !cpu->tokens || !cpu->positions || !cpu->starts || !cpu->slot_starts)
 		r = error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", options->max_rows);
 	else
 		r = products_open(cpu->n_threads, vector == &vector_avx2, options->numeric == BACKEND_NUMERIC_F32, &cpu->products, err);
@@ -78,6 +81,24 @@ static void cpu_sync(struct backend *be)
 	(void)be;    // every operation is complete when it returns
 }
 
+// A layout's slots, copied.
+static void keep_slots(struct backend *be, const struct layout *layout)
+{
+	struct cpu *cpu = cpu_of(be);
+	size_t n = layout->slot_starts[layout->n_sequences];
+	if (n > cpu->slots_capacity) {
+		uint32_t *slots = realloc(cpu->slots, n * sizeof *slots);
+		if (!slots) {
+			backend_fail(be, "no memory for a list of %zu cache slots", n);
+			return;
+		}
+		cpu->slots = slots;
+		cpu->slots_capacity = n;
+	}
+	memcpy(cpu->slot_starts, layout->slot_starts, ((size_t)layout->n_sequences + 1) * sizeof *cpu->slot_starts);
+	memcpy(cpu->slots, layout->slots, n * sizeof *cpu->slots);
+}
+
 static void cpu_begin(struct backend *be, const struct layout *layout)
 {
 	struct cpu *cpu = cpu_of(be);
@@ -88,6 +109,8 @@ static void cpu_begin(struct backend *be, const struct layout *layout)
 	memcpy(cpu->tokens, layout->tokens, layout->n_positions * sizeof *cpu->tokens);
 	memcpy(cpu->positions, layout->positions, layout->n_positions * sizeof *cpu->positions);
 	memcpy(cpu->starts, layout->starts, ((size_t)layout->n_sequences + 1) * sizeof *cpu->starts);
+	if (layout->slots)
+		keep_slots(be, layout);
 }
 
 const struct backend_ops backend_cpu_ops = {
@@ -120,6 +143,8 @@ const struct backend_ops backend_cpu_ops = {
 	.head_norm = cpu_head_norm,
 	.rope = cpu_rope,
 	.attention = cpu_attention,
+	.cache_write = cpu_cache_write,
+	.attention_cached = cpu_attention_cached,
 	.swiglu = cpu_swiglu,
 	.pick_rows = cpu_pick_rows,
 	.sweep = cpu_sweep,

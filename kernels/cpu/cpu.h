@@ -23,6 +23,8 @@ struct cpu {
 	enum operand operand;                   // of loaded matrices
 	uint32_t n_positions, n_sequences;      // of the layout begin() gave
 	uint32_t *tokens, *positions, *starts;  // (max_rows), (max_rows), (max_rows + 1)
+	uint32_t *slot_starts, *slots;          // (max_rows + 1), (slots_capacity): of a layout that has them
+	size_t slots_capacity;
 	float *shared;                          // scratch that all threads see
 	size_t shared_floats;
 	float **own;                            // (n_threads) scratch of each thread
@@ -90,6 +92,9 @@ void cpu_linear_real_backward(struct backend *be, struct act *dx, struct real *d
 void cpu_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape,
 	      bool inverse);
 void cpu_attention(struct backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape);
+void cpu_cache_write(struct backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *shape);
+void cpu_attention_cached(struct backend *be, struct act *y, const struct act *qkv, const struct act *cache,
+			  const struct attention_shape *shape);
 void cpu_attention_backward(struct backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y,
 			    const struct real *lse, const struct attention_shape *shape);
 

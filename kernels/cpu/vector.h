@@ -25,11 +25,14 @@ struct adamw_factors {
 	float epsilon, decay;            // decay: 1 - learning rate * weight decay
 };
 
-// One unit of attention: queries first..last-1 of one sequence, the n_group query heads that share one kv head.
-// Pointers are to the sequence's first row (of the first head of the group); strides in floats.
+// One unit of attention: the rows of positions first..last-1 of one sequence, the n_group query heads that share one kv head.
+// q, y, lse and dy point to the row of position `first` (of the first head of the group); k and v to row 0 of that kv head. Strides in floats.
 struct attention_work {
-	const float *q, *k, *v;          // row stride `stride`
+	const float *q;                  // row stride q_stride
+	size_t q_stride;
+	const float *k, *v;              // row stride `stride`
 	size_t stride;
+	const uint32_t *slots;           // forward: position j's key and value are in row slots[j]; NULL: in row j
 	uint32_t n_group, head_size, first, last;
 	float scale;
 	float *y;                        // (rows, n_group D), row stride y_stride; forward: written, backward: read
@@ -74,7 +77,7 @@ struct cpu_vector {
 	void (*softmax)(float *out, bool add, const float *x, size_t n, float temperature, double lse, double scale);
 
 	void (*attention)(const struct attention_work *a);
-	void (*attention_backward)(const struct attention_work *a);      // first = 0, last = the sequence's length
+	void (*attention_backward)(const struct attention_work *a);      // first = 0, last = the sequence's length, q_stride = stride
 	size_t (*attention_scratch)(const struct attention_work *a, bool backward);    // floats, from first, last, n_group, head_size
 };
 

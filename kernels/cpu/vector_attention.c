@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Causal attention of one group of query heads; compiled once per instruction set.
 //
-// Everything is transposed so that queries lie side by side in the lanes: a panel is PANEL queries of one head, S is (keys, PANEL),
-// the output accumulates as (D, PANEL), and the softmax runs down the columns without a single horizontal sum. Keys go in steps of
-// ATTENTION_KEYS from the start of the sequence, with a running maximum and sum per query; all of one step stays in the first-level
-// cache. What a lane computes depends on its own query and the keys before it, in one order: never on the rest of the batch.
+// Everything is transposed so that queries lie side by side in the lanes: a panel is PANEL queries (forward: of all heads of the group,
+// row by row, so that one row of several heads fills more of a panel), S is (keys, PANEL), the output accumulates as (D, PANEL), and the
+// softmax runs down the columns without a single horizontal sum. Keys go in steps of ATTENTION_KEYS from position 0, with a running
+// maximum and sum per query; all of one step stays in the first-level cache. What a lane computes depends on its own query and the keys
+// before it, in one order: never on the rest of the batch, nor on which rows the pass holds. (A key that a lane must not see adds an
+// exact 0, and a step of only such keys rescales by an exact 1.)
 //
 // Backward keeps the same shape: probabilities are computed again from lse step by step. Queries (and their outputs) of one sequence
 // are walked in order by one thread, so dk and dv, which all queries of the group add to, have a fixed order too.
@@ -12,7 +14,7 @@
 #include "kernels/cpu/vector_ops.h"
 
 #define KEYS ATTENTION_KEYS
-_Static_assert(KEYS % PANEL == 0, "queries of a panel must lie in one step of keys");
+_Static_assert(KEYS % PANEL == 0, "backward: queries of a panel must lie in one step of keys");
 
 // c (n_rows, width), width a multiple of PANEL, in PANEL columns at a time.
 static void product_wide(float *c, size_t width, size_t n_rows, const float *a, size_t row, size_t step, const float *b, size_t n)
@@ -46,7 +48,7 @@ static void panel_transpose(float *to, const float *from, size_t stride, size_t 
 	}
 }
 
-// Scores of keys after the query are taken out: key j of the step, query (lane) i of the panel, both counted from the step's start.
+// Backward: scores of keys after the query are taken out: key j of the step, query (lane) i of the panel, counted from the step's start.
 static void mask(float *s, size_t n_keys, size_t first_query)
 {
 	for (size_t j = first_query + 1; j < n_keys; j++)
@@ -94,64 +96,84 @@ static struct panel panel_at(float *scratch, size_t i, size_t D)
 	return (struct panel){p, p + D * PANEL, p + 2 * D * PANEL, p + (2 * D + 1) * PANEL};
 }
 
-static void panel_open(struct panel p, const float *q, size_t stride, size_t n_queries, size_t D, float scale)
+// Lanes of a unit: row by row, in each row the heads of the group.
+static size_t lanes_of(const struct attention_work *a)
 {
-	panel_transpose(p.q, q, stride, n_queries, D, scale);
-	memset(p.out, 0, D * PANEL * sizeof(float));
+	return (a->last - a->first) * (size_t)a->n_group;
+}
+
+static void panel_open(struct panel p, const struct attention_work *a, size_t lane, size_t n)
+{
+	size_t D = a->head_size;
+
+	memset(p.q, 0, 2 * D * PANEL * sizeof(float));    // and p.out behind it
+	for (size_t i = 0; i < n; i++) {
+		const float *q = a->q + (lane + i) / a->n_group * a->q_stride + (lane + i) % a->n_group * D;
+		for (size_t d = 0; d < D; d++)
+			p.q[d * PANEL + i] = q[d] * a->scale;
+	}
 	for (size_t i = 0; i < PANEL; i++) {
 		p.max[i] = -0x1p126f;        // below every score; finite, so that the first rescale is e^-big = 0 and never NaN
 		p.sum[i] = 0;
 	}
 }
 
-static void panel_close(struct panel p, float *y, size_t y_stride, float *lse, size_t lse_stride, size_t n_queries, size_t D)
+static void panel_close(struct panel p, const struct attention_work *a, size_t lane, size_t n)
 {
-	for (size_t i = 0; i < n_queries; i++) {
-		float inverse = 1 / p.sum[i];
+	size_t D = a->head_size;
+
+	for (size_t i = 0; i < n; i++) {
+		size_t row = (lane + i) / a->n_group, h = (lane + i) % a->n_group;
+		float inverse = 1 / p.sum[i], *y = a->y + row * a->y_stride + h * D;
 		for (size_t d = 0; d < D; d++)
-			y[i * y_stride + d] = p.out[d * PANEL + i] * inverse;
-		if (lse)
-			lse[i * lse_stride] = p.max[i] + logf(p.sum[i]);
+			y[d] = p.out[d * PANEL + i] * inverse;
+		if (a->lse)
+			a->lse[row * a->lse_stride + h] = p.max[i] + logf(p.sum[i]);
 	}
 }
 
-static void panel_step(struct panel p, const float *k, const float *v, float *s, size_t key, size_t query, size_t D)
+// Keys `key`.. of the sequence are rows of k and v; the panel's lanes are lane..lane+n-1.
+static void panel_step(struct panel p, const struct attention_work *a, const float *k, const float *v, float *s, size_t key, size_t lane, size_t n)
 {
-	size_t n_keys = query + PANEL - key < KEYS ? query + PANEL - key : KEYS;
+	size_t D = a->head_size, first = a->first + lane / a->n_group, last = a->first + (lane + n - 1) / a->n_group;
 
+	if (last < key)
+		return;
+	size_t n_keys = last + 1 - key < KEYS ? last + 1 - key : KEYS;
 	product(s, PANEL, n_keys, k, D, 1, p.q, PANEL, D, false);
-	if (key + n_keys > query + 1)
-		mask(s, n_keys, query - key);
+	for (size_t i = 0; i < n && key + n_keys > first + 1; i++) {
+		size_t after = a->first + (lane + i) / a->n_group + 1;
+		for (size_t j = after > key ? after - key : 0; j < n_keys; j++)
+			s[j * PANEL + i] = -INFINITY;
+	}
 	softmax_step(s, n_keys, p.max, p.sum, p.out, D);
 	product(p.out, PANEL, D, v, 1, D, s, PANEL, n_keys, true);
 }
 
+static void keys_copy(float *to, const float *from, const struct attention_work *a, size_t key, size_t n)
+{
+	size_t D = a->head_size;
+
+	for (size_t j = 0; j < n; j++)
+		memcpy(to + j * D, from + (a->slots ? a->slots[key + j] : key + j) * a->stride, D * sizeof(float));
+}
+
 void VECTOR(attention)(const struct attention_work *a)
 {
-	size_t D = a->head_size, per_head = (a->last - a->first + PANEL - 1) / PANEL, n_panels = per_head * a->n_group;
+	size_t D = a->head_size, n_lanes = lanes_of(a), n_panels = (n_lanes + PANEL - 1) / PANEL;
 	float *k = a->scratch + n_panels * PANEL_FLOATS(D), *v = k + KEYS * D, *s = v + KEYS * D;
 
-	for (size_t i = 0; i < n_panels; i++) {
-		size_t query = a->first + i % per_head * PANEL, n = a->last - query < PANEL ? a->last - query : PANEL;
-		panel_open(panel_at(a->scratch, i, D), a->q + query * a->stride + i / per_head * D, a->stride, n, D, a->scale);
-	}
+	for (size_t lane = 0; lane < n_lanes; lane += PANEL)
+		panel_open(panel_at(a->scratch, lane / PANEL, D), a, lane, n_lanes - lane < PANEL ? n_lanes - lane : PANEL);
 	for (size_t key = 0; key < a->last; key += KEYS) {
 		size_t n_keys = a->last - key < KEYS ? a->last - key : KEYS;
-		rows_copy(k, D, a->k + key * a->stride, a->stride, n_keys, D);
-		rows_copy(v, D, a->v + key * a->stride, a->stride, n_keys, D);
-		memset(k + n_keys * D, 0, (KEYS - n_keys) * D * sizeof(float));    // keys past the end are masked, but must be numbers
-		memset(v + n_keys * D, 0, (KEYS - n_keys) * D * sizeof(float));
-		for (size_t i = 0; i < n_panels; i++) {
-			size_t query = a->first + i % per_head * PANEL;
-			if (query + PANEL > key)
-				panel_step(panel_at(a->scratch, i, D), k, v, s, key, query, D);
-		}
+		keys_copy(k, a->k, a, key, n_keys);
+		keys_copy(v, a->v, a, key, n_keys);
+		for (size_t lane = 0; lane < n_lanes; lane += PANEL)
+			panel_step(panel_at(a->scratch, lane / PANEL, D), a, k, v, s, key, lane, n_lanes - lane < PANEL ? n_lanes - lane : PANEL);
 	}
-	for (size_t i = 0; i < n_panels; i++) {
-		size_t query = a->first + i % per_head * PANEL, h = i / per_head, n = a->last - query < PANEL ? a->last - query : PANEL;
-		float *lse = a->lse ? a->lse + query * a->lse_stride + h : NULL;
-		panel_close(panel_at(a->scratch, i, D), a->y + query * a->y_stride + h * D, a->y_stride, lse, a->lse_stride, n, D);
-	}
+	for (size_t lane = 0; lane < n_lanes; lane += PANEL)
+		panel_close(panel_at(a->scratch, lane / PANEL, D), a, lane, n_lanes - lane < PANEL ? n_lanes - lane : PANEL);
 }
 
 // Backward scratch: dk and dv of the whole sequence, one step of keys and values, one panel in both orientations.
@@ -187,7 +209,7 @@ static struct back back_at(float *scratch, size_t width, size_t n_keys)
 size_t VECTOR(attention_scratch)(const struct attention_work *a, bool backward)
 {
 	size_t D = a->head_size, width = padded(D), n_keys = (a->last + KEYS - 1) / KEYS * (size_t)KEYS;
-	size_t n_panels = (a->last - a->first + PANEL - 1) / PANEL * (size_t)a->n_group;
+	size_t n_panels = (lanes_of(a) + PANEL - 1) / PANEL;
 
 	if (backward)
 		return 2 * n_keys * width + (2 * KEYS + 5 * PANEL) * width + 2 * KEYS * PANEL + 2 * PANEL;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal attention within each sequence, heads grouped: query head h reads key/value head h / (NH / NKV).
+// Causal attention within each sequence, heads grouped: query head h reads key/value head h / (NH / NKV). Keys and values stand in the
+// batch's own rows, or in a cache, where a list of slots says which row is whose.
 // Scores are computed twice (maximum first) instead of kept, so no scratch depends on the length.
 #include <math.h>
 #include <string.h>
@@ -18,18 +19,24 @@ static const double *query(const struct heads *x, size_t t, size_t h) { return x
 static const double *key(const struct heads *x, size_t t, size_t g) { return x->base + t * x->W + (x->NH + g) * x->D; }
 static const double *value(const struct heads *x, size_t t, size_t g) { return x->base + t * x->W + (x->NH + x->NKV + g) * x->D; }
 
-// Row t of query head h over rows start..t; returns the log-sum-exp of its scores.
-static double attend(double *y, const struct heads *x, size_t start, size_t t, size_t h, double scale)
+// One key/value head of a sequence's positions from 0: position j is row slots[j], or row j where slots is NULL.
+struct past { const double *k, *v; size_t stride; const uint32_t *slots; };
+
+static size_t past_at(const struct past *past, size_t j)
 {
-	size_t g = h / (x->NH / x->NKV), D = x->D;
-	const double *q = query(x, t, h);
+	return (past->slots ? past->slots[j] : j) * past->stride;
+}
+
+// y (D) = attention of q (D) over positions 0..last; returns the log-sum-exp of its scores.
+static double attend(double *y, const double *q, const struct past *past, size_t last, size_t D, double scale)
+{
 	double max = -INFINITY, sum = 0;
-	for (size_t j = start; j <= t; j++)
-		max = fmax(max, scale * ref_dot(q, key(x, j, g), D));
+	for (size_t j = 0; j <= last; j++)
+		max = fmax(max, scale * ref_dot(q, past->k + past_at(past, j), D));
 	memset(y, 0, D * sizeof *y);
-	for (size_t j = start; j <= t; j++) {
-		double p = exp(scale * ref_dot(q, key(x, j, g), D) - max);
-		const double *v = value(x, j, g);
+	for (size_t j = 0; j <= last; j++) {
+		double p = exp(scale * ref_dot(q, past->k + past_at(past, j), D) - max);
+		const double *v = past->v + past_at(past, j);
 		sum += p;
 		for (size_t d = 0; d < D; d++)
 			y[d] += p * v[d];
@@ -47,10 +54,50 @@ void ref_attention(struct backend *be, struct act *y, struct real *lse, const st
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ref->n_threads)
 		for (uint32_t t = ref->starts[s]; t < ref->starts[s + 1]; t++) {
 			for (size_t h = 0; h < x.NH; h++) {
-				size_t i = t * x.NH + h;
-				double l = attend(ref_act(y) + i * x.D, &x, ref->starts[s], t, h, shape->scale);
+				size_t i = t * x.NH + h, start = ref->starts[s], g = h / (x.NH / x.NKV);
+				struct past past = {key(&x, start, g), value(&x, start, g), x.W, NULL};
+				double l = attend(ref_act(y) + i * x.D, query(&x, t, h), &past, t - start, x.D, shape->scale);
 				if (lse)
 					ref_real(lse)[i] = l;
+			}
+		}
+	}
+}
+
+// Slots of sequence s from its position 0; *ret_before: how many positions lie before the batch's rows.
+static const uint32_t *slots_of(const struct ref *ref, uint32_t s, size_t *ret_before)
+{
+	*ret_before = ref->slot_starts[s + 1] - ref->slot_starts[s] - (ref->starts[s + 1] - ref->starts[s]);
+	return ref->slots + ref->slot_starts[s];
+}
+
+void ref_cache_write(struct backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *shape)
+{
+	const struct ref *ref = ref_of(be);
+	struct heads x = heads_of(ref_act_in(qkv), shape);
+	size_t width = 2 * x.NKV * x.D, before;
+	for (uint32_t s = 0; s < ref->n_sequences && !backend_failed(be); s++) {
+		const uint32_t *slots = slots_of(ref, s, &before);
+		for (uint32_t t = ref->starts[s]; t < ref->starts[s + 1]; t++)
+			memcpy(ref_act(cache) + slots[before + t - ref->starts[s]] * width, key(&x, t, 0), width * sizeof(double));
+	}
+}
+
+void ref_attention_cached(struct backend *be, struct act *y, const struct act *qkv, const struct act *cache,
+			  const struct attention_shape *shape)
+{
+	const struct ref *ref = ref_of(be);
+	struct heads x = heads_of(ref_act_in(qkv), shape);
+	size_t width = 2 * x.NKV * x.D, before;
+	for (uint32_t s = 0; s < ref->n_sequences && !backend_failed(be); s++) {
+		const uint32_t *slots = slots_of(ref, s, &before);
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ref->n_threads)
+		for (uint32_t t = ref->starts[s]; t < ref->starts[s + 1]; t++) {
+			for (size_t h = 0; h < x.NH; h++) {
+				const double *k = ref_act_in(cache) + h / (x.NH / x.NKV) * x.D;
+				struct past past = {k, k + x.NKV * x.D, width, slots};
+				attend(ref_act(y) + (t * x.NH + h) * x.D, query(&x, t, h), &past, before + t - ref->starts[s], x.D,
+				       shape->scale);
 			}
 		}
 	}

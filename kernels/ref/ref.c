@@ -19,6 +19,8 @@ static void ref_close(struct backend *be)
 	free(ref->tokens);
 	free(ref->positions);
 	free(ref->starts);
+	free(ref->slot_starts);
+	free(ref->slots);
 	free(ref);
 	be->device = NULL;
 }
@@ -34,7 +36,8 @@ static int ref_open(struct backend *be, const struct backend_options *options, s
 	ref->tokens = calloc(n, sizeof *ref->tokens);
 	ref->positions = calloc(n, sizeof *ref->positions);
 	ref->starts = calloc(n, sizeof *ref->starts);
-	if (!ref->tokens || !ref->positions || !ref->starts) {
+	ref->slot_starts = calloc(n, sizeof *ref->slot_starts);
+	if (!ref->tokens || !ref->positions || !ref->starts || !ref->slot_starts) {
 		ref_close(be);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", options->max_rows);
 	}
@@ -49,6 +52,24 @@ static void ref_sync(struct backend *be)
 	(void)be;    // every operation is complete when it returns
 }
 
+// A layout's slots, copied.
+static void keep_slots(struct backend *be, const struct layout *layout)
+{
+	struct ref *ref = ref_of(be);
+	size_t n = layout->slot_starts[layout->n_sequences];
+	if (n > ref->slots_capacity) {
+		uint32_t *slots = realloc(ref->slots, n * sizeof *slots);
+		if (!slots) {
+			backend_fail(be, "no memory for a list of %zu cache slots", n);
+			return;
+		}
+		ref->slots = slots;
+		ref->slots_capacity = n;
+	}
+	memcpy(ref->slot_starts, layout->slot_starts, ((size_t)layout->n_sequences + 1) * sizeof *ref->slot_starts);
+	memcpy(ref->slots, layout->slots, n * sizeof *ref->slots);
+}
+
 static void ref_begin(struct backend *be, const struct layout *layout)
 {
 	struct ref *ref = ref_of(be);
@@ -58,6 +79,8 @@ static void ref_begin(struct backend *be, const struct layout *layout)
 	memcpy(ref->tokens, layout->tokens, layout->n_positions * sizeof *ref->tokens);
 	memcpy(ref->positions, layout->positions, layout->n_positions * sizeof *ref->positions);
 	memcpy(ref->starts, layout->starts, ((size_t)layout->n_sequences + 1) * sizeof *ref->starts);
+	if (layout->slots)
+		keep_slots(be, layout);
 }
 
 const struct backend_ops backend_ref_ops = {
@@ -90,6 +113,8 @@ const struct backend_ops backend_ref_ops = {
 	.head_norm = ref_head_norm,
 	.rope = ref_rope,
 	.attention = ref_attention,
+	.cache_write = ref_cache_write,
+	.attention_cached = ref_attention_cached,
 	.swiglu = ref_swiglu,
 	.pick_rows = ref_pick_rows,
 	.sweep = ref_sweep,

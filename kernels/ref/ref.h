@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Private to kernels/ref (and to tests that need more digits than float carries): the specification of every operation.
 // Both kinds of device array are plain double arrays in host memory, so nothing here can fail after open(): memory for layouts
-// is reserved then. OpenMP splits only independent outputs: no sum is ever split, so results do not depend on the thread count.
+// is reserved then (but for a layout's list of slots, which grows to the longest seen). OpenMP splits only independent outputs: no sum is ever split, so results do not depend on the thread count.
 #pragma once
 
 #include "kernels/backend.h"
@@ -11,6 +11,8 @@ struct ref {
 	uint32_t max_rows;
 	uint32_t n_positions, n_sequences;      // of the layout begin() gave
 	uint32_t *tokens, *positions, *starts;  // (max_rows), (max_rows), (max_rows + 1)
+	uint32_t *slot_starts, *slots;          // (max_rows + 1), (slots_capacity): of a layout that has them
+	size_t slots_capacity;
 	char description[32];
 };
 
@@ -75,6 +77,9 @@ void ref_linear_real_backward(struct backend *be, struct act *dx, struct real *d
 void ref_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape,
 	      bool inverse);
 void ref_attention(struct backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape);
+void ref_cache_write(struct backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *shape);
+void ref_attention_cached(struct backend *be, struct act *y, const struct act *qkv, const struct act *cache,
+			  const struct attention_shape *shape);
 void ref_attention_backward(struct backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y,
 			    const struct real *lse, const struct attention_shape *shape);
 
