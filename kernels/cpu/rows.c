@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Picking rows of an array, and the way back.
+// Picking rows of an array, and the way back; picking columns.
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
@@ -16,4 +16,15 @@ void cpu_put_rows(struct backend *be, struct act *dx, const struct act *dy, cons
 	cpu_real_zero(be, (struct real *)dx, (size_t)T * C);
 	for (size_t i = 0; i < n; i++)
 		memcpy(cpu_act(dx) + (size_t)rows[i] * C, cpu_act_in(dy) + i * C, C * sizeof(float));
+}
+
+void cpu_pick_columns(struct backend *be, struct real *y, const struct real *x, const uint32_t *ids, uint32_t n, uint32_t n_ids, uint32_t V)
+{
+#pragma omp parallel for schedule(static) num_threads(cpu_of(be)->n_threads)
+	for (uint32_t i = 0; i < n; i++) {
+		float *to = cpu_real(y) + (size_t)i * n_ids;
+		const float *from = cpu_real_in(x) + (size_t)i * V;
+		for (uint32_t j = 0; j < n_ids; j++)
+			to[j] = from[ids[j]];
+	}
 }

@@ -177,3 +177,30 @@ INLINE vf vf_exp(vf x)
 
 	return (vf)(((vi)e & ~over) | ((vi)vf_set(INFINITY) & over));
 }
+
+// ln x to 2 units in the last place for 1e-44 <= x (denormals too); infinity and NaN stay. Polynomial on sqrt(1/2)..sqrt(2) (Cephes).
+INLINE vf vf_log(vf x)
+{
+	vi special = ~(x <= 3.4028235e38f);
+	vf scaled = x * 16777216.0f;        // 2^24 makes denormals normal; where it would overflow, x itself is used
+	vi big = x > 1.0f;
+	vi bits = ((vi)x & big) | ((vi)scaled & ~big);
+	vi n = ((bits >> 23) & 0xff) - 126 - (24 & ~big);
+	vf m = (vf)((bits & 0x007fffff) | 0x3f000000);    // in [0.5, 1)
+	vi low = m < 0.70710678f;
+	n += low;                           // a true lane is -1
+	m = m + (vf)((vi)m & low) - 1.0f;
+	vf e = __builtin_convertvector(n, vf), z = m * m, p = vf_set(7.0376836292e-2f);
+
+	p = p * m - 1.1514610310e-1f;
+	p = p * m + 1.1676998740e-1f;
+	p = p * m - 1.2420140846e-1f;
+	p = p * m + 1.4249322787e-1f;
+	p = p * m - 1.6668057665e-1f;
+	p = p * m + 2.0000714765e-1f;
+	p = p * m - 2.4999993993e-1f;
+	p = p * m + 3.3333331174e-1f;
+	p = p * m * z - 2.12194440e-4f * e - 0.5f * z;
+	p = m + p + 0.693359375f * e;
+	return (vf)(((vi)p & ~special) | ((vi)x & special));
+}

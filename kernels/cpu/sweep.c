@@ -96,7 +96,13 @@ static void top_k(struct sweep_row *row, const float *z, uint32_t V, const float
 	}
 }
 
-// own: (V + 64) keys, then the maxima
+// own: (V + 64) keys, then the maxima, then sums of blocks. The keys' place serves the draws once the top-k is found.
+static size_t own_floats(uint32_t V)
+{
+	size_t n_blocks = V / SWEEP_BLOCK + 1;
+	return 2 * ((size_t)V + 64) + (n_blocks + 1) / 2 * 2 + 2 * n_blocks;    // sums are doubles: at an even place
+}
+
 static void sweep_one(const struct cpu_vector *vector, struct sweep_row *row, const float *z, uint32_t V, float *own)
 {
 	uint64_t *keys = (uint64_t *)own;
@@ -127,13 +133,18 @@ static void sweep_one(const struct cpu_vector *vector, struct sweep_row *row, co
 		top_k(row, z, V, maxima, keys);
 	for (uint32_t i = 0; i < row->n_gather; i++)
 		row->gathered[i] = (double)z[row->gather[i]];
+	if (row->want_tail || row->n_draws) {
+		size_t n_maxima = V / SWEEP_BLOCK + 1;
+		struct sweep_scratch scratch = {own, own + V + 64, (double *)(maxima + (n_maxima + 1) / 2 * 2)};
+		sweep_draw(vector, row, z, V, maxima, &scratch);
+	}
 }
 
 void cpu_sweep(struct backend *be, const struct real *logits, uint32_t n, uint32_t V, struct sweep_row *rows)
 {
 	const struct cpu *cpu = cpu_of(be);
 
-	if (!memory_own(be, 2 * ((size_t)V + 64) + V / SWEEP_BLOCK + 1))
+	if (!memory_own(be, own_floats(V)))
 		return;
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
 	for (uint32_t i = 0; i < n; i++)

@@ -73,8 +73,13 @@ struct cpu_vector {
 	bool (*block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
 	// Sum of e^z with z = (x - max) / temperature; ret_weighted, unless NULL: sum of z e^z.
 	double (*exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
-	// out = (add ? out : 0) + scale * e^(x / temperature - lse); out may be x when not adding.
+	// out = e^(scale (x - max)); sums: of blocks of SWEEP_BLOCK, (ceil(n / SWEEP_BLOCK)).
+	void (*exp_blocks)(float *out, const float *x, size_t n, float max, float scale, double *sums);
+	// out = (add ? out : 0) + scale * e^(x / temperature - lse); out may be x when not adding. A NaN lse gives NaN.
 	void (*softmax)(float *out, bool add, const float *x, size_t n, float temperature, double lse, double scale);
+
+	void (*mix)(float *y, bool add, const float *x, float weight, size_t n);    // y = (add ? y : 0) + weight x; y may be x when not adding
+	void (*mix_log)(float *y, size_t n);                                        // y = ln max(y, 1e-38); NaN and infinity stay
 
 	void (*attention)(const struct attention_work *a);
 	void (*attention_backward)(const struct attention_work *a);      // first = 0, last = the sequence's length, q_stride = stride

@@ -22,7 +22,10 @@ void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, siz
 void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch);
 bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
 double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
+void VECTOR(exp_blocks)(float *out, const float *x, size_t n, float max, float scale, double *sums);
 void VECTOR(softmax)(float *out, bool add, const float *x, size_t n, float temperature, double lse, double scale);
+void VECTOR(mix)(float *y, bool add, const float *x, float weight, size_t n);
+void VECTOR(mix_log)(float *y, size_t n);
 void VECTOR(attention)(const struct attention_work *a);
 void VECTOR(attention_backward)(const struct attention_work *a);
 size_t VECTOR(attention_scratch)(const struct attention_work *a, bool backward);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Passes over a row of logits: maxima of blocks, sums of exponentials, softmax; compiled once per instruction set.
+// Passes over a row of logits: maxima of blocks, sums of exponentials, softmax, mixtures; compiled once per instruction set.
 // Sums run in float over 1024 elements (per lane, 64 to 256 additions of numbers below 1), then in double: lse is good to 1e-6.
 #include "kernels/cpu/vector_ops.h"
 
@@ -98,6 +98,27 @@ double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, d
 	return total;
 }
 
+void VECTOR(exp_blocks)(float *out, const float *x, size_t n, float max, float scale, double *sums)
+{
+	vf m = vf_set(max), s = vf_set(scale);
+
+	for (size_t i = 0; i < n; i += SWEEP_BLOCK) {
+		size_t end = n - i < SWEEP_BLOCK ? n - i : SWEEP_BLOCK, j = 0;
+		vf sum = {0};
+		for (; j + LANES <= end; j += LANES) {
+			vf e = vf_exp_negative((vf_load(x + i + j) - m) * s);
+			vf_store(out + i + j, e);
+			sum += e;
+		}
+		if (j < end) {
+			vf e = vf_exp_negative(load_z(x + i + j, end - j, m, s));
+			vf_store_part(out + i + j, e, end - j);
+			sum += e;
+		}
+		sums[i / SWEEP_BLOCK] = (double)vf_sum(sum);
+	}
+}
+
 void VECTOR(softmax)(float *out, bool add, const float *x, size_t n, float temperature, double lse, double scale)
 {
 	// lse in two floats: x / temperature - lse cancels, and its error is the relative error of the result
@@ -113,4 +134,28 @@ void VECTOR(softmax)(float *out, bool add, const float *x, size_t n, float tempe
 		vf r = vf_exp_negative((vf_load_part(x + i, n - i) * inverse - h) - l) * s;
 		vf_store_part(out + i, add ? vf_load_part(out + i, n - i) + r : r, n - i);
 	}
+}
+
+void VECTOR(mix)(float *y, bool add, const float *x, float weight, size_t n)
+{
+	vf w = vf_set(weight);
+	size_t i = 0;
+
+	for (; i + LANES <= n; i += LANES)
+		vf_store(y + i, add ? vf_load(y + i) + w * vf_load(x + i) : w * vf_load(x + i));
+	if (i < n) {
+		vf v = w * vf_load_part(x + i, n - i);
+		vf_store_part(y + i, add ? vf_load_part(y + i, n - i) + v : v, n - i);
+	}
+}
+
+void VECTOR(mix_log)(float *y, size_t n)
+{
+	vf low = vf_set(1e-38f);
+	size_t i = 0;
+
+	for (; i + LANES <= n; i += LANES)
+		vf_store(y + i, vf_log(vf_max(low, vf_load(y + i))));
+	if (i < n)
+		vf_store_part(y + i, vf_log(vf_max(low, vf_load_part(y + i, n - i))), n - i);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Picking rows of an array, and the way back.
+// Picking rows of an array, and the way back; picking columns.
 #include <string.h>
 
 #include "kernels/ref/ref.h"
@@ -17,4 +17,12 @@ void ref_put_rows(struct backend *be, struct act *dx, const struct act *dy, cons
 	memset(dx, 0, (size_t)T * C * sizeof(double));
 	for (size_t i = 0; i < n; i++)
 		memcpy(ref_act(dx) + (size_t)rows[i] * C, ref_act_in(dy) + i * C, C * sizeof(double));
+}
+
+void ref_pick_columns(struct backend *be, struct real *y, const struct real *x, const uint32_t *ids, uint32_t n, uint32_t n_ids, uint32_t V)
+{
+	(void)be;
+	for (size_t i = 0; i < n; i++)
+		for (size_t j = 0; j < n_ids; j++)
+			ref_real(y)[i * n_ids + j] = ref_real_in(x)[i * V + ids[j]];
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is read from a row of logits: log-sum-exp at each temperature, entropy, top-k, values at chosen ids.
+// What is read from a row of logits: log-sum-exp at each temperature, entropy, top-k, values at chosen ids, what lies outside the top-k,
+// random draws.
 #include <math.h>
 #include <string.h>
 
@@ -49,6 +50,60 @@ static double entropy(const double *z, uint32_t V, double max)
 	return log(sum) - weighted / sum;
 }
 
+// Not among the row's top-k (which has been found): they are ordered, so the last of them decides.
+static bool is_outside(const struct sweep_row *row, const double *z, uint32_t j)
+{
+	if (!row->top_k)
+		return true;
+	double last = row->logits[row->top_k - 1];
+	return z[j] < last || (z[j] == last && j > row->ids[row->top_k - 1]);
+}
+
+static double tail_lse(const struct sweep_row *row, const double *z, uint32_t V)
+{
+	double max = -INFINITY, sum = 0;
+	for (uint32_t j = 0; j < V; j++)
+		if (is_outside(row, z, j))
+			max = fmax(max, z[j]);
+	if (max == -INFINITY)
+		return max;
+	for (uint32_t j = 0; j < V; j++)
+		if (is_outside(row, z, j))
+			sum += exp(z[j] - max);
+	return max + log(sum);
+}
+
+// The proposal, up to its sum: e^(tau (z - max)), max the largest it can draw.
+static double proposal(const struct sweep_row *row, const double *z, uint32_t j, double max)
+{
+	return row->draw_tail && !is_outside(row, z, j) ? 0 : exp(row->draw_tau * (z[j] - max));
+}
+
+// Sums run upwards over ids, so that a draw does not depend on the others.
+static void draw(struct sweep_row *row, const double *z, uint32_t V)
+{
+	double max = -INFINITY, sum = 0, below = 0;
+	uint32_t n = 0, last = UINT32_MAX;
+	for (uint32_t j = 0; j < V; j++)
+		if (!row->draw_tail || is_outside(row, z, j))
+			max = fmax(max, z[j]);
+	for (uint32_t j = 0; j < V && max > -INFINITY; j++)
+		sum += proposal(row, z, j, max);
+	row->draw_lse = row->draw_tau * max + log(sum);
+	for (uint32_t j = 0; j < V && sum > 0; j++) {
+		double t = proposal(row, z, j, max);
+		below += t;
+		if (t > 0)
+			last = j;
+		for (; n < row->n_draws && below > row->uniforms[n] * sum; n++)
+			row->drawn[n] = j;
+	}
+	for (; n < row->n_draws; n++)    // a uniform so near 1 that its product with the sum rounds to the sum; or nothing to draw
+		row->drawn[n] = last;
+	for (n = 0; n < row->n_draws; n++)
+		row->drawn_logits[n] = last == UINT32_MAX ? 0 : z[row->drawn[n]];
+}
+
 static void sweep_one(struct sweep_row *row, const double *z, uint32_t V)
 {
 	double max = -INFINITY;
@@ -69,6 +124,10 @@ static void sweep_one(struct sweep_row *row, const double *z, uint32_t V)
 		top_k(row, z, V);
 	for (uint32_t i = 0; i < row->n_gather; i++)
 		row->gathered[i] = z[row->gather[i]];
+	if (row->want_tail)
+		row->tail_lse = tail_lse(row, z, V);
+	if (row->n_draws)
+		draw(row, z, V);
 }
 
 void ref_sweep(struct backend *be, const struct real *logits, uint32_t n, uint32_t V, struct sweep_row *rows)

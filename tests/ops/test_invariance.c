@@ -12,7 +12,8 @@
 #include "kernels/backend.h"
 #include "tests/ops/harness.h"
 
-enum { C = 96, F = 200, V = 1003, NH = 6, NKV = 2, D = 16, W = (NH + 2 * NKV) * D, TOP_K = 9, N_RESULTS = 4 + 2 * TOP_K, MAX_T = 420 };
+enum { C = 96, F = 200, V = 1003, NH = 6, NKV = 2, D = 16, W = (NH + 2 * NKV) * D, TOP_K = 9, N_DRAWS = 5,
+       N_RESULTS = 6 + 2 * TOP_K + N_DRAWS, MAX_T = 420 };
 static const struct attention_shape heads = {NH, NKV, D, 0.25f};
 static const uint32_t sequence_lengths[] = {1, 37, 70, 133, 64, 97};
 #define N_SEQUENCES (sizeof sequence_lengths / sizeof *sequence_lengths)
@@ -150,16 +151,20 @@ static void trunk(struct model *m, const struct layout *layout, bool with_lse)
 	ops->rmsnorm(be, m->h, m->x, m->gain, 1e-5f, T, C);
 }
 
-// What is said about row t: max, entropy, lse at two temperatures, top-k logits and ids.
+// What is said about row t: max, entropy, lse at two temperatures, tail, draws' lse, top-k logits and ids, drawn ids.
 static void head(struct model *m, uint32_t T, double *results)
 {
 	static const float temperatures[] = {1, 2.5f};
 	struct sweep_row rows[MAX_T];
-	uint32_t ids[MAX_T][TOP_K];
+	static const double uniforms[N_DRAWS] = {0.01, 0.3, 0.5, 0.9, 0.999};
+	uint32_t ids[MAX_T][TOP_K], drawn[MAX_T][N_DRAWS];
+	double drawn_logits[MAX_T][N_DRAWS];
 	struct error err = {0};
 	for (uint32_t t = 0; t < T; t++)
 		rows[t] = (struct sweep_row){.top_k = TOP_K, .n_temperatures = 2, .temperatures = temperatures, .want_entropy = true,
-					     .lse = results + t * N_RESULTS + 2, .logits = results + t * N_RESULTS + 4, .ids = ids[t]};
+					     .lse = results + t * N_RESULTS + 2, .logits = results + t * N_RESULTS + 6, .ids = ids[t], .want_tail = true,
+					     .n_draws = N_DRAWS, .draw_tail = true, .draw_tau = 1.5, .uniforms = uniforms, .drawn = drawn[t],
+					     .drawn_logits = drawn_logits[t]};
 	m->be->ops->linear_real(m->be, m->logits, false, m->h, m->w[EMBEDDING], T);
 	m->be->ops->sweep(m->be, m->logits, T, V, rows);
 	if (backend_sync(m->be, &err) < 0)
@@ -168,8 +173,12 @@ static void head(struct model *m, uint32_t T, double *results)
 		assert_false(rows[t].not_finite);
 		results[t * N_RESULTS] = rows[t].max_logit;
 		results[t * N_RESULTS + 1] = rows[t].entropy;
+		results[t * N_RESULTS + 4] = rows[t].tail_lse;
+		results[t * N_RESULTS + 5] = rows[t].draw_lse;
 		for (int k = 0; k < TOP_K; k++)
-			results[t * N_RESULTS + 4 + TOP_K + k] = ids[t][k];
+			results[t * N_RESULTS + 6 + TOP_K + k] = ids[t][k];
+		for (int k = 0; k < N_DRAWS; k++)
+			results[t * N_RESULTS + 6 + 2 * TOP_K + k] = drawn[t][k];
 	}
 }
 
