@@ -147,8 +147,8 @@ struct backend_ops {
 			  uint32_t n, uint32_t C);
 	void (*pick_columns)(struct backend *be, struct real *y /*(n,n_ids)*/, const struct real *x /*(n,V)*/, const uint32_t *ids /*host (n_ids)*/,
 			     uint32_t n, uint32_t n_ids, uint32_t V);
-	// Several teachers' logits as one: y (+)= weight x, or, with lse (n) (of x, T = 1), weight e^(x - lse); mix_log ends a mean of
-	// probabilities: y = ln y, no less than ln 1e-38.
+	// Several teachers' logits as one: y (+)= weight x, or, with lse (n) (of x, T = 1), weight e^(x - lse); y may be x when not adding.
+	// mix_log ends a mean of probabilities: y = ln y, no less than ln 1e-38. What is not a number stays so: a NaN lse makes its row NaN.
 	void (*mix)(struct backend *be, struct real *y /*(n,V)*/, bool add, const struct real *x /*(n,V)*/, double weight, const double *lse /*host (n) or NULL*/,
 		    uint32_t n, uint32_t V);
 	void (*mix_log)(struct backend *be, struct real *y /*(n,V)*/, uint32_t n, uint32_t V);

@@ -133,3 +133,9 @@ struct activations *activations_free(struct activations *a)
 	free(a);
 	return NULL;
 }
+
+void activations_tap(struct activations *a, forward_tap_fn *tap, void *arg)
+{
+	a->tap = tap;
+	a->tap_arg = arg;
+}

@@ -27,6 +27,8 @@ struct activations {
 	struct layer_activations *layers;    // (n_layers)
 	struct real *x_final;                // (T, C) the residual stream after the last layer
 	struct act *final;                   // (T, C) normed
+	forward_tap_fn *tap;                 // or NULL
+	void *tap_arg;
 	// Training only: gradients, one array for all layers.
 	struct real *dx;                     // (T, C) of the residual stream
 	struct act *dh, *dqkv, *dheads, *dgate_up, *dffn;

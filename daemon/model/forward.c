@@ -15,6 +15,12 @@ static void add_product(struct backend *be, struct real *y, const struct real *x
 	be->ops->linear_real(be, y, true, h, w, T);
 }
 
+static void show(const struct activations *a, enum forward_tap what, uint32_t layer, const struct real *x, const struct act *y)
+{
+	if (a->tap)
+		a->tap(a->tap_arg, what, layer, x, y);
+}
+
 struct act *forward(const struct weights *w, struct activations *a, const struct layout *layout)
 {
 	struct backend *be = a->backend;
@@ -24,6 +30,7 @@ struct act *forward(const struct weights *w, struct activations *a, const struct
 	assert(T <= a->max_positions);
 	ops->begin(be, layout);
 	ops->embed(be, a->layers[0].x_attention, w->embedding);
+	show(a, FORWARD_HIDDEN, 0, a->layers[0].x_attention, NULL);
 	for (uint32_t i = 0; i < a->n_layers; i++) {
 		const struct layer_weights *lw = &w->layers[i];
 		const struct layer_activations *l = &a->layers[i];
@@ -33,6 +40,7 @@ struct act *forward(const struct weights *w, struct activations *a, const struct
 		ops->linear(be, l->qkv_plain, l->h_attention, lw->qkv, lw->qkv_bias, T);
 		if (lw->q_norm)
 			ops->head_norm(be, l->qkv, l->qkv_plain, lw->q_norm, lw->k_norm, &a->shape, arch->norm_epsilon);
+		show(a, FORWARD_QKV, i, NULL, l->qkv);
 		ops->rope(be, l->qkv, w->cosine, w->sine, &a->shape, false);
 		ops->attention(be, l->heads, l->lse, l->qkv, &a->shape);
 		add_product(be, l->x_ffn, l->x_attention, l->heads, lw->out, T, C);
@@ -41,7 +49,9 @@ struct act *forward(const struct weights *w, struct activations *a, const struct
 		ops->linear(be, l->gate_up, l->h_ffn, lw->gate_up, NULL, T);
 		ops->swiglu(be, l->ffn, l->gate_up, T, F);
 		add_product(be, x_next, l->x_ffn, l->ffn, lw->down, T, C);
+		show(a, FORWARD_HIDDEN, i + 1, x_next, NULL);
 	}
 	ops->rmsnorm(be, a->final, a->x_final, w->final_norm, arch->norm_epsilon, T, C);
+	show(a, FORWARD_FINAL, 0, NULL, a->final);
 	return a->final;
 }

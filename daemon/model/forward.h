@@ -14,6 +14,18 @@ struct activations;
 int activations_new(const struct weights *w, uint32_t max_positions, bool training, struct activations **ret, struct error *err);
 struct activations *activations_free(struct activations *a);
 
+// What passes by in forward can be looked at, as soon as it stands and before it is overwritten. Training or not, the order is: the embedding's
+// HIDDEN (layer 0), then for each block i from 0 its QKV (layer i) and the HIDDEN after it (layer i + 1), then FINAL (layer 0).
+enum forward_tap {
+	FORWARD_HIDDEN,          // x (T, C): the residual stream after `layer` blocks
+	FORWARD_QKV,             // y (T, W): q, k, v of block `layer`, after the head norm, before rotation
+	FORWARD_FINAL,           // y (T, C): after the final norm
+};
+// One of x and y is NULL. It may read (real_read, act_read), never write.
+typedef void forward_tap_fn(void *arg, enum forward_tap what, uint32_t layer, const struct real *x, const struct act *y);
+// Who looks from now on; tap NULL (as at first) = nobody, which costs nothing.
+void activations_tap(struct activations *a, forward_tap_fn *tap, void *arg);
+
 // Runs the trunk; returns the rows after the final norm (T, C), owned by `a`, valid until the next forward.
 struct act *forward(const struct weights *w, struct activations *a, const struct layout *layout);
 

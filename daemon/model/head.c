@@ -57,16 +57,37 @@ struct head *head_close(struct head *h)
 	return NULL;
 }
 
-static void sweep_tile(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct sweep_row *out)
+uint32_t head_tile_rows(const struct head *h)
 {
-	const struct backend_ops *ops = h->backend->ops;
-	const struct architecture *a = &h->weights->architecture;
-	ops->pick_rows(h->backend, h->x, hidden, rows, n, a->width);
-	ops->linear_real(h->backend, h->logits, false, h->x, h->weights->head, n);
-	ops->sweep(h->backend, h->logits, n, a->vocab_size, out);
+	return h->tile_rows;
 }
 
-static uint32_t tile_rows(const struct head *h, uint32_t first, uint32_t n)
+struct real *head_logits(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n)
+{
+	const struct backend_ops *ops = h->backend->ops;
+	assert(n <= h->tile_rows);
+	ops->pick_rows(h->backend, h->x, hidden, rows, n, h->weights->architecture.width);
+	ops->linear_real(h->backend, h->logits, false, h->x, h->weights->head, n);
+	return h->logits;
+}
+
+struct real *head_keep(struct head *h, const uint32_t *ids, uint32_t n_ids, uint32_t n)
+{
+	const struct backend_ops *ops = h->backend->ops;
+	uint32_t V = h->weights->architecture.vocab_size;
+	assert(n <= h->tile_rows / 2 && n_ids <= V);
+	struct real *kept = ops->real_at(h->logits, (size_t)n * V);
+	ops->pick_columns(h->backend, kept, h->logits, ids, n, n_ids, V);
+	return kept;
+}
+
+static void sweep_tile(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct sweep_row *out)
+{
+	struct real *logits = head_logits(h, hidden, rows, n);
+	h->backend->ops->sweep(h->backend, logits, n, h->weights->architecture.vocab_size, out);
+}
+
+static uint32_t rows_of_tile(const struct head *h, uint32_t first, uint32_t n)
 {
 	return n - first < h->tile_rows ? n - first : h->tile_rows;
 }
@@ -74,7 +95,7 @@ static uint32_t tile_rows(const struct head *h, uint32_t first, uint32_t n)
 void head_score(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct sweep_row *out)
 {
 	for (uint32_t first = 0; first < n; first += h->tile_rows)
-		sweep_tile(h, hidden, rows + first, tile_rows(h, first, n), out + first);
+		sweep_tile(h, hidden, rows + first, rows_of_tile(h, first, n), out + first);
 }
 
 int head_train(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, uint32_t T, struct sweep_row *out,
@@ -84,7 +105,7 @@ int head_train(struct head *h, const struct act *hidden, const uint32_t *rows, u
 	uint32_t V = h->weights->architecture.vocab_size, C = h->weights->architecture.width;
 	assert(!dhidden || (h->dx && n <= h->max_rows));
 	for (uint32_t first = 0; first < n; first += h->tile_rows) {
-		uint32_t n_tile = tile_rows(h, first, n);
+		uint32_t n_tile = rows_of_tile(h, first, n);
 		sweep_tile(h, hidden, rows + first, n_tile, out + first);
 		int r = backend_sync(h->backend, err);    // the loss must never see the results of a failed sweep
 		if (r == 0)

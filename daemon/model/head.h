@@ -17,6 +17,13 @@ struct head *head_close(struct head *h);
 // Scores n rows of `hidden` (row indices in `rows`, host memory); results land in `out` (n).
 void head_score(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct sweep_row *out);
 
+// The same step by step, for who wants to look at a tile's logits more than once: n <= head_tile_rows() rows, (n, V), the head's own until
+// its next call.
+uint32_t head_tile_rows(const struct head *h);
+struct real *head_logits(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n);
+// Their columns at ids (n_ids <= V), (n, n_ids), beside them; for tiles of at most half as many rows.
+struct real *head_keep(struct head *h, const uint32_t *ids, uint32_t n_ids, uint32_t n);
+
 // Training: for each tile the sweep of `out` is done, then `loss` turns its results into softmax_grad rows for rows first..first+n of
 // the list, and the gradients flow on: into the head's parameters (+=) and into dhidden (T, C) (rows not named are zero).
 // `loss` returns 0 or -errno (then nothing more is computed and the error is returned). With dhidden NULL it is evaluation: no gradients.

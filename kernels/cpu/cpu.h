@@ -104,7 +104,8 @@ void cpu_swiglu_backward(struct backend *be, struct act *dgate_up, const struct 
 void cpu_pick_rows(struct backend *be, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C);
 void cpu_put_rows(struct backend *be, struct act *dx, const struct act *dy, const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);
 
-void cpu_pick_columns(struct backend *be, struct real *y, const struct real *x, const uint32_t *ids, uint32_t n, uint32_t n_ids, uint32_t V);
+void cpu_pick_columns(struct backend *be, struct real *y, const struct real *x, const uint32_t *ids, uint32_t n, uint32_t n_ids,
+		      uint32_t V);
 void cpu_mix(struct backend *be, struct real *y, bool add, const struct real *x, double weight, const double *lse, uint32_t n, uint32_t V);
 void cpu_mix_log(struct backend *be, struct real *y, uint32_t n, uint32_t V);
 
@@ -113,7 +114,8 @@ struct sweep_scratch {
 	float *copy, *proposal;          // (V)
 	double *sums;                    // (ceil(V / SWEEP_BLOCK))
 };
-void sweep_draw(const struct cpu_vector *vector, struct sweep_row *row, const float *z, uint32_t V, float *maxima, struct sweep_scratch *scratch);
+void sweep_draw(const struct cpu_vector *vector, struct sweep_row *row, const float *z, uint32_t V, float *maxima,
+		const struct sweep_scratch *scratch);
 void cpu_sweep(struct backend *be, const struct real *logits, uint32_t n, uint32_t V, struct sweep_row *rows);
 void cpu_softmax_grad(struct backend *be, struct real *logits, uint32_t n, uint32_t V, const struct softmax_grad_row *rows);
 

@@ -57,7 +57,8 @@ static void draw_nothing(struct sweep_row *row)
 	}
 }
 
-void sweep_draw(const struct cpu_vector *vector, struct sweep_row *row, const float *z, uint32_t V, float *maxima, struct sweep_scratch *scratch)
+void sweep_draw(const struct cpu_vector *vector, struct sweep_row *row, const float *z, uint32_t V, float *maxima,
+		const struct sweep_scratch *scratch)
 {
 	const float *from = z;
 	float max = (float)row->max_logit;

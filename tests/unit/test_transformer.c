@@ -250,6 +250,73 @@ static void head_tiles_cover_every_row(void **state)
 	model_close(&m);
 }
 
+// What forward showed: one line of text per look, and the values.
+struct looks { struct backend *be; char order[128]; uint32_t n; double values[16][T * 48]; };
+
+static void look(void *arg, enum forward_tap what, uint32_t layer, const struct real *x, const struct act *y)
+{
+	struct looks *l = arg;
+	char one_look[] = {"hqf"[what], (char)('0' + layer), 0};
+	strcat(l->order, one_look);
+	assert_true(!x != !y && l->n < 16);
+	if (x)
+		l->be->ops->real_read(l->be, l->values[l->n++], x, T * 16);
+	else
+		l->be->ops->act_read(l->be, l->values[l->n++], y, what == FORWARD_FINAL ? T * 16 : T * 48);
+}
+
+static void looks_show_the_same_in_training_and_inference(void **state)
+{
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		struct model m;
+		struct activations *inference;
+		struct looks *want = calloc(1, sizeof *want), *got = calloc(1, sizeof *got);
+		double final[T * 16];
+		assert_true(want && got);
+		model_open(&m, true, i, i);
+		want->be = got->be = m.be;
+		assert_int_equal(activations_new(m.weights, T, false, &inference, NULL), 0);
+		activations_tap(m.activations, look, want);
+		activations_tap(inference, look, got);
+		forward(m.weights, m.activations, &m.layout);
+		struct act *rows = forward(m.weights, inference, &m.layout);
+		assert_string_equal(got->order, "h0q0h1q1h2f0");
+		assert_memory_equal(got, want, sizeof *got);
+		m.be->ops->act_read(m.be, final, rows, T * 16);
+		assert_memory_equal(got->values[5], final, sizeof final);
+		for (int j = 1; j < 6; j++)
+			assert_memory_not_equal(got->values[j], got->values[j - 1], T * 16 * sizeof(double));
+		activations_tap(inference, NULL, NULL);
+		forward(m.weights, inference, &m.layout);
+		assert_int_equal(got->n, 6);
+		activations_free(inference);
+		model_close(&m);
+		free(want);
+		free(got);
+	}
+}
+
+static void kept_columns_lie_beside_the_logits(void **state)
+{
+	(void)state;
+	enum { n = T / 2, n_keep = 4 };
+	static const uint32_t keep[n_keep] = {0, 7, 8, V - 1};
+	struct model m;
+	double logits[n * V], kept[n * n_keep], again[n * V];
+	model_open(&m, false, false, false);
+	struct act *hidden = forward(m.weights, m.activations, &m.layout);
+	assert_int_equal(head_tile_rows(m.head), T);
+	struct real *z = head_logits(m.head, hidden, m.rows, n);
+	m.be->ops->real_read(m.be, logits, z, n * V);
+	m.be->ops->real_read(m.be, kept, head_keep(m.head, keep, n_keep, n), n * n_keep);
+	m.be->ops->real_read(m.be, again, z, n * V);
+	for (int i = 0; i < n * n_keep; i++)
+		assert_true(kept[i] == logits[i / n_keep * V + keep[i % n_keep]]);
+	assert_memory_equal(again, logits, sizeof logits);
+	model_close(&m);
+}
+
 static int refuse(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
 		  struct error *err)
 {
@@ -283,6 +350,8 @@ int main(void)
 		cmocka_unit_test(evaluation_touches_no_gradient),
 		cmocka_unit_test(inference_gives_the_rows_of_training),
 		cmocka_unit_test(head_tiles_cover_every_row),
+		cmocka_unit_test(looks_show_the_same_in_training_and_inference),
+		cmocka_unit_test(kept_columns_lie_beside_the_logits),
 		cmocka_unit_test(an_error_of_the_loss_ends_the_pass),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
