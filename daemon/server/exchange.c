@@ -59,7 +59,7 @@ int exchange_submit(struct exchange *x, struct request *r, struct error *err)
 	r->owner = x;
 	r->complete = x->complete;
 	x->n_left += n_items;
-	int result = service_score(x->service, r, err);
+	int result = (r->generate ? service_generate : service_score)(x->service, r, err);
 	if (result) {
 		x->n_left -= n_items;
 		x->counted = true;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Its one complication is who completes an item: the door's own thread (a hit), the engine (a miss), or the store (a durable answer).
 // Whoever calls `complete` must not look at the item, or at its request, again.
-#include "daemon/server/service.h"
+#include "daemon/server/service_internal.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -11,25 +11,10 @@
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"
 
-struct door_counts { atomic_uint_fast64_t accepted, answered, rejected, cancelled; };
-
-struct service {
-	struct service_options options;
-	struct teacher *teacher;
-	struct store *store;
-	struct supervisor *supervisor;
-	struct queue *budget;                  // used for its reservations only
-	double opened_seconds;
-	atomic_bool draining;
-	struct door_counts doors[N_REQUEST_DOORS];
-	atomic_uint_fast64_t rejected_by_code[N_ERROR_CODES];
-	atomic_uint_fast64_t n_cached, n_computed, n_unkept;
-	struct histogram request_seconds;
-};
-
 int service_open(const struct service_options *options, struct teacher *teacher, struct store *store, struct supervisor *supervisor,
 		 struct service **ret_service, struct error *err)
 {
+	const struct queue_cost slots = {UINT64_MAX, options->cache_tokens, UINT64_MAX};
 	struct service *s = calloc(1, sizeof *s);
 	if (!s)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the service");
@@ -38,7 +23,7 @@ int service_open(const struct service_options *options, struct teacher *teacher,
 	s->store = store;
 	s->supervisor = supervisor;
 	s->opened_seconds = clock_seconds();
-	if (queue_open(&options->limits, -1, &s->budget)) {
+	if (queue_open(&options->limits, -1, &s->budget) || queue_open(&slots, -1, &s->slots)) {
 		service_close(s);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the service");
 	}
@@ -51,6 +36,7 @@ struct service *service_close(struct service *s)
 	if (!s)
 		return NULL;
 	queue_close(s->budget);
+	queue_close(s->slots);
 	free(s);
 	return NULL;
 }
@@ -98,6 +84,21 @@ static int check_items(const struct service *s, struct request *r, struct error 
 	return result;
 }
 
+int service_reserve(struct service *s, struct request *r, const struct queue_cost *cost, struct error *err)
+{
+	int result = queue_reserve(s->budget, cost, err);
+	if (result == 0)
+		r->cost = *cost;
+	return result;
+}
+
+int service_refuse(struct service *s, const struct request *r, int result, const struct error *err)
+{
+	atomic_fetch_add(&s->doors[r->door].rejected, 1);
+	atomic_fetch_add(&s->rejected_by_code[err->code], 1);
+	return result;
+}
+
 // The largest the answers can become is reserved before any work: nothing a request asks for can grow the process past its budget.
 static int reserve(struct service *s, struct request *r, struct error *err)
 {
@@ -110,10 +111,7 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 		if (__builtin_add_overflow(cost.bytes, bytes, &cost.bytes))
 			cost.bytes = UINT64_MAX;
 	}
-	int result = queue_reserve(s->budget, &cost, err);
-	if (result == 0)
-		r->cost = cost;
-	return result;
+	return service_reserve(s, r, &cost, err);
 }
 
 static void store_done(void *arg, const struct error *err)
@@ -203,11 +201,8 @@ int service_score(struct service *s, struct request *r, struct error *err)
 		result = error_set(err, ERROR_INVALID, "durable", "an answer that is not stored cannot be durable");
 	if (!result)
 		result = reserve(s, r, err);
-	if (result) {
-		atomic_fetch_add(&s->doors[r->door].rejected, 1);
-		atomic_fetch_add(&s->rejected_by_code[err->code], 1);
-		return result;
-	}
+	if (result)
+		return service_refuse(s, r, result, err);
 	r->service = s;
 	r->computed = item_computed;
 	dispatch(s, r);

@@ -19,6 +19,8 @@ struct teacher;
 
 struct service_options {
 	uint32_t max_sequences;
+	uint32_t max_samples;              // of one prompt
+	uint32_t cache_tokens;             // the teacher's (teacher_options)
 	struct queue_cost limits;          // of what may be under way, over both doors
 };
 
@@ -34,6 +36,10 @@ void service_limits(const struct service *s, struct query_limits *ret_limits, ui
 // Takes the request: each item comes back through r->complete (perhaps before this returns, perhaps from another thread); when all are
 // back the door calls service_finish. On error (err is required) the door keeps the request and frees it; the refusal is counted.
 int service_score(struct service *s, struct request *r, struct error *err);
+// The same for a request with `generate` set. Its items may come back several times (request_item_take()).
+int service_generate(struct service *s, struct request *r, struct error *err);
+struct generation_limits;
+void service_generation_limits(const struct service *s, struct generation_limits *ret_limits);    // once ready
 // Counts a request refused by a door's decoder, so that the accounts add up.
 void service_reject(struct service *s, enum request_door door, enum error_code code);
 // The door is done with a request it got back: its answer is sent, or its client gone. Frees it.

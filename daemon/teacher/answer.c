@@ -50,7 +50,7 @@ static void ask_row(struct answer *a, uint32_t i, uint32_t row, const struct ans
 {
 	const struct query *q = &item->query;
 	bool own = q->own && row + 1 < item->sequence.n_tokens;
-	a->rows[i] = in->start + row;
+	a->rows[i] = in->rows[row];
 	a->own[i] = NAN;
 	a->sweep[i] = (struct sweep_row){
 		.top_k = q->top_k, .n_temperatures = q->n_temperatures, .temperatures = q->temperatures,

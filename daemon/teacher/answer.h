@@ -19,7 +19,7 @@ struct answer_input {
 	const struct content_id *teacher;
 	uint32_t vocab_size;
 	const struct act *hidden;          // rows of the whole batch
-	uint32_t start;                    // the sequence's first row there
+	const uint32_t *rows;              // (n_tokens) which of them each position of the sequence is: one after the other, but for a shared prefix
 };
 
 // Buffers for ANSWER_CHUNK_ROWS rows of up to max_top_k ids.

@@ -15,8 +15,9 @@ int batch_new(uint32_t capacity, struct batch **ret_batch, struct error *err)
 		b->tokens = calloc(capacity, sizeof *b->tokens);
 		b->positions = calloc(capacity, sizeof *b->positions);
 		b->starts = calloc((size_t)capacity + 1, sizeof *b->starts);
+		b->rows = calloc(capacity, sizeof *b->rows);
 	}
-	if (!b || !b->items || !b->tokens || !b->positions || !b->starts) {
+	if (!b || !b->items || !b->tokens || !b->positions || !b->starts || !b->rows) {
 		batch_free(b);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", capacity);
 	}
@@ -32,6 +33,7 @@ struct batch *batch_free(struct batch *b)
 	free(b->tokens);
 	free(b->positions);
 	free(b->starts);
+	free(b->rows);
 	free(b);
 	return NULL;
 }
@@ -69,8 +71,10 @@ static void batch_append(struct batch *b, struct request_item *item)
 {
 	const struct sequence *s = &item->sequence;
 	memcpy(b->tokens + b->n_positions, s->tokens, s->n_tokens * sizeof *s->tokens);
-	for (uint32_t i = 0; i < s->n_tokens; i++)
+	for (uint32_t i = 0; i < s->n_tokens; i++) {
 		b->positions[b->n_positions + i] = i;
+		b->rows[b->n_positions + i] = b->n_positions + i;
+	}
 	b->items[b->n_items] = item;
 	b->n_positions += s->n_tokens;
 	b->starts[++b->n_items] = b->n_positions;

@@ -16,6 +16,7 @@ struct batch {
 	struct request_item **items;       // (n_items) in the order of their rows
 	uint32_t *tokens, *positions;      // (n_positions)
 	uint32_t *starts;                  // (n_items + 1)
+	uint32_t *rows;                    // (n_positions) the row of each position of item i, from rows + starts[i]
 };
 
 // What waits for the engine, oldest first; the engine's alone.

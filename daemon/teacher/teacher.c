@@ -229,11 +229,11 @@ static void count_pass(struct teacher *t, double seconds)
 	histogram_append(&t->pass_seconds, seconds);
 }
 
-static int answer_one(struct teacher *t, struct request_item *item, const struct act *hidden, uint32_t start, struct error *err)
+static int answer_one(struct teacher *t, struct request_item *item, const struct act *hidden, const uint32_t *rows, struct error *err)
 {
 	uint32_t n_not_finite = 0;
 	struct answer_input in = {
-		.teacher = &t->info.fingerprint, .vocab_size = t->info.architecture.vocab_size, .hidden = hidden, .start = start};
+		.teacher = &t->info.fingerprint, .vocab_size = t->info.architecture.vocab_size, .hidden = hidden, .rows = rows};
 	int r = answer_make(t->answer, t->head, &in, item, &n_not_finite);
 	int device = backend_sync(t->backend, err);
 	if (device) {
@@ -259,7 +259,7 @@ static void run_pass(struct teacher *t)
 	count_pass(t, clock_seconds() - began);
 	for (uint32_t i = 0; i < b->n_items; i++) {
 		if (r == 0)
-			r = answer_one(t, b->items[i], hidden, b->starts[i], &err);
+			r = answer_one(t, b->items[i], hidden, b->rows + b->starts[i], &err);
 		if (r)
 			poison(t, &err);
 		give_back(b->items[i], r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");

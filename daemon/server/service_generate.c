@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// Generations on their way to the engine. A place in the teacher's cache for every token that can come is reserved before anything is
+// computed, so that a generation once begun never fails for want of room.
+#include "daemon/server/service_internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <sys/random.h>
+
+#include "daemon/clock.h"
+#include "daemon/teacher/generation.h"
+#include "daemon/teacher/teacher.h"
+
+void service_generation_limits(const struct service *s, struct generation_limits *ret_limits)
+{
+	const struct teacher_info *info = teacher_info(s->teacher);
+	*ret_limits = (struct generation_limits){.max_tokens = info->max_tokens, .max_samples = s->options.max_samples,
+		.max_top_k = info->max_top_k, .vocab_size = info->architecture.vocab_size};
+}
+
+static int check(const struct service *s, const struct request *r, struct error *err)
+{
+	struct generation_limits limits;
+	if (!s->options.cache_tokens)
+		return error_set(err, ERROR_UNSUPPORTED, NULL, "this server does not generate (its setting cache-tokens is 0)");
+	if (r->n_items > s->options.max_sequences)
+		return error_set(err, ERROR_TOO_LARGE, "prompts", "%" PRIu32 " samples of all prompts, the limit is %" PRIu32, r->n_items,
+				 s->options.max_sequences);
+	service_generation_limits(s, &limits);
+	return generation_check(r, &limits, err);
+}
+
+// Prompts once, answers for each sample; the last token chosen is never read, so its place is not needed.
+static uint64_t slots_of(const struct request *r)
+{
+	const struct generation_query *q = r->generate;
+	uint64_t slots = (uint64_t)r->n_items * (q->n_forced + q->max_tokens - 1);
+	for (uint32_t i = 0; i < r->n_items; i += q->n)
+		slots += r->items[i].sequence.n_tokens;
+	return slots;
+}
+
+static int reserve_slots(struct service *s, struct request *r, struct error *err)
+{
+	struct queue_cost slots = {.tokens = slots_of(r)};
+	int result = queue_reserve(s->slots, &slots, NULL);
+	if (result == -E2BIG)
+		return error_set(err, ERROR_TOO_LARGE, "max_tokens", "%" PRIu64 " tokens of prompts and answers, the server has places for %" PRIu32,
+				 slots.tokens, s->options.cache_tokens);
+	if (result)
+		return error_set(err, ERROR_OVERLOADED, NULL, "no places for %" PRIu64 " tokens beside the generations under way: try again later",
+				 slots.tokens);
+	r->slots = slots;
+	return 0;
+}
+
+static int reserve(struct service *s, struct request *r, struct error *err)
+{
+	const struct generation_query *q = r->generate;
+	uint64_t capacity = (uint64_t)q->n_forced + q->max_tokens, row = 4 * sizeof(float) + q->top_k * (uint64_t)(sizeof(float) + sizeof(uint32_t));
+	struct queue_cost cost = {.requests = 1, .tokens = slots_of(r), .bytes = r->n_items * capacity * row};    // 2^16 2^21 2^27 at most
+	int result = service_reserve(s, r, &cost, err);
+	if (!result)
+		result = generation_prepare(r, err);
+	if (!result)
+		result = reserve_slots(s, r, err);
+	if (result && r->cost.requests) {
+		queue_release(s->budget, &r->cost);
+		r->cost = (struct queue_cost){0};
+	}
+	return result;
+}
+
+static int pick_seed(struct generation_query *q, struct error *err)
+{
+	if (!q->has_seed && getrandom(&q->seed, sizeof q->seed, 0) != sizeof q->seed)
+		return error_system(err, errno, "seed", "cannot draw one");
+	q->has_seed = true;
+	return 0;
+}
+
+// The engine's: a sample is complete, or failed.
+static void item_generated(struct request_item *item)
+{
+	struct request *r = item->request;
+	struct service *s = r->service;
+	if (--r->n_uncomputed == 0)
+		queue_release(s->slots, &r->slots);
+	if (!item->error.code)
+		atomic_fetch_add(&s->n_generated, 1);
+	request_item_tell(item, true);
+}
+
+int service_generate(struct service *s, struct request *r, struct error *err)
+{
+	atomic_fetch_add(&s->doors[r->door].accepted, 1);
+	r->accepted_seconds = clock_seconds();
+	int result = service_check_ready(s, err);
+	if (!result)
+		result = check(s, r, err);
+	if (!result)
+		result = pick_seed(r->generate, err);
+	if (!result)
+		result = reserve(s, r, err);
+	if (result)
+		return service_refuse(s, r, result, err);
+	r->service = s;
+	r->computed = item_generated;
+	r->n_uncomputed = r->n_items;
+	for (uint32_t i = 0; i + 1 < r->n_items; i++)
+		r->items[i].link.next = &r->items[i + 1].link;
+	r->items[r->n_items - 1].link.next = NULL;
+	teacher_submit(s->teacher, &r->items[0]);
+	return 0;
+}

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared by service.c (scores) and service_generate.c only.
+#pragma once
+
+#include <stdatomic.h>
+
+#include "daemon/server/service.h"
+
+struct door_counts { atomic_uint_fast64_t accepted, answered, rejected, cancelled; };
+
+struct service {
+	struct service_options options;
+	struct teacher *teacher;
+	struct store *store;
+	struct supervisor *supervisor;
+	struct queue *budget;                  // used for its reservations only
+	struct queue *slots;                   // likewise, in tokens: places in the teacher's cache of keys and values
+	double opened_seconds;
+	atomic_bool draining;
+	struct door_counts doors[N_REQUEST_DOORS];
+	atomic_uint_fast64_t rejected_by_code[N_ERROR_CODES];
+	atomic_uint_fast64_t n_cached, n_computed, n_unkept, n_generated;
+	struct histogram request_seconds;
+};
+
+// Reserves what the request costs until service_finish; and counts a refusal.
+int service_reserve(struct service *s, struct request *r, const struct queue_cost *cost, struct error *err);
+int service_refuse(struct service *s, const struct request *r, int result, const struct error *err);
