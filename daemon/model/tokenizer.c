@@ -203,6 +203,18 @@ int tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t n, b
 	return 0;
 }
 
+const char *tokenizer_bytes(const struct tokenizer *t, uint32_t id, size_t *ret_n, bool *ret_special)
+{
+	const struct vocabulary *v = &t->vocabulary;
+	if (id >= v->n_ids || !(v->tokens[id].flags & TOKEN_PRESENT))
+		return NULL;
+	if (ret_n)
+		*ret_n = v->tokens[id].n;
+	if (ret_special)
+		*ret_special = v->tokens[id].flags & TOKEN_SPECIAL;
+	return vocabulary_bytes(v, id);
+}
+
 struct tokenizer *tokenizer_close(struct tokenizer *t)
 {
 	if (!t)

@@ -38,6 +38,8 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool
 // The bytes of the ids, in order; skip_special leaves out special tokens. The caller frees *ret_text (also NUL-terminated).
 int tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, char **ret_text, size_t *ret_n,
 		     struct error *err);
+// The bytes of one id (a view; not terminated), and whether it is special; either may be NULL. NULL: no such token (ids may have gaps).
+const char *tokenizer_bytes(const struct tokenizer *t, uint32_t id, size_t *ret_n, bool *ret_special);
 uint32_t tokenizer_vocab_size(const struct tokenizer *t);       // highest id + 1
 // GGUF: as the file says. tokenizer.json names neither: what its template puts before and after a text. -1 = none.
 int32_t tokenizer_bos(const struct tokenizer *t);

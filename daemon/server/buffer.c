@@ -111,6 +111,15 @@ void buffer_string(struct buffer *b, const char *text, size_t n)
 	buffer_add(b, "\"", 1);
 }
 
+bool buffer_is_utf8(const char *text, size_t n)
+{
+	size_t length = 0;
+	for (size_t i = 0; i < n; i += length)
+		if (!(length = utf8_length((const unsigned char *)text + i, n - i)))
+			return false;
+	return true;
+}
+
 void buffer_base64(struct buffer *b, const void *data, size_t n)
 {
 	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

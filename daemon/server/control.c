@@ -3,15 +3,17 @@
 
 #include <inttypes.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/model/tokenizer.h"
-#include "daemon/server/exchange.h"
 #include "daemon/server/json.h"
 #include "daemon/server/metrics.h"
+#include "daemon/server/openai.h"
 #include "daemon/server/reply.h"
 #include "daemon/server/service.h"
 #include "daemon/store/store.h"
@@ -134,6 +136,39 @@ static int get_status(const struct control_input *in, struct control_reply *out,
 		buffer_printf(b, ",\"runs\":{\"running\":%" PRIu32 "}", supervisor_n_running(service_supervisor(s)));
 	buffer_text(b, "}");
 	return 0;
+}
+
+// One entry of OpenAI's list; max_model_len is vLLM's name for the longest sequence, which its clients read.
+static void model_card(struct buffer *b, const struct teacher_info *info, double uptime)
+{
+	char id[CONTENT_ID_HEX];
+	content_id_to_hex(&info->fingerprint, id);
+	buffer_text(b, "{\"id\":");
+	buffer_string(b, info->name, strlen(info->name));
+	buffer_printf(b, ",\"object\":\"model\",\"created\":%lld,\"owned_by\":\"kdserved\",\"root\":\"%s\",\"parent\":null"
+		      ",\"max_model_len\":%" PRIu32 "}", (long long)time(NULL) - (long long)uptime, id, info->max_tokens);
+}
+
+static int get_models(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	int r = check_loaded(in, err);
+	if (r)
+		return r;
+	buffer_text(&out->body, "{\"object\":\"list\",\"data\":[");
+	model_card(&out->body, teacher_info(service_teacher(in->service)), service_uptime(in->service));
+	buffer_text(&out->body, "]}");
+	return 0;
+}
+
+static int get_model_card(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	int r = check_loaded(in, err);
+	const struct teacher_info *info = teacher_info(service_teacher(in->service));
+	if (!r && !openai_model_matches(info, in->id))
+		r = error_set(err, ERROR_NOT_FOUND, "model", "the model \"%.100s\" does not exist; this server has \"%.100s\"", in->id, info->name);
+	if (!r)
+		model_card(&out->body, info, service_uptime(in->service));
+	return r;
 }
 
 static int post_tokenize(const struct control_input *in, struct control_reply *out, struct error *err)
@@ -262,46 +297,61 @@ static int post_exchange(const struct control_input *in, struct control_reply *o
 	return error_set(err, ERROR_UNSUPPORTED, "path", "this resource is HTTP's alone: the binary protocol has frames for it");
 }
 
-static const struct route { const char *method, *path; bool with_id; control_fn *handle; } routes[] = {
-	{"GET", "/live", false, get_live},
-	{"GET", "/ready", false, get_ready},
-	{"GET", "/metrics", false, get_metrics},
-	{"GET", "/v1/model", false, get_model},
-	{"GET", "/v1/status", false, get_status},
-	{"POST", "/v1/score", false, post_exchange},
-	{"POST", "/v1/tokenize", false, post_tokenize},
-	{"POST", "/v1/detokenize", false, post_detokenize},
-	{"GET", "/v1/tokenizer", false, get_tokenizer},
-	{"POST", "/v1/runs", false, post_runs},
-	{"GET", "/v1/runs", false, get_runs},
-	{"GET", "/v1/runs/", true, get_run},
-	{"DELETE", "/v1/runs/", true, delete_run},
+enum route_id { ROUTE_PLAIN, ROUTE_RUN, ROUTE_MODEL };     // what follows the path
+
+static const struct route {
+	const char *method, *path;
+	control_fn *handle;
+	enum route_id id;
+	enum reply_errors errors;
+} routes[] = {
+	{"GET", "/live", get_live, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"GET", "/ready", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"GET", "/health", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN},      // vLLM's name, which its clients wait on
+	{"GET", "/metrics", get_metrics, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"GET", "/v1/model", get_model, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"GET", "/v1/status", get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"POST", "/v1/score", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"POST", "/v1/completions", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OPENAI},
+	{"GET", "/v1/models", get_models, ROUTE_PLAIN, REPLY_ERRORS_OPENAI},
+	{"GET", "/v1/models/", get_model_card, ROUTE_MODEL, REPLY_ERRORS_OPENAI},
+	{"POST", "/v1/tokenize", post_tokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"POST", "/v1/runs", post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"GET", "/v1/runs", get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"GET", "/v1/runs/", get_run, ROUTE_RUN, REPLY_ERRORS_OWN},
+	{"DELETE", "/v1/runs/", delete_run, ROUTE_RUN, REPLY_ERRORS_OWN},
 };
 #define N_ROUTES (sizeof routes / sizeof *routes)
 
-// Ids end up in paths on disk: only these may pass, whatever the supervisor checks again.
-static bool id_is_valid(const char *id)
+// Ids of runs end up in paths on disk: only these may pass, whatever the supervisor checks again.
+static bool id_is_valid(enum route_id kind, const char *id)
 {
 	size_t n = strlen(id);
+	if (kind == ROUTE_MODEL)
+		return n >= 1;
 	return n >= 1 && n <= RUN_ID_MAX && strspn(id, "abcdefghijklmnopqrstuvwxyz0123456789_-") == n;
 }
 
 static bool route_matches(const struct route *r, const char *path)
 {
 	size_t n = strlen(r->path);
-	return r->with_id ? strncmp(path, r->path, n) == 0 && id_is_valid(path + n) : strcmp(path, r->path) == 0;
+	return r->id == ROUTE_PLAIN ? strcmp(path, r->path) == 0 : strncmp(path, r->path, n) == 0 && id_is_valid(r->id, path + n);
 }
 
-static const char *allowed_methods(const char *path)
+// The methods of a path, in ret_allow; false when there is none.
+static bool allowed_methods(const char *path, char ret_allow[CONTROL_ALLOW_BYTES])
 {
-	if (route_matches(&(struct route){.path = "/v1/runs/", .with_id = true}, path))
-		return "GET, HEAD, DELETE";
-	if (strcmp(path, "/v1/runs") == 0)
-		return "GET, HEAD, POST";
-	for (size_t i = 0; i < N_ROUTES; i++)
-		if (route_matches(&routes[i], path))
-			return strcmp(routes[i].method, "POST") == 0 ? "POST" : "GET, HEAD";
-	return NULL;
+	size_t n = 0;
+	ret_allow[0] = '\0';
+	for (size_t i = 0; i < N_ROUTES; i++) {
+		if (!route_matches(&routes[i], path))
+			continue;
+		n += (size_t)snprintf(ret_allow + n, CONTROL_ALLOW_BYTES - n, "%s%s", n ? ", " : "",
+				      strcmp(routes[i].method, "GET") == 0 ? "GET, HEAD" : routes[i].method);
+	}
+	return n > 0;
 }
 
 static const struct route *route_find(const char *method, const char *path)
@@ -316,8 +366,10 @@ static const struct route *route_find(const char *method, const char *path)
 
 enum reply_errors control_errors(const char *path)
 {
-	const struct exchange_kind *kind = exchange_find(path);
-	return kind ? kind->errors : REPLY_ERRORS_OWN;
+	for (size_t i = 0; i < N_ROUTES; i++)
+		if (route_matches(&routes[i], path))
+			return routes[i].errors;
+	return REPLY_ERRORS_OWN;
 }
 
 bool control_check(const char *method, const char *path, struct control_reply *ret_reply)
@@ -325,13 +377,24 @@ bool control_check(const char *method, const char *path, struct control_reply *r
 	struct error err = {0};
 	if (route_find(method, path))
 		return true;
-	ret_reply->allow = allowed_methods(path);
-	if (ret_reply->allow)
+	bool exists = allowed_methods(path, ret_reply->allow);
+	if (exists)
 		error_set(&err, ERROR_UNSUPPORTED, "method", "%s is not among the methods of this resource: %s", method, ret_reply->allow);
 	else
 		error_set(&err, ERROR_NOT_FOUND, "path", "there is no such resource");
-	control_refuse(ret_reply, ret_reply->allow ? 405 : 404, &err, control_errors(path));
+	control_refuse(ret_reply, exists ? 405 : 404, &err, control_errors(path));
 	return false;
+}
+
+size_t control_n_routes(void)
+{
+	return N_ROUTES;
+}
+
+void control_route(size_t i, const char **ret_method, const char **ret_path)
+{
+	*ret_method = routes[i].method;
+	*ret_path = routes[i].path;
 }
 
 void control_call(struct service *s, const char *method, const char *path, const char *body, size_t n, struct control_reply *ret_reply)

@@ -11,10 +11,12 @@
 struct error;
 struct service;
 
+#define CONTROL_ALLOW_BYTES 64
+
 struct control_reply {
 	int status;                        // as in HTTP
 	const char *content_type;
-	const char *allow;                 // with 405: the methods there are; else NULL
+	char allow[CONTROL_ALLOW_BYTES];   // with 405: the methods there are; else empty
 	struct buffer body;                // buffer_done() frees
 };
 
@@ -22,6 +24,9 @@ struct control_reply {
 void control_call(struct service *s, const char *method, const char *path, const char *body, size_t n, struct control_reply *ret_reply);
 // Whether the path exists and takes the method; else fills a reply that says so. For doors that decide before reading a body.
 bool control_check(const char *method, const char *path, struct control_reply *ret_reply);
+// Every route; a path that ends in '/' is followed by an id. For tests.
+size_t control_n_routes(void);
+void control_route(size_t i, const char **ret_method, const char **ret_path);
 // The shape of a path's errors.
 enum reply_errors control_errors(const char *path);
 // A reply made of an error; status 0 = the code's own.

@@ -18,7 +18,6 @@ struct service;
 
 struct exchange_kind {
 	const char *path;
-	enum reply_errors errors;              // the shape of its error replies
 	// Reads the body, then exchange_submit()s what it asks. On error nothing was handed over (the caller counts the refusal unless
 	// exchange_submit made it); what `own` holds is freed by `done` either way.
 	int (*start)(struct exchange *x, const char *body, size_t n, struct error *err);
@@ -58,4 +57,4 @@ bool exchange_is_ready(const struct exchange *x);
 int exchange_check(struct exchange *x, struct error *err);
 void exchange_cancel(struct exchange *x);      // nobody waits for the answer any more
 
-extern const struct exchange_kind exchange_score;
+extern const struct exchange_kind exchange_score, exchange_openai;

@@ -40,6 +40,7 @@ struct http_request {
 	struct buffer body;
 	struct control_reply reply;
 	const struct exchange_kind *kind;  // of the path; NULL = control answers at once
+	enum reply_errors errors;          // their shape on this path
 	struct exchange *exchange;         // once the service has it
 	struct buffer out;                 // piece of the reply being sent
 	size_t n_sent;

@@ -66,7 +66,7 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 static void refuse(struct http_request *q, int status, const struct error *e)
 {
 	q->refused = true;
-	control_refuse(&q->reply, status, e, q->kind ? q->kind->errors : REPLY_ERRORS_OWN);
+	control_refuse(&q->reply, status, e, q->errors);
 }
 
 // ---- the reply
@@ -110,7 +110,7 @@ static enum MHD_Result queue_response(struct http_request *q, int status, struct
 		return MHD_NO;
 	if (q->reply.content_type)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, q->reply.content_type);
-	if (q->reply.allow)
+	if (q->reply.allow[0])
 		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, q->reply.allow);
 	if (status == 429 || status == 503)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, "1");
@@ -210,6 +210,7 @@ static void check_headers(struct http_request *q, const char *path, const char *
 	uint64_t n_body = 0;
 	bool chunked = false;
 	q->kind = exchange_find(path);
+	q->errors = control_errors(path);
 	if (http_gate_check(q->mhd, method, version, &err) || http_gate_body(q->mhd, &n_body, &chunked, &err)) {
 		q->must_close = true;
 		refuse(q, 0, &err);

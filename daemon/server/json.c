@@ -29,7 +29,7 @@ static int check_depth(const char *body, size_t n, struct error *err)
 	return 0;
 }
 
-static int parse(const char *body, size_t n, json_t **ret_root, struct error *err)
+int json_parse(const char *body, size_t n, json_t **ret_root, struct error *err)
 {
 	json_error_t why;
 	int r = check_depth(body, n, err);
@@ -92,7 +92,7 @@ int json_read_object(const json_t *object, const char *prefix, const struct json
 int json_read_whole(const char *body, size_t n_body, const struct json_field *fields, size_t n, void *to, struct error *err)
 {
 	json_t *root = NULL;
-	int r = parse(body, n_body, &root, err);
+	int r = json_parse(body, n_body, &root, err);
 	if (!r)
 		r = json_read_object(root, "", fields, n, to, err);
 	json_decref(root);

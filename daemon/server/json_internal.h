@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by json.c and json_score.c only: readers of values, each told the field's full name for its errors.
+// Shared by the json_*.c files only: readers of values, each told the field's full name for its errors.
 #pragma once
 
 #include <jansson.h>
@@ -18,6 +18,8 @@ struct json_field {
 	bool required;
 };
 
+// One object, not nested too deep, no key twice. json_decref frees.
+int json_parse(const char *body, size_t n, json_t **ret_root, struct error *err);
 // Reads every member by its field; `prefix` ("sequences[3].") goes before names in errors. An unknown member is an error.
 int json_read_object(const json_t *object, const char *prefix, const struct json_field *fields, size_t n, void *to, struct error *err);
 int json_read_whole(const char *body, size_t n_body, const struct json_field *fields, size_t n, void *to, struct error *err);
