@@ -24,14 +24,13 @@ int64_t clock_ms(void)
 }
 
 // 0 when something is ready, -ETIMEDOUT, or another -errno.
-static int wait_for(int fd, short events, int64_t deadline)
+static int wait_for(struct pollfd *p, nfds_t n, int64_t deadline)
 {
 	for (;;) {
 		int64_t left = deadline == INT64_MAX ? -1 : deadline - clock_ms();
 		if (deadline != INT64_MAX && left < 0)
 			left = 0;
-		struct pollfd p = {.fd = fd, .events = events};
-		int r = poll(&p, 1, left > 1 << 30 ? 1 << 30 : (int)left);
+		int r = poll(p, n, left > 1 << 30 ? 1 << 30 : (int)left);
 		if (r > 0)
 			return 0;
 		if (r < 0 && errno != EINTR)
@@ -55,7 +54,8 @@ static int connect_to(const struct sockaddr *address, socklen_t n, int family, i
 	if (r == -EINPROGRESS || r == -EINTR) {
 		int failure = 0;
 		socklen_t size = sizeof failure;
-		r = wait_for(fd, POLLOUT, deadline);
+		struct pollfd p = {.fd = fd, .events = POLLOUT};
+		r = wait_for(&p, 1, deadline);
 		if (!r && getsockopt(fd, SOL_SOCKET, SO_ERROR, &failure, &size) < 0)
 			r = -errno;
 		if (!r)
@@ -166,19 +166,23 @@ int connection_append(struct connection *c, uint8_t kind, uint64_t request_id, c
 	return 0;
 }
 
-// Writes what the socket takes. A closed peer is not an error here: what it said last is still to be read.
-static int write_some(struct connection *c, bool *progress, struct error *err)
+bool connection_has_output(const struct connection *c)
 {
-	while (c->out_begin < c->out_end) {
+	return c->out_begin < c->out_end && !c->write_failed;
+}
+
+// A closed peer is not an error here: what it said last is still to be read.
+int connection_write(struct connection *c, bool *ret_progress, struct error *err)
+{
+	while (connection_has_output(c)) {
 		ssize_t n = send(c->fd, c->out + c->out_begin, c->out_end - c->out_begin, MSG_NOSIGNAL);
 		if (n > 0) {
 			c->out_begin += (size_t)n;
-			*progress = true;
+			*ret_progress = true;
 		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
 			return 0;
 		} else if (errno == EPIPE || errno == ECONNRESET) {
 			c->write_failed = true;
-			break;
 		} else if (errno != EINTR) {
 			return error_system(err, errno, NULL, "cannot write to the server");
 		}
@@ -217,15 +221,14 @@ static int begin_body(struct connection *c, struct error *err)
 	return 0;
 }
 
-// 1 = a whole frame is there, 0 = nothing more to read now.
-static int read_frame(struct connection *c, bool *progress, struct error *err)
+int connection_read(struct connection *c, bool *ret_progress, struct error *err)
 {
 	ssize_t n;
 	while (c->header_filled < FRAME_HEADER_BYTES) {
 		n = read_some(c, c->header + c->header_filled, FRAME_HEADER_BYTES - c->header_filled, err);
 		if (n <= 0)
 			return (int)n;
-		*progress = true;
+		*ret_progress = true;
 		c->header_filled += (size_t)n;
 		int r = c->header_filled == FRAME_HEADER_BYTES ? begin_body(c, err) : 0;
 		if (r)
@@ -235,27 +238,29 @@ static int read_frame(struct connection *c, bool *progress, struct error *err)
 		n = read_some(c, c->body + c->body_filled, c->frame.body_bytes - c->body_filled, err);
 		if (n <= 0)
 			return (int)n;
-		*progress = true;
+		*ret_progress = true;
 		c->body_filled += (size_t)n;
 	}
 	int r = frame_check_body(&c->frame, c->body, err);
 	return r ? r : 1;
 }
 
-int connection_step(struct connection *c, bool flushing, int64_t deadline, bool *ret_progress, struct error *err)
+int connection_poll(const struct connection *c, short events, int wake_fd, int64_t deadline)
 {
-	bool progress = false;
+	struct pollfd p[] = {{.fd = c->fd, .events = events}, {.fd = wake_fd, .events = POLLIN}};
+	return wait_for(p, wake_fd < 0 ? 1 : 2, deadline);
+}
+
+int connection_receive(struct connection *c, int64_t deadline, struct error *err)
+{
 	for (;;) {
-		int r = write_some(c, &progress, err);
-		if (!r && flushing && c->out_begin == c->out_end && !c->write_failed)
-			return 0;
+		bool progress;
+		int r = connection_write(c, &progress, err);
 		if (!r)
-			r = read_frame(c, &progress, err);
-		if (ret_progress)
-			*ret_progress |= progress;
+			r = connection_read(c, &progress, err);
 		if (r)
 			return r;
-		r = wait_for(c->fd, c->out_begin < c->out_end ? POLLIN | POLLOUT : POLLIN, deadline);
+		r = connection_poll(c, connection_has_output(c) ? POLLIN | POLLOUT : POLLIN, -1, deadline);
 		if (r == -ETIMEDOUT)
 			return error_set(err, ERROR_DEADLINE, NULL, "the server did not answer in time");
 		if (r)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A socket that carries frames: bytes out are queued, frames in are put together and checked. Reading goes on while writing waits, since
-// a server stops reading from a client that does not take its answers.
+// A socket that carries frames: bytes out are queued, frames in are put together and checked. Nothing here blocks but the opening.
+//
+// The two directions share nothing but the descriptor, so that one thread may read while another appends and writes (wait.c).
 #pragma once
 
 #include <stdbool.h>
@@ -11,9 +12,11 @@
 struct connection {
 	int fd;                          // -1 = closed
 	uint32_t max_body;
+	// out
 	bool write_failed;               // the server closed its side: what it said last is still to be read
 	uint8_t *out;
 	size_t out_begin, out_end, out_size;
+	// in
 	uint8_t header[FRAME_HEADER_BYTES];
 	size_t header_filled, body_filled;
 	struct frame frame;
@@ -28,9 +31,16 @@ void connection_done(struct connection *c);
 
 // Queues a frame; body may be NULL when n = 0.
 int connection_append(struct connection *c, uint8_t kind, uint64_t request_id, const void *body, size_t n, struct error *err);
+bool connection_has_output(const struct connection *c);
+// Writes what the socket takes now. *ret_progress is set when bytes left.
+int connection_write(struct connection *c, bool *ret_progress, struct error *err);
 
-// Moves bytes both ways until a frame is complete (returns 1: c->frame and c->body, check passed; call connection_release), or, when
-// `flushing`, until all output is gone (returns 0). -ETIMEDOUT after the deadline leaves everything as it is, to be continued.
-// `ret_progress` (may be NULL) is set when bytes arrived or left.
-int connection_step(struct connection *c, bool flushing, int64_t deadline, bool *ret_progress, struct error *err);
+// Reads what is there: 1 = a frame is complete (c->frame and c->body, check passed; call connection_release), 0 = nothing more now.
+// *ret_progress is set when bytes arrived.
+int connection_read(struct connection *c, bool *ret_progress, struct error *err);
 uint8_t *connection_release(struct connection *c);     // the body (caller frees, may be NULL); ready for the next frame
+
+// Waits until the descriptor is ready for `events` (poll's), or `wake_fd` (-1 = none) is readable. -ETIMEDOUT, or another -errno.
+int connection_poll(const struct connection *c, short events, int wake_fd, int64_t deadline);
+// Writes what is queued and waits for one frame: for the greeting, before there is anything else to do meanwhile.
+int connection_receive(struct connection *c, int64_t deadline, struct error *err);

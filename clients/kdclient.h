@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // libkdclient: asks a kdserved server what its teacher thinks (libkdclient.3; the protocol is kdserved-protocol.7).
 //
-// Functions return 0 or -errno; on failure *err (may be NULL) says why. One connection is used by one thread at a time; different
-// connections are independent. No call raises SIGPIPE. Blocking calls wait as long as the server keeps sending: they fail with
-// -ETIMEDOUT when nothing arrived for the connection's timeout_ms, and may then be repeated.
+// Functions return 0 or -errno; on failure *err (may be NULL) says why. Threads may share a client: their requests travel side by side on
+// one connection. Only kd_close must be the last call. An answer is used by one thread at a time. No call raises SIGPIPE. Blocking calls
+// wait as long as the server keeps sending: they fail with -ETIMEDOUT when nothing arrived for the client's timeout_ms.
 #ifndef KDCLIENT_H
 #define KDCLIENT_H
 
@@ -69,6 +69,7 @@ struct kd_sequence {
 
 #define KD_DURABLE 1u               // answer when the record is on the server's disk
 #define KD_NO_STORE 2u              // neither look in the server's store nor add to it
+#define KD_WAIT 0x80000000u         // kd_submit and kd_submit_callback: wait for a credit instead of failing with -EAGAIN
 
 struct kd_request {
 	struct kd_query query;
@@ -102,7 +103,13 @@ struct kd_event {
 	struct kd_error error;
 };
 
-// The next event of any submitted request, in order of arrival. Waits up to timeout_ms (0 = only what is there, negative = the
+// The same, told by callback instead of kd_next: it gets each event of the request, last one KD_EVENT_DONE or KD_EVENT_REQUEST_FAILED,
+// exactly one of them for each call that succeeded. The client's own thread calls, one event at a time. A callback may use the client
+// (also to submit), but not close it; event->answer is its to free. kd_close ends what is left with "cancelled" before it returns.
+int kd_submit_callback(struct kd_client *client, const struct kd_request *request, void (*callback)(void *arg, struct kd_event *event),
+		       void *arg, uint64_t *ret_id, struct kd_error *err);
+
+// The next event of any request of kd_submit, in order of arrival. Waits up to timeout_ms (0 = only what is there, negative = the
 // connection's timeout). -ETIMEDOUT: nothing yet; -ENODATA: nothing is in flight; any other: the connection is lost.
 int kd_next(struct kd_client *client, int timeout_ms, struct kd_event *ret_event, struct kd_error *err);
 

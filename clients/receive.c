@@ -14,154 +14,162 @@ static int protocol_error(struct error *err, const char *what)
 	return error_set(err, ERROR_CORRUPT, NULL, "the server broke the protocol: %s", what);
 }
 
-static struct pending *find_pending(struct kd_client *client, uint64_t id, bool is_call)
+static int no_memory(struct error *err)
 {
-	for (struct pending *p = client->pending; p; p = p->next)
-		if (p->id == id)
-			return p->is_call == is_call ? p : NULL;
-	return NULL;
+	return error_set(err, ERROR_MEMORY, NULL, "no memory for an event");
 }
 
-static struct queued *queued_new(const struct pending *p, enum kd_event_kind kind, uint32_t index)
+static int decode_answer(struct received *m, struct error *err)
 {
-	struct queued *q = calloc(1, sizeof *q);
-	if (!q)
-		return NULL;
-	q->owner = p->owner;
-	q->event.kind = kind;
-	q->event.id = p->id;
-	q->event.index = p->base + index;
-	return q;
-}
-
-static void push(struct kd_client *client, const struct pending *p, struct queued *q)
-{
-	if (p->abandoned) {
-		queued_free(q);
-		return;
-	}
-	*client->events_end = q;
-	client->events_end = &q->next;
-}
-
-static int receive_answer(struct kd_client *client, const struct frame *f, const uint8_t *body, struct error *err)
-{
-	struct frame_answer m;
-	struct kd_answer *answer;
-	struct pending *p = find_pending(client, f->request_id, false);
-	int r = frame_answer_decode(body, f->body_bytes, &m, err);
+	struct frame_answer answer;
+	int r = frame_answer_decode(m->body, m->frame.body_bytes, &answer, err);
 	if (r)
 		return r;
-	if (!p || m.index >= p->n_sequences || p->answered[m.index])
+	m->index = answer.index;
+	return answer_new(answer.record, answer.record_bytes, answer.flags & FRAME_ANSWER_CACHED, &m->answer, err);
+}
+
+int received_decode(struct connection *c, struct received *ret, struct error *err)
+{
+	struct received m = {.frame = c->frame};
+	int r = 0;
+	m.body = connection_release(c);
+	switch (m.frame.kind) {
+	case FRAME_ANSWER: r = decode_answer(&m, err); break;
+	case FRAME_ERROR: r = frame_error_decode(m.body, m.frame.body_bytes, &m.error, err); break;
+	case FRAME_REPLY: r = frame_reply_decode(m.body, m.frame.body_bytes, &m.reply, err); break;
+	default: break;
+	}
+	if (r)
+		received_done(&m);
+	else
+		*ret = m;
+	return r;
+}
+
+void received_done(struct received *m)
+{
+	free(m->body);
+	kd_answer_free(m->answer);
+	frame_reply_done(&m->reply);
+	*m = (struct received){0};
+}
+
+static struct pending *find(struct kd_client *client, const struct received *m, enum pending_kind kind)
+{
+	struct pending *p = pending_find(client, m->frame.request_id);
+	return p && p->kind == kind ? p : NULL;
+}
+
+static int deliver_answer(struct kd_client *client, struct received *m, struct error *err)
+{
+	struct pending *p = find(client, m, PENDING_SCORE);
+	if (!p || m->index >= p->n_sequences || p->answered[m->index])
 		return protocol_error(err, "an answer that nobody waits for");
-	r = answer_new(m.record, m.record_bytes, m.flags & FRAME_ANSWER_CACHED, &answer, err);
-	if (r)
-		return r;
-	if (memcmp(record_key(answer->record), &p->keys[m.index], sizeof *p->keys) != 0) {
-		kd_answer_free(answer);
+	if (memcmp(record_key(m->answer->record), &p->keys[m->index], sizeof *p->keys) != 0)
 		return protocol_error(err, "a record that answers another question");
-	}
-	struct queued *q = queued_new(p, KD_EVENT_ANSWER, m.index);
-	if (!q) {
-		kd_answer_free(answer);
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for an event");
-	}
-	p->answered[m.index] = true;
+	struct queued *q = queued_new(p, KD_EVENT_ANSWER, m->index);
+	if (!q)
+		return no_memory(err);
+	p->answered[m->index] = true;
 	p->n_answered++;
-	q->event.answer = answer;
-	push(client, p, q);
+	q->event.answer = m->answer;
+	m->answer = NULL;
+	queued_push(client, p, q);
 	return 0;
 }
 
-static int receive_done(struct kd_client *client, const struct frame *f, struct error *err)
+static int deliver_done(struct kd_client *client, struct received *m, struct error *err)
 {
-	struct pending *p = find_pending(client, f->request_id, false);
-	if (!p || f->body_bytes || p->n_answered != p->n_sequences)
+	struct pending *p = find(client, m, PENDING_SCORE);
+	if (!p || m->frame.body_bytes || p->n_answered != p->n_sequences)
 		return protocol_error(err, "done, but not every sequence was answered");
 	struct queued *q = queued_new(p, KD_EVENT_DONE, 0);
 	if (!q)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for an event");
-	push(client, p, q);
-	pending_free(client, p);
+		return no_memory(err);
+	queued_push(client, p, q);
+	pending_end(client, p);
 	return 0;
 }
 
-static int receive_error(struct kd_client *client, const struct frame *f, const uint8_t *body, struct error *err)
+static int deliver_error(struct kd_client *client, struct received *m, struct error *err)
 {
-	struct frame_error m;
-	int r = frame_error_decode(body, f->body_bytes, &m, err);
-	if (r)
-		return r;
-	if (!f->request_id) {
-		*err = m.error;
-		return error_errno(m.error.code);
+	bool whole = m->error.index == FRAME_WHOLE_REQUEST;
+	uint32_t index = m->error.index;
+	if (!m->frame.request_id) {
+		*err = m->error.error;
+		return error_errno(err->code);
 	}
-	bool whole = m.index == FRAME_WHOLE_REQUEST;
-	struct pending *p = find_pending(client, f->request_id, false);
+	struct pending *p = find(client, m, PENDING_SCORE);
 	if (!p && whole)
-		p = find_pending(client, f->request_id, true);
-	if (!p || (!whole && (m.index >= p->n_sequences || p->answered[m.index])))
+		p = find(client, m, PENDING_CALL);
+	if (!p || (!whole && (index >= p->n_sequences || p->answered[index])))
 		return protocol_error(err, "an error that nobody waits for");
-	struct queued *q = queued_new(p, whole ? KD_EVENT_REQUEST_FAILED : KD_EVENT_SEQUENCE_FAILED, whole ? 0 : m.index);
+	struct queued *q = queued_new(p, whole ? KD_EVENT_REQUEST_FAILED : KD_EVENT_SEQUENCE_FAILED, whole ? 0 : index);
 	if (!q)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for an event");
-	report(&q->event.error, &m.error, 0);
-	push(client, p, q);
+		return no_memory(err);
+	report(&q->event.error, &m->error.error, 0);
+	queued_push(client, p, q);
 	if (whole) {
-		pending_free(client, p);
+		pending_end(client, p);
 	} else {
-		p->answered[m.index] = true;
+		p->answered[index] = true;
 		p->n_answered++;
 	}
 	return 0;
 }
 
-static int receive_reply(struct kd_client *client, const struct frame *f, const uint8_t *body, struct error *err)
+static int deliver_reply(struct kd_client *client, struct received *m, struct error *err)
 {
-	struct frame_reply m;
-	struct pending *p = find_pending(client, f->request_id, true);
+	struct pending *p = find(client, m, PENDING_CALL);
 	if (!p)
 		return protocol_error(err, "a reply that nobody waits for");
-	int r = frame_reply_decode(body, f->body_bytes, &m, err);
-	if (r)
-		return r;
 	struct queued *q = queued_new(p, KD_EVENT_DONE, 0);
-	if (!q) {
-		frame_reply_done(&m);
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for an event");
-	}
-	q->reply = m;
-	push(client, p, q);
-	pending_free(client, p);
+	if (!q)
+		return no_memory(err);
+	q->reply = m->reply;
+	m->reply = (struct frame_reply){0};
+	queued_push(client, p, q);
+	pending_end(client, p);
 	return 0;
 }
 
-static int receive_ping(struct kd_client *client, const struct frame *f, const uint8_t *body, struct error *err)
+static int deliver_ping(struct kd_client *client, struct received *m, struct error *err)
 {
-	if (f->body_bytes > FRAME_MAX_PING)
+	if (m->frame.body_bytes > FRAME_MAX_PING)
 		return protocol_error(err, "an oversized ping");
-	if (client->connection.out_begin == client->connection.out_end)
+	if (!connection_has_output(&client->connection))
 		client->n_pongs = 0;
 	if (client->n_pongs++ >= MAX_PONGS_OWED)
 		return 0;
-	return connection_append(&client->connection, FRAME_PONG, f->request_id, body, f->body_bytes, err);
+	int r = connection_append(&client->connection, FRAME_PONG, m->frame.request_id, m->body, m->frame.body_bytes, err);
+	return r ? r : client_send(client, err);
 }
 
-int receive_frame(struct kd_client *client, struct error *err)
+// A pong that answers no ping of ours is harmless.
+static int deliver_pong(struct kd_client *client, struct received *m, struct error *err)
 {
-	struct frame f = client->connection.frame;
-	uint8_t *body = connection_release(&client->connection);
-	int r = 0;
-	switch (f.kind) {
-	case FRAME_ANSWER: r = receive_answer(client, &f, body, err); break;
-	case FRAME_DONE: r = receive_done(client, &f, err); break;
-	case FRAME_ERROR: r = receive_error(client, &f, body, err); break;
-	case FRAME_REPLY: r = receive_reply(client, &f, body, err); break;
-	case FRAME_PING: r = receive_ping(client, &f, body, err); break;
-	case FRAME_PONG: client->ponged |= f.request_id == client->ping_id; break;
-	case FRAME_GOAWAY: client->draining = true; break;
-	default: r = protocol_error(err, "a frame that only clients send"); break;
+	struct pending *p = find(client, m, PENDING_PING);
+	struct queued *q = p ? queued_new(p, KD_EVENT_DONE, 0) : NULL;
+	if (!p)
+		return 0;
+	if (!q)
+		return no_memory(err);
+	queued_push(client, p, q);
+	pending_end(client, p);
+	return 0;
+}
+
+int received_deliver(struct kd_client *client, struct received *m, struct error *err)
+{
+	switch (m->frame.kind) {
+	case FRAME_ANSWER: return deliver_answer(client, m, err);
+	case FRAME_DONE: return deliver_done(client, m, err);
+	case FRAME_ERROR: return deliver_error(client, m, err);
+	case FRAME_REPLY: return deliver_reply(client, m, err);
+	case FRAME_PING: return deliver_ping(client, m, err);
+	case FRAME_PONG: return deliver_pong(client, m, err);
+	case FRAME_GOAWAY: atomic_store(&client->draining, true); return 0;
+	default: return protocol_error(err, "a frame that only clients send");
 	}
-	free(body);
-	return r;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Requests: checked here with the server's own rules before a byte is sent, each with the keys its answers must have.
+// Requests: checked here with the server's own rules before a byte is sent, each with the keys its answers must have. All of that is done
+// without the lock; with it only the credit is taken and the frame queued.
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -49,9 +50,11 @@ static int prepare_keys(const struct kd_client *client, const struct kd_request 
 	return 0;
 }
 
-static int send_score(struct kd_client *client, const struct kd_request *request, const struct query *query, uint64_t id, struct error *err)
+// The body of the SCORE frame; *ret_body is the caller's to free.
+static int encode_score(const struct kd_client *client, const struct kd_request *request, const struct query *query, uint8_t **ret_body,
+			size_t *ret_n, struct error *err)
 {
-	struct frame_score m = {.flags = request->flags, .deadline_ms = request->deadline_ms, .query = *query,
+	struct frame_score m = {.flags = request->flags & ~KD_WAIT, .deadline_ms = request->deadline_ms, .query = *query,
 				.n_sequences = request->n_sequences};
 	uint8_t *body = NULL;
 	m.sequences = calloc(m.n_sequences, sizeof *m.sequences);
@@ -70,71 +73,142 @@ static int send_score(struct kd_client *client, const struct kd_request *request
 	if (!r) {
 		w = writer_init(body, count.position);
 		frame_score_encode(&m, &w);
-		r = connection_append(&client->connection, FRAME_SCORE, id, body, w.position, err);
+		*ret_body = body;
+		*ret_n = w.position;
 	}
-	free(body);
 	free(m.sequences);    // their tokens are the caller's
 	return r;
 }
 
-static int check_usable(const struct kd_client *client, struct error *err)
+static int check_request(const struct kd_client *client, const struct kd_request *request, struct error *err)
+{
+	if (request->flags & ~(KD_DURABLE | KD_NO_STORE | KD_WAIT))
+		return error_set(err, ERROR_INVALID, "flags", "unknown flags 0x%" PRIx32, request->flags);
+	if (!request->n_sequences)
+		return error_set(err, ERROR_INVALID, "sequences", "there are none");
+	if (request->n_sequences > client->welcome.max_sequences || request->n_sequences > FRAME_MAX_SEQUENCES)
+		return error_set(err, ERROR_TOO_LARGE, "sequences", "%" PRIu32 " sequences, the server takes %" PRIu32,
+				 request->n_sequences, client->welcome.max_sequences);
+	return 0;
+}
+
+void prepared_done(struct prepared *m)
+{
+	pending_free(m->pending);
+	free(m->body);
+	*m = (struct prepared){0};
+}
+
+int prepare_score(const struct kd_client *client, const struct kd_request *request, const void *owner, uint32_t base,
+		  struct prepared *ret, struct error *err)
+{
+	struct prepared m = {.kind = FRAME_SCORE};
+	struct query query;
+	int r = check_request(client, request, err);
+	if (!r)
+		r = convert_query(&request->query, &query, err);
+	if (r)
+		return r;
+	m.pending = pending_new(PENDING_SCORE, owner, err);
+	r = m.pending ? 0 : error_errno(err->code);
+	if (!r) {
+		m.pending->base = base;
+		r = prepare_keys(client, request, &query, m.pending, err);
+	}
+	if (!r)
+		r = encode_score(client, request, &query, &m.body, &m.n, err);
+	if (r)
+		prepared_done(&m);
+	else
+		*ret = m;
+	return r;
+}
+
+static int check_sendable(const struct kd_client *client, enum pending_kind kind, struct error *err)
 {
 	if (client->broken.code) {
 		*err = client->broken;
 		return error_errno(err->code);
 	}
-	if (client->draining)
+	if (kind == PENDING_PING)
+		return 0;
+	if (atomic_load(&client->draining))
 		return error_set(err, ERROR_UNAVAILABLE, NULL, "the server is stopping and takes no new requests");
+	if (!pending_has_credit(client))
+		return error_set(err, ERROR_OVERLOADED, NULL,
+				 "%" PRIu32 " requests are in flight, the server allows no more: take their events first",
+				 client->n_pending);
 	return 0;
 }
 
-// One SCORE, for kd_next (owner NULL) or a blocking call.
-static int submit(struct kd_client *client, const struct kd_request *request, const void *owner, uint32_t base, uint64_t *ret_id,
-		  struct error *err)
+int prepared_send(struct kd_client *client, struct prepared *m, bool wait, uint64_t *ret_id, struct error *err)
 {
-	struct query query;
-	int r = check_usable(client, err);
+	struct waiter credit = waiter_patient(client, WAIT_CREDIT, NULL);
+	struct pending *p = m->pending;
+	int r = check_sendable(client, p->kind, err);
+	if (r == -EAGAIN && wait) {
+		r = client_wait(client, &credit, err);
+		if (!r)
+			r = check_sendable(client, p->kind, err);    // again: waiting lets others in
+	}
 	if (!r)
-		r = convert_query(&request->query, &query, err);
-	if (!r && request->flags & ~(KD_DURABLE | KD_NO_STORE))
-		r = error_set(err, ERROR_INVALID, "flags", "unknown flags 0x%" PRIx32, request->flags);
-	if (!r && !request->n_sequences)
-		r = error_set(err, ERROR_INVALID, "sequences", "there are none");
-	if (!r && (request->n_sequences > client->welcome.max_sequences || request->n_sequences > FRAME_MAX_SEQUENCES))
-		r = error_set(err, ERROR_TOO_LARGE, "sequences", "%" PRIu32 " sequences, the server takes %" PRIu32, request->n_sequences,
-			      client->welcome.max_sequences);
+		r = connection_append(&client->connection, m->kind, client->last_id + 1, m->body, m->n, err);
 	if (r)
 		return r;
-	struct pending *p = pending_new(client, owner, err);
-	if (!p)
-		return error_errno(err->code);
-	p->base = base;
-	r = prepare_keys(client, request, &query, p, err);
-	if (!r)
-		r = send_score(client, request, &query, p->id, err);
-	if (r) {
-		pending_free(client, p);
-		return r;
-	}
+	m->pending = NULL;
+	pending_start(client, p);
 	*ret_id = p->id;
+	if (p->callback) {
+		callbacks_wake(client);
+		(void)client_send(client, err);    // a failure is what the callback will be told
+		return 0;
+	}
 	return client_flush(client, err);
+}
+
+static int submit(struct kd_client *client, const struct kd_request *request, kd_callback *callback, void *arg, uint64_t *ret_id,
+		  struct kd_error *err)
+{
+	struct error why = {0};
+	struct prepared m = {0};
+	int r = prepare_score(client, request, callback ? &client->callbacks : NULL, 0, &m, &why);
+	if (r)
+		return report(err, &why, r);
+	if (callback)
+		r = pending_set_callback(m.pending, callback, arg, &why);
+	pthread_mutex_lock(&client->lock);
+	if (!r && callback)
+		r = callbacks_start(client, &why);
+	if (!r)
+		r = prepared_send(client, &m, request->flags & KD_WAIT, ret_id, &why);
+	pthread_mutex_unlock(&client->lock);
+	prepared_done(&m);
+	return r ? report(err, &why, r) : 0;
 }
 
 int kd_submit(struct kd_client *client, const struct kd_request *request, uint64_t *ret_id, struct kd_error *err)
 {
-	struct error why = {0};
-	int r = submit(client, request, NULL, 0, ret_id, &why);
-	return r ? report(err, &why, r) : 0;
+	return submit(client, request, NULL, NULL, ret_id, err);
+}
+
+int kd_submit_callback(struct kd_client *client, const struct kd_request *request, void (*callback)(void *arg, struct kd_event *event),
+		       void *arg, uint64_t *ret_id, struct kd_error *err)
+{
+	return submit(client, request, callback, arg, ret_id, err);
 }
 
 int kd_cancel(struct kd_client *client, uint64_t id, struct kd_error *err)
 {
-	struct error why = client->broken;
-	int r = error_errno(why.code);
-	if (!r)
+	struct error why = {0};
+	pthread_mutex_lock(&client->lock);
+	int r = error_errno(client->broken.code);
+	if (r)
+		why = client->broken;
+	else
 		r = connection_append(&client->connection, FRAME_CANCEL, id, NULL, 0, &why);
 	if (!r)
 		r = client_flush(client, &why);
+	pthread_mutex_unlock(&client->lock);
 	return r ? report(err, &why, r) : 0;
 }
 
@@ -142,154 +216,20 @@ int kd_next(struct kd_client *client, int timeout_ms, struct kd_event *ret_event
 {
 	struct error why = {0};
 	struct queued *q = NULL;
-	int r = client_wait(client, NULL, timeout_ms < 0 ? client->timeout_ms : timeout_ms, timeout_ms < 0, &q, &why);
+	struct waiter w = waiter_patient(client, WAIT_EVENT, NULL);
+	if (timeout_ms >= 0) {
+		w.timeout_ms = timeout_ms;
+		w.patient = false;
+	}
+	pthread_mutex_lock(&client->lock);
+	int r = client_wait(client, &w, &why);
+	if (!r)
+		q = queued_pop(client, NULL);
+	pthread_mutex_unlock(&client->lock);
 	if (r)
 		return report(err, &why, r);
 	*ret_event = q->event;
 	q->event.answer = NULL;
 	queued_free(q);
 	return 0;
-}
-
-// How many sequences from `first` on go into one SCORE: within the server's number and bytes, at least one (it will say why not).
-static uint32_t chunk_size(const struct kd_client *client, const struct kd_request *request, uint32_t first)
-{
-	uint64_t bytes = 16 + QUERY_MAX_BYTES;
-	uint32_t n = 0;
-	while (first + n < request->n_sequences && n < client->welcome.max_sequences && n < FRAME_MAX_SEQUENCES) {
-		bytes += 4 + 4 * (uint64_t)request->sequences[first + n].n_tokens;
-		if (n && bytes > client->welcome.max_body_bytes)
-			break;
-		n++;
-	}
-	return n ? n : 1;
-}
-
-// A blocking kd_score under way; its address is the owner of its requests.
-struct scoring {
-	const struct kd_request *request;
-	struct kd_answer **answers;
-	uint32_t n_sent, n_open;             // sequences sent, requests not yet done
-};
-
-// Sends as much as the credits allow, at least one request when none is in flight.
-static int scoring_submit(struct kd_client *client, struct scoring *s, struct error *err)
-{
-	while (s->n_sent < s->request->n_sequences && client->n_pending < client->welcome.credits) {
-		struct kd_request part = *s->request;
-		uint64_t id;
-		part.sequences += s->n_sent;
-		part.n_sequences = chunk_size(client, s->request, s->n_sent);
-		int r = submit(client, &part, s, s->n_sent, &id, err);
-		if (r)
-			return r;
-		s->n_sent += part.n_sequences;
-		s->n_open++;
-	}
-	return 0;
-}
-
-static int scoring_take(struct kd_client *client, struct scoring *s, struct error *err)
-{
-	struct queued *q;
-	int r = client_wait(client, s, client->timeout_ms, true, &q, err);
-	if (r)
-		return r;
-	if (q->event.kind == KD_EVENT_ANSWER) {
-		s->answers[q->event.index] = q->event.answer;
-		q->event.answer = NULL;
-	} else if (q->event.kind == KD_EVENT_DONE) {
-		s->n_open--;
-	} else {
-		const struct kd_error *why = &q->event.error;
-		char field[64];
-		snprintf(field, sizeof field, "%s", why->field);
-		if (q->event.kind == KD_EVENT_SEQUENCE_FAILED && !*field)
-			snprintf(field, sizeof field, "sequences[%" PRIu32 "]", q->event.index);
-		r = error_set(err, error_from_name(why->code), field, "%s", why->message);
-	}
-	queued_free(q);
-	return r;
-}
-
-int kd_score(struct kd_client *client, const struct kd_request *request, struct kd_answer **answers, struct kd_error *err)
-{
-	struct error why = {0};
-	struct scoring s = {.request = request, .answers = answers};
-	int r = request->n_sequences ? 0 : error_set(&why, ERROR_INVALID, "sequences", "there are none");
-	memset(answers, 0, request->n_sequences * sizeof *answers);
-	while (!r && (s.n_sent < request->n_sequences || s.n_open)) {
-		r = scoring_submit(client, &s, &why);
-		if (!r && s.n_open)
-			r = scoring_take(client, &s, &why);
-		else if (!r)
-			r = client_wait_credit(client, &why);
-	}
-	if (!r)
-		return 0;
-	for (struct pending *p = client->pending; p && !client->broken.code; p = p->next)
-		if (p->owner == &s)    // goes out with the next request
-			(void)connection_append(&client->connection, FRAME_CANCEL, p->id, NULL, 0, NULL);
-	pending_abandon(client, &s);
-	for (uint32_t i = 0; i < request->n_sequences; i++) {
-		kd_answer_free(answers[i]);
-		answers[i] = NULL;
-	}
-	return report(err, &why, r);
-}
-
-static int send_call(struct kd_client *client, uint64_t id, const char *method, const char *path, const void *body, size_t n,
-		     struct error *err)
-{
-	struct frame_call m = {.body = (char *)body, .body_bytes = n};
-	if (strlen(method) >= sizeof m.method || strlen(path) >= sizeof m.path)
-		return error_set(err, ERROR_INVALID, "path", "method or path is too long");
-	strcpy(m.method, method);
-	strcpy(m.path, path);
-	struct writer count = writer_init(NULL, 0);
-	frame_call_encode(&m, &count);
-	if (count.position > client->welcome.max_body_bytes)
-		return error_set(err, ERROR_TOO_LARGE, "body", "the call has %zu bytes, the server takes %" PRIu32, count.position,
-				 client->welcome.max_body_bytes);
-	uint8_t *bytes = malloc(count.position);
-	if (!bytes)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for a call of %zu bytes", count.position);
-	struct writer w = writer_init(bytes, count.position);
-	frame_call_encode(&m, &w);
-	int r = connection_append(&client->connection, FRAME_CALL, id, bytes, w.position, err);
-	free(bytes);
-	return r;
-}
-
-int kd_call(struct kd_client *client, const char *method, const char *path, const void *body, size_t n_bytes,
-	    int *ret_status, char **ret_body, size_t *ret_n_bytes, struct kd_error *err)
-{
-	struct error why = {0};
-	struct queued *q = NULL;
-	int r = check_usable(client, &why);
-	if (r)
-		return report(err, &why, r);
-	struct pending *p = pending_new(client, &q, &why);
-	if (!p)
-		return report(err, &why, error_errno(why.code));
-	p->is_call = true;
-	r = send_call(client, p->id, method, path, body, n_bytes, &why);
-	if (r) {
-		pending_free(client, p);
-		return report(err, &why, r);
-	}
-	r = client_flush(client, &why);
-	if (!r)
-		r = client_wait(client, &q, client->timeout_ms, true, &q, &why);
-	if (!r && q->event.kind == KD_EVENT_REQUEST_FAILED)
-		r = error_set(&why, error_from_name(q->event.error.code), q->event.error.field, "%s", q->event.error.message);
-	if (!r) {
-		*ret_status = (int)q->reply.status;
-		*ret_body = q->reply.body;
-		*ret_n_bytes = q->reply.body_bytes;
-		q->reply.body = NULL;
-	}
-	queued_free(q);
-	pending_abandon(client, &q);
-	return r ? report(err, &why, r) : 0;
 }
