@@ -139,3 +139,8 @@ void activations_tap(struct activations *a, forward_tap_fn *tap, void *arg)
 	a->tap = tap;
 	a->tap_arg = arg;
 }
+
+void activations_cache(struct activations *a, struct cache *cache)
+{
+	a->cache = cache;
+}

@@ -29,6 +29,7 @@ struct activations {
 	struct act *final;                   // (T, C) normed
 	forward_tap_fn *tap;                 // or NULL
 	void *tap_arg;
+	struct cache *cache;                 // of layouts with slots; or NULL
 	// Training only: gradients, one array for all layers.
 	struct real *dx;                     // (T, C) of the residual stream
 	struct act *dh, *dqkv, *dheads, *dgate_up, *dffn;

@@ -5,6 +5,7 @@
 #include <assert.h>
 
 #include "daemon/model/activations.h"
+#include "daemon/model/cache.h"
 
 // y = x + product: with training x is kept, so the sum goes to another array.
 static void add_product(struct backend *be, struct real *y, const struct real *x, const struct act *h, const struct weight *w, uint32_t T,
@@ -21,13 +22,25 @@ static void show(const struct activations *a, enum forward_tap what, uint32_t la
 		a->tap(a->tap_arg, what, layer, x, y);
 }
 
+static void attend(const struct activations *a, const struct layer_activations *l, uint32_t layer, bool cached)
+{
+	const struct backend_ops *ops = a->backend->ops;
+	if (!cached) {
+		ops->attention(a->backend, l->heads, l->lse, l->qkv, &a->shape);
+		return;
+	}
+	struct act *cache = cache_layer(a->cache, layer);
+	ops->cache_write(a->backend, cache, l->qkv, &a->shape);
+	ops->attention_cached(a->backend, l->heads, l->qkv, cache, &a->shape);
+}
+
 struct act *forward(const struct weights *w, struct activations *a, const struct layout *layout)
 {
 	struct backend *be = a->backend;
 	const struct backend_ops *ops = be->ops;
 	const struct architecture *arch = &w->architecture;
 	uint32_t T = layout->n_positions, C = arch->width, F = arch->ffn_width;
-	assert(T <= a->max_positions);
+	assert(T <= a->max_positions && (!layout->slots || (a->cache && !a->training)));
 	ops->begin(be, layout);
 	ops->embed(be, a->layers[0].x_attention, w->embedding);
 	show(a, FORWARD_HIDDEN, 0, a->layers[0].x_attention, NULL);
@@ -42,7 +55,7 @@ struct act *forward(const struct weights *w, struct activations *a, const struct
 			ops->head_norm(be, l->qkv, l->qkv_plain, lw->q_norm, lw->k_norm, &a->shape, arch->norm_epsilon);
 		show(a, FORWARD_QKV, i, NULL, l->qkv);
 		ops->rope(be, l->qkv, w->cosine, w->sine, &a->shape, false);
-		ops->attention(be, l->heads, l->lse, l->qkv, &a->shape);
+		attend(a, l, i, layout->slots != NULL);
 		add_product(be, l->x_ffn, l->x_attention, l->heads, lw->out, T, C);
 
 		ops->rmsnorm(be, l->h_ffn, l->x_ffn, lw->ffn_norm, arch->norm_epsilon, T, C);

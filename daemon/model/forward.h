@@ -26,6 +26,10 @@ typedef void forward_tap_fn(void *arg, enum forward_tap what, uint32_t layer, co
 // Who looks from now on; tap NULL (as at first) = nobody, which costs nothing.
 void activations_tap(struct activations *a, forward_tap_fn *tap, void *arg);
 
+// Where layouts with slots find and leave their keys and values (never in training); NULL, as at first: there are no such layouts.
+struct cache;
+void activations_cache(struct activations *a, struct cache *cache);
+
 // Runs the trunk; returns the rows after the final norm (T, C), owned by `a`, valid until the next forward.
 struct act *forward(const struct weights *w, struct activations *a, const struct layout *layout);
 
