@@ -4,9 +4,9 @@
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "common/error.h"
+#include "daemon/model/philox.h"
 
 struct candidate { double key, p; uint32_t id; };      // key: what the list is ordered by; p: probability among those left
 
@@ -179,21 +179,10 @@ uint32_t sampler_choose(struct sampler *s, const struct sampler_options *o, cons
 	return list[chosen].id;
 }
 
-// ---- random numbers: Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers, as easy as 1, 2, 3)
-
-void sampler_philox(uint32_t counter[4], const uint32_t key[2])
-{
-	uint32_t k0 = key[0], k1 = key[1];
-	for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-		uint64_t a = (uint64_t)0xD2511F53u * counter[0], b = (uint64_t)0xCD9E8D57u * counter[2];
-		uint32_t next[4] = {(uint32_t)(b >> 32) ^ counter[1] ^ k0, (uint32_t)b, (uint32_t)(a >> 32) ^ counter[3] ^ k1, (uint32_t)a};
-		memcpy(counter, next, sizeof next);
-	}
-}
-
 double sampler_uniform(uint64_t seed, uint32_t sample, uint32_t position)
 {
-	uint32_t counter[4] = {position, sample, 0, 0}, key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
-	sampler_philox(counter, key);
-	return (double)((uint64_t)counter[0] << 21 ^ counter[1] >> 11) * 0x1p-53;
+	const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+	uint32_t words[4];
+	philox(key, (const uint32_t[]){position, sample, 0, 0}, words);
+	return philox_uniform(words[0], words[1]);
 }

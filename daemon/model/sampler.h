@@ -36,8 +36,6 @@ struct sampler *sampler_free(struct sampler *s);                               /
 // logits (V), finite; options checked; uniform in [0, 1). *ret_logprob: ln of the chosen id's probability among what the filters left.
 uint32_t sampler_choose(struct sampler *s, const struct sampler_options *o, const double *logits, double uniform, double *ret_logprob);
 
-// Uniform in [0, 1) by a counter-based generator (Philox 4x32-10): a pure function of its arguments, so that a sequence does not depend on
+// Uniform in [0, 1) by a counter-based generator (philox.h): a pure function of its arguments, so that a sequence does not depend on
 // its batch mates, nor on whether it was made in one request or token by token. position: of the token chosen, in its sequence.
 double sampler_uniform(uint64_t seed, uint32_t sample, uint32_t position);
-// The generator itself, for its test vectors: counter becomes the random numbers.
-void sampler_philox(uint32_t counter[4], const uint32_t key[2]);

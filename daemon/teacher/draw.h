@@ -12,5 +12,3 @@ struct draw_key { uint32_t words[2]; };
 struct draw_key draw_key(uint64_t seed, const struct content_id *sequence);
 // The n uniforms in [0, 1) of one position, ascending.
 void draw_uniforms(const struct draw_key *key, uint32_t position, uint32_t n, double *ret_uniforms);
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): four random words of a counter.
-void draw_block(const struct draw_key *key, const uint32_t counter[4], uint32_t ret_words[4]);
