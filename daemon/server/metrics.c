@@ -68,6 +68,7 @@ static void encode_requests(struct buffer *b, struct service *s)
 	histogram(b, "kd_request_seconds", "From a request's acceptance to the end of its answer.", service_request_seconds(s));
 	counter(b, "kd_sequences_cached_total", "Sequences answered from the store.", t.n_cached);
 	counter(b, "kd_sequences_computed_total", "Sequences answered by the teacher.", t.n_computed);
+	counter(b, "kd_sequences_wasted_total", "Sequences computed whose client left during the forward pass.", t.n_wasted);
 	counter(b, "kd_answers_unkept_total", "Answers the store refused or had no room for.", t.n_unkept);
 	gauge(b, "kd_reserved_requests", "Requests under way.", (double)t.reserved.requests);
 	gauge(b, "kd_reserved_tokens", "Tokens of requests under way.", (double)t.reserved.tokens);

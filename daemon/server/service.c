@@ -148,6 +148,8 @@ static void item_computed(struct request_item *item)
 	struct service *s = item->request->service;
 	if (!item->error.code) {
 		atomic_fetch_add(&s->n_computed, 1);
+		if (atomic_load(&item->request->cancelled))
+			atomic_fetch_add(&s->n_wasted, 1);
 		if (keep(s, item))
 			return;
 	}
@@ -261,6 +263,7 @@ void service_stats(struct service *s, struct service_stats *ret_stats)
 		t.rejected_by_code[i] = atomic_load(&s->rejected_by_code[i]);
 	t.n_cached = atomic_load(&s->n_cached);
 	t.n_computed = atomic_load(&s->n_computed);
+	t.n_wasted = atomic_load(&s->n_wasted);
 	t.n_unkept = atomic_load(&s->n_unkept);
 	queue_usage(s->budget, &t.reserved, &waiting);
 	*ret_stats = t;

@@ -53,6 +53,7 @@ struct service_stats {
 	struct { uint64_t accepted, answered, rejected, cancelled, in_flight; } doors[N_REQUEST_DOORS];
 	uint64_t rejected_by_code[N_ERROR_CODES];
 	uint64_t n_cached, n_computed;             // sequences answered from the store, by the teacher
+	uint64_t n_wasted;                         // of the computed, those whose client had left meanwhile
 	uint64_t n_unkept;                         // answers the store's queue had no room for (or refused)
 	struct queue_cost reserved, limits;
 };

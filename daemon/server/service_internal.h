@@ -19,7 +19,7 @@ struct service {
 	atomic_bool draining;
 	struct door_counts doors[N_REQUEST_DOORS];
 	atomic_uint_fast64_t rejected_by_code[N_ERROR_CODES];
-	atomic_uint_fast64_t n_cached, n_computed, n_unkept, n_generated;
+	atomic_uint_fast64_t n_cached, n_computed, n_wasted, n_unkept, n_generated;
 	struct histogram request_seconds;
 };
 
