@@ -14,6 +14,7 @@
 #include "daemon/server/json.h"
 #include "daemon/server/metrics.h"
 #include "daemon/server/openai.h"
+#include "daemon/server/openapi.h"
 #include "daemon/server/reply.h"
 #include "daemon/server/service.h"
 #include "daemon/store/store.h"
@@ -71,6 +72,16 @@ static int check_loaded(const struct control_input *in, struct error *err)
 	case TEACHER_FAILED: return error_set(err, ERROR_UNAVAILABLE, NULL, "the teacher failed; the server must be restarted");
 	default: return 0;
 	}
+}
+
+static int get_openapi(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	size_t n;
+	const char *document = openapi_document(&n);
+	(void)in;
+	(void)err;
+	buffer_add(&out->body, document, n);
+	return 0;
 }
 
 static int get_model(const struct control_input *in, struct control_reply *out, struct error *err)
@@ -309,6 +320,7 @@ static const struct route {
 	{"GET", "/ready", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"GET", "/health", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN},      // vLLM's name, which its clients wait on
 	{"GET", "/metrics", get_metrics, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"GET", "/openapi.json", get_openapi, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"GET", "/v1/model", get_model, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"GET", "/v1/status", get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"POST", "/v1/score", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN},

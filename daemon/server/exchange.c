@@ -69,12 +69,22 @@ int exchange_submit(struct exchange *x, struct request *r, struct error *err)
 	return 0;
 }
 
+bool exchange_take(struct exchange *x, struct request_item *item)
+{
+	if (!request_item_take(item))
+		return false;
+	x->n_left--;
+	if (x->kind->taken)
+		x->kind->taken(x, item);
+	return true;
+}
+
 bool exchange_is_ready(const struct exchange *x)
 {
 	return x->n_left == 0 || (x->kind->is_ready && x->kind->is_ready(x));
 }
 
-int exchange_check(struct exchange *x, struct error *err)
+int exchange_check(const struct exchange *x, struct error *err)
 {
 	if (x->kind->check)
 		return x->kind->check(x, err);

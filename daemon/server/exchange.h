@@ -23,8 +23,10 @@ struct exchange_kind {
 	int (*start)(struct exchange *x, const char *body, size_t n, struct error *err);
 	// Whether the reply may begin or go on before every item is back. NULL = it may not.
 	bool (*is_ready)(const struct exchange *x);
+	// An item came back for the last time. NULL = nobody needs to know.
+	void (*taken)(struct exchange *x, const struct request_item *item);
 	// When first ready: a fault that makes the whole reply an error. NULL = the first error of an item.
-	int (*check)(struct exchange *x, struct error *err);
+	int (*check)(const struct exchange *x, struct error *err);
 	// Appends the next piece to b, and sets x->ended with the last. Nothing appended and not ended = wait until is_ready again.
 	int (*encode)(struct exchange *x, struct buffer *b, struct error *err);
 	void (*done)(struct exchange *x);
@@ -53,8 +55,10 @@ struct exchange *exchange_free(struct exchange *x, bool cancelled);
 int exchange_start(struct exchange *x, const char *body, size_t n, struct error *err);
 // Hands a request to the service; it is the exchange's then, else (on error) still the caller's.
 int exchange_submit(struct exchange *x, struct request *r, struct error *err);
+// For each item that the door's queue gives it: true when it has come for the last time.
+bool exchange_take(struct exchange *x, struct request_item *item);
 bool exchange_is_ready(const struct exchange *x);
-int exchange_check(struct exchange *x, struct error *err);
+int exchange_check(const struct exchange *x, struct error *err);
 void exchange_cancel(struct exchange *x);      // nobody waits for the answer any more
 
 extern const struct exchange_kind exchange_score, exchange_openai;

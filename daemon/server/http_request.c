@@ -156,10 +156,7 @@ void http_request_returned(struct request_item *item)
 	struct exchange *x = item->request->owner;
 	struct http_request *q = x->client;
 	struct http *h = x->owner;
-	if (request_item_take(item)) {
-		x->n_left--;
-		h->n_waiting--;
-	}
+	h->n_waiting -= exchange_take(x, item);
 	if (!q && !x->n_left)
 		exchange_free(x, true);
 	if (!q || !q->suspended || !exchange_is_ready(x))

@@ -11,10 +11,8 @@
 #include "common/error.h"
 #include "daemon/server/json_internal.h"
 #include "daemon/server/openai.h"
+#include "daemon/teacher/generation.h"
 
-#define MAX_STOPS 16
-#define MAX_STOP_BYTES 1024
-#define MAX_STOP_IDS 256
 #define DEFAULT_MAX_TOKENS 16      // OpenAI's
 
 struct ask_reader {
@@ -105,7 +103,7 @@ static int add_stop(struct ask_reader *r, const json_t *v, const char *name, str
 	a->n_stop++;
 	if (!n)
 		return error_set(err, ERROR_INVALID, name, "an empty text stops everything");
-	return n > MAX_STOP_BYTES ? error_set(err, ERROR_TOO_LARGE, name, "%zu bytes, the limit is %d", n, MAX_STOP_BYTES) : 0;
+	return n > GENERATION_MAX_STOP_BYTES ? error_set(err, ERROR_TOO_LARGE, name, "%zu bytes, the limit is %d", n, GENERATION_MAX_STOP_BYTES) : 0;
 }
 
 // A string, or a list of them.
@@ -114,8 +112,8 @@ static int read_stop(struct ask_reader *r, const struct ask_field *f, const json
 	size_t n = json_is_array(v) ? json_array_size(v) : 1;
 	char item[JSON_NAME_BYTES];
 	int e = 0;
-	if (n > MAX_STOPS)
-		return error_set(err, ERROR_TOO_LARGE, f->name, "%zu stop texts, the limit is %d", n, MAX_STOPS);
+	if (n > GENERATION_MAX_STOPS)
+		return error_set(err, ERROR_TOO_LARGE, f->name, "%zu stop texts, the limit is %d", n, GENERATION_MAX_STOPS);
 	r->out->stop = calloc(n + 1, sizeof *r->out->stop);
 	if (!r->out->stop)
 		return error_set(err, ERROR_MEMORY, f->name, "no memory for it");
@@ -130,8 +128,8 @@ static int read_stop(struct ask_reader *r, const struct ask_field *f, const json
 
 static int read_stop_ids(struct ask_reader *r, const struct ask_field *f, const json_t *v, struct error *err)
 {
-	if (json_array_size(v) > MAX_STOP_IDS)
-		return error_set(err, ERROR_TOO_LARGE, f->name, "%zu ids, the limit is %d", json_array_size(v), MAX_STOP_IDS);
+	if (json_array_size(v) > GENERATION_MAX_STOP_IDS)
+		return error_set(err, ERROR_TOO_LARGE, f->name, "%zu ids, the limit is %d", json_array_size(v), GENERATION_MAX_STOP_IDS);
 	return json_read_tokens(v, f->name, &r->out->stop_ids, err);
 }
 
@@ -191,8 +189,8 @@ static int read_neutral(struct ask_reader *r, const struct ask_field *f, const j
 static const struct ask_field ask_fields[] = {
 	{"model", read_model, 0, 0, 0}, {"prompt", read_later, 0, 0, 0}, {"echo", read_flag, AT(echo), 0, 0},
 	{"n", read_count, AT(n), 1, 65536}, {"max_tokens", read_count, AT(max_tokens), 0, UINT32_MAX},
-	{"min_tokens", read_count, AT(min_tokens), 0, UINT32_MAX}, {"logprobs", read_logprobs, AT(logprobs), 0, 0},
-	{"prompt_logprobs", read_logprobs, AT(prompt_logprobs), 0, 0}, {"temperature", read_number, AT(temperature), 0, 100},
+	{"logprobs", read_logprobs, AT(logprobs), 0, 0},
+	{"prompt_logprobs", read_logprobs, AT(prompt_logprobs), 0, 0}, {"temperature", read_number, AT(temperature), 0, 1e4},
 	{"top_p", read_number, AT(top_p), 1e-6, 1}, {"min_p", read_number, AT(min_p), 0, 1}, {"top_k", read_count, AT(top_k), -1, UINT32_MAX},
 	{"seed", read_seed, 0, 0, 0}, {"stop", read_stop, 0, 0, 0}, {"stop_token_ids", read_stop_ids, 0, 0, 0},
 	{"stream", read_flag, AT(stream), 0, 0}, {"stream_options", read_stream_options, 0, 0, 0},
@@ -204,7 +202,7 @@ static const struct ask_field ask_fields[] = {
 	{"request_id", ignore, 0, 0, 0}, {"session_id", ignore, 0, 0, 0}, {"priority", ignore, 0, 0, 0}, {"cache_salt", ignore, 0, 0, 0},
 	{"spaces_between_special_tokens", ignore, 0, 0, 0}, {"detokenize", ignore, 0, 0, 0},
 	// would change the answer: neutral only
-	{"suffix", read_neutral, 0, 0, 0}, {"presence_penalty", read_neutral, 0, 0, 0}, {"frequency_penalty", read_neutral, 0, 0, 0},
+	{"suffix", read_neutral, 0, 0, 0}, {"min_tokens", read_neutral, 0, 0, 0}, {"presence_penalty", read_neutral, 0, 0, 0}, {"frequency_penalty", read_neutral, 0, 0, 0},
 	{"repetition_penalty", read_neutral, 0, 1, 0}, {"length_penalty", read_neutral, 0, 1, 0}, {"best_of", read_neutral, 0, 1, 0},
 	{"logit_bias", read_neutral, 0, 0, 0}, {"use_beam_search", read_neutral, 0, 0, 0}, {"allowed_token_ids", read_neutral, 0, 0, 0},
 	{"bad_words", read_neutral, 0, 0, 0}, {"truncate_prompt_tokens", read_neutral, 0, 0, 0}, {"prompt_embeds", read_neutral, 0, 0, 0},
@@ -301,8 +299,8 @@ static int check_ask(const struct ask_reader *r, struct error *err)
 		return error_set(err, ERROR_INVALID, "stream_options", "only with stream");
 	if (a->stream && a->want_prompt_logprobs)
 		return error_set(err, ERROR_INVALID, "prompt_logprobs", "not with stream");
-	if (a->min_tokens > a->max_tokens)
-		return error_set(err, ERROR_INVALID, "min_tokens", "is more than max_tokens");
+	if (a->stream && a->keep_special)
+		return error_set(err, ERROR_INVALID, "skip_special_tokens", "false only without stream");
 	return 0;
 }
 

@@ -23,7 +23,7 @@ struct openai_ask {
 	uint32_t n_prompts;
 	bool prompt_is_list;               // for names in errors: prompt[3] is a prompt, not a token
 	uint32_t n;                        // completions of each prompt
-	uint32_t max_tokens, min_tokens;
+	uint32_t max_tokens;
 	bool echo, stream, stream_usage;
 	bool want_logprobs, want_prompt_logprobs;
 	uint32_t logprobs, prompt_logprobs;        // how many besides the token itself; UINT32_MAX = the whole vocabulary
@@ -74,6 +74,7 @@ void openai_writer_done(struct openai_writer *w);
 // A token's text as a JSON string: as it is, or "bytes:\\xe2\\x80" when its bytes are not UTF-8 by themselves (part of a character), or
 // "token_id:17" where that is asked for or the id has no text.
 void openai_token(struct buffer *b, const struct openai_writer *w, uint32_t id);
+size_t openai_count_characters(const char *text, size_t n);     // of UTF-8
 // {"tokens","token_logprobs","top_logprobs","text_offset"}: `n_top` ids of each row besides the token itself; offsets count characters and
 // begin at first_offset.
 void openai_logprobs(struct buffer *b, struct openai_writer *w, const struct openai_rows *rows, uint32_t n_top, size_t first_offset);

@@ -130,7 +130,7 @@ static void top_logprobs(struct buffer *b, struct openai_writer *w, const struct
 	buffer_text(b, "}");
 }
 
-static size_t count_characters(const char *text, size_t n)
+size_t openai_count_characters(const char *text, size_t n)
 {
 	size_t count = 0;
 	for (size_t i = 0; i < n; i++)
@@ -144,7 +144,7 @@ static void text_offsets(struct buffer *b, const struct openai_writer *w, const 
 		size_t n = 0;
 		const char *text = tokenizer_bytes(w->tokenizer, rows->rows[i].token, &n, NULL);
 		buffer_printf(b, i ? ",%zu" : "%zu", at);
-		at += text ? count_characters(text, n) : 0;
+		at += text ? openai_count_characters(text, n) : 0;
 	}
 }
 
