@@ -39,13 +39,17 @@ static int prepare_keys(const struct kd_client *client, const struct kd_request 
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " sequences", p->n_sequences);
 	for (uint32_t i = 0; i < p->n_sequences; i++) {
 		struct sequence s = {(uint32_t *)request->sequences[i].tokens, request->sequences[i].n_tokens};    // only read
-		struct query canonical = *query;
+		struct query canonical;
 		char prefix[32];
 		snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", p->base + i);
+		if (query_copy(&canonical, query))
+			return error_set(err, ERROR_MEMORY, NULL, "no memory for a question");
 		int r = query_check(&canonical, &s, &client->welcome.limits, prefix, err);
+		if (!r)
+			p->keys[i] = query_key(&client->welcome.teacher, &s, &canonical);
+		query_done(&canonical);
 		if (r)
 			return r;
-		p->keys[i] = query_key(&client->welcome.teacher, &s, &canonical);
 	}
 	return 0;
 }

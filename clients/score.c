@@ -15,10 +15,12 @@ struct scoring {
 	struct prepared next;                // made ready, not sent
 };
 
+#define QUERY_BYTES (20 + 4 * QUERY_MAX_TEMPERATURES)    // of the largest question that struct kd_query can be
+
 // How many sequences from `first` on go into one SCORE: within the server's number and bytes, at least one (it will say why not).
 static uint32_t chunk_size(const struct kd_client *client, const struct kd_request *request, uint32_t first)
 {
-	uint64_t bytes = 16 + QUERY_MAX_BYTES;
+	uint64_t bytes = 16 + QUERY_BYTES;
 	uint32_t n = 0;
 	while (first + n < request->n_sequences && n < client->welcome.max_sequences && n < FRAME_MAX_SEQUENCES) {
 		bytes += 4 + 4 * (uint64_t)request->sequences[first + n].n_tokens;

@@ -39,6 +39,24 @@ uint16_t reader_u16(struct reader *r) { return (uint16_t)read_integer(r, 2); }
 uint32_t reader_u32(struct reader *r) { return (uint32_t)read_integer(r, 4); }
 uint64_t reader_u64(struct reader *r) { return read_integer(r, 8); }
 
+uint32_t reader_varint(struct reader *r)
+{
+	uint64_t v = 0;
+	for (unsigned shift = 0; shift < 35; shift += 7) {
+		const uint8_t *p = reader_bytes(r, 1);
+		if (!p)
+			return 0;
+		v |= (uint64_t)(*p & 0x7f) << shift;
+		if (*p & 0x80)
+			continue;
+		if (v > UINT32_MAX || (!*p && shift))    // a last byte of zero: a longer form of a shorter number
+			break;
+		return (uint32_t)v;
+	}
+	r->failed = true;
+	return 0;
+}
+
 float reader_f32(struct reader *r)
 {
 	uint32_t bits = reader_u32(r);
@@ -72,6 +90,10 @@ struct writer writer_init(void *data, size_t size)
 // Room for n more bytes; NULL when only counting or when there is none left (then `failed` is set).
 static uint8_t *claim(struct writer *w, size_t n)
 {
+	if (w->spill && n > w->size - w->position) {
+		w->spill(w->arg, w->data, w->position);
+		w->position = 0;
+	}
 	if (w->failed || (w->data && n > w->size - w->position) || n > SIZE_MAX - w->position) {
 		w->failed = true;
 		return NULL;
@@ -92,6 +114,13 @@ void writer_u8(struct writer *w, uint8_t v) { write_integer(w, v, 1); }
 void writer_u16(struct writer *w, uint16_t v) { write_integer(w, v, 2); }
 void writer_u32(struct writer *w, uint32_t v) { write_integer(w, v, 4); }
 void writer_u64(struct writer *w, uint64_t v) { write_integer(w, v, 8); }
+
+void writer_varint(struct writer *w, uint32_t v)
+{
+	for (; v >= 0x80; v >>= 7)
+		writer_u8(w, (uint8_t)(v | 0x80));
+	writer_u8(w, (uint8_t)v);
+}
 
 void writer_f32(struct writer *w, float v)
 {

@@ -17,6 +17,8 @@ struct writer {
 	uint8_t *data;        // NULL: only count (position), never fail; encode twice to learn the size
 	size_t size, position;
 	bool failed;
+	void (*spill)(void *arg, const uint8_t *data, size_t n);    // not NULL: takes the full buffer, position starts anew; the rest is
+	void *arg;                                                  // the caller's. For what is hashed rather than kept.
 };
 
 struct reader reader_init(const void *data, size_t size);
@@ -25,6 +27,7 @@ uint8_t reader_u8(struct reader *r);
 uint16_t reader_u16(struct reader *r);
 uint32_t reader_u32(struct reader *r);
 uint64_t reader_u64(struct reader *r);
+uint32_t reader_varint(struct reader *r);                   // LEB128, shortest form only, below 2^32
 float reader_f32(struct reader *r);
 double reader_f64(struct reader *r);
 const uint8_t *reader_bytes(struct reader *r, size_t n);    // a view into the data; NULL when failed
@@ -35,6 +38,7 @@ void writer_u8(struct writer *w, uint8_t v);
 void writer_u16(struct writer *w, uint16_t v);
 void writer_u32(struct writer *w, uint32_t v);
 void writer_u64(struct writer *w, uint64_t v);
+void writer_varint(struct writer *w, uint32_t v);
 void writer_f32(struct writer *w, float v);
 void writer_f64(struct writer *w, double v);
 void writer_bytes(struct writer *w, const void *data, size_t n);

@@ -187,6 +187,7 @@ void frame_score_done(struct frame_score *m)
 	free(m->sequences);
 	m->sequences = NULL;
 	m->n_sequences = 0;
+	query_done(&m->query);
 }
 
 // The lengths must add up to exactly the tokens that follow, before any is believed.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// IEEE 754 binary16 bits <-> float, round to nearest even; the same on every processor.
+// IEEE 754 binary16 and bfloat16 bits <-> float, round to nearest even; the same on every processor.
 #pragma once
 
 #include <stdint.h>
@@ -43,4 +43,22 @@ static inline uint16_t half_from_float(float v)
 	}
 	bits += 0xfffu + (bits >> 13 & 1);    // round half to even; a carry moves the exponent up as it should
 	return sign | (uint16_t)((bits - (112u << 23)) >> 13);
+}
+
+// The upper half of binary32. NaN stays NaN; the largest numbers round to infinity.
+static inline uint16_t bfloat_from_float(float v)
+{
+	uint32_t bits;
+	memcpy(&bits, &v, sizeof bits);
+	if ((bits & 0x7fffffff) > 0x7f800000u)
+		return (uint16_t)(bits >> 16 | 0x40);
+	return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+
+static inline float bfloat_to_float(uint16_t bfloat)
+{
+	uint32_t bits = (uint32_t)bfloat << 16;
+	float v;
+	memcpy(&v, &bits, sizeof v);
+	return v;
 }

@@ -11,7 +11,6 @@
 struct error;
 
 #define QUERY_MAX_TEMPERATURES 16
-#define QUERY_MAX_BYTES 512            // of the canonical form
 #define QUERY_MAX_FEATURES 64          // hidden states and q, k, v rows of one question
 #define QUERY_MIN_TEMPERATURE 1e-4f    // below, logits / T leave what f32 can hold
 #define QUERY_MAX_TEMPERATURE 1e6f
@@ -102,12 +101,18 @@ bool query_has_rows(const struct query *q);      // asks for something of the vo
 // their bare names ("top_k", "gather[2][7]"). On error *q is untouched.
 int query_check(struct query *q, const struct sequence *s, const struct query_limits *limits, const char *prefix, struct error *err);
 uint32_t query_rows(const struct query *canonical);
+size_t query_bytes(const struct query *q);       // of its encoding
 
 // The canonical bytes: the same question has the same bytes. Layout in kdserved-record.5.
 struct writer;
 struct reader;
 void query_encode(const struct query *q, struct writer *w);
-int query_decode(struct reader *r, struct query *ret_query, struct error *err);
+int query_decode(struct reader *r, struct query *ret_query, struct error *err);    // query_done it
+// Parts of it that one sequence may have of its own (frame.h). Decoders allocate; a list of nothing is refused.
+void query_encode_gather(const struct id_lists *l, struct writer *w);
+int query_decode_gather(struct reader *r, struct id_lists *ret, struct error *err);
+void query_encode_spans(const struct query_span *spans, uint32_t n, struct writer *w);
+int query_decode_spans(struct reader *r, struct query_span **ret_spans, uint32_t *ret_n, struct error *err);
 
 // Content key of a question: SHA-256(teacher fingerprint, sequence id, canonical query).
 struct content_id query_key(const struct content_id *teacher, const struct sequence *s, const struct query *canonical);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The record as an object: reference count, header checks, sizes. Rows are record_encode.c and record_decode.c.
+// The record as an object: reference count, header checks. What it holds is record_sections.c, record_encode.c and record_decode.c.
 #include "common/record_layout.h"
 
 #include <inttypes.h>
@@ -8,27 +8,6 @@
 #include "common/crc32c.h"
 #include "common/cursor.h"
 #include "common/error.h"
-
-unsigned section_list(const struct query *q, uint32_t n_rows, struct section ret_sections[N_SECTIONS_MAX])
-{
-	uint64_t rows = n_rows, entries = rows * q->top_k;    // < 2^32 * 2^24
-	unsigned n = 0;
-	ret_sections[n++] = (struct section){SECTION_STATUS, rows, NULL};
-	ret_sections[n++] = (struct section){SECTION_MAX_LOGIT, 4 * rows, NULL};
-	ret_sections[n++] = (struct section){SECTION_LSE, 4 * rows * q->n_temperatures, NULL};
-	if (q->top_k) {
-		ret_sections[n++] = (struct section){SECTION_IDS, 0, NULL};
-		if (q->values == QUERY_VALUES_F16)
-			ret_sections[n++] = (struct section){SECTION_VALUES_F16, 2 * entries, NULL};
-		else
-			ret_sections[n++] = (struct section){SECTION_VALUES_F32, 4 * entries, NULL};
-	}
-	if (q->own)
-		ret_sections[n++] = (struct section){SECTION_OWN, 4 * rows, NULL};
-	if (q->entropy)
-		ret_sections[n++] = (struct section){SECTION_ENTROPY, 4 * rows, NULL};
-	return n;
-}
 
 struct record *record_new(size_t n_bytes)
 {
@@ -58,7 +37,7 @@ static int check_frame(const uint8_t *bytes, size_t n, struct error *err)
 	if (magic != RECORD_MAGIC)
 		return error_set(err, ERROR_CORRUPT, "record", "not a record (magic 0x%08" PRIx32 ")", magic);
 	if (version != RECORD_VERSION)
-		return error_set(err, ERROR_UNSUPPORTED, "record", "version %d, this build knows %d", version, RECORD_VERSION);
+		return error_set(err, ERROR_UNSUPPORTED, "record", "version %d, this build reads version %d only", version, RECORD_VERSION);
 	if (total != n)
 		return error_set(err, ERROR_CORRUPT, "record", "says it has %" PRIu32 " bytes, there are %zu", total, n);
 	if (crc != record_checksum(bytes, n))
@@ -70,20 +49,22 @@ static int check_frame(const uint8_t *bytes, size_t n, struct error *err)
 
 int check_canonical(const struct query *q, const struct sequence *s, uint32_t vocab_size, uint32_t n_rows, struct error *err)
 {
-	uint8_t given[QUERY_MAX_BYTES], canonical[QUERY_MAX_BYTES];
-	struct writer before = writer_init(given, sizeof given), after = writer_init(canonical, sizeof canonical);
-	struct query again = *q;
-	struct query_limits limits = {.max_tokens = UINT32_MAX, .max_top_k = UINT32_MAX, .vocab_size = vocab_size};
+	struct query again;
+	struct query_limits limits = {.max_tokens = UINT32_MAX, .max_top_k = UINT32_MAX, .max_gather = UINT32_MAX, .max_draws = UINT32_MAX,
+				      .max_spans = UINT32_MAX, .vocab_size = vocab_size, .n_layers = UINT16_MAX + 1};
 	struct error why = {0};
-	if (query_check(&again, s, &limits, "", &why))
-		return error_set(err, ERROR_CORRUPT, "record", "its question is not valid: %s: %s", why.field, why.message);
-	query_encode(q, &before);
-	query_encode(&again, &after);
-	if (before.position != after.position || memcmp(given, canonical, before.position) != 0)
-		return error_set(err, ERROR_CORRUPT, "record", "its query is not canonical");
-	if (query_rows(q) != n_rows)
-		return error_set(err, ERROR_CORRUPT, "record", "%" PRIu32 " rows, the query asks for %" PRIu32, n_rows, query_rows(q));
-	return 0;
+	if (query_copy(&again, q))
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a question");
+	int r = query_check(&again, s, &limits, "", &why);
+	if (r)
+		r = error_set(err, why.code == ERROR_MEMORY ? why.code : ERROR_CORRUPT, "record", "its question is not valid: %s: %s",
+			      why.field, why.message);
+	else if (!query_equal(q, &again))
+		r = error_set(err, ERROR_CORRUPT, "record", "its query is not canonical");
+	else if (query_rows(q) != n_rows)
+		r = error_set(err, ERROR_CORRUPT, "record", "%" PRIu32 " rows, the query asks for %" PRIu32, n_rows, query_rows(q));
+	query_done(&again);
+	return r;
 }
 
 // The question: tokens within the vocabulary, the query canonical, the key its hash.
@@ -108,6 +89,23 @@ static int check_question(const struct record *record, const struct query *q, co
 	return r;
 }
 
+// Fills record->query even where it fails: record_unref frees it.
+static int parse_query(struct record *record, struct reader *q, const uint8_t *tokens, unsigned n_sections, struct error *err)
+{
+	struct section sections[N_SECTIONS_MAX];
+	struct error why = {0};
+	if (query_decode(q, &record->query, &why))
+		return error_set(err, why.code == ERROR_UNSUPPORTED || why.code == ERROR_MEMORY ? why.code : ERROR_CORRUPT, "record",
+				 "query: %s", why.message);
+	if (reader_left(q))
+		return error_set(err, ERROR_CORRUPT, "record", "query: %zu bytes too many", reader_left(q));
+	int r = check_question(record, &record->query, tokens, err);
+	if (r)
+		return r;
+	unsigned n = section_list(&record->query, record->n_rows, record->vocab_size, sections);
+	return n_sections == n ? 0 : error_set(err, ERROR_CORRUPT, "record", "%u sections, the query calls for %u", n_sections, n);
+}
+
 static int parse_header(struct record *record, struct error *err)
 {
 	struct reader r = reader_init(record->bytes, record->n_bytes);
@@ -115,26 +113,14 @@ static int parse_header(struct record *record, struct error *err)
 	record->vocab_size = reader_u32(&r);
 	record->n_tokens = reader_u32(&r);
 	record->n_rows = reader_u32(&r);
-	uint16_t query_bytes = reader_u16(&r), n_sections = reader_u16(&r);
+	uint32_t query_bytes = reader_u32(&r);
+	uint16_t n_sections = reader_u16(&r), reserved = reader_u16(&r);
 	struct reader q = reader_init(reader_bytes(&r, query_bytes), query_bytes);
 	const uint8_t *tokens = reader_bytes(&r, 4 * (size_t)record->n_tokens);
-	if (r.failed || !record->vocab_size || record->vocab_size > QUERY_MAX_VOCABULARY)
+	if (r.failed || reserved || !record->vocab_size || record->vocab_size > QUERY_MAX_VOCABULARY)
 		return error_set(err, ERROR_CORRUPT, "record", "header counts are out of range");
-	struct error why = {0};
-	struct query query = {0};
-	if (query_decode(&q, &query, &why))
-		return error_set(err, why.code == ERROR_UNSUPPORTED ? ERROR_UNSUPPORTED : ERROR_CORRUPT, "record", "query: %s",
-				 why.message);
-	if (reader_left(&q))
-		return error_set(err, ERROR_CORRUPT, "record", "query: %zu bytes too many", reader_left(&q));
-	int e = check_question(record, &query, tokens, err);
-	struct section sections[N_SECTIONS_MAX];
-	if (!e && n_sections != section_list(&query, record->n_rows, sections))
-		e = error_set(err, ERROR_CORRUPT, "record", "%d sections, the query calls for %u", n_sections,
-			      section_list(&query, record->n_rows, sections));
-	record->query = query;
 	record->sections_at = r.position;
-	return e;
+	return parse_query(record, &q, tokens, n_sections, err);
 }
 
 int record_from_bytes(const void *bytes, size_t n, struct record **ret_record, struct error *err)
@@ -163,8 +149,10 @@ struct record *record_ref(struct record *record)
 struct record *record_unref(struct record *record)
 {
 	// acq_rel: the thread that frees must see everything the others did with the record before they let go.
-	if (record && atomic_fetch_sub_explicit(&record->n_references, 1, memory_order_acq_rel) == 1)
+	if (record && atomic_fetch_sub_explicit(&record->n_references, 1, memory_order_acq_rel) == 1) {
+		query_done(&record->query);
 		free(record);
+	}
 	return NULL;
 }
 
@@ -198,32 +186,4 @@ const struct query *record_query(const struct record *record)
 uint32_t record_n_tokens(const struct record *record)
 {
 	return record->n_tokens;
-}
-
-// Bits of one row's gaps are at most k (b + 1) + (V >> b) for each b, and the encoder takes the best b.
-static uint64_t max_row_bits(uint64_t k, uint64_t vocab_size)
-{
-	uint64_t best = UINT64_MAX;
-	for (unsigned b = 0; b < 24; b++) {
-		uint64_t bits = k * (b + 1) + (vocab_size >> b);
-		best = bits < best ? bits : best;
-	}
-	return best;
-}
-
-uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, uint32_t vocab_size)
-{
-	struct section sections[N_SECTIONS_MAX];
-	uint32_t n_rows = query_rows(canonical);
-	unsigned n = section_list(canonical, n_rows, sections);
-	uint64_t total = RECORD_HEADER_BYTES + QUERY_MAX_BYTES + 4 * (uint64_t)n_tokens, id_bits;
-	for (unsigned i = 0; i < n; i++)
-		if (__builtin_add_overflow(total, SECTION_HEADER_BYTES + sections[i].n_bytes, &total))
-			return UINT64_MAX;
-	if (!canonical->top_k)
-		return total;
-	if (__builtin_mul_overflow(max_row_bits(canonical->top_k, vocab_size), (uint64_t)n_rows, &id_bits) ||
-	    __builtin_add_overflow(total, 2 + id_bits / 8, &total))
-		return UINT64_MAX;
-	return total;
 }

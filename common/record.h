@@ -12,6 +12,7 @@ struct error;
 struct record;
 
 #define RECORD_MAX_BYTES (1u << 30)    // no record is larger
+#define RECORD_MAX_NUMBERS (1u << 28)  // of one array when decoded: RECORD_MAX_BYTES of f32
 
 enum row_status {
 	ROW_OK = 0,
@@ -42,22 +43,28 @@ struct record_rows {
 	uint32_t *draw_starts;            // (n_rows + 1) row r's distinct drawn ids are draw_ids[draw_starts[r]] .. [draw_starts[r + 1] - 1]
 	uint32_t *draw_ids, *draw_counts; // ids ascend within a row; the counts of a row sum to draws.n (to 0 with draws.tail and nothing outside)
 	float *draw_log_ratios;           // ln(p / proposal) of each drawn id, p at T = 1; NULL when tau = 1: it is 0, or the row's tail
-	float *span_sums;                 // (n_spans) NaN where a row of the span is not finite
+	uint32_t draw_room;               // entries that draw_ids, draw_counts and draw_log_ratios have room for
+	float *span_sums;                 // (n_spans) NaN where a row of the span is not finite, or keep lacks one of its tokens
 	uint32_t feature_widths[QUERY_MAX_FEATURES];
-	float *features[QUERY_MAX_FEATURES];    // (n_rows, width); (1, width) when pooled
+	float *features[QUERY_MAX_FEATURES];    // (n_rows, width); (1, width) when pooled, all NaN when a row it pools is not finite
 	// rows whose status is not ROW_OK hold zeros everywhere
 };
 
-// Arrays for a canonical query over a copy of the sequence, zeroed; free with record_rows_free (NULL is fine).
+// Arrays for a canonical query over a copy of the sequence, zeroed, but for draws and features: their sizes are not the question's. Free
+// with record_rows_free (NULL is fine). -E2BIG when an array would have more than RECORD_MAX_NUMBERS.
 int record_rows_new(const struct content_id *teacher, uint32_t vocab_size, const struct sequence *s, const struct query *canonical,
 		    struct record_rows **ret_rows, struct error *err);
 struct record_rows *record_rows_free(struct record_rows *rows);    // returns NULL
+// Room for at least n drawn ids (of all rows) in draw_ids, draw_counts and, with tau != 1, draw_log_ratios; grows by doubling.
+int record_rows_reserve_draws(struct record_rows *rows, uint32_t n, struct error *err);
+int record_rows_add_feature(struct record_rows *rows, uint32_t i, uint32_t width, struct error *err);    // features[i], zeroed
 uint64_t record_gather_at(const struct record_rows *rows, uint32_t row);     // index into gathered; row may be n_rows (the total)
 // ids of row `row`'s list and how many
 const uint32_t *record_gather_ids(const struct record_rows *rows, uint32_t row, uint32_t *ret_n);
 
-// Refuses rows that break the rules above (-EPROTO: they are our own) and, with QUERY_VALUES_F16, a logit more than 65504 below the
-// row's maximum (-EOPNOTSUPP). Numbers of rows that are not ROW_OK are ignored. -E2BIG over RECORD_MAX_BYTES.
+// Refuses rows that break the rules above (-EPROTO: they are our own) and numbers that the format asked for cannot hold (-EOPNOTSUPP):
+// with QUERY_VALUES_F16 a logit more than 65504 below the row's maximum, with QUERY_FEATURE_F16 a number beyond 65504. Numbers of rows
+// that are not ROW_OK are ignored. -E2BIG over RECORD_MAX_BYTES.
 int record_encode(const struct record_rows *rows, struct record **ret_record, struct error *err);
 // Checks everything (bytes are hostile: the wire's or the disk's). Rounding of values: see query_values.
 int record_decode(const struct record *record, struct record_rows **ret_rows, struct error *err);
@@ -74,5 +81,5 @@ uint32_t record_n_rows(const struct record *record);
 const struct query *record_query(const struct record *record);        // canonical
 uint32_t record_n_tokens(const struct record *record);
 
-// An upper bound of the encoded size, for limits before anything is computed; UINT64_MAX on overflow.
-uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, uint32_t vocab_size);
+// An upper bound of the encoded size, for limits before anything is computed (vocab_size and the widths count); UINT64_MAX on overflow.
+uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, const struct query_limits *limits);

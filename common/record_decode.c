@@ -2,20 +2,20 @@
 // Record bytes -> rows. Every section's length is checked before anything of that size is allocated; every number before it is handed out.
 #include <inttypes.h>
 #include <math.h>
-#include <stdlib.h>
 
 #include "common/cursor.h"
 #include "common/error.h"
 #include "common/half.h"
 #include "common/record_layout.h"
-#include "common/rice.h"
+#include "common/record_read.h"
+#include "common/record_values.h"
 
-static int corrupt(struct error *err, const char *what, size_t row)
+int read_corrupt(struct error *err, const char *what, size_t row)
 {
 	return error_set(err, ERROR_CORRUPT, "record", "%s (row %zu)", what, row);
 }
 
-// Finds the sections the query calls for, in order and of the right lengths, with nothing after the last.
+// Finds the sections the query calls for, in order and, where it says so, of the right lengths, with nothing after the last.
 static int find_sections(const struct record *record, struct section *sections, unsigned n, struct error *err)
 {
 	struct reader r = reader_init(record->bytes, record->n_bytes);
@@ -24,8 +24,7 @@ static int find_sections(const struct record *record, struct section *sections, 
 		uint16_t tag = reader_u16(&r), reserved = reader_u16(&r);
 		uint32_t n_bytes = reader_u32(&r);
 		const uint8_t *data = reader_bytes(&r, n_bytes);
-		bool is_ids = sections[i].tag == SECTION_IDS;
-		if (r.failed || tag != sections[i].tag || reserved || (is_ids ? !n_bytes : n_bytes != sections[i].n_bytes))
+		if (r.failed || tag != sections[i].tag || reserved || (!sections[i].variable && n_bytes != sections[i].n_bytes))
 			return error_set(err, ERROR_CORRUPT, "record",
 					 "section %u (tag %d, %" PRIu32 " bytes) is not the one the query calls for", i,
 					 tag, n_bytes);
@@ -41,131 +40,163 @@ static int read_status(struct record_rows *rows, const uint8_t *from, struct err
 {
 	for (size_t row = 0; row < rows->n_rows; row++) {
 		if (from[row] > ROW_NOT_FINITE)
-			return corrupt(err, "unknown row status", row);
+			return read_corrupt(err, "unknown row status", row);
 		rows->status[row] = from[row];
 	}
 	return 0;
 }
 
-// f32 numbers: finite where the row is OK, zero bits where it is not.
-static int read_column(const struct record_rows *rows, const uint8_t *from, float *to, size_t width, const char *name, struct error *err)
+// f32 numbers: what an OK row may hold, zero bits in any other.
+static int read_column(const struct record_rows *rows, const uint8_t *from, float *to, const struct column *c, struct error *err)
 {
+	size_t width = column_width(&rows->query, c->tag);
 	for (size_t row = 0; row < rows->n_rows; row++) {
 		for (size_t i = row * width; i < (row + 1) * width; i++) {
 			uint32_t bits = load_u32(from, i);
-			if (rows->status[row] == ROW_OK ? (bits & 0x7f800000) == 0x7f800000 : bits != 0)
-				return corrupt(err, name, row);
 			to[i] = bits_float(bits);
+			if (rows->status[row] == ROW_OK ? !(to[i] >= c->low && to[i] <= c->high) : bits != 0)
+				return read_corrupt(err, c->name, row);
 		}
 	}
 	return 0;
 }
 
-// Like a column, but the row of the last token holds the one NaN that means "nothing follows".
-static int read_own(const struct record_rows *rows, const uint8_t *from, struct error *err)
+// Like a column, but a row whose next token has no logit holds the one NaN that says so.
+static int read_own(struct record_rows *rows, const uint8_t *from, struct error *err)
 {
-	for (size_t row = 0; row < rows->n_rows; row++) {
+	for (uint32_t row = 0; row < rows->n_rows; row++) {
 		uint32_t bits = load_u32(from, row);
-		bool ok = rows->status[row] == ROW_OK, follows = (size_t)rows->query.first + row + 1 < rows->sequence.n_tokens;
-		if (!ok ? bits != 0 : !follows ? bits != OWN_ABSENT : (bits & 0x7f800000) == 0x7f800000)
-			return corrupt(err, "bad own logit", row);
+		bool ok = rows->status[row] == ROW_OK, exists = ok && own_exists(rows, row);
+		if (!ok ? bits != 0 : !exists ? bits != NUMBER_ABSENT : (bits & 0x7f800000) == 0x7f800000)
+			return read_corrupt(err, "bad own logit", row);
 		rows->own_logit[row] = bits_float(bits);
 	}
 	return 0;
 }
 
-// The value of entry i of the stream; NaN when it is not a number a row may hold.
-static inline float value_at(const struct record_rows *rows, const uint8_t *from, size_t row, size_t i)
+static int read_argmax(struct record_rows *rows, const uint8_t *from, struct error *err)
 {
-	if (rows->query.values == QUERY_VALUES_F32)
-		return bits_float(load_u32(from, i));
-	uint16_t half;
-	memcpy(&half, from + 2 * i, 2);
-	float difference = half_to_float(le16toh(half));
-	return difference <= 0 ? rows->max_logit[row] + difference : NAN;
-}
-
-// Ascending order of the result is descending order of v; the two zeros are one.
-static inline uint32_t descending_bits(float v)
-{
-	uint32_t bits = float_bits(v + 0.0f);
-	return bits & 0x80000000 ? bits : ~(bits | 0x80000000);
-}
-
-struct row_scratch {
-	uint64_t *keys, *swap;
-	uint32_t *ids;
-	float *values;
-};
-
-// Entries lie by ascending id; the key's lower half is the index there, which orders ties by id.
-static int read_row(struct record_rows *rows, size_t row, struct rice_reader *ids, const uint8_t *values, struct row_scratch *s,
-		    struct error *err)
-{
-	size_t k = rows->query.top_k;
-	bool finite = true;
-	if (rice_reader_next(ids, s->ids, k, rows->vocab_size))
-		return corrupt(err, "bad top-k ids", row);
-	for (size_t i = 0; i < k; i++) {
-		s->values[i] = value_at(rows, values, row, row * k + i);
-		finite &= isfinite(s->values[i]) != 0;
-		s->keys[i] = (uint64_t)descending_bits(s->values[i]) << 32 | i;
+	for (size_t row = 0; row < rows->n_rows; row++) {
+		uint32_t id = load_u32(from, row);
+		bool ok = rows->status[row] == ROW_OK;
+		if (ok ? id >= rows->vocab_size || keep_position(&rows->query, id) == UINT32_MAX : id != 0)
+			return read_corrupt(err, "bad argmax", row);
+		rows->argmax[row] = id;
 	}
-	sort_keys(s->keys, s->swap, k);
-	for (size_t i = 0; i < k; i++) {
-		uint32_t at = (uint32_t)s->keys[i];
-		rows->ids[row * k + i] = s->ids[at];
-		rows->logits[row * k + i] = s->values[at];
-	}
-	if (!finite || rows->logits[row * k] != rows->max_logit[row])
-		return corrupt(err, "top-k values that are not finite or whose first is not the maximum", row);
 	return 0;
 }
 
-// Rows that are not OK have no ids and zero values.
-static int check_zeros(const uint8_t *from, size_t n, size_t row, struct error *err)
+static int read_gathered(struct record_rows *rows, const uint8_t *from, struct error *err)
 {
-	uint8_t any = 0;
-	for (size_t i = 0; i < n; i++)
-		any |= from[i];
-	return any ? corrupt(err, "values in a row without numbers", row) : 0;
+	struct values_reader values = values_reader_init(rows->query.values, from, rows->n_rows);
+	for (uint32_t row = 0; row < rows->n_rows; row++) {
+		uint64_t begin = record_gather_at(rows, row), n = record_gather_at(rows, row + 1) - begin;
+		if (rows->status[row] == ROW_OK ? !values_reader_next(&values, rows->max_logit[row], rows->gathered + begin, n)
+						: !values_reader_skip(&values, n))
+			return read_corrupt(err, "bad gathered logits", row);
+	}
+	return 0;
 }
 
-static int read_top_k(struct record_rows *rows, const struct section *ids, const struct section *values, struct error *err)
+static int read_dense(struct record_rows *rows, const uint8_t *from, struct error *err)
 {
-	size_t k = rows->query.top_k, row_bytes = k * (rows->query.values == QUERY_VALUES_F16 ? 2 : 4);
-	struct row_scratch s = {0};
-	if (*ids->data > RICE_MAX_PARAMETER)
-		return error_set(err, ERROR_CORRUPT, "record", "Rice parameter %d", *ids->data);
-	struct rice_reader reader = rice_reader_init(ids->data + 1, ids->n_bytes - 1, *ids->data);
-	s.keys = malloc(k * (2 * sizeof *s.keys + sizeof *s.ids + sizeof *s.values));
-	if (!s.keys)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory to decode a row of %zu entries", k);
-	s.swap = s.keys + k;
-	s.ids = (uint32_t *)(s.swap + k);
-	s.values = (float *)(s.ids + k);
-	int r = 0;
-	for (size_t row = 0; !r && row < rows->n_rows; row++)
-		r = rows->status[row] == ROW_OK ? read_row(rows, row, &reader, values->data, &s, err)
-						: check_zeros(values->data + row * row_bytes, row_bytes, row, err);
-	if (!r && rice_reader_done(&reader))
-		r = error_set(err, ERROR_CORRUPT, "record", "bits too many after the top-k ids");
-	free(s.keys);
+	struct values_reader values = values_reader_init(rows->query.values, from, rows->n_rows);
+	size_t width = query_vocabulary(&rows->query, rows->vocab_size);
+	for (size_t row = 0; row < rows->n_rows; row++) {
+		float *to = rows->dense + row * width, largest = -INFINITY;
+		bool ok = rows->status[row] == ROW_OK;
+		if (ok ? !values_reader_next(&values, rows->max_logit[row], to, width) : !values_reader_skip(&values, width))
+			return read_corrupt(err, "bad dense logits", row);
+		for (size_t i = 0; ok && i < width; i++)
+			largest = to[i] > largest ? to[i] : largest;
+		if (ok && largest != rows->max_logit[row])
+			return read_corrupt(err, "dense logits whose largest is not the maximum", row);
+	}
+	return 0;
+}
+
+static int read_spans(struct record_rows *rows, const uint8_t *from, struct error *err)
+{
+	for (uint32_t i = 0; i < rows->query.n_spans; i++) {
+		uint32_t bits = load_u32(from, i);
+		if (bits != NUMBER_ABSENT && (bits & 0x7f800000) == 0x7f800000)
+			return error_set(err, ERROR_CORRUPT, "record", "bad sum of span %" PRIu32, i);
+		rows->span_sums[i] = bits_float(bits);
+	}
+	return 0;
+}
+
+static float feature_number(enum query_feature_values format, const uint8_t *from, size_t i)
+{
+	uint16_t half;
+	if (format == QUERY_FEATURE_F32)
+		return bits_float(load_u32(from, i));
+	memcpy(&half, from + 2 * i, 2);
+	half = le16toh(half);
+	return format == QUERY_FEATURE_F16 ? half_to_float(half) : bfloat_to_float(half);
+}
+
+// Zero bits, or (pooled) the NaN of the format, throughout.
+static bool feature_row_is(enum query_feature_values format, const uint8_t *from, uint32_t width, float v)
+{
+	uint32_t bits = float_bits(v);
+	uint16_t half = format == QUERY_FEATURE_F16 ? half_from_float(v) : bfloat_from_float(v);
+	bool equal = true;
+	for (size_t i = 0; i < width; i++) {
+		uint16_t here;
+		memcpy(&here, from + 2 * i, 2);
+		equal &= format == QUERY_FEATURE_F32 ? load_u32(from, i) == bits : le16toh(here) == half;
+	}
+	return equal;
+}
+
+static bool read_feature_row(const struct record_rows *rows, uint32_t row, const uint8_t *from, float *to, uint32_t width)
+{
+	enum query_feature_values format = rows->query.feature_values;
+	bool finite = true;
+	for (uint32_t i = 0; i < width; i++) {
+		to[i] = feature_number(format, from, i);
+		finite &= isfinite(to[i]) != 0;
+	}
+	if (rows->query.pooling != QUERY_POOLING_NONE)
+		return finite || feature_row_is(format, from, width, bits_float(NUMBER_ABSENT));
+	return rows->status[row] == ROW_OK ? finite : feature_row_is(format, from, width, 0);
+}
+
+static int read_feature(struct record_rows *rows, const struct section *s, struct error *err)
+{
+	const struct query *q = &rows->query;
+	uint32_t width = s->n_bytes >= 4 ? load_u32(s->data, 0) : 0, n = feature_rows(q, rows->n_rows);
+	if (!width || s->n_bytes != feature_bytes(q, rows->n_rows, width))
+		return error_set(err, ERROR_CORRUPT, "record", "feature %" PRIu32 ": %" PRIu64 " bytes for a width of %" PRIu32, s->feature,
+				 s->n_bytes, width);
+	int r = record_rows_add_feature(rows, s->feature, width, err);
+	size_t row_bytes = n ? (s->n_bytes - 4) / n : 0;
+	for (uint32_t row = 0; !r && row < n; row++)
+		if (!read_feature_row(rows, row, s->data + 4 + row * row_bytes, rows->features[s->feature] + (size_t)row * width, width))
+			r = read_corrupt(err, "bad feature", row);
 	return r;
 }
 
-static int read_section(struct record_rows *rows, const struct section *section, struct error *err)
+static int read_section(struct record_rows *rows, const struct section *s, struct error *err)
 {
-	switch (section->tag) {
-	case SECTION_STATUS: return read_status(rows, section->data, err);
-	case SECTION_MAX_LOGIT: return read_column(rows, section->data, rows->max_logit, 1, "bad maximum", err);
-	case SECTION_LSE: return read_column(rows, section->data, rows->lse, rows->query.n_temperatures, "bad lse", err);
-	case SECTION_IDS: return read_top_k(rows, section, section + 1, err);    // the values are the next section
-	case SECTION_VALUES_F32: case SECTION_VALUES_F16: return 0;
-	case SECTION_OWN: return read_own(rows, section->data, err);
-	case SECTION_ENTROPY: return read_column(rows, section->data, rows->entropy, 1, "bad entropy", err);
+	const struct column *column = column_find(s->tag);
+	if (column)
+		return read_column(rows, s->data, *column_of(rows, column), column, err);
+	switch (s->tag) {
+	case SECTION_STATUS: return read_status(rows, s->data, err);
+	case SECTION_TOP_COUNTS: return read_top_counts(rows, s, err);
+	case SECTION_TOP_IDS: return read_top(rows, s, s + 1, err);    // the values are the next section
+	case SECTION_DENSE: return read_dense(rows, s->data, err);
+	case SECTION_OWN: return read_own(rows, s->data, err);
+	case SECTION_ARGMAX: return read_argmax(rows, s->data, err);
+	case SECTION_GATHERED: return read_gathered(rows, s->data, err);
+	case SECTION_DRAWS: return read_draws(rows, s, err);
+	case SECTION_DRAW_RATIOS: return read_draw_ratios(rows, s, err);
+	case SECTION_SPANS: return read_spans(rows, s->data, err);
+	case SECTION_FEATURE: return read_feature(rows, s, err);
+	default: return 0;
 	}
-	return 0;
 }
 
 int record_decode(const struct record *record, struct record_rows **ret_rows, struct error *err)
@@ -173,7 +204,7 @@ int record_decode(const struct record *record, struct record_rows **ret_rows, st
 	struct section sections[N_SECTIONS_MAX];
 	struct record_rows *rows = NULL;
 	struct sequence s = {0};
-	unsigned n = section_list(&record->query, record->n_rows, sections);
+	unsigned n = section_list(&record->query, record->n_rows, record->vocab_size, sections);
 	int r = find_sections(record, sections, n, err);
 	if (r)
 		return r;

@@ -1,61 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows -> record bytes. Each row's entries are sorted by id once; the gaps' cost under every Rice parameter is summed on the way.
-#include <errno.h>
+// Rows -> record bytes. First everything whose size is not the question's is worked out (sorted top-k, gaps, draws), then it is written.
 #include <inttypes.h>
 #include <math.h>
-#include <stdlib.h>
 
 #include "common/cursor.h"
 #include "common/error.h"
 #include "common/half.h"
+#include "common/record_check.h"
 #include "common/record_layout.h"
+#include "common/record_values.h"
 #include "common/rice.h"
 
-int record_rows_new(const struct content_id *teacher, uint32_t vocab_size, const struct sequence *s, const struct query *canonical,
-		    struct record_rows **ret_rows, struct error *err)
+struct encoder {
+	const struct record_rows *rows;
+	uint64_t *keys;                // top-k entries of OK rows, one row after the other: id's position << 32 | value, ascending in a row
+	uint32_t *gaps;                // of their positions
+	uint64_t n_top;                // how many
+	uint32_t *counts;              // ids of each OK row - 1, with top_mass
+	uint64_t n_counts;
+	uint32_t *draw_gaps;           // as gaps, of drawn ids
+	uint64_t n_draws, draw_count_bits;
+	unsigned top_parameter, counts_parameter, draw_parameter;
+	uint64_t top_bits, counts_bits, draw_bits;
+	uint64_t *scratch;             // (top_k)
+	float *row_values;             // (top_k)
+};
+
+static bool row_is_ok(const struct record_rows *rows, uint32_t row)
 {
-	struct record_rows *rows = calloc(1, sizeof *rows);
-	if (!rows)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for rows");
-	size_t n = query_rows(canonical), k = canonical->top_k;
-	rows->teacher = *teacher;
-	rows->vocab_size = vocab_size;
-	rows->query = *canonical;
-	rows->n_rows = (uint32_t)n;
-	rows->status = calloc(n, sizeof *rows->status);
-	rows->max_logit = calloc(n, sizeof *rows->max_logit);
-	rows->lse = calloc(n * canonical->n_temperatures, sizeof *rows->lse);
-	if (k) {
-		rows->ids = calloc(n * k, sizeof *rows->ids);        // n < 2^31, k <= 2^24: no overflow
-		rows->logits = calloc(n * k, sizeof *rows->logits);
-	}
-	if (canonical->own)
-		rows->own_logit = calloc(n, sizeof *rows->own_logit);
-	if (canonical->entropy)
-		rows->entropy = calloc(n, sizeof *rows->entropy);
-	if (sequence_init(&rows->sequence, s->tokens, s->n_tokens) || !rows->status || !rows->max_logit || !rows->lse ||
-	    (k && (!rows->ids || !rows->logits)) || (canonical->own && !rows->own_logit) || (canonical->entropy && !rows->entropy)) {
-		record_rows_free(rows);
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for %zu rows of top-%zu", n, k);
-	}
-	*ret_rows = rows;
-	return 0;
+	return !rows->status || rows->status[row] == ROW_OK;
 }
 
-struct record_rows *record_rows_free(struct record_rows *rows)
+static uint32_t row_n_top(const struct record_rows *rows, uint32_t row)
 {
-	if (!rows)
-		return NULL;
-	sequence_done(&rows->sequence);
-	free(rows->status);
-	free(rows->max_logit);
-	free(rows->lse);
-	free(rows->ids);
-	free(rows->logits);
-	free(rows->own_logit);
-	free(rows->entropy);
-	free(rows);
-	return NULL;
+	return rows->status[row] != ROW_OK ? 0 : rows->n_top ? rows->n_top[row] : rows->query.top_k;
 }
 
 // Sorts runs of 8 by insertion, then merges them pairwise.
@@ -82,147 +60,317 @@ void sort_keys(uint64_t *keys, uint64_t *scratch, size_t n)
 	}
 }
 
-// Numbers of one OK row besides its top-k.
-static int check_row(const struct record_rows *rows, uint32_t row, struct error *err)
+static void append_gaps(uint32_t *gaps, const uint64_t *keys, size_t n)
 {
-	uint32_t nt = rows->query.n_temperatures;
-	bool finite = isfinite(rows->max_logit[row]);
-	for (uint32_t t = 0; t < nt; t++)
-		finite &= isfinite(rows->lse[(size_t)row * nt + t]) != 0;
-	bool follows = (uint32_t)rows->query.first + row + 1 < rows->sequence.n_tokens;
-	if (rows->own_logit && follows)
-		finite &= isfinite(rows->own_logit[row]) != 0;
-	if (rows->entropy)
-		finite &= isfinite(rows->entropy[row]) != 0;
-	if (!finite)
-		return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 " is called ok but holds a number that is not finite", row);
-	return 0;
+	uint32_t next = 0;
+	for (size_t i = 0; i < n; i++) {
+		uint32_t position = (uint32_t)(keys[i] >> 32);
+		gaps[i] = position - next;
+		next = position + 1;
+	}
 }
 
-// Fills keys (top_k): id in the upper half, the value's bits in the lower, ascending by id.
-static int sort_row(const struct record_rows *rows, uint32_t row, uint64_t *keys, uint64_t *scratch, struct error *err)
+// One row's top-k, checked and sorted by position, behind those before it.
+static int prepare_top(struct encoder *e, uint32_t row, struct error *err)
 {
-	size_t k = rows->query.top_k;
+	const struct record_rows *rows = e->rows;
+	size_t k = rows->query.top_k, n = row_n_top(rows, row);
 	const uint32_t *ids = rows->ids + row * k;
 	const float *logits = rows->logits + row * k;
-	bool good = logits[0] == rows->max_logit[row];
-	for (size_t i = 0; i < k; i++) {
-		good &= logits[i] <= logits[0] && isfinite(logits[i]) && ids[i] < rows->vocab_size;
-		keys[i] = (uint64_t)ids[i] << 32 | float_bits(logits[i]);
+	uint64_t *keys = e->keys + e->n_top;
+	bool good = n && logits[0] == rows->max_logit[row];
+	for (size_t i = 0; i < n; i++) {
+		uint32_t position = keep_position(&rows->query, ids[i]);
+		good &= logits[i] <= logits[0] && logits[i] >= -__FLT_MAX__ && ids[i] < rows->vocab_size && position != UINT32_MAX;
+		keys[i] = (uint64_t)position << 32 | float_bits(logits[i]);
 	}
-	sort_keys(keys, scratch, k);
-	for (size_t i = 1; i < k; i++)
+	sort_keys(keys, e->scratch, n);
+	for (size_t i = 1; i < n; i++)
 		good &= keys[i] >> 32 > keys[i - 1] >> 32;
 	if (!good)
 		return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32
 				 ": top-k ids repeat or leave the vocabulary, or its first value is not a finite maximum", row);
+	append_gaps(e->gaps + e->n_top, keys, n);
+	e->n_top += n;
+	if (rows->n_top)
+		e->counts[e->n_counts++] = (uint32_t)n - 1;
 	return 0;
 }
 
-// Checks every row; with top-k also sorts it into keys (n_rows, top_k) and counts its gaps.
-static int prepare(const struct record_rows *rows, uint64_t *keys, struct rice_cost *cost, struct error *err)
+// With draws.tail no id of the row's top-k (the n keys) was drawn: both ascend.
+static bool draws_avoid_top(const struct record_rows *rows, uint32_t row, const uint64_t *keys, size_t n)
 {
-	size_t k = rows->query.top_k;
-	uint64_t *scratch = k ? malloc(k * sizeof *scratch) : NULL;
-	int r = k && !scratch ? error_set(err, ERROR_MEMORY, NULL, "no memory to sort %zu entries", k) : 0;
-	for (uint32_t row = 0; !r && row < rows->n_rows; row++) {
-		if (rows->status[row] > ROW_NOT_FINITE)
-			r = error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 " has the unknown status %d", row, rows->status[row]);
-		if (r || rows->status[row] != ROW_OK)
-			continue;
-		r = check_row(rows, row, err);
-		if (r || !k)
-			continue;
-		r = sort_row(rows, row, keys + row * k, scratch, err);
-		if (!r)
-			rice_cost_append(cost, keys + row * k, k);
+	size_t i = 0;
+	for (uint32_t d = rows->draw_starts[row]; d < rows->draw_starts[row + 1]; d++) {
+		uint32_t position = keep_position(&rows->query, rows->draw_ids[d]);
+		while (i < n && keys[i] >> 32 < position)
+			i++;
+		if (i < n && keys[i] >> 32 == position)
+			return false;
 	}
-	free(scratch);
+	return true;
+}
+
+static int prepare_draws(struct encoder *e, uint32_t row, struct error *err)
+{
+	const struct record_rows *rows = e->rows;
+	uint32_t next = 0;
+	size_t n_top = rows->query.draws.tail ? row_n_top(rows, row) : 0;
+	if (n_top && !draws_avoid_top(rows, row, e->keys + e->n_top - n_top, n_top))
+		return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 ": an id of its top-k was drawn from outside it", row);
+	for (uint32_t i = rows->draw_starts[row]; i < rows->draw_starts[row + 1]; i++) {
+		uint32_t position = keep_position(&rows->query, rows->draw_ids[i]);
+		e->draw_gaps[e->n_draws++] = position - next;
+		e->draw_count_bits += rice_count_bits(rows->draw_counts[i]);
+		next = position + 1;
+	}
+	return 0;
+}
+
+static int prepare_row(struct encoder *e, uint32_t row, struct error *err)
+{
+	const struct record_rows *rows = e->rows;
+	if (rows->status[row] > ROW_NOT_FINITE)
+		return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 " has the unknown status %d", row, rows->status[row]);
+	if (rows->status[row] != ROW_OK)
+		return 0;
+	int r = check_row(rows, row, err);
+	if (!r && rows->query.top_k)
+		r = prepare_top(e, row, err);
+	if (!r && rows->query.draws.n)
+		r = prepare_draws(e, row, err);
 	return r;
 }
 
-static int check_shape(const struct record_rows *rows, struct error *err)
+static int encoder_init(struct encoder *e, const struct record_rows *rows, struct error *err)
 {
-	struct error why = {0};
-	if (!rows->vocab_size || rows->vocab_size > QUERY_MAX_VOCABULARY)
-		return error_set(err, ERROR_UNSUPPORTED, "record", "a vocabulary of %" PRIu32 " ids", rows->vocab_size);
-	if (check_canonical(&rows->query, &rows->sequence, rows->vocab_size, rows->n_rows, &why))
-		return error_set(err, ERROR_INTERNAL, "record", "%s", why.message);
-	return 0;
+	const struct query *q = &rows->query;
+	size_t n = (size_t)rows->n_rows * q->top_k, n_draws = q->draws.n ? rows->draw_starts[rows->n_rows] : 0;
+	*e = (struct encoder){.rows = rows};
+	if (q->top_k) {
+		e->keys = malloc(n * sizeof *e->keys);        // n_rows < 2^31, top_k <= 2^24
+		e->gaps = malloc(n * sizeof *e->gaps);
+		e->counts = malloc(rows->n_rows * sizeof *e->counts);
+		e->scratch = malloc(q->top_k * sizeof *e->scratch);
+		e->row_values = malloc(q->top_k * sizeof *e->row_values);
+	}
+	if (q->draws.n)
+		e->draw_gaps = malloc((n_draws + 1) * sizeof *e->draw_gaps);
+	if ((q->top_k && (!e->keys || !e->gaps || !e->counts || !e->scratch || !e->row_values)) || (q->draws.n && !e->draw_gaps))
+		return error_set(err, ERROR_MEMORY, NULL, "no memory to encode %zu entries", n + n_draws);
+	int r = 0;
+	for (uint32_t row = 0; !r && rows->status && row < rows->n_rows; row++)
+		r = prepare_row(e, row, err);
+	e->top_parameter = rice_best(e->gaps, e->n_top, &e->top_bits);
+	e->counts_parameter = rice_best(e->counts, e->n_counts, &e->counts_bits);
+	e->draw_parameter = rice_best(e->draw_gaps, e->n_draws, &e->draw_bits);
+	return r;
+}
+
+static void encoder_done(struct encoder *e)
+{
+	free(e->keys);
+	free(e->gaps);
+	free(e->counts);
+	free(e->draw_gaps);
+	free(e->scratch);
+	free(e->row_values);
 }
 
 static void write_column(const struct record_rows *rows, uint8_t *to, const float *values, size_t width)
 {
-	for (size_t row = 0; row < rows->n_rows; row++)
-		for (size_t i = 0; i < width; i++)
-			store_u32(to, row * width + i, rows->status[row] == ROW_OK ? float_bits(values[row * width + i]) : 0);
+	for (uint32_t row = 0; row < rows->n_rows; row++)
+		for (size_t i = row * width; i < (row + 1) * width; i++)
+			store_u32(to, i, rows->status[row] == ROW_OK ? float_bits(values[i]) : 0);
 }
 
 static void write_own(const struct record_rows *rows, uint8_t *to)
 {
 	write_column(rows, to, rows->own_logit, 1);
-	uint32_t row = rows->n_rows - 1;
-	if ((uint32_t)rows->query.last + 1 == rows->sequence.n_tokens && rows->status[row] == ROW_OK)
-		store_u32(to, row, OWN_ABSENT);
+	for (uint32_t row = 0; row < rows->n_rows; row++)
+		if (rows->status[row] == ROW_OK && !own_exists(rows, row))
+			store_u32(to, row, NUMBER_ABSENT);
 }
 
-static void write_ids(const struct record_rows *rows, uint8_t *to, const uint64_t *keys, unsigned parameter)
+static void write_argmax(const struct record_rows *rows, uint8_t *to)
+{
+	for (uint32_t row = 0; row < rows->n_rows; row++)
+		store_u32(to, row, rows->status[row] == ROW_OK ? rows->argmax[row] : 0);
+}
+
+static void write_stream(uint8_t *to, unsigned parameter, const uint32_t *numbers, size_t n)
 {
 	*to = (uint8_t)parameter;
 	struct rice_writer w = rice_writer_init(to + 1, parameter);
-	for (uint32_t row = 0; row < rows->n_rows; row++)
-		if (rows->status[row] == ROW_OK)
-			rice_writer_append(&w, keys + (size_t)row * rows->query.top_k, rows->query.top_k);
+	rice_writer_append(&w, numbers, n);
 	rice_writer_done(&w);
 }
 
-static void write_values_f32(const struct record_rows *rows, uint8_t *to, const uint64_t *keys)
+static int too_far(struct error *err, uint32_t row)
 {
-	size_t k = rows->query.top_k;
-	for (size_t row = 0; row < rows->n_rows; row++)
-		for (size_t i = 0; i < k; i++)
-			store_u32(to, row * k + i, rows->status[row] == ROW_OK ? (uint32_t)keys[row * k + i] : 0);
+	return error_set(err, ERROR_UNSUPPORTED, "values", "row %" PRIu32 ": a logit lies further below the row's maximum than the format "
+			 "holds; ask for f32", row);
 }
 
-static int write_values_f16(const struct record_rows *rows, uint8_t *to, const uint64_t *keys, struct error *err)
+static int write_top_values(const struct encoder *e, uint8_t *to, struct error *err)
 {
-	size_t k = rows->query.top_k;
-	for (size_t row = 0; row < rows->n_rows; row++) {
-		bool ok = rows->status[row] == ROW_OK;
-		for (size_t i = 0; i < k; i++) {
-			uint16_t half = ok ? half_from_float(bits_float((uint32_t)keys[row * k + i]) - rows->max_logit[row]) : 0;
-			if ((half & 0x7c00) == 0x7c00)
-				return error_set(err, ERROR_UNSUPPORTED, "values",
-						 "row %zu: a logit lies more than 65504 below the row's maximum; "
-						 "ask for f32", row);
-			half = htole16(half);
-			memcpy(to + 2 * (row * k + i), &half, 2);
+	const struct record_rows *rows = e->rows;
+	struct values_writer w = values_writer_init(rows->query.values, to, rows->n_rows);
+	const uint64_t *keys = e->keys;
+	for (uint32_t row = 0; row < rows->n_rows; row++) {
+		size_t n = row_n_top(rows, row);
+		for (size_t i = 0; i < n; i++)
+			e->row_values[i] = bits_float((uint32_t)keys[i]);
+		if (rows->status[row] != ROW_OK)
+			values_writer_skip(&w, rows->n_top ? 0 : rows->query.top_k);
+		else if (!values_writer_append(&w, rows->max_logit[row], e->row_values, n))
+			return too_far(err, row);
+		keys += n;
+	}
+	return 0;
+}
+
+// Rows of `values`, row r's from at(rows, r) on.
+static int write_values(const struct record_rows *rows, uint8_t *to, const float *values,
+			uint64_t (*at)(const struct record_rows *rows, uint32_t row), struct error *err)
+{
+	struct values_writer w = values_writer_init(rows->query.values, to, rows->n_rows);
+	for (uint32_t row = 0; row < rows->n_rows; row++) {
+		uint64_t begin = at(rows, row), n = at(rows, row + 1) - begin;
+		if (rows->status[row] != ROW_OK)
+			values_writer_skip(&w, n);
+		else if (!values_writer_append(&w, rows->max_logit[row], values + begin, n))
+			return too_far(err, row);
+	}
+	return 0;
+}
+
+static uint64_t dense_at(const struct record_rows *rows, uint32_t row)
+{
+	return (uint64_t)row * query_vocabulary(&rows->query, rows->vocab_size);
+}
+
+static void write_draws(const struct encoder *e, uint8_t *to)
+{
+	const struct record_rows *rows = e->rows;
+	const uint32_t *gaps = e->draw_gaps;
+	*to = (uint8_t)e->draw_parameter;
+	struct rice_writer w = rice_writer_init(to + 1, e->draw_parameter);
+	for (uint32_t row = 0; row < rows->n_rows; row++) {
+		if (rows->status[row] != ROW_OK)
+			continue;
+		for (uint32_t i = rows->draw_starts[row]; i < rows->draw_starts[row + 1]; i++) {
+			rice_writer_append(&w, gaps++, 1);
+			rice_writer_append_count(&w, rows->draw_counts[i]);
 		}
 	}
-	return 0;
+	rice_writer_done(&w);
 }
 
-static int write_section(const struct record_rows *rows, const struct section *section, const uint64_t *keys, unsigned parameter,
-			 struct error *err)
+static void write_draw_ratios(const struct record_rows *rows, uint8_t *to)
 {
-	switch (section->tag) {
-	case SECTION_STATUS: memcpy(section->data, rows->status, rows->n_rows); break;
-	case SECTION_MAX_LOGIT: write_column(rows, section->data, rows->max_logit, 1); break;
-	case SECTION_LSE: write_column(rows, section->data, rows->lse, rows->query.n_temperatures); break;
-	case SECTION_IDS: write_ids(rows, section->data, keys, parameter); break;
-	case SECTION_VALUES_F32: write_values_f32(rows, section->data, keys); break;
-	case SECTION_VALUES_F16: return write_values_f16(rows, section->data, keys, err);
-	case SECTION_OWN: write_own(rows, section->data); break;
-	case SECTION_ENTROPY: write_column(rows, section->data, rows->entropy, 1); break;
+	size_t n = 0;
+	for (uint32_t row = 0; row < rows->n_rows; row++)
+		for (uint32_t i = rows->draw_starts[row]; rows->status[row] == ROW_OK && i < rows->draw_starts[row + 1]; i++)
+			store_u32(to, n++, float_bits(rows->draw_log_ratios[i]));
+}
+
+static int write_spans(const struct record_rows *rows, uint8_t *to, struct error *err)
+{
+	for (uint32_t i = 0; i < rows->query.n_spans; i++) {
+		float sum = rows->span_sums[i];
+		if (isinf(sum))
+			return error_set(err, ERROR_INTERNAL, "record", "the sum of span %" PRIu32 " is infinite", i);
+		store_u32(to, i, isnan(sum) ? NUMBER_ABSENT : float_bits(sum));
 	}
 	return 0;
 }
 
-static void write_header(const struct record_rows *rows, struct record *record, unsigned n_sections)
+static uint16_t half_number(enum query_feature_values format, float v)
 {
-	struct writer query = writer_init(NULL, 0), w = writer_init(record->bytes, record->n_bytes);
+	return format == QUERY_FEATURE_F16 ? half_from_float(v) : bfloat_from_float(v);
+}
+
+// One row of a feature. Pooled ones may be NaN throughout.
+static int write_feature_row(enum query_feature_values format, uint8_t *to, const float *values, uint32_t width, bool may_be_absent,
+			     struct error *err)
+{
+	bool absent = may_be_absent && isnan(values[0]), good = true;
+	for (uint32_t i = 0; i < width; i++) {
+		float v = absent ? bits_float(NUMBER_ABSENT) : values[i];
+		uint16_t half = format == QUERY_FEATURE_F32 ? 0 : htole16(half_number(format, v));
+		uint16_t infinite = format == QUERY_FEATURE_F16 ? 0x7c00 : 0x7f80;
+		if (!absent && !isfinite(v))
+			return error_set(err, ERROR_INTERNAL, "record", "a feature is not finite");
+		good &= absent || (le16toh(half) & infinite) != infinite;
+		if (format == QUERY_FEATURE_F32)
+			store_u32(to, i, float_bits(v));
+		else
+			memcpy(to + 2 * (size_t)i, &half, 2);
+	}
+	return good ? 0 : error_set(err, ERROR_UNSUPPORTED, "feature_values", "a number is beyond what the format holds; ask for f32 or bf16");
+}
+
+static int write_feature(const struct record_rows *rows, uint32_t feature, uint8_t *to, struct error *err)
+{
+	const struct query *q = &rows->query;
+	uint32_t width = rows->feature_widths[feature], n = feature_rows(q, rows->n_rows);
+	size_t row_bytes = (size_t)width * (q->feature_values == QUERY_FEATURE_F32 ? 4 : 2);
+	bool pooled = q->pooling != QUERY_POOLING_NONE;
+	int r = 0;
+	store_u32(to, 0, width);
+	for (uint32_t row = 0; !r && row < n; row++) {
+		uint8_t *at = to + 4 + row * row_bytes;
+		if (pooled || row_is_ok(rows, row))
+			r = write_feature_row(q->feature_values, at, rows->features[feature] + (size_t)row * width, width, pooled, err);
+		else
+			memset(at, 0, row_bytes);
+	}
+	return r;
+}
+
+static int write_section(const struct encoder *e, const struct section *section, struct error *err)
+{
+	const struct record_rows *rows = e->rows;
+	const struct column *column = column_find(section->tag);
+	uint8_t *to = section->data;
+	if (column)
+		write_column(rows, to, column_values(rows, column), column_width(&rows->query, section->tag));
+	switch (section->tag) {
+	case SECTION_STATUS: memcpy(to, rows->status, rows->n_rows); break;
+	case SECTION_TOP_COUNTS: write_stream(to, e->counts_parameter, e->counts, e->n_counts); break;
+	case SECTION_TOP_IDS: write_stream(to, e->top_parameter, e->gaps, e->n_top); break;
+	case SECTION_TOP_VALUES: return write_top_values(e, to, err);
+	case SECTION_DENSE: return write_values(rows, to, rows->dense, dense_at, err);
+	case SECTION_OWN: write_own(rows, to); break;
+	case SECTION_ARGMAX: write_argmax(rows, to); break;
+	case SECTION_GATHERED: return write_values(rows, to, rows->gathered, record_gather_at, err);
+	case SECTION_DRAWS: write_draws(e, to); break;
+	case SECTION_DRAW_RATIOS: write_draw_ratios(rows, to); break;
+	case SECTION_SPANS: return write_spans(rows, to, err);
+	case SECTION_FEATURE: return write_feature(rows, section->feature, to, err);
+	default: break;
+	}
+	return 0;
+}
+
+static uint64_t variable_bytes(const struct encoder *e, const struct section *section)
+{
+	const struct record_rows *rows = e->rows;
+	switch (section->tag) {
+	case SECTION_TOP_COUNTS: return 1 + (e->counts_bits + 7) / 8;
+	case SECTION_TOP_IDS: return 1 + (e->top_bits + 7) / 8;
+	case SECTION_TOP_VALUES: return values_bytes(rows->query.values, rows->n_rows, e->n_top);
+	case SECTION_DRAWS: return 1 + (e->draw_bits + e->draw_count_bits + 7) / 8;
+	case SECTION_DRAW_RATIOS: return 4 * e->n_draws;
+	default: return feature_bytes(&rows->query, rows->n_rows, rows->feature_widths[section->feature]);
+	}
+}
+
+static void write_header(const struct record_rows *rows, struct record *record, size_t n_query, unsigned n_sections)
+{
+	struct writer w = writer_init(record->bytes, record->n_bytes);
 	struct content_id key = query_key(&rows->teacher, &rows->sequence, &rows->query);
-	query_encode(&rows->query, &query);
 	writer_u32(&w, RECORD_MAGIC);
 	writer_u16(&w, RECORD_VERSION);
 	writer_u16(&w, 0);
@@ -233,21 +381,20 @@ static void write_header(const struct record_rows *rows, struct record *record, 
 	writer_u32(&w, rows->vocab_size);
 	writer_u32(&w, rows->sequence.n_tokens);
 	writer_u32(&w, rows->n_rows);
-	writer_u16(&w, (uint16_t)query.position);
+	writer_u32(&w, (uint32_t)n_query);
 	writer_u16(&w, (uint16_t)n_sections);
+	writer_u16(&w, 0);
 	query_encode(&rows->query, &w);
 	for (uint32_t i = 0; i < rows->sequence.n_tokens; i++)
-		writer_u32(&w, rows->sequence.tokens[i]);
+		store_u32(record->bytes + w.position, i, rows->sequence.tokens[i]);
 	record->n_tokens = rows->sequence.n_tokens;
 	record->n_rows = rows->n_rows;
 	record->vocab_size = rows->vocab_size;
-	record->query = rows->query;
-	record->sections_at = w.position;
+	record->sections_at = w.position + 4 * (size_t)rows->sequence.n_tokens;
 }
 
 // Headers and contents of all sections, then the checksum.
-static int write_sections(const struct record_rows *rows, struct record *record, struct section *sections, unsigned n,
-			  const uint64_t *keys, unsigned parameter, struct error *err)
+static int write_sections(const struct encoder *e, struct record *record, struct section *sections, unsigned n, struct error *err)
 {
 	struct writer w = writer_init(record->bytes, record->n_bytes);
 	w.position = record->sections_at;
@@ -257,7 +404,7 @@ static int write_sections(const struct record_rows *rows, struct record *record,
 		writer_u32(&w, (uint32_t)sections[i].n_bytes);
 		sections[i].data = record->bytes + w.position;
 		w.position += sections[i].n_bytes;
-		int r = write_section(rows, &sections[i], keys, parameter, err);
+		int r = write_section(e, &sections[i], err);
 		if (r)
 			return r;
 	}
@@ -265,46 +412,43 @@ static int write_sections(const struct record_rows *rows, struct record *record,
 	return 0;
 }
 
-int record_encode(const struct record_rows *rows, struct record **ret_record, struct error *err)
+static int write_record(const struct encoder *e, struct record **ret_record, struct error *err)
 {
-	struct rice_cost cost = {{0}};
+	const struct record_rows *rows = e->rows;
 	struct section sections[N_SECTIONS_MAX];
-	struct record *record = NULL;
-	size_t n_entries = (size_t)rows->n_rows * rows->query.top_k;
-	int r = check_shape(rows, err);
-	if (r)
-		return r;
-	uint64_t *keys = n_entries ? calloc(n_entries, sizeof *keys) : NULL;
-	if (n_entries && !keys)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory to encode %zu entries", n_entries);
-	r = prepare(rows, keys, &cost, err);
-	if (r)
-		goto out;
-	unsigned parameter = rice_cost_best(&cost), n = section_list(&rows->query, rows->n_rows, sections);
-	struct writer query = writer_init(NULL, 0);
-	query_encode(&rows->query, &query);
-	uint64_t total = RECORD_HEADER_BYTES + query.position + 4 * (uint64_t)rows->sequence.n_tokens;
+	size_t n_query = query_bytes(&rows->query);
+	unsigned n = section_list(&rows->query, rows->n_rows, rows->vocab_size, sections);
+	uint64_t total = RECORD_HEADER_BYTES + n_query + 4 * (uint64_t)rows->sequence.n_tokens;
 	for (unsigned i = 0; i < n; i++) {
-		if (sections[i].tag == SECTION_IDS)
-			sections[i].n_bytes = 1 + (cost.bits[parameter] + 7) / 8;
-		total += SECTION_HEADER_BYTES + sections[i].n_bytes;    // each below 2^60: no overflow
+		if (sections[i].variable)
+			sections[i].n_bytes = variable_bytes(e, &sections[i]);
+		total = size_plus(total, size_plus(SECTION_HEADER_BYTES, sections[i].n_bytes));
 	}
-	if (total > RECORD_MAX_BYTES) {
-		r = error_set(err, ERROR_TOO_LARGE, "record", "%" PRIu64 " bytes, the limit is %u", total, RECORD_MAX_BYTES);
-		goto out;
+	if (total > RECORD_MAX_BYTES)
+		return error_set(err, ERROR_TOO_LARGE, "record", "%" PRIu64 " bytes, the limit is %u", total, RECORD_MAX_BYTES);
+	struct record *record = record_new((size_t)total);
+	if (!record || query_copy(&record->query, &rows->query)) {
+		free(record);
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a record of %" PRIu64 " bytes", total);
 	}
-	record = record_new((size_t)total);
-	if (!record) {
-		r = error_set(err, ERROR_MEMORY, NULL, "no memory for a record of %" PRIu64 " bytes", total);
-		goto out;
-	}
-	write_header(rows, record, n);
-	r = write_sections(rows, record, sections, n, keys, parameter, err);
-out:
-	free(keys);
+	write_header(rows, record, n_query, n);
+	int r = write_sections(e, record, sections, n, err);
 	if (r)
 		record_unref(record);
 	else
 		*ret_record = record;
+	return r;
+}
+
+int record_encode(const struct record_rows *rows, struct record **ret_record, struct error *err)
+{
+	struct encoder e;
+	int r = check_shape(rows, err);
+	if (r)
+		return r;
+	r = encoder_init(&e, rows, err);
+	if (!r)
+		r = write_record(&e, ret_record, err);
+	encoder_done(&e);
 	return r;
 }

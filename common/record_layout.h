@@ -5,34 +5,47 @@
 #include <endian.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/record.h"
 
 #define RECORD_MAGIC 0x4352444bu       // "KDRC" as it lies in the bytes
-#define RECORD_VERSION 1
-#define RECORD_HEADER_BYTES 96
+#define RECORD_VERSION 2
+#define RECORD_HEADER_BYTES 100
 #define RECORD_CRC_AT 12               // the checksum covers all other bytes
 #define RECORD_TEACHER_AT 16
 #define RECORD_KEY_AT 48
 #define SECTION_HEADER_BYTES 8
-#define OWN_ABSENT 0x7fc00000u         // the one NaN allowed: own at the last token
+#define NUMBER_ABSENT 0x7fc00000u      // the one NaN allowed: own where nothing follows, the sum of a span that has none
 
 enum section_tag {
 	SECTION_STATUS = 1,
 	SECTION_MAX_LOGIT = 2,
 	SECTION_LSE = 3,
-	SECTION_IDS = 4,
-	SECTION_VALUES_F32 = 5,
-	SECTION_VALUES_F16 = 6,
-	SECTION_OWN = 7,
-	SECTION_ENTROPY = 8,
+	SECTION_TOP_COUNTS = 4,
+	SECTION_TOP_IDS = 5,
+	SECTION_TOP_VALUES = 6,
+	SECTION_DENSE = 7,
+	SECTION_OWN = 8,
+	SECTION_ENTROPY = 9,
+	SECTION_MAX_PROB = 10,
+	SECTION_ARGMAX = 11,
+	SECTION_SUM_SQUARES = 12,
+	SECTION_TAIL = 13,
+	SECTION_GATHERED = 14,
+	SECTION_DRAWS = 15,
+	SECTION_DRAW_RATIOS = 16,
+	SECTION_SPANS = 17,
+	SECTION_FEATURE = 18,          // once for each feature
 };
-#define N_SECTIONS_MAX 8
+#define N_SECTIONS_MAX (17 + QUERY_MAX_FEATURES)
 
 struct section {
 	enum section_tag tag;
-	uint64_t n_bytes;              // of the contents; IDS: set by whoever knows
+	uint32_t feature;              // of SECTION_FEATURE: which
+	bool variable;                 // its length depends on the answer
+	uint64_t n_bytes;              // of the contents; UINT64_MAX when it overflows; where variable, set by whoever knows
 	uint8_t *data;
 };
 
@@ -45,12 +58,53 @@ struct record {
 	uint8_t bytes[];
 };
 
-// Sections of a canonical query in their order; returns how many. n_bytes of IDS is 0.
-unsigned section_list(const struct query *q, uint32_t n_rows, struct section ret_sections[N_SECTIONS_MAX]);
+// A column of f32 numbers, one or (lse) several a row.
+struct column {
+	enum section_tag tag;
+	size_t at;                     // of its float pointer in struct record_rows
+	float low, high;               // what an OK row may hold
+	const char *name;
+};
+#define N_COLUMNS 6
+extern const struct column columns[N_COLUMNS];
+const struct column *column_find(enum section_tag tag);         // NULL: not a column
+bool column_asked(const struct query *q, enum section_tag tag);
+static inline size_t column_width(const struct query *q, enum section_tag tag)
+{
+	return tag == SECTION_LSE ? q->n_temperatures : 1;
+}
+static inline float **column_of(struct record_rows *rows, const struct column *c)
+{
+	return (float **)(void *)((char *)rows + c->at);
+}
+static inline const float *column_values(const struct record_rows *rows, const struct column *c)
+{
+	return *(float *const *)(const void *)((const char *)rows + c->at);
+}
+
+// Sections of a canonical query in their order; returns how many.
+unsigned section_list(const struct query *q, uint32_t n_rows, uint32_t vocab_size, struct section ret_sections[N_SECTIONS_MAX]);
+bool query_has_status(const struct query *q);    // anything for each row
+uint32_t query_vocabulary(const struct query *q, uint32_t vocab_size);    // n_keep where ids are kept
+uint64_t feature_bytes(const struct query *q, uint32_t n_rows, uint32_t width);    // contents of its section; saturates
+uint32_t feature_rows(const struct query *q, uint32_t n_rows);
 struct record *record_new(size_t n_bytes);       // one reference, zeroed fields, bytes not; NULL: no memory
-// A valid question in canonical form that asks for n_rows rows; else -EBADMSG.
+// A valid question in canonical form that asks for n_rows rows; else -EBADMSG (or -ENOMEM).
 int check_canonical(const struct query *q, const struct sequence *s, uint32_t vocab_size, uint32_t n_rows, struct error *err);
 uint32_t record_checksum(const uint8_t *bytes, size_t n);
+
+// Sizes that hostile or absurd questions overflow: UINT64_MAX then.
+static inline uint64_t size_times(uint64_t a, uint64_t b)
+{
+	uint64_t n;
+	return __builtin_mul_overflow(a, b, &n) ? UINT64_MAX : n;
+}
+
+static inline uint64_t size_plus(uint64_t a, uint64_t b)
+{
+	uint64_t n;
+	return __builtin_add_overflow(a, b, &n) ? UINT64_MAX : n;
+}
 
 static inline void store_u32(uint8_t *to, size_t i, uint32_t v)
 {
@@ -77,6 +131,34 @@ static inline float bits_float(uint32_t bits)
 	float v;
 	memcpy(&v, &bits, 4);
 	return v;
+}
+
+// Ascending ids of the question: where `id` stands among them (among all, where none are kept); UINT32_MAX: nowhere.
+static inline uint32_t keep_position(const struct query *q, uint32_t id)
+{
+	uint32_t begin = 0, end = q->n_keep;
+	if (!end)
+		return id;
+	while (begin < end) {
+		uint32_t middle = begin + (end - begin) / 2;
+		if (q->keep[middle] < id)
+			begin = middle + 1;
+		else
+			end = middle;
+	}
+	return begin < q->n_keep && q->keep[begin] == id ? begin : UINT32_MAX;
+}
+
+static inline uint32_t keep_id(const struct query *q, uint32_t position)
+{
+	return q->n_keep ? q->keep[position] : position;
+}
+
+// The token after row `row` has a logit in it.
+static inline bool own_exists(const struct record_rows *rows, uint32_t row)
+{
+	size_t next = (size_t)rows->query.first + row + 1;
+	return next < rows->sequence.n_tokens && keep_position(&rows->query, rows->sequence.tokens[next]) != UINT32_MAX;
 }
 
 // Ascending merge sort, bottom up; scratch holds n. Stable order is not needed: keys are unique.

@@ -7,27 +7,54 @@
 #include <stdbool.h>
 #include <string.h>
 
-void rice_cost_append(struct rice_cost *cost, const uint64_t *keys, size_t n)
+// Blocks keep the sums within 32 bits, so that the loop is four or eight numbers wide.
+static uint64_t sum_of_quotients(const uint32_t *numbers, size_t n, unsigned b)
 {
-	uint32_t sums[RICE_MAX_PARAMETER + 1] = {0};    // gaps of a row sum to less than 2^24
-	uint32_t next = 0;
-	for (size_t i = 0; i < n; i++) {
-		uint32_t id = (uint32_t)(keys[i] >> 32), gap = id - next;
-		for (unsigned b = 0; b <= RICE_MAX_PARAMETER; b++)
-			sums[b] += gap >> b;
-		next = id + 1;
+	uint64_t sum = 0;
+	for (size_t begin = 0; begin < n; begin += 128) {
+		size_t end = n - begin < 128 ? n : begin + 128;
+		uint32_t part = 0;
+		for (size_t i = begin; i < end; i++)
+			part += numbers[i] >> b;
+		sum += part;
 	}
-	for (unsigned b = 0; b <= RICE_MAX_PARAMETER; b++)
-		cost->bits[b] += sums[b] + (uint64_t)n * (b + 1);
+	return sum;
 }
 
-unsigned rice_cost_best(const struct rice_cost *cost)
+static uint64_t cost(const uint32_t *numbers, size_t n, unsigned b)
 {
-	unsigned best = 0;
-	for (unsigned b = 1; b <= RICE_MAX_PARAMETER; b++)
-		if (cost->bits[b] < cost->bits[best])
-			best = b;
-	return best;
+	return sum_of_quotients(numbers, n, b) + (uint64_t)n * (b + 1);
+}
+
+// The cost is convex in b: from b to b + 1 it grows by n - sum(ceil((g >> b) / 2)), which never falls. So walking downhill from any
+// parameter finds the best; the mean is a good place to begin.
+unsigned rice_best(const uint32_t *numbers, size_t n, uint64_t *ret_bits)
+{
+	unsigned b = 0;
+	uint64_t mean = n ? sum_of_quotients(numbers, n, 0) / n : 0, here, there;
+	while (b < RICE_MAX_PARAMETER && mean >> (b + 1))
+		b++;
+	here = cost(numbers, n, b);
+	while (b < RICE_MAX_PARAMETER && (there = cost(numbers, n, b + 1)) < here) {
+		here = there;
+		b++;
+	}
+	while (b && (there = cost(numbers, n, b - 1)) <= here) {
+		here = there;
+		b--;
+	}
+	*ret_bits = here;
+	return b;
+}
+
+static unsigned log2_floor(uint32_t v)
+{
+	return 31 - (unsigned)__builtin_clz(v);
+}
+
+uint64_t rice_count_bits(uint32_t count)
+{
+	return 2 * log2_floor(count) + 1;
 }
 
 struct rice_writer rice_writer_init(uint8_t *to, unsigned parameter)
@@ -49,18 +76,23 @@ static void put(struct rice_writer *w, uint32_t value, unsigned count)
 	}
 }
 
-void rice_writer_append(struct rice_writer *w, const uint64_t *keys, size_t n)
+void rice_writer_append(struct rice_writer *w, const uint32_t *numbers, size_t n)
 {
 	unsigned b = w->parameter;
-	uint32_t next = 0;
 	for (size_t i = 0; i < n; i++) {
-		uint32_t id = (uint32_t)(keys[i] >> 32), gap = id - next, ones = gap >> b;
+		uint32_t ones = numbers[i] >> b;
 		for (; ones >= 32; ones -= 32)
 			put(w, UINT32_MAX, 32);
 		put(w, (1u << ones) - 1, ones + 1);
-		put(w, gap & ((1u << b) - 1), b);
-		next = id + 1;
+		put(w, numbers[i] & ((1u << b) - 1), b);
 	}
+}
+
+void rice_writer_append_count(struct rice_writer *w, uint32_t count)
+{
+	unsigned m = log2_floor(count);
+	put(w, (1u << m) - 1, m + 1);
+	put(w, count & ((1u << m) - 1), m);
 }
 
 void rice_writer_done(struct rice_writer *w)
@@ -98,44 +130,74 @@ static inline void drop(struct rice_reader *r, unsigned n)
 	r->n_bits -= n;
 }
 
-// One gap; false at the end of the stream or when it exceeds limit (a bound on the ones keeps hostile streams short work).
-static inline bool next_gap(struct rice_reader *r, uint32_t limit, uint32_t *ret_gap)
+// One bits up to a zero, at most `limit` of them; false at the end of the stream or beyond the limit (which keeps hostile streams
+// short work).
+static inline bool next_ones(struct rice_reader *r, uint32_t limit, uint32_t *ret_ones)
 {
-	unsigned b = r->parameter;
-	uint32_t quotient = 0;
+	uint32_t sum = 0;
 	for (;;) {
 		fill(r);
 		unsigned ones = ~r->bits ? (unsigned)__builtin_ctzll(~r->bits) : 64;
 		if (ones < r->n_bits) {
-			quotient += ones;
+			sum += ones;
 			drop(r, ones + 1);
 			break;
 		}
-		quotient += r->n_bits;
-		if (!r->n_bits || quotient > limit >> b)
+		sum += r->n_bits;
+		if (!r->n_bits || sum > limit)
 			return false;
 		drop(r, r->n_bits);
 	}
-	if (r->n_bits < b)
-		fill(r);
-	if (quotient > limit >> b || r->n_bits < b)
-		return false;
-	*ret_gap = quotient << b | ((uint32_t)r->bits & ((1u << b) - 1));
-	drop(r, b);
-	return *ret_gap <= limit;
+	*ret_ones = sum;
+	return sum <= limit;
 }
 
-int rice_reader_next(struct rice_reader *r, uint32_t *ret_ids, size_t n, uint32_t vocab_size)
+// n <= 31 bits; false at the end of the stream.
+static inline bool next_bits(struct rice_reader *r, unsigned n, uint32_t *ret_bits)
+{
+	if (r->n_bits < n)
+		fill(r);
+	if (r->n_bits < n)
+		return false;
+	*ret_bits = (uint32_t)r->bits & ((1u << n) - 1);
+	drop(r, n);
+	return true;
+}
+
+static inline bool next_number(struct rice_reader *r, uint32_t limit, uint32_t *ret_number)
+{
+	uint32_t quotient, rest;
+	if (!next_ones(r, limit >> r->parameter, &quotient) || !next_bits(r, r->parameter, &rest))
+		return false;
+	*ret_number = quotient << r->parameter | rest;
+	return *ret_number <= limit;
+}
+
+int rice_reader_next(struct rice_reader *r, uint32_t limit, uint32_t *ret_number)
+{
+	return next_number(r, limit, ret_number) ? 0 : -EBADMSG;
+}
+
+int rice_reader_next_ids(struct rice_reader *r, uint32_t *ret_ids, size_t n, uint32_t end)
 {
 	uint32_t next = 0;
 	for (size_t i = 0; i < n; i++) {
 		uint32_t gap;
-		if (next >= vocab_size || !next_gap(r, vocab_size - 1 - next, &gap))
+		if (next >= end || !next_number(r, end - 1 - next, &gap))
 			return -EBADMSG;
 		ret_ids[i] = next + gap;
 		next += gap + 1;
 	}
 	return 0;
+}
+
+int rice_reader_next_count(struct rice_reader *r, uint32_t limit, uint32_t *ret_count)
+{
+	uint32_t m, rest;
+	if (!limit || !next_ones(r, log2_floor(limit), &m) || !next_bits(r, m, &rest))
+		return -EBADMSG;
+	*ret_count = 1u << m | rest;
+	return *ret_count <= limit ? 0 : -EBADMSG;
 }
 
 int rice_reader_done(struct rice_reader *r)

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/cursor.h"
+
 struct hasher {
 	struct sha256_ctx context;
 };
@@ -90,6 +92,24 @@ struct content_id content_id_of(const void *data, size_t n)
 	struct sha256_ctx context;
 	sha256_init(&context);
 	sha256_update(&context, n, data);
+	return digest(&context);
+}
+
+static void hash_spilled(void *context, const uint8_t *data, size_t n)
+{
+	sha256_update(context, n, data);
+}
+
+struct content_id content_id_of_written(void (*write)(const void *arg, struct writer *w), const void *arg)
+{
+	uint8_t buffer[1024];
+	struct sha256_ctx context;
+	struct writer w = writer_init(buffer, sizeof buffer);
+	sha256_init(&context);
+	w.spill = hash_spilled;
+	w.arg = &context;
+	write(arg, &w);
+	sha256_update(&context, w.position, buffer);
 	return digest(&context);
 }
 

@@ -29,5 +29,8 @@ struct hasher *hasher_new(void);
 void hasher_update(struct hasher *h, const void *data, size_t n);
 struct content_id hasher_free(struct hasher *h);               // the digest; frees
 struct content_id content_id_of(const void *data, size_t n);
+// Of what `write` writes, in pieces of at most 512 bytes, without keeping it: needs no memory.
+struct writer;
+struct content_id content_id_of_written(void (*write)(const void *arg, struct writer *w), const void *arg);
 void content_id_to_hex(const struct content_id *id, char ret_hex[CONTENT_ID_HEX]);
 int content_id_from_hex(const char *hex, struct content_id *ret_id);    // -EINVAL

@@ -28,7 +28,7 @@ static void add_query(json_t *j, const struct query *q)
 	json_object_set_new(j, "temperatures", temperatures);
 	json_object_set_new(j, "own", json_boolean(q->own));
 	json_object_set_new(j, "entropy", json_boolean(q->entropy));
-	json_object_set_new(j, "values", json_string(q->values == QUERY_VALUES_F16 ? "f16" : "f32"));
+	json_object_set_new(j, "values", json_string(q->values == QUERY_VALUES_F32 ? "f32" : q->values == QUERY_VALUES_F16 ? "f16" : "u8"));
 }
 
 static json_t *describe(const struct record *record, const char *place)
@@ -87,7 +87,7 @@ static json_t *describe_row(const struct record_rows *rows, size_t row)
 static void print_rows(const struct record *record, const struct record_rows *rows, const char *place)
 {
 	json_t *j = describe(record, place), *list = json_array();
-	for (size_t row = 0; row < rows->n_rows; row++)
+	for (size_t row = 0; rows->max_logit && row < rows->n_rows; row++)
 		json_array_append_new(list, describe_row(rows, row));
 	json_object_set_new(j, "tokens", integers(rows->sequence.tokens, rows->sequence.n_tokens));
 	json_object_set_new(j, "rows", list);
@@ -109,7 +109,7 @@ static void print_line(const struct kdctl *k, const struct record *record, const
 	(void)record_bytes(record, &n);
 	content_id_to_hex(record_key(record), key);
 	printf("%.16s  %-28s %7" PRIu32 " tokens %7" PRIu32 " rows  top-%-5" PRIu32 "%s%s%s %10zu bytes\n", key, place,
-	       record_n_tokens(record), record_n_rows(record), q->top_k, q->values == QUERY_VALUES_F16 ? " f16" : " f32",
+	       record_n_tokens(record), record_n_rows(record), q->top_k, q->values == QUERY_VALUES_F32 ? " f32" : q->values == QUERY_VALUES_F16 ? " f16" : " u8",
 	       q->own ? " own" : "", q->entropy ? " entropy" : "", n);
 }
 

@@ -196,6 +196,7 @@ static int ask_new(struct connection *c, uint64_t id, struct frame_score *m, str
 		m->sequences[i] = (struct sequence){0};
 	}
 	q->query = m->query;
+	query_init(&m->query);
 	q->durable = m->flags & FRAME_SCORE_DURABLE;
 	q->no_store = m->flags & FRAME_SCORE_NO_STORE;
 	q->deadline_ms = m->deadline_ms ? clock_ms() + m->deadline_ms : 0;

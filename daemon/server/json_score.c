@@ -226,6 +226,7 @@ int json_read_score(const char *body, size_t n, const struct tokenizer *tokenize
 	query_init(&s.query);
 	int r = json_read_whole(body, n, score_fields, sizeof score_fields / sizeof *score_fields, &s, err);
 	if (r) {
+		query_done(&s.query);
 		json_score_done(&out);
 		return r;
 	}

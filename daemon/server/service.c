@@ -64,21 +64,41 @@ void service_limits(const struct service *s, struct query_limits *ret_limits, ui
 	*ret_max_sequences = s->options.max_sequences;
 }
 
+// What the engine cannot do yet.
+static int check_supported(const struct query *q, struct error *err)
+{
+	const char *field = q->top_mass != 0 ? "top_mass" : q->dense ? "dense" : q->max_prob ? "max_prob" : q->argmax ? "argmax" :
+		q->sum_squares ? "sum_squares" : q->tail ? "tail" : q->gather.n_lists ? "gather" : q->draws.n ? "draws" :
+		q->n_keep ? "keep" : q->n_spans ? "spans" : q->n_features ? "features" : NULL;
+	return field ? error_set(err, ERROR_UNSUPPORTED, field, "is not supported by this version") : 0;
+}
+
+// Every sequence gets its copy of the question, and every record holds one: a long question about many sequences must fit as that.
+static int check_copies(const struct service *s, const struct request *r, struct error *err)
+{
+	uint64_t bytes = query_bytes(&r->query) * (uint64_t)r->n_items, limit = s->options.limits.bytes;
+	return bytes <= limit ? 0 : error_set(err, ERROR_TOO_LARGE, "sequences", "the question for each of them makes %" PRIu64
+					      " bytes, the limit is %" PRIu64, bytes, limit);
+}
+
 static int check_items(const struct service *s, struct request *r, struct error *err)
 {
 	struct query_limits limits;
 	uint32_t max_sequences;
-	int result = 0;
 	service_limits(s, &limits, &max_sequences);
 	if (!r->n_items)
 		return error_set(err, ERROR_INVALID, "sequences", "there are none");
 	if (r->n_items > max_sequences)
 		return error_set(err, ERROR_TOO_LARGE, "sequences", "%" PRIu32 " sequences, the limit is %" PRIu32, r->n_items,
 				 max_sequences);
+	int result = check_supported(&r->query, err);
+	if (!result)
+		result = check_copies(s, r, err);
 	for (uint32_t i = 0; i < r->n_items && result == 0; i++) {
 		char prefix[32];
 		snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", i);
-		r->items[i].query = r->query;
+		if (query_copy(&r->items[i].query, &r->query))
+			return error_set(err, ERROR_MEMORY, NULL, "no memory for the question");
 		result = query_check(&r->items[i].query, &r->items[i].sequence, &limits, prefix, err);
 	}
 	return result;
@@ -102,12 +122,14 @@ int service_refuse(struct service *s, const struct request *r, int result, const
 // The largest the answers can become is reserved before any work: nothing a request asks for can grow the process past its budget.
 static int reserve(struct service *s, struct request *r, struct error *err)
 {
-	uint32_t vocab_size = teacher_info(s->teacher)->architecture.vocab_size;
+	struct query_limits limits;
+	uint32_t max_sequences;
 	struct queue_cost cost = {.requests = 1};
+	service_limits(s, &limits, &max_sequences);
 	for (uint32_t i = 0; i < r->n_items; i++) {
 		uint32_t n_tokens = r->items[i].sequence.n_tokens;
 		cost.tokens += n_tokens;
-		uint64_t bytes = record_max_bytes(&r->items[i].query, n_tokens, vocab_size);
+		uint64_t bytes = record_max_bytes(&r->items[i].query, n_tokens, &limits);
 		if (__builtin_add_overflow(cost.bytes, bytes, &cost.bytes))
 			cost.bytes = UINT64_MAX;
 	}

@@ -32,12 +32,14 @@ struct request *request_free(struct request *r)
 		return NULL;
 	for (uint32_t i = 0; i < r->n_items; i++) {
 		sequence_done(&r->items[i].sequence);
+		query_done(&r->items[i].query);
 		record_unref(r->items[i].record);
 		generation_free(r->items[i].generation);
 	}
 	if (r->generate)
 		generation_query_done(r->generate);
 	free(r->generate);
+	query_done(&r->query);
 	free(r->items);
 	free(r);
 	return NULL;

@@ -18,7 +18,7 @@
 #include "daemon/teacher/batch.h"
 #include "kernels/backend.h"
 
-#define CODEC_VERSION "1"     // of records; part of the fingerprint, so that a new codec never answers from old bytes
+#define CODEC_VERSION "2"     // of records; part of the fingerprint, so that a new codec never answers from old bytes
 
 struct teacher {
 	struct teacher_options options;

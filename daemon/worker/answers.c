@@ -148,6 +148,7 @@ static struct job *job_free(struct job *job)
 			record_rows_free(job->rows[i]);
 	}
 	if (job) {
+		query_done(&job->query);
 		free(job->sequences);
 		free(job->rows);
 		free(job->places);
@@ -251,7 +252,9 @@ static int job_fill(struct answers *a, struct job *job, const struct query *quer
 	for (uint32_t i = 0; i < job->n; i++) {
 		if (sequence_init(&job->sequences[i], sequences[i], length))
 			return error_set(err, ERROR_MEMORY, NULL, "out of memory");
-		job->query = *query;           // all have one length, hence one canonical query
+		query_done(&job->query);       // all have one length, hence one canonical query
+		if (query_copy(&job->query, query))
+			return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 		int r = query_check(&job->query, &job->sequences[i], &limits, NULL, err);
 		if (r)
 			return r;

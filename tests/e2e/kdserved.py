@@ -177,7 +177,7 @@ def frame(kind, request_id=0, body=b"", version=1, magic=b"KDDS", flags=0, body_
 
 
 def query(top_k=0, own=False, entropy=False, temperatures=(), first=0, last=-1, values=0):
-    return struct.pack("<BBBBIii", 1, (1 if own else 0) | (2 if entropy else 0), values, len(temperatures), top_k, first, last) + \
+    return struct.pack("<BBBBIIii", 2, values, len(temperatures), 0, (1 if own else 0) | (2 if entropy else 0), top_k, first, last) + \
         struct.pack("<%df" % len(temperatures), *temperatures)
 
 
@@ -309,10 +309,10 @@ def decode_record(data):
     """A list of rows as /v1/score gives them, from an f32 record."""
     magic, _, _, n, crc = struct.unpack("<4sHHII", data[:16])
     assert magic == b"KDRC" and n == len(data) and crc == crc32c(data[:12] + data[16:])
-    _, n_tokens, n_rows, query_bytes, n_sections = struct.unpack("<IIIHH", data[80:96])
-    _, signals, values, n_temperatures, top_k, first, _ = struct.unpack("<BBBBIii", data[96:112])
-    assert values == 0
-    at = 96 + query_bytes + 4 * n_tokens
+    _, n_tokens, n_rows, query_bytes, n_sections, _ = struct.unpack("<IIIIHH", data[80:100])
+    _, values, n_temperatures, _, signals, top_k, first, _ = struct.unpack("<BBBBIIii", data[100:120])
+    assert values == 0 and signals < 4
+    at = 100 + query_bytes + 4 * n_tokens
     sections = {}
     for _ in range(n_sections):
         tag, _, size = struct.unpack("<HHI", data[at:at + 8])
@@ -321,7 +321,7 @@ def decode_record(data):
     assert at == len(data)
     status = sections[1]
     lse = struct.unpack("<%df" % (n_rows * n_temperatures), sections[3])
-    bits = Bits(sections[4][1:]) if top_k else None
+    bits = Bits(sections[5][1:]) if top_k else None
     rows = []
     for i in range(n_rows):
         if status[i]:
@@ -331,17 +331,17 @@ def decode_record(data):
         if top_k:
             ids, previous = [], -1
             for _ in range(top_k):
-                previous += 1 + bits.rice(sections[4][0])
+                previous += 1 + bits.rice(sections[5][0])
                 ids.append(previous)
-            logits = struct.unpack_from("<%df" % top_k, sections[5], 4 * i * top_k)
+            logits = struct.unpack_from("<%df" % top_k, sections[6], 4 * i * top_k)
             pairs = sorted(zip(ids, logits), key=lambda p: (-p[1], p[0]))
             row["ids"], row["logits"] = [p[0] for p in pairs], [p[1] for p in pairs]
         if signals & 1:
-            own, = struct.unpack_from("<f", sections[7], 4 * i)
+            own, = struct.unpack_from("<f", sections[8], 4 * i)
             row["own_logit"] = None if own != own else own
             assert (own != own) == (first + i + 1 == n_tokens)
         if signals & 2:
-            row["entropy"], = struct.unpack_from("<f", sections[8], 4 * i)
+            row["entropy"], = struct.unpack_from("<f", sections[9], 4 * i)
         rows.append(row)
     return rows
 

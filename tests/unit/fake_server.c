@@ -73,9 +73,10 @@ void fake_server_send(struct fake_server *s, uint8_t kind, uint64_t id, const vo
 
 struct record *fake_server_record(struct fake_server *s, const struct frame_score *score, uint32_t index)
 {
-	struct query q = score->query;
+	struct query q;
 	struct record_rows *rows;
 	struct record *record;
+	must(query_copy(&q, &score->query) == 0, "query_copy");
 	must(query_check(&q, &score->sequences[index], &s->welcome.limits, "", NULL) == 0, "query");
 	must(record_rows_new(&s->welcome.teacher, s->welcome.limits.vocab_size, &score->sequences[index], &q, &rows, NULL) == 0, "rows");
 	for (uint32_t row = 0; row < rows->n_rows; row++) {
@@ -91,6 +92,7 @@ struct record *fake_server_record(struct fake_server *s, const struct frame_scor
 	}
 	must(record_encode(rows, &record, NULL) == 0, "record");
 	record_rows_free(rows);
+	query_done(&q);
 	return record;
 }
 

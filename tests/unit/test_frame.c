@@ -115,7 +115,7 @@ static void bodies_are_neither_short_nor_long(void **state)
 	(void)state;
 	uint8_t bytes[256];
 	struct writer w = writer_init(bytes, sizeof bytes);
-	struct frame_welcome welcome = {.limits = {100, 10, 1000}, .max_sequences = 4, .max_body_bytes = 1000, .credits = 2};
+	struct frame_welcome welcome = {.limits = {.max_tokens = 100, .max_top_k = 10, .vocab_size = 1000}, .max_sequences = 4, .max_body_bytes = 1000, .credits = 2};
 	EXPECT_EXACT(frame_hello_decode, struct frame_hello, nothing, hello_golden + 32, sizeof hello_golden - 32);
 	EXPECT_EXACT(frame_score_decode, struct frame_score, frame_score_done, score_golden + 32, sizeof score_golden - 32);
 	EXPECT_EXACT(frame_error_decode, struct frame_error, nothing, error_golden + 32, sizeof error_golden - 32);
@@ -188,16 +188,16 @@ static int decode_score_with(size_t at, uint32_t value)
 static void lying_lengths_are_refused(void **state)
 {
 	(void)state;
-	assert_int_equal(decode_score_with(8, 16), 0);
-	assert_int_equal(decode_score_with(8, 12), -EINVAL);                // query bytes
-	assert_int_equal(decode_score_with(8, 20), -EINVAL);
+	assert_int_equal(decode_score_with(8, 20), 0);
+	assert_int_equal(decode_score_with(8, 16), -EINVAL);                // query bytes
+	assert_int_equal(decode_score_with(8, 24), -EINVAL);
 	assert_int_equal(decode_score_with(8, UINT32_MAX), -EINVAL);
 	assert_int_equal(decode_score_with(12, 0), -EINVAL);                // sequences
 	assert_int_equal(decode_score_with(12, 2), -EINVAL);
 	assert_int_equal(decode_score_with(12, 65536), -EINVAL);
 	assert_int_equal(decode_score_with(12, 65537), -E2BIG);
-	assert_int_equal(decode_score_with(32, 2), -EINVAL);                // tokens
-	assert_int_equal(decode_score_with(32, 0x40000003), -EINVAL);       // times 4 wraps to the true length in 32 bits
+	assert_int_equal(decode_score_with(36, 2), -EINVAL);                // tokens
+	assert_int_equal(decode_score_with(36, 0x40000003), -EINVAL);       // times 4 wraps to the true length in 32 bits
 	assert_int_equal(decode_score_with(0, 4), -EOPNOTSUPP);             // flags
 	uint8_t call[] = {3, 0, 9, 0, 0xff, 0xff, 0xff, 0xff, 'G', 'E', 'T', '/', 'v', '1', '/', 'm', 'o', 'd', 'e', 'l'};
 	struct frame_call c;

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ids: how many, which, in what order, how often. A row's numbers are read in the order of the bits; nothing is believed beyond them.
+#include "common/record_read.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+#include "common/error.h"
+#include "common/record_values.h"
+#include "common/rice.h"
+
+static int stream_open(const struct section *s, struct rice_reader *ret_reader, struct error *err)
+{
+	if (!s->n_bytes || *s->data > RICE_MAX_PARAMETER)
+		return error_set(err, ERROR_CORRUPT, "record", "section %d has no Rice parameter", s->tag);
+	*ret_reader = rice_reader_init(s->data + 1, s->n_bytes - 1, *s->data);
+	return 0;
+}
+
+static int stream_close(const struct section *s, struct rice_reader *reader, struct error *err)
+{
+	return rice_reader_done(reader) ? error_set(err, ERROR_CORRUPT, "record", "bits too many in section %d", s->tag) : 0;
+}
+
+int read_top_counts(struct record_rows *rows, const struct section *counts, struct error *err)
+{
+	struct rice_reader reader;
+	int r = stream_open(counts, &reader, err);
+	for (size_t row = 0; !r && row < rows->n_rows; row++) {
+		uint32_t n = 0;
+		if (rows->status[row] != ROW_OK)
+			continue;
+		if (rice_reader_next(&reader, rows->query.top_k - 1, &n))
+			r = read_corrupt(err, "bad number of top-k ids", row);
+		rows->n_top[row] = n + 1;
+	}
+	return r ? r : stream_close(counts, &reader, err);
+}
+
+// Ascending order of the result is descending order of v; the two zeros are one.
+static inline uint32_t descending_bits(float v)
+{
+	uint32_t bits = float_bits(v + 0.0f);
+	return bits & 0x80000000 ? bits : ~(bits | 0x80000000);
+}
+
+struct top_reader {
+	struct rice_reader ids;
+	struct values_reader values;
+	uint64_t *keys, *swap;         // (top_k) each, as the two below
+	uint32_t *positions;
+	float *row_values;
+};
+
+// Entries lie by ascending position; the key's lower half is the index there, which orders ties by id.
+static int read_top_row(struct record_rows *rows, size_t row, size_t n, struct top_reader *t, struct error *err)
+{
+	size_t k = rows->query.top_k;
+	uint32_t *ids = rows->ids + row * k;
+	float *logits = rows->logits + row * k;
+	if (rice_reader_next_ids(&t->ids, t->positions, n, query_vocabulary(&rows->query, rows->vocab_size)))
+		return read_corrupt(err, "bad top-k ids", row);
+	bool good = values_reader_next(&t->values, rows->max_logit[row], t->row_values, n);
+	for (size_t i = 0; i < n; i++)
+		t->keys[i] = (uint64_t)descending_bits(t->row_values[i]) << 32 | i;
+	sort_keys(t->keys, t->swap, n);
+	for (size_t i = 0; i < n; i++) {
+		uint32_t at = (uint32_t)t->keys[i];
+		ids[i] = keep_id(&rows->query, t->positions[at]);
+		logits[i] = t->row_values[at];
+	}
+	for (size_t i = n; i < k; i++)
+		ids[i] = RECORD_NO_ID;
+	if (!good || logits[0] != rows->max_logit[row])
+		return read_corrupt(err, "top-k values that are not finite or whose first is not the maximum", row);
+	return 0;
+}
+
+static int top_reader_init(struct top_reader *t, const struct record_rows *rows, const struct section *ids, const struct section *values,
+			   struct error *err)
+{
+	size_t k = rows->query.top_k;
+	*t = (struct top_reader){.values = values_reader_init(rows->query.values, values->data, rows->n_rows)};
+	int r = stream_open(ids, &t->ids, err);
+	if (r)
+		return r;
+	t->keys = malloc(k * (2 * sizeof *t->keys + sizeof *t->positions + sizeof *t->row_values));
+	if (!t->keys)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory to decode a row of %zu entries", k);
+	t->swap = t->keys + k;
+	t->positions = (uint32_t *)(t->swap + k);
+	t->row_values = (float *)(t->positions + k);
+	return 0;
+}
+
+// With top_mass the length of the values follows from the counts.
+static int check_values_bytes(const struct record_rows *rows, const struct section *values, struct error *err)
+{
+	uint64_t n = 0;
+	if (!rows->n_top)
+		return 0;
+	for (size_t row = 0; row < rows->n_rows; row++)
+		n += rows->n_top[row];
+	if (values->n_bytes == values_bytes(rows->query.values, rows->n_rows, n))
+		return 0;
+	return error_set(err, ERROR_CORRUPT, "record", "%" PRIu64 " bytes of top-k values for %" PRIu64 " ids", values->n_bytes, n);
+}
+
+int read_top(struct record_rows *rows, const struct section *ids, const struct section *values, struct error *err)
+{
+	struct top_reader t = {.keys = NULL};
+	int r = check_values_bytes(rows, values, err);
+	if (!r)
+		r = top_reader_init(&t, rows, ids, values, err);
+	for (size_t row = 0; !r && row < rows->n_rows; row++) {
+		size_t n = rows->n_top ? rows->n_top[row] : rows->query.top_k;
+		if (rows->status[row] == ROW_OK)
+			r = read_top_row(rows, row, n, &t, err);
+		else if (!values_reader_skip(&t.values, n))
+			r = read_corrupt(err, "values in a row without numbers", row);
+	}
+	if (!r)
+		r = stream_close(ids, &t.ids, err);
+	free(t.keys);
+	return r;
+}
+
+// Ids and counts until the counts add up.
+static int read_draws_row(struct record_rows *rows, size_t row, struct rice_reader *reader, struct error *err)
+{
+	const struct query *q = &rows->query;
+	uint32_t end = query_vocabulary(q, rows->vocab_size), next = 0, at = rows->draw_starts[row];
+	uint32_t left = q->draws.tail && rows->tail[row] == -INFINITY ? 0 : q->draws.n;
+	while (left) {
+		uint32_t gap, count;
+		if (next >= end || rice_reader_next(reader, end - 1 - next, &gap) || rice_reader_next_count(reader, left, &count))
+			return read_corrupt(err, "bad drawn ids", row);
+		int r = record_rows_reserve_draws(rows, at + 1, err);
+		if (r)
+			return r;
+		rows->draw_ids[at] = keep_id(q, next + gap);
+		rows->draw_counts[at++] = count;
+		next += gap + 1;
+		left -= count;
+	}
+	rows->draw_starts[row + 1] = at;
+	return 0;
+}
+
+static int compare_ids(const void *a, const void *b)
+{
+	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+	return x < y ? -1 : x > y;
+}
+
+// With draws.tail no row's drawn ids meet its top-k.
+static int check_tail_draws(const struct record_rows *rows, struct error *err)
+{
+	size_t k = rows->query.top_k;
+	uint32_t *top = malloc(k * sizeof *top);
+	int r = top ? 0 : error_set(err, ERROR_MEMORY, NULL, "no memory to check %zu ids", k);
+	for (size_t row = 0; !r && row < rows->n_rows; row++) {
+		size_t n = rows->n_top ? rows->n_top[row] : k;
+		if (rows->draw_starts[row] == rows->draw_starts[row + 1])
+			continue;
+		memcpy(top, rows->ids + row * k, n * sizeof *top);
+		qsort(top, n, sizeof *top, compare_ids);
+		for (uint32_t i = rows->draw_starts[row]; !r && i < rows->draw_starts[row + 1]; i++)
+			if (bsearch(&rows->draw_ids[i], top, n, sizeof *top, compare_ids))
+				r = read_corrupt(err, "an id of the top-k was drawn from outside it", row);
+	}
+	free(top);
+	return r;
+}
+
+int read_draws(struct record_rows *rows, const struct section *draws, struct error *err)
+{
+	struct rice_reader reader;
+	int r = stream_open(draws, &reader, err);
+	for (size_t row = 0; !r && row < rows->n_rows; row++) {
+		rows->draw_starts[row + 1] = rows->draw_starts[row];
+		if (rows->status[row] == ROW_OK)
+			r = read_draws_row(rows, row, &reader, err);
+	}
+	if (!r)
+		r = stream_close(draws, &reader, err);
+	return r || !rows->query.draws.tail ? r : check_tail_draws(rows, err);
+}
+
+int read_draw_ratios(struct record_rows *rows, const struct section *ratios, struct error *err)
+{
+	size_t n = rows->draw_starts[rows->n_rows];
+	if (ratios->n_bytes != 4 * (uint64_t)n)
+		return error_set(err, ERROR_CORRUPT, "record", "%" PRIu64 " bytes of ratios for %zu drawn ids", ratios->n_bytes, n);
+	for (size_t i = 0; i < n; i++) {
+		rows->draw_log_ratios[i] = bits_float(load_u32(ratios->data, i));
+		if (!isfinite(rows->draw_log_ratios[i]))
+			return error_set(err, ERROR_CORRUPT, "record", "the ratio of drawn id %zu is not finite", i);
+	}
+	return 0;
+}

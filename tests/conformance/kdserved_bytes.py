@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An encoder of kdserved's questions, records and frames, written from kdserved-record.5 and kdserved-protocol.7 alone: it shares
+nothing with the C code, so that bytes on which both agree are the manual's. Only the standard library; slow and plain on purpose."""
+import hashlib
+import math
+import struct
+
+OWN, ENTROPY, MAX_PROB, ARGMAX, SUM_SQUARES, TAIL, DENSE, TOP_MASS, GATHER, DRAWS, KEEP, SPANS, FEATURES = (1 << i for i in range(13))
+F32, F16, U8 = 0, 1, 2
+BF16 = 2
+HIDDEN, FINAL, Q, K, V = range(5)
+NAN = struct.unpack("<f", struct.pack("<I", 0x7fc00000))[0]
+NOT_FINITE = 1
+
+
+def _table():
+    table = []
+    for n in range(256):
+        for _ in range(8):
+            n = n >> 1 ^ (0x82f63b78 if n & 1 else 0)
+        table.append(n)
+    return table
+
+
+CRC_TABLE = _table()
+
+
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc = crc >> 8 ^ CRC_TABLE[(crc ^ byte) & 255]
+    return crc ^ 0xffffffff
+
+
+def f32(v):
+    return struct.unpack("<f", struct.pack("<f", v))[0]
+
+
+def f32_bytes(v):
+    return struct.pack("<I", 0x7fc00000) if v != v else struct.pack("<f", v)
+
+
+def bf16_bytes(v):
+    if v != v:
+        return b"\xc0\x7f"
+    bits = struct.unpack("<I", struct.pack("<f", v))[0]
+    bits += 0x7fff + (bits >> 16 & 1)
+    return struct.pack("<H", bits >> 16)
+
+
+def f16_bytes(v):
+    return b"\x00\x7e" if v != v else struct.pack("<e", v)
+
+
+def varint(n):
+    out = b""
+    while n >= 0x80:
+        out += bytes([n & 0x7f | 0x80])
+        n >>= 7
+    return out + bytes([n])
+
+
+class Query:
+    """A question. `gather` is a list of lists (one, or one per row) or None; `keep` a list of ids or None; `spans` of (begin, end);
+    `features` of (kind, layer)."""
+    def __init__(self, top_k=0, top_mass=0, dense=False, temperatures=(), own=False, entropy=False, max_prob=False, argmax=False,
+                 sum_squares=False, tail=False, first=0, last=-1, values=F32, draws=None, gather=None, keep=None, spans=(), features=(),
+                 pooling=0, feature_values=F32):
+        self.__dict__.update({k: v for k, v in locals().items() if k != "self"})
+
+    def has_rows(self):
+        return bool(self.top_k or self.dense or self.temperatures or self.own or self.entropy or self.max_prob or self.argmax or
+                    self.sum_squares or self.tail or self.gather is not None or self.draws)
+
+    def canonical(self, n_tokens):
+        """The same question in its one form. Assumes a valid one."""
+        q = Query(**{k: v for k, v in self.__dict__.items()})
+        q.temperatures = sorted(set(f32(t) for t in q.temperatures)) or ([1.0] if q.has_rows() else [])
+        q.first += n_tokens if q.first < 0 else 0
+        q.last += n_tokens if q.last < 0 else 0
+        if not q.has_rows() and not q.features:
+            q.first, q.last = 0, n_tokens - 1
+        q.keep = sorted(set(q.keep)) if q.keep else None
+        if q.draws and q.draws.get("tail"):
+            q.tail = True
+        if not q.top_k and not q.dense and q.gather is None:
+            q.values = F32
+        if not q.features:
+            q.pooling, q.feature_values = 0, F32
+        return q
+
+    def bits(self):
+        flags = [(self.own, OWN), (self.entropy, ENTROPY), (self.max_prob, MAX_PROB), (self.argmax, ARGMAX),
+                 (self.sum_squares, SUM_SQUARES), (self.tail, TAIL), (self.dense, DENSE), (self.top_mass, TOP_MASS),
+                 (self.gather is not None, GATHER), (self.draws, DRAWS), (self.keep, KEEP), (self.spans, SPANS), (self.features, FEATURES)]
+        return sum(bit for asked, bit in flags if asked)
+
+    def encode(self):
+        out = struct.pack("<BBBBIIii", 2, self.values, len(self.temperatures), 0, self.bits(), self.top_k, self.first, self.last)
+        out += b"".join(map(f32_bytes, self.temperatures))
+        if self.top_mass:
+            out += f32_bytes(self.top_mass)
+        if self.gather is not None:
+            out += gather_bytes(self.gather)
+        if self.draws:
+            d = self.draws
+            out += varint(d["n"]) + f32_bytes(d.get("tau", 1)) + struct.pack("<QB", d.get("seed", 0), bool(d.get("tail")))
+        if self.keep:
+            out += varint(len(self.keep))
+            expected = 0
+            for i in self.keep:
+                out += varint(i - expected & 0xffffffff)
+                expected = i + 1
+        if self.spans:
+            out += spans_bytes(self.spans)
+        if self.features:
+            out += bytes([len(self.features), self.pooling, self.feature_values])
+            out += b"".join(struct.pack("<BH", *f) for f in self.features)
+        return out
+
+
+def gather_bytes(lists):
+    return varint(len(lists)) + b"".join(varint(len(x)) for x in lists) + b"".join(varint(i) for x in lists for i in x)
+
+
+def spans_bytes(spans):
+    return varint(len(spans)) + b"".join(varint(b) + varint(e) for b, e in spans)
+
+
+def tokens_bytes(tokens):
+    return struct.pack("<%dI" % len(tokens), *tokens)
+
+
+def key_of(teacher, tokens, query):
+    sequence = hashlib.sha256(b"kdserved sequence 1\n" + tokens_bytes(tokens)).digest()
+    return hashlib.sha256(b"kdserved key 1\n" + teacher + sequence + query.encode()).digest()
+
+
+class Bits:
+    """A stream of bits, each byte from its least significant bit."""
+    def __init__(self):
+        self.bits = []
+
+    def put(self, value, count):
+        self.bits += [value >> i & 1 for i in range(count)]
+
+    def rice(self, number, parameter):
+        self.put((1 << (number >> parameter)) - 1, (number >> parameter) + 1)
+        self.put(number, parameter)
+
+    def count(self, c):
+        m = c.bit_length() - 1
+        self.put((1 << m) - 1, m + 1)
+        self.put(c, m)
+
+    def bytes(self):
+        out = bytearray((len(self.bits) + 7) // 8)
+        for i, b in enumerate(self.bits):
+            out[i >> 3] |= b << (i & 7)
+        return bytes(out)
+
+
+def best_parameter(numbers):
+    return min(range(24), key=lambda b: sum((n >> b) + b + 1 for n in numbers))
+
+
+def rice_section(numbers):
+    parameter = best_parameter(numbers)
+    bits = Bits()
+    for n in numbers:
+        bits.rice(n, parameter)
+    return bytes([parameter]) + bits.bytes()
+
+
+def gaps(positions):
+    expected = 0
+    for p in positions:
+        yield p - expected
+        expected = p + 1
+
+
+def values_section(values, rows):
+    """rows: (maximum, values) of each row; maximum None and zeros where the row has no numbers."""
+    if values == F32:
+        return b"".join(f32_bytes(v) for _, row in rows for v in row)
+    if values == F16:
+        return b"".join(f16_bytes(f32(v - m) if m is not None else 0) for m, row in rows for v in row)
+    ranges, codes = b"", b""
+    for m, row in rows:
+        span = f32(m - min([m] + list(row))) if m is not None else 0
+        ranges += f32_bytes(span)
+        codes += bytes(round((m - v) * (255 / span)) if span else 0 for v in row)    # Python rounds halves to even
+    return ranges + codes
+
+
+class Record:
+    """Rows are dictionaries, None for a row that is not finite: max_logit, lse, top (id -> logit), dense, own, entropy, max_prob, argmax,
+    sum_squares, tail, gathered, draws ((id, count) or (id, count, log ratio)). spans: sums, None = absent. features: lists of vectors
+    (None = a row without numbers, or a pooled one that is absent), all of one width."""
+    def __init__(self, teacher, vocab_size, tokens, query, rows=(), spans=(), features=(), widths=()):
+        self.teacher, self.vocab_size, self.tokens, self.query = teacher, vocab_size, tokens, query.canonical(len(tokens))
+        self.rows, self.spans, self.features, self.widths = list(rows), spans, features, widths
+
+    def position(self, i):
+        return self.query.keep.index(i) if self.query.keep else i
+
+    def column(self, name):
+        return b"".join(f32_bytes(row[name]) if row else b"\0\0\0\0" for row in self.rows)
+
+    def values(self, name, zeros):
+        """zeros(i): how many values row i has where it holds no numbers."""
+        rows = [(row["max_logit"], row[name]) if row else (None, [0.0] * zeros(i)) for i, row in enumerate(self.rows)]
+        return values_section(self.query.values, rows)
+
+    def own_section(self):
+        out = b""
+        for i, row in enumerate(self.rows):
+            follows = self.query.first + i + 1 < len(self.tokens)
+            kept = follows and (not self.query.keep or self.tokens[self.query.first + i + 1] in self.query.keep)
+            out += (f32_bytes(row["own"]) if kept else f32_bytes(NAN)) if row else b"\0\0\0\0"
+        return out
+
+    def draw_section(self):
+        bits, parameter = Bits(), best_parameter([g for row in self.rows if row for g in gaps(self.position(d[0]) for d in row["draws"])])
+        for row in filter(None, self.rows):
+            for gap, d in zip(gaps(self.position(d[0]) for d in row["draws"]), row["draws"]):
+                bits.rice(gap, parameter)
+                bits.count(d[1])
+        return bytes([parameter]) + bits.bytes()
+
+    def feature_section(self, i):
+        write = (f32_bytes, f16_bytes, bf16_bytes)[self.query.feature_values]
+        out = struct.pack("<I", self.widths[i])
+        for vector in self.features[i]:
+            missing = NAN if self.query.pooling else 0.0
+            out += b"".join(map(write, vector if vector else [missing] * self.widths[i]))
+        return out
+
+    def sections(self):
+        q, rows = self.query, self.rows
+        good = [row for row in rows if row]
+        if q.has_rows() or (q.features and not q.pooling):
+            yield 1, bytes(0 if row is not None else NOT_FINITE for row in rows)
+        if q.has_rows():
+            yield 2, self.column("max_logit")
+            yield 3, b"".join(b"".join(map(f32_bytes, row["lse"])) if row else bytes(4 * len(q.temperatures)) for row in rows)
+        if q.top_k:
+            tops = [sorted(row["top"].items()) for row in good]
+            if q.top_mass:
+                yield 4, rice_section([len(t) - 1 for t in tops])
+            yield 5, rice_section([g for t in tops for g in gaps(self.position(i) for i, _ in t)])
+            for row in good:
+                row["top_values"] = [v for _, v in sorted(row["top"].items())]
+            yield 6, self.values("top_values", lambda i: 0 if q.top_mass else q.top_k)
+        if q.dense:
+            yield 7, self.values("dense", lambda i: len(q.keep or range(self.vocab_size)))
+        if q.own:
+            yield 8, self.own_section()
+        if q.entropy:
+            yield 9, self.column("entropy")
+        if q.max_prob:
+            yield 10, self.column("max_prob")
+        if q.argmax:
+            yield 11, b"".join(struct.pack("<I", row["argmax"] if row else 0) for row in rows)
+        if q.sum_squares:
+            yield 12, self.column("sum_squares")
+        if q.tail:
+            yield 13, self.column("tail")
+        if q.gather is not None:
+            yield 14, self.values("gathered", lambda i: len(q.gather[i if len(q.gather) > 1 else 0]))
+        if q.draws:
+            yield 15, self.draw_section()
+            if q.draws.get("tau", 1) != 1:
+                yield 16, b"".join(f32_bytes(d[2]) for row in good for d in row["draws"])
+        if q.spans:
+            yield 17, b"".join(f32_bytes(NAN if s is None else s) for s in self.spans)
+        for i in range(len(q.features)):
+            yield 18, self.feature_section(i)
+
+    def encode(self):
+        sections, query = list(self.sections()), self.query.encode()
+        tail = self.teacher + key_of(self.teacher, self.tokens, self.query)
+        tail += struct.pack("<IIIIHH", self.vocab_size, len(self.tokens), self.query.last - self.query.first + 1, len(query), len(sections), 0)
+        tail += query + tokens_bytes(self.tokens)
+        for tag, data in sections:
+            tail += struct.pack("<HHI", tag, 0, len(data)) + data
+        head = struct.pack("<4sHHI", b"KDRC", 2, 0, 16 + len(tail))
+        return head + struct.pack("<I", crc32c(head + tail)) + tail
+
+
+# The worked examples of kdserved-record.5.
+EXAMPLE_TEACHER = bytes(range(32))
+
+
+def first_example():
+    q = Query(top_k=2, own=True, first=1, last=-1, values=F16)
+    rows = [{"max_logit": 2, "lse": [2.5], "top": {7: 2.0, 4: 1.0}, "own": 1}, {"max_logit": 1.5, "lse": [2], "top": {0: 1.5, 9: -.5}}]
+    return Record(EXAMPLE_TEACHER, 10, [3, 1, 4], q, rows).encode()
+
+
+def second_example():
+    q = Query(first=0, last=-2, values=U8, temperatures=[1, 2], argmax=True, gather=[[200, 5, 5], [299]], draws={"n": 10, "seed": 7},
+              spans=[(1, 3)])
+    row = {"max_logit": 2, "lse": [2.5, 4], "argmax": 200, "gathered": [2, -.5, -.5], "draws": [(5, 1), (130, 2), (200, 7)]}
+    return Record(EXAMPLE_TEACHER, 300, [3, 1, 4], q, [row, None], spans=[None]).encode()
+
+
+def hexdump(data, base=0):
+    """As the manual prints bytes."""
+    for at in range(0, len(data), 16):
+        part = data[at:at + 16]
+        text = "".join(chr(b) if 32 <= b < 127 else "." for b in part)
+        yield "%04x  %-47s  %s" % (base + at, " ".join("%02x" % b for b in part), text)
+
+
+def c_array(name, data):
+    lines = "".join("\t%s,\n" % ", ".join("0x%02x" % b for b in data[at:at + 16]) for at in range(0, len(data), 16))
+    return "static const uint8_t %s[] = {\n%s};\n" % (name, lines)
+
+
+if __name__ == "__main__":
+    for example in (first_example(), second_example()):
+        print("\n".join(hexdump(example)), end="\n\n")
