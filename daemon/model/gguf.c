@@ -234,6 +234,12 @@ int gguf_read(const struct gguf *file, const char *name, struct tensor *ret_tens
 	return 0;
 }
 
+int gguf_read_rows(const struct gguf *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
+{
+	const struct gguf_tensor *t = find_tensor(file, name);
+	return t ? input_read_rows(&file->input, &t->tensor, t->offset, first, n, to, err) : -ENOENT;
+}
+
 size_t gguf_count(const struct gguf *file)
 {
 	return file->n_tensors;

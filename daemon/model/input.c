@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "kernels/dtype.h"
 
 int input_open(struct input *in, const char *path, struct error *err)
 {
@@ -27,6 +28,7 @@ int input_open(struct input *in, const char *path, struct error *err)
 	}
 	in->fd = fd;
 	in->size = (uint64_t)st.st_size;
+	in->modified = st.st_mtim;
 	return 0;
 }
 
@@ -70,6 +72,26 @@ int input_read(const struct input *in, uint64_t offset, void *to, size_t n, stru
 	if (n)
 		memcpy(to, in->bytes + offset, n);
 	return 0;
+}
+
+bool input_is_changed(const struct input *in)
+{
+	struct stat st;
+	if (in->fd < 0)
+		return false;
+	return fstat(in->fd, &st) < 0 || (uint64_t)st.st_size != in->size || st.st_mtim.tv_sec != in->modified.tv_sec ||
+		st.st_mtim.tv_nsec != in->modified.tv_nsec;
+}
+
+int input_read_rows(const struct input *in, const struct tensor *t, uint64_t offset, uint64_t first, uint64_t n, void *to, struct error *err)
+{
+	uint64_t n_rows = t->n_dims == 1 ? 1 : t->dims[0], row = t->n_bytes / n_rows;      // the file's loader saw to whole rows
+	if (first > n_rows || n > n_rows - first)
+		return error_set(err, ERROR_INVALID, NULL, "rows %llu to %llu of %llu", (unsigned long long)first,
+				 (unsigned long long)(first + n), (unsigned long long)n_rows);
+	if (input_is_changed(in))
+		return error_set(err, ERROR_CONFLICT, NULL, "%s was written to since it was loaded", in->name);
+	return input_read(in, offset + first * row, to, (size_t)(n * row), err);
 }
 
 int input_read_file(const char *path, size_t max_bytes, char **ret_bytes, size_t *ret_n, struct error *err)

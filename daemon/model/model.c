@@ -235,6 +235,46 @@ int model_file_tokenizer(struct model_file *file, struct tokenizer **ret_tokeniz
 	return 0;
 }
 
+// Numbers that follow each other, from rows[from] on.
+static uint32_t run_length(const uint32_t *rows, uint32_t from, uint32_t n)
+{
+	uint32_t length = 1;
+	while (from + length < n && rows[from + length] == rows[from] + length)
+		length++;
+	return length;
+}
+
+static int read_run(const struct model_file *m, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
+{
+	char gguf[GGUF_SOURCE_NAME];
+	if (!m->gguf)
+		return safetensors_read_rows(m->safetensors, name, first, n, to, err);
+	int r = gguf_source_name(name, gguf);
+	return r < 0 ? r : gguf_read_rows(m->gguf, gguf, first, n, to, err);
+}
+
+int model_file_read_rows(const struct model_file *file, const char *name, const uint32_t *rows, uint32_t n, float *ret_values, struct error *err)
+{
+	struct tensor t;
+	int r = describe(file, name, &t, err);
+	if (r < 0)
+		return r;
+	size_t columns = t.dims[t.n_dims - 1], row = dtype_row_bytes(t.dtype, columns), bytes;
+	if (__builtin_mul_overflow(row, n, &bytes))
+		return error_set(err, ERROR_TOO_LARGE, name, "%u rows of %s", n, name);
+	void *blocks = malloc(bytes ? bytes : 1);
+	if (!blocks)
+		return error_set(err, ERROR_MEMORY, name, "no memory for %u rows of %s", n, name);
+	for (uint32_t i = 0, length; i < n && r == 0; i += length) {
+		length = run_length(rows, i, n);
+		r = read_run(file, name, rows[i], length, (uint8_t *)blocks + i * row, err);
+	}
+	if (r == 0)
+		dtype_to_float(t.dtype, blocks, ret_values, columns * n);
+	free(blocks);
+	return r;
+}
+
 const char *model_file_dtype(const struct model_file *file)
 {
 	return dtype_name(file->dtype);

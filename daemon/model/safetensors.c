@@ -389,6 +389,13 @@ int safetensors_read(const struct safetensors *file, const char *name, struct te
 	return 0;
 }
 
+int safetensors_read_rows(const struct safetensors *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
+{
+	const struct entry *e;
+	int r = find_entry(file, name, &e, err);
+	return r < 0 ? r : input_read_rows(&file->inputs[e->input], &e->tensor, e->offset, first, n, to, err);
+}
+
 size_t safetensors_count(const struct safetensors *file)
 {
 	return file->n_entries;

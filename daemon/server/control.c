@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "daemon/server/control.h"
+#include "daemon/server/control_internal.h"
 
 #include <inttypes.h>
 #include <stdint.h>
@@ -27,8 +27,6 @@
 
 // Tokens made of one /v1/tokenize text: it is bounded by the body, so the bound only keeps the reply in proportion.
 #define TOKENIZE_MAX_TOKENS (1u << 22)
-
-struct control_input { struct service *service; const char *id; const char *body; size_t n; };    // id: what followed the route's path
 
 typedef int control_fn(const struct control_input *in, struct control_reply *out, struct error *err);
 
@@ -64,10 +62,9 @@ static int get_metrics(const struct control_input *in, struct control_reply *out
 	return 0;
 }
 
-// Resources that need the model, and stay useful while draining.
-static int check_loaded(const struct control_input *in, struct error *err)
+int control_check_loaded(const struct service *s, struct error *err)
 {
-	switch (teacher_state(service_teacher(in->service))) {
+	switch (teacher_state(service_teacher(s))) {
 	case TEACHER_LOADING: return error_set(err, ERROR_UNAVAILABLE, NULL, "the teacher is loading");
 	case TEACHER_FAILED: return error_set(err, ERROR_UNAVAILABLE, NULL, "the teacher failed; the server must be restarted");
 	default: return 0;
@@ -86,7 +83,7 @@ static int get_openapi(const struct control_input *in, struct control_reply *out
 
 static int get_model(const struct control_input *in, struct control_reply *out, struct error *err)
 {
-	int r = check_loaded(in, err);
+	int r = control_check_loaded(in->service, err);
 	if (r)
 		return r;
 	const struct teacher_info *info = teacher_info(service_teacher(in->service));
@@ -162,7 +159,7 @@ static void model_card(struct buffer *b, const struct teacher_info *info, double
 
 static int get_models(const struct control_input *in, struct control_reply *out, struct error *err)
 {
-	int r = check_loaded(in, err);
+	int r = control_check_loaded(in->service, err);
 	if (r)
 		return r;
 	buffer_text(&out->body, "{\"object\":\"list\",\"data\":[");
@@ -173,7 +170,7 @@ static int get_models(const struct control_input *in, struct control_reply *out,
 
 static int get_model_card(const struct control_input *in, struct control_reply *out, struct error *err)
 {
-	int r = check_loaded(in, err);
+	int r = control_check_loaded(in->service, err);
 	const struct teacher_info *info = teacher_info(service_teacher(in->service));
 	if (!r && !openai_model_matches(info, in->id))
 		r = error_set(err, ERROR_NOT_FOUND, "model", "the model \"%.100s\" does not exist; this server has \"%.100s\"", in->id, info->name);
@@ -186,7 +183,7 @@ static int post_tokenize(const struct control_input *in, struct control_reply *o
 {
 	struct json_tokenize t = {0};
 	struct tokens tokens = {0};
-	int r = check_loaded(in, err);
+	int r = control_check_loaded(in->service, err);
 	if (!r)
 		r = json_read_tokenize(in->body, in->n, &t, err);
 	if (!r)
@@ -209,7 +206,7 @@ static int post_detokenize(const struct control_input *in, struct control_reply 
 	struct json_detokenize d = {0};
 	char *text = NULL;
 	size_t n = 0;
-	int r = check_loaded(in, err);
+	int r = control_check_loaded(in->service, err);
 	if (!r)
 		r = json_read_detokenize(in->body, in->n, &d, err);
 	if (!r)
@@ -229,7 +226,7 @@ static int get_tokenizer(const struct control_input *in, struct control_reply *o
 {
 	char *json = NULL;
 	size_t n = 0;
-	int r = check_loaded(in, err);
+	int r = control_check_loaded(in->service, err);
 	if (!r)
 		r = tokenizer_to_json(teacher_tokenizer(service_teacher(in->service)), &json, &n, err);
 	if (!r)
@@ -330,6 +327,7 @@ static const struct route {
 	{"POST", "/v1/tokenize", post_tokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"POST", "/v1/weights", control_post_weights, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"POST", "/v1/runs", post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"GET", "/v1/runs", get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"GET", "/v1/runs/", get_run, ROUTE_RUN, REPLY_ERRORS_OWN},

@@ -118,6 +118,23 @@ int json_read_bool(const json_t *v, const char *name, bool *ret, struct error *e
 	return 0;
 }
 
+int json_read_word(const json_t *v, const char *name, const char *const *words, int *ret, struct error *err)
+{
+	char list[128] = "";
+	size_t n = 0;
+	if (!json_is_string(v))
+		return json_wrong_type(v, name, "a string", err);
+	for (int i = 0; words[i]; i++) {
+		if (strcmp(json_string_value(v), words[i]) == 0) {
+			*ret = i;
+			return 0;
+		}
+		if (n < sizeof list)
+			n += (size_t)snprintf(list + n, sizeof list - n, "%s\"%s\"", i ? ", " : "", words[i]);
+	}
+	return error_set(err, ERROR_INVALID, name, "expected one of %s", list);
+}
+
 int json_read_tokens(const json_t *v, const char *name, struct sequence *ret, struct error *err)
 {
 	if (!json_is_array(v))

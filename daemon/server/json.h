@@ -37,6 +37,19 @@ struct json_detokenize { struct sequence sequence; bool skip_special; };
 int json_read_detokenize(const char *body, size_t n, struct json_detokenize *ret, struct error *err);
 void json_detokenize_done(struct json_detokenize *d);
 
+enum json_dtype { JSON_F32, JSON_F16, JSON_BF16, N_JSON_DTYPES };
+enum json_tensor { JSON_EMBEDDING, JSON_HEAD, JSON_FINAL_NORM };
+struct json_weights {
+	enum json_tensor tensor;
+	struct sequence ids;               // tokens NULL: the range
+	uint32_t first;
+	int64_t count;                     // -1 = to the end
+	enum json_dtype dtype;
+	bool base64;
+};
+int json_read_weights(const char *body, size_t n, struct json_weights *ret, struct error *err);
+void json_weights_done(struct json_weights *w);
+
 struct json_run { char *name; char *config; };    // name NULL = none given
 int json_read_run(const char *body, size_t n, struct json_run *ret, struct error *err);
 void json_run_done(struct json_run *r);

@@ -26,6 +26,8 @@ int json_read_whole(const char *body, size_t n_body, const struct json_field *fi
 int json_wrong_type(const json_t *v, const char *name, const char *expected, struct error *err);
 int json_read_integer(const json_t *v, int64_t min, int64_t max, const char *name, int64_t *ret, struct error *err);
 int json_read_bool(const json_t *v, const char *name, bool *ret, struct error *err);
+// One of the words of `words`, NULL-terminated: its index.
+int json_read_word(const json_t *v, const char *name, const char *const *words, int *ret, struct error *err);
 int json_read_tokens(const json_t *v, const char *name, struct sequence *ret, struct error *err);
 // A copy the caller frees; an earlier *ret is freed. ret_n may be NULL (jansson refuses zero bytes in strings).
 int json_read_text(const json_t *v, const char *name, char **ret, size_t *ret_n, struct error *err);

@@ -95,24 +95,11 @@ static int read_deadline(void *to, const json_t *v, const char *name, struct err
 	return json_read_integer(v, 1, MAX_DEADLINE_MS, name, &s->deadline_ms, err);
 }
 
-// One of the words of `words`, NULL-terminated.
-static int read_word(const json_t *v, const char *name, const char *const *words, int *ret, struct error *err)
-{
-	if (!json_is_string(v))
-		return json_wrong_type(v, name, "a string", err);
-	for (int i = 0; words[i]; i++)
-		if (strcmp(json_string_value(v), words[i]) == 0) {
-			*ret = i;
-			return 0;
-		}
-	return error_set(err, ERROR_INVALID, name, "expected \"%s\" or \"%s\"", words[0], words[1]);
-}
-
 static int read_encoding(void *to, const json_t *v, const char *name, struct error *err)
 {
 	static const char *const words[] = {"json", "base64", NULL};
 	int i = 0;
-	int r = read_word(v, name, words, &i, err);
+	int r = json_read_word(v, name, words, &i, err);
 	((struct score_reader *)to)->out->base64 = i == 1;
 	return r;
 }
@@ -121,7 +108,7 @@ static int read_values(void *to, const json_t *v, const char *name, struct error
 {
 	static const char *const words[] = {"f32", "f16", NULL};
 	int i = 0;
-	int r = read_word(v, name, words, &i, err);
+	int r = json_read_word(v, name, words, &i, err);
 	((struct score_reader *)to)->query.values = i ? QUERY_VALUES_F16 : QUERY_VALUES_F32;
 	return r;
 }

@@ -29,6 +29,7 @@ struct teacher {
 	struct error error;                    // written before state becomes FAILED
 	struct teacher_info info;              // written before state becomes READY
 	// the engine's alone, once the thread runs
+	struct model_file *file;               // open for teacher_read_rows
 	struct tokenizer *tokenizer;           // immutable: any thread may use it after READY
 	struct backend *backend;
 	struct weights *weights;
@@ -141,11 +142,9 @@ static int load_model(struct teacher *t, struct model_file *file, struct error *
 static int load(struct teacher *t, struct error *err)
 {
 	double began = clock_seconds();
-	struct model_file *file = NULL;
-	int r = model_file_open(t->path, &file, err);
+	int r = model_file_open(t->path, &t->file, err);
 	if (!r)
-		r = load_model(t, file, err);
-	model_file_close(file);
+		r = load_model(t, t->file, err);
 	t->info.load_seconds = clock_seconds() - began;
 	return r;
 }
@@ -289,6 +288,7 @@ static void *engine(void *arg)
 static struct teacher *teacher_free(struct teacher *t)
 {
 	tokenizer_close(t->tokenizer);
+	model_file_close(t->file);
 	queue_close(t->queue);
 	free(t->path);
 	free(t->device);
@@ -343,6 +343,15 @@ const struct teacher_info *teacher_info(const struct teacher *t)
 const struct tokenizer *teacher_tokenizer(const struct teacher *t)
 {
 	return t->tokenizer;
+}
+
+int teacher_read_rows(const struct teacher *t, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values, struct error *err)
+{
+	static const char *const names[] = {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"};
+	if (tensor == TEACHER_HEAD && t->info.architecture.tied_head)
+		tensor = TEACHER_EMBEDDING;
+	int r = model_file_read_rows(t->file, names[tensor], ids, n, ret_values, err);
+	return r == -ENOENT ? error_set(err, ERROR_INTERNAL, "tensor", "the model file has no %s", names[tensor]) : r;
 }
 
 void teacher_submit(struct teacher *t, struct request_item *chain)

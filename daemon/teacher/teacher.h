@@ -62,6 +62,11 @@ void teacher_error(const struct teacher *t, struct error *ret_error);        // 
 const struct teacher_info *teacher_info(const struct teacher *t);
 const struct tokenizer *teacher_tokenizer(const struct teacher *t);
 
+// Rows of a matrix of weights by token id, as they are stored, made float (n, width); of the final norm, its one row. Reads the model
+// file: any thread may ask once TEACHER_READY was seen.
+enum teacher_tensor { TEACHER_EMBEDDING, TEACHER_HEAD, TEACHER_FINAL_NORM };
+int teacher_read_rows(const struct teacher *t, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values, struct error *err);
+
 // Hands over a chain of checked items, linked by item->link. Each comes back through request->computed, from the engine thread, with a
 // record or an error.
 void teacher_submit(struct teacher *t, struct request_item *chain);

@@ -77,6 +77,12 @@ class OpenAPI(unittest.TestCase):
         self.check("tokenize", {"text": 5}, status=400, valid=False)
         self.check("detokenize", {"tokens": TOKENS, "skip_special": True})
 
+    def test_weights(self):
+        self.check("weights", {"tensor": "head", "ids": [1, 2]})
+        self.check("weights", {"tensor": "embedding", "first": 3, "count": 2, "dtype": "bf16", "encoding": "base64"})
+        self.check("weights", {"tensor": "final_norm"})
+        self.check("weights", {"tensor": "lm_head"}, status=400, valid=False)
+
     def test_score(self):
         base = {"sequences": [{"tokens": TOKENS}, {"text": "the cat"}], "top_k": 3}
         for more in ({}, {"own": True, "entropy": True, "temperatures": [1, 2.5]}, {"first": -2, "last": -1, "values": "f16"},

@@ -65,6 +65,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 	struct json_tokenize t;
 	struct json_detokenize d;
 	struct json_run run;
+	struct json_weights w;
 	fuzz_score(body, n);
 	fuzz_completion(body, n);
 	if (json_read_tokenize(body, n, &t, NULL) == 0) {
@@ -73,6 +74,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 	}
 	if (json_read_detokenize(body, n, &d, NULL) == 0)
 		json_detokenize_done(&d);
+	if (json_read_weights(body, n, &w, NULL) == 0) {
+		require(!w.ids.tokens || (w.ids.n_tokens && w.tensor != JSON_FINAL_NORM));
+		json_weights_done(&w);
+	}
 	if (json_read_run(body, n, &run, NULL) == 0) {
 		require(run.config != NULL);
 		json_run_done(&run);

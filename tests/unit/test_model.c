@@ -188,6 +188,31 @@ static void every_type_loads_to_its_dequantised_values(void **state)
 	backend_close(be);
 }
 
+static void rows_of_every_type_are_read_by_number(void **state)
+{
+	(void)state;
+	static const uint32_t rows[] = {3, 4, 5, 0, 10, 3};
+	for (int t = 0; t < N_DTYPES; t++) {
+		struct builder b = {0};
+		struct model_file *m = NULL;
+		struct error err = {0};
+		float got[6 * C], *expected = values_of(0, (enum dtype)t), *norm = values_of(1, (enum dtype)t);
+		put_model(&b, (enum dtype)t, 0);
+		assert_int_equal(open_built(&b, &m, NULL), 0);
+		if (model_file_read_rows(m, "model.embed_tokens.weight", rows, 6, got, &err))
+			fail_msg("%s", err.message);
+		for (int i = 0; i < 6; i++)
+			assert_memory_equal(got + i * C, expected + rows[i] * C, C * sizeof *got);
+		assert_int_equal(model_file_read_rows(m, "model.norm.weight", (uint32_t[]){0}, 1, got, &err), 0);
+		assert_memory_equal(got, norm, C * sizeof *got);
+		assert_int_equal(model_file_read_rows(m, "lm_head.weight", rows, 1, got, &err), -ENOENT);
+		assert_int_equal(model_file_read_rows(m, "model.embed_tokens.weight", (uint32_t[]){V + 2}, 1, got, &err), -EINVAL);
+		free(expected);
+		free(norm);
+		model_file_close(m);
+	}
+}
+
 static void padding_tokens_are_not_vocabulary(void **state)
 {
 	(void)state;
@@ -375,6 +400,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_type_loads_to_its_dequantised_values),
+		cmocka_unit_test(rows_of_every_type_are_read_by_number),
 		cmocka_unit_test(padding_tokens_are_not_vocabulary),
 		cmocka_unit_test(left_over_and_missing_tensors_are_refused),
 		cmocka_unit_test(names_are_translated),

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared by the control*.c files only.
+#pragma once
+
+#include <stddef.h>
+
+#include "daemon/server/control.h"
+
+struct error;
+struct service;
+
+struct control_input { struct service *service; const char *id; const char *body; size_t n; };    // id: what followed the route's path
+
+int control_check_loaded(const struct service *s, struct error *err);    // for what needs the model, and stays useful while draining
+int control_post_weights(const struct control_input *in, struct control_reply *out, struct error *err);
