@@ -89,6 +89,9 @@ static int get_model(const struct control_input *in, struct control_reply *out, 
 	const struct teacher_info *info = teacher_info(service_teacher(in->service));
 	const struct architecture *a = &info->architecture;
 	struct buffer *b = &out->body;
+	struct query_limits limits;
+	uint32_t max_sequences;
+	service_limits(in->service, &limits, &max_sequences);
 	buffer_text(b, "{");
 	reply_provenance(b, info);
 	buffer_printf(
@@ -98,9 +101,10 @@ static int get_model(const struct control_input *in, struct control_reply *out, 
 	buffer_printf(b,
 		      ",\"n_layers\":%" PRIu32 ",\"width\":%" PRIu32 ",\"n_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32
 		      ",\"bos_id\":%" PRId32 ",\"eos_id\":%" PRId32 ",\"max_tokens\":%" PRIu32 ",\"max_top_k\":%" PRIu32
+		      ",\"max_gather\":%" PRIu32 ",\"max_draws\":%" PRIu32 ",\"max_spans\":%" PRIu32 ",\"head_size\":%" PRIu32
 		      ",\"load_seconds\":%.3f}",
 		      a->n_layers, a->width, a->n_heads, a->n_kv_heads, a->bos_id, a->eos_id, info->max_tokens, info->max_top_k,
-		      info->load_seconds);
+		      limits.max_gather, limits.max_draws, limits.max_spans, a->head_size, info->load_seconds);
 	return 0;
 }
 

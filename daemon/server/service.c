@@ -59,8 +59,11 @@ int service_check_ready(const struct service *s, struct error *err)
 void service_limits(const struct service *s, struct query_limits *ret_limits, uint32_t *ret_max_sequences)
 {
 	const struct teacher_info *info = teacher_info(s->teacher);
+	const struct architecture *a = &info->architecture;
 	*ret_limits = (struct query_limits){
-		.max_tokens = info->max_tokens, .max_top_k = info->max_top_k, .vocab_size = info->architecture.vocab_size};
+		.max_tokens = info->max_tokens, .max_top_k = info->max_top_k, .max_gather = s->options.max_gather,
+		.max_draws = s->options.max_draws, .max_spans = s->options.max_spans, .vocab_size = a->vocab_size, .n_layers = a->n_layers,
+		.width = a->width, .q_width = a->n_heads * a->head_size, .kv_width = a->n_kv_heads * a->head_size};
 	*ret_max_sequences = s->options.max_sequences;
 }
 

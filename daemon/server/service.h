@@ -18,7 +18,7 @@ struct supervisor;
 struct teacher;
 
 struct service_options {
-	uint32_t max_sequences;
+	uint32_t max_sequences, max_gather, max_draws, max_spans;
 	uint32_t max_samples;              // of one prompt
 	uint32_t cache_tokens;             // the teacher's (teacher_options)
 	struct queue_cost limits;          // of what may be under way, over both doors
