@@ -67,15 +67,6 @@ void service_limits(const struct service *s, struct query_limits *ret_limits, ui
 	*ret_max_sequences = s->options.max_sequences;
 }
 
-// What the engine cannot do yet.
-static int check_supported(const struct query *q, struct error *err)
-{
-	const char *field = q->top_mass != 0 ? "top_mass" : q->dense ? "dense" : q->max_prob ? "max_prob" : q->argmax ? "argmax" :
-		q->sum_squares ? "sum_squares" : q->tail ? "tail" : q->gather.n_lists ? "gather" : q->draws.n ? "draws" :
-		q->n_keep ? "keep" : q->n_spans ? "spans" : q->n_features ? "features" : NULL;
-	return field ? error_set(err, ERROR_UNSUPPORTED, field, "is not supported by this version") : 0;
-}
-
 // Every sequence gets its copy of the question, and every record holds one: a long question about many sequences must fit as that.
 static int check_copies(const struct service *s, const struct request *r, struct error *err)
 {
@@ -94,9 +85,7 @@ static int check_items(const struct service *s, struct request *r, struct error 
 	if (r->n_items > max_sequences)
 		return error_set(err, ERROR_TOO_LARGE, "sequences", "%" PRIu32 " sequences, the limit is %" PRIu32, r->n_items,
 				 max_sequences);
-	int result = check_supported(&r->query, err);
-	if (!result)
-		result = check_copies(s, r, err);
+	int result = check_copies(s, r, err);
 	for (uint32_t i = 0; i < r->n_items && result == 0; i++) {
 		char prefix[32];
 		snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", i);
@@ -132,7 +121,9 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 	for (uint32_t i = 0; i < r->n_items; i++) {
 		uint32_t n_tokens = r->items[i].sequence.n_tokens;
 		cost.tokens += n_tokens;
-		uint64_t bytes = record_max_bytes(&r->items[i].query, n_tokens, &limits);
+		struct query wide = r->items[i].query;               // a view
+		wide.feature_values = QUERY_FEATURE_F32;             // as the engine holds features until the sequence is answered
+		uint64_t bytes = record_max_bytes(&wide, n_tokens, &limits);
 		if (__builtin_add_overflow(cost.bytes, bytes, &cost.bytes))
 			cost.bytes = UINT64_MAX;
 	}

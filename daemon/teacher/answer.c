@@ -3,33 +3,42 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/model/head.h"
+#include "daemon/teacher/answer_internal.h"
 #include "daemon/teacher/request.h"
 
-struct answer {
-	uint32_t max_top_k;
-	uint32_t rows[ANSWER_CHUNK_ROWS];
-	struct sweep_row sweep[ANSWER_CHUNK_ROWS];
-	double lse[ANSWER_CHUNK_ROWS * QUERY_MAX_TEMPERATURES];
-	double own[ANSWER_CHUNK_ROWS];
-	uint32_t *ids;                     // (ANSWER_CHUNK_ROWS, max_top_k)
-	double *logits;
-};
+#define ARENA_BYTES (16u << 20)    // results of a chunk of rows with k = 1024 and 1024 draws; longer rows go in smaller chunks
+#define LINE_ROWS 16               // rows of a feature read at once
 
-int answer_open(uint32_t max_top_k, struct answer **ret_answer, struct error *err)
+static size_t larger(size_t a, size_t b)
+{
+	return a > b ? a : b;
+}
+
+int answer_open(struct backend *be, const struct architecture *arch, const struct answer_limits *limits, struct answer **ret_answer,
+		struct error *err)
 {
 	struct answer *a = calloc(1, sizeof *a);
+	size_t stride = larger(arch->width, (arch->n_heads + 2 * (size_t)arch->n_kv_heads) * arch->head_size);
 	if (a) {
-		a->max_top_k = max_top_k;
-		a->ids = calloc((size_t)ANSWER_CHUNK_ROWS * (max_top_k + 1), sizeof *a->ids);
-		a->logits = calloc((size_t)ANSWER_CHUNK_ROWS * (max_top_k + 1), sizeof *a->logits);
+		a->backend = be;
+		a->architecture = *arch;
+		a->limits = *limits;
+		a->arena_bytes = larger(ARENA_BYTES, plan_row_bytes(limits->max_top_k, limits->max_gather + 1, limits->max_draws));
+		a->line_values = larger(arch->vocab_size, LINE_ROWS * stride);
+		a->arena = malloc(a->arena_bytes);
+		a->line = malloc(a->line_values * sizeof *a->line);
+		a->needs = calloc(limits->max_tokens, sizeof *a->needs);
+		a->own = calloc(limits->max_tokens, sizeof *a->own);
+		a->features = calloc(limits->max_items, sizeof(*a->features));
 	}
-	if (!a || !a->ids || !a->logits) {
+	if (!a || !a->arena || !a->line || !a->needs || !a->own || !a->features) {
 		answer_close(a);
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for answers of top_k %u", max_top_k);
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for answers of top_k %u", limits->max_top_k);
 	}
 	*ret_answer = a;
 	return 0;
@@ -38,71 +47,116 @@ int answer_open(uint32_t max_top_k, struct answer **ret_answer, struct error *er
 struct answer *answer_close(struct answer *a)
 {
 	if (a) {
-		free(a->ids);
-		free(a->logits);
+		free(a->arena);
+		free(a->line);
+		free(a->needs);
+		free(a->own);
+		free(a->features);
 		free(a);
 	}
 	return NULL;
 }
 
-// Row `row` of the sequence: the token that really follows is token row + 1.
-static void ask_row(struct answer *a, uint32_t i, uint32_t row, const struct answer_input *in, const struct request_item *item)
+static void mark_needs(struct answer *a, const struct request_item *item)
 {
 	const struct query *q = &item->query;
-	bool own = q->own && row + 1 < item->sequence.n_tokens;
-	a->rows[i] = in->rows[row];
-	a->own[i] = NAN;
-	a->sweep[i] = (struct sweep_row){
-		.top_k = q->top_k, .n_temperatures = q->n_temperatures, .temperatures = q->temperatures,
-		.n_gather = own, .gather = own ? item->sequence.tokens + row + 1 : NULL, .want_entropy = q->entropy,
-		.lse = a->lse + (size_t)i * QUERY_MAX_TEMPERATURES, .ids = a->ids + (size_t)i * a->max_top_k,
-		.logits = a->logits + (size_t)i * a->max_top_k, .gathered = a->own + i,
-	};
+	memset(a->needs, 0, item->sequence.n_tokens);
+	if (query_has_rows(q))
+		memset(a->needs + q->first, NEED_ROW, query_rows(q));
+	for (uint32_t s = 0; s < q->n_spans; s++)
+		for (uint32_t i = q->spans[s].begin; i < q->spans[s].end; i++)
+			a->needs[i - 1] |= NEED_OWN;
 }
 
-// Result i of the sweep becomes row k of the record.
-static void keep_row(const struct answer *a, uint32_t i, uint32_t k, struct record_rows *rows)
+// The next rows that anybody needs, from *position on.
+static void fill_chunk(struct answer *a, const struct plan *plan, const uint32_t *rows, uint32_t *position)
 {
-	const struct query *q = &rows->query;
-	const struct sweep_row *s = &a->sweep[i];
-	if (s->not_finite) {
-		rows->status[k] = ROW_NOT_FINITE;
-		return;
-	}
-	rows->status[k] = ROW_OK;
-	rows->max_logit[k] = (float)s->max_logit;
-	for (uint32_t j = 0; j < q->n_temperatures; j++)
-		rows->lse[(size_t)k * q->n_temperatures + j] = (float)s->lse[j];
-	for (uint32_t j = 0; j < q->top_k; j++) {
-		rows->ids[(size_t)k * q->top_k + j] = s->ids[j];
-		rows->logits[(size_t)k * q->top_k + j] = (float)s->logits[j];
-	}
-	if (q->own)
-		rows->own_logit[k] = (float)a->own[i];
-	if (q->entropy)
-		rows->entropy[k] = (float)s->entropy;
+	uint32_t p = *position;
+	for (a->n = 0; p < plan->sequence->n_tokens && a->n < plan->chunk_rows; p++)
+		if (a->needs[p])
+			plan_ask(plan, a, a->n++, p, rows[p]);
+	*position = p;
 }
 
-int answer_make(struct answer *a, struct head *head, const struct answer_input *in, struct request_item *item, uint32_t *ret_not_finite)
+static void read_dense(struct answer *a, const struct plan *plan, struct real *logits, struct record_rows *rows)
 {
-	struct record_rows *rows = NULL;
-	uint32_t n_not_finite = 0;
-	int r = record_rows_new(in->teacher, in->vocab_size, &item->sequence, &item->query, &rows, &item->error);
+	const struct backend_ops *ops = a->backend->ops;
+	for (uint32_t i = 0; i < a->n; i++) {
+		if (!(a->needs[a->positions[i]] & NEED_ROW) || a->sweep[i].not_finite)
+			continue;
+		float *to = rows->dense + (a->positions[i] - (size_t)plan->query->first) * plan->V;
+		ops->real_read(a->backend, a->line, ops->real_at(logits, (size_t)i * plan->V), plan->V);
+		for (uint32_t j = 0; j < plan->V; j++)
+			to[j] = (float)a->line[j];
+	}
+}
+
+static int answer_chunk(struct answer *a, const struct plan *plan, const struct answer_input *in, struct record_rows *rows, struct error *err)
+{
+	const struct query *q = plan->query;
+	const struct backend_ops *ops = a->backend->ops;
+	struct real *logits = head_logits(in->head, in->hidden, a->rows, a->n);
+	if (q->n_keep)
+		logits = head_keep(in->head, q->keep, q->n_keep, a->n);
+	ops->sweep(a->backend, logits, a->n, plan->V, a->sweep);
+	int r = backend_sync(a->backend, err);    // results of a failed sweep are not even garbage: ids among them would be followed
 	if (r)
 		return r;
-	for (uint32_t done = 0; done < rows->n_rows; done += ANSWER_CHUNK_ROWS) {
-		uint32_t n = rows->n_rows - done < ANSWER_CHUNK_ROWS ? rows->n_rows - done : ANSWER_CHUNK_ROWS;
-		for (uint32_t i = 0; i < n; i++)
-			ask_row(a, i, (uint32_t)item->query.first + done + i, in, item);
-		head_score(head, in->hidden, a->rows, n, a->sweep);
-		for (uint32_t i = 0; i < n; i++) {
-			keep_row(a, i, done + i, rows);
-			n_not_finite += a->sweep[i].not_finite;
-		}
+	plan_cut(plan, a);
+	if (plan->cut)
+		ops->sweep(a->backend, logits, a->n, plan->V, a->sweep);
+	if (q->dense)
+		read_dense(a, plan, logits, rows);
+	r = backend_sync(a->backend, err);
+	for (uint32_t i = 0; i < a->n && !r; i++)
+		r = rows_keep(plan, a, i, rows, err);
+	return r;
+}
+
+static void sum_spans(const struct answer *a, const struct query *q, struct record_rows *rows)
+{
+	for (uint32_t s = 0; s < q->n_spans; s++) {
+		double sum = 0;
+		for (uint32_t i = q->spans[s].begin; i < q->spans[s].end; i++)
+			sum += a->own[i - 1];
+		rows->span_sums[s] = (float)sum;
 	}
-	item->not_finite = n_not_finite > 0;
-	r = record_encode(rows, &item->record, &item->error);
+}
+
+// Everything but the encoding.
+static int fill_rows(struct answer *a, const struct answer_input *in, struct request_item *item, struct record_rows *rows,
+		     struct answer_counts *counts)
+{
+	struct plan plan;
+	bool not_finite = false;
+	uint32_t position = 0;
+	plan_init(&plan, a, item, head_tile_rows(in->head));
+	mark_needs(a, item);
+	int r = features_keep(a, in->index, rows, &not_finite, &item->error);
+	while (!r) {
+		fill_chunk(a, &plan, in->rows, &position);
+		if (!a->n)
+			break;
+		r = answer_chunk(a, &plan, in, rows, &item->error);
+		for (uint32_t i = 0; i < a->n; i++)
+			counts->n_not_finite += a->sweep[i].not_finite;
+		counts->n_rows += a->n;
+	}
+	sum_spans(a, &item->query, rows);
+	item->not_finite = not_finite || counts->n_not_finite;
+	return r;
+}
+
+int answer_make(struct answer *a, const struct answer_input *in, struct request_item *item, struct answer_counts *ret_counts)
+{
+	struct record_rows *rows = NULL;
+	struct answer_counts counts = {0};
+	int r = record_rows_new(in->teacher, a->architecture.vocab_size, &item->sequence, &item->query, &rows, &item->error);
+	if (!r)
+		r = fill_rows(a, in, item, rows, &counts);
+	if (!r)
+		r = record_encode(rows, &item->record, &item->error);
 	record_rows_free(rows);
-	*ret_not_finite = n_not_finite;
+	*ret_counts = counts;
 	return r;
 }

@@ -112,6 +112,14 @@ static int open_backend(struct teacher *t, uint32_t max_rows, struct error *err)
 	return backend_open(t->device, &options, &t->backend, err);
 }
 
+static int open_answer(struct teacher *t, uint32_t capacity, struct error *err)
+{
+	const struct teacher_info *info = &t->info;
+	struct answer_limits limits = {.max_tokens = info->max_tokens, .max_items = capacity, .max_top_k = info->max_top_k,
+				       .max_gather = t->options.max_gather, .max_draws = t->options.max_draws};
+	return answer_open(t->backend, &info->architecture, &limits, &t->answer, err);
+}
+
 // Every buffer the engine will ever use is made here.
 static int load_model(struct teacher *t, struct model_file *file, struct error *err)
 {
@@ -131,7 +139,7 @@ static int load_model(struct teacher *t, struct model_file *file, struct error *
 	if (!r)
 		r = head_open(t->weights, ANSWER_CHUNK_ROWS, &t->head, err);
 	if (!r)
-		r = answer_open(info->max_top_k, &t->answer, err);
+		r = open_answer(t, capacity, err);
 	if (!r)
 		r = batch_new(capacity, &t->batch, err);
 	if (!r)
@@ -228,20 +236,20 @@ static void count_pass(struct teacher *t, double seconds)
 	histogram_append(&t->pass_seconds, seconds);
 }
 
-static int answer_one(struct teacher *t, struct request_item *item, const struct act *hidden, const uint32_t *rows, struct error *err)
+static int answer_one(struct teacher *t, uint32_t index, const struct act *hidden, struct error *err)
 {
-	uint32_t n_not_finite = 0;
-	struct answer_input in = {
-		.teacher = &t->info.fingerprint, .vocab_size = t->info.architecture.vocab_size, .hidden = hidden, .rows = rows};
-	int r = answer_make(t->answer, t->head, &in, item, &n_not_finite);
+	struct request_item *item = t->batch->items[index];
+	struct answer_counts counts;
+	struct answer_input in = {.teacher = &t->info.fingerprint, .head = t->head, .hidden = hidden,
+				  .rows = t->batch->rows + t->batch->starts[index], .index = index};
+	(void)answer_make(t->answer, &in, item, &counts);    // an error is the item's own
 	int device = backend_sync(t->backend, err);
 	if (device) {
 		item->record = record_unref(item->record);
 		return device;
 	}
-	if (r == 0)
-		atomic_fetch_add(&t->n_rows, query_rows(&item->query));
-	atomic_fetch_add(&t->n_not_finite, n_not_finite);
+	atomic_fetch_add(&t->n_rows, counts.n_rows);
+	atomic_fetch_add(&t->n_not_finite, counts.n_not_finite);
 	return 0;
 }
 
@@ -252,17 +260,19 @@ static void run_pass(struct teacher *t)
 	struct layout layout = batch_layout(b);
 	double began = clock_seconds();
 	atomic_store(&t->pass_began_ms, clock_ms());
+	answer_watch(t->answer, t->activations, b);
 	struct act *hidden = forward(t->weights, t->activations, &layout);
 	int r = backend_sync(t->backend, &err);
 	// Counted before the answers go out: who sees an answer must find it in the metrics.
 	count_pass(t, clock_seconds() - began);
 	for (uint32_t i = 0; i < b->n_items; i++) {
 		if (r == 0)
-			r = answer_one(t, b->items[i], hidden, b->rows + b->starts[i], &err);
+			r = answer_one(t, i, hidden, &err);
 		if (r)
 			poison(t, &err);
 		give_back(b->items[i], r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");
 	}
+	answer_unwatch(t->answer, t->activations);
 	atomic_store(&t->pass_began_ms, 0);
 }
 

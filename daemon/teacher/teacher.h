@@ -21,6 +21,7 @@ struct teacher_options {
 	uint32_t max_tokens;                         // per sequence; lowered to the model's context
 	uint32_t batch_tokens;
 	uint32_t max_top_k;                          // lowered to the vocabulary
+	uint32_t max_gather, max_draws;              // of one row
 	int event_fd;                                // an eventfd written when the state changes (kept by the caller); -1 = none
 };
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/error.h"
 
@@ -20,6 +21,16 @@ void golden_path(char *to, size_t size, const char *name)
 	const char *top = getenv("top_srcdir");
 	int n = snprintf(to, size, "%s/tests/golden/%s", top ? top : ".", name);
 	assert_true(n > 0 && (size_t)n < size);
+}
+
+bool golden_teacher(char *to, size_t size)
+{
+	const char *path = getenv("KDSERVED_TEACHER"), *home = getenv("HOME");
+	if (path && *path)
+		snprintf(to, size, "%s", path);
+	else
+		snprintf(to, size, "%s/.cache/kdserved/SmolLM2-135M-Instruct.Q4_1.gguf", home ? home : "");
+	return access(to, R_OK) == 0;
 }
 
 void golden_open(struct golden_file *g, const char *name, const char magic[4])

@@ -24,6 +24,9 @@ uint32_t *golden_u32s(struct golden_file *g, uint32_t n);                       
 double *golden_f32s(struct golden_file *g, size_t n);
 void golden_path(char *to, size_t size, const char *name);
 
+// The real teacher: $KDSERVED_TEACHER, else where the quick start keeps it. False when it is not there.
+bool golden_teacher(char *to, size_t size);
+
 struct golden_model {
 	struct backend *backend;
 	struct model_file *file;

@@ -16,6 +16,8 @@ Files (little-endian; u32, f32, f64):
   models/NAME/       a Hugging Face directory with seeded random weights, and golden.bin: magic "KDGM", n_sequences, V; per sequence:
                      n_tokens, tokens, logits f32 (n_tokens, V), computed in float64
   train.bin          magic "KDGB": see train() below
+  models/NAME/tokenizer.json    of the models that signals() serves: 96 tokens, one per printable character
+  models/NAME/signals.bin, mixture.bin, teacher_signals.bin    see signals(), mixture() and teacher_signals() below
 """
 import argparse
 import hashlib
@@ -172,7 +174,159 @@ def tiny():
         print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits of deviation {logits.std():.2f}", flush=True)
 
 
-# (c) Backward and five AdamW steps on the model "train", in float64.
+# (c) Every signal of a question, on models that have a tokenizer: what the engine answers end to end.
+SIGNAL_MODELS = ["llama", "qwen2", "qwen3", "linear"]
+SIGNAL_TEMPERATURES = [0.5, 1.0, 2.0, 15.0]
+
+
+def character_tokenizer():
+    """tokenizer.json of 96 tokens, as GPT-2 spells bytes: newline, then space to tilde."""
+    vocab = {chr(256 + b) if b <= 32 else chr(b): i for i, b in enumerate([10, *range(32, 127)])}
+    level = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+            "pre_tokenizer": {**level, "add_prefix_space": False}, "post_processor": None, "decoder": {**level, "add_prefix_space": True},
+            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                      "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": []}}
+
+
+def golden_sequences(name):
+    """The sequences of models/NAME/golden.bin."""
+    data = (HERE / "models" / name / "golden.bin").read_bytes()
+    n, V = struct.unpack_from("<2I", data, 4)
+    at, out = 12, []
+    for _ in range(n):
+        length, = struct.unpack_from("<I", data, at)
+        out.append(list(struct.unpack_from(f"<{length}I", data, at + 4)))
+        at += 4 + 4 * length + 4 * length * V
+    return out, V
+
+
+def forward_with_features(model, tokens):
+    """logits (L, V); hidden: n_layers + 1 of (L, C), before the final norm; final (L, C); q, k, v: per layer (L, width)."""
+    import torch
+    hidden, qkv, hooks = {}, {}, []
+
+    def keep(store, key):
+        def hook(module, args, output):
+            out = output[0] if isinstance(output, tuple) else output
+            store[key] = out.detach().reshape(len(tokens), -1)
+        return hook
+
+    hooks.append(model.model.embed_tokens.register_forward_hook(keep(hidden, 0)))
+    for i, layer in enumerate(model.model.layers):
+        hooks.append(layer.register_forward_hook(keep(hidden, i + 1)))
+        a = layer.self_attn
+        for what, module in (("q", getattr(a, "q_norm", a.q_proj)), ("k", getattr(a, "k_norm", a.k_proj)), ("v", a.v_proj)):
+            hooks.append(module.register_forward_hook(keep(qkv, (i, what))))
+    final = {}
+    hooks.append(model.model.norm.register_forward_hook(keep(final, 0)))
+    with torch.no_grad():
+        out = model(torch.tensor([tokens]), output_hidden_states=True)
+    for h in hooks:
+        h.remove()
+    # what transformers itself calls hidden states: all but the last are the same, the last is after the norm
+    for i, h in enumerate(out.hidden_states[:-1]):
+        assert torch.equal(h[0], hidden[i])
+    assert torch.equal(out.hidden_states[-1][0], final[0])
+    return out.logits[0], hidden, final[0], qkv
+
+
+def row_numbers(z, top_k):
+    """lse at SIGNAL_TEMPERATURES, entropy, max prob, sum of squares, tail (ln of the mass outside the top-k): f64; argmax; top-k ids."""
+    import torch
+    z = z.double()
+    logp = torch.log_softmax(z, 0)
+    p = logp.exp()
+    order = sorted(range(len(z)), key=lambda j, z=z.tolist(): (-z[j], j))[:top_k]
+    outside = torch.ones_like(z, dtype=torch.bool)
+    outside[order] = False
+    tail = torch.logsumexp(logp[outside], 0).item()
+    return f64(*(torch.logsumexp(z / t, 0).item() for t in SIGNAL_TEMPERATURES), -(p * logp).sum().item(), p.max().item(),
+               (p * p).sum().item(), tail) + u32(*order)
+
+
+def signals():
+    """models/NAME/signals.bin: magic "KDGS", n_sequences, V, C, n_layers, q width, kv width, top_k, n_keep, keep ids. Per sequence: n_tokens,
+    tokens; per row: row_numbers, lse over the kept ids f64, own log-prob f64 (NaN at the last). Then f32: hidden (n_layers + 1, L, C),
+    final (L, C), q, k, v rows per layer (L, width)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    for name in SIGNAL_MODELS:
+        (HERE / "models" / name / "tokenizer.json").write_text(json.dumps(character_tokenizer()) + "\n")
+    for name in ("llama", "qwen2", "qwen3"):
+        where = HERE / "models" / name
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float64, attn_implementation="sdpa").eval()
+        sequences, V = golden_sequences(name)
+        c, top_k, keep = model.config, 16, [j for j in range(V) if j % 3 == 1 or j == 90]
+        head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        out = b"KDGS" + u32(len(sequences), V, c.hidden_size, c.num_hidden_layers, c.num_attention_heads * head,
+                            c.num_key_value_heads * head, top_k, len(keep), *keep)
+        for tokens in sequences:
+            logits, hidden, final, qkv = forward_with_features(model, tokens)
+            out += u32(len(tokens), *tokens)
+            for i, z in enumerate(logits):
+                own = torch.log_softmax(z, 0)[tokens[i + 1]].item() if i + 1 < len(tokens) else float("nan")
+                out += row_numbers(z, top_k) + f64(torch.logsumexp(z[keep], 0).item(), own)
+            for i in range(c.num_hidden_layers + 1):
+                out += f32(hidden[i])
+            out += f32(final)
+            for i in range(c.num_hidden_layers):
+                out += b"".join(f32(qkv[i, what]) for what in "qkv")
+        (where / "signals.bin").write_bytes(out)
+        print(f"{name}: {len(out)} bytes of signals", flush=True)
+
+
+MEAN = {"llama": 0.7, "linear": 0.3}
+ARITHMETIC = {"llama": 1.0, "qwen2": 0.5, "linear": -0.5}
+
+
+def mixture():
+    """mixture.bin: magic "KDGX", V, n_tokens, tokens, f32 (L, V) of ln(sum of weight * p) over MEAN, then f32 (L, V) of the sum of
+    weight * logits over ARITHMETIC; from the members' logits by numpy."""
+    import numpy
+    import torch
+    from transformers import AutoModelForCausalLM
+    sequences, V = golden_sequences("llama")
+    tokens = sequences[-1]
+    z = {}
+    for name in ARITHMETIC:
+        model = AutoModelForCausalLM.from_pretrained(HERE / "models" / name, dtype=torch.float64, attn_implementation="sdpa").eval()
+        with torch.no_grad():
+            z[name] = model(torch.tensor([tokens])).logits[0].numpy()
+    p = {name: numpy.exp(x - x.max(1, keepdims=True)) for name, x in z.items()}
+    mean = numpy.log(sum(w * p[name] / p[name].sum(1, keepdims=True) for name, w in MEAN.items()))
+    signed = sum(w * z[name] for name, w in ARITHMETIC.items())
+    (HERE / "mixture.bin").write_bytes(b"KDGX" + u32(V, len(tokens), *tokens) + f32(mean) + f32(signed))
+    print(f"mixture: {len(tokens)} rows", flush=True)
+
+
+TEACHER_LAYERS, TEACHER_ROWS = [0, 15, 30], [0, 1, 63, 79]
+
+
+def teacher_signals(path):
+    """teacher_signals.bin, of the sixth text of texts.txt: magic "KDGF", n_tokens, tokens, top_k, n_rows, n_layers, C, q width, kv width,
+    layers; per row: position, row_numbers, then f32: hidden state after each of the layers, final, q, k, v of the last block."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+    text = (HERE / "texts.txt").read_text().rstrip("\n").split("\n%%\n")[5]
+    tokens = tokenizer(text, add_special_tokens=False).input_ids[: LENGTHS[5]]
+    logits, hidden, final, qkv = forward_with_features(model, tokens)
+    c = model.config
+    last = c.num_hidden_layers - 1
+    out = b"KDGF" + u32(len(tokens), *tokens, TOP_K, len(TEACHER_ROWS), len(TEACHER_LAYERS), c.hidden_size, qkv[last, "q"].shape[1],
+                        qkv[last, "k"].shape[1], *TEACHER_LAYERS)
+    for row in TEACHER_ROWS:
+        out += u32(row) + row_numbers(logits[row], TOP_K)
+        out += b"".join(f32(hidden[i][row]) for i in TEACHER_LAYERS) + f32(final[row])
+        out += b"".join(f32(qkv[last, what][row]) for what in "qkv")
+    (HERE / "teacher_signals.bin").write_bytes(out)
+    print(f"teacher: {len(out)} bytes of signals", flush=True)
+
+
+# (d) Backward and five AdamW steps on the model "train", in float64.
 def train():
     """train.bin: magic, n_steps, n_support; f64: w_ce, w_kd, temperature, learning rate, beta1, beta2, epsilon, weight decay, maximal
     gradient norm. Per step: n_sequences, per sequence n_tokens and tokens; n_rows (all rows that have a label, in order), per row:
@@ -230,21 +384,18 @@ def train():
 def main():
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdserved"
     parser = argparse.ArgumentParser(description="Makes the golden files with PyTorch and transformers.")
-    parser.add_argument("parts", nargs="*", help="teacher, tiny, train (default: all)")
+    parser.add_argument("parts", nargs="*", help="tiny, train, teacher, signals, mixture, teacher_signals (default: all)")
     parser.add_argument("--teacher", type=Path, default=cache / "SmolLM2-135M-Instruct.Q4_1.gguf", help="the GGUF file")
     parser.add_argument("--venv", type=Path, default=cache / "golden-venv", help="virtual environment to make when packages are missing")
     arguments = parser.parse_args()
-    if unknown := set(arguments.parts) - {"teacher", "tiny", "train"}:
+    makers = {"tiny": tiny, "train": train, "teacher": lambda: teacher(arguments.teacher), "signals": signals, "mixture": mixture,
+              "teacher_signals": lambda: teacher_signals(arguments.teacher)}
+    if unknown := set(arguments.parts) - set(makers):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if not packages_present():
         install(arguments.venv)
-    parts = arguments.parts or ["tiny", "train", "teacher"]
-    if "tiny" in parts:
-        tiny()
-    if "train" in parts:
-        train()
-    if "teacher" in parts:
-        teacher(arguments.teacher)
+    for part in arguments.parts or makers:
+        makers[part]()
 
 
 if __name__ == "__main__":

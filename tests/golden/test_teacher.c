@@ -4,25 +4,13 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "tests/golden/golden.h"
 
-#define TEACHER_FILE "SmolLM2-135M-Instruct.Q4_1.gguf"
 #define MAX_POSITIONS 1024
 #define TOP_K 64
 
 static char teacher_path[4096];
-
-static bool find_teacher(void)
-{
-	const char *path = getenv("KDSERVED_TEACHER"), *home = getenv("HOME");
-	if (path && *path)
-		snprintf(teacher_path, sizeof teacher_path, "%s", path);
-	else
-		snprintf(teacher_path, sizeof teacher_path, "%s/.cache/kdserved/" TEACHER_FILE, home ? home : "");
-	return access(teacher_path, R_OK) == 0;
-}
 
 // What transformers said of one row.
 struct golden_row {
@@ -183,7 +171,7 @@ int main(void)
 		cmocka_unit_test(f32_equals_transformers),
 		cmocka_unit_test(the_fast_path_is_close),
 	};
-	if (!find_teacher()) {
+	if (!golden_teacher(teacher_path, sizeof teacher_path)) {
 		fprintf(stderr, "skipped: no teacher at %s\n", teacher_path);
 		return 77;
 	}
