@@ -10,6 +10,7 @@
 
 #include "common/error.h"
 #include "common/record.h"
+#include "common/record_json.h"
 #include "daemon/model/tokenizer.h"
 #include "daemon/server/json.h"
 #include "daemon/server/metrics.h"
@@ -195,7 +196,7 @@ static int post_tokenize(const struct control_input *in, struct control_reply *o
 				     TOKENIZE_MAX_TOKENS, &tokens, err);
 	if (!r) {
 		buffer_text(&out->body, "{\"tokens\":");
-		reply_tokens(&out->body, tokens.ids, tokens.n);
+		record_json_ids(&out->body, tokens.ids, tokens.n);
 		buffer_text(&out->body, ",\"offsets\":");
 		reply_offsets(&out->body, tokens.offsets, tokens.n);
 		buffer_text(&out->body, "}");

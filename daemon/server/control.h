@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/server/reply.h"
 
 struct error;

@@ -4,7 +4,7 @@
 
 #include "common/error.h"
 #include "common/record.h"
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/server/exchange.h"
 #include "daemon/server/json.h"
 #include "daemon/server/service.h"

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #include "common/error.h"
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/server/control.h"
 #include "daemon/server/exchange.h"
 #include "daemon/server/http.h"

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/server/service.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"

@@ -10,7 +10,7 @@
 #include <time.h>
 
 #include "common/error.h"
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/server/openai_internal.h"
 #include "daemon/server/service.h"
 #include "daemon/teacher/teacher.h"

@@ -6,8 +6,9 @@
 
 #include "common/error.h"
 #include "common/record.h"
+#include "common/record_json.h"
 #include "daemon/model/tokenizer.h"
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/server/openai_internal.h"
 #include "daemon/teacher/generation.h"
 #include "daemon/teacher/teacher.h"
@@ -293,11 +294,11 @@ int openai_piece_encode(struct buffer *b, struct openai *o, uint32_t index, cons
 	encode_finish(b, p);
 	if (o->ask.return_ids && p->first) {
 		buffer_text(b, ",\"prompt_token_ids\":");
-		reply_tokens(b, p->prompt->tokens.tokens, p->prompt->tokens.n_tokens);
+		record_json_ids(b, p->prompt->tokens.tokens, p->prompt->tokens.n_tokens);
 	}
 	if (o->ask.return_ids) {
 		buffer_text(b, ",\"token_ids\":");
-		reply_tokens(b, p->ids, p->n_ids);
+		record_json_ids(b, p->ids, p->n_ids);
 	}
 	buffer_text(b, "}");
 	return 0;

@@ -2,7 +2,7 @@
 // Shared by openai.c (a request from body to reply), openai_request.c (what it asks of the service) and openai_choice.c (one completion).
 #pragma once
 
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/server/exchange.h"
 #include "daemon/server/openai.h"
 

@@ -8,7 +8,7 @@
 
 #include "common/error.h"
 #include "daemon/model/tokenizer.h"
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/server/openai.h"
 
 int openai_rows_append(struct openai_rows *to, const struct openai_row *row, struct error *err)

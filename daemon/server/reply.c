@@ -8,8 +8,9 @@
 
 #include "common/error.h"
 #include "common/record.h"
+#include "common/record_json.h"
 #include "daemon/model/tokenizer.h"
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/teacher/request.h"
 #include "daemon/teacher/teacher.h"
 
@@ -54,57 +55,12 @@ void reply_provenance(struct buffer *b, const struct teacher_info *info)
 	buffer_printf(b, ",\"vocab_size\":%" PRIu32, info->architecture.vocab_size);
 }
 
-void reply_tokens(struct buffer *b, const unsigned *tokens, size_t n)
-{
-	buffer_text(b, "[");
-	for (size_t i = 0; i < n; i++)
-		buffer_printf(b, i ? ",%u" : "%u", tokens[i]);
-	buffer_text(b, "]");
-}
-
 void reply_offsets(struct buffer *b, const struct token_offsets *offsets, size_t n)
 {
 	buffer_text(b, "[");
 	for (size_t i = 0; i < n; i++)
 		buffer_printf(b, "%s[%" PRIu32 ",%" PRIu32 "]", i ? "," : "", offsets[i].begin, offsets[i].end);
 	buffer_text(b, "]");
-}
-
-static void floats(struct buffer *b, const float *v, size_t n)
-{
-	buffer_text(b, "[");
-	for (size_t i = 0; i < n; i++) {
-		if (i)
-			buffer_text(b, ",");
-		buffer_float(b, v[i]);
-	}
-	buffer_text(b, "]");
-}
-
-static void row_as_json(struct buffer *b, const struct record_rows *r, uint32_t i)
-{
-	const struct query *q = &r->query;
-	if (r->status[i] != ROW_OK) {
-		buffer_text(b, "{\"status\":\"not_finite\"}");
-		return;
-	}
-	buffer_text(b, "{\"status\":\"ok\",\"lse\":");
-	floats(b, r->lse + (size_t)i * q->n_temperatures, q->n_temperatures);
-	if (q->top_k) {
-		buffer_text(b, ",\"ids\":");
-		reply_tokens(b, r->ids + (size_t)i * q->top_k, q->top_k);
-		buffer_text(b, ",\"logits\":");
-		floats(b, r->logits + (size_t)i * q->top_k, q->top_k);
-	}
-	if (q->own) {
-		buffer_text(b, ",\"own_logit\":");
-		buffer_float(b, r->own_logit[i]);    // null where no token follows
-	}
-	if (q->entropy) {
-		buffer_text(b, ",\"entropy\":");
-		buffer_float(b, r->entropy[i]);
-	}
-	buffer_text(b, "}");
 }
 
 // One array as {"dtype","shape","data"}; all values little-endian, as this program's hosts are.
@@ -174,7 +130,7 @@ int reply_item(struct buffer *b, const struct request_item *item, const struct q
 	content_id_to_hex(&content, id);
 	buffer_printf(b, "{\"id\":\"%s\",\"cached\":%s,\"first\":%" PRId32 ",\"last\":%" PRId32 ",\"tokens\":", id,
 		      item->cached ? "true" : "false", rows->query.first, rows->query.last);
-	reply_tokens(b, item->sequence.tokens, item->sequence.n_tokens);
+	record_json_ids(b, item->sequence.tokens, item->sequence.n_tokens);
 	if (offsets) {
 		buffer_text(b, ",\"offsets\":");
 		reply_offsets(b, offsets, item->sequence.n_tokens);
@@ -182,13 +138,8 @@ int reply_item(struct buffer *b, const struct request_item *item, const struct q
 	if (base64) {
 		rows_as_base64(b, rows);
 	} else {
-		buffer_text(b, ",\"rows\":[");
-		for (uint32_t i = 0; i < rows->n_rows; i++) {
-			if (i)
-				buffer_text(b, ",");
-			row_as_json(b, rows, i);
-		}
-		buffer_text(b, "]");
+		buffer_text(b, ",");
+		record_json_members(b, rows);
 	}
 	buffer_text(b, "}");
 	record_rows_free(rows);

@@ -21,5 +21,4 @@ void reply_provenance(struct buffer *b, const struct teacher_info *info);
 // be NULL. `asked` is the query as the caller wrote it: lse values come in its order of temperatures (a record keeps them sorted).
 int reply_item(struct buffer *b, const struct request_item *item, const struct query *asked, const struct token_offsets *offsets,
 	       bool base64, struct error *err);
-void reply_tokens(struct buffer *b, const unsigned *tokens, size_t n);                // [1,2,3]
 void reply_offsets(struct buffer *b, const struct token_offsets *offsets, size_t n);  // [[0,3],[3,5]]

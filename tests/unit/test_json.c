@@ -10,7 +10,7 @@
 #include <cmocka.h>
 
 #include "common/error.h"
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/server/json.h"
 #include "daemon/teacher/request.h"
 

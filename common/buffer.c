@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 
 #include <math.h>
 #include <stdarg.h>
