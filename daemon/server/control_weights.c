@@ -8,7 +8,7 @@
 
 #include "common/error.h"
 #include "common/half.h"
-#include "daemon/server/buffer.h"
+#include "common/buffer.h"
 #include "daemon/server/control_internal.h"
 #include "daemon/server/json.h"
 #include "daemon/server/reply.h"
