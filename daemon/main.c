@@ -213,8 +213,9 @@ static int open_store(struct daemon *d, struct error *err)
 	if (r)
 		return r;
 	store_stats(d->store, &stats);
-	log_notice("store %s: %llu records in %llu shards, %s", o->store, (unsigned long long)stats.n_records,
-		   (unsigned long long)stats.n_shards, stats.uring ? "io_uring" : "without io_uring (pwrite)");
+	log_notice("store %s: %llu records in %llu shards", o->store, (unsigned long long)stats.n_records, (unsigned long long)stats.n_shards);
+	if (!stats.uring)
+		log_warning("store %s: the kernel refuses io_uring: writing with pwrite", o->store);
 	if (stats.recovered_bytes)
 		log_warning("store %s: cut %llu bytes of a torn tail", o->store, (unsigned long long)stats.recovered_bytes);
 	return 0;

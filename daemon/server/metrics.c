@@ -119,6 +119,8 @@ static void encode_store(struct buffer *b, struct store *store)
 	counter(b, "kd_store_recovered_bytes_total", "Bytes cut from a torn tail at start.", t.recovered_bytes);
 	gauge(b, "kd_store_queued_bytes", "Bytes waiting for the disk.", (double)t.queued_bytes);
 	gauge(b, "kd_store_uring", "1 when io_uring is in use, 0 after falling back to pwrite.", t.uring);
+	gauge(b, "kd_store_direct", "1 when shards are written past the page cache (O_DIRECT).", t.direct);
+	counter(b, "kd_uring_cq_overflow_total", "Completions io_uring had to hold back for want of room; none are lost.", t.n_overflows);
 	gauge(b, "kd_store_failing", "1 while the disk refuses appends.", t.failing);
 }
 

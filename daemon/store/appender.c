@@ -25,6 +25,16 @@ static uint64_t now_ms(void)
 	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
+// How writing goes, for store_stats.
+static void tail_account(struct appender *a)
+{
+	struct store_counters *c = &a->parts->counters;
+	atomic_store(&c->uring, ring_is_uring(a->tail.ring));
+	atomic_store(&c->n_overflows, ring_n_overflows(a->tail.ring));
+	if (a->tail.shard.fd >= 0)
+		atomic_store(&c->direct, a->tail.shard.direct);
+}
+
 int appender_init(struct appender *a, struct store_parts *parts, uint64_t shard_bytes, struct tail_shard *current, uint32_t next_id,
 		  struct error *err)
 {
@@ -35,8 +45,9 @@ int appender_init(struct appender *a, struct store_parts *parts, uint64_t shard_
 		a->parts = NULL;
 		return rc;
 	}
-	tail_adopt(&a->tail, current);
-	atomic_store(&parts->counters.uring, ring_is_uring(a->tail.ring));
+	if (tail_adopt(&a->tail, current) < 0)
+		tail_drop(&a->tail, NULL);         // whole as it is, only not to be gone on with; the next start seals it
+	tail_account(a);
 	return 0;
 }
 
@@ -47,6 +58,7 @@ void appender_done(struct appender *a)
 	if (a->tail.shard.fd >= 0) {
 		tail_cut(&a->tail);
 		tail_sync(&a->tail);        // nobody waits for it: what was promised has been kept before
+		tail_drop(&a->tail, NULL);
 	}
 	tail_done(&a->tail);
 	a->parts = NULL;
@@ -95,8 +107,7 @@ static void retired_forget(struct appender *a)
 static void shard_retire(struct appender *a)
 {
 	retired_forget(a);
-	a->retired = a->tail.shard;
-	a->tail.shard = (struct tail_shard){.fd = -1};
+	tail_drop(&a->tail, &a->retired);
 }
 
 static void shard_leave(struct appender *a)
@@ -104,7 +115,7 @@ static void shard_leave(struct appender *a)
 	if (tail_seal(&a->tail) < 0)
 		shard_retire(a);
 	else
-		tail_shard_done(&a->tail.shard);
+		tail_drop(&a->tail, NULL);
 }
 
 // A current shard with room for n bytes. An id is used up by trying: after a failed commit the name may or may not be on the disk.
@@ -126,7 +137,7 @@ static int shard_ready(struct appender *a, uint64_t n, struct error *err)
 	rc = shards_append(&parts->shards, a->tail.shard.id, a->tail.shard.seed, true);
 	index_unlock(parts->index);
 	if (rc < 0) {
-		tail_shard_done(&a->tail.shard);
+		tail_drop(&a->tail, NULL);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for another shard");
 	}
 	atomic_fetch_add(&parts->counters.n_bytes, SHARD_HEADER_BYTES);
@@ -363,5 +374,6 @@ void appender_commit(struct appender *a, struct pending_list *items)
 		if (!item_stored(a, failed) || !failed->acknowledged)
 			item_acknowledge(a, failed, &err);
 	}
+	tail_account(a);
 	batch_free(a, items);
 }

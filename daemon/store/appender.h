@@ -15,8 +15,9 @@
 
 // What store_stats reports, counted where it happens.
 struct store_counters {
-	_Atomic uint64_t n_bytes, n_appended, appended_bytes, n_duplicates, n_hits, n_misses, n_failed_appends, n_corrupt, recovered_bytes;
-	atomic_bool uring, failing;
+	_Atomic uint64_t n_bytes, n_appended, appended_bytes, n_duplicates, n_hits, n_misses, n_failed_appends, n_corrupt, recovered_bytes,
+		n_overflows;
+	atomic_bool uring, direct, failing;
 };
 
 // What the threads of a store share. `pending` and `shards` under the index's lock; `directory` does not change.

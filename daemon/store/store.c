@@ -17,7 +17,7 @@
 
 #define SHARD_BYTES (UINT64_C(256) << 20)
 #define QUEUE_BYTES (UINT64_C(64) << 20)
-#define BATCH_BYTES (8u << 20)           // taken from the queue at a time: one fsync for all of it
+#define BATCH_BYTES (32u << 20)          // taken from the queue at a time: one fsync for all of it
 
 struct store {
 	struct store_parts parts;
@@ -211,7 +211,8 @@ void store_stats(struct store *s, struct store_stats *ret)
 		.n_hits = atomic_load(&c->n_hits), .n_misses = atomic_load(&c->n_misses),
 		.n_failed_appends = atomic_load(&c->n_failed_appends), .n_corrupt = atomic_load(&c->n_corrupt),
 		.recovered_bytes = atomic_load(&c->recovered_bytes),
-		.uring = atomic_load(&c->uring), .failing = atomic_load(&c->failing),
+		.n_overflows = atomic_load(&c->n_overflows), .uring = atomic_load(&c->uring), .direct = atomic_load(&c->direct),
+		.failing = atomic_load(&c->failing),
 	};
 	index_lock(s->parts.index);
 	ret->n_records = index_count(s->parts.index);

@@ -46,7 +46,9 @@ struct store_stats {
 	uint64_t n_failed_appends, n_corrupt;              // n_corrupt: damaged records met
 	uint64_t recovered_bytes;                          // cut from a torn tail at open
 	uint64_t queued_bytes;
+	uint64_t n_overflows;                              // completions the ring had to hold back; none are lost
 	bool uring;                                        // false: fell back to pwrite
+	bool direct;                                       // the shard being written bypasses the page cache (O_DIRECT)
 	bool failing;                                      // the disk refused lately (ENOSPC, EIO): serving goes on without storing;
 	                                                   // it is tried again with the next append, at most every 2 s
 };

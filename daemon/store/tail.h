@@ -20,11 +20,13 @@ struct tail_shard {
 	uint64_t next_number;
 	struct sidecar entries;
 	bool entries_missing;        // want of memory: the shard is sealed without an index then
+	bool direct;                 // written past the page cache (O_DIRECT)
 };
 void tail_shard_done(struct tail_shard *shard);
 
-#define TAIL_WRITE_BYTES (1u << 20)
-#define TAIL_WRITES 2
+#define TAIL_WRITE_BYTES (4u << 20)       // a write of this size keeps a disk as busy as a deep queue of small ones, and they stay in order
+#define TAIL_WRITES 4                    // one at the disk, the others full or being filled
+#define TAIL_BLOCK 4096u                 // offsets, lengths and memory of O_DIRECT are multiples of this
 struct tail_write;
 
 struct tail {
@@ -34,6 +36,7 @@ struct tail {
 	struct tail_shard shard;
 	struct tail_write *writes;
 	unsigned filling;
+	bool registered;             // the buffers, or it was tried
 	uint64_t end, next_number;   // including what is gathered or in flight; equal to the shard's after tail_flush
 	int failed;                  // of the writes since the last flush: the first error
 };
@@ -41,7 +44,7 @@ struct tail {
 int tail_init(struct tail *t, const struct directory *directory, uint64_t shard_bytes, struct error *err);
 void tail_done(struct tail *t);      // closes without synchronising
 
-void tail_adopt(struct tail *t, struct tail_shard *shard);      // goes on with a recovered shard; takes it over
+int tail_adopt(struct tail *t, struct tail_shard *shard);       // goes on with a recovered shard; takes it over, also on failure. -errno
 int tail_create(struct tail *t, uint32_t id, struct error *err);
 
 // Gathers one frame; its offset and number into *ret_frame. Nothing is promised before tail_flush. Stop when t->failed
@@ -51,7 +54,8 @@ void tail_append(struct tail *t, const struct content_id *key, const void *recor
 // tail_commit which frames count and calls tail_cut.
 int tail_flush(struct tail *t, uint64_t *ret_good);
 void tail_commit(struct tail *t, const struct shard_frame *f);     // in order: this frame is whole; it becomes part of the shard
-int tail_cut(struct tail *t);      // the file ends with the last committed frame again; -errno
+int tail_cut(struct tail *t);      // the file ends with the last committed frame again; -errno: write no more to this shard
 int tail_sync(struct tail *t);     // fsync of what is committed. A failure is final: write no more to this shard
+void tail_drop(struct tail *t, struct tail_shard *ret_shard);      // lets go of the shard (into *ret_shard; NULL: closes it)
 // Seal, fsync, index file. -errno when the fsync failed or the shard could not be left clean: as for tail_sync. The shard stays open.
 int tail_seal(struct tail *t);

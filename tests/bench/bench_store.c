@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Speed of a store: bench_store DIR [RECORD_TOKENS TOP_K N_RECORDS]. Appends records made beforehand at each durability (from one thread,
-// as fast as the queue takes them), then finds them, then reads the directory through. One CSV row per figure.
+// Speed of a store: bench_store DIR [RECORD_TOKENS TOP_K N_RECORDS [none|flushed|durable]]. Appends records made beforehand at each
+// durability (or this one), from one thread, as fast as the queue takes them; then finds them, then reads the directory through.
+// One CSV row per figure. peer_fio.sh holds the appends against fio.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,9 +34,10 @@ static struct store *open_store(const char *directory)
 	return s;
 }
 
+static const char *const durabilities[] = {"none", "flushed", "durable"};
+
 static void bench_append(const char *directory, struct record **records, size_t n, size_t n_bytes, enum store_durability durability)
 {
-	static const char *const names[] = {"none", "flushed", "durable"};
 	struct error err;
 	struct store *s = open_store(directory);
 	double start = now();
@@ -56,7 +58,8 @@ static void bench_append(const char *directory, struct record **records, size_t 
 	double closed = now();
 	if (stats.n_appended != n)
 		fprintf(stderr, "bench_store: only %llu of %zu records were appended\n", (unsigned long long)stats.n_appended, n);
-	printf("append_%s_%s,%.0f,MB/s,%.0f,records/s,with_fsync_at_close,%.0f,MB/s\n", names[durability], stats.uring ? "uring" : "pwrite",
+	printf("append_%s_%s%s,%.0f,MB/s,%.0f,records/s,with_fsync_at_close,%.0f,MB/s\n", durabilities[durability],
+	       stats.uring ? "uring" : "pwrite", stats.direct ? "_direct" : "",
 	       (double)n_bytes / (written - start) / 1e6, (double)n / (written - start), (double)n_bytes / (closed - start) / 1e6);
 }
 
@@ -88,16 +91,35 @@ static void bench_find(const char *directory, struct record **records, size_t n,
 	store_close(s);
 }
 
+// A store of its own for each figure, so that none finds another's records.
+static int bench_run(const char *where, struct record **records, size_t n, size_t n_bytes, enum store_durability durability, bool find)
+{
+	char path[1024];
+	snprintf(path, sizeof path, "%s/bench-XXXXXX", where);
+	if (!mkdtemp(path)) {
+		fprintf(stderr, "bench_store: %s: %s\n", path, strerror(errno));
+		return 1;
+	}
+	bench_append(path, records, n, n_bytes, durability);
+	if (find)
+		bench_find(path, records, n, n_bytes);
+	fixture_remove(strdup(path));
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
-	if (argc != 2 && argc != 5) {
-		fprintf(stderr, "usage: bench_store DIRECTORY [RECORD_TOKENS TOP_K N_RECORDS]\n");
+	int only = -1;
+	for (int i = 0; argc == 6 && i < 3; i++)
+		only = strcmp(argv[5], durabilities[i]) == 0 ? i : only;
+	if ((argc != 2 && argc != 5 && argc != 6) || (argc == 6 && only < 0)) {
+		fprintf(stderr, "usage: bench_store DIRECTORY [RECORD_TOKENS TOP_K N_RECORDS [none|flushed|durable]]\n");
 		return 2;
 	}
 	uint32_t n_tokens = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 0) : 512, top_k = argc > 2 ? (uint32_t)strtoul(argv[3], NULL, 0) : 64;
 	size_t n = argc > 2 ? strtoul(argv[4], NULL, 0) : 2000, n_bytes = 0;
-	struct record **records = calloc(n, sizeof *records);
-	if (!records)
+	struct record **records = calloc(n ? n : 1, sizeof *records);
+	if (!records || !n)
 		return 1;
 	for (size_t i = 0; i < n; i++) {
 		size_t k;
@@ -106,20 +128,12 @@ int main(int argc, char **argv)
 		n_bytes += k;
 	}
 	printf("records,%zu,%zu,bytes_each\n", n, n_bytes / n);
-	for (enum store_durability durability = STORE_NONE; durability <= STORE_DURABLE; durability++) {
-		char path[1024];
-		snprintf(path, sizeof path, "%s/bench-XXXXXX", argv[1]);
-		if (!mkdtemp(path)) {
-			fprintf(stderr, "bench_store: %s: %s\n", path, strerror(errno));
-			return 1;
-		}
-		bench_append(path, records, n, n_bytes, durability);
-		if (durability == STORE_DURABLE)
-			bench_find(path, records, n, n_bytes);
-		fixture_remove(strdup(path));
-	}
+	int rc = 0;
+	for (int d = STORE_NONE; d <= STORE_DURABLE && rc == 0; d++)
+		if (only < 0 || only == d)
+			rc = bench_run(argv[1], records, n, n_bytes, (enum store_durability)d, only < 0 && d == STORE_DURABLE);
 	for (size_t i = 0; i < n; i++)
 		record_unref(records[i]);
 	free(records);
-	return 0;
+	return rc;
 }

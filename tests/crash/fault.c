@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -22,7 +23,10 @@ static uint64_t counts[N_FAULT_KINDS], n_injected, n_syncs_after_failure;
 static ino_t failed[MAX_FAILED];
 static unsigned n_failed;
 static bool no_ring;
+static int registered_file = -1;          // of the ring that registered one last
 
+int io_uring_register_files(struct io_uring *ring, const int *files, unsigned n);
+int io_uring_register_files_update(struct io_uring *ring, unsigned at, const int *files, unsigned n);
 int io_uring_submit(struct io_uring *ring);
 int io_uring_queue_init_params(unsigned entries, struct io_uring *ring, struct io_uring_params *p);
 
@@ -125,6 +129,17 @@ static ssize_t real_pwrite(int fd, const void *data, size_t n, off_t offset)
 	return real(fd, data, n, offset);
 }
 
+// Part of a write that is then said to have failed or to have been short, whatever O_DIRECT asks of lengths.
+static void part_write(int fd, const void *data, size_t n, off_t offset)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	int plain = open(path, O_WRONLY | O_CLOEXEC);
+	if (plain < 0 || real_pwrite(plain, data, n, offset) != (ssize_t)n)
+		abort();
+	close(plain);
+}
+
 static void sqe_inject(struct io_uring_sqe *sqe, int result)
 {
 	uint64_t user_data = sqe->user_data;
@@ -140,19 +155,33 @@ static void sqe_alter(struct io_uring_sqe *sqe)
 {
 	int result;
 	long part;
-	bool is_write = sqe->opcode == IORING_OP_WRITE, is_sync = sqe->opcode == IORING_OP_FSYNC;
+	bool is_write = sqe->opcode == IORING_OP_WRITE || sqe->opcode == IORING_OP_WRITE_FIXED, is_sync = sqe->opcode == IORING_OP_FSYNC;
+	int fd = sqe->flags & IOSQE_FIXED_FILE ? registered_file : sqe->fd;
 	bool hit = (is_write && fault_hit(FAULT_WRITE, &result, &part)) || (is_sync && fault_hit(FAULT_FSYNC, &result, &part));
 	if (is_sync)
-		fault_note_sync(sqe->fd, hit && is_final(result));
+		fault_note_sync(fd, hit && is_final(result));
 	if (!hit)
 		return;
-	if (is_write && result == 0) {
-		sqe->len = (unsigned)shortened(sqe->len, part);
-		return;
-	}
-	if (is_write && part && real_pwrite(sqe->fd, (const void *)(uintptr_t)sqe->addr, shortened(sqe->len, part), (off_t)sqe->off) < 0)
-		abort();
-	sqe_inject(sqe, result);
+	size_t n = is_write && (part || result == 0) ? shortened(sqe->len, part) : 0;
+	if (n)
+		part_write(fd, (const void *)(uintptr_t)sqe->addr, n, (off_t)sqe->off);
+	sqe_inject(sqe, result == 0 ? (int)n : result);
+}
+
+int io_uring_register_files(struct io_uring *ring, const int *files, unsigned n)
+{
+	int (*real)(struct io_uring *, const int *, unsigned) =
+		(int (*)(struct io_uring *, const int *, unsigned))dlsym(RTLD_NEXT, "io_uring_register_files");
+	registered_file = files[0];
+	return real(ring, files, n);
+}
+
+int io_uring_register_files_update(struct io_uring *ring, unsigned at, const int *files, unsigned n)
+{
+	int (*real)(struct io_uring *, unsigned, const int *, unsigned) =
+		(int (*)(struct io_uring *, unsigned, const int *, unsigned))dlsym(RTLD_NEXT, "io_uring_register_files_update");
+	registered_file = files[0];
+	return real(ring, at, files, n);
 }
 
 int io_uring_submit(struct io_uring *ring)
@@ -204,12 +233,11 @@ ssize_t pwrite(int fd, const void *data, size_t n, off_t offset)
 	long part;
 	if (!fault_hit(FAULT_WRITE, &result, &part))
 		return real_pwrite(fd, data, n, offset);
-	if (result == 0)
-		return real_pwrite(fd, data, shortened(n, part), offset);
-	if (part && real_pwrite(fd, data, shortened(n, part), offset) < 0)
-		abort();
+	size_t k = part || result == 0 ? shortened(n, part) : 0;
+	if (k)
+		part_write(fd, data, k, offset);
 	errno = -result;
-	return -1;
+	return result == 0 ? (ssize_t)k : -1;
 }
 
 int fsync(int fd)
