@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks a kdserved server what its teacher thinks.
+
+    from kdclient import Teacher
+    teacher = Teacher.connect("unix:/run/kdserved/kdserved.sock")
+    rows = teacher.score([1, 2, 3], top_k=64, own=True)
+    rows.ids, rows.logprobs(), rows.own_logprobs()
+"""
+from .aio import AsyncPending, AsyncTeacher, Tokenized
+from .errors import KdError
+from .frame import Info
+from .job import Reconnect
+from .query import Query, Question
+from .record import Rows
+from .record import decode as decode_record
+from .teacher import Pending, Teacher
+
+__version__ = "0.1.0"
+__all__ = ["AsyncPending", "AsyncTeacher", "Info", "KdError", "Pending", "Query", "Question", "Reconnect", "Rows", "Teacher", "Tokenized",
+           "decode_record"]

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client for asyncio."""
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, Union, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import frame
+from .errors import KdError
+from .frame import Info, Kind, Tokens
+from .job import RETRIED, Job, Reconnect
+from .link import Address, Link, Receiver, open_link
+from .query import Query, as_tokens
+from .record import Rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .query import Question
+
+MAX_BODY_BYTES = 256 << 20
+
+Sequences = Union[Sequence[Any], npt.NDArray[Any], Any]
+
+
+class Tokenized(NamedTuple):
+    tokens: Tokens
+    offsets: npt.NDArray[np.int64]    # (n, 2) bytes of the UTF-8 text
+
+
+def as_sequences(tokens: Sequences) -> Tuple[List[Tokens], bool]:
+    """A list of sequences, and whether one alone was given."""
+    if getattr(tokens, "ndim", None) == 1 or (getattr(tokens, "ndim", None) is None and len(tokens) and np.ndim(tokens[0]) == 0):
+        return [as_tokens(tokens)], True
+    if not len(tokens):
+        raise KdError("invalid", "there are none", "sequences")
+    return [as_tokens(s, "sequences[%d].tokens" % i) for i, s in enumerate(tokens)], False
+
+
+class AsyncPending:
+    """Answers on their way. Iterate for (index, Rows) in order of arrival; `result()` gives all in the order of the sequences."""
+
+    def __init__(self, job: Job, info: Info, task: asyncio.Task[None], single: bool = False) -> None:
+        self._job, self._info, self._task, self._single = job, info, task, single
+
+    @property
+    def done(self) -> bool:
+        return self._job.over
+
+    def __len__(self) -> int:
+        return len(self._job.sequences)
+
+    async def __aiter__(self) -> AsyncIterator[Tuple[int, Rows]]:
+        position = 0
+        while True:
+            index = await self._job.wait_arrived(position)
+            if index is None:
+                return
+            yield index, self._job.rows(index, self._info)
+            position += 1
+
+    async def result(self) -> List[Rows]:
+        """Every sequence's rows. Raises KdError if any failed."""
+        await self._job.wait_over()
+        return [self._job.rows(i, self._info) for i in range(len(self))]
+
+    def cancel(self) -> None:
+        """Takes the question back; what waits for it raises KdError "cancelled"."""
+        self._job.end(KdError("cancelled", "the client took it back"))
+        self._task.cancel()
+
+
+class _Reply(Receiver):
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.body: asyncio.Future[bytes] = loop.create_future()
+
+    def take(self, kind: Kind, body: bytes, answer: Optional[frame.Answer]) -> None:
+        if self.body.done():
+            return
+        if kind in (Kind.REPLY, Kind.PONG):
+            self.body.set_result(body)
+        elif kind == Kind.ERROR:
+            self.fail(frame.decode_error(body)[1])
+        else:
+            raise KdError("corrupt", "%s where it does not belong" % kind.name, "frame")
+
+    def fail(self, error: KdError) -> None:
+        if not self.body.done():
+            self.body.set_exception(error)
+            self.body.exception()    # looked at
+
+
+class AsyncTeacher:
+    """A server's teacher. Made by `await AsyncTeacher.connect(...)`; used on one loop, by any number of its tasks at once."""
+
+    def __init__(self, link: Link, address: Address, token: Optional[str], reconnect: Optional[Reconnect], connect_timeout: Optional[float],
+                 timeout: Optional[float], max_body_bytes: int) -> None:
+        assert link.info is not None
+        self._link, self._info = link, link.info
+        self._address, self._token, self._reconnect = address, token, reconnect
+        self._connect_timeout, self._timeout, self._max_body_bytes = connect_timeout, timeout, max_body_bytes
+        self._opening = asyncio.Lock()
+        self._closed = False
+        self._tasks: "set[asyncio.Task[None]]" = set()
+
+    @classmethod
+    async def connect(cls, address: str, *, token: Optional[str] = None, expect_fingerprint: Optional[str] = None,
+                      reconnect: Optional[Reconnect] = None, connect_timeout: Optional[float] = 10.0, timeout: Optional[float] = 60.0,
+                      max_body_bytes: int = MAX_BODY_BYTES) -> AsyncTeacher:
+        """Connects to "unix:PATH" or "tcp:HOST:PORT".
+
+        expect_fingerprint: a server with another teacher is refused ("conflict").
+        reconnect: None = a lost connection is an error of everything in flight and after.
+        timeout: seconds of silence, while something is in flight, after which the server must answer a ping or is given up; None = never.
+        max_body_bytes: largest answer accepted.
+        """
+        where = Address.parse(address)
+        try:
+            teacher = bytes.fromhex(expect_fingerprint or "0" * 64)
+        except ValueError:
+            teacher = b""
+        if len(teacher) != 32:
+            raise KdError("invalid", "a fingerprint is 64 hexadecimal digits", "expect_fingerprint")
+        link = await open_link(where, token, teacher, connect_timeout, max_body_bytes, timeout)
+        return cls(link, where, token, reconnect, connect_timeout, timeout, max_body_bytes)
+
+    @property
+    def info(self) -> Info:
+        """What the server said of itself when it was connected."""
+        return self._info
+
+    async def close(self) -> None:
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        self._link.close()
+        await self._link.closed.wait()
+
+    async def __aenter__(self) -> AsyncTeacher:
+        return self
+
+    async def __aexit__(self, kind: Optional[Type[BaseException]], value: Optional[BaseException], trace: Optional[TracebackType]) -> None:
+        await self.close()
+
+    # ---- scores
+
+    @overload
+    async def score(self, tokens: Sequence[int], *, durable: bool = ..., store: bool = ..., deadline: Optional[float] = ...,
+                    **question: Unpack[Question]) -> Rows: ...
+
+    @overload
+    async def score(self, tokens: Sequences, *, durable: bool = ..., store: bool = ..., deadline: Optional[float] = ...,
+                    **question: Unpack[Question]) -> List[Rows]: ...
+
+    async def score(self, tokens: Sequences, *, durable: bool = False, store: bool = True, deadline: Optional[float] = None,
+                    **question: Unpack[Question]) -> Union[Rows, List[Rows]]:
+        """What the teacher thinks of one sequence of ids (gives Rows), or of a list of them (gives a list of Rows).
+
+        durable: answer only when the records are on the server's disk. store=False: neither look in the server's store nor add to it.
+        deadline: seconds after which the server drops the work ("deadline"). question: see Question.
+        """
+        pending = self.submit(tokens, durable=durable, store=store, deadline=deadline, **question)
+        try:
+            rows = await pending.result()
+        except asyncio.CancelledError:
+            pending.cancel()
+            raise
+        return rows[0] if pending._single else rows
+
+    def submit(self, tokens: Sequences, *, durable: bool = False, store: bool = True, deadline: Optional[float] = None,
+               **question: Unpack[Question]) -> AsyncPending:
+        """Asks without waiting: submit batch n + 1, then take the answers of batch n and train on them."""
+        sequences, single = as_sequences(tokens)
+        queries = Query.of(question, sequences, single)
+        loop = asyncio.get_running_loop()
+        flags = (frame.SCORE_DURABLE if durable else 0) | (0 if store else frame.SCORE_NO_STORE)
+        job = Job(sequences, queries, flags, None if deadline is None else loop.time() + deadline)
+        task = loop.create_task(self._run(job))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return AsyncPending(job, self._info, task, single)
+
+    async def _run(self, job: Job) -> None:
+        try:
+            await self._retry(job)
+            job.end(None)
+        except KdError as error:
+            job.end(error)
+        except asyncio.CancelledError:
+            job.end(KdError("cancelled", "the connection was closed"))
+            raise
+        except Exception as error:    # a fault of this module must not leave anyone waiting
+            job.end(KdError("internal", repr(error)))
+            raise
+
+    async def _retry(self, job: Job) -> None:
+        attempt, arrived = 0, 0
+        while True:
+            try:
+                return await job.ask(await self._usable_link())
+            except KdError as error:
+                policy = self._reconnect
+                attempt = 0 if len(job.arrived) > arrived else attempt
+                arrived = len(job.arrived)
+                if policy is None or error.code not in RETRIED or attempt >= policy.attempts or self._closed:
+                    raise
+                await asyncio.sleep(policy.delay(attempt))
+                attempt += 1
+
+    async def _usable_link(self) -> Link:
+        """The connection, or with a Reconnect a new one where the old serves no more."""
+        async with self._opening:
+            link = self._link
+            if self._closed or self._reconnect is None or (link.lost is None and not link.draining):
+                link.check()
+                return link
+            fresh = await open_link(self._address, self._token, bytes.fromhex(self._info.fingerprint), self._connect_timeout,
+                                    self._max_body_bytes, self._timeout)
+            self._link = fresh    # one that drains closes itself when its last answer has come
+            return fresh
+
+    # ---- control resources
+
+    async def call(self, method: str, path: str, body: Union[bytes, Dict[str, Any], None] = None) -> Tuple[int, bytes]:
+        """A resource of kdserved-http(7): status and body. A status of 400 or more is not an exception here."""
+        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        link = await self._usable_link()
+        assert link.credits is not None
+        await link.credits.acquire()
+        try:
+            receiver = _Reply(link.loop)
+            link.start(Kind.CALL, frame.call(method, path, data), receiver)
+        except BaseException:
+            link.credits.release()
+            raise
+        return frame.decode_reply(await receiver.body)
+
+    async def resource(self, method: str, path: str, body: Union[bytes, Dict[str, Any], None] = None) -> Any:
+        """The JSON of a resource; its error is a KdError."""
+        status, data = await self.call(method, path, body)
+        try:
+            value = json.loads(data)
+        except ValueError:
+            raise KdError("corrupt", "%s gave status %d and no JSON" % (path, status), "reply") from None
+        if status < 400:
+            return value
+        what = value.get("error") if isinstance(value, dict) else None
+        what = what if isinstance(what, dict) else {}
+        raise KdError(str(what.get("code", "internal")), str(what.get("message", "status %d" % status)), str(what.get("field", "")))
+
+    async def model(self) -> Dict[str, Any]:
+        """What is served: id, tokenizer_id, architecture, vocab_size, context_length, ..."""
+        found: Dict[str, Any] = await self.resource("GET", "/v1/model")
+        return found
+
+    async def status(self) -> Dict[str, Any]:
+        found: Dict[str, Any] = await self.resource("GET", "/v1/status")
+        return found
+
+    async def tokenize(self, text: str, *, add_special: bool = True, specials: bool = False) -> Tokenized:
+        """add_special: the tokenizer's own template (a leading BOS, say). specials: special tokens written in the text become their ids."""
+        found = await self.resource("POST", "/v1/tokenize", {"text": text, "add_special": add_special, "specials": specials})
+        return Tokenized(as_tokens(found["tokens"]), np.array(found["offsets"], np.int64).reshape(-1, 2))
+
+    async def detokenize(self, tokens: Sequences, *, skip_special: bool = False) -> str:
+        found = await self.resource("POST", "/v1/detokenize", {"tokens": as_tokens(tokens).tolist(), "skip_special": skip_special})
+        return str(found["text"])
+
+    async def generate(self, prompt: Union[str, Sequences], **options: Any) -> Dict[str, Any]:
+        """POST /v1/generate of kdserved-http(7) with `prompt` as text or ids."""
+        asked = dict(options, prompt=prompt) if isinstance(prompt, str) else dict(options, tokens=as_tokens(prompt).tolist())
+        found: Dict[str, Any] = await self.resource("POST", "/v1/generate", asked)
+        return found
+
+    async def ping(self) -> float:
+        """Seconds to the server and back."""
+        link = await self._usable_link()
+        begin = time.perf_counter()
+        receiver = _Reply(link.loop)
+        link.start(Kind.PING, b"kdclient", receiver)
+        if await receiver.body != b"kdclient":
+            raise KdError("corrupt", "a pong with another body", "frame")
+        return time.perf_counter() - begin

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frames of kdserved-protocol(7): header, bodies, and what is refused about them."""
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import List, Sequence, Tuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .checksum import Buffer, Piece, crc32c
+from .errors import KdError
+
+MAGIC = b"KDDS"
+VERSION = 1
+HEADER = struct.Struct("<4sBBHQIII")     # and the header's checksum behind
+HEADER_BYTES = HEADER.size + 4
+WHOLE_REQUEST = 0xFFFFFFFF
+SCORE_DURABLE, SCORE_NO_STORE = 1, 2
+ANSWER_CACHED = 1
+MAX_TOKEN_BYTES = 256
+MAX_SEQUENCES = 65536
+
+Tokens = npt.NDArray[np.uint32]
+
+
+class Kind(IntEnum):
+    HELLO = 1
+    WELCOME = 2
+    SCORE = 3
+    ANSWER = 4
+    DONE = 5
+    ERROR = 6
+    PING = 7
+    PONG = 8
+    GOAWAY = 9
+    CALL = 10
+    REPLY = 11
+    CANCEL = 12
+
+
+@dataclass(frozen=True)
+class Header:
+    kind: int
+    request_id: int
+    body_bytes: int
+    body_crc: int
+
+
+@dataclass(frozen=True)
+class Info:
+    """What the server said in its WELCOME."""
+    fingerprint: str          # of weights, tokenizer and numeric format, hexadecimal
+    vocab_size: int
+    max_tokens: int           # of one sequence
+    max_top_k: int
+    max_sequences: int        # of one request; score() splits
+    max_body_bytes: int
+    credits: int              # requests in flight; score() waits
+
+
+@dataclass(frozen=True)
+class Answer:
+    index: int
+    cached: bool
+    record: bytes
+    piece: Piece              # of the record: its checksum costs no second pass
+
+
+def encode(kind: int, request_id: int = 0, body: bytes = b"") -> bytes:
+    head = HEADER.pack(MAGIC, VERSION, kind, 0, request_id, len(body), 0, crc32c(body))
+    return b"".join((head, struct.pack("<I", crc32c(head)), body))
+
+
+def decode_header(data: Buffer, max_body: int) -> Header:
+    magic, version, kind, flags, request_id, body_bytes, reserved, body_crc = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise KdError("corrupt", "the server does not speak kdserved's protocol", "frame")
+    if version != VERSION:
+        raise KdError("unsupported", "a frame of version %d, this client speaks %d" % (version, VERSION), "frame")
+    if crc32c(data[:HEADER.size]) != struct.unpack_from("<I", data, HEADER.size)[0]:
+        raise KdError("corrupt", "a frame header with a wrong checksum", "frame")
+    if flags or reserved or kind not in Kind.__members__.values():
+        raise KdError("corrupt", "a frame header with kind %d, flags %d, reserved %d" % (kind, flags, reserved), "frame")
+    if body_bytes > max_body:
+        raise KdError("too_large", "a frame of %d bytes, the limit is %d" % (body_bytes, max_body), "frame")
+    return Header(kind, request_id, body_bytes, body_crc)
+
+
+def check_body(header: Header, piece: Piece) -> None:
+    if piece.crc() != header.body_crc:
+        raise KdError("corrupt", "a frame body with a wrong checksum", "frame")
+
+
+def _exactly(name: str, body: Buffer, n: int) -> None:
+    if len(body) != n:
+        raise KdError("corrupt", "%s has %d bytes, not %d" % (name, len(body), n), name)
+
+
+def _at_least(name: str, body: Buffer, n: int) -> None:
+    if len(body) < n:
+        raise KdError("corrupt", "%s is cut short" % name, name)
+
+
+def hello(token: str, teacher: bytes) -> bytes:
+    try:
+        secret = token.encode("ascii")
+    except UnicodeEncodeError:
+        secret = b"\0"
+    if len(secret) > MAX_TOKEN_BYTES or any(not 32 <= c < 127 for c in secret):
+        raise KdError("invalid", "a token is at most %d printable ASCII characters" % MAX_TOKEN_BYTES, "token")
+    return struct.pack("<HH32sH", VERSION, VERSION, teacher, len(secret)) + secret
+
+
+_WELCOME = struct.Struct("<HH32s6I")
+
+
+def decode_welcome(body: Buffer) -> Info:
+    _exactly("welcome", body, _WELCOME.size)
+    version, reserved, teacher, max_tokens, max_top_k, vocabulary, max_sequences, max_body, credits = _WELCOME.unpack(body)
+    if version != VERSION:
+        raise KdError("unsupported", "the server speaks version %d" % version, "welcome")
+    if reserved or not 1 <= vocabulary <= 1 << 24 or not 1 <= max_sequences <= MAX_SEQUENCES or not credits or not max_tokens:
+        raise KdError("corrupt", "a welcome with impossible limits", "welcome")
+    return Info(teacher.hex(), vocabulary, max_tokens, max_top_k, max_sequences, max_body, credits)
+
+
+def score(query: bytes, sequences: Sequence[Tokens], flags: int, deadline_ms: int) -> bytes:
+    lengths = np.array([len(s) for s in sequences], np.dtype("<u4"))
+    parts: List[bytes] = [struct.pack("<4I", flags, deadline_ms, len(query), len(sequences)), query, lengths.tobytes()]
+    parts.extend(s.astype(np.dtype("<u4"), copy=False).tobytes() for s in sequences)
+    return b"".join(parts)
+
+
+def score_bytes(query: bytes, n_sequences: int, n_tokens: int) -> int:
+    return 16 + len(query) + 4 * n_sequences + 4 * n_tokens
+
+
+def decode_answer(body: bytes) -> Tuple[Answer, Piece]:
+    """The answer and the whole body's checksum."""
+    _at_least("answer", body, 8)
+    index, flags = struct.unpack_from("<II", body)
+    if flags & ~ANSWER_CACHED:
+        raise KdError("corrupt", "an answer with flags %d" % flags, "answer")
+    record = body[8:]
+    piece = Piece.of(record)
+    return Answer(index, bool(flags & ANSWER_CACHED), record, piece), Piece.of(body[:8]).then(piece)
+
+
+def decode_error(body: bytes) -> Tuple[int, KdError]:
+    """The index of the sequence (or WHOLE_REQUEST) and what is wrong with it."""
+    _at_least("error", body, 8)
+    index, code_bytes, field_bytes, message_bytes = struct.unpack_from("<IBBH", body)
+    _exactly("error", body, 8 + code_bytes + field_bytes + message_bytes)
+    text = body[8:]
+    if any(not 32 <= c < 127 for c in text):
+        raise KdError("corrupt", "an error that is not printable ASCII", "error")
+    words = text.decode("ascii")
+    return index, KdError(words[:code_bytes], words[code_bytes + field_bytes:], words[code_bytes:code_bytes + field_bytes])
+
+
+def call(method: str, path: str, body: bytes) -> bytes:
+    name, where = method.encode("ascii"), path.encode("ascii", "replace")
+    if not 1 <= len(name) <= 7 or not 1 <= len(where) <= 255 or any(not 33 <= c < 127 for c in where):
+        raise KdError("invalid", "a call is a method of 1 to 7 letters and a path of 1 to 255 printable ASCII characters", "path")
+    return struct.pack("<BBHI", len(name), 0, len(where), len(body)) + name + where + body
+
+
+def decode_reply(body: bytes) -> Tuple[int, bytes]:
+    _at_least("reply", body, 8)
+    status, n = struct.unpack_from("<II", body)
+    _exactly("reply", body, 8 + n)
+    if not 100 <= status <= 599:
+        raise KdError("corrupt", "a reply with status %d" % status, "reply")
+    return status, body[8:]

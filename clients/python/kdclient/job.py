@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A question about many sequences on its way: split into requests, its answers gathered in order of arrival."""
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+from . import frame, query, record
+from .errors import KdError
+from .frame import Info, Kind, Tokens
+from .link import Link, Receiver
+from .query import Query
+from .record import Rows
+
+RETRIED = ("unavailable", "overloaded")    # and lost connections, which are "unavailable"
+
+
+@dataclass(frozen=True)
+class Reconnect:
+    """What to do when the connection is lost, the server stops or is overloaded: connect again and ask again for what is not answered yet
+    (the same question has the same answer, so nothing is counted twice). Delays double; an answer starts the count anew. The server that is found
+    must have the same fingerprint."""
+    attempts: int = 5
+    first_delay: float = 0.2
+    longest_delay: float = 10.0
+
+    def delay(self, attempt: int) -> float:
+        return min(self.first_delay * 2.0 ** attempt, self.longest_delay)
+
+
+@dataclass
+class Job:
+    """Lives on the loop; `answers` and `error` are read elsewhere only once `over`."""
+    sequences: Sequence[Tokens]
+    queries: Sequence[Query]            # of each sequence
+    flags: int
+    deadline: Optional[float]           # loop time
+    answers: List[Optional[frame.Answer]] = field(default_factory=list)
+    arrived: List[int] = field(default_factory=list)
+    over: bool = False
+    error: Optional[KdError] = None
+
+    def __post_init__(self) -> None:
+        self.answers = [None] * len(self.sequences)
+        self._changed = asyncio.Event()
+
+    def put(self, index: int, answer: frame.Answer) -> None:
+        self.answers[index] = answer
+        self.arrived.append(index)
+        self._changed.set()
+
+    def end(self, error: Optional[KdError]) -> None:
+        if not self.over:
+            self.over, self.error = True, error
+            self._changed.set()
+
+    async def wait_arrived(self, position: int) -> Optional[int]:
+        """The index of the sequence that arrived as number `position`; None when all have. Raises what ended the job early."""
+        while position >= len(self.arrived) and not self.over:
+            self._changed.clear()
+            await self._changed.wait()
+        if self.error is not None:
+            raise self.error
+        return self.arrived[position] if position < len(self.arrived) else None
+
+    async def wait_over(self) -> None:
+        while not self.over:
+            self._changed.clear()
+            await self._changed.wait()
+        if self.error is not None:
+            raise self.error
+
+    def rows(self, index: int, info: Info) -> Rows:
+        """Unpacks one answer and checks that it answers what was asked. Any thread."""
+        answer, tokens = self.answers[index], self.sequences[index]
+        assert answer is not None
+        found = record.decode(answer.record, answer.cached, answer.piece)
+        canonical = self.queries[index].canonical(len(tokens)).encode()
+        if found.teacher != info.fingerprint or found.key != query.key(bytes.fromhex(info.fingerprint), tokens, canonical).hex():
+            raise KdError("corrupt", "the answer is one to another question", "sequences[%d]" % index)
+        return found
+
+    def requests(self, info: Info) -> Iterator[Tuple[bytes, List[int]]]:
+        """The unanswered sequences in requests the server takes: encoded query and indices."""
+        encoded, batch, n_tokens = b"", [], 0    # type: bytes, List[int], int
+        for index, tokens in enumerate(self.sequences):
+            if self.answers[index] is not None:
+                continue
+            own = self.queries[index].encode()
+            size = frame.score_bytes(own, len(batch) + 1, n_tokens + len(tokens))
+            if batch and (own != encoded or len(batch) >= info.max_sequences or size > info.max_body_bytes):
+                yield encoded, batch
+                batch, n_tokens = [], 0
+            if frame.score_bytes(own, 1, len(tokens)) > info.max_body_bytes:
+                raise KdError("too_large", "the server takes requests of %d bytes" % info.max_body_bytes, "sequences[%d]" % index)
+            encoded = own
+            batch.append(index)
+            n_tokens += len(tokens)
+        if batch:
+            yield encoded, batch
+
+    async def ask(self, link: Link) -> None:
+        """Asks for what is unanswered and waits until it has come."""
+        assert link.info is not None and link.credits is not None
+        batches: List[Batch] = []
+        try:
+            for encoded, indices in self.requests(link.info):
+                await link.credits.acquire()
+                for batch in batches:
+                    batch.check()
+                body = frame.score(encoded, [self.sequences[i] for i in indices], self.flags, self._remaining_ms(link))
+                batches.append(Batch(self, link, body, indices))
+                await link.drain()
+            for batch in batches:
+                await batch.ended
+        finally:
+            for batch in batches:
+                batch.abandon()
+
+    def _remaining_ms(self, link: Link) -> int:
+        if self.deadline is None:
+            return 0
+        left = self.deadline - link.loop.time()
+        if left <= 0:
+            raise KdError("deadline", "the deadline passed before the request was sent")
+        return min(int(left * 1000) + 1, 0xFFFFFFFF)
+
+
+class Batch(Receiver):
+    """One SCORE frame in flight."""
+
+    def __init__(self, job: Job, link: Link, body: bytes, indices: List[int]) -> None:
+        self.job, self.link, self.indices = job, link, indices
+        self.waiting = set(range(len(indices)))
+        self.failure: Optional[KdError] = None
+        self.ended: asyncio.Future[None] = link.loop.create_future()
+        self.request_id = link.start(Kind.SCORE, body, self)
+
+    def take(self, kind: Kind, body: bytes, answer: Optional[frame.Answer]) -> None:
+        if kind == Kind.ANSWER and answer is not None:
+            self._answered(answer.index)
+            if not self.job.over:
+                self.job.put(self.indices[answer.index], answer)
+        elif kind == Kind.ERROR:
+            index, error = frame.decode_error(body)
+            if index == frame.WHOLE_REQUEST:
+                self._end(self._renumbered(error))
+                return
+            self._answered(index)
+            error.field = error.field or "sequences[%d]" % index
+            self.failure = self.failure or self._renumbered(error)
+        elif kind == Kind.DONE and not body and not self.waiting:
+            self._end(self.failure)
+        else:
+            raise KdError("corrupt", "%s where it does not belong" % kind.name, "frame")
+
+    def _answered(self, index: int) -> None:
+        if index not in self.waiting:
+            raise KdError("corrupt", "an answer for sequence %d, which awaits none" % index, "frame")
+        self.waiting.remove(index)
+
+    def _renumbered(self, error: KdError) -> KdError:
+        """The server counts the sequences of the request, the caller all of them."""
+        found = re.match(r"sequences\[(\d{1,6})\]", error.field)
+        if found and int(found.group(1)) < len(self.indices):
+            error.field = "sequences[%d]%s" % (self.indices[int(found.group(1))], error.field[found.end():])
+        return error
+
+    def fail(self, error: KdError) -> None:
+        self._end(error)
+
+    def _end(self, error: Optional[KdError]) -> None:
+        if self.ended.done():
+            return
+        if error is None:
+            self.ended.set_result(None)
+        else:
+            self.ended.set_exception(error)
+            self.ended.exception()    # looked at: no warning when nobody awaits it any more
+
+    def check(self) -> None:
+        if self.ended.done():
+            self.ended.result()
+
+    def abandon(self) -> None:
+        if not self.ended.done():
+            self.link.cancel(self.request_id)
+            self.ended.cancel()

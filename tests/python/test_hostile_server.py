@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python client against servers that break the protocol: one clear error, at once, and no thread left waiting."""
+import os
+import socket
+import struct
+import tempfile
+import threading
+import unittest
+
+import support
+support.need("numpy")
+
+from kdclient import KdError, Reconnect, Teacher, frame
+from kdclient.frame import Kind
+from test_codec import man_bytes
+
+TEACHER = bytes(range(32))
+RECORD = man_bytes("kdserved-record.5", "Row 2: ids 0 and 9")    # of tokens 3, 1, 4 by TEACHER
+ASK = {"top_k": 2, "own": True, "values": "f16", "first": 1}
+
+
+def welcome(credits=4, vocabulary=10):
+    body = struct.pack("<HH32s6I", frame.VERSION, 0, TEACHER, 100, 10, vocabulary, 8, 1 << 20, credits)
+    return frame.encode(Kind.WELCOME, 0, body)
+
+
+def answer(request_id, index=0, record=RECORD, flags=0):
+    return frame.encode(Kind.ANSWER, request_id, struct.pack("<II", index, flags) + record)
+
+
+def error(request_id, code, index=frame.WHOLE_REQUEST, field=b""):
+    body = struct.pack("<IBBH", index, len(code), len(field), 2) + code + field + b"no"
+    return frame.encode(Kind.ERROR, request_id, body)
+
+
+class Server:
+    """Runs script(server) for each connection; leaves what it did not expect in `seen`."""
+
+    def __init__(self, script):
+        self.folder = tempfile.TemporaryDirectory()
+        self.address = "unix:" + os.path.join(self.folder.name, "s")
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.address[5:])
+        self.listener.listen()
+        self.script, self.seen = script, []
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
+
+    def serve(self):
+        while True:
+            try:
+                self.connection, _ = self.listener.accept()
+            except OSError:
+                return
+            with self.connection:
+                self.connection.settimeout(20)
+                try:
+                    self.receive()    # hello
+                    self.script(self)
+                except OSError as broken:
+                    self.seen.append(broken)
+
+    def receive(self):
+        header = frame.decode_header(self.take(frame.HEADER_BYTES), 1 << 20)
+        return Kind(header.kind), header.request_id, self.take(header.body_bytes)
+
+    def take(self, n):
+        data = b""
+        while len(data) < n:
+            piece = self.connection.recv(n - len(data))
+            if not piece:
+                raise ConnectionError("the client left")
+            data += piece
+        return data
+
+    def send(self, *frames):
+        self.connection.sendall(b"".join(frames))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join(20)
+        self.folder.cleanup()
+
+
+class Greeting(unittest.TestCase):
+    def refused(self, code, *frames, **more):
+        with Server(lambda s: (s.send(*frames), more or s.take(1))) as server:
+            with self.assertRaises(KdError) as raised:
+                Teacher.connect(server.address, connect_timeout=more.get("patience", 20))
+            self.assertEqual(raised.exception.code, code, raised.exception)
+
+    def test_a_server_of_another_kind(self):
+        self.refused("corrupt", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+    def test_a_server_that_hangs_up(self):
+        self.refused("unavailable", patience=20)
+
+    def test_a_server_that_says_nothing(self):
+        with Server(lambda s: s.take(1)) as server, self.assertRaises(KdError) as raised:
+            Teacher.connect(server.address, connect_timeout=0.1)
+        self.assertEqual(raised.exception.code, "deadline")
+
+    def test_refusals_are_passed_on(self):
+        for code in (b"unauthorized", b"unavailable", b"conflict"):
+            self.refused(code.decode(), error(0, code))
+
+    def test_a_damaged_welcome(self):
+        for at in (0, 10, 30, 40, 60):
+            data = bytearray(welcome())
+            data[at] ^= 4
+            self.refused("corrupt", bytes(data))
+
+    def test_impossible_limits(self):
+        self.refused("corrupt", welcome(credits=0))
+        self.refused("corrupt", welcome(vocabulary=0))
+        self.refused("corrupt", welcome(vocabulary=(1 << 24) + 1))
+
+    def test_a_long_body_before_the_welcome(self):
+        self.refused("too_large", frame.encode(Kind.WELCOME, 0, bytes(2000)))
+
+    def test_something_else_than_a_welcome(self):
+        self.refused("corrupt", frame.encode(Kind.DONE, 0))
+
+
+class Requests(unittest.TestCase):
+    def lost(self, code, *frames_of, sequences=([3, 1, 4],), **more):
+        """The request ends with the code, and the connection with it."""
+        def script(server):
+            server.send(welcome())
+            kind, request_id, _ = server.receive()
+            assert kind == Kind.SCORE
+            server.send(*[f(request_id) for f in frames_of])
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address, **more) as teacher:
+            for _ in range(2):
+                with self.assertRaises(KdError) as raised:
+                    teacher.score(list(sequences), **ASK)
+                self.assertEqual(raised.exception.code, code, raised.exception)
+
+    def test_the_record_of_the_manual_answers_its_question(self):
+        def script(server):
+            server.send(welcome())
+            _, request_id, _ = server.receive()
+            server.send(answer(request_id, flags=1), frame.encode(Kind.DONE, request_id))
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address) as teacher:
+            rows = teacher.score([3, 1, 4], **ASK)
+            self.assertEqual((rows.ids.tolist(), rows.cached), ([[7, 4], [0, 9]], True))
+
+    def test_an_answer_to_another_question(self):
+        def script(server):
+            server.send(welcome())
+            while True:
+                _, request_id, _ = server.receive()
+                server.send(answer(request_id), frame.encode(Kind.DONE, request_id))
+        with Server(script) as server, Teacher.connect(server.address) as teacher:
+            for tokens, ask in (([3, 1, 5], ASK), ([3, 1, 4], dict(ASK, top_k=3)), ([3, 1, 4], dict(ASK, first=0))):
+                with self.assertRaises(KdError) as raised:
+                    teacher.score(tokens, **ask)
+                self.assertEqual((raised.exception.code, raised.exception.field), ("corrupt", "sequences[0]"))
+            self.assertEqual(len(teacher.score([3, 1, 4], **ASK)), 2)
+
+    def test_answers_that_nobody_awaits(self):
+        self.lost("corrupt", lambda i: answer(i + 1))
+        self.lost("corrupt", lambda i: answer(i, index=1))
+        self.lost("corrupt", lambda i: answer(i), answer, sequences=([3, 1, 4], [3, 1, 4]))
+        self.lost("corrupt", lambda i: answer(i, flags=2))
+
+    def test_the_end_before_all_answers(self):
+        self.lost("corrupt", lambda i: frame.encode(Kind.DONE, i))
+
+    def test_frames_that_a_server_does_not_send(self):
+        for kind in (Kind.SCORE, Kind.CALL, Kind.REPLY, Kind.WELCOME, Kind.CANCEL):
+            self.lost("corrupt", lambda i, kind=kind: frame.encode(kind, i, b""))
+
+    def test_a_damaged_answer(self):
+        def damaged(request_id):
+            data = bytearray(answer(request_id))
+            data[150] ^= 1
+            return bytes(data)
+        self.lost("corrupt", damaged)
+
+    def test_a_body_over_the_limit(self):
+        self.lost("too_large", lambda i: answer(i, record=bytes(5000)), max_body_bytes=4000)
+
+    def test_an_error_of_the_connection(self):
+        self.lost("internal", lambda i: error(0, b"internal"))
+
+    def test_an_error_of_one_sequence_names_it(self):
+        def script(server):
+            server.send(welcome())
+            for first in (0, 8):
+                _, request_id, _ = server.receive()
+                n = min(8, 11 - first)
+                for i in range(n):
+                    server.send(error(request_id, b"internal", i) if first + i == 9 else answer(request_id, i))
+                server.send(frame.encode(Kind.DONE, request_id))
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address) as teacher:
+            with self.assertRaises(KdError) as raised:
+                teacher.score([[3, 1, 4]] * 11, **ASK)
+            self.assertEqual((raised.exception.code, raised.exception.field), ("internal", "sequences[9]"))
+
+    def test_goaway_lets_requests_in_flight_finish_and_refuses_new_ones(self):
+        def script(server):
+            server.send(welcome())
+            _, request_id, _ = server.receive()
+            server.send(frame.encode(Kind.GOAWAY), frame.encode(Kind.PING, 5, b"hm"), answer(request_id), frame.encode(Kind.DONE, request_id))
+            server.seen.append(server.receive())
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address) as teacher:
+            self.assertEqual(len(teacher.score([3, 1, 4], **ASK)), 2)
+            with self.assertRaises(KdError) as raised:
+                teacher.score([3, 1, 4], **ASK)
+            self.assertEqual(raised.exception.code, "unavailable")
+        self.assertEqual(server.seen[0], (Kind.PONG, 5, b"hm"))
+
+    def test_silence_is_broken_by_a_ping_and_then_ends_the_connection(self):
+        def script(server):
+            server.send(welcome())
+            for _ in range(2):
+                server.seen.append(server.receive()[0])
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address, timeout=0.1) as teacher:
+            with self.assertRaises(KdError) as raised:
+                teacher.score([3, 1, 4], **ASK)
+            self.assertEqual(raised.exception.code, "unavailable")
+            self.assertIn("ping", raised.exception.message)
+        self.assertEqual(server.seen[:2], [Kind.SCORE, Kind.PING])
+
+    def test_a_busy_server_is_asked_again_where_the_policy_says_so(self):
+        def script(server):
+            server.send(welcome())
+            for turn in range(3):
+                _, request_id, _ = server.receive()
+                server.send(error(request_id, b"overloaded") if turn < 2 else answer(request_id) + frame.encode(Kind.DONE, request_id))
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address, reconnect=Reconnect(2, 0.01)) as teacher:
+            self.assertEqual(len(teacher.score([3, 1, 4], **ASK)), 2)
+        with Server(script) as server, Teacher.connect(server.address, reconnect=Reconnect(1, 0.01)) as teacher:
+            with self.assertRaises(KdError) as raised:
+                teacher.score([3, 1, 4], **ASK)
+            self.assertEqual(raised.exception.code, "overloaded")
+
+    def test_another_teacher_behind_the_same_address_is_refused(self):
+        def script(server):
+            if not server.seen:
+                server.seen.append("first")
+                server.send(welcome())
+                server.receive()
+            else:
+                server.send(error(0, b"conflict"))
+        with Server(script) as server, Teacher.connect(server.address, reconnect=Reconnect(5, 0.01)) as teacher:
+            with self.assertRaises(KdError) as raised:
+                teacher.score([3, 1, 4], **ASK)
+            self.assertEqual(raised.exception.code, "conflict")
+
+
+if __name__ == "__main__":
+    support.main()
