@@ -12,7 +12,7 @@ support.need("numpy")
 
 import numpy as np
 
-from kdclient import KdError, checksum, decode_record, frame, query, rice
+from kdclient import KdError, checksum, cursor, decode_record, frame, query, rice
 
 
 def man_bytes(page, after):
@@ -192,33 +192,33 @@ class Frames(unittest.TestCase):
 
 
 class Record(unittest.TestCase):
-    def setUp(self):
-        self.bytes = man_bytes("kdserved-record.5", "Row 2: ids 0 and 9")
-
-    def test_example_of_the_manual(self):
-        rows = decode_record(self.bytes)
-        self.assertEqual(rows.teacher, bytes(range(32)).hex())
-        self.assertEqual((rows.vocab_size, rows.tokens.tolist(), len(rows)), (10, [3, 1, 4], 2))
-        self.assertEqual(rows.ids.tolist(), [[7, 4], [0, 9]])
-        self.assertEqual(rows.logits.tolist(), [[2, 1], [1.5, -0.5]])
-        self.assertEqual(rows.lse.tolist(), [[2.5], [2]])
-        self.assertEqual(rows.own_logit[0], 1)
-        self.assertTrue(np.isnan(rows.own_logit[1]))
-        np.testing.assert_allclose(rows.logprobs(), [[-0.5, -1.5], [-0.5, -2.5]])
-        np.testing.assert_allclose(rows.tail_mass(), 1 - np.exp([[-0.5, -1.5], [-0.5, -2.5]]).sum(1), rtol=1e-5)
-        with self.assertRaises(KdError) as raised:
-            rows.logprobs(2.0)
-        self.assertEqual(raised.exception.field, "temperatures")
-
     def test_any_changed_byte_is_refused(self):
-        for at in range(len(self.bytes)):
-            bad = bytearray(self.bytes)
+        whole = man_bytes("kdserved-record.5", "Row 1 is not finite, so")
+        decode_record(whole)
+        for at in range(len(whole)):
+            bad = bytearray(whole)
             bad[at] ^= 1
             with self.assertRaises(KdError, msg=at):
                 decode_record(bytes(bad))
-        for n in range(len(self.bytes)):
+        for n in range(len(whole)):
             with self.assertRaises(KdError, msg=n):
-                decode_record(self.bytes[:n])
+                decode_record(whole[:n])
+
+
+class Varints(unittest.TestCase):
+    def test_numbers_come_back_in_their_shortest_form(self):
+        rng = random.Random(7)
+        for n in (1, 5, 7, 8, 9, 400):
+            numbers = [rng.getrandbits(rng.randint(0, 32)) for _ in range(n)] + [0, 127, 128, 16383, 16384, 2 ** 32 - 1]
+            data = cursor.varints(numbers)
+            expected = b"".join(bytes([v >> s & 127 | (128 if v >> s + 7 else 0) for s in range(0, 35, 7) if not s or v >> s]) for v in numbers)
+            self.assertEqual(data, expected)
+            c = cursor.Cursor(data + b"x", "test")
+            self.assertEqual(c.varints(len(numbers)).tolist(), numbers)
+            self.assertEqual(c.take(1), b"x")
+        for bad in (b"", b"\x80", b"\x80\x00", b"\xff\xff\xff\xff\x10", b"\x80\x80\x80\x80\x80\x01"):
+            with self.assertRaises(KdError, msg=bad):
+                cursor.Cursor(bad, "test").varint()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from .aio import AsyncPending, AsyncTeacher, Tokenized
 from .errors import KdError
 from .frame import Info
 from .job import Reconnect
-from .query import Query, Question
-from .record import Rows
+from .query import Draws, Feature, Query, Question
 from .record import decode as decode_record
+from .record import split as split_records
+from .rows import Rows, stack
 from .teacher import Pending, Teacher
 
 __version__ = "0.1.0"
-__all__ = ["AsyncPending", "AsyncTeacher", "Info", "KdError", "Pending", "Query", "Question", "Reconnect", "Rows", "Teacher", "Tokenized",
-           "decode_record"]
+__all__ = ["AsyncPending", "AsyncTeacher", "Draws", "Feature", "Info", "KdError", "Pending", "Query", "Question", "Reconnect", "Rows", "Teacher",
+           "Tokenized", "decode_record", "split_records", "stack"]

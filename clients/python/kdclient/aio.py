@@ -16,8 +16,8 @@ from .errors import KdError
 from .frame import Info, Kind, Tokens
 from .job import RETRIED, Job, Reconnect
 from .link import Address, Link, Receiver, open_link
-from .query import Query, as_tokens
-from .record import Rows
+from .query import as_tokens, queries
+from .rows import Rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -177,10 +177,10 @@ class AsyncTeacher:
                **question: Unpack[Question]) -> AsyncPending:
         """Asks without waiting: submit batch n + 1, then take the answers of batch n and train on them."""
         sequences, single = as_sequences(tokens)
-        queries = Query.of(question, sequences, single)
+        asked = queries(question, sequences, single)
         loop = asyncio.get_running_loop()
         flags = (frame.SCORE_DURABLE if durable else 0) | (0 if store else frame.SCORE_NO_STORE)
-        job = Job(sequences, queries, flags, None if deadline is None else loop.time() + deadline)
+        job = Job(sequences, asked, flags, None if deadline is None else loop.time() + deadline)
         task = loop.create_task(self._run(job))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -12,7 +12,7 @@ from .errors import KdError
 from .frame import Info, Kind, Tokens
 from .link import Link, Receiver
 from .query import Query
-from .record import Rows
+from .rows import Rows
 
 RETRIED = ("unavailable", "overloaded")    # and lost connections, which are "unavailable"
 

@@ -15,7 +15,7 @@ from .aio import MAX_BODY_BYTES, AsyncPending, AsyncTeacher, Sequences, Tokenize
 from .errors import KdError
 from .frame import Info
 from .job import Reconnect
-from .record import Rows
+from .rows import Rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
