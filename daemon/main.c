@@ -197,7 +197,9 @@ static int open_teacher(struct daemon *d, struct error *err)
 	struct teacher_options t = {
 		.path = o->teacher, .device = options_device(o), .numeric = numerics[o->numeric], .n_threads = (uint32_t)o->threads,
 		.max_tokens = (uint32_t)o->max_tokens, .batch_tokens = (uint32_t)o->batch_tokens, .max_top_k = (uint32_t)o->max_top_k,
-		.max_gather = (uint32_t)o->max_gather, .max_draws = (uint32_t)o->max_draws, .event_fd = d->event_fd,
+		.max_gather = (uint32_t)o->max_gather, .max_draws = (uint32_t)o->max_draws,
+		.cache_tokens = (uint32_t)o->cache_tokens, .max_generating = (uint32_t)o->max_generating,
+		.generate_batch = (uint32_t)o->generate_batch, .event_fd = d->event_fd,
 	};
 	return teacher_open(&t, &d->teacher, err);
 }
@@ -233,7 +235,8 @@ static int open_doors(struct daemon *d, struct error *err)
 {
 	const struct options *o = &d->options;
 	struct service_options s = {.max_sequences = (uint32_t)o->max_sequences, .max_gather = (uint32_t)o->max_gather,
-		.max_draws = (uint32_t)o->max_draws, .max_spans = (uint32_t)o->max_spans,
+		.max_draws = (uint32_t)o->max_draws, .max_spans = (uint32_t)o->max_spans, .max_samples = (uint32_t)o->max_samples,
+		.cache_tokens = (uint32_t)o->cache_tokens,
 		.limits = {(uint64_t)o->queue_requests, (uint64_t)o->queue_tokens, o->queue_bytes}};
 	struct http_options h = {.listen_fd = d->http_fd, .max_json = o->max_json, .max_connections = (uint32_t)o->max_connections,
 		.header_timeout_ms = o->header_timeout, .body_timeout_ms = o->body_timeout, .idle_timeout_ms = o->idle_timeout,

@@ -151,10 +151,10 @@ static void look(void *arg, enum forward_tap what, uint32_t layer, const struct 
 	const struct architecture *arch = &a->architecture;
 	struct shown shown = {x, y, what == FORWARD_QKV ? (arch->n_heads + 2 * (size_t)arch->n_kv_heads) * arch->head_size : arch->width};
 	for (uint32_t i = 0; i < a->batch->n_items; i++) {
-		const struct query *q = &a->batch->items[i]->query;
+		const struct query *q = &a->batch->items[i].item->query;
 		for (uint32_t f = 0; a->features[i] && f < q->n_features; f++)
 			if (tap_shows(what, q->features[f].kind) && q->features[f].layer == layer)
-				read_feature(a, &shown, q, a->batch->rows + a->batch->starts[i], f, a->features[i]);
+				read_feature(a, &shown, q, a->batch->rows + a->batch->items[i].rows, f, a->features[i]);
 	}
 }
 
@@ -163,7 +163,7 @@ void answer_watch(struct answer *a, struct activations *activations, const struc
 	bool any = false;
 	a->batch = batch;
 	for (uint32_t i = 0; i < batch->n_items; i++) {
-		const struct query *q = &batch->items[i]->query;
+		const struct query *q = &batch->items[i].item->query;
 		a->features[i] = q->n_features ? features_new(&a->architecture, q) : NULL;
 		any |= a->features[i] != NULL;
 	}

@@ -11,11 +11,14 @@
 
 #include "common/error.h"
 #include "daemon/clock.h"
+#include "daemon/model/cache.h"
 #include "daemon/model/forward.h"
 #include "daemon/model/head.h"
 #include "daemon/model/model.h"
 #include "daemon/teacher/answer.h"
 #include "daemon/teacher/batch.h"
+#include "daemon/teacher/generator.h"
+#include "daemon/teacher/schedule.h"
 #include "kernels/backend.h"
 
 #define CODEC_VERSION "2"     // of records; part of the fingerprint, so that a new codec never answers from old bytes
@@ -36,10 +39,11 @@ struct teacher {
 	struct activations *activations;
 	struct head *head;
 	struct answer *answer;
-	struct batch *batch;
-	struct batch_backlog backlog;
+	struct schedule schedule;
 	// counters
 	atomic_uint_fast64_t n_passes, n_mixed, n_sequences, n_positions, n_rows, n_dropped, n_not_finite, pass_began_ms;
+	atomic_uint_fast64_t n_shared, n_slots_used, n_slots_idle;
+	struct generator_counters generated;
 	struct histogram pass_seconds;
 };
 
@@ -120,6 +124,22 @@ static int open_answer(struct teacher *t, uint32_t capacity, struct error *err)
 	return answer_open(t->backend, &info->architecture, &limits, &t->answer, err);
 }
 
+// The cache is for generation, and for scores that begin alike.
+static int open_generator(struct teacher *t, struct error *err)
+{
+	const struct teacher_info *info = &t->info;
+	if (!t->options.cache_tokens)
+		return 0;
+	int r = cache_open(t->weights, t->options.cache_tokens, &t->schedule.cache, err);
+	if (r)
+		return r;
+	activations_cache(t->activations, t->schedule.cache);
+	struct generator_options options = {.backend = t->backend, .head = t->head, .cache = t->schedule.cache, .tokenizer = t->tokenizer,
+		.vocab_size = info->architecture.vocab_size, .max_active = t->options.max_generating, .max_top_k = info->max_top_k,
+		.eos_ids = {info->architecture.eos_id, tokenizer_eos(t->tokenizer)}, .counters = &t->generated};
+	return generator_open(&options, &t->schedule.generator, err);
+}
+
 // Every buffer the engine will ever use is made here.
 static int load_model(struct teacher *t, struct model_file *file, struct error *err)
 {
@@ -128,6 +148,7 @@ static int load_model(struct teacher *t, struct model_file *file, struct error *
 	info->max_tokens = smaller(t->options.max_tokens, info->architecture.context_length);
 	info->max_top_k = smaller(t->options.max_top_k, info->architecture.vocab_size);
 	uint32_t capacity = larger(t->options.batch_tokens, info->max_tokens);
+	capacity = larger(capacity, t->options.cache_tokens ? t->options.max_generating + SCHEDULE_MIN_PROMPT : 0);
 	struct tensor_source source = model_file_source(file);
 	int r = model_file_tokenizer(file, &t->tokenizer, err);
 	if (!r)
@@ -141,7 +162,9 @@ static int load_model(struct teacher *t, struct model_file *file, struct error *
 	if (!r)
 		r = open_answer(t, capacity, err);
 	if (!r)
-		r = batch_new(capacity, &t->batch, err);
+		r = open_generator(t, err);
+	if (!r)
+		r = batch_new(capacity, &t->schedule.batch, err);
 	if (!r)
 		r = backend_sync(t->backend, err);
 	return r ? r : describe(t, file, err);
@@ -159,13 +182,15 @@ static int load(struct teacher *t, struct error *err)
 
 static void unload(struct teacher *t)
 {
-	batch_free(t->batch);
+	batch_free(t->schedule.batch);
+	generator_close(t->schedule.generator);
+	cache_close(t->schedule.cache);
 	answer_close(t->answer);
 	head_close(t->head);
 	activations_free(t->activations);
 	weights_free(t->weights);
 	backend_close(t->backend);
-	t->batch = NULL;
+	t->schedule = (struct schedule){0};
 	t->answer = NULL;
 	t->head = NULL;
 	t->activations = NULL;
@@ -189,59 +214,71 @@ static void give_back(struct request_item *item, enum error_code code, const cha
 	item->request->computed(item);
 }
 
-// Work nobody waits for any more is not done.
-static bool drop_if_dead(struct teacher *t, struct request_item *item, uint64_t now)
+// Work nobody waits for any more is not done: true with the reason in item->error.
+static bool is_over(void *arg, struct request_item *item)
 {
+	struct teacher *t = arg;
 	const struct request *r = item->request;
-	bool cancelled = atomic_load(&r->cancelled), late = r->deadline_ms && now > r->deadline_ms;
-	bool failed = atomic_load(&t->state) == TEACHER_FAILED;
-	if (!cancelled && !late && !failed)
+	if (atomic_load(&t->state) == TEACHER_FAILED)
+		error_set(&item->error, ERROR_UNAVAILABLE, NULL, "the teacher failed; the server must be restarted");
+	else if (atomic_load(&r->cancelled))
+		error_set(&item->error, ERROR_CANCELLED, NULL, "the client left");
+	else if (r->deadline_ms && clock_ms() > r->deadline_ms)
+		error_set(&item->error, ERROR_DEADLINE, NULL, "the deadline passed before the teacher came to %s", item->generation ? "its end" : "it");
+	else
 		return false;
 	atomic_fetch_add(&t->n_dropped, 1);
-	if (cancelled)
-		give_back(item, ERROR_CANCELLED, "the client left");
-	else if (late)
-		give_back(item, ERROR_DEADLINE, "the deadline passed before the teacher came to it");
-	else
-		give_back(item, ERROR_UNAVAILABLE, "the teacher failed; the server must be restarted");
 	return true;
 }
 
-// Moves what waits into the backlog, without what is dead. False when there is nothing left to do, ever.
+static void take_in(struct teacher *t, struct request_item *item)
+{
+	if (is_over(t, item))
+		item->request->computed(item);
+	else if (item->generation)
+		generator_submit(t->schedule.generator, item);
+	else
+		batch_backlog_append(&t->schedule.scores, &item->link);
+}
+
+// Takes in what waits, and drops what is over. False when there is nothing left to do, ever.
 static bool collect(struct teacher *t)
 {
+	struct schedule *s = &t->schedule;
 	struct batch_backlog alive;
-	struct queue_item *item = queue_pop(t->queue, !t->backlog.first);
-	if (!item && !t->backlog.first)
+	struct queue_item *item = queue_pop(t->queue, schedule_is_idle(s));
+	if (!item && schedule_is_idle(s))
 		return false;
-	for (; item; item = queue_pop(t->queue, false))
-		batch_backlog_append(&t->backlog, item);
+	if (s->generator)
+		generator_drop(s->generator, is_over, t);
 	batch_backlog_init(&alive);
-	uint64_t now = clock_ms();
-	while ((item = batch_backlog_pop(&t->backlog)))
-		if (!drop_if_dead(t, (struct request_item *)item, now))
-			batch_backlog_append(&alive, item);
-	batch_backlog_init(&t->backlog);
-	while ((item = batch_backlog_pop(&alive)))
-		batch_backlog_append(&t->backlog, item);
+	for (struct queue_item *old; (old = batch_backlog_pop(&s->scores));)
+		batch_backlog_append(&alive, old);
+	for (struct queue_item *old; (old = batch_backlog_pop(&alive));)
+		take_in(t, (struct request_item *)old);
+	for (; item; item = queue_pop(t->queue, false))
+		take_in(t, (struct request_item *)item);
 	return true;
 }
 
 static void count_pass(struct teacher *t, double seconds)
 {
+	const struct batch *b = t->schedule.batch;
 	atomic_fetch_add(&t->n_passes, 1);
-	atomic_fetch_add(&t->n_mixed, batch_is_mixed(t->batch));
-	atomic_fetch_add(&t->n_sequences, t->batch->n_items);
-	atomic_fetch_add(&t->n_positions, t->batch->n_positions);
+	atomic_fetch_add(&t->n_mixed, batch_is_mixed(b));
+	atomic_fetch_add(&t->n_sequences, b->n_items + b->n_generated);
+	atomic_fetch_add(&t->n_positions, b->n_rows);
+	atomic_fetch_add(&t->n_shared, b->n_shared);
 	histogram_append(&t->pass_seconds, seconds);
 }
 
 static int answer_one(struct teacher *t, uint32_t index, const struct act *hidden, struct error *err)
 {
-	struct request_item *item = t->batch->items[index];
+	const struct batch *b = t->schedule.batch;
+	struct request_item *item = b->items[index].item;
 	struct answer_counts counts;
-	struct answer_input in = {.teacher = &t->info.fingerprint, .head = t->head, .hidden = hidden,
-				  .rows = t->batch->rows + t->batch->starts[index], .index = index};
+	struct answer_input in = {.teacher = &t->info.fingerprint, .head = t->head, .hidden = hidden, .rows = b->rows + b->items[index].rows,
+				  .index = index};
 	(void)answer_make(t->answer, &in, item, &counts);    // an error is the item's own
 	int device = backend_sync(t->backend, err);
 	if (device) {
@@ -253,26 +290,52 @@ static int answer_one(struct teacher *t, uint32_t index, const struct act *hidde
 	return 0;
 }
 
-static void run_pass(struct teacher *t)
+static void count_slots(struct teacher *t)
 {
-	struct batch *b = t->batch;
-	struct error err = {0};
-	struct layout layout = batch_layout(b);
-	double began = clock_seconds();
-	atomic_store(&t->pass_began_ms, clock_ms());
-	answer_watch(t->answer, t->activations, b);
-	struct act *hidden = forward(t->weights, t->activations, &layout);
-	int r = backend_sync(t->backend, &err);
-	// Counted before the answers go out: who sees an answer must find it in the metrics.
-	count_pass(t, clock_seconds() - began);
+	if (!t->schedule.cache)
+		return;
+	struct cache_usage u = cache_usage(t->schedule.cache);
+	atomic_store(&t->n_slots_used, u.n_used);
+	atomic_store(&t->n_slots_idle, u.n_idle);
+}
+
+static int answer_scores(struct teacher *t, int r, const struct act *hidden, struct error *err)
+{
+	const struct batch *b = t->schedule.batch;
 	for (uint32_t i = 0; i < b->n_items; i++) {
 		if (r == 0)
-			r = answer_one(t, i, hidden, &err);
+			r = answer_one(t, i, hidden, err);
 		if (r)
-			poison(t, &err);
-		give_back(b->items[i], r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");
+			poison(t, err);
+		give_back(b->items[i].item, r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");
 	}
+	return r;
+}
+
+static void run_pass(struct teacher *t, bool generates)
+{
+	struct batch *b = t->schedule.batch;
+	struct error err = {0};
+	struct layout layout;
+	const struct act *hidden = NULL;
+	double began = clock_seconds();
+	atomic_store(&t->pass_began_ms, clock_ms());
+	int r = batch_seal(b, t->schedule.cache, &layout, &err);
+	answer_watch(t->answer, t->activations, b);
+	if (r == 0) {
+		hidden = forward(t->weights, t->activations, &layout);
+		r = backend_sync(t->backend, &err);
+	}
+	batch_unseal(b, t->schedule.cache);
+	// Counted before the answers go out: who sees an answer must find it in the metrics.
+	count_pass(t, clock_seconds() - began);
+	if (r == 0 && generates)
+		r = generator_take(t->schedule.generator, hidden, &err);
+	r = answer_scores(t, r, hidden, &err);
+	if (r)
+		poison(t, &err);    // generations are dropped before the next pass
 	answer_unwatch(t->answer, t->activations);
+	count_slots(t);
 	atomic_store(&t->pass_began_ms, 0);
 }
 
@@ -286,10 +349,8 @@ static void *engine(void *arg)
 	else
 		set_state(t, TEACHER_READY);
 	while (collect(t)) {
-		if (!t->backlog.first)
-			continue;    // all of it was dead
-		batch_fill(t->batch, &t->backlog, t->options.batch_tokens);
-		run_pass(t);
+		if (!schedule_is_idle(&t->schedule))    // else all of it was over
+			run_pass(t, schedule_fill(&t->schedule));
 	}
 	unload(t);
 	return NULL;
@@ -312,7 +373,8 @@ int teacher_open(const struct teacher_options *options, struct teacher **ret_tea
 	if (!t)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the teacher");
 	t->options = *options;
-	batch_backlog_init(&t->backlog);
+	t->schedule = (struct schedule){.batch_tokens = options->batch_tokens, .generate_batch = options->generate_batch};
+	batch_backlog_init(&t->schedule.scores);
 	if (!(t->path = strdup(options->path)) || !(t->device = strdup(options->device)) || queue_open(NULL, -1, &t->queue)) {
 		teacher_free(t);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the teacher");
@@ -381,6 +443,13 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 		.n_rows = atomic_load(&t->n_rows),
 		.n_dropped = atomic_load(&t->n_dropped),
 		.n_not_finite = atomic_load(&t->n_not_finite),
+		.n_shared = atomic_load(&t->n_shared),
+		.n_generated = atomic_load(&t->generated.n_tokens),
+		.n_reused = atomic_load(&t->generated.n_reused),
+		.n_generating = atomic_load(&t->generated.n_active) + atomic_load(&t->generated.n_waiting),
+		.n_slots = t->options.cache_tokens,
+		.n_slots_used = atomic_load(&t->n_slots_used),
+		.n_slots_idle = atomic_load(&t->n_slots_idle),
 		.busy_ms = began && now > began ? now - began : 0,
 	};
 	queue_usage(t->queue, &reserved, &ret_stats->n_waiting);

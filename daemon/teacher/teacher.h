@@ -20,6 +20,9 @@ struct teacher_options {
 	uint32_t n_threads;
 	uint32_t max_tokens;                         // per sequence; lowered to the model's context
 	uint32_t batch_tokens;
+	uint32_t cache_tokens;                       // places in the cache of keys and values; 0 = none, and no generation
+	uint32_t max_generating;                     // samples generated at once
+	uint32_t generate_batch;                     // tokens of a pass that also generates
 	uint32_t max_top_k;                          // lowered to the vocabulary
 	uint32_t max_gather, max_draws;              // of one row
 	int event_fd;                                // an eventfd written when the state changes (kept by the caller); -1 = none
@@ -49,6 +52,10 @@ struct teacher_stats {
 	uint64_t n_dropped;                          // cancelled or past their deadline before any work
 	uint64_t n_not_finite;                       // rows
 	uint64_t n_waiting;                          // items in the queue
+	uint64_t n_shared;                           // positions of scores that another of the same pass had in common with them
+	uint64_t n_generated, n_reused;              // tokens chosen; positions of prompts found in the cache
+	uint64_t n_generating;                       // samples, waiting or under way
+	uint64_t n_slots, n_slots_used, n_slots_idle;    // places in the cache; idle: kept for who begins alike
 	uint64_t busy_ms;                            // how long the pass under way has taken; 0 when idle
 };
 

@@ -22,9 +22,9 @@ class Waste(unittest.TestCase):
 
     def busy(self, client, seed):
         """A request that keeps the teacher busy for a while; returns once that has begun. Eight of its sequences fill a forward pass to
-        the last token, so that nothing that came later finds room in one of its own."""
+        the last token (no two begin alike), so that nothing that came later finds room in one of its own."""
         before, = self.count(FORWARD)
-        request_id = client.start_score([[(seed + i) % 250 + 1] * 256 for i in range(N_BIG)], top_k=1)
+        request_id = client.start_score([[(seed + i) % 250 + 1, i // 250 + 1] * 128 for i in range(N_BIG)], top_k=1)
         wait_until(lambda: self.count(FORWARD)[0] > before, "the first forward pass")
         return request_id
 

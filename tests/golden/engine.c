@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include "common/error.h"
-#include "daemon/teacher/request.h"
 #include "daemon/teacher/teacher.h"
 
 #define MAX_GATHER 4096
@@ -16,13 +15,20 @@
 
 void engine_open(struct engine *e, const char *path, const char *device, const char *numeric)
 {
+	static const struct engine_sizes sizes = {.n_threads = 2, .batch_tokens = 256};
+	engine_open_sizes(e, path, device, numeric, &sizes);
+}
+
+void engine_open_sizes(struct engine *e, const char *path, const char *device, const char *numeric, const struct engine_sizes *sizes)
+{
 	struct error err = {0};
 	uint64_t ignored;
 	int fd = eventfd(0, 0);
 	assert_true(fd >= 0);
-	struct teacher_options options = {.path = path, .device = device, .numeric = numeric, .n_threads = 2, .max_tokens = 256,
-					  .batch_tokens = 256, .max_top_k = 65536, .max_gather = MAX_GATHER, .max_draws = MAX_DRAWS,
-					  .event_fd = fd};
+	struct teacher_options options = {.path = path, .device = device, .numeric = numeric, .n_threads = sizes->n_threads, .max_tokens = 256,
+					  .batch_tokens = sizes->batch_tokens, .max_top_k = 65536, .max_gather = MAX_GATHER, .max_draws = MAX_DRAWS,
+					  .cache_tokens = sizes->cache_tokens, .max_generating = sizes->max_generating,
+					  .generate_batch = sizes->generate_batch, .event_fd = fd};
 	if (teacher_open(&options, &e->teacher, &err) < 0)
 		fail_msg("%s", err.message);
 	while (teacher_state(e->teacher) == TEACHER_LOADING)
@@ -51,42 +57,92 @@ static void computed(struct request_item *item)
 	sem_post(item->request->owner);
 }
 
-static struct request *request_of(struct engine *e, const struct query *query, const struct sequence *sequences, uint32_t n, sem_t *done)
+static struct request *request_open(uint32_t n_items)
+{
+	struct request *r;
+	sem_t *done = golden_array(1, sizeof *done);
+	assert_int_equal(request_new(n_items, &r, NULL), 0);
+	assert_int_equal(sem_init(done, 0, 0), 0);
+	r->computed = r->complete = computed;
+	r->owner = done;
+	return r;
+}
+
+void engine_submit(struct engine *e, struct request *r)
+{
+	for (uint32_t i = 0; i < r->n_items; i++)
+		r->items[i].link.next = i + 1 < r->n_items ? &r->items[i + 1].link : NULL;
+	teacher_submit(e->teacher, &r->items[0]);
+}
+
+struct request *engine_request_score(struct engine *e, const struct query *query, const struct sequence *sequences, uint32_t n)
 {
 	struct error err = {0};
-	struct request *r;
-	assert_int_equal(request_new(n, &r, &err), 0);
-	r->computed = computed;
-	r->owner = done;
+	struct request *r = request_open(n);
 	for (uint32_t i = 0; i < n; i++) {
 		struct request_item *item = &r->items[i];
 		assert_int_equal(sequence_init(&item->sequence, sequences[i].tokens, sequences[i].n_tokens), 0);
 		assert_int_equal(query_copy(&item->query, query), 0);
 		if (query_check(&item->query, &item->sequence, &e->limits, "", &err))
 			fail_msg("%s: %s", err.field, err.message);
-		item->link.next = i + 1 < n ? &r->items[i + 1].link : NULL;
 	}
+	return r;
+}
+
+struct request *engine_request_generate(struct engine *e, const struct generation_query *q, const struct sequence *prompts, uint32_t n)
+{
+	struct error err = {0};
+	struct request *r = request_open(n * q->n);
+	const struct generation_limits limits = {e->limits.max_tokens, 64, e->limits.max_top_k, e->limits.vocab_size};
+	r->generate = golden_array(1, sizeof *r->generate);
+	*r->generate = *q;
+	for (uint32_t i = 0; i < n; i++)
+		assert_int_equal(sequence_init(&r->items[i * q->n].sequence, prompts[i].tokens, prompts[i].n_tokens), 0);
+	if (generation_check(r, &limits, &err) || generation_prepare(r, &err))
+		fail_msg("%s: %s", err.field, err.message);
+	return r;
+}
+
+void engine_wait(struct request *r)
+{
+	for (uint32_t i = 0; i < r->n_items; i++)
+		while (sem_wait(r->owner))
+			;
+}
+
+void engine_free(struct request *r)
+{
+	sem_destroy(r->owner);
+	free(r->owner);
+	free(r->generate);         // its lists are the caller's
+	r->generate = NULL;
+	request_free(r);
+}
+
+struct request *engine_generate(struct engine *e, const struct generation_query *q, const struct sequence *prompts, uint32_t n)
+{
+	struct request *r = engine_request_generate(e, q, prompts, n);
+	engine_submit(e, r);
+	engine_wait(r);
+	for (uint32_t i = 0; i < r->n_items; i++)
+		if (r->items[i].error.code)
+			fail_msg("sample %u: %s", i, r->items[i].error.message);
 	return r;
 }
 
 void engine_ask(struct engine *e, const struct query *query, const struct sequence *sequences, uint32_t n, struct record_rows **ret_rows)
 {
 	struct error err = {0};
-	sem_t done;
-	assert_int_equal(sem_init(&done, 0, 0), 0);
-	struct request *r = request_of(e, query, sequences, n, &done);
-	teacher_submit(e->teacher, &r->items[0]);
-	for (uint32_t i = 0; i < n; i++)
-		while (sem_wait(&done))
-			;
+	struct request *r = engine_request_score(e, query, sequences, n);
+	engine_submit(e, r);
+	engine_wait(r);
 	for (uint32_t i = 0; i < n; i++) {
 		if (r->items[i].error.code)
 			fail_msg("sequence %u: %s", i, r->items[i].error.message);
 		if (record_decode(r->items[i].record, &ret_rows[i], &err))
 			fail_msg("sequence %u: %s", i, err.message);
 	}
-	request_free(r);
-	sem_destroy(&done);
+	engine_free(r);
 }
 
 struct record_rows *engine_ask_one(struct engine *e, const struct query *query, const uint32_t *tokens, uint32_t n_tokens)

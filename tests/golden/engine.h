@@ -6,6 +6,8 @@
 
 #include "common/query.h"
 #include "common/record.h"
+#include "daemon/teacher/generation.h"
+#include "daemon/teacher/request.h"
 
 struct engine {
 	struct teacher *teacher;
@@ -20,3 +22,17 @@ void engine_close(struct engine *e);
 // the codec. Errors fail the test.
 void engine_ask(struct engine *e, const struct query *query, const struct sequence *sequences, uint32_t n, struct record_rows **ret_rows);
 struct record_rows *engine_ask_one(struct engine *e, const struct query *query, const uint32_t *tokens, uint32_t n_tokens);
+
+// The same engine, and one that generates: threads, tokens of a pass (of scores; while generating), places in the cache, samples at once.
+struct engine_sizes { uint32_t n_threads, batch_tokens, generate_batch, cache_tokens, max_generating; };
+void engine_open_sizes(struct engine *e, const char *path, const char *device, const char *numeric, const struct engine_sizes *sizes);
+
+// A request to be submitted and waited for before anything but `cancelled` is touched, and freed with engine_free. `q` is copied, but its
+// lists stay the caller's, who keeps them until then.
+struct request *engine_request_score(struct engine *e, const struct query *query, const struct sequence *sequences, uint32_t n);
+struct request *engine_request_generate(struct engine *e, const struct generation_query *q, const struct sequence *prompts, uint32_t n);
+void engine_submit(struct engine *e, struct request *r);
+void engine_wait(struct request *r);
+void engine_free(struct request *r);
+// All of it, and no item failed.
+struct request *engine_generate(struct engine *e, const struct generation_query *q, const struct sequence *prompts, uint32_t n);

@@ -326,7 +326,56 @@ def teacher_signals(path):
     print(f"teacher: {len(out)} bytes of signals", flush=True)
 
 
-# (d) Backward and five AdamW steps on the model "train", in float64.
+# (d) Greedy generation.
+def greedy(model, prompt, n, eos):
+    """n_prompt, prompt, n, tokens that generate() adds (the one that ends it included), their ln p f64. Every choice is clear of rounding."""
+    import torch
+    with torch.no_grad():
+        out = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), do_sample=False,
+                             max_new_tokens=n, eos_token_id=eos, pad_token_id=0).tolist()[0]
+        z = model(torch.tensor([out])).logits[0].double()
+    logp = torch.log_softmax(z, 1)
+    new = range(len(prompt), len(out))
+    for i in new:
+        first, second = z[i - 1].topk(2).values.tolist()
+        assert z[i - 1].argmax() == out[i] and first - second > 1e-3, (i, first - second)
+    return u32(len(prompt), *prompt, len(new), *out[len(prompt):]) + f64(*(logp[i - 1, out[i]].item() for i in new))
+
+
+def generate():
+    """models/NAME/generate.bin: magic "KDGN", n_prompts, greedy() of each: the sequences of golden.bin, 50 tokens, ended by token 2."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    for name in SIGNAL_MODELS:
+        model = AutoModelForCausalLM.from_pretrained(HERE / "models" / name, dtype=torch.float64).eval()
+        prompts, _ = golden_sequences(name)
+        out = b"KDGN" + u32(len(prompts)) + b"".join(greedy(model, p, 50, 2) for p in prompts)
+        (HERE / "models" / name / "generate.bin").write_bytes(out)
+        print(f"{name}: {len(out)} bytes of generation", flush=True)
+
+
+GENERATE_PROMPTS = ["The capital of France is",
+                    "<|im_start|>user\nName three primary colours.<|im_end|>\n<|im_start|>assistant\n",
+                    "<|im_start|>user\nWhat is the boiling point of water?<|im_end|>\n<|im_start|>assistant\n"]
+
+
+def teacher_generate(path):
+    """teacher_generate.bin: like generate.bin, of GENERATE_PROMPTS, 48 tokens, ended by <|im_end|>."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    out = b"KDGN" + u32(len(GENERATE_PROMPTS))
+    for text in GENERATE_PROMPTS:
+        prompt = tokenizer(text, add_special_tokens=False).input_ids
+        out += greedy(model, prompt, 48, end)
+    (HERE / "teacher_generate.bin").write_bytes(out)
+    print(f"teacher: {len(out)} bytes of generation", flush=True)
+
+
+# (e) Backward and five AdamW steps on the model "train", in float64.
 def train():
     """train.bin: magic, n_steps, n_support; f64: w_ce, w_kd, temperature, learning rate, beta1, beta2, epsilon, weight decay, maximal
     gradient norm. Per step: n_sequences, per sequence n_tokens and tokens; n_rows (all rows that have a label, in order), per row:
@@ -384,12 +433,13 @@ def train():
 def main():
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdserved"
     parser = argparse.ArgumentParser(description="Makes the golden files with PyTorch and transformers.")
-    parser.add_argument("parts", nargs="*", help="tiny, train, teacher, signals, mixture, teacher_signals (default: all)")
+    parser.add_argument("parts", nargs="*", help="tiny, train, teacher, signals, mixture, teacher_signals, generate, teacher_generate (default: all)")
     parser.add_argument("--teacher", type=Path, default=cache / "SmolLM2-135M-Instruct.Q4_1.gguf", help="the GGUF file")
     parser.add_argument("--venv", type=Path, default=cache / "golden-venv", help="virtual environment to make when packages are missing")
     arguments = parser.parse_args()
     makers = {"tiny": tiny, "train": train, "teacher": lambda: teacher(arguments.teacher), "signals": signals, "mixture": mixture,
-              "teacher_signals": lambda: teacher_signals(arguments.teacher)}
+              "teacher_signals": lambda: teacher_signals(arguments.teacher), "generate": generate,
+              "teacher_generate": lambda: teacher_generate(arguments.teacher)}
     if unknown := set(arguments.parts) - set(makers):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if not packages_present():

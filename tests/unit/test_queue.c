@@ -151,13 +151,22 @@ static void stop(struct packing *p)
 	batch_free(p->batch);
 }
 
+static void fill(struct packing *p, uint32_t budget)
+{
+	struct batch_terms terms = {.budget = budget, .oldest = true};
+	batch_clear(p->batch);
+	batch_fill(p->batch, &p->backlog, &terms);
+}
+
 static void sequences_lie_side_by_side(void **state)
 {
 	(void)state;
 	struct packing p;
 	start(&p, (uint32_t[]){3, 2, 4}, 3, 16);
-	batch_fill(p.batch, &p.backlog, 16);
-	struct layout l = batch_layout(p.batch);
+	fill(&p, 16);
+	struct layout l;
+	assert_int_equal(batch_seal(p.batch, NULL, &l, NULL), 0);
+	assert_null(l.slots);
 	assert_int_equal(l.n_sequences, 3);
 	assert_int_equal(l.n_positions, 9);
 	assert_memory_equal(l.starts, ((uint32_t[]){0, 3, 5, 9}), 16);
@@ -173,15 +182,15 @@ static void smaller_ones_pass_one_that_does_not_fit_which_goes_next(void **state
 	(void)state;
 	struct packing p;
 	start(&p, (uint32_t[]){6, 5, 2, 3, 1}, 5, 10);
-	batch_fill(p.batch, &p.backlog, 10);    // 6, (5 does not fit), 2, (3 does not fit), 1
+	fill(&p, 10);    // 6, (5 does not fit), 2, (3 does not fit), 1
 	assert_int_equal(p.batch->n_items, 3);
-	assert_int_equal(p.batch->items[1]->index, 2);
-	assert_int_equal(p.batch->items[2]->index, 4);
-	batch_fill(p.batch, &p.backlog, 10);
+	assert_int_equal(p.batch->items[1].item->index, 2);
+	assert_int_equal(p.batch->items[2].item->index, 4);
+	fill(&p, 10);
 	assert_int_equal(p.batch->n_items, 2);
-	assert_int_equal(p.batch->items[0]->index, 1);
-	assert_int_equal(p.batch->items[1]->index, 3);
-	batch_fill(p.batch, &p.backlog, 10);
+	assert_int_equal(p.batch->items[0].item->index, 1);
+	assert_int_equal(p.batch->items[1].item->index, 3);
+	fill(&p, 10);
 	assert_int_equal(p.batch->n_items, 0);
 	stop(&p);
 }
@@ -191,11 +200,11 @@ static void one_over_the_budget_goes_alone(void **state)
 	(void)state;
 	struct packing p;
 	start(&p, (uint32_t[]){2, 12, 2}, 3, 12);
-	batch_fill(p.batch, &p.backlog, 8);
+	fill(&p, 8);
 	assert_int_equal(p.batch->n_items, 2);
-	batch_fill(p.batch, &p.backlog, 8);
+	fill(&p, 8);
 	assert_int_equal(p.batch->n_items, 1);
-	assert_int_equal(p.batch->n_positions, 12);
+	assert_int_equal(p.batch->n_rows, 12);
 	stop(&p);
 }
 
@@ -204,9 +213,9 @@ static void the_backlog_stays_whole_when_its_end_leaves(void **state)
 	(void)state;
 	struct packing p;
 	start(&p, (uint32_t[]){7, 6, 1}, 3, 8);
-	batch_fill(p.batch, &p.backlog, 8);    // takes the first and the last
+	fill(&p, 8);    // takes the first and the last
 	assert_int_equal(p.batch->n_items, 2);
-	batch_backlog_append(&p.backlog, &p.batch->items[1]->link);
+	batch_backlog_append(&p.backlog, &p.batch->items[1].item->link);
 	assert_ptr_equal(batch_backlog_pop(&p.backlog), &p.request->items[1].link);
 	assert_ptr_equal(batch_backlog_pop(&p.backlog), &p.request->items[2].link);
 	assert_null(batch_backlog_pop(&p.backlog));
@@ -220,7 +229,7 @@ static void sequences_of_two_requests_make_a_mixed_batch(void **state)
 	start(&a, (uint32_t[]){2}, 1, 8);
 	start(&b, (uint32_t[]){3}, 1, 8);
 	batch_backlog_append(&a.backlog, batch_backlog_pop(&b.backlog));
-	batch_fill(a.batch, &a.backlog, 8);
+	fill(&a, 8);
 	assert_true(batch_is_mixed(a.batch));
 	stop(&a);
 	stop(&b);

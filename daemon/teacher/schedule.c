@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/teacher/schedule.h"
+
+#include "daemon/model/cache.h"
+#include "daemon/teacher/generator.h"
+
+bool schedule_is_generating(const struct schedule *s)
+{
+	return s->generator && generator_is_busy(s->generator);
+}
+
+bool schedule_is_idle(const struct schedule *s)
+{
+	return !s->scores.first && !schedule_is_generating(s);
+}
+
+static uint32_t slots_left(const struct schedule *s)
+{
+	struct cache_usage u = cache_usage(s->cache);
+	return u.n_slots - u.n_used + u.n_idle;
+}
+
+// They share prefixes where the cache has room for the whole pass. Slots are taken only if some do, so that passes which share nothing
+// drive nothing out of the cache.
+static void fill_scores(struct schedule *s)
+{
+	struct batch_terms terms = {.budget = s->batch_tokens, .oldest = true};
+	terms.share = s->cache && slots_left(s) >= s->batch->capacity;
+	batch_fill(s->batch, &s->scores, &terms);
+}
+
+// Rows of scores beside generations need slots too.
+static void fill_beside(struct schedule *s, uint32_t limit, bool oldest)
+{
+	uint32_t n = s->batch->n_rows;
+	struct batch_terms terms = {.budget = limit > n ? limit - n : 0, .oldest = oldest, .share = true, .slots = s->cache};
+	batch_fill(s->batch, &s->scores, &terms);
+}
+
+static bool oldest_fits(const struct schedule *s)
+{
+	const struct request_item *oldest = (const struct request_item *)s->scores.first;
+	uint64_t n = (uint64_t)oldest->sequence.n_tokens + generator_n_steps(s->generator);
+	return n <= s->batch->capacity && n <= slots_left(s);
+}
+
+bool schedule_fill(struct schedule *s)
+{
+	struct batch *b = s->batch;
+	uint32_t limit = s->batch_tokens < s->generate_batch ? s->batch_tokens : s->generate_batch;
+	batch_clear(b);
+	if (!schedule_is_generating(s)) {
+		fill_scores(s);
+		return false;
+	}
+	bool scores_first = s->scores.first && !s->prompts_first;
+	s->prompts_first = scores_first;
+	if (scores_first && !oldest_fits(s)) {
+		fill_scores(s);
+		return false;
+	}
+	generator_fill_steps(s->generator, b);
+	if (scores_first)
+		fill_beside(s, limit, true);
+	uint32_t left = limit > b->n_rows ? limit - b->n_rows : 0;
+	generator_fill_prompts(s->generator, b, left > SCHEDULE_MIN_PROMPT ? left : SCHEDULE_MIN_PROMPT);
+	if (!scores_first)
+		fill_beside(s, limit, false);
+	return true;
+}
