@@ -270,7 +270,7 @@ static void looks_into_a_store(void **state)
 	fill_store(directory);
 	expect(run_store("store ls", directory, ""), 0, "3 records, 20 rows");
 	expect(run_store("store verify", directory, ""), 0, "3 records verified, 20 rows");
-	struct outcome o = run_store("store cat", directory, "b96fc4569b63");
+	struct outcome o = run_store("store cat", directory, "d043617e7051");
 	expect(o, 0, "\"tokens\":[3,1,4]");
 	expect(o, 0, "\"ids\":[7,4],\"logits\":[2.0,1.0],\"own_logit\":1.0");
 	expect(o, 0, "\"own_logit\":null");
