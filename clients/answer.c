@@ -4,16 +4,14 @@
 
 #include "clients/client.h"
 
-int answer_new(const void *record, size_t n, bool cached, struct kd_answer **ret, struct error *err)
+int answer_new(struct record *record, bool cached, struct kd_answer **ret, struct error *err)
 {
 	struct kd_answer *answer = calloc(1, sizeof *answer);
-	if (!answer)
+	if (!answer) {
+		record_unref(record);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for an answer");
-	int r = record_from_bytes(record, n, &answer->record, err);
-	if (r) {
-		free(answer);
-		return r;
 	}
+	answer->record = record;
 	answer->cached = cached;
 	*ret = answer;
 	return 0;
@@ -22,7 +20,10 @@ int answer_new(const void *record, size_t n, bool cached, struct kd_answer **ret
 int kd_answer_from_record(const void *bytes, size_t n, struct kd_answer **ret_answer, struct kd_error *err)
 {
 	struct error why = {0};
-	int r = answer_new(bytes, n, false, ret_answer, &why);
+	struct record *record = NULL;
+	int r = record_from_bytes(bytes, n, &record, &why);
+	if (!r)
+		r = answer_new(record, false, ret_answer, &why);
 	return r ? report(err, &why, r) : 0;
 }
 

@@ -11,6 +11,7 @@
 
 #include "clients/connection.h"
 #include "clients/kdclient.h"
+#include "clients/question.h"
 #include "common/error.h"
 #include "common/record.h"
 
@@ -30,7 +31,7 @@ struct pending {
 	bool abandoned;                  // nobody wants its events any more
 	uint32_t base;                   // index of its first sequence in a split kd_score
 	uint32_t n_sequences, n_answered;
-	struct content_id *keys;         // (n_sequences) of the records that answer it: any other is refused
+	struct questions *questions;     // (n_sequences) what was asked; NULL unless PENDING_SCORE
 	bool *answered;                  // (n_sequences)
 	struct queued *failure;          // of a callback: made beforehand, so that it can always be told of the end
 };
@@ -93,7 +94,7 @@ struct kd_answer {
 };
 
 int report(struct kd_error *to, const struct error *from, int r);       // returns r
-int answer_new(const void *record, size_t n, bool cached, struct kd_answer **ret, struct error *err);
+int answer_new(struct record *record, bool cached, struct kd_answer **ret, struct error *err);    // takes the record, also on failure
 
 // ---- callback.c; start and wake with the lock held, stop without
 int callbacks_start(struct kd_client *client, struct error *err);
@@ -142,7 +143,7 @@ struct received {
 	struct frame_error error;
 	struct frame_reply reply;
 };
-int received_decode(struct connection *c, struct received *ret, struct error *err);            // without the lock; takes the frame
+int received_decode(struct kd_client *client, struct received *ret, struct error *err);        // without the lock; takes the frame
 int received_deliver(struct kd_client *client, struct received *m, struct error *err);         // with it; an error loses the connection
 void received_done(struct received *m);
 

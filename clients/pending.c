@@ -20,7 +20,7 @@ void pending_free(struct pending *p)
 {
 	if (!p)
 		return;
-	free(p->keys);
+	questions_unref(p->questions);
 	free(p->answered);
 	queued_free(p->failure);
 	free(p);

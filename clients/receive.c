@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "clients/client.h"
+#include "common/record_short.h"
 
 #define MAX_PONGS_OWED 16        // a server that pings without reading does not make our output grow
 
@@ -19,23 +20,52 @@ static int no_memory(struct error *err)
 	return error_set(err, ERROR_MEMORY, NULL, "no memory for an event");
 }
 
-static int decode_answer(struct received *m, struct error *err)
+static struct questions *questions_of(struct kd_client *client, uint64_t id)
+{
+	pthread_mutex_lock(&client->lock);
+	struct pending *p = pending_find(client, id);
+	struct questions *q = p && p->questions ? questions_ref(p->questions) : NULL;
+	pthread_mutex_unlock(&client->lock);
+	return q;
+}
+
+// A short record needs the question it answers.
+static int restore(const struct kd_client *client, const struct frame_answer *answer, const struct questions *q, struct record **ret,
+		   struct error *err)
+{
+	if (!q || answer->index >= q->n)
+		return protocol_error(err, "an answer that nobody waits for");
+	const struct question *item = &q->items[answer->index];
+	struct record_question question = {.teacher = &client->welcome.teacher, .key = &item->key, .sequence = &item->sequence,
+					   .query = &item->query, .vocab_size = client->welcome.limits.vocab_size};
+	return record_restore(answer->record, answer->record_bytes, &question, ret, err);
+}
+
+static int decode_answer(struct kd_client *client, struct received *m, struct error *err)
 {
 	struct frame_answer answer;
+	struct record *record = NULL;
 	int r = frame_answer_decode(m->body, m->frame.body_bytes, &answer, err);
 	if (r)
 		return r;
+	if (answer.flags & FRAME_ANSWER_SHORT) {
+		struct questions *q = questions_of(client, m->frame.request_id);
+		r = restore(client, &answer, q, &record, err);
+		questions_unref(q);
+	} else {
+		r = record_from_bytes(answer.record, answer.record_bytes, &record, err);
+	}
 	m->index = answer.index;
-	return answer_new(answer.record, answer.record_bytes, answer.flags & FRAME_ANSWER_CACHED, &m->answer, err);
+	return r ? r : answer_new(record, answer.flags & FRAME_ANSWER_CACHED, &m->answer, err);
 }
 
-int received_decode(struct connection *c, struct received *ret, struct error *err)
+int received_decode(struct kd_client *client, struct received *ret, struct error *err)
 {
-	struct received m = {.frame = c->frame};
+	struct received m = {.frame = client->connection.frame};
 	int r = 0;
-	m.body = connection_release(c);
+	m.body = connection_release(&client->connection);
 	switch (m.frame.kind) {
-	case FRAME_ANSWER: r = decode_answer(&m, err); break;
+	case FRAME_ANSWER: r = decode_answer(client, &m, err); break;
 	case FRAME_ERROR: r = frame_error_decode(m.body, m.frame.body_bytes, &m.error, err); break;
 	case FRAME_REPLY: r = frame_reply_decode(m.body, m.frame.body_bytes, &m.reply, err); break;
 	default: break;
@@ -66,7 +96,7 @@ static int deliver_answer(struct kd_client *client, struct received *m, struct e
 	struct pending *p = find(client, m, PENDING_SCORE);
 	if (!p || m->index >= p->n_sequences || p->answered[m->index])
 		return protocol_error(err, "an answer that nobody waits for");
-	if (memcmp(record_key(m->answer->record), &p->keys[m->index], sizeof *p->keys) != 0)
+	if (memcmp(record_key(m->answer->record), &p->questions->items[m->index].key, CONTENT_ID_BYTES) != 0)
 		return protocol_error(err, "a record that answers another question");
 	struct queued *q = queued_new(p, KD_EVENT_ANSWER, m->index);
 	if (!q)

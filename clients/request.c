@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Requests: checked here with the server's own rules before a byte is sent, each with the keys its answers must have. All of that is done
-// without the lock; with it only the credit is taken and the frame queued.
+// Requests: checked here with the server's own rules before a byte is sent; answers come without their questions, so those are kept. All
+// of that is done without the lock; with it only the credit is taken and the frame queued.
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -28,37 +28,41 @@ static int convert_query(const struct kd_query *from, struct query *ret, struct 
 	return 0;
 }
 
-// Checks every sequence against the query and notes the key of its answer.
-static int prepare_keys(const struct kd_client *client, const struct kd_request *request, const struct query *query, struct pending *p,
-			struct error *err)
+// Checks a sequence against the query and keeps what was asked.
+static int prepare_question(const struct kd_client *client, const struct kd_sequence *asked, const struct query *query, uint32_t index,
+			    struct question *q, struct error *err)
+{
+	char prefix[32];
+	snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", index);
+	if (sequence_init(&q->sequence, asked->tokens, asked->n_tokens) || query_copy(&q->query, query))
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a question");
+	int r = query_check(&q->query, &q->sequence, &client->welcome.limits, prefix, err);
+	if (!r)
+		q->key = query_key(&client->welcome.teacher, &q->sequence, &q->query);
+	return r;
+}
+
+static int prepare_questions(const struct kd_client *client, const struct kd_request *request, const struct query *query, struct pending *p,
+			     struct error *err)
 {
 	p->n_sequences = request->n_sequences;
-	p->keys = calloc(p->n_sequences, sizeof *p->keys);
+	p->questions = questions_new(p->n_sequences, err);
+	if (!p->questions)
+		return error_errno(err->code);
 	p->answered = calloc(p->n_sequences, sizeof *p->answered);
-	if (!p->keys || !p->answered)
+	if (!p->answered)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " sequences", p->n_sequences);
-	for (uint32_t i = 0; i < p->n_sequences; i++) {
-		struct sequence s = {(uint32_t *)request->sequences[i].tokens, request->sequences[i].n_tokens};    // only read
-		struct query canonical;
-		char prefix[32];
-		snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", p->base + i);
-		if (query_copy(&canonical, query))
-			return error_set(err, ERROR_MEMORY, NULL, "no memory for a question");
-		int r = query_check(&canonical, &s, &client->welcome.limits, prefix, err);
-		if (!r)
-			p->keys[i] = query_key(&client->welcome.teacher, &s, &canonical);
-		query_done(&canonical);
-		if (r)
-			return r;
-	}
-	return 0;
+	int r = 0;
+	for (uint32_t i = 0; !r && i < p->n_sequences; i++)
+		r = prepare_question(client, &request->sequences[i], query, p->base + i, &p->questions->items[i], err);
+	return r;
 }
 
 // The body of the SCORE frame; *ret_body is the caller's to free.
 static int encode_score(const struct kd_client *client, const struct kd_request *request, const struct query *query, uint8_t **ret_body,
 			size_t *ret_n, struct error *err)
 {
-	struct frame_score m = {.flags = request->flags & ~KD_WAIT, .deadline_ms = request->deadline_ms, .query = *query,
+	struct frame_score m = {.flags = (request->flags & ~KD_WAIT) | FRAME_SCORE_SHORT, .deadline_ms = request->deadline_ms, .query = *query,
 				.n_sequences = request->n_sequences};
 	uint8_t *body = NULL;
 	m.sequences = calloc(m.n_sequences, sizeof *m.sequences);
@@ -117,7 +121,7 @@ int prepare_score(const struct kd_client *client, const struct kd_request *reque
 	r = m.pending ? 0 : error_errno(err->code);
 	if (!r) {
 		m.pending->base = base;
-		r = prepare_keys(client, request, &query, m.pending, err);
+		r = prepare_questions(client, request, &query, m.pending, err);
 	}
 	if (!r)
 		r = encode_score(client, request, &query, &m.body, &m.n, err);

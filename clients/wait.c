@@ -97,7 +97,7 @@ static int read_once(struct kd_client *client, int64_t deadline, bool *ret_late,
 	pthread_mutex_unlock(&client->lock);
 	r = connection_read(c, &progress, err);
 	if (r == 1) {
-		r = received_decode(c, &m, err);
+		r = received_decode(client, &m, err);
 	} else if (r == 0 && !progress) {
 		r = connection_poll(c, events, client->wake_fd, deadline);
 		*ret_late = r == -ETIMEDOUT;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Frame headers and bodies of the binary protocol (kdserved-protocol.7). Lengths inside a body are checked against the body, and
-// against each other, before anything is allocated or copied.
+// against each other, before anything is allocated or copied. SCORE and ANSWER are frame_score.c.
 #include "common/frame.h"
 
 #include <inttypes.h>
@@ -9,6 +9,7 @@
 
 #include "common/crc32c.h"
 #include "common/cursor.h"
+#include "common/frame_internal.h"
 
 static const char *const kind_names[] = {
 	[FRAME_HELLO] = "hello", [FRAME_WELCOME] = "welcome", [FRAME_SCORE] = "score", [FRAME_ANSWER] = "answer",
@@ -72,8 +73,7 @@ int frame_check_body(const struct frame *f, const void *body, struct error *err)
 	return 0;
 }
 
-// The one end of every decoder: everything read, nothing left over.
-static int check_end(const struct reader *r, const char *kind, struct error *err)
+int frame_check_end(const struct reader *r, const char *kind, struct error *err)
 {
 	if (r->failed)
 		return error_set(err, ERROR_INVALID, "body", "%s: cut short", kind);
@@ -116,7 +116,7 @@ int frame_hello_decode(const void *body, size_t n, struct frame_hello *ret, stru
 	// The token never goes into a message: errors are logged.
 	if (!copy_text(&r, token_bytes, m.token, sizeof m.token) && !r.failed)
 		return error_set(err, ERROR_INVALID, "token", "hello: at most %d printable ASCII characters", FRAME_TOKEN_MAX);
-	int e = check_end(&r, "hello", err);
+	int e = frame_check_end(&r, "hello", err);
 	if (e)
 		return e;
 	if (low > FRAME_VERSION || high < FRAME_VERSION)
@@ -131,9 +131,11 @@ void frame_welcome_encode(const struct frame_welcome *m, struct writer *w)
 	writer_u16(w, FRAME_VERSION);
 	writer_u16(w, 0);
 	writer_bytes(w, m->teacher.bytes, sizeof m->teacher.bytes);
-	writer_u32(w, m->limits.max_tokens);
-	writer_u32(w, m->limits.max_top_k);
-	writer_u32(w, m->limits.vocab_size);
+	const struct query_limits *l = &m->limits;
+	const uint32_t limits[] = {l->max_tokens, l->max_top_k, l->max_gather, l->max_draws, l->max_spans, l->vocab_size,
+				   l->n_layers, l->width, l->q_width, l->kv_width};
+	for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
+		writer_u32(w, limits[i]);
 	writer_u32(w, m->max_sequences);
 	writer_u32(w, m->max_body_bytes);
 	writer_u32(w, m->credits);
@@ -145,129 +147,21 @@ int frame_welcome_decode(const void *body, size_t n, struct frame_welcome *ret, 
 	struct frame_welcome m = {0};
 	uint16_t version = reader_u16(&r), reserved = reader_u16(&r);
 	reader_copy(&r, m.teacher.bytes, sizeof m.teacher.bytes);
-	m.limits.max_tokens = reader_u32(&r);
-	m.limits.max_top_k = reader_u32(&r);
-	m.limits.vocab_size = reader_u32(&r);
+	struct query_limits *l = &m.limits;
+	uint32_t *const limits[] = {&l->max_tokens, &l->max_top_k, &l->max_gather, &l->max_draws, &l->max_spans, &l->vocab_size,
+				    &l->n_layers, &l->width, &l->q_width, &l->kv_width};
+	for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
+		*limits[i] = reader_u32(&r);
 	m.max_sequences = reader_u32(&r);
 	m.max_body_bytes = reader_u32(&r);
 	m.credits = reader_u32(&r);
-	int e = check_end(&r, "welcome", err);
+	int e = frame_check_end(&r, "welcome", err);
 	if (e)
 		return e;
 	if (version != FRAME_VERSION)
 		return error_set(err, ERROR_UNSUPPORTED, "version", "welcome: version %d, this build speaks %d", version, FRAME_VERSION);
-	if (reserved || !m.credits || !m.limits.vocab_size || m.limits.vocab_size > QUERY_MAX_VOCABULARY)
+	if (reserved || !m.credits || !l->vocab_size || l->vocab_size > QUERY_MAX_VOCABULARY || l->n_layers > UINT16_MAX)
 		return error_set(err, ERROR_INVALID, "body", "welcome: a value outside its range");
-	*ret = m;
-	return 0;
-}
-
-void frame_score_encode(const struct frame_score *m, struct writer *w)
-{
-	struct writer count = writer_init(NULL, 0);
-	query_encode(&m->query, &count);
-	writer_u32(w, m->flags);
-	writer_u32(w, m->deadline_ms);
-	writer_u32(w, (uint32_t)count.position);
-	writer_u32(w, m->n_sequences);
-	query_encode(&m->query, w);
-	for (uint32_t i = 0; i < m->n_sequences; i++)
-		writer_u32(w, m->sequences[i].n_tokens);
-	for (uint32_t i = 0; i < m->n_sequences; i++)
-		for (uint32_t j = 0; j < m->sequences[i].n_tokens; j++)
-			writer_u32(w, m->sequences[i].tokens[j]);
-}
-
-void frame_score_done(struct frame_score *m)
-{
-	if (!m)
-		return;
-	for (uint32_t i = 0; m->sequences && i < m->n_sequences; i++)
-		sequence_done(&m->sequences[i]);
-	free(m->sequences);
-	m->sequences = NULL;
-	m->n_sequences = 0;
-	query_done(&m->query);
-}
-
-// The lengths must add up to exactly the tokens that follow, before any is believed.
-static int read_sequences(struct reader *r, struct frame_score *m, struct error *err)
-{
-	uint32_t n = m->n_sequences;
-	if (!n)
-		return error_set(err, ERROR_INVALID, "sequences", "score: there are none");
-	if (n > FRAME_MAX_SEQUENCES)
-		return error_set(err, ERROR_TOO_LARGE, "sequences", "score: %" PRIu32 " sequences, the limit is %d", n,
-				 FRAME_MAX_SEQUENCES);
-	struct reader lengths = reader_init(reader_bytes(r, 4 * (size_t)n), 4 * (size_t)n);
-	uint64_t n_tokens = 0;
-	for (uint32_t i = 0; !r->failed && i < n; i++)
-		n_tokens += reader_u32(&lengths);
-	if (r->failed || n_tokens * 4 != reader_left(r))    // n_tokens < 2^48: no overflow
-		return error_set(err, ERROR_INVALID, "sequences", "score: lengths do not add up to the tokens sent");
-	m->sequences = calloc(n, sizeof *m->sequences);
-	if (!m->sequences)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " sequences", n);
-	lengths.position = 0;
-	for (uint32_t i = 0; i < n; i++) {
-		uint32_t length = reader_u32(&lengths);
-		uint32_t *tokens = malloc(length ? (size_t)length * 4 : 1);
-		if (!tokens)
-			return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " tokens", length);
-		for (uint32_t j = 0; j < length; j++)
-			tokens[j] = reader_u32(r);
-		m->sequences[i] = (struct sequence){tokens, length};
-	}
-	return 0;
-}
-
-int frame_score_decode(const void *body, size_t n, struct frame_score *ret, struct error *err)
-{
-	struct reader r = reader_init(body, n);
-	struct frame_score m = {0};
-	m.flags = reader_u32(&r);
-	m.deadline_ms = reader_u32(&r);
-	uint32_t query_bytes = reader_u32(&r);
-	m.n_sequences = reader_u32(&r);
-	struct reader q = reader_init(reader_bytes(&r, query_bytes), query_bytes);
-	if (r.failed)
-		return error_set(err, ERROR_INVALID, "body", "score: cut short");
-	if (m.flags & ~(FRAME_SCORE_DURABLE | FRAME_SCORE_NO_STORE))
-		return error_set(err, ERROR_UNSUPPORTED, "flags", "score: unknown flags 0x%" PRIx32, m.flags);
-	int e = query_decode(&q, &m.query, err);
-	if (!e && reader_left(&q))
-		e = error_set(err, ERROR_INVALID, "query", "%zu bytes too many", reader_left(&q));
-	if (!e)
-		e = read_sequences(&r, &m, err);
-	if (!e)
-		e = check_end(&r, "score", err);
-	if (e)
-		frame_score_done(&m);
-	else
-		*ret = m;
-	return e;
-}
-
-void frame_answer_encode(const struct frame_answer *m, struct writer *w)
-{
-	writer_u32(w, m->index);
-	writer_u32(w, m->flags);
-	writer_bytes(w, m->record, m->record_bytes);
-}
-
-int frame_answer_decode(const void *body, size_t n, struct frame_answer *ret, struct error *err)
-{
-	struct reader r = reader_init(body, n);
-	struct frame_answer m = {0};
-	m.index = reader_u32(&r);
-	m.flags = reader_u32(&r);
-	m.record_bytes = reader_left(&r);
-	m.record = reader_bytes(&r, m.record_bytes);
-	int e = check_end(&r, "answer", err);
-	if (e)
-		return e;
-	if (!m.record_bytes || m.index >= FRAME_MAX_SEQUENCES || m.flags & ~FRAME_ANSWER_CACHED)
-		return error_set(err, ERROR_INVALID, "body", "answer: a value outside its range");
 	*ret = m;
 	return 0;
 }
@@ -299,7 +193,7 @@ int frame_error_decode(const void *body, size_t n, struct frame_error *ret, stru
 		    copy_text(&r, message_bytes, m.error.message, sizeof m.error.message);
 	if (!good && !r.failed)
 		return error_set(err, ERROR_INVALID, "body", "error: a text is too long or not printable ASCII");
-	int e = check_end(&r, "error", err);
+	int e = frame_check_end(&r, "error", err);
 	if (e)
 		return e;
 	m.error.code = error_from_name(name);    // a name of a later version: internal

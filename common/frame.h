@@ -9,7 +9,7 @@
 #include "common/query.h"
 
 #define FRAME_MAGIC 0x5344444bu       // "KDDS" as it lies on the wire
-#define FRAME_VERSION 1
+#define FRAME_VERSION 2
 #define FRAME_HEADER_BYTES 32
 #define FRAME_TOKEN_MAX 256
 #define FRAME_MAX_SEQUENCES 65536      // of one SCORE, whatever the server's own limit: bounds what a decoder allocates
@@ -18,7 +18,7 @@
 enum frame_kind {
 	FRAME_HELLO = 1,      // client -> server, first: versions, bearer token, teacher fingerprint expected (or zeros)
 	FRAME_WELCOME = 2,    // server -> client: limits, teacher fingerprint, credits
-	FRAME_SCORE = 3,      // client -> server: one query, many sequences
+	FRAME_SCORE = 3,      // client -> server: one query, many sequences, each perhaps with rows, gathered ids and spans of its own
 	FRAME_ANSWER = 4,     // server -> client: index of the sequence, flags (cached), the record; as each finishes
 	FRAME_DONE = 5,       // server -> client: the request is complete
 	FRAME_ERROR = 6,      // server -> client: for one sequence, a request or (request id 0) the connection
@@ -51,8 +51,19 @@ struct frame_hello { char token[FRAME_TOKEN_MAX + 1]; struct content_id teacher;
 struct frame_welcome { struct content_id teacher; struct query_limits limits; uint32_t max_sequences, max_body_bytes, credits; };
 #define FRAME_SCORE_DURABLE 1u        // answer only after the record is on disk
 #define FRAME_SCORE_NO_STORE 2u       // neither look in the store nor append to it
-struct frame_score { uint32_t flags; uint32_t deadline_ms; struct query query; uint32_t n_sequences; struct sequence *sequences; };
+#define FRAME_SCORE_SHORT 4u          // records without their question (record_short.h)
+#define FRAME_SCORE_PARTS 8u          // sequences have parts of their own; the encoder sets it by `parts`
+#define FRAME_SCORE_FLAGS (FRAME_SCORE_DURABLE | FRAME_SCORE_NO_STORE | FRAME_SCORE_SHORT | FRAME_SCORE_PARTS)
+struct frame_score {
+	uint32_t flags, deadline_ms;
+	struct query query;
+	uint32_t n_sequences;
+	struct sequence *sequences;
+	struct query_part *parts;          // (n_sequences) what each asks instead of the query's; NULL = nothing
+};
+#define FRAME_ANSWER_HEADER_BYTES 8     // of an ANSWER's body, before the record
 #define FRAME_ANSWER_CACHED 1u
+#define FRAME_ANSWER_SHORT 2u         // a short record
 struct frame_answer { uint32_t index, flags; const uint8_t *record; size_t record_bytes; };    // a view into the body
 #define FRAME_WHOLE_REQUEST UINT32_MAX
 struct frame_error { uint32_t index; struct error error; };

@@ -58,6 +58,35 @@ void query_done(struct query *q)
 	*q = (struct query){0};
 }
 
+void query_part_done(struct query_part *part)
+{
+	free(part->gather.offsets);
+	free(part->gather.ids);
+	free(part->spans);
+	*part = (struct query_part){0};
+}
+
+void query_take_part(struct query *q, struct query_part *part)
+{
+	if (part->has_rows) {
+		q->first = part->first;
+		q->last = part->last;
+	}
+	if (part->gather.n_lists) {
+		free(q->gather.offsets);
+		free(q->gather.ids);
+		q->gather = part->gather;
+		part->gather = (struct id_lists){0};
+	}
+	if (part->n_spans) {
+		free(q->spans);
+		q->spans = part->spans;
+		q->n_spans = part->n_spans;
+		part->spans = NULL;
+	}
+	query_part_done(part);
+}
+
 static bool same(const void *a, const void *b, size_t n, size_t size)
 {
 	return !n || memcmp(a, b, n * size) == 0;

@@ -43,7 +43,8 @@ struct query_draws {
 struct query_span { uint32_t begin, end; };
 
 enum query_feature_kind {
-	QUERY_FEATURE_HIDDEN = 0,          // residual stream after block `layer` (0 = embedding output, n_layers = the last block, before the final norm)
+	QUERY_FEATURE_HIDDEN = 0,          // residual stream after block `layer` (0 = embedding output, n_layers = the last block, before the
+	                                   // final norm)
 	QUERY_FEATURE_FINAL = 1,           // after the final norm: what the LM head multiplies; layer 0
 	QUERY_FEATURE_Q = 2,               // query, key, value rows of block `layer` (from 0), all heads: before rotation, after the head
 	QUERY_FEATURE_K = 3,               // norm where the architecture has one
@@ -79,6 +80,15 @@ struct query {
 	enum query_feature_values feature_values;
 };
 
+// What one sequence of a request asks instead of the request's question.
+struct query_part {
+	bool has_rows;
+	int32_t first, last;
+	struct id_lists gather;            // n_lists 0 = the question's
+	uint32_t n_spans;                  // 0 = the question's
+	struct query_span *spans;          // owned, as the lists
+};
+
 struct query_limits {
 	uint32_t max_tokens;               // per sequence
 	uint32_t max_top_k;
@@ -92,6 +102,8 @@ struct query_limits {
 void query_init(struct query *q);      // nothing asked; first 0, last -1; f32; tau 1
 int query_copy(struct query *to, const struct query *from);    // a deep copy; -ENOMEM leaves nothing to free
 void query_done(struct query *q);      // frees what it owns; a query_init()ed one is fine
+void query_take_part(struct query *q, struct query_part *part);    // moves what it has into the question, and empties it
+void query_part_done(struct query_part *part);
 bool query_equal(const struct query *a, const struct query *b);
 bool query_has_rows(const struct query *q);      // asks for something of the vocabulary
 

@@ -42,6 +42,8 @@ static int check_frame(const uint8_t *bytes, size_t n, struct error *err)
 		return error_set(err, ERROR_CORRUPT, "record", "says it has %" PRIu32 " bytes, there are %zu", total, n);
 	if (crc != record_checksum(bytes, n))
 		return error_set(err, ERROR_CORRUPT, "record", "checksum is wrong");
+	if (flags == RECORD_FLAG_SHORT)
+		return error_set(err, ERROR_UNSUPPORTED, "record", "a short record: its question is missing");
 	if (flags)
 		return error_set(err, ERROR_UNSUPPORTED, "record", "unknown flags 0x%04x", flags);
 	return 0;
@@ -89,10 +91,17 @@ static int check_question(const struct record *record, const struct query *q, co
 	return r;
 }
 
-// Fills record->query even where it fails: record_unref frees it.
-static int parse_query(struct record *record, struct reader *q, const uint8_t *tokens, unsigned n_sections, struct error *err)
+int record_check_sections(const struct record *record, struct error *err)
 {
 	struct section sections[N_SECTIONS_MAX];
+	uint32_t given = load_u32(record->bytes + RECORD_HEADER_BYTES - 4, 0);    // u16, and a reserved u16 of 0 above it
+	unsigned n = section_list(&record->query, record->n_rows, record->vocab_size, sections);
+	return given == n ? 0 : error_set(err, ERROR_CORRUPT, "record", "%" PRIu32 " sections, the query calls for %u", given, n);
+}
+
+// Fills record->query even where it fails: record_unref frees it.
+static int parse_query(struct record *record, struct reader *q, const uint8_t *tokens, struct error *err)
+{
 	struct error why = {0};
 	if (query_decode(q, &record->query, &why))
 		return error_set(err, why.code == ERROR_UNSUPPORTED || why.code == ERROR_MEMORY ? why.code : ERROR_CORRUPT, "record",
@@ -100,10 +109,7 @@ static int parse_query(struct record *record, struct reader *q, const uint8_t *t
 	if (reader_left(q))
 		return error_set(err, ERROR_CORRUPT, "record", "query: %zu bytes too many", reader_left(q));
 	int r = check_question(record, &record->query, tokens, err);
-	if (r)
-		return r;
-	unsigned n = section_list(&record->query, record->n_rows, record->vocab_size, sections);
-	return n_sections == n ? 0 : error_set(err, ERROR_CORRUPT, "record", "%u sections, the query calls for %u", n_sections, n);
+	return r ? r : record_check_sections(record, err);
 }
 
 static int parse_header(struct record *record, struct error *err)
@@ -114,13 +120,13 @@ static int parse_header(struct record *record, struct error *err)
 	record->n_tokens = reader_u32(&r);
 	record->n_rows = reader_u32(&r);
 	uint32_t query_bytes = reader_u32(&r);
-	uint16_t n_sections = reader_u16(&r), reserved = reader_u16(&r);
+	(void)reader_u32(&r);    // the number of sections: once the query is known
 	struct reader q = reader_init(reader_bytes(&r, query_bytes), query_bytes);
 	const uint8_t *tokens = reader_bytes(&r, 4 * (size_t)record->n_tokens);
-	if (r.failed || reserved || !record->vocab_size || record->vocab_size > QUERY_MAX_VOCABULARY)
+	if (r.failed || !record->vocab_size || record->vocab_size > QUERY_MAX_VOCABULARY)
 		return error_set(err, ERROR_CORRUPT, "record", "header counts are out of range");
 	record->sections_at = r.position;
-	return parse_query(record, &q, tokens, n_sections, err);
+	return parse_query(record, &q, tokens, err);
 }
 
 int record_from_bytes(const void *bytes, size_t n, struct record **ret_record, struct error *err)

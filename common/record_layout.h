@@ -13,6 +13,8 @@
 #define RECORD_MAGIC 0x4352444bu       // "KDRC" as it lies in the bytes
 #define RECORD_VERSION 2
 #define RECORD_HEADER_BYTES 100
+#define RECORD_FLAGS_AT 6
+#define RECORD_FLAG_SHORT 1            // in the flags of a short record; a whole one has none
 #define RECORD_CRC_AT 12               // the checksum covers all other bytes
 #define RECORD_TEACHER_AT 16
 #define RECORD_KEY_AT 48
@@ -91,6 +93,7 @@ uint32_t feature_rows(const struct query *q, uint32_t n_rows);
 struct record *record_new(size_t n_bytes);       // one reference, zeroed fields, bytes not; NULL: no memory
 // A valid question in canonical form that asks for n_rows rows; else -EBADMSG (or -ENOMEM).
 int check_canonical(const struct query *q, const struct sequence *s, uint32_t vocab_size, uint32_t n_rows, struct error *err);
+int record_check_sections(const struct record *record, struct error *err);     // their number in the header
 uint32_t record_checksum(const uint8_t *bytes, size_t n);
 
 // Sizes that hostile or absurd questions overflow: UINT64_MAX then.

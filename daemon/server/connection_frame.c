@@ -7,6 +7,7 @@
 #include "common/cursor.h"
 #include "common/error.h"
 #include "common/record.h"
+#include "common/record_short.h"
 #include "daemon/clock.h"
 #include "daemon/queue.h"
 #include "daemon/server/connection_internal.h"
@@ -125,9 +126,27 @@ void connection_cancel_all(struct connection *c)
 		ask_cancel(ask);
 }
 
-static void send_item(struct connection *c, struct connection_ask *ask, struct request_item *item)
+// The record goes straight into the frame, with or without its question.
+static struct connection_output *answer_new(struct connection *c, const struct connection_ask *ask, const struct request_item *item)
 {
 	struct frame_answer answer = {.index = item->index, .flags = item->cached ? FRAME_ANSWER_CACHED : 0};
+	if (!ask->short_answers) {
+		answer.record = record_bytes(item->record, &answer.record_bytes);
+		return frame_new(c, FRAME_ANSWER, ask->id, encode_answer, &answer);
+	}
+	answer.flags |= FRAME_ANSWER_SHORT;
+	struct connection_output *o = output_new(c, FRAME_ANSWER_HEADER_BYTES + record_short_bytes(item->record));
+	if (!o)
+		return NULL;
+	struct writer w = writer_init(o->data + FRAME_HEADER_BYTES, FRAME_ANSWER_HEADER_BYTES);
+	frame_answer_encode(&answer, &w);
+	record_shorten(item->record, o->data + FRAME_HEADER_BYTES + FRAME_ANSWER_HEADER_BYTES);
+	output_seal(o, FRAME_ANSWER, ask->id);
+	return o;
+}
+
+static void send_item(struct connection *c, struct connection_ask *ask, struct request_item *item)
+{
 	if (ask->cancelled) {
 		ask->unanswered = true;
 		return;
@@ -136,8 +155,7 @@ static void send_item(struct connection *c, struct connection_ask *ask, struct r
 		connection_send_error(c, ask->id, item->index, &item->error);
 		return;
 	}
-	answer.record = record_bytes(item->record, &answer.record_bytes);
-	struct connection_output *o = frame_new(c, FRAME_ANSWER, ask->id, encode_answer, &answer);
+	struct connection_output *o = answer_new(c, ask, item);
 	if (o)
 		connection_send(c, o);
 	item->record = record_unref(item->record);
@@ -195,6 +213,10 @@ static int ask_new(struct connection *c, uint64_t id, struct frame_score *m, str
 		q->items[i].sequence = m->sequences[i];
 		m->sequences[i] = (struct sequence){0};
 	}
+	for (uint32_t i = 0; m->parts && i < m->n_sequences; i++) {
+		q->items[i].part = m->parts[i];
+		m->parts[i] = (struct query_part){0};
+	}
 	q->query = m->query;
 	query_init(&m->query);
 	q->durable = m->flags & FRAME_SCORE_DURABLE;
@@ -206,6 +228,7 @@ static int ask_new(struct connection *c, uint64_t id, struct frame_score *m, str
 	ask->connection = c;
 	ask->id = id;
 	ask->n_left = q->n_items;
+	ask->short_answers = m->flags & FRAME_SCORE_SHORT;
 	*ret_ask = ask;
 	return 0;
 }

@@ -20,6 +20,7 @@ struct connection_ask {
 	uint64_t id;
 	struct request *request;
 	uint32_t n_left;                   // items not back yet
+	bool short_answers;                // records go without their question
 	bool cancelled;
 	bool unanswered;                   // some item was not sent because of the cancellation
 };

@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "daemon/clock.h"
 #include "daemon/store/store.h"
@@ -75,6 +76,24 @@ static int check_copies(const struct service *s, const struct request *r, struct
 					      " bytes, the limit is %" PRIu64, bytes, limit);
 }
 
+// A fault in what the sequence asks of its own is named as the sequence's.
+static int check_item(struct request_item *item, const struct query_limits *limits, struct error *err)
+{
+	char prefix[32], field[sizeof err->field];
+	bool own_rows = item->part.has_rows, own_gather = item->part.gather.n_lists, own_spans = item->part.n_spans;
+	snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", item->index);
+	if (query_copy(&item->query, &item->request->query))
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the question");
+	query_take_part(&item->query, &item->part);
+	int result = query_check(&item->query, &item->sequence, limits, prefix, err);
+	if (result && ((own_rows && (strcmp(err->field, "first") == 0 || strcmp(err->field, "last") == 0)) ||
+		       (own_gather && strncmp(err->field, "gather", 6) == 0) || (own_spans && strncmp(err->field, "spans", 5) == 0))) {
+		snprintf(field, sizeof field, "%s%.30s", prefix, err->field);
+		memcpy(err->field, field, sizeof field);
+	}
+	return result;
+}
+
 static int check_items(const struct service *s, struct request *r, struct error *err)
 {
 	struct query_limits limits;
@@ -86,13 +105,8 @@ static int check_items(const struct service *s, struct request *r, struct error 
 		return error_set(err, ERROR_TOO_LARGE, "sequences", "%" PRIu32 " sequences, the limit is %" PRIu32, r->n_items,
 				 max_sequences);
 	int result = check_copies(s, r, err);
-	for (uint32_t i = 0; i < r->n_items && result == 0; i++) {
-		char prefix[32];
-		snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", i);
-		if (query_copy(&r->items[i].query, &r->query))
-			return error_set(err, ERROR_MEMORY, NULL, "no memory for the question");
-		result = query_check(&r->items[i].query, &r->items[i].sequence, &limits, prefix, err);
-	}
+	for (uint32_t i = 0; i < r->n_items && result == 0; i++)
+		result = check_item(&r->items[i], &limits, err);
 	return result;
 }
 

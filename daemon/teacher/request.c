@@ -33,6 +33,7 @@ struct request *request_free(struct request *r)
 	for (uint32_t i = 0; i < r->n_items; i++) {
 		sequence_done(&r->items[i].sequence);
 		query_done(&r->items[i].query);
+		query_part_done(&r->items[i].part);
 		record_unref(r->items[i].record);
 		generation_free(r->items[i].generation);
 	}

@@ -26,6 +26,7 @@ struct request_item {
 	struct request *request;
 	uint32_t index;                    // of the sequence in the request
 	struct sequence sequence;          // owned
+	struct query_part part;            // what this sequence asks instead of the request's question; empty once service_score took it
 	struct query query;                // canonical once service_score accepted it
 	struct record *record;             // the answer, owned; NULL when error.code says why
 	struct error error;

@@ -288,21 +288,92 @@ class Record:
         return head + struct.pack("<I", crc32c(head + tail)) + tail
 
 
-# The worked examples of kdserved-record.5.
+    def shorten(self):
+        """The short form: no teacher, query or tokens; flag 1; length and checksum are those of the whole."""
+        whole = self.encode()
+        sections_at = 100 + len(self.query.encode()) + 4 * len(self.tokens)
+        return whole[:6] + b"\1\0" + whole[8:16] + whole[48:100] + whole[sections_at:]
+
+
+# ---- frames (kdserved-protocol.7)
+
+HELLO, WELCOME, SCORE, ANSWER, DONE, ERROR, PING, PONG, GOAWAY, CALL, REPLY, CANCEL = range(1, 13)
+DURABLE, NO_STORE, SHORT, PARTS = 1, 2, 4, 8
+PROTOCOL_VERSION = 2
+
+
+def frame(kind, request_id=0, body=b"", version=PROTOCOL_VERSION, flags=0, magic=b"KDDS"):
+    head = magic + struct.pack("<BBHQIII", version, kind, flags, request_id, len(body), 0, crc32c(body))
+    return head + struct.pack("<I", crc32c(head)) + body
+
+
+def hello_body(token=b"", teacher=bytes(32), versions=(PROTOCOL_VERSION, PROTOCOL_VERSION)):
+    return struct.pack("<HH", *versions) + teacher + struct.pack("<H", len(token)) + token
+
+
+LIMITS = ("max_tokens", "max_top_k", "max_gather", "max_draws", "max_spans", "vocab_size", "n_layers", "width", "q_width", "kv_width",
+          "max_sequences", "max_body", "credits")
+
+
+def welcome_body(teacher, **limits):
+    return struct.pack("<HH", PROTOCOL_VERSION, 0) + teacher + struct.pack("<13I", *(limits[name] for name in LIMITS))
+
+
+def part_bytes(rows=None, gather=None, spans=None):
+    out = bytes([(1 if rows else 0) | (2 if gather is not None else 0) | (4 if spans else 0)])
+    out += struct.pack("<ii", *rows) if rows else b""
+    out += gather_bytes(gather) if gather is not None else b""
+    return out + (spans_bytes(spans) if spans else b"")
+
+
+def score_body(query, sequences, flags=0, deadline_ms=0, parts=None):
+    """parts: of each sequence a dictionary of its own rows, gather, spans."""
+    q = query.encode()
+    body = struct.pack("<IIII", flags | (PARTS if parts else 0), deadline_ms, len(q), len(sequences)) + q
+    body += tokens_bytes(list(map(len, sequences))) + b"".join(map(tokens_bytes, sequences))
+    return body + b"".join(part_bytes(**p) for p in parts or ())
+
+
+def answer_body(index, record, flags=0):
+    return struct.pack("<II", index, flags) + record
+
+
+def error_body(index, code, field, message):
+    return struct.pack("<IBBH", index, len(code), len(field), len(message)) + code.encode() + field.encode() + message.encode()
+
+
+def call_body(method, path, body=b""):
+    return struct.pack("<BBHI", len(method), 0, len(path), len(body)) + method.encode() + path.encode() + body
+
+
+def reply_body(status, body=b""):
+    return struct.pack("<II", status, len(body)) + body
+
+
+# ---- the worked examples of the manual
+
 EXAMPLE_TEACHER = bytes(range(32))
 
 
-def first_example():
+def first_record():
     q = Query(top_k=2, own=True, first=1, last=-1, values=F16)
     rows = [{"max_logit": 2, "lse": [2.5], "top": {7: 2.0, 4: 1.0}, "own": 1}, {"max_logit": 1.5, "lse": [2], "top": {0: 1.5, 9: -.5}}]
-    return Record(EXAMPLE_TEACHER, 10, [3, 1, 4], q, rows).encode()
+    return Record(EXAMPLE_TEACHER, 10, [3, 1, 4], q, rows)
 
 
-def second_example():
+def second_record():
     q = Query(first=0, last=-2, values=U8, temperatures=[1, 2], argmax=True, gather=[[200, 5, 5], [299]], draws={"n": 10, "seed": 7},
               spans=[(1, 3)])
     row = {"max_logit": 2, "lse": [2.5, 4], "argmax": 200, "gathered": [2, -.5, -.5], "draws": [(5, 1), (130, 2), (200, 7)]}
-    return Record(EXAMPLE_TEACHER, 300, [3, 1, 4], q, [row, None], spans=[None]).encode()
+    return Record(EXAMPLE_TEACHER, 300, [3, 1, 4], q, [row, None], spans=[None])
+
+
+def first_example():
+    return first_record().encode()
+
+
+def second_example():
+    return second_record().encode()
 
 
 def hexdump(data, base=0):
@@ -318,6 +389,23 @@ def c_array(name, data):
     return "static const uint8_t %s[] = {\n%s};\n" % (name, lines)
 
 
+def frame_examples():
+    q = Query(top_k=2, own=True, first=1, values=F16)
+    spans = Query(temperatures=[1], gather=[[5]])
+    parts = [{"spans": [(2, 3)]}, {"rows": (0, 1), "gather": [[7, 300], []]}]
+    limits = dict(max_tokens=4096, max_top_k=1024, max_gather=1024, max_draws=1024, max_spans=65536, vocab_size=49152, n_layers=30, width=576,
+                  q_width=576, kv_width=192, max_sequences=1024, max_body=1 << 25, credits=64)
+    return {
+        "ping": frame(PING, 1, b"hello"),
+        "hello": frame(HELLO, 0, hello_body(b"s3cret")),
+        "welcome": frame(WELCOME, 0, welcome_body(EXAMPLE_TEACHER, **limits)),
+        "score": frame(SCORE, 7, score_body(q, [[3, 1, 4]], deadline_ms=5000)),
+        "parts": frame(SCORE, 8, score_body(spans, [[3, 1, 4], [1, 5]], SHORT, parts=parts)),
+        "error": frame(ERROR, 7, error_body(0, "invalid", "sequences[0].tokens[2]", "id 12 is outside the vocabulary (10)")),
+        "call": frame(CALL, 8, call_body("GET", "/v1/model")),
+    }
+
+
 if __name__ == "__main__":
-    for example in (first_example(), second_example()):
+    for example in (first_example(), second_example(), *frame_examples().values()):
         print("\n".join(hexdump(example)), end="\n\n")

@@ -170,7 +170,7 @@ def crc32c(data):
     return crc ^ 0xffffffff
 
 
-def frame(kind, request_id=0, body=b"", version=1, magic=b"KDDS", flags=0, body_bytes=None, body_crc=None):
+def frame(kind, request_id=0, body=b"", version=2, magic=b"KDDS", flags=0, body_bytes=None, body_crc=None):
     head = magic + struct.pack("<BBHQIII", version, kind, flags, request_id, len(body) if body_bytes is None else body_bytes, 0,
                                crc32c(body) if body_crc is None else body_crc)
     return head + struct.pack("<I", crc32c(head)) + body
@@ -201,7 +201,7 @@ class Client:
         self.socket.connect(path)
         self.next_id = 1
         if hello:
-            self.send(HELLO, 0, struct.pack("<HH", 1, 1) + bytes(32) + struct.pack("<H", 0))
+            self.send(HELLO, 0, struct.pack("<HH", 2, 2) + bytes(32) + struct.pack("<H", 0))
             kind, _, body = self.receive()
             assert kind == WELCOME, (kind, body)
             self.welcome = body
@@ -234,7 +234,7 @@ class Client:
         """(kind, request id, body); checksums are checked."""
         head = self.take(32)
         magic, version, kind, _, request_id, n, _, body_crc, crc = struct.unpack("<4sBBHQIIII", head)
-        assert magic == b"KDDS" and version == 1 and crc == crc32c(head[:28])
+        assert magic == b"KDDS" and version == 2 and crc == crc32c(head[:28])
         body = self.take(n)
         assert body_crc == crc32c(body)
         return kind, request_id, body

@@ -64,7 +64,7 @@ SOCKET_CASES = [
 
 # bytes sent after WELCOME that end the connection, code
 FRAME_CASES = [
-    (frame(kdserved.PING, 1, version=2), "unsupported"), (frame(kdserved.PING, 1, magic=b"HTTP"), "invalid"),
+    (frame(kdserved.PING, 1, version=1), "unsupported"), (frame(kdserved.PING, 1, magic=b"HTTP"), "invalid"),
     (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b" " * 10, "invalid"),
     (frame(kdserved.PING, 1)[:-1] + b"\x00", "corrupt"), (frame(kdserved.PING, 1, b"abc", body_crc=1), "corrupt"),
     (frame(99, 1), "unsupported"),
@@ -154,8 +154,8 @@ class BadInput(unittest.TestCase):
                 kind, request_id, body = c.receive()
                 self.assertEqual((kind, request_id, ProtocolError(body).code), (kdserved.ERROR, 0, code), body)
         refused(frame(kdserved.SCORE, 1, score_body([[1]], top_k=1)), "invalid")
-        refused(frame(kdserved.HELLO, 0, struct.pack("<HH", 2, 3) + bytes(32) + b"\0\0"), "unsupported")
-        refused(frame(kdserved.HELLO, 0, struct.pack("<HH", 1, 1) + b"x" * 32 + b"\0\0"), "conflict")
+        refused(frame(kdserved.HELLO, 0, struct.pack("<HH", 3, 4) + bytes(32) + b"\0\0"), "unsupported")
+        refused(frame(kdserved.HELLO, 0, struct.pack("<HH", 1, 2) + b"x" * 32 + b"\0\0"), "conflict")
         refused(frame(kdserved.HELLO, 0, b"short"), "invalid")
         refused(frame(kdserved.HELLO, 0, b"x" * 2000), "too_large")
         self.check_alive()

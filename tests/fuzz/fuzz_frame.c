@@ -45,6 +45,8 @@ static void try_score(const uint8_t *body, size_t n, struct writer *w)
 			struct query q;
 			if (query_copy(&q, &m.query))
 				continue;
+			if (m.parts)
+				query_take_part(&q, &m.parts[i]);
 			if (query_check(&q, &m.sequences[i], &limits, "", NULL) == 0 && query_rows(&q) > m.sequences[i].n_tokens)
 				abort();
 			query_done(&q);

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes tests/fuzz/corpus/record: records of every signal and format, small, from a fixed seed. Run it in the source folder."""
+"""Writes tests/fuzz/corpus/record and frame: records of every signal and format, small, from a fixed seed, and frames and bodies, good and
+nearly good. Of a file in frame the first byte is the kind of the body that follows; a whole frame begins with its own magic."""
 import os
 import random
 import sys
@@ -7,7 +8,7 @@ import sys
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "conformance"))
 import kdserved_bytes as kd
 
-FOLDER = os.path.join(os.path.dirname(__file__), "corpus", "record")
+FOLDER = os.path.join(os.path.dirname(__file__), "corpus")
 
 
 def random_query(rng, n_rows):
@@ -62,11 +63,66 @@ def random_record(seed):
     return kd.Record(rng.randbytes(32), 60, tokens, q, rows, [rng.choice([None, -2.5]) for _ in q.spans], vectors, [3] * len(q.features))
 
 
-if __name__ == "__main__":
-    os.makedirs(FOLDER, exist_ok=True)
-    examples = {"manual": kd.first_example(), "manual-2": kd.second_example()}
+def records():
+    yield "manual", kd.first_example()
+    yield "manual-2", kd.second_example()
     for i in range(64):
-        examples["random-%02d" % i] = random_record(i).encode()
-    for name, data in examples.items():
-        with open(os.path.join(FOLDER, name), "wb") as f:
-            f.write(data)
+        yield "random-%02d" % i, random_record(i).encode()
+
+
+def bodies():
+    """(name, kind, body)"""
+    plain, everything = kd.Query(top_k=2, own=True), random_query(random.Random(5), 2)
+    keep = kd.Query(entropy=True, keep=[9, 3, 3, 70000])
+    yield "hello", kd.HELLO, kd.hello_body(b"s3cret")
+    yield "hello-empty-token", kd.HELLO, kd.hello_body()
+    yield "hello-future", kd.HELLO, kd.hello_body(versions=(3, 9))
+    yield "welcome", kd.WELCOME, kd.frame_examples()["welcome"][32:]
+    yield "welcome-no-credit", kd.WELCOME, kd.frame_examples()["welcome"][32:-4] + bytes(4)
+    yield "score", kd.SCORE, kd.score_body(plain, [[3, 1, 4]], deadline_ms=5000)
+    yield "score-many", kd.SCORE, kd.score_body(plain, [[1], [2, 3], list(range(60))], kd.SHORT)
+    yield "score-everything", kd.SCORE, kd.score_body(everything, [[1, 2, 3, 4, 5]])
+    yield "score-keep-unsorted", kd.SCORE, kd.score_body(keep, [[1, 2]])
+    yield "score-none", kd.SCORE, kd.score_body(plain, [])
+    yield "score-outside", kd.SCORE, kd.score_body(plain, [[70000]])
+    yield "score-length-lies", kd.SCORE, kd.score_body(plain, [[1, 2]])[:-4]
+    yield "score-nan", kd.SCORE, kd.score_body(kd.Query(temperatures=[kd.NAN, 1e30]), [[1]])
+    yield "parts", kd.SCORE, kd.frame_examples()["parts"][32:]
+    yield "parts-unknown-bit", kd.SCORE, kd.score_body(plain, [[1]], kd.PARTS) + b"\x08"
+    yield "parts-missing", kd.SCORE, kd.score_body(plain, [[1]], kd.PARTS)
+    yield "parts-empty-gather", kd.SCORE, kd.score_body(plain, [[1]], kd.PARTS) + b"\2\0"
+    yield "answer", kd.ANSWER, kd.answer_body(3, b"bytes", 3)
+    yield "answer-empty", kd.ANSWER, kd.answer_body(0, b"")
+    yield "error", kd.ERROR, kd.error_body(1, "invalid", "tokens[2]", "id 12 is outside the vocabulary (10)")
+    yield "error-whole", kd.ERROR, kd.error_body(0xffffffff, "overloaded", "", "later")
+    yield "error-unknown", kd.ERROR, kd.error_body(0, "novel", "", "!")
+    yield "error-control", kd.ERROR, kd.error_body(0, "io", "", "\n")
+    yield "call", kd.CALL, kd.call_body("GET", "/v1/model")
+    yield "call-post", kd.CALL, kd.call_body("POST", "/v1/tokenize", b'{"text":"a"}')
+    yield "call-lower", kd.CALL, kd.call_body("get", "/")
+    yield "call-space", kd.CALL, kd.call_body("GET", "/ x")
+    yield "reply", kd.REPLY, kd.reply_body(200, b'{"a":1}')
+    yield "reply-status", kd.REPLY, kd.reply_body(99)
+    yield "reply-lies", kd.REPLY, kd.reply_body(200, b"ab")[:-1]
+
+
+def frames():
+    for name, kind, body in bodies():
+        yield "body-" + name, bytes([kind]) + body
+    for name, data in kd.frame_examples().items():
+        yield "frame-" + name, data
+    ping = kd.frame(kd.PING, 1, b"x")
+    yield "frame-version-1", kd.frame(kd.PING, 1, b"x", version=1)
+    yield "frame-unknown-kind", kd.frame(99)
+    yield "frame-done", kd.frame(kd.DONE, 7)
+    yield "frame-goaway", kd.frame(kd.GOAWAY)
+    yield "frame-bad-body-crc", ping[:-1] + b"y"
+    yield "empty", b""
+
+
+if __name__ == "__main__":
+    for folder, examples in (("record", records()), ("frame", frames())):
+        os.makedirs(os.path.join(FOLDER, folder), exist_ok=True)
+        for name, data in examples:
+            with open(os.path.join(FOLDER, folder, name), "wb") as f:
+                f.write(data)

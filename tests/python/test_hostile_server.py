@@ -20,7 +20,7 @@ ASK = {"top_k": 2, "own": True, "values": "f16", "first": 1}
 
 
 def welcome(credits=4, vocabulary=10):
-    body = struct.pack("<HH32s6I", frame.VERSION, 0, TEACHER, 100, 10, vocabulary, 8, 1 << 20, credits)
+    body = struct.pack("<HH32s13I", frame.VERSION, 0, TEACHER, 100, 10, 8, 8, 8, vocabulary, 4, 8, 8, 8, 8, 1 << 20, credits)
     return frame.encode(Kind.WELCOME, 0, body)
 
 

@@ -11,6 +11,7 @@
 
 #include "common/crc32c.h"
 #include "common/cursor.h"
+#include "common/record_short.h"
 
 // A test's helper that cannot go on has nothing better to do.
 static void must(bool good, const char *what)
@@ -101,12 +102,22 @@ void fake_server_send_answer(struct fake_server *s, uint64_t id, const struct fr
 	struct record *record = fake_server_record(s, score, index);
 	struct frame_answer answer = {.index = as_index, .flags = index % 2 ? FRAME_ANSWER_CACHED : 0};
 	answer.record = record_bytes(record, &answer.record_bytes);
+	uint8_t *brief = NULL;
+	if (score->flags & FRAME_SCORE_SHORT && !s->whole_records) {
+		brief = malloc(record_short_bytes(record));
+		must(brief != NULL, "malloc");
+		record_shorten(record, brief);
+		answer.record = brief;
+		answer.record_bytes = record_short_bytes(record);
+		answer.flags |= FRAME_ANSWER_SHORT;
+	}
 	uint8_t *body = malloc(answer.record_bytes + 8);
 	must(body != NULL, "malloc");
 	struct writer w = writer_init(body, answer.record_bytes + 8);
 	frame_answer_encode(&answer, &w);
 	fake_server_send(s, FRAME_ANSWER, id, body, w.position);
 	free(body);
+	free(brief);
 	record_unref(record);
 }
 

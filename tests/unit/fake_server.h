@@ -13,6 +13,7 @@ struct fake_server {
 	bool silent;                             // play at once, without reading hello or saying welcome
 	struct frame_welcome welcome;
 	struct frame_hello hello;                // what the client said
+	bool whole_records;                      // although short ones are asked for
 	size_t piece;                            // bytes per write; 0 = all at once
 	int fd;
 	// the rest is private

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The worked examples of kdserved-record.5, byte for byte; from tests/conformance/kdserved_bytes.py.
+// The worked examples of kdserved-record.5, byte for byte; written by tests/conformance/write_examples.py.
 #pragma once
 
 #include <stdint.h>

@@ -38,6 +38,27 @@ static struct frame_score example_score(void)
 		.query = {.top_k = 2, .own = true, .first = 1, .last = -1, .values = QUERY_VALUES_F16}};
 }
 
+static struct frame_score parts_score(void)
+{
+	static uint32_t first[] = {3, 1, 4}, second[] = {1, 5};
+	static struct sequence sequences[] = {{first, 3}, {second, 2}};
+	static uint32_t one[] = {0, 1}, five[] = {5}, two[] = {0, 2, 2}, ids[] = {7, 300};
+	static struct query_span span = {2, 3};
+	static struct query_part parts[] = {{.n_spans = 1, .spans = &span}, {.has_rows = true, .first = 0, .last = 1, .gather = {2, two, ids}}};
+	return (struct frame_score){.flags = FRAME_SCORE_SHORT, .n_sequences = 2, .sequences = sequences, .parts = parts,
+		.query = {.last = -1, .n_temperatures = 1, .temperatures = {1}, .gather = {1, one, five}}};
+}
+
+static struct frame_welcome example_welcome(void)
+{
+	struct frame_welcome m = {.limits = {.max_tokens = 4096, .max_top_k = 1024, .max_gather = 1024, .max_draws = 1024, .max_spans = 65536,
+		.vocab_size = 49152, .n_layers = 30, .width = 576, .q_width = 576, .kv_width = 192}, .max_sequences = 1024,
+		.max_body_bytes = 1 << 25, .credits = 64};
+	for (int i = 0; i < CONTENT_ID_BYTES; i++)
+		m.teacher.bytes[i] = (uint8_t)i;
+	return m;
+}
+
 static void examples_have_the_bytes_of_the_manual(void **state)
 {
 	(void)state;
@@ -53,6 +74,14 @@ static void examples_have_the_bytes_of_the_manual(void **state)
 	struct frame_score score = example_score();
 	frame_score_encode(&score, &w);
 	expect_frame(FRAME_SCORE, 7, &w, score_golden, sizeof score_golden);
+	w = writer_init(bytes, sizeof bytes);
+	struct frame_score parts = parts_score();
+	frame_score_encode(&parts, &w);
+	expect_frame(FRAME_SCORE, 8, &w, parts_golden, sizeof parts_golden);
+	w = writer_init(bytes, sizeof bytes);
+	struct frame_welcome welcome = example_welcome();
+	frame_welcome_encode(&welcome, &w);
+	expect_frame(FRAME_WELCOME, 0, &w, welcome_golden, sizeof welcome_golden);
 	w = writer_init(bytes, sizeof bytes);
 	struct frame_error error = {.index = 0};
 	error_set(&error.error, ERROR_INVALID, "sequences[0].tokens[2]", "id %d is outside the vocabulary (%d)", 12, 10);
@@ -118,6 +147,8 @@ static void bodies_are_neither_short_nor_long(void **state)
 	struct frame_welcome welcome = {.limits = {.max_tokens = 100, .max_top_k = 10, .vocab_size = 1000}, .max_sequences = 4, .max_body_bytes = 1000, .credits = 2};
 	EXPECT_EXACT(frame_hello_decode, struct frame_hello, nothing, hello_golden + 32, sizeof hello_golden - 32);
 	EXPECT_EXACT(frame_score_decode, struct frame_score, frame_score_done, score_golden + 32, sizeof score_golden - 32);
+	EXPECT_EXACT(frame_score_decode, struct frame_score, frame_score_done, parts_golden + 32, sizeof parts_golden - 32);
+	EXPECT_EXACT(frame_welcome_decode, struct frame_welcome, nothing, welcome_golden + 32, sizeof welcome_golden - 32);
 	EXPECT_EXACT(frame_error_decode, struct frame_error, nothing, error_golden + 32, sizeof error_golden - 32);
 	EXPECT_EXACT(frame_call_decode, struct frame_call, frame_call_done, call_golden + 32, sizeof call_golden - 32);
 	frame_welcome_encode(&welcome, &w);
@@ -144,6 +175,15 @@ static void what_was_said_is_understood(void **state)
 	assert_int_equal(score.n_sequences, 1);
 	assert_memory_equal(score.sequences[0].tokens, one_sequence.tokens, 12);
 	frame_score_done(&score);
+	assert_int_equal(frame_score_decode(parts_golden + 32, sizeof parts_golden - 32, &score, NULL), 0);
+	assert_int_equal(score.flags, FRAME_SCORE_SHORT | FRAME_SCORE_PARTS);
+	assert_true(score.parts && !score.parts[0].has_rows && score.parts[1].has_rows && score.parts[1].last == 1);
+	assert_true(score.parts[0].n_spans == 1 && score.parts[0].spans[0].begin == 2 && score.parts[0].spans[0].end == 3);
+	assert_true(score.parts[1].gather.n_lists == 2 && score.parts[1].gather.ids[1] == 300 && !score.parts[0].gather.n_lists);
+	frame_score_done(&score);
+	struct frame_welcome welcome, want = example_welcome();
+	assert_int_equal(frame_welcome_decode(welcome_golden + 32, sizeof welcome_golden - 32, &welcome, NULL), 0);
+	assert_memory_equal(&welcome, &want, sizeof want);
 	assert_int_equal(frame_call_decode(call_golden + 32, sizeof call_golden - 32, &call, NULL), 0);
 	assert_string_equal(call.method, "GET");
 	assert_string_equal(call.path, "/v1/model");
@@ -169,8 +209,26 @@ static void answer_is_a_view_of_its_record(void **state)
 	assert_ptr_equal(back.record, bytes + 8);
 	assert_int_equal(back.record_bytes, 6);
 	assert_int_equal(frame_answer_decode(bytes, 8, &back, NULL), -EINVAL);
-	bytes[4] = 2;
+	bytes[4] = 4;
 	assert_int_equal(frame_answer_decode(bytes, w.position, &back, NULL), -EINVAL);
+}
+
+static void what_a_sequence_asks_of_its_own_replaces_the_query(void **state)
+{
+	(void)state;
+	struct frame_score score;
+	struct query first, second;
+	assert_int_equal(frame_score_decode(parts_golden + 32, sizeof parts_golden - 32, &score, NULL), 0);
+	assert_int_equal(query_copy(&first, &score.query), 0);
+	assert_int_equal(query_copy(&second, &score.query), 0);
+	query_take_part(&first, &score.parts[0]);
+	query_take_part(&second, &score.parts[1]);
+	assert_true(first.first == 0 && first.last == -1 && first.n_spans == 1 && first.gather.n_lists == 1);
+	assert_true(second.first == 0 && second.last == 1 && second.n_spans == 0 && second.gather.n_lists == 2 && second.gather.ids[0] == 7);
+	assert_true(!score.parts[0].n_spans && !score.parts[1].has_rows && !score.parts[1].gather.n_lists);
+	query_done(&first);
+	query_done(&second);
+	frame_score_done(&score);
 }
 
 static int decode_score_with(size_t at, uint32_t value)
@@ -198,7 +256,9 @@ static void lying_lengths_are_refused(void **state)
 	assert_int_equal(decode_score_with(12, 65537), -E2BIG);
 	assert_int_equal(decode_score_with(36, 2), -EINVAL);                // tokens
 	assert_int_equal(decode_score_with(36, 0x40000003), -EINVAL);       // times 4 wraps to the true length in 32 bits
-	assert_int_equal(decode_score_with(0, 4), -EOPNOTSUPP);             // flags
+	assert_int_equal(decode_score_with(0, 16), -EOPNOTSUPP);            // flags
+	assert_int_equal(decode_score_with(0, FRAME_SCORE_SHORT), 0);
+	assert_int_equal(decode_score_with(0, FRAME_SCORE_PARTS), -EINVAL);     // there are none
 	uint8_t call[] = {3, 0, 9, 0, 0xff, 0xff, 0xff, 0xff, 'G', 'E', 'T', '/', 'v', '1', '/', 'm', 'o', 'd', 'e', 'l'};
 	struct frame_call c;
 	assert_int_equal(frame_call_decode(call, sizeof call, &c, NULL), -EINVAL);
@@ -219,7 +279,7 @@ static void texts_that_could_do_harm_are_refused(void **state)
 	assert_int_equal(error.error.code, ERROR_INTERNAL);
 	assert_int_equal(frame_error_decode("\0\0\0\0\4\0\1\0none!", 13, &error, NULL), -EINVAL);
 	struct frame_hello hello;
-	uint8_t body[300] = {1, 0, 1, 0};
+	uint8_t body[300] = {2, 0, 2, 0};
 	body[36] = 4;
 	memcpy(body + 38, "a\nbc", 4);
 	struct error err;
@@ -234,7 +294,7 @@ static void only_common_versions_are_accepted(void **state)
 	uint8_t body[38] = {0, 0, 9, 0};
 	struct frame_hello hello;
 	assert_int_equal(frame_hello_decode(body, sizeof body, &hello, NULL), 0);
-	body[0] = 2;
+	body[0] = 3;
 	assert_int_equal(frame_hello_decode(body, sizeof body, &hello, NULL), -EOPNOTSUPP);
 	body[0] = body[2] = 0;
 	assert_int_equal(frame_hello_decode(body, sizeof body, &hello, NULL), -EOPNOTSUPP);
@@ -248,6 +308,7 @@ int main(void)
 		cmocka_unit_test(bodies_are_neither_short_nor_long),
 		cmocka_unit_test(what_was_said_is_understood),
 		cmocka_unit_test(answer_is_a_view_of_its_record),
+		cmocka_unit_test(what_a_sequence_asks_of_its_own_replaces_the_query),
 		cmocka_unit_test(lying_lengths_are_refused),
 		cmocka_unit_test(texts_that_could_do_harm_are_refused),
 		cmocka_unit_test(only_common_versions_are_accepted),

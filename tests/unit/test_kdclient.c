@@ -60,6 +60,22 @@ static void scores_more_than_one_request_holds(void **state)
 	}
 }
 
+// Short ones are asked for; a server may send whole ones.
+static void whole_records_are_taken_as_well(void **state)
+{
+	(void)state;
+	struct fake_server s = {.play = kdclient_answer_all, .whole_records = true};
+	struct kd_client *client = kdclient_connect(&s);
+	struct kd_request request = kdclient_ask(2);
+	struct kd_answer *answers[2];
+	assert_int_equal(kd_score(client, &request, answers, NULL), 0);
+	for (uint32_t i = 0; i < 2; i++) {
+		kdclient_check_answer(answers[i], i);
+		kd_answer_free(answers[i]);
+	}
+	kdclient_close(&s, client);
+}
+
 static void play_out_of_order(struct fake_server *s)
 {
 	struct frame_score a, b;
@@ -253,6 +269,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(learns_the_servers_limits),
 		cmocka_unit_test(scores_more_than_one_request_holds),
+		cmocka_unit_test(whole_records_are_taken_as_well),
 		cmocka_unit_test(pipelined_answers_come_in_any_order),
 		cmocka_unit_test(faults_are_found_before_anything_is_sent),
 		cmocka_unit_test(refused_request_says_why_and_the_next_may_succeed),

@@ -37,6 +37,10 @@ static void send_damaged(struct fake_server *s, const struct frame *f, const str
 	case 5: fake_server_send_answer(s, f->request_id, score, 0, 0); fake_server_send_answer(s, f->request_id, score, 0, 0); return;
 	case 6: fake_server_send(s, FRAME_DONE, f->request_id, NULL, 0); return;   // nothing answered
 	case 7: fake_server_send(s, FRAME_HELLO, 0, NULL, 0); return;
+	case 9:
+		s->whole_records = true;
+		fake_server_send_answer(s, f->request_id, score, 1, 0);
+		return;
 	case 8: fake_server_write(s, "HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", 39); return;
 	}
 	fake_server_send(s, FRAME_ANSWER, f->request_id, w.data, w.position);
@@ -58,15 +62,16 @@ static void misbehaving_server_is_left_with_a_reason(void **state)
 	(void)state;
 	const struct { int want; const char *message; } cases[] = {
 		{-EBADMSG, "checksum is wrong"}, {-EINVAL, "answer: cut short"},
-		{-EBADMSG, "the server broke the protocol: a record that answers another question"},
+		{-EBADMSG, "a short record answers another question"},
 		{-EBADMSG, "the server broke the protocol: an answer that nobody waits for"},
 		{-EBADMSG, "the server broke the protocol: an answer that nobody waits for"},
 		{-EBADMSG, "the server broke the protocol: an answer that nobody waits for"},
 		{-EBADMSG, "the server broke the protocol: done, but not every sequence was answered"},
 		{-EBADMSG, "the server broke the protocol: a frame that only clients send"},
 		{-EINVAL, "this is not a kdserved frame (magic 0x50545448)"},
+		{-EBADMSG, "the server broke the protocol: a record that answers another question"},
 	};
-	for (misbehaviour = 0; misbehaviour < 9; misbehaviour++) {
+	for (misbehaviour = 0; misbehaviour < 10; misbehaviour++) {
 		struct fake_server s = {.play = play_misbehave};
 		struct kd_client *client = kdclient_connect(&s);
 		struct kd_request request = kdclient_ask(2);
@@ -125,7 +130,7 @@ static void play_refuse_hello(struct fake_server *s)
 	}
 	frame_encode(&f, header);
 	if (refusal_byte == 1)
-		header[4] = 2;           // version
+		header[4] = 3;           // version
 	else
 		header[28] ^= 1;         // header checksum
 	fake_server_write(s, header, sizeof header);
@@ -136,7 +141,7 @@ static void refused_greeting_says_why(void **state)
 	(void)state;
 	const struct { int want; const char *code, *message; } cases[] = {
 		{-EACCES, "unauthorized", "wrong token"},
-		{-EOPNOTSUPP, "unsupported", "protocol version 2, this build speaks 1"},
+		{-EOPNOTSUPP, "unsupported", "protocol version 3, this build speaks 2"},
 		{-EBADMSG, "corrupt", "header checksum is wrong"},
 	};
 	for (refusal_byte = 0; refusal_byte < 3; refusal_byte++) {

@@ -14,6 +14,7 @@
 #include "common/error.h"
 #include "common/half.h"
 #include "common/record_layout.h"
+#include "common/record_short.h"
 #include "common/rice.h"
 #include "tests/unit/rows_example.h"
 
@@ -322,6 +323,84 @@ static int decode_with(size_t at, const void *data, size_t n)
 	return decode_bytes(bytes, sizeof bytes);
 }
 
+static struct record_question question_of(const struct record_rows *rows, const struct record *record)
+{
+	return (struct record_question){.teacher = &rows->teacher, .key = record_key(record), .sequence = &rows->sequence, .query = &rows->query,
+		.vocab_size = rows->vocab_size};
+}
+
+static void short_form_is_restored_to_the_same_bytes(void **state)
+{
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		struct query_span span = {1, 200};
+		struct query q = {.last = -1, .n_spans = 1, .spans = &span}, top = {.last = -1, .top_k = 3};
+		if (i == 1)
+			q = top;
+		if (i == 2)
+			rows_everything(&q);
+		struct record_rows *rows = rows_random(2, &q, i == 2 ? 9 : 200, 500, true);
+		struct record *record = encode(rows), *back = NULL;
+		struct record_question question = question_of(rows, record);
+		size_t n, n_back, n_short = record_short_bytes(record);
+		const void *bytes = record_bytes(record, &n);
+		uint8_t *brief = malloc(n_short);
+		assert_non_null(brief);
+		record_shorten(record, brief);
+		assert_int_equal(n_short, n - 32 - query_bytes(&rows->query) - 4 * (size_t)rows->sequence.n_tokens);
+		if (!i)
+			assert_int_equal(n_short, 68 + 8 + 4);
+		assert_int_equal(record_restore(brief, n_short, &question, &back, NULL), 0);
+		assert_memory_equal(record_bytes(back, &n_back), bytes, n);
+		assert_int_equal(n_back, n);
+		assert_memory_equal(record_key(back), record_key(record), CONTENT_ID_BYTES);
+		assert_true(query_equal(record_query(back), &rows->query));
+		struct record_rows *decoded;
+		assert_int_equal(record_decode(back, &decoded, NULL), 0);
+		assert_rows_equal(rows, decoded);
+		record_rows_free(decoded);
+		record_unref(back);
+		assert_int_equal(decode_bytes(brief, n_short), -EBADMSG);    // nothing else takes it
+		free(brief);
+		record_rows_free(rows);
+		record_unref(record);
+	}
+}
+
+static void damaged_or_foreign_short_forms_are_refused(void **state)
+{
+	(void)state;
+	struct query q = {.last = -1, .top_k = 3, .own = true};
+	struct record_rows *rows = rows_random(2, &q, 5, 500, true), *others = rows_random(3, &q, 5, 500, true);
+	struct record *record = encode(rows), *other = encode(others), *back = NULL;
+	struct record_question question = question_of(rows, record), foreign = question_of(others, other), shorter = question;
+	struct sequence four = {rows->sequence.tokens, 4};
+	size_t n = record_short_bytes(record);
+	uint8_t *brief = malloc(n + 1);
+	assert_non_null(brief);
+	record_shorten(record, brief);
+	assert_int_equal(record_restore(brief, n, &foreign, &back, NULL), -EBADMSG);
+	shorter.sequence = &four;
+	assert_int_equal(record_restore(brief, n, &shorter, &back, NULL), -EBADMSG);
+	for (size_t cut = 0; cut < n; cut++)
+		assert_int_equal(record_restore(brief, cut, &question, &back, NULL), -EBADMSG);
+	brief[n] = 0;
+	assert_int_equal(record_restore(brief, n + 1, &question, &back, NULL), -EBADMSG);
+	for (size_t bit = 0; bit < 8 * n; bit++) {
+		brief[bit / 8] ^= (uint8_t)(1 << bit % 8);
+		if (record_restore(brief, n, &question, &back, NULL) == 0)
+			fail_msg("bit %zu", bit);
+		brief[bit / 8] ^= (uint8_t)(1 << bit % 8);
+	}
+	assert_int_equal(record_restore(brief, n, &question, &back, NULL), 0);
+	record_unref(back);
+	free(brief);
+	record_rows_free(rows);
+	record_rows_free(others);
+	record_unref(record);
+	record_unref(other);
+}
+
 static void hostile_bytes_are_refused_by_name(void **state)
 {
 	(void)state;
@@ -332,6 +411,7 @@ static void hostile_bytes_are_refused_by_name(void **state)
 		{4, 1, -EOPNOTSUPP},               // record version: nothing of the first was ever released
 		{4, 3, -EOPNOTSUPP},
 		{6, 2, -EOPNOTSUPP},               // flags
+		{6, 1, -EOPNOTSUPP},               // a short record, which this is not
 		{16, 9, -EBADMSG},                 // teacher: the key no longer fits
 		{48, 0, -EBADMSG},                 // key
 		{80, 3, -EBADMSG},                 // vocabulary of 3: token outside
@@ -782,6 +862,8 @@ int main(void)
 		cmocka_unit_test(every_flipped_bit_and_truncation_is_refused),
 		cmocka_unit_test(mended_mutations_do_no_harm),
 		cmocka_unit_test(hostile_sections_are_refused),
+		cmocka_unit_test(short_form_is_restored_to_the_same_bytes),
+		cmocka_unit_test(damaged_or_foreign_short_forms_are_refused),
 		cmocka_unit_test(hostile_bytes_are_refused_by_name),
 		cmocka_unit_test(rows_that_break_the_rules_are_not_encoded),
 		cmocka_unit_test(every_signal_that_breaks_a_rule_is_not_encoded),

@@ -14,7 +14,7 @@ from .checksum import Buffer, Piece, crc32c
 from .errors import KdError
 
 MAGIC = b"KDDS"
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("<4sBBHQIII")     # and the header's checksum behind
 HEADER_BYTES = HEADER.size + 4
 WHOLE_REQUEST = 0xFFFFFFFF
@@ -56,6 +56,9 @@ class Info:
     vocab_size: int
     max_tokens: int           # of one sequence
     max_top_k: int
+    max_gather: int           # ids of one row
+    max_draws: int            # of one row
+    max_spans: int            # of one sequence
     max_sequences: int        # of one request; score() splits
     max_body_bytes: int
     credits: int              # requests in flight; score() waits
@@ -114,17 +117,19 @@ def hello(token: str, teacher: bytes) -> bytes:
     return struct.pack("<HH32sH", VERSION, VERSION, teacher, len(secret)) + secret
 
 
-_WELCOME = struct.Struct("<HH32s6I")
+# version, reserved, teacher; tokens, top-k, gather, draws, spans, vocabulary; layers and widths of features; sequences, body, credits
+_WELCOME = struct.Struct("<HH32s6I4I3I")
 
 
 def decode_welcome(body: Buffer) -> Info:
     _exactly("welcome", body, _WELCOME.size)
-    version, reserved, teacher, max_tokens, max_top_k, vocabulary, max_sequences, max_body, credits = _WELCOME.unpack(body)
+    version, reserved, teacher, *limits = _WELCOME.unpack(body)
+    max_tokens, max_top_k, max_gather, max_draws, max_spans, vocabulary, _, _, _, _, max_sequences, max_body, credits = limits
     if version != VERSION:
         raise KdError("unsupported", "the server speaks version %d" % version, "welcome")
     if reserved or not 1 <= vocabulary <= 1 << 24 or not 1 <= max_sequences <= MAX_SEQUENCES or not credits or not max_tokens:
         raise KdError("corrupt", "a welcome with impossible limits", "welcome")
-    return Info(teacher.hex(), vocabulary, max_tokens, max_top_k, max_sequences, max_body, credits)
+    return Info(teacher.hex(), vocabulary, max_tokens, max_top_k, max_gather, max_draws, max_spans, max_sequences, max_body, credits)
 
 
 def score(query: bytes, sequences: Sequence[Tokens], flags: int, deadline_ms: int) -> bytes:
