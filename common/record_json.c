@@ -2,6 +2,8 @@
 #include "common/record_json.h"
 
 #include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
 
 #include "common/buffer.h"
 #include "common/record.h"
@@ -50,6 +52,28 @@ static void top(struct buffer *b, const struct record_rows *r, uint32_t row)
 	numbers(b, "logits", r->logits + row * k, n);
 }
 
+void record_json_weights(const struct record_rows *r, uint32_t row, float *ret_weights)
+{
+	size_t begin = r->draw_starts[row], end = r->draw_starts[row + 1];
+	for (size_t i = begin; i < end; i++) {
+		double log_ratio = r->draw_log_ratios ? (double)r->draw_log_ratios[i] : r->query.draws.tail ? (double)r->tail[row] : 0;
+		ret_weights[i - begin] = (float)(r->draw_counts[i] * exp(log_ratio) / r->query.draws.n);
+	}
+}
+
+static void weights(struct buffer *b, const struct record_rows *r, uint32_t row)
+{
+	size_t n = r->draw_starts[row + 1] - r->draw_starts[row];
+	float *w = malloc((n ? n : 1) * sizeof *w);
+	if (!w) {
+		b->failed = true;
+		return;
+	}
+	record_json_weights(r, row, w);
+	numbers(b, "weights", w, n);
+	free(w);
+}
+
 static void draws(struct buffer *b, const struct record_rows *r, uint32_t row)
 {
 	if (!r->draw_starts)
@@ -61,6 +85,7 @@ static void draws(struct buffer *b, const struct record_rows *r, uint32_t row)
 	record_json_ids(b, n ? r->draw_counts + at : NULL, n);
 	if (r->draw_log_ratios)
 		numbers(b, "log_ratios", r->draw_log_ratios + at, n);
+	weights(b, r, row);
 	buffer_text(b, "}");
 }
 

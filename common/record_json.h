@@ -10,6 +10,9 @@ struct record_rows;
 
 void record_json_ids(struct buffer *b, const uint32_t *ids, size_t n);                 // [..]
 void record_json_numbers(struct buffer *b, const float *numbers, size_t n);            // NaN and infinity become null
+// The weights of a row's drawn ids (methods: sum of weight ln q is an unbiased estimate of the cross-entropy): count / n of the draws times
+// p / proposal; with tail draws of the tail's probability besides. As many as the row has distinct ids.
+void record_json_weights(const struct record_rows *rows, uint32_t row, float *ret_weights);
 // {"status":"ok","lse":[..],...}: the row's signals, those that were asked for.
 void record_json_row(struct buffer *b, const struct record_rows *rows, uint32_t row);
 // "rows":[..] and, where asked for, ,"spans":[..] (sums) and ,"pooled":[[..],..] (one vector per feature): members of an object that the

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // POST /v1/score. Only one sequence of the reply is JSON at a time.
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/error.h"
 #include "common/record.h"
@@ -15,6 +17,25 @@ struct score {
 	uint32_t n_replied;            // sequences written
 };
 
+// The service names what one sequence asks of its own "sequences[3].gather[2][7]"; in the body that is gather[3][2][7].
+static void rename_field(struct error *err)
+{
+	static const char *const names[] = {"gather", "spans"};
+	char rest[sizeof err->field];
+	unsigned sequence;
+	int n = 0;
+	if (sscanf(err->field, "sequences[%u].%n", &sequence, &n) != 1 || !n)
+		return;
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+		size_t length = strlen(names[i]);
+		if (strncmp(err->field + n, names[i], length) != 0)
+			continue;
+		snprintf(rest, sizeof rest, "%s", err->field + n + length);
+		snprintf(err->field, sizeof err->field, "%s[%u]%.30s", names[i], sequence, rest);
+		return;
+	}
+}
+
 static int score_start(struct exchange *x, const char *body, size_t n, struct error *err)
 {
 	struct query_limits limits;
@@ -25,9 +46,9 @@ static int score_start(struct exchange *x, const char *body, size_t n, struct er
 	service_limits(x->service, &limits, &bounds.max_sequences);
 	bounds.max_tokens = limits.max_tokens;
 	int r = json_read_score(body, n, teacher_tokenizer(service_teacher(x->service)), &bounds, &s->asked, err);
-	if (!r)
-		r = exchange_submit(x, s->asked.request, err);
-	if (!r)
+	if (!r && (r = exchange_submit(x, s->asked.request, err)))
+		rename_field(err);
+	else if (!r)
 		s->asked.request = NULL;    // the exchange's now
 	return r;
 }

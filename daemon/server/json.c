@@ -77,7 +77,7 @@ int json_read_object(const json_t *object, const char *prefix, const struct json
 		snprintf(name, sizeof name, "%s%s", prefix, *key ? key : "\"\"");
 		if (!f)
 			return error_set(err, ERROR_INVALID, name, "unknown field");
-		r = f->read(to, value, name, err);
+		r = f->read((char *)to + f->offset, value, name, err);
 		if (r)
 			return r;
 	}
@@ -116,6 +116,11 @@ int json_read_bool(const json_t *v, const char *name, bool *ret, struct error *e
 		return json_wrong_type(v, name, "true or false", err);
 	*ret = json_is_true(v);
 	return 0;
+}
+
+int json_field_bool(void *to, const json_t *v, const char *name, struct error *err)
+{
+	return json_read_bool(v, name, to, err);
 }
 
 int json_read_word(const json_t *v, const char *name, const char *const *words, int *ret, struct error *err)
@@ -197,7 +202,7 @@ static int read_tokenize_add(void *to, const json_t *v, const char *name, struct
 int json_read_tokenize(const char *body, size_t n, struct json_tokenize *ret, struct error *err)
 {
 	static const struct json_field fields[] = {
-		{"text", read_tokenize_text, true}, {"specials", read_tokenize_specials, false}, {"add_special", read_tokenize_add, false},
+		{"text", read_tokenize_text, true, 0}, {"specials", read_tokenize_specials, false, 0}, {"add_special", read_tokenize_add, false, 0},
 	};
 	struct json_tokenize t = {.add_special = true};
 	int r = json_read_whole(body, n, fields, sizeof fields / sizeof *fields, &t, err);
@@ -226,7 +231,7 @@ static int read_detokenize_skip(void *to, const json_t *v, const char *name, str
 
 int json_read_detokenize(const char *body, size_t n, struct json_detokenize *ret, struct error *err)
 {
-	static const struct json_field fields[] = {{"tokens", read_detokenize_tokens, true}, {"skip_special", read_detokenize_skip, false}};
+	static const struct json_field fields[] = {{"tokens", read_detokenize_tokens, true, 0}, {"skip_special", read_detokenize_skip, false, 0}};
 	struct json_detokenize d = {0};
 	int r = json_read_whole(body, n, fields, sizeof fields / sizeof *fields, &d, err);
 	if (r)
@@ -253,7 +258,7 @@ static int read_run_config(void *to, const json_t *v, const char *name, struct e
 
 int json_read_run(const char *body, size_t n, struct json_run *ret, struct error *err)
 {
-	static const struct json_field fields[] = {{"config", read_run_config, true}, {"name", read_run_name, false}};
+	static const struct json_field fields[] = {{"config", read_run_config, true, 0}, {"name", read_run_name, false, 0}};
 	struct json_run run = {0};
 	int r = json_read_whole(body, n, fields, sizeof fields / sizeof *fields, &run, err);
 	if (r)

@@ -7,8 +7,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "daemon/teacher/request.h"
+
 struct error;
-struct sequence;
 
 #define JSON_NAME_BYTES 64     // of a field's full name, as in struct error
 
@@ -16,6 +17,7 @@ struct json_field {
 	const char *name;
 	int (*read)(void *to, const json_t *value, const char *name, struct error *err);
 	bool required;
+	size_t offset;         // of what the reader gets as `to`, in what json_read_object got
 };
 
 // One object, not nested too deep, no key twice. json_decref frees.
@@ -28,6 +30,23 @@ int json_read_integer(const json_t *v, int64_t min, int64_t max, const char *nam
 int json_read_bool(const json_t *v, const char *name, bool *ret, struct error *err);
 // One of the words of `words`, NULL-terminated: its index.
 int json_read_word(const json_t *v, const char *name, const char *const *words, int *ret, struct error *err);
+int json_field_bool(void *to, const json_t *v, const char *name, struct error *err);     // to: bool
 int json_read_tokens(const json_t *v, const char *name, struct sequence *ret, struct error *err);
 // A copy the caller frees; an earlier *ret is freed. ret_n may be NULL (jansson refuses zero bytes in strings).
 int json_read_text(const json_t *v, const char *name, char **ret, size_t *ret_n, struct error *err);
+
+// json_query.c: readers of struct query's fields. `to` is the field, or (temperatures, keep, features) the query.
+int json_read_top_k(void *to, const json_t *v, const char *name, struct error *err);      // an integer from 1
+int json_read_mass(void *to, const json_t *v, const char *name, struct error *err);
+int json_read_temperatures(void *to, const json_t *v, const char *name, struct error *err);
+int json_read_row(void *to, const json_t *v, const char *name, struct error *err);        // first, last: int32_t
+int json_read_values(void *to, const json_t *v, const char *name, struct error *err);
+int json_read_draws(void *to, const json_t *v, const char *name, struct error *err);
+int json_read_keep(void *to, const json_t *v, const char *name, struct error *err);
+int json_read_features(void *to, const json_t *v, const char *name, struct error *err);
+int json_read_pooling(void *to, const json_t *v, const char *name, struct error *err);
+int json_read_feature_values(void *to, const json_t *v, const char *name, struct error *err);
+// Into the request's question, or into the parts of its items where there is one for each.
+int json_read_gather(const json_t *v, struct request *to, struct error *err);
+int json_read_spans(const json_t *v, struct request *to, struct error *err);
+int json_span_whole(struct request *to, struct error *err);      // one span over all of each sequence

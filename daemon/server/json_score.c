@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The body of POST /v1/score.
+// The body of POST /v1/score; its question is read by json_query.c.
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,84 +9,18 @@
 #include "daemon/clock.h"
 #include "daemon/server/json.h"
 #include "daemon/server/json_internal.h"
-#include "daemon/teacher/request.h"
 
 #define MAX_DEADLINE_MS 86400000
 
 struct score_reader {
 	struct json_score *out;
 	struct query query;
-	bool durable, store, has_deadline;
+	bool durable, store, sum, has_deadline;
 	int64_t deadline_ms;
+	const json_t *gather, *spans;      // read last: they may be one for each sequence
 	const struct tokenizer *tokenizer;
 	const struct json_limits *limits;
 };
-
-static int read_top_k(void *to, const json_t *v, const char *name, struct error *err)
-{
-	struct score_reader *s = to;
-	int64_t k = 0;
-	int r = json_read_integer(v, 1, UINT32_MAX, name, &k, err);
-	s->query.top_k = (uint32_t)k;
-	return r;
-}
-
-static int read_temperatures(void *to, const json_t *v, const char *name, struct error *err)
-{
-	struct score_reader *s = to;
-	size_t n = json_array_size(v);
-	if (!json_is_array(v))
-		return json_wrong_type(v, name, "an array of numbers", err);
-	if (!n || n > QUERY_MAX_TEMPERATURES)
-		return error_set(err, n ? ERROR_TOO_LARGE : ERROR_INVALID, name, "%zu temperatures, expected 1 to %d", n,
-				 QUERY_MAX_TEMPERATURES);
-	for (size_t i = 0; i < n; i++) {
-		const json_t *t = json_array_get(v, i);
-		char item[JSON_NAME_BYTES];
-		snprintf(item, sizeof item, "%s[%zu]", name, i);
-		if (!json_is_number(t))
-			return json_wrong_type(t, item, "a number", err);
-		s->query.temperatures[i] = (float)json_number_value(t);
-	}
-	s->query.n_temperatures = (uint32_t)n;
-	return 0;
-}
-
-static int read_own(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return json_read_bool(v, name, &((struct score_reader *)to)->query.own, err);
-}
-
-static int read_entropy(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return json_read_bool(v, name, &((struct score_reader *)to)->query.entropy, err);
-}
-
-static int read_durable(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return json_read_bool(v, name, &((struct score_reader *)to)->durable, err);
-}
-
-static int read_store(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return json_read_bool(v, name, &((struct score_reader *)to)->store, err);
-}
-
-static int read_first(void *to, const json_t *v, const char *name, struct error *err)
-{
-	int64_t i = 0;
-	int r = json_read_integer(v, INT32_MIN, INT32_MAX, name, &i, err);
-	((struct score_reader *)to)->query.first = (int32_t)i;
-	return r;
-}
-
-static int read_last(void *to, const json_t *v, const char *name, struct error *err)
-{
-	int64_t i = 0;
-	int r = json_read_integer(v, INT32_MIN, INT32_MAX, name, &i, err);
-	((struct score_reader *)to)->query.last = (int32_t)i;
-	return r;
-}
 
 static int read_deadline(void *to, const json_t *v, const char *name, struct error *err)
 {
@@ -104,23 +38,17 @@ static int read_encoding(void *to, const json_t *v, const char *name, struct err
 	return r;
 }
 
-static int read_values(void *to, const json_t *v, const char *name, struct error *err)
-{
-	static const char *const words[] = {"f32", "f16", NULL};
-	int i = 0;
-	int r = json_read_word(v, name, words, &i, err);
-	((struct score_reader *)to)->query.values = i ? QUERY_VALUES_F16 : QUERY_VALUES_F32;
-	return r;
-}
-
 static int read_later(void *to, const json_t *v, const char *name, struct error *err)
 {
-	(void)to;
-	(void)v;
-	return error_set(err, ERROR_UNSUPPORTED, name, "is not supported by this version");
+	(void)name;
+	(void)err;
+	*(const json_t **)to = v;
+	return 0;
 }
 
-struct sequence_reader { struct sequence tokens; char *text; size_t n_text; };
+// ---- sequences
+
+struct sequence_reader { struct sequence tokens; char *text; size_t n_text; bool has_first, has_last; int32_t first, last; };
 
 static int read_sequence_tokens(void *to, const json_t *v, const char *name, struct error *err)
 {
@@ -131,6 +59,20 @@ static int read_sequence_text(void *to, const json_t *v, const char *name, struc
 {
 	struct sequence_reader *s = to;
 	return json_read_text(v, name, &s->text, &s->n_text, err);
+}
+
+static int read_sequence_first(void *to, const json_t *v, const char *name, struct error *err)
+{
+	struct sequence_reader *s = to;
+	s->has_first = true;
+	return json_read_row(&s->first, v, name, err);
+}
+
+static int read_sequence_last(void *to, const json_t *v, const char *name, struct error *err)
+{
+	struct sequence_reader *s = to;
+	s->has_last = true;
+	return json_read_row(&s->last, v, name, err);
 }
 
 static int tokenize_sequence(const struct score_reader *s, const struct sequence_reader *in, uint32_t i, struct error *err)
@@ -153,16 +95,26 @@ static int tokenize_sequence(const struct score_reader *s, const struct sequence
 	return r;
 }
 
+static void take_rows(struct request_item *item, const struct sequence_reader *in)
+{
+	item->part.has_rows = in->has_first || in->has_last;
+	item->part.first = in->has_first ? in->first : 0;
+	item->part.last = in->has_last ? in->last : -1;
+}
+
 static int read_sequence(const struct score_reader *s, const json_t *v, uint32_t i, struct error *err)
 {
-	static const struct json_field fields[] = {{"tokens", read_sequence_tokens, false}, {"text", read_sequence_text, false}};
+	static const struct json_field fields[] = {
+		{"tokens", read_sequence_tokens, false, 0}, {"text", read_sequence_text, false, 0}, {"first", read_sequence_first, false, 0},
+		{"last", read_sequence_last, false, 0},
+	};
 	struct sequence_reader in = {0};
 	char prefix[JSON_NAME_BYTES], name[JSON_NAME_BYTES];
 	snprintf(name, sizeof name, "sequences[%" PRIu32 "]", i);
 	snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", i);
 	if (!json_is_object(v))
 		return json_wrong_type(v, name, "an object with tokens or text", err);
-	int r = json_read_object(v, prefix, fields, 2, &in, err);
+	int r = json_read_object(v, prefix, fields, sizeof fields / sizeof *fields, &in, err);
 	if (!r && !in.text == !in.tokens.tokens)
 		r = error_set(err, ERROR_INVALID, name, "give either tokens or text");
 	if (!r && in.text)
@@ -171,6 +123,8 @@ static int read_sequence(const struct score_reader *s, const json_t *v, uint32_t
 		s->out->request->items[i].sequence = in.tokens;
 		in.tokens = (struct sequence){0};
 	}
+	if (!r)
+		take_rows(&s->out->request->items[i], &in);
 	sequence_done(&in.tokens);
 	free(in.text);
 	return r;
@@ -198,26 +152,62 @@ static int read_sequences(void *to, const json_t *v, const char *name, struct er
 	return r;
 }
 
+// ---- the whole
+
+#define OF_QUERY(member) offsetof(struct score_reader, query.member)
+#define QUERY offsetof(struct score_reader, query)
 static const struct json_field score_fields[] = {
-	{"sequences", read_sequences, true}, {"top_k", read_top_k, false}, {"temperatures", read_temperatures, false},
-	{"own", read_own, false}, {"entropy", read_entropy, false}, {"first", read_first, false}, {"last", read_last, false},
-	{"encoding", read_encoding, false}, {"values", read_values, false}, {"durable", read_durable, false}, {"store", read_store, false},
-	{"deadline_ms", read_deadline, false}, {"gather", read_later, false}, {"draws", read_later, false},
+	{"sequences", read_sequences, true, 0}, {"top_k", json_read_top_k, false, OF_QUERY(top_k)},
+	{"top_mass", json_read_mass, false, OF_QUERY(top_mass)}, {"dense", json_field_bool, false, OF_QUERY(dense)},
+	{"temperatures", json_read_temperatures, false, QUERY}, {"own", json_field_bool, false, OF_QUERY(own)},
+	{"entropy", json_field_bool, false, OF_QUERY(entropy)}, {"max_prob", json_field_bool, false, OF_QUERY(max_prob)},
+	{"argmax", json_field_bool, false, OF_QUERY(argmax)}, {"sum_squares", json_field_bool, false, OF_QUERY(sum_squares)},
+	{"tail", json_field_bool, false, OF_QUERY(tail)}, {"first", json_read_row, false, OF_QUERY(first)},
+	{"last", json_read_row, false, OF_QUERY(last)}, {"values", json_read_values, false, OF_QUERY(values)},
+	{"draws", json_read_draws, false, OF_QUERY(draws)}, {"keep", json_read_keep, false, QUERY},
+	{"features", json_read_features, false, QUERY}, {"pooling", json_read_pooling, false, OF_QUERY(pooling)},
+	{"feature_values", json_read_feature_values, false, OF_QUERY(feature_values)},
+	{"gather", read_later, false, offsetof(struct score_reader, gather)}, {"spans", read_later, false, offsetof(struct score_reader, spans)},
+	{"sum", json_field_bool, false, offsetof(struct score_reader, sum)}, {"encoding", read_encoding, false, 0},
+	{"durable", json_field_bool, false, offsetof(struct score_reader, durable)},
+	{"store", json_field_bool, false, offsetof(struct score_reader, store)}, {"deadline_ms", read_deadline, false, 0},
 };
+
+// What may be one for each sequence, now that those are known.
+static int read_lists(const struct score_reader *s, struct error *err)
+{
+	struct request *r = s->out->request;
+	int e = 0;
+	if (s->spans && s->sum)
+		return error_set(err, ERROR_INVALID, "sum", "is a span itself: give it or spans");
+	if (s->gather)
+		e = json_read_gather(s->gather, r, err);
+	if (!e && s->spans)
+		e = json_read_spans(s->spans, r, err);
+	return !e && s->sum ? json_span_whole(r, err) : e;
+}
 
 int json_read_score(const char *body, size_t n, const struct tokenizer *tokenizer, const struct json_limits *limits, struct json_score *ret,
 		    struct error *err)
 {
 	struct json_score out = {0};
 	struct score_reader s = {.out = &out, .store = true, .tokenizer = tokenizer, .limits = limits};
+	json_t *root = NULL;
 	query_init(&s.query);
-	int r = json_read_whole(body, n, score_fields, sizeof score_fields / sizeof *score_fields, &s, err);
+	int r = json_parse(body, n, &root, err);
+	if (!r)
+		r = json_read_object(root, "", score_fields, sizeof score_fields / sizeof *score_fields, &s, err);
 	if (r) {
 		query_done(&s.query);
+	} else {
+		out.request->query = s.query;
+		r = read_lists(&s, err);
+	}
+	json_decref(root);
+	if (r) {
 		json_score_done(&out);
 		return r;
 	}
-	out.request->query = s.query;
 	out.request->durable = s.durable;
 	out.request->no_store = !s.store;
 	out.request->deadline_ms = s.has_deadline ? clock_ms() + (uint64_t)s.deadline_ms : 0;

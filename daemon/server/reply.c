@@ -63,39 +63,11 @@ void reply_offsets(struct buffer *b, const struct token_offsets *offsets, size_t
 	buffer_text(b, "]");
 }
 
-// One array as {"dtype","shape","data"}; all values little-endian, as this program's hosts are.
-static void blob(struct buffer *b, const char *name, const char *dtype, const void *data, size_t item_bytes, uint32_t n_rows,
-		 uint32_t n_columns)
-{
-	buffer_printf(b, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%" PRIu32, name, dtype, n_rows);
-	if (n_columns)
-		buffer_printf(b, ",%" PRIu32, n_columns);
-	buffer_text(b, "],\"data\":\"");
-	buffer_base64(b, data, (size_t)n_rows * (n_columns ? n_columns : 1) * item_bytes);
-	buffer_text(b, "\"}");
-}
-
-static void rows_as_base64(struct buffer *b, const struct record_rows *r)
-{
-	const struct query *q = &r->query;
-	buffer_printf(b, ",\"n_rows\":%" PRIu32, r->n_rows);
-	blob(b, "status", "u8", r->status, 1, r->n_rows, 0);
-	blob(b, "lse", "f32", r->lse, 4, r->n_rows, q->n_temperatures);
-	if (q->top_k) {
-		blob(b, "ids", "u32", r->ids, 4, r->n_rows, q->top_k);
-		blob(b, "logits", "f32", r->logits, 4, r->n_rows, q->top_k);
-	}
-	if (q->own)
-		blob(b, "own_logit", "f32", r->own_logit, 4, r->n_rows, 0);
-	if (q->entropy)
-		blob(b, "entropy", "f32", r->entropy, 4, r->n_rows, 0);
-}
-
 // The record's columns of lse are sorted by temperature and without repeats; the caller's may be neither.
 static int order_temperatures(struct record_rows *r, const struct query *asked, struct error *err)
 {
 	uint32_t n = asked->n_temperatures, has = r->query.n_temperatures;
-	if (!n)
+	if (!n || !r->lse)
 		return 0;
 	float *lse = calloc((size_t)r->n_rows * n, sizeof *lse);
 	if (!lse)
@@ -135,13 +107,14 @@ int reply_item(struct buffer *b, const struct request_item *item, const struct q
 		buffer_text(b, ",\"offsets\":");
 		reply_offsets(b, offsets, item->sequence.n_tokens);
 	}
-	if (base64) {
-		rows_as_base64(b, rows);
-	} else {
-		buffer_text(b, ",");
+	buffer_text(b, ",");
+	if (base64)
+		r = reply_packed(b, rows, err);
+	else
 		record_json_members(b, rows);
-	}
 	buffer_text(b, "}");
 	record_rows_free(rows);
+	if (r)
+		return r;
 	return b->failed ? error_set(err, ERROR_MEMORY, NULL, "no memory for the reply") : 0;
 }

@@ -8,6 +8,7 @@
 struct buffer;
 struct error;
 struct query;
+struct record_rows;
 struct request_item;
 struct teacher_info;
 struct token_offsets;
@@ -21,4 +22,6 @@ void reply_provenance(struct buffer *b, const struct teacher_info *info);
 // be NULL. `asked` is the query as the caller wrote it: lse values come in its order of temperatures (a record keeps them sorted).
 int reply_item(struct buffer *b, const struct request_item *item, const struct query *asked, const struct token_offsets *offsets,
 	       bool base64, struct error *err);
+// The members of base64 encoding, from "n_rows" on; works inside `rows`.
+int reply_packed(struct buffer *b, struct record_rows *rows, struct error *err);
 void reply_offsets(struct buffer *b, const struct token_offsets *offsets, size_t n);  // [[0,3],[3,5]]

@@ -45,7 +45,7 @@ HTTP_CASES = [
     (ask(own=1), 400, "own"), (ask(entropy="yes"), 400, "entropy"), (ask(durable=0), 400, "durable"), (ask(durable=True), 400, "durable"),
     (ask(first=3), 400, "first"), (ask(last=-4), 400, "last"), (ask(first=2, last=1), 400, "first"), (ask(first=1 << 31), 400, "first"),
     (ask(encoding="xml"), 400, "encoding"), (ask(values="f8"), 400, "values"), (ask(deadline_ms=0), 400, "deadline_ms"),
-    (ask(gather=[1]), 422, "gather"), (ask(draws={"n": 1}), 422, "draws"), (ask(topk=1), 400, "topk"),
+    (ask(gather=[]), 400, "gather"), (ask(draws={"n": 1}), 400, "draws.seed"), (ask(topk=1), 400, "topk"),
 ]
 
 # sequences, query, code, field

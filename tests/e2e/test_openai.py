@@ -117,7 +117,7 @@ class OpenAI(unittest.TestCase):
     def test_prompt_logprobs_have_vllms_shape(self):
         for k in (0, 3):
             with self.subTest(k=k):
-                choice = self.complete(prompt=TOKENS, max_tokens=1, temperature=0, prompt_logprobs=k)["choices"][0]
+                choice = self.complete(prompt=TOKENS, max_tokens=1, temperature=1.0, prompt_logprobs=k)["choices"][0]
                 got, rows = choice["prompt_logprobs"], self.score(TOKENS, 3)
                 self.assertIsNone(got[0])
                 self.assertEqual(len(got), len(TOKENS))
@@ -134,6 +134,13 @@ class OpenAI(unittest.TestCase):
                     self.assertEqual(f32(own["logprob"]), f32(f32(row["own_logit"]) - f32(row["lse"][0])))
                     if TOKENS[i] not in ids:
                         self.assertGreater(own["rank"], k)
+
+    def test_a_sample_of_one_token_follows_its_seed(self):
+        def sample(seed, temperature=1.0):
+            return self.complete(prompt=TOKENS, max_tokens=1, temperature=temperature, seed=seed, return_token_ids=True)["choices"][0]["token_ids"]
+        self.assertEqual(sample(5), sample(5))
+        self.assertGreater(len({sample(i)[0] for i in range(20)}), 1)
+        self.assertEqual({sample(i, 0.01)[0] for i in range(5)}, {self.score(TOKENS, 1)[-1]["ids"][0]})
 
     def test_a_stream_of_one_token(self):
         ask = {"model": self.model, "prompt": TEXT, "max_tokens": 1, "temperature": 0, "stream": True,

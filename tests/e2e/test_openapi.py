@@ -86,7 +86,10 @@ class OpenAPI(unittest.TestCase):
     def test_score(self):
         base = {"sequences": [{"tokens": TOKENS}, {"text": "the cat"}], "top_k": 3}
         for more in ({}, {"own": True, "entropy": True, "temperatures": [1, 2.5]}, {"first": -2, "last": -1, "values": "f16"},
-            {"store": False, "deadline_ms": 60000}):
+            {"store": False, "deadline_ms": 60000}, {"gather": [1, 2]}, {"gather": [[[1]] * 7, [3]]}, {"spans": [[1, 2]]}, {"sum": True, "entropy": True},
+            {"dense": True, "values": "u8", "keep": [1, 2, 3]}, {"top_mass": 0.5, "tail": True, "max_prob": True, "argmax": True, "sum_squares": True},
+            {"draws": {"n": 5, "seed": 1, "tau": 0.5, "tail": True}}, {"features": [{"kind": "hidden", "layer": 1}, {"kind": "final"}]},
+            {"features": [{"kind": "q", "layer": 1}], "pooling": "mean", "feature_values": "bf16"}):
             for encoding in ("json", "base64"):
                 with self.subTest(more=more, encoding=encoding):
                     self.check("score", dict(base, encoding=encoding, **more))

@@ -58,6 +58,35 @@ static void what_is_left_out_has_its_default(void **state)
 	json_score_done(&s);
 }
 
+static void the_whole_question_is_read(void **state)
+{
+	(void)state;
+	struct json_score s;
+	struct error err = {0};
+	static const char body[] =
+		"{\"sequences\":[{\"tokens\":[1,2,3],\"first\":1},{\"tokens\":[7,8],\"last\":0}],\"top_k\":4,\"top_mass\":0.5,\"dense\":true,"
+		"\"max_prob\":true,\"argmax\":true,\"sum_squares\":true,\"tail\":true,\"draws\":{\"n\":5,\"tau\":0.5,\"seed\":9,\"tail\":true},"
+		"\"keep\":[4,2],\"features\":[{\"kind\":\"hidden\",\"layer\":3},{\"kind\":\"v\"}],\"pooling\":\"last\","
+		"\"feature_values\":\"bf16\",\"values\":\"u8\",\"gather\":[[[1,2],[3]],[5]],\"spans\":[[[1,3],[2,3]],[]]}";
+	if (read_score(body, &s, &err))
+		fail_msg("%s: %s", err.field, err.message);
+	const struct query *q = &s.request->query;
+	const struct request_item *items = s.request->items;
+	assert_true(q->dense && q->max_prob && q->argmax && q->sum_squares && q->tail && q->top_mass == 0.5f);
+	assert_true(q->draws.n == 5 && q->draws.tau == 0.5f && q->draws.seed == 9 && q->draws.tail);
+	assert_true(q->n_keep == 2 && q->keep[0] == 4 && q->keep[1] == 2);
+	assert_true(q->n_features == 2 && q->features[0].kind == QUERY_FEATURE_HIDDEN && q->features[0].layer == 3);
+	assert_true(q->features[1].kind == QUERY_FEATURE_V && q->features[1].layer == 0);
+	assert_true(q->pooling == QUERY_POOLING_LAST && q->feature_values == QUERY_FEATURE_BF16 && q->values == QUERY_VALUES_U8);
+	assert_true(items[0].part.has_rows && items[0].part.first == 1 && items[0].part.last == -1);
+	assert_true(items[1].part.has_rows && items[1].part.first == 0 && items[1].part.last == 0);
+	assert_true(items[0].part.gather.n_lists == 2 && items[0].part.gather.offsets[1] == 2 && items[0].part.gather.ids[2] == 3);
+	assert_true(items[1].part.gather.n_lists == 1 && items[1].part.gather.offsets[1] == 1 && items[1].part.gather.ids[0] == 5);
+	assert_true(items[0].part.n_spans == 2 && items[0].part.spans[1].begin == 2 && items[0].part.spans[1].end == 3);
+	assert_int_equal(items[1].part.n_spans, 0);
+	json_score_done(&s);
+}
+
 #define WITH(more) "{\"sequences\":[{\"tokens\":[1]}]," more "}"
 #define OF(sequence) "{\"sequences\":[" sequence "]}"
 
@@ -108,7 +137,27 @@ static void every_rejection_names_its_field(void **state)
 		{WITH("\"store\":1"), "store"},
 		{WITH("\"deadline_ms\":0"), "deadline_ms"},
 		{WITH("\"gather\":[]"), "gather"},
-		{WITH("\"draws\":{}"), "draws"},
+		{WITH("\"gather\":{}"), "gather"},
+		{WITH("\"gather\":[[1],[2]]"), "gather"},
+		{WITH("\"gather\":[[1,[2]]]"), "gather[0][1]"},
+		{WITH("\"gather\":[[[1],2]]"), "gather[0][1]"},
+		{WITH("\"gather\":[[[-1]]]"), "gather[0][0][0]"},
+		{WITH("\"draws\":{}"), "draws.n"},
+		{WITH("\"draws\":[]"), "draws"},
+		{WITH("\"draws\":{\"n\":1,\"seed\":true}"), "draws.seed"},
+		{WITH("\"keep\":[]"), "keep"},
+		{WITH("\"keep\":[\"a\"]"), "keep[0]"},
+		{WITH("\"top_mass\":0"), "top_mass"},
+		{WITH("\"spans\":[]"), "spans"},
+		{WITH("\"spans\":[[1,2,3]]"), "spans[0]"},
+		{WITH("\"spans\":[[[1]]]"), "spans[0][0]"},
+		{WITH("\"spans\":[[1,-2]]"), "spans[0][1]"},
+		{WITH("\"sum\":true"), "sequences[0]"},
+		{WITH("\"sum\":true,\"spans\":[[1,2]]"), "sum"},
+		{WITH("\"features\":[{\"layer\":1}]"), "features[0].kind"},
+		{WITH("\"features\":[{\"kind\":\"q\",\"layer\":65536}]"), "features[0].layer"},
+		{WITH("\"pooling\":\"sum\""), "pooling"},
+		{WITH("\"feature_values\":1"), "feature_values"},
 		{WITH("\"topk\":1"), "topk"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -181,7 +230,7 @@ static void replies_are_json_whatever_they_hold(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_whole_request_is_read),           cmocka_unit_test(what_is_left_out_has_its_default),
+		cmocka_unit_test(the_whole_question_is_read),        cmocka_unit_test(a_whole_request_is_read),           cmocka_unit_test(what_is_left_out_has_its_default),
 		cmocka_unit_test(every_rejection_names_its_field),   cmocka_unit_test(brackets_in_strings_are_not_depth),
 		cmocka_unit_test(small_bodies_are_read_and_refused), cmocka_unit_test(replies_are_json_whatever_they_hold),
 	};

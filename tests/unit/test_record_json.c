@@ -84,10 +84,10 @@ static void every_signal_has_its_member(void **state)
 	expect_members(r, "\"rows\":["
 		       "{\"status\":\"ok\",\"lse\":[3.5],\"ids\":[3],\"logits\":[2],\"dense\":[0,0.5,1,1.5],\"own_logit\":1,"
 		       "\"entropy\":0.25,\"max_prob\":0.5,\"argmax\":3,\"sum_squares\":0.375,\"tail\":-1,\"gather\":[1.5,0.5],"
-		       "\"draws\":{\"ids\":[1,3],\"counts\":[3,1],\"log_ratios\":[0.5,-0.5]},\"features\":[[0,0.100000001]]},"
+		       "\"draws\":{\"ids\":[1,3],\"counts\":[3,1],\"log_ratios\":[0.5,-0.5],\"weights\":[1.23654091,0.151632667]},\"features\":[[0,0.100000001]]},"
 		       "{\"status\":\"ok\",\"lse\":[4.5],\"ids\":[3,0],\"logits\":[2,1.5],\"dense\":[0,0.5,1,1.5],\"own_logit\":null,"
 		       "\"entropy\":0.25,\"max_prob\":0.5,\"argmax\":3,\"sum_squares\":0.375,\"tail\":null,\"gather\":[1],"
-		       "\"draws\":{\"ids\":[],\"counts\":[],\"log_ratios\":[]},\"features\":[[0,0]]}],\"spans\":[-2.5]");
+		       "\"draws\":{\"ids\":[],\"counts\":[],\"log_ratios\":[],\"weights\":[]},\"features\":[[0,0]]}],\"spans\":[-2.5]");
 	r->status[0] = ROW_NOT_FINITE;
 	struct buffer b = {0};
 	record_json_row(&b, r, 0);
