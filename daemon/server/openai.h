@@ -74,9 +74,9 @@ void openai_writer_done(struct openai_writer *w);
 // A token's text as a JSON string: as it is, or "bytes:\\xe2\\x80" when its bytes are not UTF-8 by themselves (part of a character), or
 // "token_id:17" where that is asked for or the id has no text.
 void openai_token(struct buffer *b, const struct openai_writer *w, uint32_t id);
-size_t openai_count_characters(const char *text, size_t n);     // of UTF-8
 // {"tokens","token_logprobs","top_logprobs","text_offset"}: `n_top` ids of each row besides the token itself; offsets count characters and
-// begin at first_offset.
-void openai_logprobs(struct buffer *b, struct openai_writer *w, const struct openai_rows *rows, uint32_t n_top, size_t first_offset);
+// begin at first_offset. Returns where
+// the next token would begin.
+size_t openai_logprobs(struct buffer *b, struct openai_writer *w, const struct openai_rows *rows, uint32_t n_top, size_t first_offset);
 // vLLM's [null,{"17":{"logprob","rank","decoded_token"},..},..]. The rank of a token outside the row's ids is n_ids + 1: at least that.
 void openai_prompt_logprobs(struct buffer *b, const struct openai_writer *w, const struct openai_rows *rows, uint32_t n_top);

@@ -229,7 +229,7 @@ int openai_choice_take(struct exchange *x, uint32_t index, struct openai_piece *
 
 // ---- JSON
 
-static int encode_text(struct buffer *b, const struct openai *o, const struct openai_piece *p, size_t *ret_characters, struct error *err)
+static int encode_text(struct buffer *b, const struct openai *o, const struct openai_piece *p, struct error *err)
 {
 	struct buffer whole = {0};
 	const struct openai_prompt *prompt = p->prompt;
@@ -246,13 +246,12 @@ static int encode_text(struct buffer *b, const struct openai *o, const struct op
 	buffer_add(&whole, p->text.data, p->text.n);      // joined first: a character may begin in one and end in the other
 	buffer_string(b, whole.data, whole.n);
 	b->failed |= whole.failed;
-	*ret_characters = openai_count_characters(whole.data, whole.n);
 	buffer_done(&whole);
 	free(text);
 	return 0;
 }
 
-static void encode_logprobs(struct buffer *b, struct openai *o, const struct openai_piece *p, size_t first_offset)
+static void encode_logprobs(struct buffer *b, struct openai *o, struct openai_choice *c, const struct openai_piece *p)
 {
 	const struct openai_ask *a = &o->ask;
 	uint32_t skip = a->echo ? 0 : p->n_prompt_rows;
@@ -260,7 +259,7 @@ static void encode_logprobs(struct buffer *b, struct openai *o, const struct ope
 	struct openai_rows prompt = {.rows = p->rows.rows, .n = p->n_prompt_rows};
 	buffer_text(b, ",\"logprobs\":");
 	if (a->want_logprobs)
-		openai_logprobs(b, &o->writer, &shown, a->logprobs, first_offset);
+		c->n_characters = openai_logprobs(b, &o->writer, &shown, a->logprobs, c->n_characters);
 	else
 		buffer_text(b, "null");
 	if (a->want_prompt_logprobs) {
@@ -283,14 +282,11 @@ static void encode_finish(struct buffer *b, const struct openai_piece *p)
 
 int openai_piece_encode(struct buffer *b, struct openai *o, uint32_t index, const struct openai_piece *p, struct error *err)
 {
-	struct openai_choice *c = &o->choices[index];
-	size_t n_characters = 0;
 	buffer_printf(b, "{\"index\":%" PRIu32 ",\"text\":", index);
-	int e = encode_text(b, o, p, &n_characters, err);
+	int e = encode_text(b, o, p, err);
 	if (e)
 		return e;
-	encode_logprobs(b, o, p, c->n_characters);
-	c->n_characters += n_characters;
+	encode_logprobs(b, o, &o->choices[index], p);
 	encode_finish(b, p);
 	if (o->ask.return_ids && p->first) {
 		buffer_text(b, ",\"prompt_token_ids\":");

@@ -14,7 +14,7 @@ struct openai_choice {
 	bool begun, ended;                 // its first, its last piece is written
 	uint32_t n_ids;                    // new tokens written
 	size_t n_text;                     // bytes of their text written
-	size_t n_characters;               // of all text written, the prompt's with it
+	size_t n_characters;               // of all tokens written, the prompt's with them: where the next one begins
 	struct buffer pending;             // text of written tokens that is not sure yet, or is part of a character
 };
 

@@ -130,7 +130,7 @@ static void top_logprobs(struct buffer *b, struct openai_writer *w, const struct
 	buffer_text(b, "}");
 }
 
-size_t openai_count_characters(const char *text, size_t n)
+static size_t count_characters(const char *text, size_t n)
 {
 	size_t count = 0;
 	for (size_t i = 0; i < n; i++)
@@ -138,17 +138,18 @@ size_t openai_count_characters(const char *text, size_t n)
 	return count;
 }
 
-static void text_offsets(struct buffer *b, const struct openai_writer *w, const struct openai_rows *rows, size_t at)
+static size_t text_offsets(struct buffer *b, const struct openai_writer *w, const struct openai_rows *rows, size_t at)
 {
 	for (uint32_t i = 0; i < rows->n; i++) {
 		size_t n = 0;
 		const char *text = tokenizer_bytes(w->tokenizer, rows->rows[i].token, &n, NULL);
 		buffer_printf(b, i ? ",%zu" : "%zu", at);
-		at += text ? openai_count_characters(text, n) : 0;
+		at += text ? count_characters(text, n) : 0;
 	}
+	return at;
 }
 
-void openai_logprobs(struct buffer *b, struct openai_writer *w, const struct openai_rows *rows, uint32_t n_top, size_t first_offset)
+size_t openai_logprobs(struct buffer *b, struct openai_writer *w, const struct openai_rows *rows, uint32_t n_top, size_t first_offset)
 {
 	buffer_text(b, "{\"tokens\":[");
 	for (uint32_t i = 0; i < rows->n; i++) {
@@ -172,8 +173,9 @@ void openai_logprobs(struct buffer *b, struct openai_writer *w, const struct ope
 			buffer_text(b, "null");
 	}
 	buffer_text(b, "],\"text_offset\":[");
-	text_offsets(b, w, rows, first_offset);
+	size_t end = text_offsets(b, w, rows, first_offset);
 	buffer_text(b, "]}");
+	return end;
 }
 
 static void prompt_entry(struct buffer *b, const struct openai_writer *w, uint32_t id, float logprob, uint32_t rank)

@@ -2,6 +2,7 @@
 """POST /v1/completions and GET /v1/models: what evaluation harnesses and trainers send, held against /v1/score."""
 import json
 import math
+import socket
 import struct
 import unittest
 
@@ -154,6 +155,111 @@ class OpenAI(unittest.TestCase):
         self.assertEqual("".join(c["text"] for chunk in chunks for c in chunk["choices"]), whole["choices"][0]["text"])
         self.assertEqual(chunks[-1]["usage"], whole["usage"])
         self.assertEqual(chunks[-1]["choices"], [])
+
+    # generation
+
+    def greedy(self, tokens, n):
+        """Token by token from /v1/score."""
+        tokens = list(tokens)
+        rows = []
+        for _ in range(n):
+            row = self.score(tokens, 3)[-1]
+            rows.append(row)
+            tokens.append(row["ids"][0])
+        return tokens[-n:], rows
+
+    def test_greedy_tokens_are_those_of_the_scores(self):
+        want, rows = self.greedy(TOKENS, 8)
+        for prompt_logprobs in (None, 2):
+            choice = self.complete(prompt=TOKENS, max_tokens=8, temperature=0, logprobs=3, ignore_eos=True, return_token_ids=True,
+                return_tokens_as_token_ids=True, prompt_logprobs=prompt_logprobs)["choices"][0]
+            self.assertEqual(choice["token_ids"], want)
+            self.assertEqual(choice["finish_reason"], "length")
+            for i, row in enumerate(rows):
+                top = choice["logprobs"]["top_logprobs"][i]
+                self.assertEqual(list(top), ["token_id:%d" % v for v in row["ids"]])
+                for got, z in zip(top.values(), row["logits"]):
+                    self.assertAlmostEqual(got, z - row["lse"][0], places=4)
+                self.assertEqual(choice["logprobs"]["token_logprobs"][i], list(top.values())[0])
+            self.assertEqual("prompt_logprobs" in choice, prompt_logprobs is not None)
+        text = self.daemon.post("/v1/detokenize", {"tokens": want, "skip_special": True})[1]["text"]
+        self.assertEqual(choice["text"], text)
+
+    def test_echo_puts_the_prompt_before_the_answer(self):
+        want, _ = self.greedy(TOKENS, 4)
+        choice = self.complete(prompt=TOKENS, max_tokens=4, temperature=0, logprobs=1, echo=True, ignore_eos=True,
+            return_tokens_as_token_ids=True)["choices"][0]
+        self.assertEqual(choice["logprobs"]["tokens"], ["token_id:%d" % t for t in TOKENS + want])
+        self.assertIsNone(choice["logprobs"]["token_logprobs"][0])
+        self.assertEqual(choice["text"], self.daemon.post("/v1/detokenize", {"tokens": TOKENS + want})[1]["text"])
+
+    def test_samples_follow_seed_and_number(self):
+        ask = {"prompt": [TOKENS, [1, 2]], "n": 3, "max_tokens": 6, "temperature": 1.0, "seed": 11, "return_token_ids": True, "ignore_eos": True}
+        one, two = self.complete(**ask), self.complete(**ask)
+        ids = [c["token_ids"] for c in one["choices"]]
+        self.assertEqual(ids, [c["token_ids"] for c in two["choices"]])
+        self.assertGreater(len({tuple(i) for i in ids}), 4)
+        self.assertEqual(one["usage"], {"prompt_tokens": 9, "completion_tokens": 36, "total_tokens": 45})
+        self.assertEqual([c["prompt_token_ids"] for c in one["choices"]], [TOKENS] * 3 + [[1, 2]] * 3)
+
+    def test_stop_texts_and_ids(self):
+        want, _ = self.greedy(TOKENS, 12)
+        texts = [self.text_of(t) for t in want]
+        k = next(i for i in range(2, 12) if "\ufffd" not in texts[i] and texts[i] and texts[i] not in "".join(texts[:i]))
+        whole = "".join(texts[:k])
+        ask = {"prompt": TOKENS, "max_tokens": 12, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+        choice = self.complete(stop=["no such text", texts[k]], **ask)["choices"][0]
+        self.assertEqual((choice["finish_reason"], choice["stop_reason"]), ("stop", texts[k]))
+        self.assertTrue(choice["text"].endswith(whole[-3:]) and texts[k] not in choice["text"], choice)
+        kept = self.complete(stop=texts[k], include_stop_str_in_output=True, **ask)["choices"][0]
+        self.assertEqual(kept["text"], choice["text"] + texts[k])
+        choice = self.complete(stop_token_ids=[want[k]], **ask)["choices"][0]
+        self.assertEqual((choice["finish_reason"], choice["stop_reason"]), ("stop", want[k]))
+        self.assertEqual(choice["token_ids"][-1], want[k])
+
+    def read_stream(self, **ask):
+        status, headers, body = self.daemon.http("POST", "/v1/completions", dict({"model": self.model, "stream": True}, **ask))
+        self.assertEqual((status, headers["Content-Type"]), (200, "text/event-stream"), body)
+        events = body.decode().split("\n\n")
+        self.assertEqual((events[-1], events[-2]), ("", "data: [DONE]"))
+        return [json.loads(e[len("data: "):]) for e in events[:-2]]
+
+    def test_a_stream_adds_up_to_the_whole(self):
+        for more in ({}, {"echo": True, "logprobs": 2}, {"prompt": [TEXT, TOKENS], "n": 2, "temperature": 1.0, "seed": 3}, {"stop": "\u00e9"}):
+            with self.subTest(more=more):
+                ask = dict({"prompt": TEXT, "max_tokens": 10, "temperature": 0, "return_token_ids": True, "ignore_eos": True,
+                    "return_tokens_as_token_ids": True}, **more)
+                chunks = self.read_stream(**ask)
+                whole = self.complete(**ask)
+                for choice in whole["choices"]:
+                    parts = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
+                    self.assertEqual("".join(p["text"] for p in parts), choice["text"])
+                    self.assertEqual(sum((p["token_ids"] for p in parts), []), choice["token_ids"])
+                    self.assertEqual([p["finish_reason"] for p in parts], [None] * (len(parts) - 1) + [choice["finish_reason"]])
+                    self.assertEqual(["prompt_token_ids" in p for p in parts], [True] + [False] * (len(parts) - 1))
+                    if choice["logprobs"]:
+                        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                            self.assertEqual(sum((p["logprobs"][name] for p in parts), []), choice["logprobs"][name], name)
+
+    def test_a_stream_comes_while_it_is_made(self):
+        """More than one chunk; a client that leaves in the middle ends the work."""
+        kdserved.wait_until(lambda: len(self.read_stream(prompt=TEXT, max_tokens=40, n=8, ignore_eos=True)) > 16, "chunks of tokens under way")
+        before = self.daemon.metrics()['kd_requests_cancelled_total{door="http"}']
+        body = json.dumps({"model": self.model, "prompt": TEXT, "max_tokens": 40, "temperature": 1.0, "ignore_eos": True, "stream": True, "n": 8})
+        with socket.create_connection(("127.0.0.1", self.daemon.port), timeout=kdserved.PATIENCE) as s:
+            s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" %
+                (len(body), body.encode()))
+            self.assertIn(b"200", s.recv(20))
+        kdserved.wait_until(lambda: self.daemon.metrics()["kd_reserved_requests"] == 0, "the cut stream to be gone")
+        self.assertLessEqual(self.daemon.metrics()['kd_requests_cancelled_total{door="http"}'] - before, 1)
+        self.complete(prompt="a", max_tokens=2)
+
+    def test_the_context_bounds_prompt_and_answer(self):
+        self.complete(prompt=[1] * 60, max_tokens=4, temperature=1.0, logprobs=1)
+        self.refuse(413, "max_tokens", prompt=[1] * 60, max_tokens=5)
+        self.refuse(413, "stop", prompt="a", stop="x" * 257)
+        self.refuse(413, "stop_token_ids", prompt="a", stop_token_ids=[1] * 65)
+        self.refuse(400, "stop_token_ids", prompt="a", stop_token_ids=[265], max_tokens=3)
 
     # the frame around it
 

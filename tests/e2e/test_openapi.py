@@ -102,7 +102,8 @@ class OpenAPI(unittest.TestCase):
         ask = {"model": self.model, "prompt": "the cat", "max_tokens": 1, "temperature": 0}
         for more in ({}, {"echo": True, "logprobs": 2}, {"prompt_logprobs": 1, "return_token_ids": True}, {"prompt": [TOKENS, [1]], "logprobs": 0},
             {"max_tokens": 0, "prompt": ["a", "b"], "n": 2}, {"stream": True, "stream_options": {"include_usage": True}, "logprobs": 1},
-            {"stop": ["a"], "user": "u", "logprobs": None}):
+            {"stop": ["a"], "user": "u", "logprobs": None}, {"max_tokens": 5, "temperature": 1, "top_p": 0.9, "top_k": 20, "min_p": 0.01, "seed": 1, "n": 2},
+            {"max_tokens": 5, "stream": True, "echo": True, "logprobs": 1, "return_token_ids": True}):
             with self.subTest(more=more):
                 self.check("completions", dict(ask, **more))
         for wrong in ({"prompt": 5}, {"prompt": []}, {"n": 0}, {"echo": 1}, {"temperature": -1}, {"stop": 5}):
