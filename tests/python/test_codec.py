@@ -151,8 +151,14 @@ class Frames(unittest.TestCase):
     def test_examples_of_the_manual(self):
         self.check(frame.encode(frame.Kind.PING, 1, b"hello"), "PING, request 1")
         self.check(frame.encode(frame.Kind.HELLO, 0, frame.hello("s3cret", bytes(32))), "HELLO, any teacher")
-        q = query.Query(top_k=2, own=True, values="f16", first=1).encode()
-        self.check(frame.encode(frame.Kind.SCORE, 7, frame.score(q, [query.as_tokens([3, 1, 4])], 0, 5000)), "SCORE, request 7")
+        asked = query.ask(dict(top_k=2, own=True, values="f16", first=1), [query.as_tokens([3, 1, 4])], True)
+        self.assertEqual(asked.parts, ())
+        self.check(frame.encode(frame.Kind.SCORE, 7, frame.score(asked.query.encoded, [query.as_tokens([3, 1, 4])], (), 0, 5000)), "SCORE, request 7")
+        sequences = [query.as_tokens([3, 1, 4]), query.as_tokens([1, 5])]
+        whole = query.Query(temperatures=(1,), gather=query.Lists.of([np.array([5])]))
+        parts = [query.Part(spans=((2, 3),)), query.Part((0, 1), query.Lists.of([np.array([7, 300]), np.array([], int)]))]
+        body = frame.score(whole.encoded, sequences, [p.encoded for p in parts], frame.SCORE_SHORT, 0)
+        self.check(frame.encode(frame.Kind.SCORE, 8, body), "SCORE, request 8")
         self.check(frame.encode(frame.Kind.CALL, 8, frame.call("GET", "/v1/model", b"")), "CALL, request 8")
         error = man_bytes("kdserved-protocol.7", "ERROR for sequence 0")
         header = frame.decode_header(error[:32], 1000)
@@ -160,6 +166,8 @@ class Frames(unittest.TestCase):
         index, what = frame.decode_error(error[32:])
         self.assertEqual((index, what.code, what.field, what.message),
                          (0, "invalid", "sequences[0].tokens[2]", "id 12 is outside the vocabulary (10)"))
+        info = frame.decode_welcome(man_bytes("kdserved-protocol.7", "WELCOME: teacher 00")[32:])
+        self.assertEqual(info, frame.Info(bytes(range(32)).hex(), 49152, 4096, 1024, 1024, 1024, 65536, 30, 576, 576, 192, 1024, 1 << 25, 64))
 
     def test_bad_headers_are_refused(self):
         good = frame.encode(frame.Kind.DONE, 9)

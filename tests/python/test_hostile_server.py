@@ -16,6 +16,7 @@ from test_codec import man_bytes
 
 TEACHER = bytes(range(32))
 RECORD = man_bytes("kdserved-record.5", "Row 2: ids 0 and 9")    # of tokens 3, 1, 4 by TEACHER
+SHORT_RECORD = RECORD[:6] + b"\1\0" + RECORD[8:16] + RECORD[48:100] + RECORD[136:]    # 24 bytes of query, 12 of tokens
 ASK = {"top_k": 2, "own": True, "values": "f16", "first": 1}
 
 
@@ -164,11 +165,24 @@ class Requests(unittest.TestCase):
                 self.assertEqual((raised.exception.code, raised.exception.field), ("corrupt", "sequences[0]"))
             self.assertEqual(len(teacher.score([3, 1, 4], **ASK)), 2)
 
+    def test_a_short_answer_is_completed_only_with_its_own_question(self):
+        def script(server):
+            server.send(welcome())
+            while True:
+                _, request_id, _ = server.receive()
+                server.send(answer(request_id, record=SHORT_RECORD, flags=2), frame.encode(Kind.DONE, request_id))
+        with Server(script) as server, Teacher.connect(server.address) as teacher:
+            self.assertEqual(teacher.score([3, 1, 4], **ASK).record, RECORD)
+            for tokens, ask in (([3, 1, 5], ASK), ([3, 1, 4], dict(ASK, top_k=3)), ([3, 1, 4, 1], ASK)):
+                with self.assertRaises(KdError) as raised:
+                    teacher.score(tokens, **ask)
+                self.assertEqual(raised.exception.code, "corrupt")
+
     def test_answers_that_nobody_awaits(self):
         self.lost("corrupt", lambda i: answer(i + 1))
         self.lost("corrupt", lambda i: answer(i, index=1))
         self.lost("corrupt", lambda i: answer(i), answer, sequences=([3, 1, 4], [3, 1, 4]))
-        self.lost("corrupt", lambda i: answer(i, flags=2))
+        self.lost("corrupt", lambda i: answer(i, flags=4))
 
     def test_the_end_before_all_answers(self):
         self.lost("corrupt", lambda i: frame.encode(Kind.DONE, i))

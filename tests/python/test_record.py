@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.join(support.TOP, "tests", "conformance"))
 import numpy as np
 
 import kdserved_bytes as plain
-from kdclient import KdError, checksum, decode_record, query
+from kdclient import KdError, checksum, decode_record, query, record
 from test_codec import man_bytes
 
 TEACHER = bytes(range(100, 132))
@@ -146,12 +146,12 @@ class Records(unittest.TestCase):
         self.assertTrue(rows.gathered is None or not rows.gathered[rows.gather_at[i]:rows.gather_at[i + 1]].any())
         self.assertTrue(rows.draw_at is None or rows.draw_at[i] == rows.draw_at[i + 1])
 
-    def check_record(self, record, made, tokens):
+    def check_record(self, record, made, tokens):    # record: the plain encoder's
         q, data = record.query, record.encode()
         rows = decode_record(data)
         self.assertEqual((rows.teacher, rows.vocab_size, rows.tokens.tolist()), (TEACHER.hex(), record.vocab_size, tokens))
         self.assertEqual((rows.query.first, rows.query.last, list(rows.query.temperatures)), (q.first, q.last, q.temperatures))
-        self.assertEqual(rows.query.encode(), q.encode())
+        self.assertEqual(rows.query.encoded, q.encode())
         for i, row in enumerate(made):
             if q.has_rows() or (q.features and not q.pooling):
                 self.assertEqual(rows.ok[i], row is not None)
@@ -189,14 +189,53 @@ class Records(unittest.TestCase):
         for seed in range(300):
             record, _, tokens = random_record(seed)
             q = record.query
-            ours = query.queries(dict(
+            ours = query.ask(dict(
                 top_k=q.top_k, top_mass=q.top_mass, dense=q.dense, temperatures=rng.sample(q.temperatures, len(q.temperatures)), own=q.own,
                 entropy=q.entropy, max_prob=q.max_prob, argmax=q.argmax, sum_squares=q.sum_squares,
                 tail=q.tail, first=q.first - len(tokens), last=q.last, values=query.VALUES[q.values], draws=q.draws, gather=q.gather,
                 keep=rng.sample(q.keep, len(q.keep)) if q.keep else None, spans=q.spans,
                 features=[(query.KINDS[k], layer) for k, layer in q.features], pooling=query.POOLINGS[q.pooling],
-                feature_values=query.FEATURE_VALUES[q.feature_values]), [query.as_tokens(tokens)], True)[0]
-            self.assertEqual(ours.canonical(len(tokens)).encode().hex(), q.encode().hex(), seed)
+                feature_values=query.FEATURE_VALUES[q.feature_values]), [query.as_tokens(tokens)], True).of(0)
+            self.assertEqual(ours.canonical(len(tokens)).encoded.hex(), q.encode().hex(), seed)
+
+    def test_parts_belong_to_their_sequences(self):
+        tokens = [query.as_tokens([1, 2, 3]), query.as_tokens([4, 5])]
+        lists = [[[7], [], [8, 9]], [3, 3]]
+        asked = query.ask(dict(gather=lists, spans=[[(1, None)], [(1, 2)]], first=[0, -2], last=-1, own=True), tokens, False)
+        one, two = asked.of(0), asked.of(1)
+        self.assertEqual((one.gather.at.tolist(), one.gather.ids.tolist(), one.spans, one.first, one.last), ([0, 1, 1, 3], [7, 8, 9], ((1, 3),), 0, -1))
+        self.assertEqual((two.gather.at.tolist(), two.gather.ids.tolist(), two.spans, two.first, two.last), ([0, 2], [3, 3], ((1, 2),), -2, -1))
+        for same in (dict(gather=[5, 6]), dict(gather=np.array([5, 6])), dict(spans=[(1, 2)]), dict(first=1, last=np.int64(-1))):
+            self.assertEqual(query.ask(dict(same, own=True), tokens, False).parts, (), same)
+        array = query.ask(dict(gather=np.arange(12).reshape(2, 3, 2)), [tokens[0]] * 2, False)
+        self.assertEqual([array.of(i).gather.ids.tolist() for i in range(2)], [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]])
+        single = query.ask(dict(gather=[[1], [2, 3], []]), [tokens[0]], True)
+        self.assertEqual((single.parts, len(single.query.gather)), ((), 3))
+        for bad, field in ((dict(gather=[[1]]), "gather"), (dict(first=[0, 1, 2]), "first"), (dict(spans=[[(1, 2)]]), "spans"), (dict(keep=[]), "keep"),
+                           (dict(draws={"n": 0}), "draws.n"), (dict(gather=[[[1.5]], [1]]), "gather[0][0]"), (dict(spans=[(-1, 2)]), "spans")):
+            with self.assertRaises(KdError, msg=bad) as raised:
+                query.ask(bad, tokens, False)
+            self.assertEqual((raised.exception.code, raised.exception.field), ("invalid", field))
+        for bad in (dict(top_k=-1), dict(top_k=1 << 32), dict(values="f64"), dict(temperatures=[1.0] * 17), dict(features=[("x", 0)]),
+                    dict(features=[("hidden", 70000)]), dict(pooling="sum", features=[("final", 0)])):
+            with self.assertRaises(KdError, msg=bad):
+                query.ask(bad, tokens, False).query.encoded
+
+    def test_short_records_come_back_whole(self):
+        for seed in range(200):
+            made, _, tokens = random_record(seed)
+            short, whole = made.shorten(), made.encode()
+            known = decode_record(whole).query
+            data, piece = record.restore(short, checksum.Piece.of(short), TEACHER, query.as_tokens(tokens), known.encoded)
+            self.assertEqual(data, whole)
+            self.assertIs(record.decode(data, False, piece, known).query, known)
+            for wrong in ((short, bytes(32), tokens, known.encoded), (short, TEACHER, [*tokens[1:], tokens[0] + 1], known.encoded),
+                          (short[:-1], TEACHER, tokens, known.encoded), (short[:67], TEACHER, tokens, known.encoded),
+                          (whole, TEACHER, tokens, known.encoded)):
+                with self.assertRaises(KdError):
+                    record.decode(*record.restore(wrong[0], checksum.Piece.of(wrong[0]), wrong[1], query.as_tokens(wrong[2]), wrong[3])[:1])
+            with self.assertRaises(KdError):
+                decode_record(short)
 
     def test_changed_bytes_with_a_mended_checksum_do_nothing_worse_than_an_error(self):
         rng, refused = random.Random(10), 0

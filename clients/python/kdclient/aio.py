@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 from types import TracebackType
@@ -16,7 +17,7 @@ from .errors import KdError
 from .frame import Info, Kind, Tokens
 from .job import RETRIED, Job, Reconnect
 from .link import Address, Link, Receiver, open_link
-from .query import as_tokens, queries
+from .query import as_tokens, ask
 from .rows import Rows
 
 if TYPE_CHECKING:
@@ -25,8 +26,16 @@ if TYPE_CHECKING:
     from .query import Question
 
 MAX_BODY_BYTES = 256 << 20
+WEIGHTS_AT_ONCE = 1 << 22    # numbers; the server's own limit
 
 Sequences = Union[Sequence[Any], npt.NDArray[Any], Any]
+
+
+def _decode_array(array: Dict[str, Any]) -> npt.NDArray[np.float32]:
+    """An array of kdserved-http(7)'s base64 encoding, as f32."""
+    data = np.frombuffer(base64.b64decode(array["data"]), np.dtype({"f32": "<f4", "f16": "<f2", "bf16": "<u2"}[array["dtype"]]))
+    values = (data.astype(np.uint32) << np.uint32(16)).view(np.float32) if array["dtype"] == "bf16" else data.astype(np.float32)
+    return values.reshape(array["shape"])
 
 
 class Tokenized(NamedTuple):
@@ -177,7 +186,7 @@ class AsyncTeacher:
                **question: Unpack[Question]) -> AsyncPending:
         """Asks without waiting: submit batch n + 1, then take the answers of batch n and train on them."""
         sequences, single = as_sequences(tokens)
-        asked = queries(question, sequences, single)
+        asked = ask(question, sequences, single)
         loop = asyncio.get_running_loop()
         flags = (frame.SCORE_DURABLE if durable else 0) | (0 if store else frame.SCORE_NO_STORE)
         job = Job(sequences, asked, flags, None if deadline is None else loop.time() + deadline)
@@ -271,6 +280,21 @@ class AsyncTeacher:
     async def detokenize(self, tokens: Sequences, *, skip_special: bool = False) -> str:
         found = await self.resource("POST", "/v1/detokenize", {"tokens": as_tokens(tokens).tolist(), "skip_special": skip_special})
         return str(found["text"])
+
+    async def weights(self, tensor: str, ids: Optional[Sequences] = None, *, dtype: str = "f32") -> npt.NDArray[np.float32]:
+        """Rows of the "embedding" or the "head" by token id (all of them without ids), or the one row of "final_norm": (rows, width)."""
+        asked: Dict[str, Any] = {"tensor": tensor, "dtype": dtype, "encoding": "base64"}
+        wanted = None if ids is None else as_tokens(ids, "ids").tolist()
+        parts, done, step = [], 0, 1
+        while True:
+            some = {"first": done, "count": step} if wanted is None else {"ids": wanted[done:done + step]}
+            found = await self.resource("POST", "/v1/weights", dict(asked, **({} if tensor == "final_norm" else some)))
+            parts.append(_decode_array(found["values"]))
+            done += len(parts[-1])
+            total = found["rows"] if wanted is None else len(wanted)
+            if done >= total:
+                return np.concatenate(parts)
+            step = min(max(1, WEIGHTS_AT_ONCE // found["width"]), total - done)
 
     async def generate(self, prompt: Union[str, Sequences], **options: Any) -> Dict[str, Any]:
         """POST /v1/generate of kdserved-http(7) with `prompt` as text or ids."""

@@ -18,8 +18,8 @@ VERSION = 2
 HEADER = struct.Struct("<4sBBHQIII")     # and the header's checksum behind
 HEADER_BYTES = HEADER.size + 4
 WHOLE_REQUEST = 0xFFFFFFFF
-SCORE_DURABLE, SCORE_NO_STORE = 1, 2
-ANSWER_CACHED = 1
+SCORE_DURABLE, SCORE_NO_STORE, SCORE_SHORT, SCORE_PARTS = 1, 2, 4, 8
+ANSWER_CACHED, ANSWER_SHORT = 1, 2
 MAX_TOKEN_BYTES = 256
 MAX_SEQUENCES = 65536
 
@@ -59,6 +59,10 @@ class Info:
     max_gather: int           # ids of one row
     max_draws: int            # of one row
     max_spans: int            # of one sequence
+    n_layers: int             # of the teacher: hidden states 0 to this, query, key and value rows below it
+    width: int                # of hidden states
+    q_width: int              # of query rows
+    kv_width: int             # of key and value rows
     max_sequences: int        # of one request; score() splits
     max_body_bytes: int
     credits: int              # requests in flight; score() waits
@@ -68,6 +72,7 @@ class Info:
 class Answer:
     index: int
     cached: bool
+    short: bool               # the record comes without its question
     record: bytes
     piece: Piece              # of the record: its checksum costs no second pass
 
@@ -123,35 +128,39 @@ _WELCOME = struct.Struct("<HH32s6I4I3I")
 
 def decode_welcome(body: Buffer) -> Info:
     _exactly("welcome", body, _WELCOME.size)
-    version, reserved, teacher, *limits = _WELCOME.unpack(body)
-    max_tokens, max_top_k, max_gather, max_draws, max_spans, vocabulary, _, _, _, _, max_sequences, max_body, credits = limits
+    version, reserved, teacher, tokens, top_k, gather, draws, spans, vocabulary, *rest = _WELCOME.unpack(body)
+    n_layers, width, q_width, kv_width, sequences, max_body, credits = rest
     if version != VERSION:
         raise KdError("unsupported", "the server speaks version %d" % version, "welcome")
-    if reserved or not 1 <= vocabulary <= 1 << 24 or not 1 <= max_sequences <= MAX_SEQUENCES or not credits or not max_tokens:
+    if reserved or not 1 <= vocabulary <= 1 << 24 or not 1 <= sequences <= MAX_SEQUENCES or not credits or not tokens:
         raise KdError("corrupt", "a welcome with impossible limits", "welcome")
-    return Info(teacher.hex(), vocabulary, max_tokens, max_top_k, max_gather, max_draws, max_spans, max_sequences, max_body, credits)
+    return Info(teacher.hex(), vocabulary, tokens, top_k, gather, draws, spans, n_layers, width, q_width, kv_width, sequences, max_body, credits)
 
 
-def score(query: bytes, sequences: Sequence[Tokens], flags: int, deadline_ms: int) -> bytes:
+def score(query: bytes, sequences: Sequence[Tokens], parts: Sequence[bytes], flags: int, deadline_ms: int) -> bytes:
+    """`parts`: what each sequence asks instead of the query; none where all ask the query."""
     lengths = np.array([len(s) for s in sequences], np.dtype("<u4"))
-    parts: List[bytes] = [struct.pack("<4I", flags, deadline_ms, len(query), len(sequences)), query, lengths.tobytes()]
-    parts.extend(s.astype(np.dtype("<u4"), copy=False).tobytes() for s in sequences)
-    return b"".join(parts)
+    flags |= SCORE_PARTS if parts else 0
+    body: List[bytes] = [struct.pack("<4I", flags, deadline_ms, len(query), len(sequences)), query, lengths.tobytes()]
+    body.extend(s.astype(np.dtype("<u4"), copy=False).tobytes() for s in sequences)
+    body.extend(parts)
+    return b"".join(body)
 
 
-def score_bytes(query: bytes, n_sequences: int, n_tokens: int) -> int:
-    return 16 + len(query) + 4 * n_sequences + 4 * n_tokens
+def score_bytes(query: bytes, sequence: Tokens, part: bytes) -> int:
+    """Of a request of one sequence; every further one adds 4 + 4 tokens + part."""
+    return 16 + len(query) + 4 + 4 * len(sequence) + len(part)
 
 
 def decode_answer(body: bytes) -> Tuple[Answer, Piece]:
     """The answer and the whole body's checksum."""
     _at_least("answer", body, 8)
     index, flags = struct.unpack_from("<II", body)
-    if flags & ~ANSWER_CACHED:
+    if flags & ~(ANSWER_CACHED | ANSWER_SHORT):
         raise KdError("corrupt", "an answer with flags %d" % flags, "answer")
     record = body[8:]
     piece = Piece.of(record)
-    return Answer(index, bool(flags & ANSWER_CACHED), record, piece), Piece.of(body[:8]).then(piece)
+    return Answer(index, bool(flags & ANSWER_CACHED), bool(flags & ANSWER_SHORT), record, piece), Piece.of(body[:8]).then(piece)
 
 
 def decode_error(body: bytes) -> Tuple[int, KdError]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass, field
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence
 
-from . import frame, query, record
+import numpy as np
+
+from . import frame, record
 from .errors import KdError
 from .frame import Info, Kind, Tokens
 from .link import Link, Receiver
-from .query import Query
+from .query import Asked
 from .rows import Rows
 
 RETRIED = ("unavailable", "overloaded")    # and lost connections, which are "unavailable"
@@ -34,7 +36,7 @@ class Reconnect:
 class Job:
     """Lives on the loop; `answers` and `error` are read elsewhere only once `over`."""
     sequences: Sequence[Tokens]
-    queries: Sequence[Query]            # of each sequence
+    asked: Asked
     flags: int
     deadline: Optional[float]           # loop time
     answers: List[Optional[frame.Answer]] = field(default_factory=list)
@@ -74,47 +76,57 @@ class Job:
 
     def rows(self, index: int, info: Info) -> Rows:
         """Unpacks one answer and checks that it answers what was asked. Any thread."""
-        answer, tokens = self.answers[index], self.sequences[index]
+        answer, tokens, teacher = self.answers[index], self.sequences[index], bytes.fromhex(info.fingerprint)
         assert answer is not None
-        found = record.decode(answer.record, answer.cached, answer.piece)
-        canonical = self.queries[index].canonical(len(tokens)).encode()
-        if found.teacher != info.fingerprint or found.key != query.key(bytes.fromhex(info.fingerprint), tokens, canonical).hex():
+        canonical = self.asked.of(index).canonical(len(tokens))
+        data, piece = answer.record, answer.piece
+        if answer.short:
+            data, piece = record.restore(data, piece, teacher, tokens, canonical.encoded)
+        found = record.decode(data, answer.cached, piece, canonical)
+        if found.teacher != info.fingerprint or found.query is not canonical or not np.array_equal(found.tokens, tokens):
             raise KdError("corrupt", "the answer is one to another question", "sequences[%d]" % index)
         return found
 
-    def requests(self, info: Info) -> Iterator[Tuple[bytes, List[int]]]:
-        """The unanswered sequences in requests the server takes: encoded query and indices."""
-        encoded, batch, n_tokens = b"", [], 0    # type: bytes, List[int], int
+    def requests(self, info: Info) -> Iterator[List[int]]:
+        """The unanswered sequences in requests the server takes."""
+        batch: List[int] = []
+        size = 0
         for index, tokens in enumerate(self.sequences):
             if self.answers[index] is not None:
                 continue
-            own = self.queries[index].encode()
-            size = frame.score_bytes(own, len(batch) + 1, n_tokens + len(tokens))
-            if batch and (own != encoded or len(batch) >= info.max_sequences or size > info.max_body_bytes):
-                yield encoded, batch
-                batch, n_tokens = [], 0
-            if frame.score_bytes(own, 1, len(tokens)) > info.max_body_bytes:
+            alone = frame.score_bytes(self.asked.query.encoded, tokens, self.asked.part(index))
+            more = 4 + 4 * len(tokens) + len(self.asked.part(index))
+            if alone > info.max_body_bytes:
                 raise KdError("too_large", "the server takes requests of %d bytes" % info.max_body_bytes, "sequences[%d]" % index)
-            encoded = own
+            if batch and (len(batch) >= info.max_sequences or size + more > info.max_body_bytes):
+                yield batch
+                batch = []
+            size = size + more if batch else alone
             batch.append(index)
-            n_tokens += len(tokens)
         if batch:
-            yield encoded, batch
+            yield batch
+
+    def _body(self, indices: List[int], link: Link) -> bytes:
+        parts = [self.asked.part(i) for i in indices] if self.asked.parts else []
+        sequences = [self.sequences[i] for i in indices]
+        return frame.score(self.asked.query.encoded, sequences, parts, self.flags | frame.SCORE_SHORT, self._remaining_ms(link))
 
     async def ask(self, link: Link) -> None:
         """Asks for what is unanswered and waits until it has come."""
         assert link.info is not None and link.credits is not None
         batches: List[Batch] = []
         try:
-            for encoded, indices in self.requests(link.info):
+            for indices in self.requests(link.info):
                 await link.credits.acquire()
-                for batch in batches:
-                    batch.check()
-                body = frame.score(encoded, [self.sequences[i] for i in indices], self.flags, self._remaining_ms(link))
-                batches.append(Batch(self, link, body, indices))
+                try:
+                    for batch in batches:
+                        batch.check()
+                    batches.append(Batch(self, link, self._body(indices, link), indices))
+                except BaseException:
+                    link.credits.release()
+                    raise
                 await link.drain()
-            for batch in batches:
-                await batch.ended
+            await asyncio.gather(*(batch.ended for batch in batches))
         finally:
             for batch in batches:
                 batch.abandon()
@@ -135,6 +147,7 @@ class Batch(Receiver):
         self.job, self.link, self.indices = job, link, indices
         self.waiting = set(range(len(indices)))
         self.failure: Optional[KdError] = None
+        self.over = False
         self.ended: asyncio.Future[None] = link.loop.create_future()
         self.request_id = link.start(Kind.SCORE, body, self)
 
@@ -163,15 +176,17 @@ class Batch(Receiver):
 
     def _renumbered(self, error: KdError) -> KdError:
         """The server counts the sequences of the request, the caller all of them."""
-        found = re.match(r"sequences\[(\d{1,6})\]", error.field)
-        if found and int(found.group(1)) < len(self.indices):
-            error.field = "sequences[%d]%s" % (self.indices[int(found.group(1))], error.field[found.end():])
-        return error
+        def renumbered(found: "re.Match[str]") -> str:
+            index = int(found.group(1))
+            return "sequences[%d]" % self.indices[index] if index < len(self.indices) else found.group(0)
+        pattern = r"\bsequences\[(\d{1,6})\]"
+        return KdError(error.code, re.sub(pattern, renumbered, error.message), re.sub(pattern, renumbered, error.field))
 
     def fail(self, error: KdError) -> None:
         self._end(error)
 
     def _end(self, error: Optional[KdError]) -> None:
+        self.over = True
         if self.ended.done():
             return
         if error is None:
@@ -185,6 +200,6 @@ class Batch(Receiver):
             self.ended.result()
 
     def abandon(self) -> None:
-        if not self.ended.done():
+        if not self.over:
             self.link.cancel(self.request_id)
-            self.ended.cancel()
+        self.ended.cancel()

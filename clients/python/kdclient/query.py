@@ -11,7 +11,7 @@ import math
 import struct
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Iterable, List, Mapping, Optional, Sequence, Tuple, TypedDict, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, TypedDict, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,7 @@ class Question(TypedDict, total=False):
 
     gather: one list of ids for all rows; or for each row a list; with several sequences, for each sequence either of the two.
     spans: (begin, end) of tokens, begin >= 1, end None = to the end; with several sequences the same for each, or a list for each.
+    first, last: with several sequences the same for each, or a list of one for each.
     """
     top_k: int                        # the ids of the largest logits
     top_mass: float                   # the fewest ids whose probability sums to this, at most top_k
@@ -103,8 +104,8 @@ class Question(TypedDict, total=False):
     argmax: bool
     sum_squares: bool                 # of the probabilities
     tail: bool                        # log of the probability outside the top-k
-    first: int                        # rows wanted, inclusive; negative counts from the end
-    last: int
+    first: Union[int, Iterable[int]]  # rows wanted, inclusive; negative counts from the end
+    last: Union[int, Iterable[int]]
     values: str                       # how logits travel: "f32" (exact), "f16" or "u8" (differences to the row's largest)
     draws: Union[Draws, Mapping[str, Any]]
     gather: Any
@@ -153,7 +154,8 @@ class Query:
                  (self.keep is not None, KEEP), (bool(self.spans), SPANS), (bool(self.features), FEATURES))
         return bits | sum(bit for asked, bit in lists if asked)
 
-    def encode(self) -> bytes:
+    @cached_property
+    def encoded(self) -> bytes:
         """Its bytes, canonical if it is."""
         if len(self.temperatures) > MAX_TEMPERATURES:
             raise KdError("too_large", "%d temperatures, the limit is %d" % (len(self.temperatures), MAX_TEMPERATURES), "temperatures")
@@ -201,7 +203,7 @@ class Query:
         """Raises unless a record may have this question."""
         width = vocab_size if self.keep is None else len(self.keep)
         good = 0 <= self.first <= self.last < n_tokens and all(MIN_TEMPERATURE <= t <= 1e6 for t in self.temperatures)
-        good = good and self.canonical(n_tokens).encode() == self.encode() and self.top_k <= width
+        good = good and self.canonical(n_tokens).encoded == self.encoded and self.top_k <= width
         good = good and (bool(self.top_k) or not (self.tail or self.top_mass)) and 0 <= self.top_mass <= 1
         good = good and (self.has_rows() or bool(self.spans) or bool(self.features))
         good = good and (self.keep is None or (int(self.keep.max()) < vocab_size and bool((np.diff(self.keep) > 0).all())))
@@ -215,6 +217,13 @@ class Query:
             good = good and len(self.gather) in (1, self.n_rows) and bool(inside.all())
         if not good:
             raise KdError("corrupt", "a question that is not canonical or not valid", "query")
+
+
+def _pack(field: str, form: str, *values: Any) -> bytes:
+    try:
+        return struct.pack(form, *values)
+    except (struct.error, OverflowError) as error:
+        raise KdError("invalid", "it cannot be written down: %s" % error, field) from None
 
 
 def _f32(number: float) -> float:
@@ -231,28 +240,72 @@ def spans_bytes(spans: Sequence[Tuple[int, ...]]) -> bytes:
     return varints([len(spans)]) + varints(np.array(spans, np.int64))
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one sequence asks instead of the query: rows, lists, spans; None = what the query asks."""
+    rows: Optional[Tuple[int, int]] = None
+    gather: Optional[Lists] = None
+    spans: Optional[Tuple[Tuple[int, ...], ...]] = None
+
+    @cached_property
+    def encoded(self) -> bytes:
+        bits = (1 if self.rows else 0) | (2 if self.gather else 0) | (4 if self.spans else 0)
+        return b"".join((bytes([bits]), _pack("first", "<ii", *self.rows) if self.rows else b"", self.gather.encoded if self.gather else b"",
+                         spans_bytes(self.spans) if self.spans else b""))
+
+    def of(self, query: Query) -> Query:
+        first, last = self.rows or (query.first, query.last)
+        return replace(query, first=first, last=last, gather=self.gather or query.gather, spans=self.spans or query.spans)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is asked of several sequences: one query, and of each sequence the part that differs, if any does."""
+    query: Query
+    parts: Sequence[Part] = ()
+
+    def of(self, i: int) -> Query:
+        return self.parts[i].of(self.query) if self.parts else self.query
+
+    def part(self, i: int) -> bytes:
+        return self.parts[i].encoded if self.parts else b""
+
+
 # ---- from what the caller wrote
 
-def queries(question: Mapping[str, Any], sequences: Sequence[Tokens], single: bool) -> List[Query]:
-    """The query of each sequence."""
+def ask(question: Mapping[str, Any], sequences: Sequence[Tokens], single: bool) -> Asked:
     unknown = set(question) - set(Question.__annotations__)
     if unknown:
         raise TypeError("there is no signal called %s" % ", ".join(sorted(unknown)))
-    same = dict(question)
+    same = {name: value for name, value in question.items() if value is not None}
     gather, spans = same.pop("gather", None), same.pop("spans", None)
-    same["temperatures"] = tuple(float(t) for t in same.get("temperatures") or ())
+    same["temperatures"] = tuple(float(t) for t in same.get("temperatures", ()))
     same["draws"] = _draws(same.get("draws"))
-    same["features"] = tuple(f if isinstance(f, Feature) else Feature(*f) for f in same.get("features") or ())
-    if same.get("keep") is not None:
+    same["features"] = tuple(f if isinstance(f, Feature) else Feature(*f) for f in same.get("features", ()))
+    if "keep" in same:
         same["keep"] = as_ids(same["keep"], "keep")
         if not len(same["keep"]):
             raise KdError("invalid", "it is empty: leave it out for the whole vocabulary", "keep")
-    query = Query(**same)
-    if gather is None and spans is None:
-        return [query] * len(sequences)
-    lists = [None] * len(sequences) if gather is None else _gather(gather, len(sequences), single)
-    pairs: Sequence[Tuple[Tuple[int, ...], ...]] = [()] * len(sequences) if spans is None else _spans(spans, sequences, single)
-    return [replace(query, gather=g, spans=s) for g, s in zip(lists, pairs)]
+    n = len(sequences)
+    rows = _rows(same, n)
+    lists = [None] * n if gather is None else _gather(gather, n, single)
+    pairs = [None] * n if spans is None else _spans(spans, sequences, single)
+    if any(r is not None for r in rows) or any(x is not lists[0] for x in lists) or any(p != pairs[0] for p in pairs):
+        return Asked(Query(**same), [Part(*part) for part in zip(rows, lists, pairs)])
+    return Asked(Query(gather=lists[0], spans=pairs[0] or (), **same))
+
+
+def _rows(same: Dict[str, Any], n: int) -> Sequence[Optional[Tuple[int, int]]]:
+    """first and last of each sequence, taken out, if they are lists."""
+    ends = [same.get("first", 0), same.get("last", -1)]
+    if all(np.ndim(end) == 0 for end in ends):
+        return [None] * n
+    same.pop("first", None), same.pop("last", None)
+    for name, end in zip(("first", "last"), ends):
+        if np.ndim(end) and len(end) != n:
+            raise KdError("invalid", "%d numbers for %d sequences" % (len(end), n), name)
+    first, last = (np.broadcast_to(np.asarray(end), n).tolist() for end in ends)
+    return list(zip(first, last))
 
 
 def _draws(draws: Union[Draws, Mapping[str, Any], None]) -> Optional[Draws]:
@@ -275,7 +328,7 @@ def _depth(nested: Any) -> int:
     return depth
 
 
-def _gather(gather: Any, n_sequences: int, single: bool) -> List[Optional[Lists]]:
+def _gather(gather: Any, n_sequences: int, single: bool) -> Sequence[Optional[Lists]]:
     depth = _depth(gather)
     if depth == 1:
         return [Lists.of([as_ids(gather, "gather")])] * n_sequences
@@ -292,7 +345,7 @@ def _lists(gather: Any, field: str) -> Lists:
     return Lists.of([as_ids(ids, "%s[%d]" % (field, row)) for row, ids in enumerate(gather)])
 
 
-def _spans(spans: Any, sequences: Sequence[Tokens], single: bool) -> List[Tuple[Tuple[int, ...], ...]]:
+def _spans(spans: Any, sequences: Sequence[Tokens], single: bool) -> Sequence[Optional[Tuple[Tuple[int, ...], ...]]]:
     each = [spans] * len(sequences) if single or _depth(spans) < 3 else list(spans)
     if len(each) != len(sequences):
         raise KdError("invalid", "%d entries for %d sequences" % (len(each), len(sequences)), "spans")
@@ -366,7 +419,7 @@ def decode(data: bytes, n_tokens: int, vocab_size: int) -> Query:
         found["features"] = tuple(Feature(_word(kind, KINDS, c), layer) for kind, layer in (c.unpack("<BH") for _ in range(n)))
     c.end()
     query = Query(top_k=top_k, first=first, last=last, values=_word(values, VALUES, c), **found)
-    if any(math.isnan(t) for t in query.temperatures) or query.encode() != data:
+    if any(math.isnan(t) for t in query.temperatures) or query.encoded != data:
         raise c.fail("a question in another than its one form")
     query.check(n_tokens, vocab_size)
     return query

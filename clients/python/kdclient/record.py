@@ -20,6 +20,8 @@ from .rows import Bools, Floats, Integers, Rows
 
 MAGIC, VERSION = b"KDRC", 2
 HEADER_BYTES = 100
+SHORT_HEADER_BYTES = 68              # without the teacher
+FLAG_SHORT = 1
 MAX_BYTES = 1 << 30
 (STATUS, MAX_LOGIT, LSE, TOP_COUNTS, TOP_IDS, TOP_VALUES, DENSE, OWN, ENTROPY, MAX_PROB, ARGMAX, SUM_SQUARES, TAIL, GATHERED, DRAWS,
  DRAW_RATIOS, SPANS, FEATURE) = range(1, 19)
@@ -57,7 +59,20 @@ def _check_crc(data: bytes, piece: Optional[Piece]) -> None:
         raise _fail("wrong checksum")
 
 
-def _decode_head(data: bytes, piece: Optional[Piece]) -> Head:
+def restore(short: bytes, piece: Piece, teacher: bytes, tokens: Tokens, query: bytes) -> Tuple[bytes, Piece]:
+    """The whole record from its short form and the question it answers, and its checksum. That the two belong together shows when the record
+    is decoded: its key, counts and checksum are those of the whole."""
+    n_sections = len(short) - SHORT_HEADER_BYTES
+    if n_sections < 0 or short[:8] != MAGIC + struct.pack("<HH", VERSION, FLAG_SHORT):
+        raise _fail("not a record in its short form")
+    head = b"".join((short[:6], b"\0\0", short[8:16], teacher, short[16:SHORT_HEADER_BYTES], query,
+                     tokens.astype(np.dtype("<u4"), copy=False).tobytes()))
+    before = Piece.of(short[:SHORT_HEADER_BYTES])
+    sections = Piece(piece.remainder ^ advance(before.remainder, n_sections), n_sections)
+    return head + short[SHORT_HEADER_BYTES:], Piece.of(head).then(sections)
+
+
+def _decode_head(data: bytes, piece: Optional[Piece], known: Optional[Query]) -> Head:
     n = len(data)
     if n < HEADER_BYTES or data[:4] != MAGIC:
         raise _fail("not a record")
@@ -72,10 +87,11 @@ def _decode_head(data: bytes, piece: Optional[Piece]) -> Head:
     if not 1 <= vocab_size <= 1 << 24 or not n_tokens or reserved or at + 4 * n_tokens > n:
         raise _fail("impossible sizes")
     tokens = np.frombuffer(data, np.dtype("<u4"), n_tokens, at).astype(np.uint32)
-    query = questions.decode(data[HEADER_BYTES:at], n_tokens, vocab_size)
+    asked = data[HEADER_BYTES:at]
+    query = known if known is not None and known.encoded == asked else questions.decode(asked, n_tokens, vocab_size)
     if int(tokens.max()) >= vocab_size or query.n_rows != n_rows:
         raise _fail("tokens or rows outside their bounds")
-    if data[48:80] != questions.key(data[16:48], tokens, data[HEADER_BYTES:at]):
+    if data[48:80] != questions.key(data[16:48], tokens, asked):
         raise _fail("the key is not the hash of the question")
     return Head(data[16:48], vocab_size, tokens, query, at + 4 * n_tokens, n_sections)
 
@@ -347,9 +363,10 @@ def _decode_sections(d: _Decoder) -> Dict[str, Any]:
     return found
 
 
-def decode(data: bytes, cached: bool = False, piece: Optional[Piece] = None) -> Rows:
-    """Checks a record and unpacks it. `piece` is its checksum where that was computed already. Raises KdError ("corrupt", "unsupported")."""
-    head = _decode_head(data, piece)
+def decode(data: bytes, cached: bool = False, piece: Optional[Piece] = None, known: Optional[Query] = None) -> Rows:
+    """Checks a record and unpacks it. `piece` is its checksum where that was computed already; `known` a canonical question that it may have.
+    Raises KdError ("corrupt", "unsupported")."""
+    head = _decode_head(data, piece, known)
     decoder = _Decoder(data, head)
     with np.errstate(all="ignore"):    # numbers that are not finite are looked for, not computed with
         found = _decode_sections(decoder)

@@ -11,6 +11,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Coroutine, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union, overload
 
+import numpy as np
+import numpy.typing as npt
+
 from .aio import MAX_BODY_BYTES, AsyncPending, AsyncTeacher, Sequences, Tokenized
 from .errors import KdError
 from .frame import Info
@@ -182,6 +185,10 @@ class Teacher:
 
     def detokenize(self, tokens: Sequences, *, skip_special: bool = False) -> str:
         return self._thread.run(self._teacher.detokenize(tokens, skip_special=skip_special))
+
+    def weights(self, tensor: str, ids: Optional[Sequences] = None, *, dtype: str = "f32") -> npt.NDArray[np.float32]:
+        """Rows of the "embedding" or the "head" by token id (all of them without ids), or the one row of "final_norm": (rows, width)."""
+        return self._thread.run(self._teacher.weights(tensor, ids, dtype=dtype))
 
     def generate(self, prompt: Union[str, Sequences], **options: Any) -> Dict[str, Any]:
         """POST /v1/generate of kdserved-http(7) with `prompt` as text or ids."""
