@@ -326,6 +326,7 @@ static const struct route {
 	{"GET", "/v1/model", get_model, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"GET", "/v1/status", get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"POST", "/v1/score", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"POST", "/v1/generate", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"POST", "/v1/completions", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OPENAI},
 	{"GET", "/v1/models", get_models, ROUTE_PLAIN, REPLY_ERRORS_OPENAI},
 	{"GET", "/v1/models/", get_model_card, ROUTE_MODEL, REPLY_ERRORS_OPENAI},

@@ -7,7 +7,7 @@
 #include "common/error.h"
 #include "daemon/server/service.h"
 
-static const struct exchange_kind *const kinds[] = {&exchange_score, &exchange_openai};
+static const struct exchange_kind *const kinds[] = {&exchange_score, &exchange_generate, &exchange_openai};
 
 const struct exchange_kind *exchange_find(const char *path)
 {

@@ -61,4 +61,4 @@ bool exchange_is_ready(const struct exchange *x);
 int exchange_check(const struct exchange *x, struct error *err);
 void exchange_cancel(struct exchange *x);      // nobody waits for the answer any more
 
-extern const struct exchange_kind exchange_score, exchange_openai;
+extern const struct exchange_kind exchange_score, exchange_generate, exchange_openai;

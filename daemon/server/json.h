@@ -29,6 +29,15 @@ int json_read_score(const char *body, size_t n, const struct tokenizer *tokenize
 		    struct error *err);
 void json_score_done(struct json_score *s);
 
+// What /v1/generate says beyond the request itself. max_sequences bounds the samples of all prompts.
+struct json_generate {
+	struct request *request;                 // with `generate` set; owned until handed on
+	bool logprobs;
+};
+int json_read_generate(const char *body, size_t n, const struct tokenizer *tokenizer, const struct json_limits *limits,
+		       struct json_generate *ret, struct error *err);
+void json_generate_done(struct json_generate *g);
+
 struct json_tokenize { char *text; size_t n; bool specials, add_special; };
 int json_read_tokenize(const char *body, size_t n, struct json_tokenize *ret, struct error *err);
 void json_tokenize_done(struct json_tokenize *t);

@@ -12,6 +12,7 @@
 struct error;
 
 #define JSON_NAME_BYTES 64     // of a field's full name, as in struct error
+#define JSON_MAX_DEADLINE_MS 86400000
 
 struct json_field {
 	const char *name;

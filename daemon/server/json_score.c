@@ -10,7 +10,6 @@
 #include "daemon/server/json.h"
 #include "daemon/server/json_internal.h"
 
-#define MAX_DEADLINE_MS 86400000
 
 struct score_reader {
 	struct json_score *out;
@@ -26,7 +25,7 @@ static int read_deadline(void *to, const json_t *v, const char *name, struct err
 {
 	struct score_reader *s = to;
 	s->has_deadline = true;
-	return json_read_integer(v, 1, MAX_DEADLINE_MS, name, &s->deadline_ms, err);
+	return json_read_integer(v, 1, JSON_MAX_DEADLINE_MS, name, &s->deadline_ms, err);
 }
 
 static int read_encoding(void *to, const json_t *v, const char *name, struct error *err)

@@ -55,13 +55,13 @@ static void encode_requests(struct buffer *b, struct service *s)
 {
 	struct service_stats t;
 	service_stats(s, &t);
-	PER_DOOR(b, "kd_requests_accepted_total", "counter", "Score requests read; always answered + rejected + cancelled + in flight.", &t,
+	PER_DOOR(b, "kd_requests_accepted_total", "counter", "Requests read; always answered + rejected + cancelled + in flight.", &t,
 		 accepted);
-	PER_DOOR(b, "kd_requests_answered_total", "counter", "Score requests answered.", &t, answered);
-	PER_DOOR(b, "kd_requests_rejected_total", "counter", "Score requests that ended with an error.", &t, rejected);
-	PER_DOOR(b, "kd_requests_cancelled_total", "counter", "Score requests whose client left or took them back.", &t, cancelled);
-	PER_DOOR(b, "kd_requests_in_flight", "gauge", "Score requests under way.", &t, in_flight);
-	head(b, "kd_requests_errors_total", "counter", "Score requests that ended with an error, by its code.");
+	PER_DOOR(b, "kd_requests_answered_total", "counter", "Requests answered.", &t, answered);
+	PER_DOOR(b, "kd_requests_rejected_total", "counter", "Requests that ended with an error.", &t, rejected);
+	PER_DOOR(b, "kd_requests_cancelled_total", "counter", "Requests whose client left or took them back.", &t, cancelled);
+	PER_DOOR(b, "kd_requests_in_flight", "gauge", "Requests under way.", &t, in_flight);
+	head(b, "kd_requests_errors_total", "counter", "Requests that ended with an error, by its code.");
 	for (int i = ERROR_NONE + 1; i < N_ERROR_CODES; i++)
 		buffer_printf(b, "kd_requests_errors_total{code=\"%s\"} %" PRIu64 "\n", error_name((enum error_code)i),
 			      t.rejected_by_code[i]);
@@ -90,6 +90,14 @@ static void encode_teacher(struct buffer *b, struct service *s)
 	counter(b, "kd_rows_total", "Rows computed.", t.n_rows);
 	counter(b, "kd_rows_not_finite_total", "Rows where the teacher gave NaN or infinity.", t.n_not_finite);
 	counter(b, "kd_sequences_dropped_total", "Sequences dropped before any work: client gone or deadline passed.", t.n_dropped);
+	counter(b, "kd_forward_shared_positions_total", "Positions of scores that another of the same pass had in common with them.",
+		t.n_shared);
+	counter(b, "kd_generated_tokens_total", "Tokens chosen.", t.n_generated);
+	counter(b, "kd_prompt_reused_positions_total", "Positions of prompts that the cache had.", t.n_reused);
+	gauge(b, "kd_generating", "Samples waiting or under way.", (double)t.n_generating);
+	gauge(b, "kd_cache_slots", "Places in the cache of keys and values.", (double)t.n_slots);
+	gauge(b, "kd_cache_slots_used", "Those that hold something.", (double)t.n_slots_used);
+	gauge(b, "kd_cache_slots_idle", "Those that hold it for whoever begins alike, and can make room.", (double)t.n_slots_idle);
 	gauge(b, "kd_sequences_waiting", "Sequences waiting for the teacher.", (double)t.n_waiting);
 	histogram(b, "kd_forward_seconds", "Duration of the trunk's forward passes.", teacher_pass_seconds(teacher));
 	if (teacher_state(teacher) != TEACHER_READY)

@@ -73,8 +73,11 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 
 static int pick_seed(struct generation_query *q, struct error *err)
 {
-	if (!q->has_seed && getrandom(&q->seed, sizeof q->seed, 0) != sizeof q->seed)
+	if (q->has_seed)
+		return 0;
+	if (getrandom(&q->seed, sizeof q->seed, 0) != sizeof q->seed)
 		return error_system(err, errno, "seed", "cannot draw one");
+	q->seed >>= 11;        // 53 bits: every reader of JSON gets it whole
 	q->has_seed = true;
 	return 0;
 }

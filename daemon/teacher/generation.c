@@ -24,6 +24,42 @@ void generation_query_done(struct generation_query *q)
 	q->n_forced = q->n_stops = 0;
 }
 
+static int request_open(const struct generation_query *q, uint32_t n_prompts, uint32_t max_items, struct request **ret_request, struct error *err)
+{
+	uint64_t n = (uint64_t)n_prompts * q->n;
+	if (n > max_items)
+		return error_set(err, ERROR_TOO_LARGE, "prompts", "%" PRIu64 " samples of all prompts, the limit is %" PRIu32, n, max_items);
+	int result = request_new((uint32_t)n, ret_request, err);
+	if (result)
+		return result;
+	(*ret_request)->generate = malloc(sizeof *q);
+	if ((*ret_request)->generate)
+		return 0;
+	*ret_request = request_free(*ret_request);
+	return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
+}
+
+int generation_request_new(struct generation_query *q, struct sequence *prompts, uint32_t n_prompts, uint32_t max_items,
+			   struct request **ret_request, struct error *err)
+{
+	int result = request_open(q, n_prompts, max_items, ret_request, err);
+	if (result == 0) {
+		*(*ret_request)->generate = *q;
+		*q = (struct generation_query){0};
+	}
+	for (uint32_t i = 0; i < n_prompts; i++) {
+		uint32_t n = result == 0 ? (*ret_request)->generate->n : 0;
+		if (n)
+			(*ret_request)->items[i * n].sequence = prompts[i];
+		else
+			sequence_done(&prompts[i]);
+		prompts[i] = (struct sequence){0};
+	}
+	if (result)
+		generation_query_done(q);
+	return result;
+}
+
 static int generation_new(const struct generation_query *q, struct generation **ret_generation, struct error *err)
 {
 	size_t capacity = (size_t)q->n_forced + q->max_tokens;

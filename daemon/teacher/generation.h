@@ -42,6 +42,9 @@ struct generation_query {
 
 void generation_query_init(struct generation_query *q);        // one sample, 16 tokens, temperature 1
 void generation_query_done(struct generation_query *q);        // frees what it owns
+// A request of these prompts, n times each; takes what the query and the prompts own, also when it fails. At most max_items samples.
+int generation_request_new(struct generation_query *q, struct sequence *prompts, uint32_t n_prompts, uint32_t max_items,
+			   struct request **ret_request, struct error *err);
 
 enum generation_finish { GENERATION_UNFINISHED, GENERATION_STOP, GENERATION_LENGTH };
 

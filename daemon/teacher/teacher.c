@@ -241,6 +241,15 @@ static void take_in(struct teacher *t, struct request_item *item)
 		batch_backlog_append(&t->schedule.scores, &item->link);
 }
 
+static void count_slots(struct teacher *t)
+{
+	if (!t->schedule.cache)
+		return;
+	struct cache_usage u = cache_usage(t->schedule.cache);
+	atomic_store(&t->n_slots_used, u.n_used);
+	atomic_store(&t->n_slots_idle, u.n_idle);
+}
+
 // Takes in what waits, and drops what is over. False when there is nothing left to do, ever.
 static bool collect(struct teacher *t)
 {
@@ -258,6 +267,7 @@ static bool collect(struct teacher *t)
 		take_in(t, (struct request_item *)old);
 	for (; item; item = queue_pop(t->queue, false))
 		take_in(t, (struct request_item *)item);
+	count_slots(t);
 	return true;
 }
 
@@ -288,15 +298,6 @@ static int answer_one(struct teacher *t, uint32_t index, const struct act *hidde
 	atomic_fetch_add(&t->n_rows, counts.n_rows);
 	atomic_fetch_add(&t->n_not_finite, counts.n_not_finite);
 	return 0;
-}
-
-static void count_slots(struct teacher *t)
-{
-	if (!t->schedule.cache)
-		return;
-	struct cache_usage u = cache_usage(t->schedule.cache);
-	atomic_store(&t->n_slots_used, u.n_used);
-	atomic_store(&t->n_slots_idle, u.n_idle);
 }
 
 static int answer_scores(struct teacher *t, int r, const struct act *hidden, struct error *err)

@@ -59,7 +59,7 @@ def validate_array(root, s, value, path):
 
 
 KEYWORDS = {"$ref", "type", "enum", "const", "required", "properties", "additionalProperties", "items", "minItems", "maxItems", "minimum",
-    "maximum", "pattern", "oneOf", "anyOf"} | NOTES
+    "exclusiveMinimum", "maximum", "minLength", "pattern", "oneOf", "anyOf"} | NOTES
 
 
 def validate(root, schema, value, path=""):
@@ -75,6 +75,10 @@ def validate(root, schema, value, path=""):
         raise Invalid(path, "%r is not %r" % (value, s["const"]))
     if TYPES["number"](value) and not s.get("minimum", value) <= value <= s.get("maximum", value):
         raise Invalid(path, "%r is out of range" % value)
+    if TYPES["number"](value) and not value > s.get("exclusiveMinimum", float("-inf")):
+        raise Invalid(path, "%r is out of range" % value)
+    if isinstance(value, str) and len(value) < s.get("minLength", 0):
+        raise Invalid(path, "%r is too short" % value)
     if isinstance(value, str) and not re.search(s.get("pattern", ""), value):
         raise Invalid(path, "%r does not match %s" % (value, s["pattern"]))
     if isinstance(value, dict):

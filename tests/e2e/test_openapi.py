@@ -98,6 +98,18 @@ class OpenAPI(unittest.TestCase):
             with self.subTest(wrong=wrong):
                 self.check("score", dict(base, **wrong), status=400, valid=False)
 
+    def test_generate(self):
+        ask = {"prompts": [{"tokens": TOKENS}, {"text": "the cat"}], "max_tokens": 3}
+        for more in ({}, {"n": 2, "seed": 5, "logprobs": True, "rows": 2}, {"temperature": 0, "stop": "a", "stop_ids": [1]}, {"stream": True},
+            {"stream": True, "logprobs": True, "rows": 1, "response_prefix": {"tokens": [4]}}, {"top_k": 5, "top_p": 0.5, "min_p": 0.1, "typical_p": 0.5},
+            {"stop": ["a", "b"], "specials": True, "first_sample": 3, "ignore_eos": True, "deadline_ms": 60000}):
+            with self.subTest(more=more):
+                self.check("generate", dict(ask, **more))
+        for wrong in ({"prompts": []}, {"prompts": [{}]}, {"n": 0}, {"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"min_p": 2}, {"typical_p": 0},
+            {"stop": 5}, {"stop": [""]}, {"rows": -1}, {"stream": 1}, {"seed": -1}, {"logprobs": 1}, {"top": 1}):
+            with self.subTest(wrong=wrong):
+                self.check("generate", dict(ask, **wrong), status=400, valid=False)
+
     def test_completions(self):
         ask = {"model": self.model, "prompt": "the cat", "max_tokens": 1, "temperature": 0}
         for more in ({}, {"echo": True, "logprobs": 2}, {"prompt_logprobs": 1, "return_token_ids": True}, {"prompt": [TOKENS, [1]], "logprobs": 0},
@@ -122,7 +134,7 @@ class Validator(unittest.TestCase):
     def test_it_refuses(self):
         for one, value in (({"type": "integer"}, True), ({"type": "integer"}, 1.5), ({"type": "number"}, "1"), ({"enum": [1, None]}, 0),
             ({"const": 1}, True), ({"type": "object", "required": ["a"]}, {}), ({"additionalProperties": False}, {"a": 1}),
-            ({"properties": {"a": {"type": "string"}}}, {"a": 1}), ({"items": {"minimum": 1}}, [0]), ({"maxItems": 1}, [1, 2]),
+            ({"properties": {"a": {"type": "string"}}}, {"a": 1}), ({"items": {"minimum": 1}}, [0]), ({"exclusiveMinimum": 0}, 0), ({"minLength": 1}, ""), ({"maxItems": 1}, [1, 2]),
             ({"pattern": "^a$"}, "b"), ({"oneOf": [{}, {}]}, 1), ({"anyOf": [{"type": "null"}]}, 1), ({"additionalProperties": {"type": "null"}}, {"x": 1})):
             with self.subTest(schema=one, value=value):
                 self.assertRaises(schema.Invalid, schema.validate, {}, one, value)
