@@ -46,60 +46,20 @@ static int read_response_prefix(void *to, const json_t *v, const char *name, str
 	return 0;
 }
 
-static int read_u32(const json_t *v, const char *name, uint32_t *ret, struct error *err)
+static int read_count(void *to, const json_t *v, const char *name, struct error *err)
 {
 	int64_t i = 0;
 	int r = json_read_integer(v, 0, UINT32_MAX, name, &i, err);
-	*ret = (uint32_t)i;
+	*(uint32_t *)to = (uint32_t)i;
 	return r;
 }
 
-static int read_float(const json_t *v, const char *name, float *ret, struct error *err)
+static int read_float(void *to, const json_t *v, const char *name, struct error *err)
 {
 	if (!json_is_number(v))
 		return json_wrong_type(v, name, "a number", err);
-	*ret = (float)json_number_value(v);
+	*(float *)to = (float)json_number_value(v);
 	return 0;
-}
-
-static int read_n(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return read_u32(v, name, &((struct generate_reader *)to)->query.n, err);
-}
-
-static int read_first_sample(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return read_u32(v, name, &((struct generate_reader *)to)->query.first_sample, err);
-}
-
-static int read_max_tokens(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return read_u32(v, name, &((struct generate_reader *)to)->query.max_tokens, err);
-}
-
-static int read_temperature(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return read_float(v, name, &((struct generate_reader *)to)->query.sampling.temperature, err);
-}
-
-static int read_top_k(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return read_u32(v, name, &((struct generate_reader *)to)->query.sampling.top_k, err);
-}
-
-static int read_top_p(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return read_float(v, name, &((struct generate_reader *)to)->query.sampling.top_p, err);
-}
-
-static int read_min_p(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return read_float(v, name, &((struct generate_reader *)to)->query.sampling.min_p, err);
-}
-
-static int read_typical_p(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return read_float(v, name, &((struct generate_reader *)to)->query.sampling.typical_p, err);
 }
 
 static int read_seed(void *to, const json_t *v, const char *name, struct error *err)
@@ -155,43 +115,23 @@ static int read_stop_ids(void *to, const json_t *v, const char *name, struct err
 	return r;
 }
 
-static int read_ignore_eos(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return json_read_bool(v, name, &((struct generate_reader *)to)->query.ignore_eos, err);
-}
-
-static int read_rows(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return read_u32(v, name, &((struct generate_reader *)to)->query.top_k, err);
-}
-
-static int read_logprobs(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return json_read_bool(v, name, &((struct generate_reader *)to)->logprobs, err);
-}
-
-static int read_specials(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return json_read_bool(v, name, &((struct generate_reader *)to)->specials, err);
-}
-
-static int read_stream(void *to, const json_t *v, const char *name, struct error *err)
-{
-	return json_read_bool(v, name, &((struct generate_reader *)to)->query.stream, err);
-}
-
 static int read_deadline(void *to, const json_t *v, const char *name, struct error *err)
 {
-	return json_read_integer(v, 1, JSON_MAX_DEADLINE_MS, name, &((struct generate_reader *)to)->deadline_ms, err);
+	return json_read_integer(v, 1, JSON_MAX_DEADLINE_MS, name, to, err);
 }
 
+#define AT(member) offsetof(struct generate_reader, member)
+
 static const struct json_field generate_fields[] = {
-	{"prompts", read_prompts, true}, {"n", read_n, false}, {"first_sample", read_first_sample, false},
-	{"max_tokens", read_max_tokens, false}, {"temperature", read_temperature, false}, {"top_k", read_top_k, false},
-	{"top_p", read_top_p, false}, {"min_p", read_min_p, false}, {"typical_p", read_typical_p, false}, {"seed", read_seed, false},
-	{"stop", read_stop, false}, {"stop_ids", read_stop_ids, false}, {"response_prefix", read_response_prefix, false},
-	{"ignore_eos", read_ignore_eos, false}, {"rows", read_rows, false}, {"logprobs", read_logprobs, false},
-	{"specials", read_specials, false}, {"stream", read_stream, false}, {"deadline_ms", read_deadline, false},
+	{"prompts", read_prompts, true, 0}, {"response_prefix", read_response_prefix, false, 0}, {"specials", json_field_bool, false, AT(specials)},
+	{"n", read_count, false, AT(query.n)}, {"first_sample", read_count, false, AT(query.first_sample)},
+	{"max_tokens", read_count, false, AT(query.max_tokens)}, {"temperature", read_float, false, AT(query.sampling.temperature)},
+	{"top_k", read_count, false, AT(query.sampling.top_k)}, {"top_p", read_float, false, AT(query.sampling.top_p)},
+	{"min_p", read_float, false, AT(query.sampling.min_p)}, {"typical_p", read_float, false, AT(query.sampling.typical_p)},
+	{"seed", read_seed, false, 0}, {"stop", read_stop, false, 0}, {"stop_ids", read_stop_ids, false, 0},
+	{"ignore_eos", json_field_bool, false, AT(query.ignore_eos)}, {"rows", read_count, false, AT(query.top_k)},
+	{"logprobs", json_field_bool, false, AT(logprobs)}, {"stream", json_field_bool, false, AT(query.stream)},
+	{"deadline_ms", read_deadline, false, AT(deadline_ms)},
 };
 
 // ---- tokens or text
@@ -229,7 +169,7 @@ static int tokenize(const struct generate_reader *g, const struct part_reader *i
 // whole: a text begins and ends as the tokenizer's template has it; else it is the middle of one.
 static int read_part(const struct generate_reader *g, const json_t *v, const char *name, bool whole, struct sequence *ret, struct error *err)
 {
-	static const struct json_field fields[] = {{"tokens", read_part_tokens, false}, {"text", read_part_text, false}};
+	static const struct json_field fields[] = {{"tokens", read_part_tokens, false, 0}, {"text", read_part_text, false, 0}};
 	struct part_reader in = {0};
 	char prefix[JSON_NAME_BYTES];
 	snprintf(prefix, sizeof prefix, "%.50s.", name);
