@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Answers: a record, and its rows once somebody asks for them.
+#include <inttypes.h>
 #include <stdlib.h>
 
 #include "clients/client.h"
@@ -17,6 +18,15 @@ int answer_new(struct record *record, bool cached, struct kd_answer **ret, struc
 	return 0;
 }
 
+static void drop_decoded(struct kd_answer *answer)
+{
+	answer->decoded = record_rows_free(answer->decoded);
+	free(answer->gather_starts);
+	free(answer->spans);
+	answer->gather_starts = NULL;
+	answer->spans = NULL;
+}
+
 int kd_answer_from_record(const void *bytes, size_t n, struct kd_answer **ret_answer, struct kd_error *err)
 {
 	struct error why = {0};
@@ -27,20 +37,53 @@ int kd_answer_from_record(const void *bytes, size_t n, struct kd_answer **ret_an
 	return r ? report(err, &why, r) : 0;
 }
 
+// What the record does not hold as the caller wants to see it.
+static int make_extras(struct kd_answer *answer, struct error *err)
+{
+	const struct record_rows *d = answer->decoded;
+	const struct query *q = &d->query;
+	if (q->gather.n_lists && !(answer->gather_starts = calloc((size_t)d->n_rows + 1, sizeof *answer->gather_starts)))
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " rows", d->n_rows);
+	if (q->n_spans && !(answer->spans = calloc(q->n_spans, sizeof *answer->spans)))
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " spans", q->n_spans);
+	for (uint32_t row = 0; answer->gather_starts && row <= d->n_rows; row++)
+		answer->gather_starts[row] = record_gather_at(d, row);
+	for (uint32_t i = 0; i < q->n_spans; i++)
+		answer->spans[i] = (struct kd_span){q->spans[i].begin, q->spans[i].end};
+	return 0;
+}
+
+static void make_view(struct kd_answer *answer)
+{
+	const struct record_rows *d = answer->decoded;
+	const struct query *q = &d->query;
+	answer->view = (struct kd_rows){
+		.n_rows = d->n_rows, .first = (uint32_t)q->first, .n_tokens = d->sequence.n_tokens, .top_k = q->top_k,
+		.n_temperatures = q->n_temperatures, .vocab_size = d->vocab_size, .tokens = d->sequence.tokens,
+		.temperatures = q->temperatures, .status = d->status, .max_logit = d->max_logit, .lse = d->lse, .n_top = d->n_top,
+		.ids = d->ids, .logits = d->logits, .own_logit = d->own_logit, .entropy = d->entropy, .max_prob = d->max_prob,
+		.sum_squares = d->sum_squares, .argmax = d->argmax, .tail = d->tail,
+		.n_dense = !d->dense ? 0 : q->n_keep ? q->n_keep : d->vocab_size, .dense = d->dense, .n_keep = q->n_keep, .keep = q->keep,
+		.gather = {q->gather.n_lists, q->gather.offsets, q->gather.ids}, .gather_starts = answer->gather_starts,
+		.gathered = d->gathered, .draw_starts = d->draw_starts, .draw_ids = d->draw_ids, .draw_counts = d->draw_counts,
+		.draw_log_ratios = d->draw_log_ratios, .n_spans = q->n_spans, .spans = answer->spans, .span_sums = d->span_sums,
+		.n_features = q->n_features, .n_feature_rows = q->pooling == QUERY_POOLING_NONE ? d->n_rows : 1,
+		.feature_widths = d->feature_widths, .features = (const float *const *)d->features,
+	};
+}
+
 int kd_answer_rows(struct kd_answer *answer, const struct kd_rows **ret_rows, struct kd_error *err)
 {
 	struct error why = {0};
 	if (!answer->decoded) {
 		int r = record_decode(answer->record, &answer->decoded, &why);
-		if (r)
+		if (!r)
+			r = make_extras(answer, &why);
+		if (r) {
+			drop_decoded(answer);
 			return report(err, &why, r);
-		const struct record_rows *d = answer->decoded;
-		answer->view = (struct kd_rows){
-			.n_rows = d->n_rows, .first = (uint32_t)d->query.first, .n_tokens = d->sequence.n_tokens, .top_k = d->query.top_k,
-			.n_temperatures = d->query.n_temperatures, .vocab_size = d->vocab_size, .tokens = d->sequence.tokens,
-			.temperatures = d->query.temperatures, .status = d->status, .max_logit = d->max_logit, .lse = d->lse, .ids = d->ids,
-			.logits = d->logits, .own_logit = d->own_logit, .entropy = d->entropy,
-		};
+		}
+		make_view(answer);
 	}
 	*ret_rows = &answer->view;
 	return 0;
@@ -49,6 +92,11 @@ int kd_answer_rows(struct kd_answer *answer, const struct kd_rows **ret_rows, st
 const void *kd_answer_record(const struct kd_answer *answer, size_t *ret_n)
 {
 	return record_bytes(answer->record, ret_n);
+}
+
+void kd_answer_key(const struct kd_answer *answer, char ret_key[65])
+{
+	content_id_to_hex(record_key(answer->record), ret_key);
 }
 
 bool kd_answer_cached(const struct kd_answer *answer)
@@ -60,7 +108,7 @@ void kd_answer_free(struct kd_answer *answer)
 {
 	if (!answer)
 		return;
-	record_rows_free(answer->decoded);
+	drop_decoded(answer);
 	record_unref(answer->record);
 	free(answer);
 }

@@ -3,12 +3,14 @@
 #include "clients/client.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "clients/convert.h"
 #include "common/cursor.h"
 #include "config.h"
 
@@ -84,6 +86,8 @@ static int greet(struct kd_client *client, const struct kd_options *options, int
 	client->server = (struct kd_server){
 		.vocab_size = w->limits.vocab_size, .max_tokens = w->limits.max_tokens, .max_top_k = w->limits.max_top_k,
 		.max_sequences = w->max_sequences, .max_body_bytes = w->max_body_bytes, .credits = w->credits,
+		.max_gather = w->limits.max_gather, .max_draws = w->limits.max_draws, .max_spans = w->limits.max_spans,
+		.n_layers = w->limits.n_layers, .width = w->limits.width, .q_width = w->limits.q_width, .kv_width = w->limits.kv_width,
 	};
 	content_id_to_hex(&w->teacher, client->server.teacher);
 	if (options->teacher && strcasecmp(options->teacher, client->server.teacher) != 0)
@@ -105,15 +109,28 @@ static struct kd_client *client_new(const struct kd_options *options)
 	return client;
 }
 
-int kd_open(const struct kd_options *options, struct kd_client **ret_client, struct kd_error *err)
+static int check_options(const struct kd_options *from, struct kd_options *ret, struct error *err)
+{
+	int r = convert_sized(ret, sizeof *ret, from, "options", err);
+	if (!r && !ret->address)
+		r = error_set(err, ERROR_INVALID, "server", "there is no address");
+	if (!r && ret->flags)
+		r = error_set(err, ERROR_INVALID, "flags", "unknown flags 0x%" PRIx32, ret->flags);
+	return r;
+}
+
+int kd_open(const struct kd_options *asked, struct kd_client **ret_client, struct kd_error *err)
 {
 	struct error why = {0};
+	struct kd_options o = KD_OPTIONS_INIT, *options = &o;
+	int r = check_options(asked, options, &why);
+	if (r)
+		return report(err, &why, r);
 	int connect_ms = options->connect_timeout_ms ? options->connect_timeout_ms : DEFAULT_CONNECT_TIMEOUT_MS;
 	int64_t deadline = deadline_of(connect_ms);
 	struct kd_client *client = client_new(options);
 	if (!client)
 		return report(err, &why, error_set(&why, ERROR_MEMORY, NULL, "no memory for a connection"));
-	int r = 0;
 	if (client->wake_fd < 0)
 		r = error_system(&why, errno, NULL, "cannot make an eventfd");
 	if (!r)

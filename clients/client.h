@@ -89,6 +89,8 @@ struct kd_client {
 struct kd_answer {
 	struct record *record;
 	struct record_rows *decoded;     // NULL until asked for
+	uint64_t *gather_starts;         // these two of the view
+	struct kd_span *spans;
 	struct kd_rows view;
 	bool cached;
 };

@@ -8,35 +8,18 @@
 #include <string.h>
 
 #include "clients/client.h"
+#include "clients/convert.h"
 #include "common/cursor.h"
 
-static int convert_query(const struct kd_query *from, struct query *ret, struct error *err)
-{
-	query_init(ret);
-	if (from->n_temperatures > QUERY_MAX_TEMPERATURES)
-		return error_set(err, ERROR_TOO_LARGE, "temperatures", "%" PRIu32 " temperatures, the limit is %d", from->n_temperatures,
-				 QUERY_MAX_TEMPERATURES);
-	ret->top_k = from->top_k;
-	ret->own = from->own;
-	ret->entropy = from->entropy;
-	ret->values = from->f16 ? QUERY_VALUES_F16 : QUERY_VALUES_F32;
-	ret->first = from->first;
-	ret->last = from->last;
-	ret->n_temperatures = from->n_temperatures;
-	for (uint32_t i = 0; i < from->n_temperatures; i++)
-		ret->temperatures[i] = from->temperatures[i];
-	return 0;
-}
-
-// Checks a sequence against the query and keeps what was asked.
-static int prepare_question(const struct kd_client *client, const struct kd_sequence *asked, const struct query *query, uint32_t index,
-			    struct question *q, struct error *err)
+// Checks a sequence against the query and keeps what was asked; `part` (emptied) is what it asks of its own.
+static int prepare_question(const struct kd_client *client, const struct kd_sequence *asked, const struct query *query,
+			    struct query_part *part, uint32_t index, struct question *q, struct error *err)
 {
 	char prefix[32];
 	snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", index);
-	if (sequence_init(&q->sequence, asked->tokens, asked->n_tokens) || query_copy(&q->query, query))
+	if (sequence_init(&q->sequence, asked->tokens, asked->n_tokens))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a question");
-	int r = query_check(&q->query, &q->sequence, &client->welcome.limits, prefix, err);
+	int r = query_resolve(query, part, &q->sequence, &client->welcome.limits, prefix, &q->query, err);
 	if (!r)
 		q->key = query_key(&client->welcome.teacher, &q->sequence, &q->query);
 	return r;
@@ -53,8 +36,46 @@ static int prepare_questions(const struct kd_client *client, const struct kd_req
 	if (!p->answered)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " sequences", p->n_sequences);
 	int r = 0;
-	for (uint32_t i = 0; !r && i < p->n_sequences; i++)
-		r = prepare_question(client, &request->sequences[i], query, p->base + i, &p->questions->items[i], err);
+	for (uint32_t i = 0; !r && i < p->n_sequences; i++) {
+		struct query_part part = {0};
+		r = convert_part(&request->sequences[i], &part, err);
+		if (!r)
+			r = prepare_question(client, &request->sequences[i], query, &part, p->base + i, &p->questions->items[i], err);
+		query_part_done(&part);
+	}
+	return r;
+}
+
+static void score_done(struct frame_score *m)
+{
+	for (uint32_t i = 0; m->parts && i < m->n_sequences; i++)
+		query_part_done(&m->parts[i]);
+	free(m->parts);
+	free(m->sequences);          // their tokens are the caller's
+}
+
+// The message; its query and tokens stay the callers'.
+static int make_score(const struct kd_request *request, const struct query *query, struct frame_score *ret, struct error *err)
+{
+	struct frame_score m = {.flags = (request->flags & ~KD_WAIT) | FRAME_SCORE_SHORT, .deadline_ms = request->deadline_ms,
+				.query = *query, .n_sequences = request->n_sequences};
+	bool parts = false;
+	int r = 0;
+	for (uint32_t i = 0; i < m.n_sequences; i++)
+		parts |= convert_has_part(&request->sequences[i]);
+	m.sequences = calloc(m.n_sequences, sizeof *m.sequences);
+	m.parts = parts ? calloc(m.n_sequences, sizeof *m.parts) : NULL;
+	if (!m.sequences || (parts && !m.parts))
+		r = error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " sequences", m.n_sequences);
+	for (uint32_t i = 0; !r && i < m.n_sequences; i++) {
+		m.sequences[i] = (struct sequence){(uint32_t *)request->sequences[i].tokens, request->sequences[i].n_tokens};
+		if (parts)
+			r = convert_part(&request->sequences[i], &m.parts[i], err);
+	}
+	if (r)
+		score_done(&m);
+	else
+		*ret = m;
 	return r;
 }
 
@@ -62,17 +83,13 @@ static int prepare_questions(const struct kd_client *client, const struct kd_req
 static int encode_score(const struct kd_client *client, const struct kd_request *request, const struct query *query, uint8_t **ret_body,
 			size_t *ret_n, struct error *err)
 {
-	struct frame_score m = {.flags = (request->flags & ~KD_WAIT) | FRAME_SCORE_SHORT, .deadline_ms = request->deadline_ms, .query = *query,
-				.n_sequences = request->n_sequences};
+	struct frame_score m;
 	uint8_t *body = NULL;
-	m.sequences = calloc(m.n_sequences, sizeof *m.sequences);
-	if (!m.sequences)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " sequences", m.n_sequences);
-	for (uint32_t i = 0; i < m.n_sequences; i++)
-		m.sequences[i] = (struct sequence){(uint32_t *)request->sequences[i].tokens, request->sequences[i].n_tokens};
+	int r = make_score(request, query, &m, err);
+	if (r)
+		return r;
 	struct writer count = writer_init(NULL, 0), w;
 	frame_score_encode(&m, &count);
-	int r = 0;
 	if (count.position > client->welcome.max_body_bytes)
 		r = error_set(err, ERROR_TOO_LARGE, "sequences", "the request has %zu bytes, the server takes %" PRIu32, count.position,
 			      client->welcome.max_body_bytes);
@@ -84,7 +101,7 @@ static int encode_score(const struct kd_client *client, const struct kd_request 
 		*ret_body = body;
 		*ret_n = w.position;
 	}
-	free(m.sequences);    // their tokens are the caller's
+	score_done(&m);
 	return r;
 }
 
@@ -114,7 +131,7 @@ int prepare_score(const struct kd_client *client, const struct kd_request *reque
 	struct query query;
 	int r = check_request(client, request, err);
 	if (!r)
-		r = convert_query(&request->query, &query, err);
+		r = convert_query(request->query, &query, err);
 	if (r)
 		return r;
 	m.pending = pending_new(PENDING_SCORE, owner, err);
@@ -125,6 +142,7 @@ int prepare_score(const struct kd_client *client, const struct kd_request *reque
 	}
 	if (!r)
 		r = encode_score(client, request, &query, &m.body, &m.n, err);
+	query_done(&query);
 	if (r)
 		prepared_done(&m);
 	else
@@ -174,12 +192,15 @@ int prepared_send(struct kd_client *client, struct prepared *m, bool wait, uint6
 	return client_flush(client, err);
 }
 
-static int submit(struct kd_client *client, const struct kd_request *request, kd_callback *callback, void *arg, uint64_t *ret_id,
+static int submit(struct kd_client *client, const struct kd_request *asked, kd_callback *callback, void *arg, uint64_t *ret_id,
 		  struct kd_error *err)
 {
 	struct error why = {0};
 	struct prepared m = {0};
-	int r = prepare_score(client, request, callback ? &client->callbacks : NULL, 0, &m, &why);
+	struct kd_request request = KD_REQUEST_INIT;
+	int r = convert_sized(&request, sizeof request, asked, "request", &why);
+	if (!r)
+		r = prepare_score(client, &request, callback ? &client->callbacks : NULL, 0, &m, &why);
 	if (r)
 		return report(err, &why, r);
 	if (callback)
@@ -188,7 +209,7 @@ static int submit(struct kd_client *client, const struct kd_request *request, kd
 	if (!r && callback)
 		r = callbacks_start(client, &why);
 	if (!r)
-		r = prepared_send(client, &m, request->flags & KD_WAIT, ret_id, &why);
+		r = prepared_send(client, &m, request.flags & KD_WAIT, ret_id, &why);
 	pthread_mutex_unlock(&client->lock);
 	prepared_done(&m);
 	return r ? report(err, &why, r) : 0;

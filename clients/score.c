@@ -5,25 +5,34 @@
 #include <string.h>
 
 #include "clients/client.h"
+#include "clients/convert.h"
 
 // One under way; its address is the owner of its requests. With the client's lock held, but where said.
 struct scoring {
 	struct kd_client *client;
 	const struct kd_request *request;
 	struct kd_answer **answers;
+	size_t n_query;                      // bytes of the question on its way
 	uint32_t n_sent, n_open;             // sequences sent, requests not yet done
 	struct prepared next;                // made ready, not sent
 };
 
-#define QUERY_BYTES (20 + 4 * QUERY_MAX_TEMPERATURES)    // of the largest question that struct kd_query can be
+// What a sequence takes of a SCORE, at most.
+static uint64_t sequence_bytes(const struct kd_sequence *s)
+{
+	uint64_t bytes = 4 + 4 * (uint64_t)s->n_tokens + 32 + 8 * (uint64_t)s->n_spans;
+	if (s->gather && s->gather->n_lists)
+		bytes += 4 * ((uint64_t)s->gather->n_lists + s->gather->offsets[s->gather->n_lists]);
+	return bytes;
+}
 
 // How many sequences from `first` on go into one SCORE: within the server's number and bytes, at least one (it will say why not).
-static uint32_t chunk_size(const struct kd_client *client, const struct kd_request *request, uint32_t first)
+static uint32_t chunk_size(const struct kd_client *client, const struct kd_request *request, size_t n_query, uint32_t first)
 {
-	uint64_t bytes = 16 + QUERY_BYTES;
+	uint64_t bytes = 16 + n_query;
 	uint32_t n = 0;
 	while (first + n < request->n_sequences && n < client->welcome.max_sequences && n < FRAME_MAX_SEQUENCES) {
-		bytes += 4 + 4 * (uint64_t)request->sequences[first + n].n_tokens;
+		bytes += sequence_bytes(&request->sequences[first + n]);
 		if (n && bytes > client->welcome.max_body_bytes)
 			break;
 		n++;
@@ -38,7 +47,7 @@ static int prepare_next(struct scoring *s, struct error *err)
 	if (s->next.pending || s->n_sent == s->request->n_sequences)
 		return 0;
 	part.sequences += s->n_sent;
-	part.n_sequences = chunk_size(s->client, s->request, s->n_sent);
+	part.n_sequences = chunk_size(s->client, s->request, s->n_query, s->n_sent);
 	pthread_mutex_unlock(&s->client->lock);
 	int r = prepare_score(s->client, &part, s, s->n_sent, &s->next, err);
 	pthread_mutex_lock(&s->client->lock);
@@ -101,22 +110,40 @@ static int score_all(struct scoring *s, struct error *err)
 	return r;
 }
 
-int kd_score(struct kd_client *client, const struct kd_request *request, struct kd_answer **answers, struct kd_error *err)
+// What can be wrong before any chunk is made.
+static int check_whole(const struct kd_request *asked, struct kd_request *ret, size_t *ret_n_query, struct error *err)
+{
+	struct query query;
+	int r = convert_sized(ret, sizeof *ret, asked, "request", err);
+	if (!r && !ret->n_sequences)
+		r = error_set(err, ERROR_INVALID, "sequences", "there are none");
+	if (!r)
+		r = convert_query(ret->query, &query, err);
+	if (r)
+		return r;
+	*ret_n_query = query_bytes(&query);
+	query_done(&query);
+	return 0;
+}
+
+int kd_score(struct kd_client *client, const struct kd_request *asked, struct kd_answer **answers, struct kd_error *err)
 {
 	struct error why = {0};
-	struct scoring s = {.client = client, .request = request, .answers = answers};
-	if (!request->n_sequences)
-		return report(err, &why, error_set(&why, ERROR_INVALID, "sequences", "there are none"));
-	memset(answers, 0, request->n_sequences * sizeof *answers);
+	struct kd_request request = KD_REQUEST_INIT;
+	struct scoring s = {.client = client, .request = &request, .answers = answers};
+	int r = check_whole(asked, &request, &s.n_query, &why);
+	if (r)
+		return report(err, &why, r);
+	memset(answers, 0, request.n_sequences * sizeof *answers);
 	pthread_mutex_lock(&client->lock);
-	int r = score_all(&s, &why);
+	r = score_all(&s, &why);
 	if (r)
 		pending_abandon(client, &s);
 	pthread_mutex_unlock(&client->lock);
 	prepared_done(&s.next);
 	if (!r)
 		return 0;
-	for (uint32_t i = 0; i < request->n_sequences; i++) {
+	for (uint32_t i = 0; i < request.n_sequences; i++) {
 		kd_answer_free(answers[i]);
 		answers[i] = NULL;
 	}

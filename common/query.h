@@ -112,6 +112,10 @@ bool query_has_rows(const struct query *q);      // asks for something of the vo
 // (NULL = "") goes before the sequence's field names: "sequences[3]." gives field "sequences[3].tokens[17]"; fields of the query have
 // their bare names ("top_k", "gather[2][7]"). On error *q is untouched.
 int query_check(struct query *q, const struct sequence *s, const struct query_limits *limits, const char *prefix, struct error *err);
+// The question about one sequence of a request: what all are asked, but for its own part (emptied), checked and canonical. A fault in
+// the part is named as the sequence's. query_done *ret, also after a failure.
+int query_resolve(const struct query *asked, struct query_part *part, const struct sequence *s, const struct query_limits *limits,
+		  const char *prefix, struct query *ret, struct error *err);
 uint32_t query_rows(const struct query *canonical);
 size_t query_bytes(const struct query *q);       // of its encoding
 

@@ -326,3 +326,24 @@ int query_check(struct query *q, const struct sequence *s, const struct query_li
 		make_canonical(q, s, &c);
 	return r;
 }
+
+int query_resolve(const struct query *asked, struct query_part *part, const struct sequence *s, const struct query_limits *limits,
+		  const char *prefix, struct query *ret, struct error *err)
+{
+	bool rows = part->has_rows, gather = part->gather.n_lists, spans = part->n_spans;
+	char field[sizeof err->field];
+	struct error why = {0};
+	query_init(ret);
+	if (query_copy(ret, asked))
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a question");
+	query_take_part(ret, part);
+	int r = query_check(ret, s, limits, prefix, &why);
+	if (r && ((rows && (strcmp(why.field, "first") == 0 || strcmp(why.field, "last") == 0)) ||
+		  (gather && strncmp(why.field, "gather", 6) == 0) || (spans && strncmp(why.field, "spans", 5) == 0))) {
+		snprintf(field, sizeof field, "%s%.30s", prefix ? prefix : "", why.field);
+		memcpy(why.field, field, sizeof field);
+	}
+	if (r && err)
+		*err = why;
+	return r;
+}

@@ -86,8 +86,9 @@ static int next_token(struct generation *g, uint32_t *ret_token)
 {
 	const struct kd_server *server = kd_server(g->k->client);
 	size_t first = g->n > server->max_tokens ? g->n - server->max_tokens : 0;    // the teacher sees what fits
-	struct kd_sequence sequence = {g->tokens + first, (uint32_t)(g->n - first)};
-	struct kd_request request = {.query = {.top_k = g->top_k, .first = -1, .last = -1}, .sequences = &sequence, .n_sequences = 1,
+	struct kd_sequence sequence = {.tokens = g->tokens + first, .n_tokens = (uint32_t)(g->n - first)};
+	struct kd_query query = {.size = sizeof query, .top_k = g->top_k, .first = -1, .last = -1};
+	struct kd_request request = {.size = sizeof request, .query = &query, .sequences = &sequence, .n_sequences = 1,
 		.flags = KD_NO_STORE};
 	struct kd_answer *answer;
 	const struct kd_rows *rows;

@@ -52,14 +52,15 @@ void progress_show(struct progress *p, double done, double total, const char *no
 void progress_stop(struct progress *p);                                                  // clears the line
 double progress_seconds(const struct progress *p);
 
-// text.c: texts and token lists as sequences of at most `length` tokens.
-struct windows {
-	struct kd_sequence *items;
-	size_t n, capacity;
-};
-void windows_done(struct windows *w);
-// Tokens of a text through the server; *ret_tokens is the caller's to free.
-int text_tokenize(struct kdctl *k, const char *text, size_t n, uint32_t **ret_tokens, size_t *ret_n);
-int windows_append_tokens(struct kdctl *k, struct windows *w, const uint32_t *tokens, size_t n, uint32_t length);
-int windows_append_text(struct kdctl *k, struct windows *w, const char *text, size_t n, uint32_t length);
-int windows_append_lines(struct kdctl *k, struct windows *w, const char *text, size_t n, uint32_t length);    // JSON lines
+// ---- text.c: texts and lists become token ids
+
+struct tokens { uint32_t *ids; size_t n, capacity; };            // zero-initialise
+int tokens_reserve(struct kdctl *k, struct tokens *t, size_t n);         // room for n more
+int tokens_append_json(struct kdctl *k, const json_t *list, struct tokens *t);
+void tokens_done(struct tokens *t);
+
+#define TEXT_PIECE_BYTES (256 * 1024)    // of text in one call: far below any server's limit for JSON
+size_t text_piece(const char *text, size_t n);           // how much of a longer text may be tokenized on its own
+// at: where in the whole text the piece begins, for messages; first: whether what a template puts before a text belongs here.
+int text_tokenize_piece(struct kdctl *k, const char *text, size_t n, uint64_t at, bool first, struct tokens *t);
+int text_tokenize(struct kdctl *k, const char *text, size_t n, uint32_t **ret_tokens, size_t *ret_n);   // *ret_tokens is the caller's

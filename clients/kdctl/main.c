@@ -108,7 +108,7 @@ int kdctl_connect(struct kdctl *k)
 	char token[300];
 	struct kd_error err;
 	// Scoring on a busy processor may be silent for minutes; a server that died is noticed at once by its closed socket.
-	struct kd_options options = {.address = k->server, .timeout_ms = 600000};
+	struct kd_options options = {.size = sizeof options, .address = k->server, .timeout_ms = 600000};
 	if (k->token_file && read_token(k, token, sizeof token))
 		return 1;
 	options.token = k->token_file ? token : NULL;

@@ -76,22 +76,11 @@ static int check_copies(const struct service *s, const struct request *r, struct
 					      " bytes, the limit is %" PRIu64, bytes, limit);
 }
 
-// A fault in what the sequence asks of its own is named as the sequence's.
 static int check_item(struct request_item *item, const struct query_limits *limits, struct error *err)
 {
-	char prefix[32], field[sizeof err->field];
-	bool own_rows = item->part.has_rows, own_gather = item->part.gather.n_lists, own_spans = item->part.n_spans;
+	char prefix[32];
 	snprintf(prefix, sizeof prefix, "sequences[%" PRIu32 "].", item->index);
-	if (query_copy(&item->query, &item->request->query))
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for the question");
-	query_take_part(&item->query, &item->part);
-	int result = query_check(&item->query, &item->sequence, limits, prefix, err);
-	if (result && ((own_rows && (strcmp(err->field, "first") == 0 || strcmp(err->field, "last") == 0)) ||
-		       (own_gather && strncmp(err->field, "gather", 6) == 0) || (own_spans && strncmp(err->field, "spans", 5) == 0))) {
-		snprintf(field, sizeof field, "%s%.30s", prefix, err->field);
-		memcpy(err->field, field, sizeof field);
-	}
-	return result;
+	return query_resolve(&item->request->query, &item->part, &item->sequence, limits, prefix, &item->query, err);
 }
 
 static int check_items(const struct service *s, struct request *r, struct error *err)

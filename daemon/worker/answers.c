@@ -114,7 +114,7 @@ static uint32_t missing_list(const struct job *job, uint32_t room, struct kd_seq
 	for (uint32_t i = 0; i < job->n && n < room; i++)
 		if (!job->rows[i]) {
 			job->places[n] = i;
-			sequences[n++] = (struct kd_sequence){job->sequences[i].tokens, job->sequences[i].n_tokens};
+			sequences[n++] = (struct kd_sequence){.tokens = job->sequences[i].tokens, .n_tokens = job->sequences[i].n_tokens};
 		}
 	return n;
 }

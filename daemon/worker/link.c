@@ -86,7 +86,7 @@ static int connect_once(struct link *l, struct error *err)
 {
 	struct kd_error why;
 	bool first = !*l->server.teacher;
-	struct kd_options o = {.address = l->address, .token = l->token, .teacher = first ? NULL : l->server.teacher,
+	struct kd_options o = {.size = sizeof o, .address = l->address, .token = l->token, .teacher = first ? NULL : l->server.teacher,
 			       .connect_timeout_ms = 2000, .timeout_ms = LINK_SILENCE_MS};
 	if (l->client && !kd_is_draining(l->client))
 		return 0;
@@ -204,10 +204,9 @@ int link_ask(struct link *l, const struct query *q, const struct kd_sequence *se
 	int r = connect_once(l, err);
 	if (r)
 		return r;
-	struct kd_request request = {
-		.query = {.top_k = q->top_k, .own = q->own, .entropy = q->entropy, .f16 = q->values == QUERY_VALUES_F16,
-			  .n_temperatures = q->n_temperatures, .temperatures = q->temperatures, .first = q->first, .last = q->last},
-		.sequences = sequences, .n_sequences = n,
-	};
+	struct kd_query query = {.size = sizeof query, .top_k = q->top_k, .own = q->own, .entropy = q->entropy,
+				 .values = q->values == QUERY_VALUES_F16 ? KD_F16 : KD_F32, .n_temperatures = q->n_temperatures,
+				 .temperatures = q->temperatures, .first = q->first, .last = q->last};
+	struct kd_request request = {.size = sizeof request, .query = &query, .sequences = sequences, .n_sequences = n};
 	return kd_submit(l->client, &request, &id, &why) ? client_error(err, &why) : events_take(l, n, take, arg, err);
 }

@@ -39,14 +39,14 @@ static void make_questions(uint32_t vocab_size)
 		uint32_t n = 1 + random_below(MAX_TOKENS);
 		for (uint32_t k = 0; k < n; k++)
 			tokens[i][k] = random_below(vocab_size);
-		sequences[i] = (struct kd_sequence){tokens[i], n};
+		sequences[i] = (struct kd_sequence){.tokens = tokens[i], .n_tokens = n};
 	}
 	for (int i = 0; i < N_QUERIES; i++)
-		queries[i].last = -1;
+		queries[i] = (struct kd_query)KD_QUERY_INIT;
 	queries[0].own = true;
 	queries[1].top_k = 5;
 	queries[2].top_k = 64;
-	queries[2].f16 = true;
+	queries[2].values = KD_F16;
 	queries[3].entropy = true;
 	queries[4].temperatures = temperatures;
 	queries[4].n_temperatures = 2;
@@ -60,7 +60,7 @@ static void ask_alone(struct kd_client *client)
 	struct kd_error e;
 	for (int q = 0; q < N_QUERIES; q++)
 		for (int i = 0; i < N_SEQUENCES; i++) {
-			struct kd_request request = {.query = queries[q], .sequences = &sequences[i], .n_sequences = 1, .flags = KD_NO_STORE};
+			struct kd_request request = {.size = sizeof request, .query = &queries[q], .sequences = &sequences[i], .n_sequences = 1, .flags = KD_NO_STORE};
 			if (kd_score(client, &request, &alone[q][i], &e))
 				errx(2, "alone: %s: %s", e.field, e.message);
 		}
@@ -81,7 +81,7 @@ static struct { uint64_t requests, answers, wrong, cancelled, late, left, overlo
 
 static void party_open(struct party *p, const char *address)
 {
-	struct kd_options options = {.address = address, .timeout_ms = 60000, .connect_timeout_ms = 60000};
+	struct kd_options options = {.size = sizeof options, .address = address, .timeout_ms = 60000, .connect_timeout_ms = 60000};
 	struct kd_error e;
 	*p = (struct party){0};
 	if (kd_open(&options, &p->client, &e))
@@ -98,7 +98,7 @@ static void party_ask(struct party *p)
 	p->cancelled = false;
 	for (uint32_t i = 0; i < p->n; i++)
 		chosen[i] = sequences[p->which[i] = random_below(N_SEQUENCES)];
-	struct kd_request request = {.query = queries[p->query], .sequences = chosen, .n_sequences = p->n, .flags = KD_NO_STORE,
+	struct kd_request request = {.size = sizeof request, .query = &queries[p->query], .sequences = chosen, .n_sequences = p->n, .flags = KD_NO_STORE,
 				     .deadline_ms = p->hurried ? 1 + random_below(20) : 0};
 	if (kd_submit(p->client, &request, &p->id, &e))
 		errx(2, "submit: %s: %s", e.field, e.message);

@@ -56,10 +56,21 @@ static void wrong_usage_is_one_line_and_2(void **state)
 	(void)state;
 	const char *const cases[][2] = {
 		{"", "a command is expected"}, {"frobnicate", "frobnicate: no such command"}, {"--frob status", "--frob"},
-		{"status extra", "extra"},
+		{"status extra", "extra"}, {"--server", "value is missing"}, {"status --frob", "--frob"}, {"model --frob", "--frob"},
 		{"score", "one FILE is expected"}, {"score a b", "one FILE is expected"}, {"score --length 0 a", "--length 0"},
-		{"score --length 1.5 a", "--length 1.5"}, {"score --top-k x a", "--top-k x"}, {"score --values f8 a", "f16 or f32"},
-		{"score --temperatures 1,0 a", "--temperatures 1,0"}, {"score --length", "value is missing"},
+		{"score --length 1.5 a", "--length 1.5"}, {"score --top-k x a", "--top-k x"},
+		{"score --values f8 a", "f32, f16 or u8 is expected"}, {"score --temperatures 1,0 a", "--temperatures 1,0"},
+		{"score --length", "value is missing"}, {"score --frob a", "--frob"}, {"score --format pdf a", "text, jsonl, u16, u32 or npy"},
+		{"score --top-mass 2 a", "--top-mass 2"}, {"score --draws 0 a", "--draws 0"}, {"score --tau 0 a", "--tau 0"},
+		{"score --seed -1 a", "--seed -1"}, {"score --seed 1.5 a", "--seed 1.5"}, {"score --gather 1,x a", "--gather 1,x"},
+		{"score --gather , a", "there are no ids"}, {"score --keep -3 a", "--keep -3"}, {"score --features hid:1 a", "--features hid:1"},
+		{"score --features hidden a", "--features hidden"}, {"score --features final:1 a", "--features final:1"},
+		{"score --features q:x a", "--features q:x"}, {"score --pooling max a", "none, mean or last"},
+		{"score --feature-values u8 a", "f32, f16 or bf16"}, {"score --first x a", "--first x"}, {"score --last 1e12 a", "--last 1e12"},
+		{"score --batch 0 a", "--batch 0"}, {"score --in-flight 0 a", "--in-flight 0"}, {"score --deadline 0 a", "--deadline 0"},
+		{"score --resume a", "--resume needs --records or --output"}, {"score --records x --output y a", "exclude each other"},
+		{"score --records x --resume --overwrite a", "exclude each other"}, {"score --no-store --durable a", "exclude each other"},
+		{"score --temperatures 2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17 a", "more than 16"},
 		{"generate", "--prompt TEXT is expected"},
 		{"generate --prompt x --tokens -1", "-1: not a number"}, {"train", "one RUN.conf is expected"},
 		{"train --name ../x a", "--name ../x"},
@@ -185,21 +196,50 @@ static void scores_texts_and_token_lists(void **state)
 	(void)state;
 	// The fake teacher: lse of row i is 5 + i, own logit 2; rows with a follower: 0 and 1 of windows of 3.
 	struct outcome o = run_with_file("--json score --length 3 --top-k 2", "text", "whatever");
-	expect(o, 0, "\"sequence\":0,\"tokens\":3,\"positions\":3,\"cached\":false,\"nll\":7.000000,\"scored_tokens\":2");
-	expect(o, 0, "\"sequence\":1,\"tokens\":2,\"positions\":2,\"cached\":true,\"nll\":3.000000,\"scored_tokens\":1");
-	expect(o, 0, "\"positions\":5,");
-	expect(o, 0, "\"cached_percent\":50.0");
-	expect(o, 0, "\"perplexity\":28.0316");    // exp(10 / 3)
+	expect(o, 0, "{\"id\":\"aea7598e0ca6291db323fa6f59c749d2f1634fa56318a9c031c3571c73ed8737\",\"cached\":false,\"first\":0,\"last\":2,"
+	       "\"tokens\":[1,2,3],\"rows\":[{\"status\":\"ok\",\"lse\":[5],\"ids\":[0,1],\"logits\":[4,3],\"own_logit\":2},");
+	expect(o, 0, "\"cached\":true,\"first\":0,\"last\":1,\"tokens\":[4,5],\"rows\":[");
+	expect(o, 0, "\"resumed\":0,\"sequences\":2,\"tokens\":5,\"positions\":5,\"cached\":1,");
+	expect(o, 0, "\"scored_tokens\":3,\"nll\":10.0,\"perplexity\":28.0316");    // exp(10 / 3)
 	expect(run_with_file("score --length 3 --top-k 2", "text", "whatever"), 0, "perplexity               28.0316");
-	expect(run_with_file("--json score --top-k 2", "some.jsonl", "{\"tokens\":[5,6]}\n\n{\"text\":\"x\"}\n"), 0,
-	       "\"sequence\":1,\"tokens\":5");
-	expect(run_with_file("score --lines", "text", "{\"text\":1}\n"), 1, "line 1: ");
-	expect(run_with_file("score --lines", "text", "{\"tokens\":[-1]}\n"), 1, "tokens[0]: not a token id");
+	expect(run_with_file("score --length 3 --top-k 2 --temperatures 2", "text", "whatever"), 0, "perplexity               28.0316");
+	o = run_with_file("--json score --top-k 2", "some.jsonl", "{\"tokens\":[5,6]}\n\n{\"text\":\"x\",\"label\":7}\r\n");
+	expect(o, 0, "\"tokens\":[5,6]");
+	expect(o, 0, "\"tokens\":[1,2,3,4,5]");
+	expect(o, 0, "\"empty\":1");
 	expect(run_with_file("score --top-k 2 --lines", "text", "{\"tokens\":[1000]}\n"), 1,
-	       "sequences[0].tokens[0]: id 1000 is outside the vocabulary (1000)");
-	expect(run_with_file("score", "text", "\xff\xfe"), 1, "not UTF-8");
-	expect(run_with_file("score", "text", ""), 1, "there is nothing to score");
-	expect(run_with_file("score --top-k 9", "text", "x"), 1, "top_k: 9 is over the limit (8)");
+	       "sequence 0: tokens[0]: id 1000 is outside the vocabulary (1000)");
+	expect_one_line(run_with_file("score --top-k 9", "text", "x"), 1, "top_k: 9 is over the limit (8)");
+}
+
+static void broken_input_is_one_line_and_1(void **state)
+{
+	(void)state;
+	const struct { const char *options, *text, *want; } cases[] = {
+		{"", "", "there is nothing to score"}, {"", "\xff\xfe", "not UTF-8 between bytes 0 and 2"},
+		{"--lines", "{\"tokens\":[1]}\n{\"text\":1}\n", "line 2: {\"text\":\"...\"} or"}, {"--lines", "{\"tokens\":[-1]}\n", "not a token id"},
+		{"--lines", "{\"tokens\":[1.5]}\n", "not a token id"}, {"--lines", "[]\n", "line 1: "}, {"--lines", "{\n", "line 1: "},
+		{"--lines", "{\"text\":\"x\",\"tokens\":[1]}\n", "line 1: "}, {"--lines", "\n", "there is nothing to score"},
+		{"--lines", "{\"tokens\":[1,2],\"spans\":[[1]]}\n", "line 1: spans: [[begin,end],..]"},
+		{"--lines", "{\"tokens\":[1,2],\"spans\":[[1,9]]}\n", "sequence 0: spans[0]"},
+		{"--lines", "{\"tokens\":[1,2],\"gather\":[[1],2]}\n", "line 1: gather: "},
+		{"--lines", "{\"tokens\":[1,2],\"gather\":[[1],[\"a\"]]}\n", "line 1: gather[1][0]: not a token id"},
+		{"--lines", "{\"tokens\":[1,2],\"gather\":[[1],[2],[3]]}\n", "sequence 0: gather"},
+		{"--lines", "{\"tokens\":[1,2],\"first\":\"a\"}\n", "line 1: first: not a position"},
+		{"--lines", "{\"tokens\":[1,2],\"first\":2}\n", "sequence 0: first"},
+		{"--lines --length 1", "{\"tokens\":[1,2],\"first\":0}\n", "2 tokens are more than --length 1"},
+		{"--format u16", "abc", "it ends in the middle of a number"}, {"--format u32", "\x01\xff\xff\xff", "outside the vocabulary"},
+		{"--format npy", "abc", "this is not a NumPy file"}, {"--format npy", "\x93NUMPY\x01\x01\xff", "this is not a NumPy file"},
+		{"--format npy", "\x93NUMPY\x01\x01\x10\x10{", "header is cut short"},
+		{"--gather @/nonexistent/ids", "x", "/nonexistent/ids"}, {"--records /nonexistent/r", "x", "/nonexistent/r"},
+	};
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		char arguments[256];
+		snprintf(arguments, sizeof arguments, "score --top-k 2 %s", cases[i].options);
+		expect_one_line(run_with_file(arguments, "file", cases[i].text), 1, cases[i].want);
+	}
+	expect_one_line(run_with_server("score /nonexistent/file"), 1, "/nonexistent/file: No such file or directory");
+	expect_one_line(run_with_server("score /tmp"), 1, "/tmp: Is a directory");
 }
 
 static void generates_until_it_has_enough(void **state)
@@ -295,6 +335,7 @@ int main(void)
 		cmocka_unit_test(absent_server_is_one_line_and_1),
 		cmocka_unit_test(shows_what_the_server_says),
 		cmocka_unit_test(scores_texts_and_token_lists),
+		cmocka_unit_test(broken_input_is_one_line_and_1),
 		cmocka_unit_test(generates_until_it_has_enough),
 		cmocka_unit_test(follows_a_run_to_its_end),
 		cmocka_unit_test(looks_into_a_store),

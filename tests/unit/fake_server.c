@@ -72,25 +72,83 @@ void fake_server_send(struct fake_server *s, uint8_t kind, uint64_t id, const vo
 	fake_server_write(s, body, n);
 }
 
+// The fake teacher: the logit of id v is 4 - v at every position, the lse of row i is 5 + i, the token that follows has 2.
+static void fill_row(struct record_rows *rows, uint32_t row)
+{
+	const struct query *q = &rows->query;
+	uint32_t n_dense = q->n_keep ? q->n_keep : rows->vocab_size, n;
+	rows->max_logit[row] = 4 - (q->n_keep ? (float)q->keep[0] : 0);
+	for (uint32_t t = 0; t < q->n_temperatures; t++)
+		rows->lse[row * q->n_temperatures + t] = 5 + (float)row;
+	for (uint32_t i = 0; i < q->top_k; i++) {
+		rows->ids[row * q->top_k + i] = q->n_keep ? q->keep[i] : i;
+		rows->logits[row * q->top_k + i] = 4 - (float)rows->ids[row * q->top_k + i];
+	}
+	if (rows->n_top)
+		rows->n_top[row] = q->top_k;
+	for (uint32_t i = 0; rows->dense && i < n_dense; i++)
+		rows->dense[(size_t)row * n_dense + i] = 4 - (float)(q->n_keep ? q->keep[i] : i);
+	if (rows->own_logit)
+		rows->own_logit[row] = row + 1 < rows->n_rows ? 2 : NAN;
+	if (rows->entropy)
+		rows->entropy[row] = 1.5f;
+	if (rows->max_prob)
+		rows->max_prob[row] = 0.5f;
+	if (rows->sum_squares)
+		rows->sum_squares[row] = 0.25f;
+	if (rows->argmax)
+		rows->argmax[row] = q->n_keep ? q->keep[0] : 0;
+	if (rows->tail)
+		rows->tail[row] = -1;
+	const uint32_t *ids = q->gather.n_lists ? record_gather_ids(rows, row, &n) : NULL;
+	for (uint32_t i = 0; ids && i < n; i++)
+		rows->gathered[record_gather_at(rows, row) + i] = 4 - (float)ids[i];
+}
+
+// Every draw of a row falls on the first id that may be drawn.
+static void fill_draws(struct record_rows *rows)
+{
+	const struct query *q = &rows->query;
+	must(record_rows_reserve_draws(rows, rows->n_rows, NULL) == 0, "draws");
+	for (uint32_t row = 0; row < rows->n_rows; row++) {
+		rows->draw_starts[row + 1] = row + 1;
+		rows->draw_ids[row] = q->draws.tail ? q->top_k : 0;
+		rows->draw_counts[row] = q->draws.n;
+		if (rows->draw_log_ratios)
+			rows->draw_log_ratios[row] = 0.5f;
+	}
+}
+
+static void fill_features(const struct fake_server *s, struct record_rows *rows)
+{
+	const struct query *q = &rows->query;
+	uint32_t n_rows = q->pooling == QUERY_POOLING_NONE ? rows->n_rows : 1;
+	for (uint32_t f = 0; f < q->n_features; f++) {
+		const struct query_limits *l = &s->welcome.limits;
+		uint8_t kind = q->features[f].kind;
+		uint32_t width = kind <= QUERY_FEATURE_FINAL ? l->width : kind == QUERY_FEATURE_Q ? l->q_width : l->kv_width;
+		must(record_rows_add_feature(rows, f, width, NULL) == 0, "feature");
+		for (uint32_t i = 0; i < n_rows * width; i++)
+			rows->features[f][i] = (float)i;
+	}
+}
+
 struct record *fake_server_record(struct fake_server *s, const struct frame_score *score, uint32_t index)
 {
 	struct query q;
+	struct query_part none = {0};
 	struct record_rows *rows;
 	struct record *record;
-	must(query_copy(&q, &score->query) == 0, "query_copy");
-	must(query_check(&q, &score->sequences[index], &s->welcome.limits, "", NULL) == 0, "query");
+	must(query_resolve(&score->query, score->parts ? &score->parts[index] : &none, &score->sequences[index], &s->welcome.limits, "", &q,
+			   NULL) == 0, "query");
 	must(record_rows_new(&s->welcome.teacher, s->welcome.limits.vocab_size, &score->sequences[index], &q, &rows, NULL) == 0, "rows");
-	for (uint32_t row = 0; row < rows->n_rows; row++) {
-		rows->max_logit[row] = 4;
-		for (uint32_t t = 0; t < q.n_temperatures; t++)
-			rows->lse[row * q.n_temperatures + t] = 5 + (float)row;
-		for (uint32_t i = 0; i < q.top_k; i++) {
-			rows->ids[row * q.top_k + i] = i;
-			rows->logits[row * q.top_k + i] = 4 - (float)i;
-		}
-		if (rows->own_logit)
-			rows->own_logit[row] = row + 1 < rows->n_rows ? 2 : NAN;
-	}
+	for (uint32_t row = 0; query_has_rows(&q) && row < rows->n_rows; row++)
+		fill_row(rows, row);
+	if (q.draws.n)
+		fill_draws(rows);
+	for (uint32_t i = 0; i < q.n_spans; i++)
+		rows->span_sums[i] = -3 * (float)(q.spans[i].end - q.spans[i].begin);
+	fill_features(s, rows);
 	must(record_encode(rows, &record, NULL) == 0, "record");
 	record_rows_free(rows);
 	query_done(&q);
@@ -157,7 +215,8 @@ void fake_server_open(struct fake_server *s)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	if (!s->welcome.credits)
-		s->welcome = (struct frame_welcome){.teacher = {{0xab}}, .limits = {.max_tokens = 64, .max_top_k = 8, .vocab_size = 1000},
+		s->welcome = (struct frame_welcome){.teacher = {{0xab}}, .limits = {.max_tokens = 64, .max_top_k = 8, .max_gather = 16,
+			.max_draws = 16, .max_spans = 4, .vocab_size = 1000, .n_layers = 2, .width = 4, .q_width = 4, .kv_width = 2},
 			.max_sequences = 4, .max_body_bytes = 100000, .credits = 2};
 	strcpy(s->directory, "/tmp/kdserved-test-XXXXXX");
 	must(mkdtemp(s->directory) != NULL, "mkdtemp");

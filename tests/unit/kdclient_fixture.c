@@ -10,17 +10,21 @@
 #include <cmocka.h>
 
 static const uint32_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
-const struct kd_sequence kdclient_sequences[N_KDCLIENT_SEQUENCES] = {{tokens, 3}, {tokens + 1, 4}, {tokens + 2, 5}, {tokens, 6}, {tokens + 3, 2},
-	{tokens + 4, 1}, {tokens, 10}, {tokens + 1, 9}, {tokens + 2, 2}};
+const struct kd_sequence kdclient_sequences[N_KDCLIENT_SEQUENCES] = {{.tokens = tokens, .n_tokens = 3},
+	{.tokens = tokens + 1, .n_tokens = 4}, {.tokens = tokens + 2, .n_tokens = 5}, {.tokens = tokens, .n_tokens = 6},
+	{.tokens = tokens + 3, .n_tokens = 2}, {.tokens = tokens + 4, .n_tokens = 1}, {.tokens = tokens, .n_tokens = 10},
+	{.tokens = tokens + 1, .n_tokens = 9}, {.tokens = tokens + 2, .n_tokens = 2}};
+
+const struct kd_query kdclient_query = {.size = sizeof(struct kd_query), .top_k = 3, .own = true, .last = -1};
 
 struct kd_request kdclient_ask(uint32_t n)
 {
-	return (struct kd_request){.query = {.top_k = 3, .own = true, .last = -1}, .sequences = kdclient_sequences, .n_sequences = n};
+	return (struct kd_request){.size = sizeof(struct kd_request), .query = &kdclient_query, .sequences = kdclient_sequences, .n_sequences = n};
 }
 
 struct kd_client *kdclient_connect(struct fake_server *s)
 {
-	struct kd_options options = {.address = s->address, .timeout_ms = 5000};
+	struct kd_options options = {.size = sizeof options, .address = s->address, .timeout_ms = 5000};
 	struct kd_client *client = NULL;
 	struct kd_error err;
 	fake_server_open(s);

@@ -8,6 +8,7 @@
 #define N_KDCLIENT_SEQUENCES 9
 extern const struct kd_sequence kdclient_sequences[N_KDCLIENT_SEQUENCES];
 
+extern const struct kd_query kdclient_query;
 struct kd_request kdclient_ask(uint32_t n);                          // top 3 and own of the first n sequences
 struct kd_client *kdclient_connect(struct fake_server *s);           // opens the server too
 void kdclient_close(struct fake_server *s, struct kd_client *client);

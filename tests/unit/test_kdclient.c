@@ -19,7 +19,7 @@ static void learns_the_servers_limits(void **state)
 {
 	(void)state;
 	struct fake_server s = {.play = kdclient_answer_all};
-	struct kd_options options = {.address = s.address, .token = "s3cret",
+	struct kd_options options = {.size = sizeof options, .address = s.address, .token = "s3cret",
 		.teacher = "AB00000000000000000000000000000000000000000000000000000000000000"};
 	struct kd_client *client;
 	struct kd_error err;
@@ -140,11 +140,13 @@ static void faults_are_found_before_anything_is_sent(void **state)
 	struct kd_request request = kdclient_ask(3);
 	struct kd_answer *answers[9];
 	struct kd_error err;
-	request.query.top_k = 9;
+	struct kd_query query = kdclient_query;
+	query.top_k = 9;
+	request.query = &query;
 	assert_int_equal(kd_score(client, &request, answers, &err), -E2BIG);
 	assert_string_equal(err.field, "top_k");
 	request = kdclient_ask(3);
-	struct kd_sequence bad[] = {kdclient_sequences[0], kdclient_sequences[1], {(const uint32_t[]){1, 1000}, 2}};
+	struct kd_sequence bad[] = {kdclient_sequences[0], kdclient_sequences[1], {.tokens = (const uint32_t[]){1, 1000}, .n_tokens = 2}};
 	request.sequences = bad;
 	assert_int_equal(kd_score(client, &request, answers, &err), -EINVAL);
 	assert_string_equal(err.field, "sequences[2].tokens[1]");

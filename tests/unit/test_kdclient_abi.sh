@@ -11,7 +11,12 @@ fail() { echo "$*"; failed=1; }
 
 # shellcheck disable=SC2086
 compile() { # COMPILER LANGUAGE STANDARD
-	printf '#include "kdclient.h"\nint main(void) { return kd_version() == 0; }\n' >"$work/use.$2"
+	{
+		echo '#include "kdclient.h"'
+		echo 'int main(void) {'
+		echo 'struct kd_options o = KD_OPTIONS_INIT; struct kd_query q = KD_QUERY_INIT; struct kd_request r = KD_REQUEST_INIT;'
+		echo 'return o.size == sizeof o && q.size == sizeof q && q.last == -1 && r.size == sizeof r ? 0 : 1; }'
+	} >"$work/use.$2"
 	$1 -std=$3 -Wall -Wextra -pedantic -Werror -fsyntax-only -I"$top_srcdir/clients" "$work/use.$2" || fail "$header does not compile as $3"
 }
 for standard in c99 c11; do compile "$CC" c $standard; done
@@ -20,7 +25,7 @@ for standard in c++11 c++17; do
 	compile "$CXX" cc $standard
 done
 
-grep -oE '\bkd_[a-z_]+\(' "$header" | tr -d '(' | sort -u >"$work/declared"
+grep -vE 'static inline|^#' "$header" | grep -oE '\bkd_[a-z_]+\(' | tr -d '(' | sort -u >"$work/declared"
 grep -oE '^[[:space:]]kd_[a-z_]+;' "$top_srcdir/clients/libkdclient.map" | tr -d '\t ;' | sort >"$work/mapped"
 $NM -D --defined-only "$library" | awk '{print $3}' | grep -v '^KDCLIENT_[0-9]*$' >"$work/symbols"
 grep -vE '^kd_[a-z_]+@@KDCLIENT_[0-9]+$' "$work/symbols" | grep -vE '^__?(asan|ubsan|tsan|sanitizer|odr_asan)' && fail "exported without being one of ours"

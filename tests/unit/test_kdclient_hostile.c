@@ -146,7 +146,7 @@ static void refused_greeting_says_why(void **state)
 	};
 	for (refusal_byte = 0; refusal_byte < 3; refusal_byte++) {
 		struct fake_server s = {.play = play_refuse_hello, .silent = true};
-		struct kd_options options = {.address = s.address};
+		struct kd_options options = {.size = sizeof options, .address = s.address};
 		struct kd_client *client = NULL;
 		struct kd_error err;
 		fake_server_open(&s);
@@ -186,7 +186,7 @@ static void silence_has_an_end_and_late_answers_are_dropped(void **state)
 {
 	(void)state;
 	struct fake_server mute = {.play = play_nothing, .silent = true}, s = {.play = play_late};
-	struct kd_options options = {.address = mute.address, .connect_timeout_ms = 50, .timeout_ms = 300};
+	struct kd_options options = {.size = sizeof options, .address = mute.address, .connect_timeout_ms = 50, .timeout_ms = 300};
 	struct kd_client *client = NULL;
 	struct kd_error err;
 	fake_server_open(&mute);
@@ -214,15 +214,15 @@ static void addresses_are_checked(void **state)
 	struct kd_client *client;
 	struct kd_error err;
 	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-		struct kd_options options = {.address = bad[i]};
+		struct kd_options options = {.size = sizeof options, .address = bad[i]};
 		assert_int_equal(kd_open(&options, &client, &err), -EINVAL);
 		assert_string_equal(err.field, "server");
 	}
-	struct kd_options absent = {.address = "unix:/nonexistent/socket"};
+	struct kd_options absent = {.size = sizeof absent, .address = "unix:/nonexistent/socket"};
 	assert_int_equal(kd_open(&absent, &client, &err), -ENOENT);
 	struct fake_server s = {.play = play_nothing, .silent = true};
 	fake_server_open(&s);
-	struct kd_options strange = {.address = s.address, .teacher = "xyz"};
+	struct kd_options strange = {.size = sizeof strange, .address = s.address, .teacher = "xyz"};
 	assert_int_equal(kd_open(&strange, &client, &err), -EINVAL);
 	assert_string_equal(err.field, "teacher");
 	fake_server_close(&s);

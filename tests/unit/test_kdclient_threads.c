@@ -104,7 +104,7 @@ static void *score_rounds(void *arg)
 		struct kd_answer *answers[11];
 		for (uint32_t i = 0; i < n; i++) {
 			tokens[i] = (w->number * N_ROUNDS + round + 100 * i) % 1000;
-			sequences[i] = (struct kd_sequence){&tokens[i], 1};
+			sequences[i] = (struct kd_sequence){.tokens = &tokens[i], .n_tokens = 1};
 		}
 		struct kd_request request = kdclient_ask(n);
 		request.sequences = sequences;
@@ -345,7 +345,7 @@ static void silence_ends_a_callback(void **state)
 {
 	(void)state;
 	struct fake_server s = {.play = play_nothing};
-	struct kd_options options = {.address = s.address, .timeout_ms = 50};
+	struct kd_options options = {.size = sizeof options, .address = s.address, .timeout_ms = 50};
 	struct kd_request one = kdclient_ask(1);
 	struct kd_client *client;
 	struct tally t;
