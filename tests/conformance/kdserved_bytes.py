@@ -193,6 +193,37 @@ def values_section(values, rows):
     return ranges + codes
 
 
+def read_values(values, maximum, row):
+    """What comes back of a row's logits."""
+    if values == F32:
+        return [f32(v) for v in row]
+    if values == F16:
+        return [f32(maximum + struct.unpack("<e", f16_bytes(f32(v - maximum)))[0]) for v in row]
+    span = f32(maximum - min([maximum] + list(row)))
+    return [f32(maximum - (round((maximum - v) * (255 / span)) if span else 0) * (span / 255)) for v in row]
+
+
+def assemble(parts, mend=False, **changes):
+    """A record of parts, with changes: perhaps one that nobody should accept, but with its checksum right unless `crc` is given; with
+    `mend` the key is right too, for a question that is wrong in itself."""
+    p = dict(parts, **changes)
+    if mend:
+        sequence = hashlib.sha256(b"kdserved sequence 1\n" + tokens_bytes(p["tokens"])).digest()
+        p["key"] = hashlib.sha256(b"kdserved key 1\n" + p["teacher"] + sequence + p["query"]).digest()
+
+    def count(name, value):
+        return value if p[name] is None else p[name]
+    tail = p["teacher"] + p["key"]
+    tail += struct.pack("<IIIIHH", p["vocab_size"], count("n_tokens", len(p["tokens"])), p["n_rows"], count("query_bytes", len(p["query"])),
+                        count("n_sections", len(p["sections"])), p["reserved"])
+    tail += p["query"] + tokens_bytes(p["tokens"])
+    for tag, data in p["sections"]:
+        tail += struct.pack("<HHI", tag, 0, len(data)) + data
+    tail += p["extra"]
+    head = struct.pack("<4sHHI", p["magic"], p["version"], p["flags"], count("n_bytes", 16 + len(tail)))
+    return head + struct.pack("<I", count("crc", crc32c(head + tail))) + tail
+
+
 class Record:
     """Rows are dictionaries, None for a row that is not finite: max_logit, lse, top (id -> logit), dense, own, entropy, max_prob, argmax,
     sum_squares, tail, gathered, draws ((id, count) or (id, count, log ratio)). spans: sums, None = absent. features: lists of vectors
@@ -277,16 +308,55 @@ class Record:
         for i in range(len(q.features)):
             yield 18, self.feature_section(i)
 
-    def encode(self):
-        sections, query = list(self.sections()), self.query.encode()
-        tail = self.teacher + key_of(self.teacher, self.tokens, self.query)
-        tail += struct.pack("<IIIIHH", self.vocab_size, len(self.tokens), self.query.last - self.query.first + 1, len(query), len(sections), 0)
-        tail += query + tokens_bytes(self.tokens)
-        for tag, data in sections:
-            tail += struct.pack("<HHI", tag, 0, len(data)) + data
-        head = struct.pack("<4sHHI", b"KDRC", 2, 0, 16 + len(tail))
-        return head + struct.pack("<I", crc32c(head + tail)) + tail
+    def encode(self, **changes):
+        return assemble(self.parts(), **changes)
 
+    def parts(self):
+        """What the bytes are made of; assemble() takes changes to any of it."""
+        return dict(teacher=self.teacher, vocab_size=self.vocab_size, tokens=self.tokens, n_rows=self.query.last - self.query.first + 1,
+                    query=self.query.encode(), sections=list(self.sections()), key=key_of(self.teacher, self.tokens, self.query),
+                    magic=b"KDRC", version=2, flags=0, extra=b"", n_bytes=None, crc=None, n_tokens=None, query_bytes=None, n_sections=None,
+                    reserved=0)
+
+    def decoded(self):
+        """What a reader finds: name -> list. Floats are already rounded by the question's format; rows without numbers are zeros, in ids,
+        logits and dense they have no entries."""
+        q, good = self.query, [row for row in self.rows if row]
+        out, zero = {}, lambda n: [0.0] * n
+        if q.has_rows() or (q.features and not q.pooling):
+            out["status"] = [0 if row else NOT_FINITE for row in self.rows]
+        if q.has_rows():
+            out["max_logit"] = [row["max_logit"] if row else 0.0 for row in self.rows]
+            out["lse"] = [v for row in self.rows for v in (row["lse"] if row else zero(len(q.temperatures)))]
+        if q.top_k:
+            tops = [sorted(zip(row["top"], read_values(q.values, row["max_logit"], list(row["top"].values()))), key=lambda e: (-e[1], e[0]))
+                    for row in good]
+            out["n_top"] = [len(row["top"]) if row else 0 for row in self.rows]
+            out["ids"], out["logits"] = [i for t in tops for i, _ in t], [v for t in tops for _, v in t]
+        if q.dense:
+            out["dense"] = [v for row in good for v in read_values(q.values, row["max_logit"], row["dense"])]
+        if q.own:
+            out["own_logit"] = list(struct.unpack("<%df" % len(self.rows), self.own_section()))
+        for name in ("entropy", "max_prob", "argmax", "sum_squares", "tail"):
+            if getattr(q, name):
+                out[name] = [row[name] if row else 0 if name == "argmax" else 0.0 for row in self.rows]
+        if q.gather is not None:
+            out["gathered"] = [v for i, row in enumerate(self.rows) for v in
+                               (read_values(q.values, row["max_logit"], row["gathered"]) if row else
+                                zero(len(q.gather[i if len(q.gather) > 1 else 0])))]
+        if q.draws:
+            draws = [row["draws"] if row else [] for row in self.rows]
+            out["draw_starts"] = [sum(map(len, draws[:i])) for i in range(len(draws) + 1)]
+            out["draw_ids"], out["draw_counts"] = [d[0] for row in draws for d in row], [d[1] for row in draws for d in row]
+            if q.draws.get("tau", 1) != 1:
+                out["draw_log_ratios"] = [f32(d[2]) for row in draws for d in row]
+        if q.spans:
+            out["span_sums"] = [NAN if v is None else v for v in self.spans]
+        rounded = (f32, lambda v: struct.unpack("<e", struct.pack("<e", v))[0],
+                   lambda v: struct.unpack("<f", b"\0\0" + bf16_bytes(v))[0])[q.feature_values]
+        for i, vectors in enumerate(self.features):
+            out["feature %d" % i] = [v for x in vectors for v in (map(rounded, x) if x else [NAN if q.pooling else 0.0] * self.widths[i])]
+        return out
 
     def shorten(self):
         """The short form: no teacher, query or tokens; flag 1; length and checksum are those of the whole."""
@@ -393,8 +463,8 @@ def frame_examples():
     q = Query(top_k=2, own=True, first=1, values=F16)
     spans = Query(temperatures=[1], gather=[[5]])
     parts = [{"spans": [(2, 3)]}, {"rows": (0, 1), "gather": [[7, 300], []]}]
-    limits = dict(max_tokens=4096, max_top_k=1024, max_gather=1024, max_draws=1024, max_spans=65536, vocab_size=49152, n_layers=30, width=576,
-                  q_width=576, kv_width=192, max_sequences=1024, max_body=1 << 25, credits=64)
+    limits = dict(max_tokens=4096, max_top_k=1024, max_gather=1024, max_draws=1024, max_spans=65536, vocab_size=49152, n_layers=30,
+                  width=576, q_width=576, kv_width=192, max_sequences=1024, max_body=1 << 25, credits=64)
     return {
         "ping": frame(PING, 1, b"hello"),
         "hello": frame(HELLO, 0, hello_body(b"s3cret")),

@@ -49,7 +49,8 @@ class Questions(unittest.TestCase):
     def test_a_part_of_its_own_is_the_whole_question_of_its_own(self):
         sequences = [[5, 17, 200], [3, 99], [1, 2, 3, 4], [7]]
         common = dict(top_k=3, draws={"n": 5, "seed": 9}, temperatures=[1, 2])
-        parts = [{"gather": [[1, 2], [], [9, 9, 3]]}, {"spans": [(1, 2)]}, {"rows": (1, -2), "gather": [[8], [9]], "spans": [(2, 4), (1, 3)]}, {}]
+        parts = [{"gather": [[1, 2], [], [9, 9, 3]]}, {"spans": [(1, 2)]},
+                 {"rows": (1, -2), "gather": [[8], [9]], "spans": [(2, 4), (1, 3)]}, {}]
         alone = [kd.Query(gather=parts[0]["gather"], **common), kd.Query(gather=[[4]], spans=[(1, 2)], **common),
                  kd.Query(gather=[[8], [9]], spans=[(2, 4), (1, 3)], first=1, last=-2, **common), kd.Query(gather=[[4]], **common)]
         with self.daemon.client() as c:
@@ -69,8 +70,8 @@ class Questions(unittest.TestCase):
     def test_short_answers_are_the_same_records(self):
         sequences = [[5, 17, 200, 3], list(range(1, 60))]
         spans = kd.Query(spans=[(1, 4)])
-        everything = kd.Query(top_k=4, top_mass=.9, own=True, entropy=True, max_prob=True, argmax=True, sum_squares=True, tail=True, dense=True,
-                              gather=[[1, 2]], draws={"n": 9, "tau": 2, "seed": 3}, spans=[(1, 3)], values=kd.U8,
+        everything = kd.Query(top_k=4, top_mass=.9, own=True, entropy=True, max_prob=True, argmax=True, sum_squares=True, tail=True,
+                              dense=True, gather=[[1, 2]], draws={"n": 9, "tau": 2, "seed": 3}, spans=[(1, 3)], values=kd.U8,
                               features=[(kd.HIDDEN, 0), (kd.FINAL, 0), (kd.V, 0)], feature_values=kd.BF16)
         with self.daemon.client() as c:
             teacher = c.welcome[4:36]
