@@ -213,7 +213,7 @@ static int decode_features(struct reader *r, struct query *q, struct error *err)
 	if (r->failed)
 		return cut_short(err);
 	if (n > QUERY_MAX_FEATURES)
-		return error_set(err, ERROR_TOO_LARGE, "query", "%" PRIu32 " features, the limit is %d", n, QUERY_MAX_FEATURES);
+		return error_set(err, ERROR_TOO_LARGE, "features", "%" PRIu32 " features, the limit is %d", n, QUERY_MAX_FEATURES);
 	if (pooling > QUERY_POOLING_LAST || values > QUERY_FEATURE_BF16)
 		return error_set(err, ERROR_UNSUPPORTED, "query", "unknown pooling %d or feature values %d", pooling, values);
 	for (uint32_t i = 0; i < n; i++) {
@@ -279,7 +279,7 @@ int query_decode(struct reader *r, struct query *ret_query, struct error *err)
 	if (values > QUERY_VALUES_U8)
 		return error_set(err, ERROR_UNSUPPORTED, "query", "unknown value format %d", values);
 	if (q.n_temperatures > QUERY_MAX_TEMPERATURES)
-		return error_set(err, ERROR_TOO_LARGE, "query", "%" PRIu32 " temperatures, the limit is %d", q.n_temperatures,
+		return error_set(err, ERROR_TOO_LARGE, "temperatures", "%" PRIu32 " temperatures, the limit is %d", q.n_temperatures,
 				 QUERY_MAX_TEMPERATURES);
 	q.values = values;
 	set_signals(&q, bits);
