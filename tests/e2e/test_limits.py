@@ -203,12 +203,18 @@ class Budget(unittest.TestCase):
         wait_until(lambda: d.metrics()["kd_forward_sequences_total"] > before, "the first forward pass")
         return request_id
 
+    def wait_idle(self, d):
+        """A client has its answer a moment before the server has its place back."""
+        wait_until(lambda: d.metrics()["kd_reserved_requests"] == 0, "the budget to be free")
+
     def test_tokens_under_way(self):
         d = self.daemon("--queue-tokens", "1000")
         for n, code in ((999, None), (1000, None), (1001, "too_large")):
             sequences = [[1] * 500, [2] * (n - 500)]
             with self.subTest(n=n):
+                self.wait_idle(d)
                 status, reply = d.post("/v1/score", as_json(sequences, {"top_k": 1}))
+                self.wait_idle(d)
                 self.assertEqual((status, reply.get("error", {}).get("code")), (413 if code else 200, code))
                 with d.client() as c:
                     if code:
@@ -221,6 +227,7 @@ class Budget(unittest.TestCase):
         d = self.daemon("--queue-bytes", "1M", "--max-sequences", "65536")
 
         def fits(n):
+            self.wait_idle(d)
             status, reply = d.post("/v1/score", {"sequences": [{"tokens": [1]}] * n, "dense": True})
             if status != 200:
                 self.assertEqual((status, reply["error"]["code"]), (413, "too_large"))
@@ -233,6 +240,7 @@ class Budget(unittest.TestCase):
         self.assertGreater(low, 500)     # a row is about 1 KiB
         with d.client() as c:
             for n, good in ((low - 1, True), (low, True), (high, False)):
+                self.wait_idle(d)
                 c.send(kdserved.SCORE, n, wire.score_body(wire.Query(dense=True), [[1]] * n))
                 if good:
                     self.assertEqual(len(c.finish_score(n)), n)
@@ -344,7 +352,9 @@ class Budget(unittest.TestCase):
             status, reply = d.post("/v1/completions", dict({"prompt": A, "temperature": 1.0, "ignore_eos": True}, **more))
             return None if status == 200 else (reply["error"]["code"], reply["error"]["param"])
         places = 64 - len(A) + 1         # the last token is never read
-        self.assertEqual([ask(max_tokens=k) for k in (places - 1, places)], [None, None])
+        for k in (places - 1, places):
+            self.assertIsNone(ask(max_tokens=k))
+            self.wait_idle(d)
         self.assertEqual(ask(max_tokens=places + 1), ("too_large", "max_tokens"))
         self.assertEqual([ask(n=k, max_tokens=2) for k in (3, 4)], [None, None])
         self.assertEqual(ask(n=5, max_tokens=2), ("too_large", "n"))
