@@ -2,6 +2,7 @@
 // The record as an object: reference count, header checks. What it holds is record_sections.c, record_encode.c and record_decode.c.
 #include "common/record_layout.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 
@@ -192,4 +193,21 @@ const struct query *record_query(const struct record *record)
 uint32_t record_n_tokens(const struct record *record)
 {
 	return record->n_tokens;
+}
+
+uint32_t record_vocab_size(const struct record *record)
+{
+	return record->vocab_size;
+}
+
+int record_sequence(const struct record *record, struct sequence *ret_sequence)
+{
+	const uint8_t *tokens = record->bytes + record->sections_at - 4 * (size_t)record->n_tokens;
+	struct sequence s = {.tokens = malloc(4 * (size_t)record->n_tokens), .n_tokens = record->n_tokens};
+	if (!s.tokens)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < s.n_tokens; i++)
+		s.tokens[i] = load_u32(tokens, i);
+	*ret_sequence = s;
+	return 0;
 }

@@ -80,6 +80,8 @@ const struct content_id *record_teacher(const struct record *record);
 uint32_t record_n_rows(const struct record *record);
 const struct query *record_query(const struct record *record);        // canonical
 uint32_t record_n_tokens(const struct record *record);
+uint32_t record_vocab_size(const struct record *record);
+int record_sequence(const struct record *record, struct sequence *ret_sequence);      // a copy of its tokens; -ENOMEM
 
 // An upper bound of the encoded size, for limits before anything is computed (vocab_size and the widths count); UINT64_MAX on overflow.
 uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, const struct query_limits *limits);

@@ -121,6 +121,7 @@ static void encode_store(struct buffer *b, struct store *store)
 	counter(b, "kd_store_appended_bytes_total", "Bytes appended.", t.appended_bytes);
 	counter(b, "kd_store_duplicates_total", "Records not appended because their key was there.", t.n_duplicates);
 	counter(b, "kd_store_hits_total", "Questions found.", t.n_hits);
+	counter(b, "kd_store_contained_total", "Of the questions found: cut out of an answer that contains them.", t.n_contained);
 	counter(b, "kd_store_misses_total", "Questions not found.", t.n_misses);
 	counter(b, "kd_store_failed_appends_total", "Records the disk refused.", t.n_failed_appends);
 	counter(b, "kd_store_corrupt_total", "Damaged records met.", t.n_corrupt);

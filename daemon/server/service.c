@@ -179,9 +179,9 @@ static void look_in_store(struct service *s, struct request_item *item)
 {
 	if (!s->store || item->request->no_store)
 		return;
-	struct content_id key = query_key(&teacher_info(s->teacher)->fingerprint, &item->sequence, &item->query);
+	struct store_question q = {&teacher_info(s->teacher)->fingerprint, &item->sequence, &item->query};
 	// A damaged record (-EBADMSG) is counted by the store and simply computed anew.
-	if (store_find(s->store, &key, &item->record, NULL) == 0) {
+	if (store_answer(s->store, &q, &item->record, NULL) == 0) {
 		item->cached = true;
 		atomic_fetch_add(&s->n_cached, 1);
 	}

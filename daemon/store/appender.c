@@ -94,7 +94,7 @@ static void retired_forget(struct appender *a)
 	struct tail_shard *r = &a->retired;
 	for (size_t i = 0; i < r->entries.n; i++) {
 		const struct sidecar_entry *e = &r->entries.entries[i];
-		struct index_entry place = {.shard = r->id, .record_bytes = e->record_bytes, .offset = e->offset};
+		struct index_entry place = sidecar_place(e, r->id);
 		if (e->offset < r->synced)
 			continue;
 		index_lock(a->parts->index);
@@ -151,7 +151,9 @@ static void item_publish(struct appender *a, struct pending_item *item)
 	struct store_counters *c = &a->parts->counters;
 	const struct shard_frame *f = &item->frame;
 	struct index_entry entry = {.shard = a->tail.shard.id, .record_bytes = f->record_bytes, .offset = f->offset};
-	tail_commit(&a->tail, f);
+	const struct sidecar_entry *e = tail_commit(&a->tail, f, item->record);
+	if (e)
+		entry = sidecar_place(e, entry.shard);
 	index_lock(a->parts->index);
 	// Without memory for its place the record is on disk all the same, and found after the next start.
 	(void)index_append(a->parts->index, &f->key, &entry);
@@ -291,7 +293,7 @@ static void rescue_read(struct appender *a, size_t *i, struct pending_list *ret_
 	uint64_t n = 0;
 	for (; *i < r->entries.n && n < RESCUE_BYTES; ++*i) {
 		const struct sidecar_entry *e = &r->entries.entries[*i];
-		struct index_entry place = {.shard = r->id, .record_bytes = e->record_bytes, .offset = e->offset};
+		struct index_entry place = sidecar_place(e, r->id);
 		struct pending_item *item;
 		struct record *record;
 		if (e->offset < r->synced || shards_read(r->fd, r->seed, &place, &e->key, &record, NULL) < 0)

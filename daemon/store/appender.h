@@ -16,7 +16,7 @@
 // What store_stats reports, counted where it happens.
 struct store_counters {
 	_Atomic uint64_t n_bytes, n_appended, appended_bytes, n_duplicates, n_hits, n_misses, n_failed_appends, n_corrupt, recovered_bytes,
-		n_overflows;
+		n_overflows, n_contained;
 	atomic_bool uring, direct, failing;
 };
 

@@ -10,15 +10,21 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "daemon/store/groups.h"
+
 #define N_PARTS 64
 #define PART_START 64            // slots of a new part; a power of two
-#define PREFIX_BYTES 16
+#define PREFIX_BYTES 12
+#define HALF_BYTES 8             // of the prefix: these choose the slot, and are what groups.h keeps
 
 struct slot {
 	uint8_t prefix[PREFIX_BYTES];
-	struct index_entry entry;        // record_bytes 0: empty
+	uint32_t shape;
+	uint32_t shard, record_bytes;    // record_bytes 0: empty
+	uint64_t offset;
 };
 _Static_assert(sizeof(struct slot) == 32, "documented stride");
+_Static_assert(GROUP_MAX == INDEX_GROUP_MAX, "one limit");
 
 struct part {
 	struct slot *slots;
@@ -29,6 +35,7 @@ struct index {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	uint64_t salt;
+	struct groups *groups;
 	struct part parts[N_PARTS];
 };
 
@@ -42,7 +49,8 @@ struct index *index_new(void)
 	// Clients choose tokens, hence (by trial) keys: a secret salt keeps them from choosing slots.
 	if (getrandom(&index->salt, sizeof index->salt, GRND_NONBLOCK) != sizeof index->salt)
 		index->salt = (uint64_t)(uintptr_t)index * UINT64_C(0x9e3779b97f4a7c15);
-	return index;
+	index->groups = groups_new(index->salt);
+	return index->groups ? index : index_free(index);
 }
 
 struct index *index_free(struct index *index)
@@ -51,6 +59,7 @@ struct index *index_free(struct index *index)
 		return NULL;
 	for (size_t i = 0; i < N_PARTS; i++)
 		free(index->parts[i].slots);
+	groups_free(index->groups);
 	pthread_cond_destroy(&index->changed);
 	pthread_mutex_destroy(&index->lock);
 	free(index);
@@ -62,14 +71,13 @@ void index_unlock(struct index *index) { pthread_mutex_unlock(&index->lock); }
 void index_wait(struct index *index) { pthread_cond_wait(&index->changed, &index->lock); }
 void index_wake(struct index *index) { pthread_cond_broadcast(&index->changed); }
 
-static uint64_t hash(const struct index *index, const uint8_t prefix[PREFIX_BYTES])
+static uint64_t hash(const struct index *index, const uint8_t prefix[HALF_BYTES])
 {
-	uint64_t a, b;
-	memcpy(&a, prefix, 8);
-	memcpy(&b, prefix + 8, 8);
+	uint64_t a;
+	memcpy(&a, prefix, HALF_BYTES);
 	uint64_t h = (a ^ index->salt) * UINT64_C(0xff51afd7ed558ccd);
-	h = (h ^ (h >> 32) ^ b) * UINT64_C(0xc4ceb9fe1a85ec53);
-	return h ^ (h >> 29);
+	h = (h ^ h >> 32) * UINT64_C(0xc4ceb9fe1a85ec53);
+	return h ^ h >> 29;
 }
 
 // The top bits choose the part, the low ones the slot within it.
@@ -78,11 +86,11 @@ static struct part *part_of(struct index *index, uint64_t h)
 	return &index->parts[h >> 58];
 }
 
-// The slot of the key, or the empty one where it belongs. The part has slots, one of them empty.
-static struct slot *slot_find(const struct part *part, uint64_t h, const uint8_t prefix[PREFIX_BYTES])
+// The slot of the key, by its first n bytes, or the empty one where it belongs. The part has slots, one of them empty.
+static struct slot *slot_find(const struct part *part, uint64_t h, const uint8_t *prefix, size_t n)
 {
 	uint64_t i = h & (part->n_slots - 1);
-	while (part->slots[i].entry.record_bytes && memcmp(part->slots[i].prefix, prefix, PREFIX_BYTES) != 0)
+	while (part->slots[i].record_bytes && memcmp(part->slots[i].prefix, prefix, n) != 0)
 		i = (i + 1) & (part->n_slots - 1);
 	return &part->slots[i];
 }
@@ -95,38 +103,64 @@ static int part_grow(const struct index *index, struct part *part)
 		return -ENOMEM;
 	for (uint64_t i = 0; i < part->n_slots; i++) {
 		const struct slot *from = &part->slots[i];
-		if (from->entry.record_bytes)
-			*slot_find(&bigger, hash(index, from->prefix), from->prefix) = *from;
+		if (from->record_bytes)
+			*slot_find(&bigger, hash(index, from->prefix), from->prefix, PREFIX_BYTES) = *from;
 	}
 	free(part->slots);
 	*part = bigger;
 	return 0;
 }
 
+static const struct slot *find(const struct index *index, const uint8_t *prefix, size_t n)
+{
+	uint64_t h = hash(index, prefix);
+	const struct part *part = &index->parts[h >> 58];
+	const struct slot *slot = part->n_used ? slot_find(part, h, prefix, n) : NULL;
+	return slot && slot->record_bytes ? slot : NULL;
+}
+
+static struct index_entry slot_entry(const struct slot *s)
+{
+	return (struct index_entry){.shard = s->shard, .record_bytes = s->record_bytes, .offset = s->offset, .shape = s->shape};
+}
+
 int index_find(const struct index *index, const struct content_id *key, struct index_entry *ret_entry)
 {
-	uint64_t h = hash(index, key->bytes);
-	const struct part *part = &index->parts[h >> 58];
-	if (!part->n_used)
+	const struct slot *slot = find(index, key->bytes, PREFIX_BYTES);
+	if (!slot)
 		return -ENOENT;
-	const struct slot *slot = slot_find(part, h, key->bytes);
-	if (!slot->entry.record_bytes)
-		return -ENOENT;
-	*ret_entry = slot->entry;
+	*ret_entry = slot_entry(slot);
 	return 0;
+}
+
+unsigned index_find_group(const struct index *index, uint64_t group, struct index_entry ret_entries[INDEX_GROUP_MAX])
+{
+	uint64_t keys[GROUP_MAX];
+	unsigned n = 0, n_keys = groups_find(index->groups, group, keys);
+	for (unsigned i = 0; i < n_keys; i++) {
+		const struct slot *slot = find(index, (const uint8_t *)&keys[i], HALF_BYTES);
+		if (slot)
+			ret_entries[n++] = slot_entry(slot);
+	}
+	return n;
 }
 
 int index_append(struct index *index, const struct content_id *key, const struct index_entry *entry)
 {
-	uint64_t h = hash(index, key->bytes);
+	uint64_t h = hash(index, key->bytes), half;
 	struct part *part = part_of(index, h);
 	if (part->n_used >= part->n_slots / 4 * 3 && part_grow(index, part) < 0)
 		return -ENOMEM;
-	struct slot *slot = slot_find(part, h, key->bytes);
-	if (!slot->entry.record_bytes)
+	struct slot *slot = slot_find(part, h, key->bytes, PREFIX_BYTES);
+	if (!slot->record_bytes)
 		part->n_used++;
 	memcpy(slot->prefix, key->bytes, PREFIX_BYTES);
-	slot->entry = *entry;
+	slot->shard = entry->shard;
+	slot->record_bytes = entry->record_bytes;
+	slot->offset = entry->offset;
+	slot->shape = entry->shape;
+	memcpy(&half, key->bytes, sizeof half);
+	(void)groups_append(index->groups, entry->group, half);       // without memory for it: found by its key alone
 	return 0;
 }
 
@@ -138,19 +172,19 @@ void index_remove(struct index *index, const struct content_id *key, const struc
 		return;
 	uint64_t mask = part->n_slots - 1;
 	struct slot *slots = part->slots;
-	uint64_t hole = (uint64_t)(slot_find(part, h, key->bytes) - slots);
-	if (!slots[hole].entry.record_bytes || slots[hole].entry.shard != entry->shard || slots[hole].entry.offset != entry->offset)
+	uint64_t hole = (uint64_t)(slot_find(part, h, key->bytes, PREFIX_BYTES) - slots);
+	if (!slots[hole].record_bytes || slots[hole].shard != entry->shard || slots[hole].offset != entry->offset)
 		return;
 	part->n_used--;
 	// No tombstones: what follows moves back into the hole unless that would put it before its own place.
-	for (uint64_t i = (hole + 1) & mask; slots[i].entry.record_bytes; i = (i + 1) & mask) {
+	for (uint64_t i = (hole + 1) & mask; slots[i].record_bytes; i = (i + 1) & mask) {
 		uint64_t home = hash(index, slots[i].prefix) & mask;
 		if (((i - home) & mask) < ((i - hole) & mask))
 			continue;
 		slots[hole] = slots[i];
 		hole = i;
 	}
-	slots[hole].entry.record_bytes = 0;
+	slots[hole].record_bytes = 0;
 }
 
 uint64_t index_count(const struct index *index)

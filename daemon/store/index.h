@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Content key -> place on disk, in memory. Open addressing in slots of 32 bytes (half the key, which is a SHA-256: whoever reads the
-// place checks the whole of it), at most 3/4 full, doubling: 43 to 85 bytes per record. Holds the store's one lock.
+// Content key -> place on disk, in memory. Open addressing in slots of 32 bytes (a part of the key, which is a SHA-256: whoever reads the
+// place checks the whole of it), at most 3/4 full, doubling: 43 to 85 bytes per record, and half of that for groups.h. Holds the store's
+// one lock.
 #pragma once
 
 #include <stdint.h>
@@ -13,6 +14,8 @@ struct index_entry {
 	uint32_t shard;
 	uint32_t record_bytes;       // > 0
 	uint64_t offset;             // of the frame
+	uint32_t shape;              // of its question, see part.h; 0 = unknown
+	uint64_t group;              // see groups.h; 0 = none. Found by, not found
 };
 
 struct index *index_new(void);                      // NULL: no memory
@@ -29,3 +32,6 @@ int index_find(const struct index *index, const struct content_id *key, struct i
 int index_append(struct index *index, const struct content_id *key, const struct index_entry *entry);           // replaces; -ENOMEM
 void index_remove(struct index *index, const struct content_id *key, const struct index_entry *entry);          // only if it is still there
 uint64_t index_count(const struct index *index);
+// Places of records of one group, the most recent not first nor last; at most INDEX_GROUP_MAX. How many.
+#define INDEX_GROUP_MAX 16
+unsigned index_find_group(const struct index *index, uint64_t group, struct index_entry ret_entries[INDEX_GROUP_MAX]);

@@ -73,6 +73,8 @@ int shards_acquire(struct shards *s, uint32_t id, int *ret_fd, uint32_t *ret_see
 		if (s->n_open >= SHARDS_OPEN_MAX)
 			shards_close_one(s);
 		f->fd = openat(s->directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+		if (f->fd < 0 && errno == ENOENT)
+			return error_set(err, ERROR_NOT_FOUND, NULL, "shard %08x is gone", id);
 		if (f->fd < 0)
 			return error_system(err, errno, NULL, "shard %08x: cannot open", id);
 		s->n_open++;
@@ -90,11 +92,27 @@ void shards_release(struct shards *s, uint32_t id)
 		f->n_users--;
 }
 
+int shards_check(const uint8_t *bytes, size_t n, uint32_t seed, const struct index_entry *place, const struct content_id *key,
+		 struct record **ret_record, struct error *err)
+{
+	struct shard_frame f;
+	if (n < shard_frame_size(place->record_bytes) || shard_frame_decode(seed, place->offset, bytes, &f) < 0 ||
+	    f.record_bytes != place->record_bytes || shard_frame_check(seed, &f, bytes) < 0)
+		return error_set(err, ERROR_CORRUPT, NULL, "shard %08x: damaged at %llu", place->shard, (unsigned long long)place->offset);
+	if (key && memcmp(&f.key, key, sizeof *key) != 0)      // a part of the key agreed: another record's place
+		return error_set(err, ERROR_NOT_FOUND, NULL, "no such record");
+	int rc = record_from_bytes(bytes + SHARD_FRAME_BYTES, f.record_bytes, ret_record, err);
+	if (rc == 0 && memcmp(record_key(*ret_record), &f.key, sizeof f.key) != 0) {
+		*ret_record = record_unref(*ret_record);
+		rc = error_set(err, ERROR_CORRUPT, NULL, "shard %08x: another record at %llu", place->shard, (unsigned long long)place->offset);
+	}
+	return rc;
+}
+
 int shards_read(int fd, uint32_t seed, const struct index_entry *place, const struct content_id *key, struct record **ret_record,
 		struct error *err)
 {
 	size_t n = (size_t)shard_frame_size(place->record_bytes), done = 0;
-	struct shard_frame f;
 	int rc = 0;
 	uint8_t *bytes = malloc(n);
 	if (!bytes)
@@ -109,23 +127,8 @@ int shards_read(int fd, uint32_t seed, const struct index_entry *place, const st
 			break;
 		done += (size_t)k;
 	}
-	if (rc < 0)
-		goto out;
-	if (done < n || shard_frame_decode(seed, place->offset, bytes, &f) < 0 || f.record_bytes != place->record_bytes ||
-	    shard_frame_check(seed, &f, bytes) < 0) {
-		rc = error_set(err, ERROR_CORRUPT, NULL, "shard %08x: damaged at %llu", place->shard, (unsigned long long)place->offset);
-		goto out;
-	}
-	if (memcmp(&f.key, key, sizeof *key) != 0) {      // half the key agreed: another record's place
-		rc = error_set(err, ERROR_NOT_FOUND, NULL, "no such record");
-		goto out;
-	}
-	rc = record_from_bytes(bytes + SHARD_FRAME_BYTES, f.record_bytes, ret_record, err);
-	if (rc == 0 && memcmp(record_key(*ret_record), key, sizeof *key) != 0) {
-		*ret_record = record_unref(*ret_record);
-		rc = error_set(err, ERROR_CORRUPT, NULL, "shard %08x: another record at %llu", place->shard, (unsigned long long)place->offset);
-	}
-out:
+	if (rc == 0)
+		rc = shards_check(bytes, done, seed, place, key, ret_record, err);
 	free(bytes);
 	return rc;
 }

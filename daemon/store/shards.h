@@ -34,7 +34,10 @@ int shards_append(struct shards *s, uint32_t id, uint32_t seed, bool readable); 
 struct shards_file *shards_find(const struct shards *s, uint32_t id);     // the first with this id or a higher one; NULL at the end
 // The descriptor stays open until released (by id: the table may have moved).
 int shards_acquire(struct shards *s, uint32_t id, int *ret_fd, uint32_t *ret_seed, struct error *err);
-// Reads and checks one record; needs no lock. -EBADMSG when the bytes are not the ones written there under this key.
+// Reads and checks one record; needs no lock. -EBADMSG when the bytes are not the ones written there under this key (NULL: any key).
 int shards_read(int fd, uint32_t seed, const struct index_entry *place, const struct content_id *key, struct record **ret_record,
 		struct error *err);
+// The checks alone, of n bytes read at the place.
+int shards_check(const uint8_t *bytes, size_t n, uint32_t seed, const struct index_entry *place, const struct content_id *key,
+		 struct record **ret_record, struct error *err);
 void shards_release(struct shards *s, uint32_t id);

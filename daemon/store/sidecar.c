@@ -12,13 +12,17 @@
 #include "common/crc32c.h"
 #include "common/cursor.h"
 #include "common/error.h"
+#include "common/record.h"
+#include "daemon/store/groups.h"
+#include "daemon/store/index.h"
+#include "daemon/store/part.h"
 
 #define SIDECAR_MAGIC "KDINDEX\n"
-#define SIDECAR_VERSION 1
+#define SIDECAR_VERSION 2
 #define HEADER_BYTES 64u
-#define ENTRY_BYTES 48u
+#define ENTRY_BYTES 56u
 
-int sidecar_append(struct sidecar *s, const struct shard_frame *f)
+static int entry_push(struct sidecar *s, const struct sidecar_entry *e)
 {
 	if (s->n == s->capacity) {
 		size_t capacity = s->capacity ? s->capacity * 2 : 64;
@@ -28,8 +32,20 @@ int sidecar_append(struct sidecar *s, const struct shard_frame *f)
 		s->entries = more;
 		s->capacity = capacity;
 	}
-	s->entries[s->n++] = (struct sidecar_entry){.key = f->key, .offset = f->offset, .record_bytes = f->record_bytes};
+	s->entries[s->n++] = *e;
 	return 0;
+}
+
+int sidecar_append(struct sidecar *s, const struct shard_frame *f, const struct record *record)
+{
+	return entry_push(s, &(struct sidecar_entry){.key = f->key, .offset = f->offset, .record_bytes = f->record_bytes,
+						     .shape = record ? part_shape(record_query(record)) : 0,
+						     .group = record ? group_of_record(record) : 0});
+}
+
+struct index_entry sidecar_place(const struct sidecar_entry *e, uint32_t shard)
+{
+	return (struct index_entry){.shard = shard, .record_bytes = e->record_bytes, .offset = e->offset, .shape = e->shape, .group = e->group};
 }
 
 void sidecar_done(struct sidecar *s)
@@ -62,7 +78,8 @@ int sidecar_encode(const struct sidecar *s, uint32_t id, uint32_t seed, uint64_t
 		writer_bytes(&w, s->entries[i].key.bytes, CONTENT_ID_BYTES);
 		writer_u64(&w, s->entries[i].offset);
 		writer_u32(&w, s->entries[i].record_bytes);
-		writer_u32(&w, 0);
+		writer_u32(&w, s->entries[i].shape);
+		writer_u64(&w, s->entries[i].group);
 	}
 	w.position = HEADER_BYTES - 4;
 	writer_u32(&w, sidecar_crc(bytes, n));
@@ -76,16 +93,17 @@ static int entries_decode(struct reader *r, uint64_t n_entries, uint64_t shard_b
 {
 	uint64_t end = SHARD_HEADER_BYTES;
 	for (uint64_t i = 0; i < n_entries; i++) {
-		struct shard_frame f = {0};
+		struct sidecar_entry f = {0};
 		reader_copy(r, f.key.bytes, sizeof f.key.bytes);
 		f.offset = reader_u64(r);
 		f.record_bytes = reader_u32(r);
-		(void)reader_u32(r);
+		f.shape = reader_u32(r);
+		f.group = reader_u64(r);
 		if (r->failed || f.offset < end || f.offset % 8 || f.record_bytes == 0 || f.record_bytes > SHARD_RECORD_MAX ||
 		    f.offset > shard_bytes || shard_frame_size(f.record_bytes) > shard_bytes - f.offset)
 			return -EBADMSG;
 		end = f.offset + shard_frame_size(f.record_bytes);
-		if (sidecar_append(ret, &f) < 0)
+		if (entry_push(ret, &f) < 0)
 			return -ENOMEM;
 	}
 	return 0;

@@ -12,6 +12,8 @@ struct sidecar_entry {
 	struct content_id key;
 	uint64_t offset;
 	uint32_t record_bytes;
+	uint32_t shape;              // part.h; 0 = unknown
+	uint64_t group;              // groups.h; 0 = unknown
 };
 
 // Entries in shard order, gathered while a shard is written or scanned.
@@ -20,7 +22,11 @@ struct sidecar {
 	size_t n, capacity;
 };
 
-int sidecar_append(struct sidecar *s, const struct shard_frame *f);      // -ENOMEM
+struct record;
+struct index_entry;
+// `record`: what the frame holds, to note shape and group; NULL = unknown. -ENOMEM
+int sidecar_append(struct sidecar *s, const struct shard_frame *f, const struct record *record);
+struct index_entry sidecar_place(const struct sidecar_entry *e, uint32_t shard);
 void sidecar_done(struct sidecar *s);
 
 // The bytes; the caller frees. decode refuses what does not fit the shard: id, seed, size of the sealed file.

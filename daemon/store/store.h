@@ -21,7 +21,7 @@ struct store_options {
 	const char *directory;           // made (0750) when missing
 	uint64_t shard_bytes;            // rotate after this many; 0 = 256 MiB
 	uint64_t queue_bytes;            // appends waiting; more is -EAGAIN; 0 = 64 MiB
-	bool read_only;                  // no lock, no recovery writes, no thread
+	bool read_only;                  // no lock, no recovery writes, no thread; finds what another process appends, a moment later
 };
 
 // Opens, takes the directory's lock (a second writer is refused), recovers: a torn tail of the newest shard is cut (and reported through
@@ -33,6 +33,23 @@ void store_close(struct store *s);
 // A new reference to the record under `key`, its bytes checked. -ENOENT when absent; -EBADMSG (counted) when the disk lies.
 int store_find(struct store *s, const struct content_id *key, struct record **ret_record, struct error *err);
 
+// The answer to a question: the record itself, or cut out of one that contains it (a larger top-k, more rows, temperatures, ids or signals
+// of the same sequence), with the bytes the teacher would have answered. -ENOENT when there is none.
+struct store_question {
+	const struct content_id *teacher;
+	const struct sequence *sequence;
+	const struct query *query;       // canonical
+};
+int store_answer(struct store *s, const struct store_question *q, struct record **ret_record, struct error *err);
+
+// Many answers at once, `depth` reads under way together: for trainers that go through a store at random. One thread's own.
+struct store_reader;
+int store_reader_open(struct store *s, unsigned depth, struct store_reader **ret_reader, struct error *err);
+struct store_reader *store_reader_close(struct store_reader *r);       // returns NULL; NULL is fine
+// ret_records[i]: the answer to questions[i], or NULL when there is none. Only want of memory fails.
+int store_reader_answer(struct store_reader *r, const struct store_question *questions, size_t n, struct record **ret_records,
+			struct error *err);
+
 // Queues the record (takes its own reference). `done` (may be NULL) is called once from the store's thread, with err == NULL when the
 // asked durability was reached. -EAGAIN (ERROR_OVERLOADED) when the queue is full: `done` is then not called.
 typedef void store_done_fn(void *arg, const struct error *err);
@@ -43,6 +60,7 @@ struct store_stats {
 	uint64_t n_records, n_shards, n_bytes;             // on disk
 	uint64_t n_appended, appended_bytes, n_duplicates; // since open
 	uint64_t n_hits, n_misses;
+	uint64_t n_contained;                              // of the hits: cut out of a record that contains the answer
 	uint64_t n_failed_appends, n_corrupt;              // n_corrupt: damaged records met
 	uint64_t recovered_bytes;                          // cut from a torn tail at open
 	uint64_t queued_bytes;

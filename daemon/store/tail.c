@@ -240,12 +240,15 @@ int tail_flush(struct tail *t, uint64_t *ret_good)
 	return rc;
 }
 
-void tail_commit(struct tail *t, const struct shard_frame *f)
+const struct sidecar_entry *tail_commit(struct tail *t, const struct shard_frame *f, const struct record *record)
 {
+	struct sidecar *entries = &t->shard.entries;
 	t->shard.end = f->offset + shard_frame_size(f->record_bytes);
 	t->shard.next_number = f->number + 1;
-	if (sidecar_append(&t->shard.entries, f) < 0)
-		t->shard.entries_missing = true;
+	if (sidecar_append(entries, f, record) == 0)
+		return &entries->entries[entries->n - 1];
+	t->shard.entries_missing = true;
+	return NULL;
 }
 
 int tail_cut(struct tail *t)

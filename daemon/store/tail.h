@@ -9,6 +9,7 @@
 #include "daemon/store/shard.h"
 #include "daemon/store/sidecar.h"
 
+struct record;
 struct ring;
 
 struct tail_shard {
@@ -53,7 +54,8 @@ void tail_append(struct tail *t, const struct content_id *key, const void *recor
 // Waits for all writes. *ret_good: before this offset everything is in the kernel. Returns the first error; the caller then says with
 // tail_commit which frames count and calls tail_cut.
 int tail_flush(struct tail *t, uint64_t *ret_good);
-void tail_commit(struct tail *t, const struct shard_frame *f);     // in order: this frame is whole; it becomes part of the shard
+// In order: this frame is whole; it becomes part of the shard. Returns its entry (NULL: no memory for it), the shard's own.
+const struct sidecar_entry *tail_commit(struct tail *t, const struct shard_frame *f, const struct record *record);
 int tail_cut(struct tail *t);      // the file ends with the last committed frame again; -errno: write no more to this shard
 int tail_sync(struct tail *t);     // fsync of what is committed. A failure is final: write no more to this shard
 void tail_drop(struct tail *t, struct tail_shard *ret_shard);      // lets go of the shard (into *ret_shard; NULL: closes it)

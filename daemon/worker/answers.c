@@ -97,9 +97,9 @@ static int answer_take(void *arg, uint32_t index, const struct kd_answer *answer
 static void answers_recall(struct answers *a, struct job *job)
 {
 	for (uint32_t i = 0; a->store && i < job->n; i++) {
-		struct content_id key = query_key(&a->link.teacher, &job->sequences[i], &job->query);
+		struct store_question q = {&a->link.teacher, &job->sequences[i], &job->query};
 		struct record *record = NULL;
-		if (store_find(a->store, &key, &record, NULL))
+		if (store_answer(a->store, &q, &record, NULL))
 			continue;
 		if (record_decode(record, &job->rows[i], NULL) == 0)   // damaged: the teacher is asked again
 			answer_count(a, true);

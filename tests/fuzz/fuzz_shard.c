@@ -102,7 +102,7 @@ static void try_index(const uint8_t *data, size_t size, bool right)
 			expect(s.entries[i].offset + shard_frame_size(s.entries[i].record_bytes) <= SHARD_BYTES_OF_INDEX);
 		uint8_t *again;
 		size_t n;
-		expect(s.n == (size - 64) / 48);
+		expect(s.n == (size - 64) / 56);
 		if (sidecar_encode(&s, SHARD_ID, SEED_OF_INDEX, SHARD_BYTES_OF_INDEX, &again, &n) == 0) {
 			expect(n == size);
 			free(again);

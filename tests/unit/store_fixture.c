@@ -215,3 +215,10 @@ bool fixture_exists(const char *directory, const char *name)
 	snprintf(path, sizeof path, "%s/%s", directory, name);
 	return access(path, F_OK) == 0;
 }
+
+int fixture_unlink(const char *directory, const char *name)
+{
+	char path[1024];
+	snprintf(path, sizeof path, "%s/%s", directory, name);
+	return unlink(path);
+}

@@ -27,3 +27,4 @@ uint8_t *fixture_read(const char *directory, const char *name, size_t *ret_n);  
 void fixture_write(const char *directory, const char *name, const void *bytes, size_t n);
 void fixture_flip(const char *directory, const char *name, uint64_t bit);
 bool fixture_exists(const char *directory, const char *name);
+int fixture_unlink(const char *directory, const char *name);

@@ -24,7 +24,7 @@ static struct content_id key_of(uint64_t n)
 
 static struct index_entry entry_of(uint64_t n)
 {
-	return (struct index_entry){.shard = (uint32_t)(n % 7), .record_bytes = 1 + (uint32_t)n, .offset = 4096 + 8 * n};
+	return (struct index_entry){.shard = (uint32_t)(n % 7), .record_bytes = 1 + (uint32_t)n, .offset = 4096 + 8 * n, .shape = (uint32_t)n ^ 5};
 }
 
 static void expect(const struct index *index, uint64_t n, bool there)
@@ -34,7 +34,8 @@ static void expect(const struct index *index, uint64_t n, bool there)
 	int rc = index_find(index, &key, &found);
 	assert_int_equal(rc, there ? 0 : -ENOENT);
 	if (there)
-		assert_memory_equal(&found, &wanted, sizeof found);
+		assert_true(found.shard == wanted.shard && found.record_bytes == wanted.record_bytes && found.offset == wanted.offset &&
+			    found.shape == wanted.shape);
 }
 
 static void finds_a_hundred_thousand_and_nothing_else(void **state)
@@ -62,7 +63,7 @@ static void a_later_place_replaces_the_earlier(void **state)
 	assert_int_equal(index_append(index, &key, &b), 0);
 	assert_int_equal(index_count(index), 1);
 	assert_int_equal(index_find(index, &key, &found), 0);
-	assert_memory_equal(&found, &b, sizeof b);
+	assert_true(found.shard == b.shard && found.offset == b.offset && found.record_bytes == b.record_bytes);
 	index_remove(index, &key, &a);        // not its place any more: stays
 	assert_int_equal(index_count(index), 1);
 	index_remove(index, &key, &b);
@@ -107,9 +108,42 @@ static void keys_that_agree_in_their_first_half_share_a_slot(void **state)
 	index_free(index);
 }
 
+static void a_group_has_its_records_up_to_a_limit(void **state)
+{
+	(void)state;
+	struct index *index = index_new();
+	struct index_entry found[INDEX_GROUP_MAX];
+	for (uint64_t n = 0; n < 20000; n++) {               // groups of 1 to 7 records
+		struct content_id key = key_of(n);
+		struct index_entry e = entry_of(n);
+		e.group = 1 + n / 7 * 3 + (n % 7 ? 0 : 1);
+		assert_int_equal(index_append(index, &key, &e), 0);
+		assert_int_equal(index_append(index, &key, &e), 0);         // again: nothing new
+	}
+	assert_int_equal(index_find_group(index, 1 + 5 * 3, found), 6);
+	assert_int_equal(index_find_group(index, 1 + 5 * 3 + 1, found), 1);
+	assert_int_equal(found[0].offset, entry_of(35).offset);
+	assert_int_equal(index_find_group(index, 3, found), 0);
+	for (uint64_t n = 20000; n < 21000; n++) {           // one group of a thousand
+		struct content_id key = key_of(n);
+		struct index_entry e = entry_of(n);
+		e.group = 999999;
+		assert_int_equal(index_append(index, &key, &e), 0);
+	}
+	assert_int_equal(index_find_group(index, 999999, found), INDEX_GROUP_MAX);
+	for (uint64_t n = 0; n < 21000; n++)
+		expect(index, n, true);
+	struct content_id key = key_of(35);
+	struct index_entry e = entry_of(35);
+	index_remove(index, &key, &e);
+	assert_int_equal(index_find_group(index, 1 + 5 * 3 + 1, found), 0);
+	index_free(index);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_group_has_its_records_up_to_a_limit),
 		cmocka_unit_test(finds_a_hundred_thousand_and_nothing_else),
 		cmocka_unit_test(a_later_place_replaces_the_earlier),
 		cmocka_unit_test(removing_leaves_the_others_findable),
