@@ -85,7 +85,7 @@ int sink_open(struct kdctl *k, const struct score_options *o, struct sink **ret)
 // Resuming: whether the output holds the next answer already. It must then be the one to this item; else what is torn off is cut away,
 // and from there on answers are appended.
 int sink_resume(struct sink *s, const struct item *i, bool *ret_there);
-int sink_check_rest(const struct sink *s);                     // after the last item: the output holds no more
+int sink_check_rest(struct sink *s);                           // after the last item: the output holds no more
 int sink_append(struct sink *s, const struct item *i);
 int sink_flush(struct sink *s);
 int sink_close(struct sink *s);                                // NULL is fine

@@ -219,27 +219,37 @@ static void line_head(struct buffer *b, const struct item *i)
 	buffer_printf(b, "{\"id\":\"%s\",", text);
 }
 
+// The whole line at `at`; *ret NULL when there is none and the file has been cut.
+static int next_line(struct sink *s, char **ret, size_t *ret_n)
+{
+	size_t size = 0;
+	*ret = NULL;
+	if (go_to(s, s->at))
+		return 1;
+	ssize_t n = getline(ret, &size, s->file);
+	if (n > 0 && (*ret)[n - 1] == '\n') {
+		s->at += (uint64_t)n;
+		*ret_n = (size_t)n;
+		return 0;
+	}
+	free(*ret);
+	*ret = NULL;
+	return cut(s, true);
+}
+
 static int resume_line(struct sink *s, const struct item *i, bool *ret_there)
 {
 	struct buffer head = {0};
-	char *line = NULL;
-	size_t size = 0;
-	*ret_there = false;
-	if (go_to(s, s->at))
-		return 1;
-	ssize_t n = getline(&line, &size, s->file);
-	int status = 0;
-	if (n <= 0 || line[n - 1] != '\n') {
-		status = cut(s, true);
-		goto out;
-	}
+	char *line;
+	size_t n;
+	int status = next_line(s, &line, &n);
+	*ret_there = line;
+	if (status || !line)
+		return status;
 	line_head(&head, i);
-	if (head.failed || (size_t)n < head.n || memcmp(line, head.data, head.n) != 0)
+	if (head.failed || n < head.n || memcmp(line, head.data, head.n) != 0)
 		status = kdctl_fail(s->k, "%s: line %" PRIu64 " does not answer sequence %" PRIu64 " of this input", s->path, i->number + 1,
 				    i->number);
-	s->at += (uint64_t)n;
-	*ret_there = true;
-out:
 	buffer_done(&head);
 	free(line);
 	return status;
@@ -253,9 +263,18 @@ int sink_resume(struct sink *s, const struct item *i, bool *ret_there)
 	return go_to(s, s->at);
 }
 
-int sink_check_rest(const struct sink *s)
+int sink_check_rest(struct sink *s)
 {
-	return s->at < s->n_bytes ? sink_fail(s, "it holds more answers than the input has sequences") : 0;
+	struct record *record = NULL;
+	char *line = NULL;
+	size_t n;
+	if (s->at == s->n_bytes)
+		return 0;
+	int status = s->records ? next_record(s, &record) : next_line(s, &line, &n);
+	bool there = record || line;
+	record_unref(record);
+	free(line);
+	return status ? status : there ? sink_fail(s, "it holds more answers than the input has sequences") : 0;
 }
 
 // ---- answers
