@@ -3,20 +3,24 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "clients/kdctl/kdctl.h"
+#include "common/buffer.h"
 #include "common/error.h"
+#include "common/record_json.h"
 #include "daemon/store/store.h"
 
 struct totals {
 	uint64_t n_records, n_damaged, n_rows, n_bytes;
 };
 
+static const char *const value_names[] = {[QUERY_VALUES_F32] = "f32", [QUERY_VALUES_F16] = "f16", [QUERY_VALUES_U8] = "u8"};
+
+// What the record answers, under the names of /v1/score; of lists only how long they are.
 static void add_query(json_t *j, const struct query *q)
 {
 	json_t *temperatures = json_array();
@@ -26,9 +30,21 @@ static void add_query(json_t *j, const struct query *q)
 	json_object_set_new(j, "last", json_integer(q->last));
 	json_object_set_new(j, "top_k", json_integer(q->top_k));
 	json_object_set_new(j, "temperatures", temperatures);
-	json_object_set_new(j, "own", json_boolean(q->own));
-	json_object_set_new(j, "entropy", json_boolean(q->entropy));
-	json_object_set_new(j, "values", json_string(q->values == QUERY_VALUES_F32 ? "f32" : q->values == QUERY_VALUES_F16 ? "f16" : "u8"));
+	json_object_set_new(j, "values", json_string(value_names[q->values]));
+	const struct { const char *name; bool asked; } flags[] = {{"own", q->own}, {"entropy", q->entropy}, {"max_prob", q->max_prob},
+		{"argmax", q->argmax}, {"sum_squares", q->sum_squares}, {"tail", q->tail}, {"dense", q->dense}};
+	for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
+		json_object_set_new(j, flags[i].name, json_boolean(flags[i].asked));
+	if (q->top_mass > 0)
+		json_object_set_new(j, "top_mass", json_real((double)q->top_mass));
+	if (q->draws.n)
+		json_object_set_new(j, "draws", json_pack("{s:I, s:f, s:I, s:b}", "n", (json_int_t)q->draws.n, "tau", (double)q->draws.tau,
+							  "seed", (json_int_t)q->draws.seed, "tail", (int)q->draws.tail));
+	const struct { const char *name; uint64_t n; } lists[] = {{"n_gather", q->gather.n_lists ? q->gather.offsets[q->gather.n_lists] : 0},
+		{"n_keep", q->n_keep}, {"n_spans", q->n_spans}, {"n_features", q->n_features}};
+	for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
+		if (lists[i].n)
+			json_object_set_new(j, lists[i].name, json_integer((json_int_t)lists[i].n));
 }
 
 static json_t *describe(const struct record *record, const char *place)
@@ -44,55 +60,30 @@ static json_t *describe(const struct record *record, const char *place)
 	return j;
 }
 
-// JSON has no NaN: what is absent is null.
-static json_t *real_or_null(float v)
+static int print_rows(const struct kdctl *k, const struct record *record, const struct record_rows *rows, const char *place)
 {
-	return isfinite(v) ? json_real((double)v) : json_null();
-}
-
-static json_t *reals(const float *v, size_t n)
-{
-	json_t *list = json_array();
-	for (size_t i = 0; i < n; i++)
-		json_array_append_new(list, real_or_null(v[i]));
-	return list;
-}
-
-static json_t *integers(const uint32_t *v, size_t n)
-{
-	json_t *list = json_array();
-	for (size_t i = 0; i < n; i++)
-		json_array_append_new(list, json_integer(v[i]));
-	return list;
-}
-
-static json_t *describe_row(const struct record_rows *rows, size_t row)
-{
-	size_t k = rows->query.top_k, nt = rows->query.n_temperatures;
-	if (rows->status[row] != ROW_OK)
-		return json_pack("{s:s}", "status", "not_finite");
-	json_t *j = json_pack("{s:s, s:o, s:o}", "status", "ok", "max_logit", real_or_null(rows->max_logit[row]), "lse",
-			      reals(rows->lse + row * nt, nt));
-	if (k) {
-		json_object_set_new(j, "ids", integers(rows->ids + row * k, k));
-		json_object_set_new(j, "logits", reals(rows->logits + row * k, k));
+	struct buffer b = {0};
+	json_t *j = describe(record, place);
+	int status = 0;
+	json_object_del(j, "tokens");        // their number: here they are listed
+	json_object_del(j, "rows");
+	char *head = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(10));
+	if (head) {
+		buffer_add(&b, head, strlen(head) - 1);      // without its end
+		buffer_text(&b, ",\"tokens\":");
+		record_json_ids(&b, rows->sequence.tokens, rows->sequence.n_tokens);
+		buffer_text(&b, ",");
+		record_json_members(&b, rows);
+		buffer_text(&b, "}\n");
 	}
-	if (rows->own_logit)
-		json_object_set_new(j, "own_logit", real_or_null(rows->own_logit[row]));
-	if (rows->entropy)
-		json_object_set_new(j, "entropy", real_or_null(rows->entropy[row]));
-	return j;
-}
-
-static void print_rows(const struct record *record, const struct record_rows *rows, const char *place)
-{
-	json_t *j = describe(record, place), *list = json_array();
-	for (size_t row = 0; rows->max_logit && row < rows->n_rows; row++)
-		json_array_append_new(list, describe_row(rows, row));
-	json_object_set_new(j, "tokens", integers(rows->sequence.tokens, rows->sequence.n_tokens));
-	json_object_set_new(j, "rows", list);
-	kdctl_print_json(j);
+	if (!head || b.failed)
+		status = kdctl_fail(k, "%s: no memory for its rows", place);
+	else
+		fwrite(b.data, 1, b.n, stdout);
+	buffer_done(&b);
+	free(head);
 	json_decref(j);
+	return status;
 }
 
 static void print_line(const struct kdctl *k, const struct record *record, const char *place)
@@ -108,9 +99,10 @@ static void print_line(const struct kdctl *k, const struct record *record, const
 	const struct query *q = record_query(record);
 	(void)record_bytes(record, &n);
 	content_id_to_hex(record_key(record), key);
-	printf("%.16s  %-28s %7" PRIu32 " tokens %7" PRIu32 " rows  top-%-5" PRIu32 "%s%s%s %10zu bytes\n", key, place,
-	       record_n_tokens(record), record_n_rows(record), q->top_k, q->values == QUERY_VALUES_F32 ? " f32" : q->values == QUERY_VALUES_F16 ? " f16" : " u8",
-	       q->own ? " own" : "", q->entropy ? " entropy" : "", n);
+	printf("%.16s  %-28s %7" PRIu32 " tokens %7" PRIu32 " rows  top-%-5" PRIu32 " %s%s%s%s%s%s%s%s %10zu bytes\n", key, place,
+	       record_n_tokens(record), record_n_rows(record), q->top_k, value_names[q->values], q->own ? " own" : "",
+	       q->entropy ? " entropy" : "", q->gather.n_lists ? " gather" : "", q->draws.n ? " draws" : "", q->dense ? " dense" : "",
+	       q->n_spans ? " spans" : "", q->n_features ? " features" : "", n);
 }
 
 enum store_action { STORE_LS, STORE_VERIFY, STORE_CAT };
@@ -123,6 +115,7 @@ static int visit(const struct kdctl *k, enum store_action action, const struct r
 	struct error err = {0};
 	char key[CONTENT_ID_HEX];
 	size_t n;
+	int status = 0;
 	content_id_to_hex(record_key(record), key);
 	if (wanted && strncmp(key, wanted, strlen(wanted)) != 0)
 		return 0;
@@ -131,13 +124,13 @@ static int visit(const struct kdctl *k, enum store_action action, const struct r
 	if (action == STORE_LS)
 		print_line(k, record, place);
 	else if (action == STORE_CAT)
-		print_rows(record, rows, place);
+		status = print_rows(k, record, rows, place);
 	record_rows_free(rows);
 	(void)record_bytes(record, &n);
 	t->n_records++;
 	t->n_rows += record_n_rows(record);
 	t->n_bytes += n;
-	return 0;
+	return status;
 }
 
 static int walk(const struct kdctl *k, enum store_action action, struct store *store, const char *wanted, struct totals *t)

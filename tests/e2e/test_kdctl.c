@@ -312,7 +312,7 @@ static void looks_into_a_store(void **state)
 	expect(run_store("store verify", directory, ""), 0, "3 records verified, 20 rows");
 	struct outcome o = run_store("store cat", directory, "d043617e7051");
 	expect(o, 0, "\"tokens\":[3,1,4]");
-	expect(o, 0, "\"ids\":[7,4],\"logits\":[2.0,1.0],\"own_logit\":1.0");
+	expect(o, 0, "\"ids\":[7,4],\"logits\":[2,1],\"own_logit\":1");
 	expect(o, 0, "\"own_logit\":null");
 	expect(run_store("store cat", directory, ""), 0, "{\"status\":\"not_finite\"}");
 	expect(run_store("store cat", directory, "ffff00"), 1, "no record whose key begins so");
