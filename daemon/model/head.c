@@ -3,6 +3,7 @@
 #include "daemon/model/head.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 
 #include "common/error.h"
@@ -11,10 +12,13 @@
 struct head {
 	const struct weights *weights;
 	struct backend *backend;
+	struct head *owner;              // of the logits; NULL: they are its own
 	uint32_t max_rows, tile_rows;    // tile_rows: the backend's head_rows, at most max_rows
 	struct real *logits;             // (tile_rows, V); in training also their gradient
 	struct act *x;                   // (tile_rows, C)
 	struct softmax_grad_row *grads;  // (tile_rows) what the loss answers for a tile
+	struct sweep_row *sweep;         // (tile_rows) lse of each row, for a mean
+	double *lse;
 	struct act *dx;                  // (max_rows, C) gradients of the picked rows; NULL for immutable weights
 };
 
@@ -37,9 +41,29 @@ int head_open(const struct weights *w, uint32_t max_rows, struct head **ret_head
 		return error_errno(ERROR_MEMORY);
 	}
 	h->grads = calloc(tile, sizeof *h->grads);    // also without parameters: evaluation asks the loss too
-	if (!h->grads) {
+	h->sweep = calloc(tile, sizeof *h->sweep);
+	h->lse = calloc(tile, sizeof *h->lse);
+	if (!h->grads || !h->sweep || !h->lse) {
 		head_close(h);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the head");
+	}
+	*ret_head = h;
+	return 0;
+}
+
+int head_open_beside(const struct weights *w, struct head *owner, struct head **ret_head, struct error *err)
+{
+	struct backend *be = w->backend;
+	assert(be == owner->backend && w->architecture.vocab_size == owner->weights->architecture.vocab_size && !owner->owner);
+	struct head *h = calloc(1, sizeof *h);
+	if (!h)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the head");
+	*h = (struct head){.weights = w, .backend = be, .owner = owner, .max_rows = owner->max_rows, .tile_rows = owner->tile_rows,
+			   .logits = owner->logits};
+	h->x = be->ops->act_new(be, (size_t)h->tile_rows * w->architecture.width, err);
+	if (!h->x) {
+		head_close(h);
+		return error_errno(ERROR_MEMORY);
 	}
 	*ret_head = h;
 	return 0;
@@ -49,10 +73,13 @@ struct head *head_close(struct head *h)
 {
 	if (!h)
 		return NULL;
-	h->backend->ops->real_free(h->backend, h->logits);
+	if (!h->owner)
+		h->backend->ops->real_free(h->backend, h->logits);
 	h->backend->ops->act_free(h->backend, h->x);
 	h->backend->ops->act_free(h->backend, h->dx);
 	free(h->grads);
+	free(h->sweep);
+	free(h->lse);
 	free(h);
 	return NULL;
 }
@@ -62,13 +89,47 @@ uint32_t head_tile_rows(const struct head *h)
 	return h->tile_rows;
 }
 
-struct real *head_logits(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n)
+static void logits_of(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct real *to)
 {
 	const struct backend_ops *ops = h->backend->ops;
-	assert(n <= h->tile_rows);
 	ops->pick_rows(h->backend, h->x, hidden, rows, n, h->weights->architecture.width);
-	ops->linear_real(h->backend, h->logits, false, h->x, h->weights->head, n);
+	ops->linear_real(h->backend, to, false, h->x, h->weights->head, n);
+}
+
+struct real *head_logits(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n)
+{
+	assert(n <= h->tile_rows);
+	logits_of(h, hidden, rows, n, h->logits);
 	return h->logits;
+}
+
+// Of n rows, T = 1. A row that is not finite has none: NaN makes the whole row of the mean NaN.
+static const double *lse_of(struct head *h, const struct real *logits, uint32_t n)
+{
+	static const float one = 1;
+	for (uint32_t i = 0; i < n; i++) {
+		h->lse[i] = NAN;
+		h->sweep[i] = (struct sweep_row){.n_temperatures = 1, .temperatures = &one, .lse = &h->lse[i]};
+	}
+	h->backend->ops->sweep(h->backend, logits, n, h->weights->architecture.vocab_size, h->sweep);
+	return h->lse;
+}
+
+struct real *head_mix(const struct head_member *members, uint32_t n_members, enum head_rule rule, const uint32_t *rows, uint32_t n)
+{
+	struct head *first = members[0].head->owner ? members[0].head->owner : members[0].head;
+	struct backend *be = first->backend;
+	uint32_t V = first->weights->architecture.vocab_size;
+	struct real *sum = first->logits, *beside = be->ops->real_at(first->logits, (size_t)n * V);
+	assert(n <= first->tile_rows / 2);
+	for (uint32_t m = 0; m < n_members; m++) {
+		struct real *one = m ? beside : sum;
+		logits_of(members[m].head, members[m].hidden, rows, n, one);
+		be->ops->mix(be, sum, m > 0, one, members[m].weight, rule == HEAD_MEAN ? lse_of(first, one, n) : NULL, n, V);
+	}
+	if (rule == HEAD_MEAN)
+		be->ops->mix_log(be, sum, n, V);
+	return sum;
 }
 
 struct real *head_keep(struct head *h, const uint32_t *ids, uint32_t n_ids, uint32_t n)

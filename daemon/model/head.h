@@ -12,6 +12,8 @@ struct weights;
 struct head;
 
 int head_open(const struct weights *w, uint32_t max_rows, struct head **ret_head, struct error *err);
+// Another model's, of the same vocabulary and backend, for scoring: its tiles lie where `owner` has its own, who must outlive it.
+int head_open_beside(const struct weights *w, struct head *owner, struct head **ret_head, struct error *err);
 struct head *head_close(struct head *h);
 
 // Scores n rows of `hidden` (row indices in `rows`, host memory); results land in `out` (n).
@@ -23,6 +25,14 @@ uint32_t head_tile_rows(const struct head *h);
 struct real *head_logits(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n);
 // Their columns at ids (n_ids <= V), (n, n_ids), beside them; for tiles of at most half as many rows.
 struct real *head_keep(struct head *h, const uint32_t *ids, uint32_t n_ids, uint32_t n);
+
+// Several models' logits as one, (n, V), in the place of the first's; all but one were opened beside it. Tiles of at most half as many rows.
+struct head_member { struct head *head; const struct act *hidden; double weight; };
+enum head_rule {
+	HEAD_SUM,                // weighted sum of logits; weights may be negative
+	HEAD_MEAN,               // ln of the weighted sum of probabilities (T = 1), no less than ln 1e-38
+};
+struct real *head_mix(const struct head_member *members, uint32_t n_members, enum head_rule rule, const uint32_t *rows, uint32_t n);
 
 // Training: for each tile the sweep of `out` is done, then `loss` turns its results into softmax_grad rows for rows first..first+n of
 // the list, and the gradients flow on: into the head's parameters (+=) and into dhidden (T, C) (rows not named are zero).
