@@ -194,9 +194,13 @@ static int open_teacher(struct daemon *d, struct error *err)
 {
 	static const char *const numerics[] = {"auto", "f32", "bf16"};
 	const struct options *o = &d->options;
+	struct teacher_source sources[OPTIONS_MAX_TEACHERS];
+	int r = options_teachers(o, sources, err);
+	if (r)
+		return r;
 	struct teacher_options t = {
-		.path = o->teacher, .device = options_device(o), .numeric = numerics[o->numeric], .n_threads = (uint32_t)o->threads,
-		.max_tokens = (uint32_t)o->max_tokens, .batch_tokens = (uint32_t)o->batch_tokens, .max_top_k = (uint32_t)o->max_top_k,
+		.sources = sources, .n_sources = (uint32_t)o->teacher.n, .device = options_device(o), .numeric = numerics[o->numeric],
+		.n_threads = (uint32_t)o->threads, .max_tokens = (uint32_t)o->max_tokens, .batch_tokens = (uint32_t)o->batch_tokens, .max_top_k = (uint32_t)o->max_top_k,
 		.max_gather = (uint32_t)o->max_gather, .max_draws = (uint32_t)o->max_draws,
 		.cache_tokens = (uint32_t)o->cache_tokens, .max_generating = (uint32_t)o->max_generating,
 		.generate_batch = (uint32_t)o->generate_batch, .event_fd = d->event_fd,
@@ -292,10 +296,12 @@ static bool is_config_fault(enum error_code code)
 
 static void announce_ready(struct daemon *d)
 {
-	const struct teacher_info *t = teacher_info(d->teacher);
+	uint32_t n;
+	const struct teacher_info *t = teacher_infos(d->teacher, &n);
 	d->was_ready = true;
-	log_notice("teacher %s: %s, %.1f million parameters, %s, on %s (%s, %s), loaded in %.1f s", t->name, t->architecture.name,
-		   (double)t->n_parameters * 1e-6, t->dtype, t->device, t->numeric, t->description, t->load_seconds);
+	for (uint32_t i = 0; i < n; i++)
+		log_notice("teacher %s: %s, %.1f million parameters, %s, on %s (%s, %s), loaded in %.1f s", t[i].name, t[i].architecture.name,
+			   (double)t[i].n_parameters * 1e-6, t[i].dtype, t[i].device, t[i].numeric, t[i].description, t[i].load_seconds);
 	if (strcmp(options_device(&d->options), "auto") == 0 && strcmp(t->device, "cpu") == 0)
 		log_notice("device = auto: no usable GPU, the teacher runs on the CPU");
 	sd_notifyf(0, "READY=1\nSTATUS=Serving %s on %s", t->name, t->device);
@@ -441,8 +447,9 @@ static int daemon_run(struct daemon *d)
 
 static int check_config(const struct options *o)
 {
-	if (access(o->teacher, R_OK)) {
-		fprintf(stderr, "kdserved: teacher = %s: %s\n", o->teacher, strerror(errno));
+	struct error err = {0};
+	if (options_check_files(o, &err)) {
+		fprintf(stderr, "kdserved: %s\n", err.message);
 		return EXIT_BAD_CONFIG;
 	}
 	puts("kdserved: the settings are good");

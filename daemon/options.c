@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/options.h"
 
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
 #include "common/error.h"
 #include "daemon/server/address.h"
+#include "daemon/teacher/choice.h"
 
 const struct config_option options_table[] = {
 #define OPTION(field, name, type, min, max, fallback, choices, unit, help) \
@@ -36,11 +42,53 @@ static int check_address(const char *name, const char *text, bool allow_remote, 
 	return 0;
 }
 
+// "NAME=PATH" where what stands before "=" can be a name: a path with "=" in it can be given as ./path.
+static int read_teacher(const char *text, struct teacher_source *ret, struct error *err)
+{
+	const char *equals = strchr(text, '=');
+	struct teacher_source s = {.path = text};
+	if (equals && equals - text < TEACHER_NAME_BYTES) {
+		snprintf(s.name, sizeof s.name, "%.*s", (int)(equals - text), text);
+		if (choice_name_is_valid(s.name))
+			s.path = equals + 1;
+	}
+	if (s.path == text) {
+		size_t end = strlen(text), begin;
+		while (end > 1 && text[end - 1] == '/')
+			end--;
+		for (begin = end; begin && text[begin - 1] != '/';)
+			begin--;
+		begin = begin < end ? begin : 0;    // "/" alone
+		snprintf(s.name, sizeof s.name, "%.*s", (int)(end - begin), text + begin);
+	}
+	*ret = s;
+	return *s.path ? 0 : error_set(err, ERROR_INVALID, "teacher", "teacher = %.200s names no path", text);
+}
+
+int options_teachers(const struct options *o, struct teacher_source ret_sources[OPTIONS_MAX_TEACHERS], struct error *err)
+{
+	if (!o->teacher.n)
+		return error_set(err, ERROR_INVALID, "teacher", "no teacher is named: set teacher = PATH or give --teacher PATH");
+	if (o->teacher.n > OPTIONS_MAX_TEACHERS)
+		return error_set(err, ERROR_TOO_LARGE, "teacher", "%zu teachers, the limit is %d", o->teacher.n, OPTIONS_MAX_TEACHERS);
+	for (size_t i = 0; i < o->teacher.n; i++) {
+		int r = read_teacher(o->teacher.items[i], &ret_sources[i], err);
+		if (r)
+			return r;
+		for (size_t j = 0; j < i; j++)
+			if (strcmp(ret_sources[j].name, ret_sources[i].name) == 0)
+				return error_set(err, ERROR_INVALID, "teacher", "two teachers are called \"%.100s\": write teacher = NAME=PATH",
+						 ret_sources[i].name);
+	}
+	return 0;
+}
+
 int options_check(const struct options *o, struct error *err)
 {
-	int r = 0;
-	if (!o->teacher)
-		return error_set(err, ERROR_INVALID, "teacher", "no teacher is named: set teacher = PATH or give --teacher PATH");
+	struct teacher_source teachers[OPTIONS_MAX_TEACHERS];
+	int r = options_teachers(o, teachers, err);
+	if (r)
+		return r;
 	if (!o->http && !o->socket.n)
 		return error_set(err, ERROR_INVALID, "http", "both doors are closed: set http or socket");
 	if (o->runs && !o->socket.n)
@@ -49,6 +97,16 @@ int options_check(const struct options *o, struct error *err)
 		r = check_address("http", o->http, o->allow_remote, err);
 	for (size_t i = 0; r == 0 && i < o->socket.n; i++)
 		r = check_address("socket", o->socket.items[i], o->allow_remote, err);
+	return r;
+}
+
+int options_check_files(const struct options *o, struct error *err)
+{
+	struct teacher_source s[OPTIONS_MAX_TEACHERS];
+	int r = options_teachers(o, s, err);
+	for (size_t i = 0; r == 0 && i < o->teacher.n; i++)
+		if (access(s[i].path, R_OK))
+			r = error_system(err, errno, "teacher", "teacher = %s", s[i].path);
 	return r;
 }
 

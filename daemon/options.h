@@ -3,8 +3,11 @@
 #pragma once
 
 #include "daemon/config.h"
+#include "daemon/teacher/teacher.h"
 
 struct error;
+
+#define OPTIONS_MAX_TEACHERS 64
 
 #define OPTION_C_STRING char *
 #define OPTION_C_LIST struct config_list
@@ -28,4 +31,8 @@ int options_init(struct options *o, struct error *err);
 void options_done(struct options *o);
 // Checks that need several rows: a teacher is named, a door is open, addresses parse, none is remote without allow-remote.
 int options_check(const struct options *o, struct error *err);
+// The teachers of o->teacher, as many (OPTIONS_MAX_TEACHERS at most), of different names: what stands before "=", else the last part of the
+// path. Paths are the options'.
+int options_teachers(const struct options *o, struct teacher_source ret_sources[OPTIONS_MAX_TEACHERS], struct error *err);
+int options_check_files(const struct options *o, struct error *err);      // the teachers are there
 const char *options_device(const struct options *o);      // "auto", "cpu", ...

@@ -198,6 +198,11 @@ static void return_item(struct request_item *item)
 	queue_push(ask->connection->context->returned, &item->link);
 }
 
+static const struct teacher_info *teachers_of(const struct connection *c, uint32_t *ret_n)
+{
+	return teacher_infos(service_teacher(c->context->service), ret_n);
+}
+
 static int ask_new(struct connection *c, uint64_t id, struct frame_score *m, struct connection_ask **ret_ask, struct error *err)
 {
 	struct connection_ask *ask = calloc(1, sizeof *ask);
@@ -219,6 +224,8 @@ static int ask_new(struct connection *c, uint64_t id, struct frame_score *m, str
 	}
 	q->query = m->query;
 	query_init(&m->query);
+	q->asked.n_members = 1;
+	content_id_to_hex(&teachers_of(c, &(uint32_t){0})[c->teacher].fingerprint, q->asked.members[0].name);
 	q->durable = m->flags & FRAME_SCORE_DURABLE;
 	q->no_store = m->flags & FRAME_SCORE_NO_STORE;
 	q->deadline_ms = m->deadline_ms ? clock_ms() + m->deadline_ms : 0;
@@ -288,15 +295,22 @@ static void on_call(struct connection *c, const struct frame *f, const uint8_t *
 	frame_call_done(&call);
 }
 
-static int check_teacher(const struct connection *c, const struct frame_hello *hello, struct error *err)
+// The fingerprint expected says whom all of the connection's requests ask.
+static int choose_teacher(struct connection *c, const struct frame_hello *hello, struct error *err)
 {
 	static const struct content_id any;
+	uint32_t n;
 	int r = service_check_ready(c->context->service, err);
 	if (r || memcmp(&hello->teacher, &any, sizeof any) == 0)
 		return r;
-	if (memcmp(&hello->teacher, &teacher_info(service_teacher(c->context->service))->fingerprint, sizeof any) != 0)
-		return error_set(err, ERROR_CONFLICT, "teacher", "this server's teacher is not the one expected");
-	return 0;
+	const struct teacher_info *teachers = teachers_of(c, &n);
+	while (c->teacher < n && memcmp(&hello->teacher, &teachers[c->teacher].fingerprint, sizeof any) != 0)
+		c->teacher++;
+	if (c->teacher < n)
+		return 0;
+	c->teacher = 0;
+	return error_set(err, ERROR_CONFLICT, "teacher", n == 1 ? "this server's teacher is not the one expected" :
+			 "the teacher expected is none of this server's");
 }
 
 static void on_hello(struct connection *c, const struct frame *f, const uint8_t *body)
@@ -310,13 +324,14 @@ static void on_hello(struct connection *c, const struct frame *f, const uint8_t 
 	if (!r)
 		r = frame_hello_decode(body, f->body_bytes, &hello, &err);
 	if (!r)
-		r = check_teacher(c, &hello, &err);
+		r = choose_teacher(c, &hello, &err);
 	if (r) {
 		connection_fail(c, &err);
 		return;
 	}
-	service_limits(c->context->service, &m.limits, &m.max_sequences);
-	m.teacher = teacher_info(service_teacher(c->context->service))->fingerprint;
+	uint32_t n;
+	service_limits(c->context->service, c->teacher, &m.limits, &m.max_sequences);
+	m.teacher = teachers_of(c, &n)[c->teacher].fingerprint;
 	struct connection_output *o = frame_new(c, FRAME_WELCOME, 0, encode_welcome, &m);
 	if (!o)
 		return;

@@ -19,6 +19,7 @@
 #include "daemon/server/reply.h"
 #include "daemon/server/service.h"
 #include "daemon/store/store.h"
+#include "daemon/teacher/choice.h"
 #include "daemon/teacher/teacher.h"
 #include "daemon/train/supervisor.h"
 
@@ -82,30 +83,45 @@ static int get_openapi(const struct control_input *in, struct control_reply *out
 	return 0;
 }
 
-static int get_model(const struct control_input *in, struct control_reply *out, struct error *err)
+// What a teacher is, beside its provenance.
+static void model_fields(struct buffer *b, const struct teacher_info *info, const struct query_limits *limits)
 {
-	int r = control_check_loaded(in->service, err);
-	if (r)
-		return r;
-	const struct teacher_info *info = teacher_info(service_teacher(in->service));
 	const struct architecture *a = &info->architecture;
-	struct buffer *b = &out->body;
-	struct query_limits limits;
-	uint32_t max_sequences;
-	service_limits(in->service, &limits, &max_sequences);
-	buffer_text(b, "{");
-	reply_provenance(b, info);
 	buffer_printf(
 		b, ",\"architecture\":\"%s\",\"context_length\":%" PRIu32 ",\"n_parameters\":%" PRIu64 ",\"dtype\":\"%s\",\"description\":",
 		a->name, a->context_length, info->n_parameters, info->dtype);
 	buffer_string(b, info->description, strlen(info->description));
 	buffer_printf(b,
 		      ",\"n_layers\":%" PRIu32 ",\"width\":%" PRIu32 ",\"n_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32
-		      ",\"bos_id\":%" PRId32 ",\"eos_id\":%" PRId32 ",\"max_tokens\":%" PRIu32 ",\"max_top_k\":%" PRIu32
-		      ",\"max_gather\":%" PRIu32 ",\"max_draws\":%" PRIu32 ",\"max_spans\":%" PRIu32 ",\"head_size\":%" PRIu32
-		      ",\"load_seconds\":%.3f}",
-		      a->n_layers, a->width, a->n_heads, a->n_kv_heads, a->bos_id, a->eos_id, info->max_tokens, info->max_top_k,
-		      limits.max_gather, limits.max_draws, limits.max_spans, a->head_size, info->load_seconds);
+		      ",\"head_size\":%" PRIu32 ",\"bos_id\":%" PRId32 ",\"eos_id\":%" PRId32 ",\"max_tokens\":%" PRIu32
+		      ",\"max_top_k\":%" PRIu32 ",\"max_gather\":%" PRIu32 ",\"max_draws\":%" PRIu32 ",\"max_spans\":%" PRIu32
+		      ",\"load_seconds\":%.3f",
+		      a->n_layers, a->width, a->n_heads, a->n_kv_heads, a->head_size, a->bos_id, a->eos_id, info->max_tokens, info->max_top_k,
+		      limits->max_gather, limits->max_draws, limits->max_spans, info->load_seconds);
+}
+
+// The first teacher, whom nobody needs to name; then all of them.
+static int get_model(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	int r = control_check_loaded(in->service, err);
+	if (r)
+		return r;
+	struct buffer *b = &out->body;
+	struct query_limits limits;
+	uint32_t max_sequences, n;
+	const struct teacher_info *infos = teacher_infos(service_teacher(in->service), &n);
+	service_limits(in->service, 0, &limits, &max_sequences);
+	buffer_text(b, "{");
+	reply_provenance(b, infos);
+	model_fields(b, infos, &limits);
+	buffer_text(b, ",\"teachers\":[");
+	for (uint32_t i = 0; i < n; i++) {
+		buffer_text(b, i ? ",{" : "{");
+		reply_provenance(b, &infos[i]);
+		model_fields(b, &infos[i], &limits);
+		buffer_text(b, "}");
+	}
+	buffer_text(b, "]}");
 	return 0;
 }
 
@@ -167,8 +183,13 @@ static int get_models(const struct control_input *in, struct control_reply *out,
 	int r = control_check_loaded(in->service, err);
 	if (r)
 		return r;
+	uint32_t n;
+	const struct teacher_info *infos = teacher_infos(service_teacher(in->service), &n);
 	buffer_text(&out->body, "{\"object\":\"list\",\"data\":[");
-	model_card(&out->body, teacher_info(service_teacher(in->service)), service_uptime(in->service));
+	for (uint32_t i = 0; i < n; i++) {
+		buffer_text(&out->body, i ? "," : "");
+		model_card(&out->body, &infos[i], service_uptime(in->service));
+	}
 	buffer_text(&out->body, "]}");
 	return 0;
 }
@@ -176,11 +197,12 @@ static int get_models(const struct control_input *in, struct control_reply *out,
 static int get_model_card(const struct control_input *in, struct control_reply *out, struct error *err)
 {
 	int r = control_check_loaded(in->service, err);
-	const struct teacher_info *info = teacher_info(service_teacher(in->service));
-	if (!r && !openai_model_matches(info, in->id))
-		r = error_set(err, ERROR_NOT_FOUND, "model", "the model \"%.100s\" does not exist; this server has \"%.100s\"", in->id, info->name);
+	uint32_t n, i = 0;
+	const struct teacher_info *infos = teacher_infos(service_teacher(in->service), &n);
 	if (!r)
-		model_card(&out->body, info, service_uptime(in->service));
+		r = choice_find(in->id, "model", infos, n, &i, err);
+	if (!r)
+		model_card(&out->body, &infos[i], service_uptime(in->service));
 	return r;
 }
 

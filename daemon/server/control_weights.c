@@ -13,6 +13,7 @@
 #include "daemon/server/json.h"
 #include "daemon/server/reply.h"
 #include "daemon/server/service.h"
+#include "daemon/teacher/choice.h"
 #include "daemon/teacher/teacher.h"
 
 #define MAX_JSON_VALUES (1u << 18)     // as decimal numbers: some 3 MB
@@ -59,10 +60,11 @@ static int choose_rows(const struct json_weights *w, struct piece *p, struct err
 	return p->made ? 0 : error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " rows", p->n);
 }
 
-static int read_piece(const struct teacher *t, const struct json_weights *w, struct piece *p, struct error *err)
+static int read_piece(const struct teacher *t, uint32_t member, const struct json_weights *w, struct piece *p, struct error *err)
 {
+	uint32_t n;
 	static const enum teacher_tensor tensors[] = {TEACHER_EMBEDDING, TEACHER_HEAD, TEACHER_FINAL_NORM};
-	const struct architecture *a = &teacher_info(t)->architecture;
+	const struct architecture *a = &teacher_infos(t, &n)[member].architecture;
 	p->width = a->width;
 	p->n_rows = w->tensor == JSON_FINAL_NORM ? 1 : a->vocab_size;
 	int r = choose_rows(w, p, err);
@@ -71,7 +73,7 @@ static int read_piece(const struct teacher *t, const struct json_weights *w, str
 	p->values = malloc((size_t)p->n * p->width * sizeof *p->values);
 	if (!p->values)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " rows", p->n);
-	return teacher_read_rows(t, tensors[w->tensor], p->ids, p->n, p->values, err);
+	return teacher_read_rows(t, member, tensors[w->tensor], p->ids, p->n, p->values, err);
 }
 
 static uint16_t narrow(float v, enum json_dtype dtype)
@@ -109,19 +111,30 @@ static void encode_rows(struct buffer *b, const struct piece *p, enum json_dtype
 	buffer_text(b, "]");
 }
 
+static int find_member(const struct teacher *t, const struct json_weights *w, uint32_t *ret, struct error *err)
+{
+	uint32_t n;
+	const struct teacher_info *infos = teacher_infos(t, &n);
+	return w->teacher ? choice_find(w->teacher, "teacher", infos, n, ret, err) : 0;
+}
+
 int control_post_weights(const struct control_input *in, struct control_reply *out, struct error *err)
 {
 	static const char *const names[] = {"embedding", "head", "final_norm"};
 	struct json_weights w = {0};
 	struct piece p = {0};
+	uint32_t member = 0;
 	struct buffer *b = &out->body;
 	int r = control_check_loaded(in->service, err);
 	if (!r)
 		r = json_read_weights(in->body, in->n, &w, err);
 	if (!r)
-		r = read_piece(service_teacher(in->service), &w, &p, err);
+		r = find_member(service_teacher(in->service), &w, &member, err);
+	if (!r)
+		r = read_piece(service_teacher(in->service), member, &w, &p, err);
 	if (!r) {
-		const struct teacher_info *info = teacher_info(service_teacher(in->service));
+		uint32_t n;
+		const struct teacher_info *info = &teacher_infos(service_teacher(in->service), &n)[member];
 		buffer_text(b, "{\"teacher\":{");
 		reply_provenance(b, info);
 		buffer_printf(b, "},\"tensor\":\"%s\",\"rows\":%" PRIu32 ",\"width\":%" PRIu32 ",\"tied\":%s,\"values\":", names[w.tensor], p.n_rows,

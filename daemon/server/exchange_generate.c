@@ -32,15 +32,13 @@ struct generate {
 
 static int generate_start(struct exchange *x, const char *body, size_t n, struct error *err)
 {
-	struct generation_limits limits;
 	struct query_limits unused;
 	struct json_limits bounds;
 	struct generate *g = x->own = calloc(1, sizeof *g);
 	if (!g)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
-	service_limits(x->service, &unused, &bounds.max_sequences);
-	service_generation_limits(x->service, &limits);
-	bounds.max_tokens = limits.max_tokens;
+	service_limits(x->service, 0, &unused, &bounds.max_sequences);
+	bounds.max_tokens = service_max_tokens(x->service);
 	g->tokenizer = teacher_tokenizer(service_teacher(x->service));
 	int r = json_read_generate(body, n, g->tokenizer, &bounds, &g->asked, err);
 	if (r)
@@ -213,7 +211,7 @@ static void head(const struct exchange *x, struct buffer *b)
 {
 	const struct generate *g = x->own;
 	buffer_text(b, "{\"teacher\":{");
-	reply_provenance(b, teacher_info(service_teacher(x->service)));
+	reply_choice(b, service_teacher(x->service), &g->request->choice);
 	buffer_printf(b, "},\"seed\":%" PRIu64, g->request->generate->seed);
 }
 

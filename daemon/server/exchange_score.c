@@ -43,8 +43,8 @@ static int score_start(struct exchange *x, const char *body, size_t n, struct er
 	struct score *s = x->own = calloc(1, sizeof *s);
 	if (!s)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
-	service_limits(x->service, &limits, &bounds.max_sequences);
-	bounds.max_tokens = limits.max_tokens;
+	service_limits(x->service, 0, &limits, &bounds.max_sequences);
+	bounds.max_tokens = service_max_tokens(x->service);
 	int r = json_read_score(body, n, teacher_tokenizer(service_teacher(x->service)), &bounds, &s->asked, err);
 	if (!r && (r = exchange_submit(x, s->asked.request, err)))
 		rename_field(err);
@@ -59,7 +59,7 @@ static int score_encode(struct exchange *x, struct buffer *b, struct error *err)
 	struct request *r = x->requests[0];
 	if (s->n_replied == 0) {
 		buffer_text(b, "{\"teacher\":{");
-		reply_provenance(b, teacher_info(service_teacher(x->service)));
+		reply_choice(b, service_teacher(x->service), &r->choice);
 		buffer_text(b, "},\"sequences\":[");
 	}
 	if (s->n_replied < r->n_items) {

@@ -55,6 +55,7 @@ struct json_weights {
 	int64_t count;                     // -1 = to the end
 	enum json_dtype dtype;
 	bool base64;
+	char *teacher;                     // its name; NULL = the first
 };
 int json_read_weights(const char *body, size_t n, struct json_weights *ret, struct error *err);
 void json_weights_done(struct json_weights *w);

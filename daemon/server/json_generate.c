@@ -14,6 +14,7 @@
 
 struct generate_reader {
 	struct generation_query query;
+	struct choice_query asked;
 	struct sequence *prompts, forced;
 	uint32_t n_prompts;
 	const json_t *prompts_value, *forced_value;
@@ -132,6 +133,7 @@ static const struct json_field generate_fields[] = {
 	{"ignore_eos", json_field_bool, false, AT(query.ignore_eos)}, {"rows", read_count, false, AT(query.top_k)},
 	{"logprobs", json_field_bool, false, AT(logprobs)}, {"stream", json_field_bool, false, AT(query.stream)},
 	{"deadline_ms", read_deadline, false, AT(deadline_ms)},
+	{"teacher", json_read_teacher, false, AT(asked)},
 };
 
 // ---- tokens or text
@@ -228,6 +230,7 @@ int json_read_generate(const char *body, size_t n, const struct tokenizer *token
 	json_decref(root);
 	if (r)
 		return r;
+	request->asked = g.asked;
 	request->deadline_ms = g.deadline_ms ? clock_ms() + (uint64_t)g.deadline_ms : 0;
 	*ret = (struct json_generate){.request = request, .logprobs = g.logprobs};
 	return 0;

@@ -32,6 +32,9 @@ int json_read_bool(const json_t *v, const char *name, bool *ret, struct error *e
 // One of the words of `words`, NULL-terminated: its index.
 int json_read_word(const json_t *v, const char *name, const char *const *words, int *ret, struct error *err);
 int json_field_bool(void *to, const json_t *v, const char *name, struct error *err);     // to: bool
+// Who is asked: a teacher's name, or a mixture of several. `to` is the struct choice_query, which takes one of the two.
+int json_read_teacher(void *to, const json_t *v, const char *name, struct error *err);
+int json_read_mixture(void *to, const json_t *v, const char *name, struct error *err);
 int json_read_tokens(const json_t *v, const char *name, struct sequence *ret, struct error *err);
 // A copy the caller frees; an earlier *ret is freed. ret_n may be NULL (jansson refuses zero bytes in strings).
 int json_read_text(const json_t *v, const char *name, char **ret, size_t *ret_n, struct error *err);

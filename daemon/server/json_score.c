@@ -14,6 +14,7 @@
 struct score_reader {
 	struct json_score *out;
 	struct query query;
+	struct choice_query asked;
 	bool durable, store, sum, has_deadline;
 	int64_t deadline_ms;
 	const json_t *gather, *spans;      // read last: they may be one for each sequence
@@ -170,6 +171,8 @@ static const struct json_field score_fields[] = {
 	{"sum", json_field_bool, false, offsetof(struct score_reader, sum)}, {"encoding", read_encoding, false, 0},
 	{"durable", json_field_bool, false, offsetof(struct score_reader, durable)},
 	{"store", json_field_bool, false, offsetof(struct score_reader, store)}, {"deadline_ms", read_deadline, false, 0},
+	{"teacher", json_read_teacher, false, offsetof(struct score_reader, asked)},
+	{"mixture", json_read_mixture, false, offsetof(struct score_reader, asked)},
 };
 
 // What may be one for each sequence, now that those are known.
@@ -200,6 +203,7 @@ int json_read_score(const char *body, size_t n, const struct tokenizer *tokenize
 		query_done(&s.query);
 	} else {
 		out.request->query = s.query;
+		out.request->asked = s.asked;
 		r = read_lists(&s, err);
 	}
 	json_decref(root);

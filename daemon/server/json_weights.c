@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The body of POST /v1/weights.
+#include <stdlib.h>
+
 #include "common/error.h"
 #include "daemon/server/json.h"
 #include "daemon/server/json_internal.h"
@@ -57,11 +59,16 @@ static int read_encoding(void *to, const json_t *v, const char *name, struct err
 	return r;
 }
 
+static int read_teacher(void *to, const json_t *v, const char *name, struct error *err)
+{
+	return json_read_text(v, name, &((struct weights_reader *)to)->out->teacher, NULL, err);
+}
+
 int json_read_weights(const char *body, size_t n, struct json_weights *ret, struct error *err)
 {
 	static const struct json_field fields[] = {
 		{"tensor", read_tensor, true, 0}, {"ids", read_ids, false, 0}, {"first", read_first, false, 0}, {"count", read_count, false, 0},
-		{"dtype", read_dtype, false, 0}, {"encoding", read_encoding, false, 0},
+		{"dtype", read_dtype, false, 0}, {"encoding", read_encoding, false, 0}, {"teacher", read_teacher, false, 0},
 	};
 	struct json_weights out = {.count = -1};
 	struct weights_reader w = {.out = &out};
@@ -80,4 +87,5 @@ int json_read_weights(const char *body, size_t n, struct json_weights *ret, stru
 void json_weights_done(struct json_weights *w)
 {
 	sequence_done(&w->ids);
+	free(w->teacher);
 }

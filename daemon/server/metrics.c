@@ -102,12 +102,15 @@ static void encode_teacher(struct buffer *b, struct service *s)
 	histogram(b, "kd_forward_seconds", "Duration of the trunk's forward passes.", teacher_pass_seconds(teacher));
 	if (teacher_state(teacher) != TEACHER_READY)
 		return;
-	const struct teacher_info *info = teacher_info(teacher);
-	char id[CONTENT_ID_HEX];
-	content_id_to_hex(&info->fingerprint, id);
-	head(b, "kd_teacher_info", "gauge", "The teacher; the value is 1.");
-	buffer_printf(b, "kd_teacher_info{id=\"%s\",architecture=\"%s\",device=\"%s\",numeric=\"%s\"} 1\n", id, info->architecture.name,
-		      info->device, info->numeric);
+	uint32_t n;
+	const struct teacher_info *infos = teacher_infos(teacher, &n);
+	head(b, "kd_teacher_info", "gauge", "The teachers; the value is 1.");
+	for (uint32_t i = 0; i < n; i++) {
+		char id[CONTENT_ID_HEX];
+		content_id_to_hex(&infos[i].fingerprint, id);
+		buffer_printf(b, "kd_teacher_info{id=\"%s\",architecture=\"%s\",device=\"%s\",numeric=\"%s\"} 1\n", id, infos[i].architecture.name,
+			      infos[i].device, infos[i].numeric);
+	}
 }
 
 static void encode_store(struct buffer *b, struct store *store)

@@ -13,19 +13,21 @@
 #include "common/buffer.h"
 #include "daemon/server/openai_internal.h"
 #include "daemon/server/service.h"
+#include "daemon/teacher/choice.h"
 #include "daemon/teacher/teacher.h"
 
 const struct teacher_info *openai_teacher(const struct exchange *x)
 {
-	return teacher_info(service_teacher(x->service));
+	uint32_t n;
+	return &teacher_infos(service_teacher(x->service), &n)[((const struct openai *)x->own)->teacher];
 }
 
-// The name in /v1/models, or the fingerprint.
-bool openai_model_matches(const struct teacher_info *info, const char *name)
+// The name in /v1/models, or the fingerprint; without one the first teacher answers.
+static int find_model(const struct exchange *x, struct openai *o, struct error *err)
 {
-	char id[CONTENT_ID_HEX];
-	content_id_to_hex(&info->fingerprint, id);
-	return strcmp(name, info->name) == 0 || strcmp(name, id) == 0;
+	uint32_t n;
+	const struct teacher_info *infos = teacher_infos(service_teacher(x->service), &n);
+	return o->ask.model ? choice_find(o->ask.model, "model", infos, n, &o->teacher, err) : 0;
 }
 
 static int name_reply(struct openai *o, struct error *err)
@@ -56,14 +58,13 @@ static int openai_start(struct exchange *x, const char *body, size_t n, struct e
 	struct openai *o = x->own = calloc(1, sizeof *o);
 	if (!o)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
-	service_limits(x->service, &limits, &bounds.max_sequences);
-	bounds.max_tokens = limits.max_tokens;
+	service_limits(x->service, 0, &limits, &bounds.max_sequences);
+	bounds.max_tokens = service_max_tokens(x->service);
 	struct openai_ask *a = &o->ask;
 	o->writer.tokenizer = teacher_tokenizer(service_teacher(x->service));
 	int e = openai_ask_read(body, n, o->writer.tokenizer, &bounds, a, err);
-	if (!e && a->model && !openai_model_matches(openai_teacher(x), a->model))
-		e = error_set(err, ERROR_NOT_FOUND, "model", "the model \"%.100s\" does not exist; this server has \"%.100s\"", a->model,
-			      openai_teacher(x)->name);
+	if (!e)
+		e = find_model(x, o, err);
 	if (!e)
 		e = name_reply(o, err);
 	if (!e)

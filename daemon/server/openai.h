@@ -42,9 +42,6 @@ int openai_ask_read(const char *body, size_t n, const struct tokenizer *tokenize
 		    struct error *err);
 void openai_ask_done(struct openai_ask *a);
 
-// Whether a request's "model" names this teacher: its name in /v1/models, or its fingerprint.
-bool openai_model_matches(const struct teacher_info *info, const char *name);
-
 // ---- replies (openai_reply.c)
 
 // What the teacher said where one token was read.

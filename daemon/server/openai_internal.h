@@ -20,6 +20,7 @@ struct openai_choice {
 
 struct openai {
 	struct openai_ask ask;
+	uint32_t teacher;                  // the number of the model asked
 	struct openai_writer writer;
 	char id[40];
 	long long created;

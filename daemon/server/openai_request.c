@@ -69,6 +69,13 @@ static int copy_prompt(const struct openai_ask *a, uint32_t i, struct request_it
 	return sequence_init(&item->sequence, s->tokens, s->n_tokens) ? error_set(err, ERROR_MEMORY, "prompt", "no memory for it") : 0;
 }
 
+static void ask_model(const struct openai_ask *a, struct request *r)
+{
+	r->asked.n_members = a->model != NULL;
+	if (a->model)
+		snprintf(r->asked.members[0].name, sizeof r->asked.members[0].name, "%s", a->model);
+}
+
 static int make_score(const struct openai *o, struct request **ret_request, struct error *err)
 {
 	const struct openai_ask *a = &o->ask;
@@ -76,6 +83,7 @@ static int make_score(const struct openai *o, struct request **ret_request, stru
 	int e = request_new(a->n_prompts, &r, err);
 	if (e)
 		return e;
+	ask_model(a, r);
 	r->query.top_k = score_top_k(o);
 	r->query.own = true;
 	r->query.first = openai_wants_prompt(a) ? 0 : -1;
@@ -131,6 +139,7 @@ static int make_generation(const struct openai *o, struct request **ret_request,
 		request_free(r);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
 	}
+	ask_model(a, r);
 	set_query(a, r->generate);
 	e = copy_stops(a, r->generate, err);
 	for (uint32_t i = 0; i < a->n_prompts && !e; i++)

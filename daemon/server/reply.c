@@ -55,6 +55,25 @@ void reply_provenance(struct buffer *b, const struct teacher_info *info)
 	buffer_printf(b, ",\"vocab_size\":%" PRIu32, info->architecture.vocab_size);
 }
 
+void reply_choice(struct buffer *b, const struct teacher *t, const struct choice *c)
+{
+	uint32_t n;
+	const struct teacher_info *infos = teacher_infos(t, &n);
+	char fingerprint[CONTENT_ID_HEX];
+	if (!c->is_mixture) {
+		reply_provenance(b, &infos[c->members[0]]);
+		return;
+	}
+	content_id_to_hex(&c->fingerprint, fingerprint);
+	buffer_printf(b, "\"id\":\"%s\",\"rule\":\"%s\",\"members\":[", fingerprint, c->rule == HEAD_MEAN ? "mean" : "logits");
+	for (uint32_t i = 0; i < c->n_members; i++) {
+		buffer_text(b, i ? ",{" : "{");
+		reply_provenance(b, &infos[c->members[i]]);
+		buffer_printf(b, ",\"weight\":%.17g}", c->weights[i]);
+	}
+	buffer_text(b, "]");
+}
+
 void reply_offsets(struct buffer *b, const struct token_offsets *offsets, size_t n)
 {
 	buffer_text(b, "[");

@@ -10,6 +10,8 @@ struct error;
 struct query;
 struct record_rows;
 struct request_item;
+struct choice;
+struct teacher;
 struct teacher_info;
 struct token_offsets;
 
@@ -18,6 +20,8 @@ enum reply_errors { REPLY_ERRORS_OWN, REPLY_ERRORS_OPENAI };
 void reply_error(struct buffer *b, const struct error *e, enum reply_errors shape);
 // The members of "teacher" in score replies, without braces: where the numbers come from.
 void reply_provenance(struct buffer *b, const struct teacher_info *info);
+// Of whom a request asked: the teacher's, or a mixture's with those of its members.
+void reply_choice(struct buffer *b, const struct teacher *t, const struct choice *c);
 // One element of "sequences". The numbers come from decoding the record, so a cached answer and a computed one cannot differ. offsets may
 // be NULL. `asked` is the query as the caller wrote it: lse values come in its order of temperatures (a record keeps them sorted).
 int reply_item(struct buffer *b, const struct request_item *item, const struct query *asked, const struct token_offsets *offsets,

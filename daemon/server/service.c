@@ -57,15 +57,48 @@ int service_check_ready(const struct service *s, struct error *err)
 	return 0;
 }
 
-void service_limits(const struct service *s, struct query_limits *ret_limits, uint32_t *ret_max_sequences)
+static struct query_limits limits_of(const struct service *s, const struct teacher_info *info)
 {
-	const struct teacher_info *info = teacher_info(s->teacher);
 	const struct architecture *a = &info->architecture;
-	*ret_limits = (struct query_limits){
+	return (struct query_limits){
 		.max_tokens = info->max_tokens, .max_top_k = info->max_top_k, .max_gather = s->options.max_gather,
 		.max_draws = s->options.max_draws, .max_spans = s->options.max_spans, .vocab_size = a->vocab_size, .n_layers = a->n_layers,
 		.width = a->width, .q_width = a->n_heads * a->head_size, .kv_width = a->n_kv_heads * a->head_size};
+}
+
+void service_limits(const struct service *s, uint32_t teacher, struct query_limits *ret_limits, uint32_t *ret_max_sequences)
+{
+	uint32_t n;
+	*ret_limits = limits_of(s, &teacher_infos(s->teacher, &n)[teacher]);
 	*ret_max_sequences = s->options.max_sequences;
+}
+
+uint32_t service_max_tokens(const struct service *s)
+{
+	uint32_t n, longest = 0;
+	const struct teacher_info *infos = teacher_infos(s->teacher, &n);
+	for (uint32_t i = 0; i < n; i++)
+		longest = infos[i].max_tokens > longest ? infos[i].max_tokens : longest;
+	return longest;
+}
+
+int service_choose(const struct service *s, struct request *r, struct error *err)
+{
+	uint32_t n;
+	const struct teacher_info *infos = teacher_infos(s->teacher, &n);
+	return choice_resolve(&r->asked, infos, n, &r->choice, err);
+}
+
+// A mixture reads no more than the shortest context of its members.
+struct query_limits service_limits_of(const struct service *s, const struct choice *c)
+{
+	uint32_t n;
+	const struct teacher_info *infos = teacher_infos(s->teacher, &n);
+	struct query_limits limits = limits_of(s, &infos[c->members[0]]);
+	for (uint32_t i = 1; i < c->n_members; i++)
+		if (infos[c->members[i]].max_tokens < limits.max_tokens)
+			limits.max_tokens = infos[c->members[i]].max_tokens;
+	return limits;
 }
 
 // Every sequence gets its copy of the question, and every record holds one: a long question about many sequences must fit as that.
@@ -85,15 +118,19 @@ static int check_item(struct request_item *item, const struct query_limits *limi
 
 static int check_items(const struct service *s, struct request *r, struct error *err)
 {
-	struct query_limits limits;
-	uint32_t max_sequences;
-	service_limits(s, &limits, &max_sequences);
+	uint32_t max_sequences = s->options.max_sequences;
+	int result = service_choose(s, r, err);
+	if (result)
+		return result;
+	struct query_limits limits = service_limits_of(s, &r->choice);
+	if (r->choice.is_mixture && r->query.n_features)
+		return error_set(err, ERROR_INVALID, "features", "a mixture has none of its own: ask a teacher by its name");
 	if (!r->n_items)
 		return error_set(err, ERROR_INVALID, "sequences", "there are none");
 	if (r->n_items > max_sequences)
 		return error_set(err, ERROR_TOO_LARGE, "sequences", "%" PRIu32 " sequences, the limit is %" PRIu32, r->n_items,
 				 max_sequences);
-	int result = check_copies(s, r, err);
+	result = check_copies(s, r, err);
 	for (uint32_t i = 0; i < r->n_items && result == 0; i++)
 		result = check_item(&r->items[i], &limits, err);
 	return result;
@@ -117,10 +154,8 @@ int service_refuse(struct service *s, const struct request *r, int result, const
 // The largest the answers can become is reserved before any work: nothing a request asks for can grow the process past its budget.
 static int reserve(struct service *s, struct request *r, struct error *err)
 {
-	struct query_limits limits;
-	uint32_t max_sequences;
+	struct query_limits limits = service_limits_of(s, &r->choice);
 	struct queue_cost cost = {.requests = 1};
-	service_limits(s, &limits, &max_sequences);
 	for (uint32_t i = 0; i < r->n_items; i++) {
 		uint32_t n_tokens = r->items[i].sequence.n_tokens;
 		cost.tokens += n_tokens;
@@ -179,7 +214,7 @@ static void look_in_store(struct service *s, struct request_item *item)
 {
 	if (!s->store || item->request->no_store)
 		return;
-	struct store_question q = {&teacher_info(s->teacher)->fingerprint, &item->sequence, &item->query};
+	struct store_question q = {&item->request->choice.fingerprint, &item->sequence, &item->query};
 	// A damaged record (-EBADMSG) is counted by the store and simply computed anew.
 	if (store_answer(s->store, &q, &item->record, NULL) == 0) {
 		item->cached = true;

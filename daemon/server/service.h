@@ -31,15 +31,17 @@ struct service *service_close(struct service *s);      // NULL is fine; returns 
 
 // 0 when score requests are taken; ERROR_UNAVAILABLE while loading, after a failure, or draining.
 int service_check_ready(const struct service *s, struct error *err);
-void service_limits(const struct service *s, struct query_limits *ret_limits, uint32_t *ret_max_sequences);    // once ready
+// Of a question to the teacher of that number; once ready.
+void service_limits(const struct service *s, uint32_t teacher, struct query_limits *ret_limits, uint32_t *ret_max_sequences);
+uint32_t service_max_tokens(const struct service *s);      // of a sequence, whoever is asked: for decoders
+// Finds whom the request asks (r->asked): sets r->choice. service_score and service_generate do it themselves.
+int service_choose(const struct service *s, struct request *r, struct error *err);
 
 // Takes the request: each item comes back through r->complete (perhaps before this returns, perhaps from another thread); when all are
 // back the door calls service_finish. On error (err is required) the door keeps the request and frees it; the refusal is counted.
 int service_score(struct service *s, struct request *r, struct error *err);
 // The same for a request with `generate` set. Its items may come back several times (request_item_take()).
 int service_generate(struct service *s, struct request *r, struct error *err);
-struct generation_limits;
-void service_generation_limits(const struct service *s, struct generation_limits *ret_limits);    // once ready
 // Counts a request refused by a door's decoder, so that the accounts add up.
 void service_reject(struct service *s, enum request_door door, enum error_code code);
 // The door is done with a request it got back: its answer is sent, or its client gone. Frees it.

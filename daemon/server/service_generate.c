@@ -11,22 +11,26 @@
 #include "daemon/teacher/generation.h"
 #include "daemon/teacher/teacher.h"
 
-void service_generation_limits(const struct service *s, struct generation_limits *ret_limits)
+static struct generation_limits limits_of(const struct service *s, const struct teacher_info *info)
 {
-	const struct teacher_info *info = teacher_info(s->teacher);
-	*ret_limits = (struct generation_limits){.max_tokens = info->max_tokens, .max_samples = s->options.max_samples,
+	return (struct generation_limits){.max_tokens = info->max_tokens, .max_samples = s->options.max_samples,
 		.max_top_k = info->max_top_k, .vocab_size = info->architecture.vocab_size};
 }
 
-static int check(const struct service *s, const struct request *r, struct error *err)
+static int check(const struct service *s, struct request *r, struct error *err)
 {
-	struct generation_limits limits;
 	if (!s->options.cache_tokens)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "this server does not generate (its setting cache-tokens is 0)");
 	if (r->n_items > s->options.max_sequences)
 		return error_set(err, ERROR_TOO_LARGE, "prompts", "%" PRIu32 " samples of all prompts, the limit is %" PRIu32, r->n_items,
 				 s->options.max_sequences);
-	service_generation_limits(s, &limits);
+	int result = service_choose(s, r, err);
+	if (result)
+		return result;
+	if (r->choice.is_mixture)
+		return error_set(err, ERROR_UNSUPPORTED, "mixture", "several teachers do not generate together");
+	uint32_t n;
+	struct generation_limits limits = limits_of(s, &teacher_infos(s->teacher, &n)[r->choice.members[0]]);
 	return generation_check(r, &limits, err);
 }
 

@@ -23,6 +23,8 @@ struct service {
 	struct histogram request_seconds;
 };
 
+// Of a question to these.
+struct query_limits service_limits_of(const struct service *s, const struct choice *c);
 // Reserves what the request costs until service_finish; and counts a refusal.
 int service_reserve(struct service *s, struct request *r, const struct queue_cost *cost, struct error *err);
 int service_refuse(struct service *s, const struct request *r, int result, const struct error *err);

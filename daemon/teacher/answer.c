@@ -9,6 +9,7 @@
 #include "common/record.h"
 #include "daemon/model/head.h"
 #include "daemon/teacher/answer_internal.h"
+#include "daemon/teacher/choice.h"
 #include "daemon/teacher/request.h"
 
 #define ARENA_BYTES (16u << 20)    // results of a chunk of rows with k = 1024 and 1024 draws; longer rows go in smaller chunks
@@ -19,17 +20,14 @@ static size_t larger(size_t a, size_t b)
 	return a > b ? a : b;
 }
 
-int answer_open(struct backend *be, const struct architecture *arch, const struct answer_limits *limits, struct answer **ret_answer,
-		struct error *err)
+int answer_open(struct backend *be, const struct answer_limits *limits, struct answer **ret_answer, struct error *err)
 {
 	struct answer *a = calloc(1, sizeof *a);
-	size_t stride = larger(arch->width, (arch->n_heads + 2 * (size_t)arch->n_kv_heads) * arch->head_size);
 	if (a) {
 		a->backend = be;
-		a->architecture = *arch;
 		a->limits = *limits;
 		a->arena_bytes = larger(ARENA_BYTES, plan_row_bytes(limits->max_top_k, limits->max_gather + 1, limits->max_draws));
-		a->line_values = larger(arch->vocab_size, LINE_ROWS * stride);
+		a->line_values = larger(limits->vocab_size, LINE_ROWS * (size_t)limits->widest);
 		a->arena = malloc(a->arena_bytes);
 		a->line = malloc(a->line_values * sizeof *a->line);
 		a->needs = calloc(limits->max_tokens, sizeof *a->needs);
@@ -95,9 +93,11 @@ static int answer_chunk(struct answer *a, const struct plan *plan, const struct 
 {
 	const struct query *q = plan->query;
 	const struct backend_ops *ops = a->backend->ops;
-	struct real *logits = head_logits(in->head, in->hidden, a->rows, a->n);
+	const struct choice *c = in->choice;
+	struct real *logits = c->is_mixture ? head_mix(in->members, c->n_members, c->rule, a->rows, a->n) :
+		head_logits(in->members[0].head, in->members[0].hidden, a->rows, a->n);
 	if (q->n_keep)
-		logits = head_keep(in->head, q->keep, q->n_keep, a->n);
+		logits = head_keep(in->members[0].head, q->keep, q->n_keep, a->n);
 	ops->sweep(a->backend, logits, a->n, plan->V, a->sweep);
 	int r = backend_sync(a->backend, err);    // results of a failed sweep are not even garbage: ids among them would be followed
 	if (r)
@@ -130,7 +130,8 @@ static int fill_rows(struct answer *a, const struct answer_input *in, struct req
 	struct plan plan;
 	bool not_finite = false;
 	uint32_t position = 0;
-	plan_init(&plan, a, item, head_tile_rows(in->head));
+	uint32_t tile_rows = head_tile_rows(in->members[0].head);
+	plan_init(&plan, a, item, in->choice->is_mixture || item->query.n_keep ? tile_rows / 2 : tile_rows);
 	mark_needs(a, item);
 	int r = features_keep(a, in->index, rows, &not_finite, &item->error);
 	while (!r) {
@@ -151,7 +152,7 @@ int answer_make(struct answer *a, const struct answer_input *in, struct request_
 {
 	struct record_rows *rows = NULL;
 	struct answer_counts counts = {0};
-	int r = record_rows_new(in->teacher, a->architecture.vocab_size, &item->sequence, &item->query, &rows, &item->error);
+	int r = record_rows_new(&in->choice->fingerprint, a->limits.vocab_size, &item->sequence, &item->query, &rows, &item->error);
 	if (!r)
 		r = fill_rows(a, in, item, rows, &counts);
 	if (!r)

@@ -5,41 +5,39 @@
 
 #include <stdint.h>
 
-#include "common/sequence.h"
-
 struct act;
 struct activations;
 struct answer;
 struct architecture;
 struct backend;
 struct batch;
+struct choice;
 struct error;
-struct head;
+struct head_member;
 struct request_item;
 
 // Rows given to the head at once, at most. Enough to keep its product busy; results of a row do not depend on it.
 #define ANSWER_CHUNK_ROWS 512
 
-struct answer_limits { uint32_t max_tokens, max_items /* of a batch */, max_top_k, max_gather, max_draws; };
+// widest: values of a row of any feature of any teacher (q, k and v of a position together).
+struct answer_limits { uint32_t vocab_size, widest, max_tokens, max_items /* of a batch */, max_top_k, max_gather, max_draws; };
 
 struct answer_input {
-	const struct content_id *teacher;
-	struct head *head;
-	const struct act *hidden;          // rows of the whole batch
+	const struct choice *choice;       // who is asked
+	const struct head_member *members; // (choice->n_members) with the hidden rows of the whole batch
 	const uint32_t *rows;              // (n_tokens) which of them each position of the sequence is: one after the other, but for a shared prefix
 	uint32_t index;                    // the item's number in the batch
 };
 
 struct answer_counts { uint64_t n_rows, n_not_finite; };      // read from the head
 
-int answer_open(struct backend *be, const struct architecture *a, const struct answer_limits *limits, struct answer **ret_answer,
-		struct error *err);
+int answer_open(struct backend *be, const struct answer_limits *limits, struct answer **ret_answer, struct error *err);
 struct answer *answer_close(struct answer *a);             // NULL is fine; returns NULL
 
 // Around forward, for the features (hidden states, q, k, v rows) that items of the batch ask for: answer_watch before it, answer_unwatch when
 // the batch is answered. An item for whose features there is no memory gets its error from answer_make.
-void answer_watch(struct answer *a, struct activations *activations, const struct batch *batch);
-void answer_unwatch(struct answer *a, struct activations *activations);
+void answer_watch(struct answer *a, const struct architecture *arch, struct activations *activations, const struct batch *batch);
+void answer_unwatch(struct answer *a);
 
 // Fills item->record, or item->error and returns -errno.
 int answer_make(struct answer *a, const struct answer_input *in, struct request_item *item, struct answer_counts *ret_counts);

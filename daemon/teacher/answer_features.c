@@ -127,7 +127,7 @@ static void read_mean(struct answer *a, const struct shown *shown, const uint32_
 static void read_feature(struct answer *a, const struct shown *shown, const struct query *q, const uint32_t *rows, uint32_t f,
 			 struct features *to)
 {
-	struct slice s = slice_of(&a->architecture, q->features[f].kind);
+	struct slice s = slice_of(a->architecture, q->features[f].kind);
 	size_t n = query_rows(q), room = a->line_values / shown->stride;
 	float *values = to->values + to->starts[f];
 	rows += q->first;
@@ -148,7 +148,7 @@ static void read_feature(struct answer *a, const struct shown *shown, const stru
 static void look(void *arg, enum forward_tap what, uint32_t layer, const struct real *x, const struct act *y)
 {
 	struct answer *a = arg;
-	const struct architecture *arch = &a->architecture;
+	const struct architecture *arch = a->architecture;
 	struct shown shown = {x, y, what == FORWARD_QKV ? (arch->n_heads + 2 * (size_t)arch->n_kv_heads) * arch->head_size : arch->width};
 	for (uint32_t i = 0; i < a->batch->n_items; i++) {
 		const struct query *q = &a->batch->items[i].item->query;
@@ -158,22 +158,25 @@ static void look(void *arg, enum forward_tap what, uint32_t layer, const struct 
 	}
 }
 
-void answer_watch(struct answer *a, struct activations *activations, const struct batch *batch)
+void answer_watch(struct answer *a, const struct architecture *arch, struct activations *activations, const struct batch *batch)
 {
 	bool any = false;
 	a->batch = batch;
+	a->architecture = arch;
+	a->activations = activations;
 	for (uint32_t i = 0; i < batch->n_items; i++) {
 		const struct query *q = &batch->items[i].item->query;
-		a->features[i] = q->n_features ? features_new(&a->architecture, q) : NULL;
+		a->features[i] = q->n_features ? features_new(arch, q) : NULL;
 		any |= a->features[i] != NULL;
 	}
 	if (any)
 		activations_tap(activations, look, a);
 }
 
-void answer_unwatch(struct answer *a, struct activations *activations)
+void answer_unwatch(struct answer *a)
 {
-	activations_tap(activations, NULL, NULL);
+	if (a->batch)
+		activations_tap(a->activations, NULL, NULL);
 	for (uint32_t i = 0; a->batch && i < a->batch->n_items; i++) {
 		free(a->features[i]);
 		a->features[i] = NULL;
@@ -205,7 +208,7 @@ int features_keep(struct answer *a, uint32_t index, struct record_rows *rows, bo
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the features of a sequence of %u tokens", rows->sequence.n_tokens);
 	*ret_not_finite = false;
 	for (uint32_t f = 0; f < q->n_features; f++) {
-		uint32_t width = slice_of(&a->architecture, q->features[f].kind).width;
+		uint32_t width = slice_of(a->architecture, q->features[f].kind).width;
 		int r = record_rows_add_feature(rows, f, width, err);
 		if (r)
 			return r;

@@ -39,7 +39,6 @@ struct plan {
 struct features;
 
 struct answer {
-	struct architecture architecture;
 	struct answer_limits limits;
 	struct backend *backend;
 	uint8_t *needs;                    // (max_tokens) NEED_*
@@ -53,7 +52,9 @@ struct answer {
 	size_t arena_bytes;
 	double *line;                      // values on their way from the device
 	size_t line_values;
-	const struct batch *batch;         // watched, or NULL
+	const struct batch *batch;         // watched, or NULL...
+	const struct architecture *architecture;    // ...and of whom
+	struct activations *activations;
 	struct features **features;        // (max_items) of the batch; NULL where none are asked
 };
 

@@ -35,7 +35,7 @@ static uint32_t want_temperature(struct plan *plan, float temperature)
 void plan_init(struct plan *plan, const struct answer *a, const struct request_item *item, uint32_t tile_rows)
 {
 	const struct query *q = &item->query;
-	*plan = (struct plan){.query = q, .sequence = &item->sequence, .V = q->n_keep ? q->n_keep : a->architecture.vocab_size};
+	*plan = (struct plan){.query = q, .sequence = &item->sequence, .V = q->n_keep ? q->n_keep : a->limits.vocab_size};
 	plan->top_k = q->argmax && !q->top_k ? 1 : q->top_k;
 	plan->n_gather = longest_list(&q->gather) + 1;
 	plan->cut = q->top_mass != 0 && (q->tail || q->draws.tail);
@@ -50,8 +50,8 @@ void plan_init(struct plan *plan, const struct answer *a, const struct request_i
 		plan->key = draw_key(q->draws.seed, &id);
 	}
 	plan->row_bytes = plan_row_bytes(plan->top_k, plan->n_gather, q->draws.n);
-	size_t n = a->arena_bytes / plan->row_bytes, tile = q->n_keep ? tile_rows / 2 : tile_rows;
-	n = n < tile ? n : tile;
+	size_t n = a->arena_bytes / plan->row_bytes;
+	n = n < tile_rows ? n : tile_rows;
 	plan->chunk_rows = n < ANSWER_CHUNK_ROWS ? (uint32_t)n : ANSWER_CHUNK_ROWS;
 }
 

@@ -16,6 +16,7 @@
 #include "common/record.h"
 #include "common/sequence.h"
 #include "daemon/queue.h"
+#include "daemon/teacher/choice.h"
 
 struct generation;
 struct generation_query;
@@ -40,6 +41,8 @@ enum request_door { REQUEST_HTTP, REQUEST_SOCKET, N_REQUEST_DOORS };
 
 struct request {
 	struct query query;                // as asked
+	struct choice_query asked;         // who is asked, as asked; zeroed = the first teacher
+	struct choice choice;              // and as the service found them
 	struct generation_query *generate; // owned; NULL = a score
 	bool durable, no_store;
 	uint64_t deadline_ms;              // clock_ms(); 0 = none

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The resident model and its engine thread, which alone touches the backend. It answers questions and knows nothing of stores or doors.
+// The resident models and their engine thread, which alone touches the backend. It answers questions and knows nothing of stores or doors.
+// They share one tokenizer and one vocabulary.
 #pragma once
 
 #include <stdbool.h>
@@ -15,13 +16,18 @@ struct request_item;
 struct teacher;
 struct tokenizer;
 
+#define TEACHER_NAME_BYTES 128
+struct teacher_source { char name[TEACHER_NAME_BYTES]; const char *path; };
+
 struct teacher_options {
-	const char *path, *device, *numeric;         // numeric: "auto", "f32", "bf16"
+	const struct teacher_source *sources;        // (n_sources) at least one; the first answers who names none
+	uint32_t n_sources;
+	const char *device, *numeric;                // numeric: "auto", "f32", "bf16"
 	uint32_t n_threads;
 	uint32_t max_tokens;                         // per sequence; lowered to the model's context
 	uint32_t batch_tokens;
-	uint32_t cache_tokens;                       // places in the cache of keys and values; 0 = none, and no generation
-	uint32_t max_generating;                     // samples generated at once
+	uint32_t cache_tokens;                       // places in each teacher's cache of keys and values; 0 = none, and no generation
+	uint32_t max_generating;                     // samples each generates at once
 	uint32_t generate_batch;                     // tokens of a pass that also generates
 	uint32_t max_top_k;                          // lowered to the vocabulary
 	uint32_t max_gather, max_draws;              // of one row
@@ -38,7 +44,7 @@ enum teacher_state {
 struct teacher_info {
 	struct content_id fingerprint;               // SHA-256 of weights id, tokenizer id, numeric format, codec version
 	struct content_id weights_id, tokenizer_id;
-	char name[128];                              // the last part of the path
+	char name[TEACHER_NAME_BYTES];
 	struct architecture architecture;
 	uint64_t n_parameters;
 	char dtype[16], numeric[16], device[16], description[96];
@@ -59,7 +65,7 @@ struct teacher_stats {
 	uint64_t busy_ms;                            // how long the pass under way has taken; 0 when idle
 };
 
-// Starts the engine thread, which loads the model: watch event_fd, then teacher_state.
+// Starts the engine thread, which loads the models: watch event_fd, then teacher_state.
 int teacher_open(const struct teacher_options *options, struct teacher **ret_teacher, struct error *err);
 // Items already submitted are answered first; NULL is fine. Nothing may be submitted any more.
 void teacher_close(struct teacher *t);
@@ -67,15 +73,17 @@ enum teacher_state teacher_state(const struct teacher *t);
 void teacher_error(const struct teacher *t, struct error *ret_error);        // why, when TEACHER_FAILED
 
 // Valid once TEACHER_READY was seen.
-const struct teacher_info *teacher_info(const struct teacher *t);
+const struct teacher_info *teacher_info(const struct teacher *t);            // of the first
+const struct teacher_info *teacher_infos(const struct teacher *t, uint32_t *ret_n);    // (n) of all, in the order of the options
 const struct tokenizer *teacher_tokenizer(const struct teacher *t);
 
 // Rows of a matrix of weights by token id, as they are stored, made float (n, width); of the final norm, its one row. Reads the model
 // file: any thread may ask once TEACHER_READY was seen.
 enum teacher_tensor { TEACHER_EMBEDDING, TEACHER_HEAD, TEACHER_FINAL_NORM };
-int teacher_read_rows(const struct teacher *t, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values, struct error *err);
+int teacher_read_rows(const struct teacher *t, uint32_t member, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values,
+		      struct error *err);
 
-// Hands over a chain of checked items, linked by item->link. Each comes back through request->computed, from the engine thread, with a
+// Hands over a chain of checked items, linked by item->link; their request's choice says who answers. Each comes back through request->computed, from the engine thread, with a
 // record or an error.
 void teacher_submit(struct teacher *t, struct request_item *chain);
 void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats);

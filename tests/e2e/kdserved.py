@@ -195,13 +195,13 @@ class Closed(Exception):
 
 
 class Client:
-    def __init__(self, path, hello=True, timeout=PATIENCE):
+    def __init__(self, path, hello=True, timeout=PATIENCE, teacher=bytes(32)):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(timeout)
         self.socket.connect(path)
         self.next_id = 1
         if hello:
-            self.send(HELLO, 0, struct.pack("<HH", 2, 2) + bytes(32) + struct.pack("<H", 0))
+            self.send(HELLO, 0, struct.pack("<HH", 2, 2) + teacher + struct.pack("<H", 0))
             kind, _, body = self.receive()
             assert kind == WELCOME, (kind, body)
             self.welcome = body

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include "common/error.h"
-#include "daemon/teacher/teacher.h"
 
 #define MAX_GATHER 4096
 #define MAX_DRAWS 65536
@@ -22,28 +21,39 @@ void engine_open(struct engine *e, const char *path, const char *device, const c
 void engine_open_sizes(struct engine *e, const char *path, const char *device, const char *numeric, const struct engine_sizes *sizes)
 {
 	struct error err = {0};
+	struct teacher_source source = {.name = "teacher", .path = path};
+	if (engine_open_sources(e, &source, 1, device, numeric, sizes, &err))
+		fail_msg("%s: %s", path, err.message);
+}
+
+int engine_open_sources(struct engine *e, const struct teacher_source *sources, uint32_t n, const char *device, const char *numeric,
+			const struct engine_sizes *sizes, struct error *err)
+{
 	uint64_t ignored;
 	int fd = eventfd(0, 0);
 	assert_true(fd >= 0);
-	struct teacher_options options = {.path = path, .device = device, .numeric = numeric, .n_threads = sizes->n_threads, .max_tokens = 256,
+	struct teacher_options options = {.sources = sources, .n_sources = n, .device = device, .numeric = numeric, .n_threads = sizes->n_threads, .max_tokens = 256,
 					  .batch_tokens = sizes->batch_tokens, .max_top_k = 65536, .max_gather = MAX_GATHER, .max_draws = MAX_DRAWS,
 					  .cache_tokens = sizes->cache_tokens, .max_generating = sizes->max_generating,
 					  .generate_batch = sizes->generate_batch, .event_fd = fd};
-	if (teacher_open(&options, &e->teacher, &err) < 0)
-		fail_msg("%s", err.message);
+	*e = (struct engine){0};
+	if (teacher_open(&options, &e->teacher, err) < 0)
+		fail_msg("%s", err->message);
 	while (teacher_state(e->teacher) == TEACHER_LOADING)
 		assert_int_equal(read(fd, &ignored, sizeof ignored), sizeof ignored);
-	if (teacher_state(e->teacher) == TEACHER_FAILED) {
-		teacher_error(e->teacher, &err);
-		fail_msg("%s: %s", path, err.message);
-	}
 	close(fd);
+	if (teacher_state(e->teacher) == TEACHER_FAILED) {
+		teacher_error(e->teacher, err);
+		engine_close(e);
+		return error_errno(err->code);
+	}
 	const struct teacher_info *info = teacher_info(e->teacher);
 	const struct architecture *a = &info->architecture;
 	e->limits = (struct query_limits){
 		.max_tokens = info->max_tokens, .max_top_k = info->max_top_k, .max_gather = MAX_GATHER, .max_draws = MAX_DRAWS,
 		.max_spans = MAX_SPANS, .vocab_size = a->vocab_size, .n_layers = a->n_layers, .width = a->width,
 		.q_width = a->n_heads * a->head_size, .kv_width = a->n_kv_heads * a->head_size};
+	return 0;
 }
 
 void engine_close(struct engine *e)
@@ -70,6 +80,11 @@ static struct request *request_open(uint32_t n_items)
 
 void engine_submit(struct engine *e, struct request *r)
 {
+	struct error err = {0};
+	uint32_t n;
+	const struct teacher_info *infos = teacher_infos(e->teacher, &n);
+	if (choice_resolve(&e->asked, infos, n, &r->choice, &err))
+		fail_msg("%s: %s", err.field, err.message);
 	for (uint32_t i = 0; i < r->n_items; i++)
 		r->items[i].link.next = i + 1 < r->n_items ? &r->items[i + 1].link : NULL;
 	teacher_submit(e->teacher, &r->items[0]);

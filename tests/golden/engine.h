@@ -8,13 +8,15 @@
 #include "common/record.h"
 #include "daemon/teacher/generation.h"
 #include "daemon/teacher/request.h"
+#include "daemon/teacher/teacher.h"
 
 struct engine {
 	struct teacher *teacher;
-	struct query_limits limits;
+	struct query_limits limits;        // the first teacher's
+	struct choice_query asked;         // who answers; zeroed at first: the first teacher
 };
 
-// path: a model, by itself or as --teacher takes it. Fails the test when it does not load.
+// Fails the test when it does not load.
 void engine_open(struct engine *e, const char *path, const char *device, const char *numeric);
 void engine_close(struct engine *e);
 
@@ -26,6 +28,9 @@ struct record_rows *engine_ask_one(struct engine *e, const struct query *query, 
 // The same engine, and one that generates: threads, tokens of a pass (of scores; while generating), places in the cache, samples at once.
 struct engine_sizes { uint32_t n_threads, batch_tokens, generate_batch, cache_tokens, max_generating; };
 void engine_open_sizes(struct engine *e, const char *path, const char *device, const char *numeric, const struct engine_sizes *sizes);
+// And one of several teachers. Returns -errno with the reason when they do not load.
+int engine_open_sources(struct engine *e, const struct teacher_source *sources, uint32_t n, const char *device, const char *numeric,
+			const struct engine_sizes *sizes, struct error *err);
 
 // A request to be submitted and waited for before anything but `cancelled` is touched, and freed with engine_free. `q` is copied, but its
 // lists stay the caller's, who keeps them until then.

@@ -159,6 +159,19 @@ static void every_rejection_names_its_field(void **state)
 		{WITH("\"pooling\":\"sum\""), "pooling"},
 		{WITH("\"feature_values\":1"), "feature_values"},
 		{WITH("\"topk\":1"), "topk"},
+		{WITH("\"teacher\":1"), "teacher"},
+		{WITH("\"teacher\":\"\""), "teacher"},
+		{WITH("\"teacher\":\"a\",\"mixture\":{\"rule\":\"mean\",\"members\":[{\"teacher\":\"b\"}]}"), "mixture"},
+		{WITH("\"mixture\":\"a\""), "mixture"},
+		{WITH("\"mixture\":{}"), "mixture.rule"},
+		{WITH("\"mixture\":{\"rule\":\"median\",\"members\":[{\"teacher\":\"b\"}]}"), "mixture.rule"},
+		{WITH("\"mixture\":{\"rule\":\"mean\"}"), "mixture.members"},
+		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":{}}"), "mixture.members"},
+		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[]}"), "mixture.members"},
+		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[1,2,3,4,5,6,7,8,9]}"), "mixture.members"},
+		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[{\"teacher\":\"a\"},1]}"), "mixture.members[1]"},
+		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[{\"weight\":1}]}"), "mixture.members[0].teacher"},
+		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[{\"teacher\":\"a\",\"weight\":\"1\"}]}"), "mixture.members[0].weight"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		struct json_score s = {0};
@@ -168,6 +181,26 @@ static void every_rejection_names_its_field(void **state)
 		assert_true(err.message[0]);
 		assert_null(s.request);
 	}
+}
+
+static void a_mixture_has_a_rule_and_members(void **state)
+{
+	(void)state;
+	struct json_score s = {0};
+	struct error err = {0};
+	assert_int_equal(read_score(WITH("\"top_k\":1,\"mixture\":{\"rule\":\"logits\",\"members\":[{\"teacher\":\"a\"},"
+					 "{\"teacher\":\"b\",\"weight\":-0.5}]}"), &s, &err), 0);
+	const struct choice_query *q = &s.request->asked;
+	assert_true(q->is_mixture && q->rule == HEAD_SUM && q->n_members == 2);
+	assert_string_equal(q->members[0].name, "a");
+	assert_string_equal(q->members[1].name, "b");
+	assert_true(q->members[0].weight == 1 && q->members[1].weight == -0.5);
+	json_score_done(&s);
+	assert_int_equal(read_score(WITH("\"top_k\":1,\"teacher\":\"b\""), &s, &err), 0);
+	q = &s.request->asked;
+	assert_true(!q->is_mixture && q->n_members == 1);
+	assert_string_equal(q->members[0].name, "b");
+	json_score_done(&s);
 }
 
 static void brackets_in_strings_are_not_depth(void **state)
@@ -232,6 +265,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_whole_question_is_read),        cmocka_unit_test(a_whole_request_is_read),           cmocka_unit_test(what_is_left_out_has_its_default),
 		cmocka_unit_test(every_rejection_names_its_field),   cmocka_unit_test(brackets_in_strings_are_not_depth),
+		cmocka_unit_test(a_mixture_has_a_rule_and_members),
 		cmocka_unit_test(small_bodies_are_read_and_refused), cmocka_unit_test(replies_are_json_whatever_they_hold),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

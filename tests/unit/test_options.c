@@ -71,6 +71,52 @@ static void defaults_need_only_a_teacher(void **state)
 	assert_int_equal(check("teacher = x", &err), 0);
 }
 
+static int names(const char *text, struct teacher_source ret[OPTIONS_MAX_TEACHERS], struct options *o, struct error *err)
+{
+	assert_int_equal(options_init(o, err), 0);
+	assert_int_equal(config_read_text(options_table, options_count, o, text, strlen(text), "test", err), 0);
+	return options_teachers(o, ret, err);
+}
+
+static void teachers_have_names(void **state)
+{
+	(void)state;
+	static const struct { const char *line, *name, *path; } cases[] = {
+		{"big=/models/x.gguf", "big", "/models/x.gguf"}, {"/models/x.gguf", "x.gguf", "/models/x.gguf"}, {"dir/model//", "model", "dir/model//"},
+		{"x", "x", "x"}, {"a=b=c", "a", "b=c"}, {"./a=b", "a=b", "./a=b"}, {"not a name=x", "not a name=x", "not a name=x"}, {"/", "/", "/"},
+	};
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		struct teacher_source s[OPTIONS_MAX_TEACHERS];
+		struct options o;
+		struct error err = {0};
+		char text[256];
+		snprintf(text, sizeof text, "teacher = %s\n", cases[i].line);
+		assert_int_equal(names(text, s, &o, &err), 0);
+		assert_string_equal(s[0].name, cases[i].name);
+		assert_string_equal(s[0].path, cases[i].path);
+		options_done(&o);
+	}
+}
+
+static void teachers_of_one_name_are_refused(void **state)
+{
+	(void)state;
+	static const char *const bad[] = {"teacher = a/x\nteacher = b/x\n", "teacher = x=a\nteacher = y=b\nteacher = x=c\n", "teacher = x=\n"};
+	for (int i = 0; i < 3; i++) {
+		struct error err = {0};
+		assert_int_equal(check(bad[i], &err), error_errno(ERROR_INVALID));
+		assert_string_equal(err.field, "teacher");
+	}
+	struct error err = {0};
+	char many[8192] = "";
+	assert_int_equal(check("teacher = x=a/m\nteacher = y=b/m\nteacher = m\n", &err), 0);
+	for (int i = 0; i <= OPTIONS_MAX_TEACHERS; i++) {
+		assert_int_equal(i ? check(many, &err) : 0, 0);
+		snprintf(many + strlen(many), sizeof many - strlen(many), "teacher = t%d=x\n", i);
+	}
+	assert_int_equal(check(many, &err), error_errno(ERROR_TOO_LARGE));
+}
+
 static void addresses_are_checked(void **state)
 {
 	(void)state;
@@ -103,6 +149,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_example_file_is_what_the_table_says), cmocka_unit_test(the_manual_page_is_what_the_table_says),
 		cmocka_unit_test(defaults_need_only_a_teacher), cmocka_unit_test(addresses_are_checked),
+		cmocka_unit_test(teachers_have_names), cmocka_unit_test(teachers_of_one_name_are_refused),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Private to teacher*.c.
+#pragma once
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "common/error.h"
+#include "daemon/teacher/generator.h"
+#include "daemon/teacher/member.h"
+#include "daemon/teacher/schedule.h"
+#include "daemon/teacher/teacher.h"
+
+struct answer;
+struct backend;
+
+struct teacher {
+	struct teacher_options options;
+	char *device;
+	struct teacher_source *sources;        // (n_members) with their own copies of paths
+	struct queue *queue;
+	pthread_t thread;
+	_Atomic(enum teacher_state) state;
+	struct error error;                    // written before state becomes FAILED
+	uint32_t n_members;
+	struct teacher_info *infos;            // (n_members) written before state becomes READY
+	// the engine's alone, once the thread runs
+	struct member *members;                // (n_members) but for their counters
+	struct tokenizer *tokenizer;           // of all of them; immutable: any thread may use it after READY
+	struct backend *backend;
+	struct answer *answer;
+	struct batch *batch;
+	struct schedule mixtures;              // scores that more than one member answers
+	uint32_t turn;                         // whose pass was the last: a member's number, or n_members for a mixture's
+	// counters
+	atomic_uint_fast64_t n_passes, n_mixed, n_sequences, n_positions, n_rows, n_dropped, n_not_finite, pass_began_ms;
+	atomic_uint_fast64_t n_shared, n_slots_used, n_slots_idle;
+	struct histogram pass_seconds;
+};
+
+int teacher_load(struct teacher *t, struct error *err);    // the engine's: everything it will ever use
+void teacher_unload(struct teacher *t);                    // half-loaded is fine; the files stay open
