@@ -93,8 +93,8 @@ class Questions(unittest.TestCase):
             ("gather per row", n["max-gather"], lambda k: (dict(gather=[[1], [2] * k]), [[1, 2]]), "gather[1]"),
             ("draws", n["max-draws"], lambda k: (dict(draws={"n": k}), [[1]]), "draws.n"),
             ("spans", n["max-spans"], lambda k: (dict(spans=[(1, 2)] * k), [[1, 2]]), "spans"),
-            ("temperatures", 16, lambda k: (dict(temperatures=[1 + i for i in range(k)]), [[1]]), "query"),
-            ("features", 64, lambda k: (dict(features=[(kd.FINAL, 0)] * k), [[1]]), "query"),
+            ("temperatures", 16, lambda k: (dict(temperatures=[1 + i for i in range(k)]), [[1]]), "temperatures"),
+            ("features", 64, lambda k: (dict(features=[(kd.FINAL, 0)] * k), [[1]]), "features"),
         ]
         with self.daemon.client() as c:
             for name, limit, make, field in cases:
