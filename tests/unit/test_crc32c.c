@@ -46,6 +46,11 @@ static void instruction_and_table_agree(void **state)
 	for (size_t offset = 0; offset < 9; offset++)
 		for (size_t n = 0; n + offset <= sizeof bytes; n++)
 			assert_int_equal(crc32c_portable((uint32_t)n, bytes + offset, n), crc32c_sse42((uint32_t)n, bytes + offset, n));
+	static uint8_t many[20000];      // three stretches side by side, several times, and what is left
+	for (size_t i = 0; i < sizeof many; i++)
+		many[i] = (uint8_t)((x = x * 1664525 + 1013904223) >> 24);
+	for (size_t n = 3000; n < sizeof many - 3; n += 61)
+		assert_int_equal(crc32c_portable((uint32_t)n, many + n % 3, n), crc32c_sse42((uint32_t)n, many + n % 3, n));
 #else
 	skip();
 #endif
