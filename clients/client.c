@@ -77,9 +77,8 @@ static int greet(struct kd_client *client, const struct kd_options *options, int
 	if (r < 0)
 		return r;
 	struct frame f = client->connection.frame;
-	uint8_t *body = connection_release(&client->connection);
+	const uint8_t *body = connection_release(&client->connection);
 	r = read_welcome(client, &f, body, err);
-	free(body);
 	if (r)
 		return r;
 	const struct frame_welcome *w = &client->welcome;

@@ -139,7 +139,7 @@ bool queued_any(const struct kd_client *client, const void *owner);
 // A frame as read, with all that can be checked without knowing what was asked.
 struct received {
 	struct frame frame;
-	uint8_t *body;
+	const uint8_t *body;             // the connection's, until the next frame is read
 	uint32_t index;
 	struct kd_answer *answer;
 	struct frame_error error;

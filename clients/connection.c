@@ -16,6 +16,8 @@
 #include "common/crc32c.h"
 #include "common/error.h"
 
+#define BODY_KEPT (1u << 20)     // larger room is given up once a smaller body comes
+
 int64_t clock_ms(void)
 {
 	struct timespec t;
@@ -214,11 +216,18 @@ static int begin_body(struct connection *c, struct error *err)
 	int r = frame_decode(c->header, c->max_body, &c->frame, err);
 	if (r)
 		return r;
-	c->body = c->frame.body_bytes ? malloc(c->frame.body_bytes) : NULL;
-	if (c->frame.body_bytes && !c->body)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for a frame of %" PRIu32 " bytes", c->frame.body_bytes);
+	size_t n = c->frame.body_bytes;
 	c->body_filled = 0;
-	return 0;
+	if (n <= c->body_size && (n > BODY_KEPT || c->body_size <= BODY_KEPT))
+		return 0;
+	// Memory that comes and goes with every answer is given back to the system and faulted in again: most of an answer's processor time.
+	free(c->body);
+	c->body_size = n > BODY_KEPT ? n : BODY_KEPT;
+	c->body = malloc(c->body_size);
+	if (c->body)
+		return 0;
+	c->body_size = 0;
+	return error_set(err, ERROR_MEMORY, NULL, "no memory for a frame of %zu bytes", n);
 }
 
 int connection_read(struct connection *c, bool *ret_progress, struct error *err)
@@ -268,11 +277,8 @@ int connection_receive(struct connection *c, int64_t deadline, struct error *err
 	}
 }
 
-uint8_t *connection_release(struct connection *c)
+const uint8_t *connection_release(struct connection *c)
 {
-	uint8_t *body = c->body;
-	c->body = NULL;
 	c->header_filled = 0;
-	c->body_filled = 0;
-	return body;
+	return c->body;
 }

@@ -20,7 +20,8 @@ struct connection {
 	uint8_t header[FRAME_HEADER_BYTES];
 	size_t header_filled, body_filled;
 	struct frame frame;
-	uint8_t *body;                   // of the frame being received; frame.body_bytes
+	uint8_t *body;                   // of the frame being received; kept for the next
+	size_t body_size;
 };
 
 int64_t clock_ms(void);                  // monotonic
@@ -38,7 +39,7 @@ int connection_write(struct connection *c, bool *ret_progress, struct error *err
 // Reads what is there: 1 = a frame is complete (c->frame and c->body, check passed; call connection_release), 0 = nothing more now.
 // *ret_progress is set when bytes arrived.
 int connection_read(struct connection *c, bool *ret_progress, struct error *err);
-uint8_t *connection_release(struct connection *c);     // the body (caller frees, may be NULL); ready for the next frame
+const uint8_t *connection_release(struct connection *c);       // the body, valid until the next connection_read
 
 // Waits until the descriptor is ready for `events` (poll's), or `wake_fd` (-1 = none) is readable. -ETIMEDOUT, or another -errno.
 int connection_poll(const struct connection *c, short events, int wake_fd, int64_t deadline);

@@ -79,7 +79,6 @@ int received_decode(struct kd_client *client, struct received *ret, struct error
 
 void received_done(struct received *m)
 {
-	free(m->body);
 	kd_answer_free(m->answer);
 	frame_reply_done(&m->reply);
 	*m = (struct received){0};

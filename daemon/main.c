@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/heap.h"
 #include "daemon/clock.h"
 #include "daemon/idle.h"
 #include "daemon/log.h"
@@ -496,6 +497,7 @@ int main(int argc, char **argv)
 	enum mode mode = MODE_RUN;
 	(void)argc;
 	idle_init(argv);
+	heap_init();
 	if (options_init(&d.options, &err)) {
 		fprintf(stderr, "kdserved: %s\n", err.message);
 		return EXIT_FAILURE;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "clients/kdctl/kdctl.h"
+#include "common/heap.h"
 
 #define DEFAULT_SERVER "unix:/run/kdserved/kdserved.sock"
 
@@ -137,6 +138,7 @@ int main(int argc, char **argv)
 	if (!k.server || !*k.server)
 		k.server = DEFAULT_SERVER;
 	opterr = 0;
+	heap_init();
 	for (int c; (c = getopt_long(argc, argv, "+:", options, NULL)) != -1;) {
 		switch (c) {
 		case 's': k.server = optarg; break;
