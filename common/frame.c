@@ -15,11 +15,12 @@ static const char *const kind_names[] = {
 	[FRAME_HELLO] = "hello", [FRAME_WELCOME] = "welcome", [FRAME_SCORE] = "score", [FRAME_ANSWER] = "answer",
 	[FRAME_DONE] = "done", [FRAME_ERROR] = "error", [FRAME_PING] = "ping", [FRAME_PONG] = "pong",
 	[FRAME_GOAWAY] = "goaway", [FRAME_CALL] = "call", [FRAME_REPLY] = "reply", [FRAME_CANCEL] = "cancel",
+	[FRAME_GENERATE] = "generate", [FRAME_TOKENS] = "tokens",
 };
 
 const char *frame_kind_name(uint8_t kind)
 {
-	return kind >= FRAME_HELLO && kind <= FRAME_CANCEL ? kind_names[kind] : "unknown";
+	return kind >= FRAME_HELLO && kind <= FRAME_TOKENS ? kind_names[kind] : "unknown";
 }
 
 void frame_encode(const struct frame *f, uint8_t ret_header[FRAME_HEADER_BYTES])
@@ -56,7 +57,7 @@ int frame_decode(const uint8_t header[FRAME_HEADER_BYTES], uint32_t max_body, st
 		return error_set(err, ERROR_UNSUPPORTED, "frame", "protocol version %d, this build speaks %d", version, FRAME_VERSION);
 	if (crc != crc32c(0, header, FRAME_HEADER_BYTES - 4))
 		return error_set(err, ERROR_CORRUPT, "frame", "header checksum is wrong");
-	if (f.kind < FRAME_HELLO || f.kind > FRAME_CANCEL)
+	if (f.kind < FRAME_HELLO || f.kind > FRAME_TOKENS)
 		return error_set(err, ERROR_UNSUPPORTED, "frame", "unknown frame kind %d", f.kind);
 	if (f.flags || reserved)
 		return error_set(err, ERROR_INVALID, "frame", "reserved bits are set");

@@ -28,6 +28,8 @@ enum frame_kind {
 	FRAME_CALL = 10,      // client -> server: a control resource (method, path, JSON body): the same table as HTTP
 	FRAME_REPLY = 11,     // server -> client: HTTP status, JSON (or other) body
 	FRAME_CANCEL = 12,    // client -> server: drop the request
+	FRAME_GENERATE = 13,  // client -> server: prompts to go on from
+	FRAME_TOKENS = 14,    // server -> client: what is new of one sample
 };
 
 // magic u32 | version u8 | kind u8 | flags u16 | request id u64 | body bytes u32 | reserved u32 (0) | body crc32c u32 | header crc32c u32
@@ -65,6 +67,39 @@ struct frame_score {
 #define FRAME_ANSWER_CACHED 1u
 #define FRAME_ANSWER_SHORT 2u         // a short record
 struct frame_answer { uint32_t index, flags; const uint8_t *record; size_t record_bytes; };    // a view into the body
+#define FRAME_GENERATE_IGNORE_EOS 1u
+#define FRAME_GENERATE_STREAM 2u
+#define FRAME_GENERATE_SEED 4u        // the seed is given
+#define FRAME_MAX_STOPS 16
+#define FRAME_MAX_STOP_BYTES 256
+#define FRAME_MAX_STOP_IDS 64
+struct frame_generate {
+	uint32_t flags, deadline_ms, n, first_sample, max_tokens, rows;
+	float temperature, top_p, min_p, typical_p;
+	uint32_t top_k;
+	uint64_t seed;
+	struct sequence stop_ids, forced;
+	uint32_t n_stops;
+	char *stops[FRAME_MAX_STOPS];
+	uint32_t n_prompts;
+	struct sequence *prompts;
+};
+#define FRAME_TOKENS_LAST 1u
+#define FRAME_TOKENS_NONE UINT32_MAX
+enum frame_finish { FRAME_FINISH_STOP = 1, FRAME_FINISH_LENGTH = 2 };
+// Views: into the sender's arrays, or (decoded) into `numbers`, which owns them, and the body.
+struct frame_tokens {
+	uint32_t index, flags, first, n, rows;
+	const uint32_t *tokens;            // (n)
+	const float *logprobs, *sampled_logprobs, *lse;      // (n)
+	const uint32_t *ids;               // (n, rows)
+	const float *logits;               // (n, rows)
+	const char *text;
+	uint32_t text_bytes;
+	uint32_t finish, stop_id, stop, reused;      // of the last
+	uint64_t seed;
+	void *numbers;
+};
 #define FRAME_WHOLE_REQUEST UINT32_MAX
 struct frame_error { uint32_t index; struct error error; };
 struct frame_call { char method[8]; char path[256]; char *body; size_t body_bytes; };     // body is NUL-terminated besides
@@ -88,3 +123,9 @@ void frame_call_done(struct frame_call *m);
 void frame_reply_encode(const struct frame_reply *m, struct writer *w);
 int frame_reply_decode(const void *body, size_t n, struct frame_reply *ret, struct error *err);
 void frame_reply_done(struct frame_reply *m);
+void frame_generate_encode(const struct frame_generate *m, struct writer *w);
+int frame_generate_decode(const void *body, size_t n, struct frame_generate *ret, struct error *err);
+void frame_generate_done(struct frame_generate *m);
+void frame_tokens_encode(const struct frame_tokens *m, struct writer *w);
+int frame_tokens_decode(const void *body, size_t n, struct frame_tokens *ret, struct error *err);
+void frame_tokens_done(struct frame_tokens *m);

@@ -13,12 +13,11 @@
 #include "daemon/server/connection_internal.h"
 #include "daemon/server/control.h"
 #include "daemon/server/service.h"
+#include "daemon/teacher/generation_reader.h"
 #include "daemon/teacher/request.h"
 #include "daemon/teacher/teacher.h"
 
 // ---- frames out
-
-typedef void encode_fn(const void *message, struct writer *w);
 
 static void encode_welcome(const void *message, struct writer *w) { frame_welcome_encode(message, w); }
 static void encode_answer(const void *message, struct writer *w) { frame_answer_encode(message, w); }
@@ -45,7 +44,8 @@ static void output_seal(struct connection_output *o, enum frame_kind kind, uint6
 	frame_encode(&f, o->data);
 }
 
-static struct connection_output *frame_new(struct connection *c, enum frame_kind kind, uint64_t id, encode_fn *encode, const void *message)
+static struct connection_output *frame_new(struct connection *c, enum frame_kind kind, uint64_t id, connection_encode_fn *encode,
+					   const void *message)
 {
 	struct writer count = writer_init(NULL, 0);
 	encode(message, &count);
@@ -67,6 +67,13 @@ static struct connection_output *plain_new(struct connection *c, enum frame_kind
 		memcpy(o->data + FRAME_HEADER_BYTES, body, n);
 	output_seal(o, kind, id);
 	return o;
+}
+
+void connection_send_message(struct connection *c, enum frame_kind kind, uint64_t id, connection_encode_fn *encode, const void *message)
+{
+	struct connection_output *o = frame_new(c, kind, id, encode, message);
+	if (o)
+		connection_send(c, o);
 }
 
 void connection_send_plain(struct connection *c, enum frame_kind kind, uint64_t id, const void *body, size_t n)
@@ -91,6 +98,14 @@ void connection_send_error(struct connection *c, uint64_t id, uint32_t index, co
 
 // ---- requests in flight
 
+static void ask_free(struct connection_ask *ask)
+{
+	for (uint32_t i = 0; ask->readers && i < ask->request->n_items; i++)
+		generation_reader_done(&ask->readers[i]);
+	free(ask->readers);
+	free(ask);
+}
+
 void connection_ask_done(struct connection *c, struct connection_ask *ask)
 {
 	for (struct connection_ask **at = &c->asks; *at; at = &(*at)->next) {
@@ -100,8 +115,9 @@ void connection_ask_done(struct connection *c, struct connection_ask *ask)
 		c->n_asks--;
 		break;
 	}
-	service_finish(c->context->service, ask->request);
-	free(ask);
+	struct request *q = ask->request;
+	ask_free(ask);
+	service_finish(c->context->service, q);
 }
 
 static struct connection_ask *ask_find(struct connection *c, uint64_t id)
@@ -183,9 +199,12 @@ void connection_returned(struct request_item *item)
 {
 	struct connection_ask *ask = item->request->owner;
 	struct connection *c = ask->connection;
-	if (c->state < CONNECTION_CLOSING)
+	bool last = request_item_take(item);
+	if (c->state < CONNECTION_CLOSING && item->generation && !item->error.code && !ask->cancelled)
+		connection_send_tokens(c, ask, item, last);
+	else if (c->state < CONNECTION_CLOSING && last)
 		send_item(c, ask, item);
-	if (--ask->n_left == 0)
+	if (last && --ask->n_left == 0)
 		send_end(c, ask);
 	if (c->state != CONNECTION_CLOSED)
 		connection_write(c);
@@ -203,65 +222,93 @@ static const struct teacher_info *teachers_of(const struct connection *c, uint32
 	return teacher_infos(service_teacher(c->context->service), ret_n);
 }
 
-static int ask_new(struct connection *c, uint64_t id, struct frame_score *m, struct connection_ask **ret_ask, struct error *err)
+static int ask_new(struct connection *c, uint64_t id, struct request *q, struct connection_ask **ret_ask, struct error *err)
 {
 	struct connection_ask *ask = calloc(1, sizeof *ask);
-	if (!ask)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
-	int r = request_new(m->n_sequences, &ask->request, err);
-	if (r) {
+	if (ask && q->generate)
+		ask->readers = calloc(q->n_items, sizeof *ask->readers);
+	if (!ask || (q->generate && !ask->readers)) {
 		free(ask);
-		return r;
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
 	}
-	struct request *q = ask->request;
-	for (uint32_t i = 0; i < m->n_sequences; i++) {
-		q->items[i].sequence = m->sequences[i];
-		m->sequences[i] = (struct sequence){0};
-	}
-	for (uint32_t i = 0; m->parts && i < m->n_sequences; i++) {
-		q->items[i].part = m->parts[i];
-		m->parts[i] = (struct query_part){0};
-	}
-	q->query = m->query;
-	query_init(&m->query);
 	q->asked.n_members = 1;
 	content_id_to_hex(&teachers_of(c, &(uint32_t){0})[c->teacher].fingerprint, q->asked.members[0].name);
-	q->durable = m->flags & FRAME_SCORE_DURABLE;
-	q->no_store = m->flags & FRAME_SCORE_NO_STORE;
-	q->deadline_ms = m->deadline_ms ? clock_ms() + m->deadline_ms : 0;
 	q->door = REQUEST_SOCKET;
 	q->owner = ask;
 	q->complete = return_item;
 	ask->connection = c;
 	ask->id = id;
+	ask->request = q;
 	ask->n_left = q->n_items;
-	ask->short_answers = m->flags & FRAME_SCORE_SHORT;
 	*ret_ask = ask;
 	return 0;
 }
 
 // ---- frames in
 
-static int start_score(struct connection *c, uint64_t id, const uint8_t *body, size_t n, struct error *err)
+static int score_request(const uint8_t *body, size_t n, struct request **ret_request, bool *ret_short, struct error *err)
 {
 	struct frame_score m = {0};
-	struct connection_ask *ask = NULL;
-	int r = c->n_asks < c->context->credits ? 0
-		: error_set(err, ERROR_OVERLOADED, NULL, "sent without credit: %u requests are in flight", c->n_asks);
+	struct request *q = NULL;
+	int r = frame_score_decode(body, n, &m, err);
 	if (!r)
-		r = frame_score_decode(body, n, &m, err);
-	if (!r)
-		r = ask_new(c, id, &m, &ask, err);
+		r = request_new(m.n_sequences, &q, err);
+	for (uint32_t i = 0; !r && i < m.n_sequences; i++) {
+		q->items[i].sequence = m.sequences[i];
+		m.sequences[i] = (struct sequence){0};
+	}
+	for (uint32_t i = 0; !r && m.parts && i < m.n_sequences; i++) {
+		q->items[i].part = m.parts[i];
+		m.parts[i] = (struct query_part){0};
+	}
+	if (!r) {
+		q->query = m.query;
+		query_init(&m.query);
+		q->durable = m.flags & FRAME_SCORE_DURABLE;
+		q->no_store = m.flags & FRAME_SCORE_NO_STORE;
+		q->deadline_ms = m.deadline_ms ? clock_ms() + m.deadline_ms : 0;
+		*ret_short = m.flags & FRAME_SCORE_SHORT;
+		*ret_request = q;
+	}
 	frame_score_done(&m);
+	return r;
+}
+
+static int read_request(struct connection *c, const struct frame *f, const uint8_t *body, struct connection_ask **ret_ask,
+			struct error *err)
+{
+	struct request *q = NULL;
+	bool short_answers = false;
+	int r = 0;
+	if (c->n_asks >= c->context->credits)
+		return error_set(err, ERROR_OVERLOADED, NULL, "sent without credit: %u requests are in flight", c->n_asks);
+	if (f->kind == FRAME_GENERATE)
+		r = connection_generate_request(c, body, f->body_bytes, &q, err);
+	else
+		r = score_request(body, f->body_bytes, &q, &short_answers, err);
+	if (!r)
+		r = ask_new(c, f->request_id, q, ret_ask, err);
+	if (r)
+		request_free(q);
+	else
+		(*ret_ask)->short_answers = short_answers;
+	return r;
+}
+
+static int start_request(struct connection *c, const struct frame *f, const uint8_t *body, struct error *err)
+{
+	struct connection_ask *ask = NULL;
+	int r = read_request(c, f, body, &ask, err);
 	if (r) {
 		service_reject(c->context->service, REQUEST_SOCKET, err->code);
 		return r;
 	}
 	// Items come back through the queue, so not before this returns to the loop: the list can wait for the verdict.
-	r = service_score(c->context->service, ask->request, err);
+	struct request *q = ask->request;
+	r = (q->generate ? service_generate : service_score)(c->context->service, q, err);
 	if (r) {
-		request_free(ask->request);
-		free(ask);
+		ask_free(ask);
+		request_free(q);
 		return r;
 	}
 	ask->next = c->asks;
@@ -270,10 +317,10 @@ static int start_score(struct connection *c, uint64_t id, const uint8_t *body, s
 	return 0;
 }
 
-static void on_score(struct connection *c, const struct frame *f, const uint8_t *body)
+static void on_request(struct connection *c, const struct frame *f, const uint8_t *body)
 {
 	struct error err = {0};
-	if (start_score(c, f->request_id, body, f->body_bytes, &err))
+	if (start_request(c, f, body, &err))
 		connection_send_error(c, f->request_id, FRAME_WHOLE_REQUEST, &err);
 }
 
@@ -366,10 +413,11 @@ static int dispatch(struct connection *c, const struct frame *f, const uint8_t *
 	int r = 0;
 	switch (f->kind) {
 	case FRAME_SCORE:
+	case FRAME_GENERATE:
 	case FRAME_CALL:
 		r = check_id(c, f, err);
 		if (!r)
-			(f->kind == FRAME_SCORE ? on_score : on_call)(c, f, body);
+			(f->kind == FRAME_CALL ? on_call : on_request)(c, f, body);
 		return r;
 	case FRAME_PING:
 	case FRAME_PONG:

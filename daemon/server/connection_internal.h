@@ -7,6 +7,10 @@
 
 #include "daemon/server/connection.h"
 
+struct generation_reader;
+struct request;
+struct writer;
+
 struct connection_output {
 	struct connection_output *next;
 	struct connection_ask *ask;        // set on the frame that ends a request: once it is sent (or dropped), so is the request
@@ -21,6 +25,7 @@ struct connection_ask {
 	struct request *request;
 	uint32_t n_left;                   // items not back yet
 	bool short_answers;                // records go without their question
+	struct generation_reader *readers; // (n_items) of a generation: what was sent of each; else NULL
 	bool cancelled;
 	bool unanswered;                   // some item was not sent because of the cancellation
 };
@@ -36,3 +41,10 @@ void connection_send_error(struct connection *c, uint64_t id, uint32_t index, co
 void connection_send_plain(struct connection *c, enum frame_kind kind, uint64_t id, const void *body, size_t n);
 void connection_cancel_all(struct connection *c);
 void connection_ask_done(struct connection *c, struct connection_ask *ask);    // frees it
+typedef void connection_encode_fn(const void *message, struct writer *w);
+void connection_send_message(struct connection *c, enum frame_kind kind, uint64_t id, connection_encode_fn *encode, const void *message);
+
+// connection_generate.c
+int connection_generate_request(struct connection *c, const uint8_t *body, size_t n, struct request **ret_request, struct error *err);
+// What is new of a sample; last: it has come back for the last time.
+void connection_send_tokens(struct connection *c, struct connection_ask *ask, struct request_item *item, bool last);

@@ -7,17 +7,15 @@
 #include "common/buffer.h"
 #include "common/error.h"
 #include "common/record_json.h"
-#include "daemon/model/tokenizer.h"
 #include "daemon/server/exchange.h"
 #include "daemon/server/json.h"
 #include "daemon/server/service.h"
 #include "daemon/teacher/generation.h"
+#include "daemon/teacher/generation_reader.h"
 #include "daemon/teacher/teacher.h"
 
 struct reply_sample {
-	uint32_t n_sent;               // tokens
-	size_t n_text_sent;
-	struct buffer text;            // of those tokens
+	struct generation_reader reader;
 	bool complete, ended;
 };
 
@@ -67,7 +65,7 @@ static void generate_taken(struct exchange *x, const struct request_item *item)
 static bool has_news(const struct generate *g, uint32_t index)
 {
 	const struct reply_sample *s = &g->samples[index];
-	return !s->ended && (s->complete || atomic_load(&g->request->items[index].generation->n_tokens) > s->n_sent);
+	return !s->ended && (s->complete || atomic_load(&g->request->items[index].generation->n_tokens) > s->reader.n_tokens);
 }
 
 // The next sample that has something new; n_samples when none has. All get their turn.
@@ -117,40 +115,6 @@ static void rows(struct buffer *b, const struct generation *a, size_t k, uint32_
 	buffer_text(b, "]");
 }
 
-// How many of the bytes from..to are whole characters: the last may still be on its way. (What is no UTF-8 at all is not waited for.)
-static size_t whole_characters(const char *text, size_t from, size_t to)
-{
-	for (size_t back = 1; back <= 3 && back <= to - from; back++) {
-		unsigned char c = (unsigned char)text[to - back];
-		size_t length = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : c >= 0xc0 ? 2 : 1;
-		if (c >= 0xc0)
-			return length > back ? to - back : to;
-		if (c < 0x80)
-			return to;
-	}
-	return to;
-}
-
-// The text that is new and sure. sure: bytes of the whole text, read before the count of tokens was.
-static int new_text(const struct generate *g, struct reply_sample *s, const struct generation *a, uint32_t n, size_t sure, struct buffer *b,
-		    struct error *err)
-{
-	char *text = NULL;
-	size_t n_text = 0;
-	int r = tokenizer_decode(g->tokenizer, a->tokens + s->n_sent, n - s->n_sent, true, &text, &n_text, err);
-	if (r)
-		return r;
-	buffer_add(&s->text, text, n_text);
-	free(text);
-	if (s->text.failed)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for the reply");
-	size_t to = s->complete || sure <= s->n_text_sent ? sure : whole_characters(s->text.data, s->n_text_sent, sure);
-	buffer_text(b, ",\"text\":");
-	buffer_string(b, to > s->n_text_sent ? s->text.data + s->n_text_sent : "", to > s->n_text_sent ? to - s->n_text_sent : 0);
-	s->n_text_sent = to > s->n_text_sent ? to : s->n_text_sent;
-	return 0;
-}
-
 static void finish(struct buffer *b, const struct request_item *item)
 {
 	const struct generation *a = item->generation;
@@ -165,44 +129,62 @@ static void finish(struct buffer *b, const struct request_item *item)
 	buffer_printf(b, ",\"n_prompt\":%" PRIu32 ",\"n_reused\":%" PRIu32, generation_prompt(item)->n_tokens, a->n_reused);
 }
 
+static int encode_news(struct generate *g, uint32_t index, struct buffer *b, struct error *err)
+{
+	struct reply_sample *s = &g->samples[index];
+	const struct request_item *item = &g->request->items[index];
+	const struct generation *a = item->generation;
+	uint32_t k = item->request->generate->top_k;
+	struct generation_news news;
+	int r = generation_reader_take(&s->reader, a, g->tokenizer, s->complete, &news, err);
+	if (r)
+		return r;
+	buffer_text(b, ",\"tokens\":");
+	record_json_ids(b, a->tokens + news.first, news.n);
+	buffer_text(b, ",\"text\":");
+	buffer_string(b, news.text, news.text_bytes);
+	if (g->asked.logprobs) {
+		buffer_text(b, ",\"logprobs\":");
+		record_json_numbers(b, a->logprobs + news.first, news.n);
+		buffer_text(b, ",\"sampled_logprobs\":");
+		record_json_numbers(b, a->sampled_logprobs + news.first, news.n);
+	}
+	if (k)
+		rows(b, a, k, news.first, news.first + news.n);
+	if (s->complete)
+		finish(b, item);
+	return 0;
+}
+
+static void encode_fault(struct buffer *b, const struct error *fault)
+{
+	struct buffer whole = {0};
+	reply_error(&whole, fault, REPLY_ERRORS_OWN);
+	buffer_text(b, ",");
+	if (whole.failed)
+		b->failed = true;
+	else
+		buffer_add(b, whole.data + 1, whole.n - 2);        // {"error":{...}} without its braces
+	buffer_done(&whole);
+}
+
 // What is new of a sample, as one object. Without a stream that is all of it.
 static int encode_sample(struct generate *g, uint32_t index, struct buffer *b, struct error *err)
 {
 	struct reply_sample *s = &g->samples[index];
 	const struct request_item *item = &g->request->items[index];
-	const struct generation *a = item->generation;
-	const struct generation_query *q = item->request->generate;
-	buffer_printf(b, "{\"prompt\":%" PRIu32 ",\"sample\":%" PRIu32, item->index / q->n, generation_sample(item));
-	if (s->complete && item->error.code) {
-		buffer_text(b, ",");
-		struct buffer e = {0};
-		reply_error(&e, &item->error, REPLY_ERRORS_OWN);       // {"error":{...}}: its inside
-		buffer_add(b, e.n > 2 ? e.data + 1 : "\"error\":{}", e.n > 2 ? e.n - 2 : 10);
-		buffer_done(&e);
-	} else {
-		size_t sure = atomic_load(&a->n_text);
-		uint32_t n = atomic_load(&a->n_tokens);
-		buffer_text(b, ",\"tokens\":");
-		record_json_ids(b, a->tokens + s->n_sent, n - s->n_sent);
-		int r = new_text(g, s, a, n, sure, b, err);
-		if (r)
-			return r;
-		if (g->asked.logprobs) {
-			buffer_text(b, ",\"logprobs\":");
-			record_json_numbers(b, a->logprobs + s->n_sent, n - s->n_sent);
-			buffer_text(b, ",\"sampled_logprobs\":");
-			record_json_numbers(b, a->sampled_logprobs + s->n_sent, n - s->n_sent);
-		}
-		if (q->top_k)
-			rows(b, a, q->top_k, s->n_sent, n);
-		s->n_sent = n;
-		if (s->complete)
-			finish(b, item);
-	}
+	int r = 0;
+	buffer_printf(b, "{\"prompt\":%" PRIu32 ",\"sample\":%" PRIu32, item->index / item->request->generate->n, generation_sample(item));
+	if (s->complete && item->error.code)
+		encode_fault(b, &item->error);
+	else
+		r = encode_news(g, index, b, err);
 	s->ended = s->complete;
 	g->n_ended += s->ended;
 	buffer_text(b, "}");
-	return b->failed ? error_set(err, ERROR_MEMORY, NULL, "no memory for the reply") : 0;
+	if (!r && b->failed)
+		r = error_set(err, ERROR_MEMORY, NULL, "no memory for the reply");
+	return r;
 }
 
 // ---- the reply
@@ -267,7 +249,7 @@ static void generate_done(struct exchange *x)
 {
 	struct generate *g = x->own;
 	for (uint32_t i = 0; g && g->samples && i < g->n_samples; i++)
-		buffer_done(&g->samples[i].text);
+		generation_reader_done(&g->samples[i].reader);
 	if (g) {
 		free(g->samples);
 		json_generate_done(&g->asked);

@@ -124,8 +124,9 @@ static int read_deadline(void *to, const json_t *v, const char *name, struct err
 #define AT(member) offsetof(struct generate_reader, member)
 
 static const struct json_field generate_fields[] = {
-	{"prompts", read_prompts, true, 0}, {"response_prefix", read_response_prefix, false, 0}, {"specials", json_field_bool, false, AT(specials)},
-	{"n", read_count, false, AT(query.n)}, {"first_sample", read_count, false, AT(query.first_sample)},
+	{"prompts", read_prompts, true, 0}, {"response_prefix", read_response_prefix, false, 0},
+	{"specials", json_field_bool, false, AT(specials)}, {"n", read_count, false, AT(query.n)},
+	{"first_sample", read_count, false, AT(query.first_sample)},
 	{"max_tokens", read_count, false, AT(query.max_tokens)}, {"temperature", read_float, false, AT(query.sampling.temperature)},
 	{"top_k", read_count, false, AT(query.sampling.top_k)}, {"top_p", read_float, false, AT(query.sampling.top_p)},
 	{"min_p", read_float, false, AT(query.sampling.min_p)}, {"typical_p", read_float, false, AT(query.sampling.typical_p)},
@@ -169,7 +170,8 @@ static int tokenize(const struct generate_reader *g, const struct part_reader *i
 }
 
 // whole: a text begins and ends as the tokenizer's template has it; else it is the middle of one.
-static int read_part(const struct generate_reader *g, const json_t *v, const char *name, bool whole, struct sequence *ret, struct error *err)
+static int read_part(const struct generate_reader *g, const json_t *v, const char *name, bool whole, struct sequence *ret,
+		     struct error *err)
 {
 	static const struct json_field fields[] = {{"tokens", read_part_tokens, false, 0}, {"text", read_part_text, false, 0}};
 	struct part_reader in = {0};

@@ -61,7 +61,9 @@ static int reserve_slots(struct service *s, struct request *r, struct error *err
 static int reserve(struct service *s, struct request *r, struct error *err)
 {
 	const struct generation_query *q = r->generate;
-	uint64_t capacity = (uint64_t)q->n_forced + q->max_tokens, row = 4 * sizeof(float) + q->top_k * (uint64_t)(sizeof(float) + sizeof(uint32_t));
+	// A stream may take a frame, or an event, for each token.
+	uint64_t capacity = (uint64_t)q->n_forced + q->max_tokens, piece = q->stream ? 128 : 32;
+	uint64_t row = piece + 4 * sizeof(float) + q->top_k * (uint64_t)(sizeof(float) + sizeof(uint32_t));
 	struct queue_cost cost = {.requests = 1, .tokens = slots_of(r), .bytes = r->n_items * capacity * row};    // 2^16 2^21 2^27 at most
 	int result = service_reserve(s, r, &cost, err);
 	if (!result)

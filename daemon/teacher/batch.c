@@ -189,7 +189,8 @@ static void append_score(struct batch *b, struct request_item *item, const struc
 }
 
 // Whether the item may go there, by the terms; if so its slots are taken where they must be.
-static bool take_place(struct batch *b, const struct request_item *item, const struct batch_terms *terms, uint32_t used, bool first, struct place *p)
+static bool take_place(struct batch *b, const struct request_item *item, const struct batch_terms *terms, uint32_t used, bool first,
+		       struct place *p)
 {
 	uint32_t left = terms->budget > used ? terms->budget - used : 0;
 	size_t listed = (size_t)b->n_listed + item->sequence.n_tokens;

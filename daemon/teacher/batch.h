@@ -2,8 +2,8 @@
 // What one forward pass computes: whole sequences to be scored, and the next parts of sequences being generated. Arrays are allocated once,
 // for the largest pass, but for the lists that grow with shared prefixes.
 //
-// Scores that begin alike compute the common part once: each item has a list that says which row of the pass each of its positions is. Then,
-// as when anything is generated, keys and values go through the cache, so that sequences can read what others' rows wrote.
+// Scores that begin alike compute the common part once: each item has a list that says which row of the pass each of its positions is.
+// Then, as when anything is generated, keys and values go through the cache, so that sequences can read what others' rows wrote.
 #pragma once
 
 #include <stdbool.h>

@@ -24,7 +24,8 @@ void generation_query_done(struct generation_query *q)
 	q->n_forced = q->n_stops = 0;
 }
 
-static int request_open(const struct generation_query *q, uint32_t n_prompts, uint32_t max_items, struct request **ret_request, struct error *err)
+static int request_open(const struct generation_query *q, uint32_t n_prompts, uint32_t max_items, struct request **ret_request,
+			struct error *err)
 {
 	uint64_t n = (uint64_t)n_prompts * q->n;
 	if (n > max_items)

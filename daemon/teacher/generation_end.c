@@ -69,7 +69,8 @@ static void keep_tail(struct generation_end *e, const struct window *w)
 }
 
 // Adds the token's text; returns how much of all of it is sure. *ret_stop: the stop string before which it ends, or -1.
-static size_t add_text(struct generation_end *e, const struct generation_query *q, const char *text, size_t n, bool given, int32_t *ret_stop)
+static size_t add_text(struct generation_end *e, const struct generation_query *q, const char *text, size_t n, bool given,
+		       int32_t *ret_stop)
 {
 	char *joined = malloc(e->n_tail + n + 1);
 	*ret_stop = -1;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What waits for the engine, and which of it the next pass computes. The engine's alone.
 //
-// Each pass takes one step of every generation. What else it holds is bounded while anything is generated, for the steps wait for it; prompts
-// and scores begin it in turn, so that neither starves. A score that does not fit beside generations has a pass of its own when its turn comes.
+// Each pass takes one step of every generation. What else it holds is bounded while anything is generated, for the steps wait for it;
+// prompts and scores begin it in turn, so that neither starves. A score that does not fit beside generations has a pass of its own when
+// its turn comes.
 #pragma once
 
 #include <stdbool.h>

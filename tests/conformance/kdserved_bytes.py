@@ -367,7 +367,7 @@ class Record:
 
 # ---- frames (kdserved-protocol.7)
 
-HELLO, WELCOME, SCORE, ANSWER, DONE, ERROR, PING, PONG, GOAWAY, CALL, REPLY, CANCEL = range(1, 13)
+HELLO, WELCOME, SCORE, ANSWER, DONE, ERROR, PING, PONG, GOAWAY, CALL, REPLY, CANCEL, GENERATE, TOKENS = range(1, 15)
 DURABLE, NO_STORE, SHORT, PARTS = 1, 2, 4, 8
 PROTOCOL_VERSION = 2
 
@@ -420,6 +420,30 @@ def reply_body(status, body=b""):
     return struct.pack("<II", status, len(body)) + body
 
 
+IGNORE_EOS, STREAM, SEED = 1, 2, 4
+LAST = 1
+NO_ID = WHOLE = 0xffffffff
+
+
+def generate_body(prompts, n=1, first_sample=0, max_tokens=16, rows=0, temperature=1, top_k=0, top_p=1, min_p=0, typical_p=1, seed=None,
+                  stop_ids=(), stops=(), forced=(), flags=0, deadline_ms=0):
+    body = struct.pack("<6I", flags | (SEED if seed is not None else 0), deadline_ms, n, first_sample, max_tokens, rows)
+    body += struct.pack("<fIfffQ", temperature, top_k, top_p, min_p, typical_p, seed or 0)
+    body += struct.pack("<4I", len(stop_ids), len(stops), len(forced), len(prompts)) + tokens_bytes(stop_ids)
+    body += b"".join(struct.pack("<H", len(s)) + s for s in stops) + tokens_bytes(forced)
+    return body + tokens_bytes(list(map(len, prompts))) + b"".join(map(tokens_bytes, prompts))
+
+
+def tokens_frame_body(index, first, tokens, logprobs, sampled, lse, text=b"", rows=(), end=None):
+    """rows: of each token a list of (id, logit). end: (finish, stop id, stop, reused, seed) of the last."""
+    k = len(rows[0]) if rows else 0
+    floats = lambda values: struct.pack("<%df" % len(values), *values)
+    body = struct.pack("<6I", index, LAST if end else 0, first, len(tokens), k, len(text)) + tokens_bytes(tokens)
+    body += floats(logprobs) + floats(sampled) + floats(lse)
+    body += tokens_bytes([i for row in rows for i, _ in row]) + floats([z for row in rows for _, z in row]) + text
+    return body + (struct.pack("<4IQ", *end) if end else b"")
+
+
 # ---- the worked examples of the manual
 
 EXAMPLE_TEACHER = bytes(range(32))
@@ -450,7 +474,7 @@ def hexdump(data, base=0):
     """As the manual prints bytes."""
     for at in range(0, len(data), 16):
         part = data[at:at + 16]
-        text = "".join(chr(b) if 32 <= b < 127 else "." for b in part)
+        text = "".join(chr(b) if 32 <= b < 127 and b != 92 else "." for b in part)    # a backslash is not text to troff
         yield "%04x  %-47s  %s" % (base + at, " ".join("%02x" % b for b in part), text)
 
 
@@ -473,6 +497,9 @@ def frame_examples():
         "parts": frame(SCORE, 8, score_body(spans, [[3, 1, 4], [1, 5]], SHORT, parts=parts)),
         "error": frame(ERROR, 7, error_body(0, "invalid", "sequences[0].tokens[2]", "id 12 is outside the vocabulary (10)")),
         "call": frame(CALL, 8, call_body("GET", "/v1/model")),
+        "generate": frame(GENERATE, 9, generate_body([[3, 1, 4]], n=2, max_tokens=20, rows=1, temperature=.5, top_p=.75, seed=7, stop_ids=[5],
+                                                     stops=[b"\n\n"], flags=STREAM)),
+        "tokens": frame(TOKENS, 9, tokens_frame_body(1, 19, [5], [-.5], [-.25], [2], b"!", [[(5, 1.5)]], (1, 5, NO_ID, 2, 7))),
     }
 
 

@@ -24,7 +24,7 @@ def header_cases():
     yield "header-version-3", "must refuse unsupported", raw(version=3), []
     yield "header-checksum", "must refuse corrupt", ping[:28] + bytes([ping[28] ^ 1]) + ping[29:], []
     yield "header-kind-0", "must refuse unsupported", raw(kind=0), []
-    yield "header-kind-13", "must refuse unsupported", raw(kind=13), []
+    yield "header-kind-15", "must refuse unsupported", raw(kind=15), []
     yield "header-flags", "must refuse invalid", raw(flags=1), []
     yield "header-reserved", "must refuse invalid", raw(reserved=1), []
     yield "header-body-too-large", "must refuse too_large", raw(n=LIMITS["max_body"] + 1), []
@@ -151,9 +151,52 @@ def reply_cases():
         yield "bad-reply-" + name, "must refuse invalid", raw(kd.REPLY, body), []
 
 
+def generation_cases():
+    def generate(name, prompts, lines, **more):
+        return "generate-" + name, "must accept", raw(kd.GENERATE, kd.generate_body(prompts, **more)), lines
+    yield generate("plain", [[3, 1, 4]], ["flags 0", "n 1", "max_tokens 16", "temperature 3f800000", "forced", "prompt_0 3 1 4"])
+    yield generate("everything", [[3], [1, 4]], ["flags 7", "deadline_ms 5000", "n 3", "first_sample 4", "max_tokens 6", "rows 2",
+                                                 "temperature 3f000000", "top_k 5", "top_p 3f400000", "min_p 3e000000", "typical_p 3f600000",
+                                                 "seed 9223372036854775808", "stop_ids 2 299", "stop_0 " + b"\n".hex(), "stop_1 " + b"ab".hex(),
+                                                 "forced 7 8", "prompt_0 3", "prompt_1 1 4"],
+                   flags=kd.IGNORE_EOS | kd.STREAM, deadline_ms=5000, n=3, first_sample=4, max_tokens=6, rows=2, temperature=.5, top_k=5, top_p=.75,
+                   min_p=.125, typical_p=.875, seed=1 << 63, stop_ids=[2, 299], stops=[b"\n", b"ab"], forced=[7, 8])
+    yield generate("an-empty-prompt", [[]], ["prompt_0"])        # well formed; refused for what it asks
+    yield generate("longest-lists", [[1]], [], stop_ids=[1] * 64, stops=[b"x" * 256] * 16)
+    good = kd.generate_body([[3, 1, 4]], stops=[b"ab"])
+    bad = {
+        "empty": ("invalid", b""), "cut": ("invalid", good[:-1]), "too-long": ("invalid", good + b"\0"), "flags": ("unsupported", b"\x08" + good[1:]),
+        "seed-not-given": ("invalid", good[:44] + b"\1" + good[45:]), "no-prompts": ("invalid", kd.generate_body([])),
+        "too-many-prompts": ("too_large", good[:64] + struct.pack("<I", 65537) + good[68:]),
+        "too-many-stops": ("too_large", kd.generate_body([[1]], stops=[b"x"] * 17)),
+        "too-many-stop-ids": ("too_large", kd.generate_body([[1]], stop_ids=[1] * 65)),
+        "stop-too-long": ("invalid", kd.generate_body([[1]], stops=[b"x" * 257])), "empty-stop": ("invalid", kd.generate_body([[1]], stops=[b""])),
+        "stop-with-zero": ("invalid", kd.generate_body([[1]], stops=[b"a\0b"])),
+        "forced-beyond": ("invalid", good[:60] + struct.pack("<I", 1 << 30) + good[64:]),
+        "length-beyond": ("invalid", kd.generate_body([[3, 1, 4]])[:68] + struct.pack("<I", 0x40000003) + kd.generate_body([[3, 1, 4]])[72:]),
+    }
+    for name, (code, body) in bad.items():
+        yield "bad-generate-" + name, "must refuse " + code, raw(kd.GENERATE, body), []
+
+
+def tokens_cases():
+    more = kd.tokens_frame_body(0, 0, [7, 9], [-1, -2], [0, -.5], [3, 4], b"ab", [[(7, 2), (1, 1)], [(9, 3), (2, -1)]])
+    yield "tokens", "must accept", raw(kd.TOKENS, more), [
+        "index 0", "flags 0", "first 0", "tokens 7 9", "logprobs bf800000 c0000000", "sampled_logprobs 00000000 bf000000", "lse 40400000 40800000",
+        "ids 7 1 9 2", "logits 40000000 3f800000 40400000 bf800000", "text " + b"ab".hex()]
+    last = kd.tokens_frame_body(3, 5, [], [], [], [], b"\xff", end=(2, kd.NO_ID, kd.NO_ID, 9, 1 << 53))
+    yield "tokens-last-of-none", "must accept", raw(kd.TOKENS, last), [
+        "index 3", "flags 1", "first 5", "tokens", "text ff", "finish 2", "stop_id 4294967295", "stop 4294967295", "reused 9", "seed 9007199254740992"]
+    bad = {"empty": b"", "cut": more[:-1], "too-long": more + b"\0", "flags": more[:4] + b"\2" + more[5:], "n-beyond": more[:12] + b"\xff" * 4 + more[16:],
+           "rows-beyond": more[:16] + b"\xff" * 4 + more[20:], "text-beyond": more[:20] + b"\xff" * 4 + more[24:], "last-cut": last[:-1],
+           "finish": last[:-24] + b"\3" + last[-23:], "whole": b"\xff" * 4 + more[4:]}
+    for name, body in bad.items():
+        yield "bad-tokens-" + name, "must refuse invalid", raw(kd.TOKENS, body), []
+
+
 def frame_cases():
     for name, data in kd.frame_examples().items():
         yield "manual-" + name, "frame", "must accept", data, []
-    for cases in (header_cases, greeting_cases, question_cases, bad_score_cases, reply_cases):
+    for cases in (header_cases, greeting_cases, question_cases, bad_score_cases, reply_cases, generation_cases, tokens_cases):
         for name, verdict, data, lines in cases():
             yield name, "frame", verdict, data, lines

@@ -162,12 +162,100 @@ static int run_reply(const struct suite_case *c, const uint8_t *body, size_t n, 
 	return 0;
 }
 
+static void expect_u64(const struct suite_case *c, const char *name, uint64_t found)
+{
+	char text[24];
+	snprintf(text, sizeof text, "%" PRIu64, found);
+	expect_text(c, name, text);
+}
+
+static void expect_numbers(const struct suite_case *c, const char *name, const uint32_t *found, size_t n)
+{
+	char text[4096] = "";
+	size_t at = 0;
+	for (size_t i = 0; i < n && at + 16 < sizeof text; i++)
+		at += (size_t)snprintf(text + at, sizeof text - at, i ? " %" PRIu32 : "%" PRIu32, found[i]);
+	expect_text(c, name, text);
+}
+
+// As the eight digits of their bits.
+static void expect_floats(const struct suite_case *c, const char *name, const float *found, size_t n)
+{
+	char text[4096] = "";
+	size_t at = 0;
+	for (size_t i = 0; i < n && at + 16 < sizeof text; i++) {
+		uint32_t bits;
+		memcpy(&bits, &found[i], sizeof bits);
+		at += (size_t)snprintf(text + at, sizeof text - at, i ? " %08" PRIx32 : "%08" PRIx32, bits);
+	}
+	expect_text(c, name, text);
+}
+
+static int run_generate(const struct suite_case *c, const uint8_t *body, size_t n, struct writer *w, struct error *err)
+{
+	struct frame_generate m;
+	int r = frame_generate_decode(body, n, &m, err);
+	if (r)
+		return r;
+	const struct { const char *name; uint32_t value; } numbers[] = {
+		{"flags", m.flags}, {"deadline_ms", m.deadline_ms}, {"n", m.n}, {"first_sample", m.first_sample}, {"max_tokens", m.max_tokens},
+		{"rows", m.rows}, {"top_k", m.top_k},
+	};
+	const struct { const char *name; float value; } floats[] = {
+		{"temperature", m.temperature}, {"top_p", m.top_p}, {"min_p", m.min_p}, {"typical_p", m.typical_p}};
+	for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+		expect_number(c, numbers[i].name, numbers[i].value);
+	for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
+		expect_floats(c, floats[i].name, &floats[i].value, 1);
+	expect_u64(c, "seed", m.seed);
+	expect_numbers(c, "stop_ids", m.stop_ids.tokens, m.stop_ids.n_tokens);
+	expect_numbers(c, "forced", m.forced.tokens, m.forced.n_tokens);
+	for (uint32_t i = 0; i < m.n_stops + m.n_prompts; i++) {
+		char name[32];
+		bool is_stop = i < m.n_stops;
+		snprintf(name, sizeof name, is_stop ? "stop_%" PRIu32 : "prompt_%" PRIu32, is_stop ? i : i - m.n_stops);
+		if (is_stop)
+			expect_hex(c, name, m.stops[i], strlen(m.stops[i]));
+		else
+			expect_numbers(c, name, m.prompts[i - m.n_stops].tokens, m.prompts[i - m.n_stops].n_tokens);
+	}
+	frame_generate_encode(&m, w);
+	frame_generate_done(&m);
+	return 0;
+}
+
+static int run_tokens(const struct suite_case *c, const uint8_t *body, size_t n, struct writer *w, struct error *err)
+{
+	struct frame_tokens m;
+	int r = frame_tokens_decode(body, n, &m, err);
+	if (r)
+		return r;
+	const struct { const char *name; uint32_t value; } numbers[] = {
+		{"index", m.index}, {"flags", m.flags}, {"first", m.first}, {"finish", m.finish}, {"stop_id", m.stop_id}, {"stop", m.stop},
+		{"reused", m.reused},
+	};
+	for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+		expect_number(c, numbers[i].name, numbers[i].value);
+	expect_u64(c, "seed", m.seed);
+	expect_numbers(c, "tokens", m.tokens, m.n);
+	expect_floats(c, "logprobs", m.logprobs, m.n);
+	expect_floats(c, "sampled_logprobs", m.sampled_logprobs, m.n);
+	expect_floats(c, "lse", m.lse, m.n);
+	expect_numbers(c, "ids", m.ids, (size_t)m.n * m.rows);
+	expect_floats(c, "logits", m.logits, (size_t)m.n * m.rows);
+	expect_hex(c, "text", m.text, m.text_bytes);
+	frame_tokens_encode(&m, w);
+	frame_tokens_done(&m);
+	return 0;
+}
+
 // Header, checksum, body; *ret_same is false when an encoder makes other bytes.
 static int run_frame(const struct suite_case *c, bool *ret_same, struct error *err)
 {
-	static int (*const body_of[FRAME_CANCEL + 1])(const struct suite_case *, const uint8_t *, size_t, struct writer *, struct error *) = {
+	static int (*const body_of[FRAME_TOKENS + 1])(const struct suite_case *, const uint8_t *, size_t, struct writer *, struct error *) = {
 		[FRAME_HELLO] = run_hello, [FRAME_WELCOME] = run_welcome, [FRAME_SCORE] = run_score, [FRAME_ANSWER] = run_answer,
 		[FRAME_ERROR] = run_error, [FRAME_CALL] = run_call, [FRAME_REPLY] = run_reply,
+		[FRAME_GENERATE] = run_generate, [FRAME_TOKENS] = run_tokens,
 	};
 	uint8_t header[FRAME_HEADER_BYTES];
 	struct writer w = writer_init(again, sizeof again);

@@ -2,11 +2,16 @@
 """Generation from outside: POST /v1/generate, whole and as a stream; every limit; clients that leave."""
 import http.client
 import json
+import os
 import struct
+import sys
 import unittest
 
 import kdserved
-from kdserved import Daemon, wait_until
+from kdserved import Daemon, ProtocolError, wait_until
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "conformance"))
+import kdserved_bytes as kd                     # the encoder made from the manual
 
 MAX_TOKENS, MAX_SAMPLES, MAX_SEQUENCES, MAX_TOP_K, CACHE = 200, 4, 6, 20, 320
 PROMPT = list(b"the cat and the other one")
@@ -198,6 +203,123 @@ class Generate(unittest.TestCase):
         e = self.generate(status=504, max_tokens=170, ignore_eos=True, deadline_ms=1)
         self.assertEqual(e["code"], "deadline")
         self.wait_idle()
+
+
+# ---- the binary door
+
+def parse_tokens(body):
+    index, flags, first, n, k, text_bytes = struct.unpack_from("<6I", body)
+    at = [24]
+
+    def take(kind, count):
+        at[0] += 4 * count
+        return list(struct.unpack_from("<%d%s" % (count, kind), body, at[0] - 4 * count))
+    piece = {"index": index, "first": first, "tokens": take("I", n), "logprobs": take("f", n), "sampled_logprobs": take("f", n), "lse": take("f", n)}
+    ids, logits = take("I", n * k), take("f", n * k)
+    piece["rows"] = [{"ids": ids[i * k:i * k + k], "logits": logits[i * k:i * k + k]} for i in range(n)]
+    piece["text"] = body[at[0]:at[0] + text_bytes]
+    at[0] += text_bytes
+    if flags & 1:
+        names = ("finish", "stop_id", "stop", "reused", "seed")
+        piece.update(zip(names, struct.unpack_from("<4IQ", body, at[0])))
+        at[0] += 24
+    assert flags < 2 and at[0] == len(body)
+    return piece
+
+
+class Binary(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.daemon = Daemon("--max-tokens", str(MAX_TOKENS), "--max-samples", str(MAX_SAMPLES), "--max-sequences", str(MAX_SEQUENCES),
+                            "--cache-tokens", str(CACHE), "--credits", "2")
+        cls.addClassCleanup(cls.daemon.stop)
+
+    def start(self, client, prompts=(PROMPT,), **more):
+        request_id, client.next_id = client.next_id, client.next_id + 1
+        client.send(kd.GENERATE, request_id, kd.generate_body(prompts, **more))
+        return request_id
+
+    def finish(self, client, request_id):
+        """{index: pieces}"""
+        pieces = {}
+        while True:
+            kind, got, body = client.receive()
+            self.assertEqual(got, request_id)
+            if kind == kd.ERROR:
+                raise ProtocolError(body)
+            if kind == kd.DONE:
+                return pieces
+            self.assertEqual(kind, kd.TOKENS)
+            piece = parse_tokens(body)
+            before = pieces.setdefault(piece["index"], [])
+            self.assertEqual(piece["first"], sum(len(p["tokens"]) for p in before))
+            before.append(piece)
+
+    def test_both_doors_say_the_same(self):
+        ask = dict(n=2, first_sample=1, max_tokens=20, rows=3, temperature=.75, top_p=.875, top_k=50, min_p=.0625, typical_p=.9375, seed=3,
+                   stop_ids=[7], flags=kd.IGNORE_EOS, forced=[65, 66])
+        more = dict(ask, prompts=[{"tokens": PROMPT}, {"tokens": [1, 2]}], ignore_eos=True, response_prefix={"tokens": ask["forced"]}, logprobs=True)
+        del more["flags"], more["forced"]
+        http_says = self.daemon.post("/v1/generate", more)[1]["sequences"]
+        with self.daemon.client() as client:
+            for flags in (0, kd.STREAM):
+                got = self.finish(client, self.start(client, [PROMPT, [1, 2]], **dict(ask, flags=flags | kd.IGNORE_EOS)))
+                self.assertEqual(sorted(got), [0, 1, 2, 3])
+                for i, want in enumerate(http_says):
+                    if not flags:
+                        self.assertEqual(len(got[i]), 1)
+                    joined = {k: sum((p[k] for p in got[i]), []) for k in ("tokens", "logprobs", "sampled_logprobs", "lse", "rows")}
+                    text = b"".join(p["text"] for p in got[i])
+                    self.assertEqual(joined["tokens"], want["tokens"])
+                    for name in ("logprobs", "sampled_logprobs"):
+                        self.assertEqual(joined[name], [f32(x) for x in want[name]])
+                    self.assertEqual([(f32(r["lse"]), r["ids"], [f32(z) for z in r["logits"]]) for r in want["rows"]],
+                                     [(lse, r["ids"], r["logits"]) for lse, r in zip(joined["lse"], joined["rows"])])
+                    self.assertEqual(text.decode("ascii", "ignore"), want["text"].encode("ascii", "ignore").decode())
+                    last = got[i][-1]
+                    self.assertEqual((last["seed"], last["stop"]), (3, kd.NO_ID))
+                    self.assertEqual({1: "stop", 2: "length"}[last["finish"]], want["finish"])
+                    self.assertEqual(last["stop_id"], want.get("stop_id", kd.NO_ID))
+                    self.assertNotIn("finish", got[i][0] if len(got[i]) > 1 else {})
+
+    def test_stop_strings(self):
+        with self.daemon.client() as client:
+            whole = self.finish(client, self.start(client, max_tokens=30, seed=11, temperature=.75, flags=kd.IGNORE_EOS))[0][0]
+            stop = whole["text"][12:14]
+            cut = self.finish(client, self.start(client, max_tokens=30, seed=11, temperature=.75, flags=kd.IGNORE_EOS | kd.STREAM,
+                                                 stops=[b"never", stop]))[0]
+        self.assertEqual(b"".join(p["text"] for p in cut), whole["text"][:whole["text"].index(stop)])
+        self.assertEqual((cut[-1]["finish"], cut[-1]["stop"]), (1, 1))
+
+    def test_the_same_validator(self):
+        with self.daemon.client() as client:
+            for code, field, more in (("too_large", "max_tokens", {"max_tokens": MAX_TOKENS}), ("invalid", "n", {"n": 0}),
+                                      ("too_large", "n", {"n": MAX_SAMPLES + 1}), ("invalid", "top_p", {"top_p": 0}),
+                                      ("invalid", "prompts[0].tokens[1]", {"prompts": [[1, 999]]}), ("invalid", "prompts[0]", {"prompts": [[]]}),
+                                      ("too_large", "prompts", {"prompts": [[1]] * 7, "max_tokens": 1}), ("invalid", "stop_ids[0]", {"stop_ids": [999]}),
+                                      ("too_large", "stop", {"stops": [b"x"] * 17}), ("unsupported", "flags", {"flags": 64})):
+                with self.subTest(field=field):
+                    with self.assertRaises(ProtocolError) as caught:
+                        self.finish(client, self.start(client, **more))
+                    self.assertEqual((caught.exception.code, caught.exception.field, caught.exception.index), (code, field, kd.WHOLE))
+
+    def test_cancel_credits_and_leaving(self):
+        long = dict(n=1, max_tokens=120, flags=kd.IGNORE_EOS | kd.STREAM)
+        with self.daemon.client() as client:
+            one, two = self.start(client, **long), self.start(client, [[5]], **long)
+            three = self.start(client, [[6]], max_tokens=1)
+            client.send(kd.CANCEL, one)
+            ended = {}
+            while len(ended) < 3:
+                kind, got, body = client.receive()
+                if kind in (kd.DONE, kd.ERROR):
+                    ended[got] = ProtocolError(body).code if kind == kd.ERROR else None
+            self.assertIn(ended[one], ("cancelled", None))        # it may have been complete
+            self.assertEqual((ended[two], ended[three]), (None, "overloaded"))
+            self.start(client, **long)
+        wait_until(lambda: self.daemon.metrics()["kd_generating"] == 0, "what the client left behind")
+        wait_until(lambda: len({self.daemon.metrics()["kd_cache_slots_" + what] for what in ("used", "idle")}) == 1, "all places to be idle")
+        wait_until(lambda: self.daemon.metrics()["kd_reserved_requests"] == 0, "all requests to be gone")
 
 
 class Full(unittest.TestCase):

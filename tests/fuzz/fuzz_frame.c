@@ -91,6 +91,26 @@ static void try_reply(const uint8_t *body, size_t n, struct writer *w)
 	frame_reply_done(&m);
 }
 
+static void try_generate(const uint8_t *body, size_t n, struct writer *w)
+{
+	struct frame_generate m = {0};
+	if (frame_generate_decode(body, n, &m, NULL) == 0) {
+		frame_generate_encode(&m, w);
+		expect_same(w, body, n);
+	}
+	frame_generate_done(&m);
+}
+
+static void try_tokens(const uint8_t *body, size_t n, struct writer *w)
+{
+	struct frame_tokens m = {0};
+	if (frame_tokens_decode(body, n, &m, NULL) == 0) {
+		frame_tokens_encode(&m, w);
+		expect_same(w, body, n);
+	}
+	frame_tokens_done(&m);
+}
+
 static void try_header(const uint8_t *data, size_t size)
 {
 	uint8_t again[FRAME_HEADER_BYTES];
@@ -109,6 +129,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static void (*const body_of[16])(const uint8_t *, size_t, struct writer *) = {
 		[FRAME_HELLO] = try_hello, [FRAME_WELCOME] = try_welcome, [FRAME_SCORE] = try_score, [FRAME_ANSWER] = try_answer,
 		[FRAME_ERROR] = try_error, [FRAME_CALL] = try_call, [FRAME_REPLY] = try_reply,
+		[FRAME_GENERATE] = try_generate, [FRAME_TOKENS] = try_tokens,
 	};
 	try_header(data, size);
 	if (!size || !body_of[data[0] & 15])

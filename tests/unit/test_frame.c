@@ -107,7 +107,7 @@ static void header_faults_are_told_apart(void **state)
 	}
 	assert_int_equal(frame_decode(good, 63, &back, &err), -E2BIG);
 	assert_string_equal(err.message, "body of 64 bytes, the limit is 63");
-	f.kind = 13;
+	f.kind = 15;
 	frame_encode(&f, bad);
 	assert_int_equal(frame_decode(bad, 64, &back, &err), -EOPNOTSUPP);
 	f = (struct frame){.kind = FRAME_PING, .flags = 1};
