@@ -59,7 +59,8 @@ static int fill_text(struct source *s)
 
 static int fill(struct source *s)
 {
-	memmove(s->tokens.ids, s->tokens.ids + s->taken, s->tokens.n ? (s->tokens.n - s->taken) * sizeof *s->tokens.ids : 0);
+	if (s->taken)
+		memmove(s->tokens.ids, s->tokens.ids + s->taken, (s->tokens.n - s->taken) * sizeof *s->tokens.ids);
 	s->tokens.n -= s->taken;
 	s->taken = 0;
 	switch (s->options->format) {
