@@ -80,8 +80,7 @@ static int check_question(const struct record *record, const struct query *q, co
 	if (!s.tokens)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " tokens", record->n_tokens);
 	s.n_tokens = record->n_tokens;
-	for (uint32_t i = 0; i < s.n_tokens; i++)
-		s.tokens[i] = load_u32(tokens, i);
+	load_numbers(s.tokens, tokens, s.n_tokens);
 	int r = check_canonical(q, &s, record->vocab_size, record->n_rows, err);
 	if (!r) {
 		key = query_key(&teacher, &s, q);

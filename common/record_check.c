@@ -48,23 +48,28 @@ int check_shape(const struct record_rows *rows, struct error *err)
 	return check_arrays(rows, err);
 }
 
-static bool within(const float *values, size_t n, float low, float high)
+static bool row_is_ok(const struct record_rows *rows, uint32_t row)
 {
-	bool good = true;
-	for (size_t i = 0; i < n; i++)
-		good &= values[i] >= low && values[i] <= high;    // NaN fails both
-	return good;
+	return rows->status[row] == ROW_OK;
 }
 
-static int check_columns(const struct record_rows *rows, uint32_t row, struct error *err)
+static int check_status(const struct record_rows *rows, struct error *err)
 {
-	for (size_t i = 0; i < N_COLUMNS; i++) {
-		const struct column *c = &columns[i];
-		const float *values = column_values(rows, c);
-		size_t width = column_width(&rows->query, c->tag);
-		if (values && column_asked(&rows->query, c->tag) && !within(values + row * width, width, c->low, c->high))
+	for (uint32_t row = 0; row < rows->n_rows; row++)
+		if (rows->status[row] > ROW_NOT_FINITE)
+			return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 " has the unknown status %d", row, rows->status[row]);
+	return 0;
+}
+
+static int check_column(const struct record_rows *rows, const struct column *c, struct error *err)
+{
+	const float *values = column_values(rows, c);
+	size_t width = column_width(&rows->query, c->tag);
+	if (all_rows_ok(rows) && numbers_within(values, rows->n_rows * width, c->low, c->high))
+		return 0;
+	for (uint32_t row = 0; row < rows->n_rows; row++)
+		if (row_is_ok(rows, row) && !numbers_within(values + row * width, width, c->low, c->high))
 			return broken(err, row, c->name);
-	}
 	return 0;
 }
 
@@ -75,9 +80,34 @@ static int check_dense(const struct record_rows *rows, uint32_t row, struct erro
 	float largest = -INFINITY;
 	for (size_t i = 0; i < width; i++)
 		largest = values[i] > largest ? values[i] : largest;
-	if (!within(values, width, -__FLT_MAX__, __FLT_MAX__) || largest != rows->max_logit[row])
+	if (!numbers_within(values, width, -__FLT_MAX__, __FLT_MAX__) || largest != rows->max_logit[row])
 		return broken(err, row, "dense logits that are not finite, or whose largest is not max_logit");
 	return 0;
+}
+
+static int check_gathered(const struct record_rows *rows, uint32_t row, struct error *err)
+{
+	uint64_t begin = record_gather_at(rows, row), n = record_gather_at(rows, row + 1) - begin;
+	if (!numbers_within(rows->gathered + begin, n, -__FLT_MAX__, rows->max_logit[row]))
+		return broken(err, row, "a gathered logit is not finite or above max_logit");
+	return 0;
+}
+
+static int check_own(const struct record_rows *rows, uint32_t row, struct error *err)
+{
+	return !own_exists(rows, row) || isfinite(rows->own_logit[row]) ? 0 : broken(err, row, "own_logit is not finite");
+}
+
+static int check_argmax(const struct record_rows *rows, uint32_t row, struct error *err)
+{
+	uint32_t id = rows->argmax[row];
+	bool good = id < rows->vocab_size && keep_position(&rows->query, id) != UINT32_MAX;
+	return good ? 0 : broken(err, row, "argmax is outside the vocabulary");
+}
+
+static int check_n_top(const struct record_rows *rows, uint32_t row, struct error *err)
+{
+	return rows->n_top[row] && rows->n_top[row] <= rows->query.top_k ? 0 : broken(err, row, "n_top is not from 1 to top_k");
 }
 
 static int check_draws(const struct record_rows *rows, uint32_t row, struct error *err)
@@ -96,25 +126,20 @@ static int check_draws(const struct record_rows *rows, uint32_t row, struct erro
 	return good && sum == wanted ? 0 : broken(err, row, "drawn ids that do not ascend within the vocabulary, or counts that do not add up");
 }
 
-int check_row(const struct record_rows *rows, uint32_t row, struct error *err)
+int check_numbers(const struct record_rows *rows, struct error *err)
 {
 	const struct query *q = &rows->query;
-	uint32_t n = 0;
-	if (!query_has_rows(q))
-		return 0;
-	int r = check_columns(rows, row, err);
-	if (!r && q->dense)
-		r = check_dense(rows, row, err);
-	if (!r && q->own && own_exists(rows, row) && !isfinite(rows->own_logit[row]))
-		r = broken(err, row, "own_logit is not finite");
-	if (!r && q->argmax && (rows->argmax[row] >= rows->vocab_size || keep_position(q, rows->argmax[row]) == UINT32_MAX))
-		r = broken(err, row, "argmax is outside the vocabulary");
-	(void)record_gather_ids(rows, row, &n);
-	if (!r && n && !within(rows->gathered + record_gather_at(rows, row), n, -__FLT_MAX__, rows->max_logit[row]))
-		r = broken(err, row, "a gathered logit is not finite or above max_logit");
-	if (!r && q->top_mass != 0 && (!rows->n_top[row] || rows->n_top[row] > q->top_k))
-		r = broken(err, row, "n_top is not from 1 to top_k");
-	if (!r && q->draws.n)
-		r = check_draws(rows, row, err);
+	const struct { bool asked; int (*check)(const struct record_rows *rows, uint32_t row, struct error *err); } signals[] = {
+		{q->dense, check_dense}, {q->own, check_own}, {q->argmax, check_argmax}, {q->gather.n_lists, check_gathered},
+		{q->top_mass != 0, check_n_top}, {q->draws.n, check_draws},
+	};
+	int r = rows->status ? check_status(rows, err) : 0;
+	for (size_t i = 0; !r && i < N_COLUMNS; i++)
+		if (column_asked(q, columns[i].tag))
+			r = check_column(rows, &columns[i], err);
+	for (size_t i = 0; !r && i < sizeof signals / sizeof *signals; i++)
+		for (uint32_t row = 0; signals[i].asked && !r && row < rows->n_rows; row++)
+			if (row_is_ok(rows, row))
+				r = signals[i].check(rows, row, err);
 	return r;
 }

@@ -8,4 +8,4 @@ struct error;
 struct record_rows;
 
 int check_shape(const struct record_rows *rows, struct error *err);        // question and arrays
-int check_row(const struct record_rows *rows, uint32_t row, struct error *err);     // an OK row, all but the order of its top-k
+int check_numbers(const struct record_rows *rows, struct error *err);      // everything but top-k, which is checked while it is sorted

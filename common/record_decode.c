@@ -38,11 +38,12 @@ static int find_sections(const struct record *record, struct section *sections, 
 
 static int read_status(struct record_rows *rows, const uint8_t *from, struct error *err)
 {
-	for (size_t row = 0; row < rows->n_rows; row++) {
-		if (from[row] > ROW_NOT_FINITE)
+	memcpy(rows->status, from, rows->n_rows);
+	if (all_rows_ok(rows))
+		return 0;
+	for (size_t row = 0; row < rows->n_rows; row++)
+		if (rows->status[row] > ROW_NOT_FINITE)
 			return read_corrupt(err, "unknown row status", row);
-		rows->status[row] = from[row];
-	}
 	return 0;
 }
 
@@ -50,11 +51,12 @@ static int read_status(struct record_rows *rows, const uint8_t *from, struct err
 static int read_column(const struct record_rows *rows, const uint8_t *from, float *to, const struct column *c, struct error *err)
 {
 	size_t width = column_width(&rows->query, c->tag);
+	load_numbers(to, from, rows->n_rows * width);
+	if (all_rows_ok(rows) && numbers_within(to, rows->n_rows * width, c->low, c->high))
+		return 0;
 	for (size_t row = 0; row < rows->n_rows; row++) {
 		for (size_t i = row * width; i < (row + 1) * width; i++) {
-			uint32_t bits = load_u32(from, i);
-			to[i] = bits_float(bits);
-			if (rows->status[row] == ROW_OK ? !(to[i] >= c->low && to[i] <= c->high) : bits != 0)
+			if (rows->status[row] == ROW_OK ? !(to[i] >= c->low && to[i] <= c->high) : float_bits(to[i]) != 0)
 				return read_corrupt(err, c->name, row);
 		}
 	}
@@ -213,10 +215,8 @@ int record_decode(const struct record *record, struct record_rows **ret_rows, st
 	if (!s.tokens)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " tokens", s.n_tokens);
 	const uint8_t *tokens = record->bytes + record->sections_at - 4 * (size_t)s.n_tokens;
-	for (uint32_t i = 0; i < s.n_tokens; i++)
-		s.tokens[i] = load_u32(tokens, i);
-	r = record_rows_new(record_teacher(record), record->vocab_size, &s, &record->query, &rows, err);
-	sequence_done(&s);
+	load_numbers(s.tokens, tokens, s.n_tokens);
+	r = rows_new(record_teacher(record), record->vocab_size, &s, &record->query, &rows, err);
 	for (unsigned i = 0; !r && i < n; i++)
 		r = read_section(rows, &sections[i], err);
 	if (r)

@@ -13,8 +13,8 @@
 
 struct encoder {
 	const struct record_rows *rows;
-	uint64_t *keys;                // top-k entries of OK rows, one row after the other: id's position << 32 | value, ascending in a row
-	uint32_t *gaps;                // of their positions
+	uint32_t *gaps;                // of the positions of OK rows' top-k, one row after the other, ascending in a row
+	float *values;                 // their logits
 	uint64_t n_top;                // how many
 	uint32_t *counts;              // ids of each OK row - 1, with top_mass
 	uint64_t n_counts;
@@ -22,8 +22,7 @@ struct encoder {
 	uint64_t n_draws, draw_count_bits;
 	unsigned top_parameter, counts_parameter, draw_parameter;
 	uint64_t top_bits, counts_bits, draw_bits;
-	uint64_t *scratch;             // (top_k)
-	float *row_values;             // (top_k)
+	uint64_t *keys, *scratch;      // (top_k) of the row at hand: id's position << 32 | value
 };
 
 static bool row_is_ok(const struct record_rows *rows, uint32_t row)
@@ -37,18 +36,10 @@ static uint32_t row_n_top(const struct record_rows *rows, uint32_t row)
 }
 
 // Sorts runs of 8 by insertion, then merges them pairwise.
-void sort_keys(uint64_t *keys, uint64_t *scratch, size_t n)
+void sort_many_keys(uint64_t *keys, uint64_t *scratch, size_t n)
 {
-	for (size_t begin = 0; begin < n; begin += 8) {
-		size_t end = n - begin < 8 ? n : begin + 8;
-		for (size_t i = begin + 1; i < end; i++) {
-			uint64_t key = keys[i];
-			size_t j = i;
-			for (; j > begin && keys[j - 1] > key; j--)
-				keys[j] = keys[j - 1];
-			keys[j] = key;
-		}
-	}
+	for (size_t begin = 0; begin < n; begin += 8)
+		sort_few_keys(keys + begin, n - begin < 8 ? n - begin : 8);
 	for (size_t width = 8; width < n; width *= 2) {
 		memcpy(scratch, keys, n * sizeof *keys);
 		for (size_t begin = 0; begin < n; begin += 2 * width) {
@@ -60,14 +51,35 @@ void sort_keys(uint64_t *keys, uint64_t *scratch, size_t n)
 	}
 }
 
-static void append_gaps(uint32_t *gaps, const uint64_t *keys, size_t n)
+// Position << 32 | value of a row's n entries, in the caller's order; false when a value is not finite or above the first.
+static bool make_keys(const struct encoder *e, const uint32_t *ids, const float *logits, size_t n)
+{
+	const struct query *q = &e->rows->query;
+	uint64_t *keys = e->keys;
+	float first = logits[0];
+	bool good = true;
+	for (size_t i = 0; i < n; i++) {
+		good &= (logits[i] <= first) & (logits[i] >= -__FLT_MAX__);
+		keys[i] = (uint64_t)ids[i] << 32 | float_bits(logits[i]);
+	}
+	for (size_t i = 0; q->n_keep && i < n; i++)
+		keys[i] = (uint64_t)keep_position(q, ids[i]) << 32 | (uint32_t)keys[i];
+	return good;
+}
+
+// Gaps and values of the sorted keys; false when positions repeat or reach `end`.
+static bool split_keys(const uint64_t *keys, size_t n, uint32_t end, uint32_t *gaps, float *values)
 {
 	uint32_t next = 0;
+	bool good = true;
 	for (size_t i = 0; i < n; i++) {
 		uint32_t position = (uint32_t)(keys[i] >> 32);
+		good &= (position >= next) & (position < end);
 		gaps[i] = position - next;
+		values[i] = bits_float((uint32_t)keys[i]);
 		next = position + 1;
 	}
+	return good;
 }
 
 // One row's top-k, checked and sorted by position, behind those before it.
@@ -75,37 +87,31 @@ static int prepare_top(struct encoder *e, uint32_t row, struct error *err)
 {
 	const struct record_rows *rows = e->rows;
 	size_t k = rows->query.top_k, n = row_n_top(rows, row);
-	const uint32_t *ids = rows->ids + row * k;
 	const float *logits = rows->logits + row * k;
-	uint64_t *keys = e->keys + e->n_top;
-	bool good = n && logits[0] == rows->max_logit[row];
-	for (size_t i = 0; i < n; i++) {
-		uint32_t position = keep_position(&rows->query, ids[i]);
-		good &= logits[i] <= logits[0] && logits[i] >= -__FLT_MAX__ && ids[i] < rows->vocab_size && position != UINT32_MAX;
-		keys[i] = (uint64_t)position << 32 | float_bits(logits[i]);
+	bool good = n && logits[0] == rows->max_logit[row] && make_keys(e, rows->ids + row * k, logits, n);
+	if (good) {
+		sort_keys(e->keys, e->scratch, n);
+		good = split_keys(e->keys, n, query_vocabulary(&rows->query, rows->vocab_size), e->gaps + e->n_top, e->values + e->n_top);
 	}
-	sort_keys(keys, e->scratch, n);
-	for (size_t i = 1; i < n; i++)
-		good &= keys[i] >> 32 > keys[i - 1] >> 32;
 	if (!good)
 		return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32
 				 ": top-k ids repeat or leave the vocabulary, or its first value is not a finite maximum", row);
-	append_gaps(e->gaps + e->n_top, keys, n);
 	e->n_top += n;
 	if (rows->n_top)
 		e->counts[e->n_counts++] = (uint32_t)n - 1;
 	return 0;
 }
 
-// With draws.tail no id of the row's top-k (the n keys) was drawn: both ascend.
-static bool draws_avoid_top(const struct record_rows *rows, uint32_t row, const uint64_t *keys, size_t n)
+// With draws.tail no id of the row's top-k (whose n gaps these are) was drawn: both ascend.
+static bool draws_avoid_top(const struct record_rows *rows, uint32_t row, const uint32_t *gaps, size_t n)
 {
 	size_t i = 0;
-	for (uint32_t d = rows->draw_starts[row]; d < rows->draw_starts[row + 1]; d++) {
+	uint32_t top = n ? gaps[0] : 0;
+	for (uint32_t d = rows->draw_starts[row]; i < n && d < rows->draw_starts[row + 1]; d++) {
 		uint32_t position = keep_position(&rows->query, rows->draw_ids[d]);
-		while (i < n && keys[i] >> 32 < position)
-			i++;
-		if (i < n && keys[i] >> 32 == position)
+		while (i < n && top < position)
+			top += ++i < n ? gaps[i] + 1 : 0;
+		if (i < n && top == position)
 			return false;
 	}
 	return true;
@@ -116,7 +122,7 @@ static int prepare_draws(struct encoder *e, uint32_t row, struct error *err)
 	const struct record_rows *rows = e->rows;
 	uint32_t next = 0;
 	size_t n_top = rows->query.draws.tail ? row_n_top(rows, row) : 0;
-	if (n_top && !draws_avoid_top(rows, row, e->keys + e->n_top - n_top, n_top))
+	if (n_top && !draws_avoid_top(rows, row, e->gaps + e->n_top - n_top, n_top))
 		return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 ": an id of its top-k was drawn from outside it", row);
 	for (uint32_t i = rows->draw_starts[row]; i < rows->draw_starts[row + 1]; i++) {
 		uint32_t position = keep_position(&rows->query, rows->draw_ids[i]);
@@ -130,12 +136,10 @@ static int prepare_draws(struct encoder *e, uint32_t row, struct error *err)
 static int prepare_row(struct encoder *e, uint32_t row, struct error *err)
 {
 	const struct record_rows *rows = e->rows;
-	if (rows->status[row] > ROW_NOT_FINITE)
-		return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 " has the unknown status %d", row, rows->status[row]);
+	int r = 0;
 	if (rows->status[row] != ROW_OK)
 		return 0;
-	int r = check_row(rows, row, err);
-	if (!r && rows->query.top_k)
+	if (rows->query.top_k)
 		r = prepare_top(e, row, err);
 	if (!r && rows->query.draws.n)
 		r = prepare_draws(e, row, err);
@@ -148,18 +152,18 @@ static int encoder_init(struct encoder *e, const struct record_rows *rows, struc
 	size_t n = (size_t)rows->n_rows * q->top_k, n_draws = q->draws.n ? rows->draw_starts[rows->n_rows] : 0;
 	*e = (struct encoder){.rows = rows};
 	if (q->top_k) {
-		e->keys = malloc(n * sizeof *e->keys);        // n_rows < 2^31, top_k <= 2^24
-		e->gaps = malloc(n * sizeof *e->gaps);
+		e->gaps = malloc(n * sizeof *e->gaps);        // n_rows < 2^31, top_k <= 2^24
+		e->values = malloc(n * sizeof *e->values);
 		e->counts = malloc(rows->n_rows * sizeof *e->counts);
-		e->scratch = malloc(q->top_k * sizeof *e->scratch);
-		e->row_values = malloc(q->top_k * sizeof *e->row_values);
+		e->keys = malloc(2 * (size_t)q->top_k * sizeof *e->keys);
+		e->scratch = e->keys ? e->keys + q->top_k : NULL;
 	}
 	if (q->draws.n)
 		e->draw_gaps = malloc((n_draws + 1) * sizeof *e->draw_gaps);
-	if ((q->top_k && (!e->keys || !e->gaps || !e->counts || !e->scratch || !e->row_values)) || (q->draws.n && !e->draw_gaps))
+	if ((q->top_k && (!e->gaps || !e->values || !e->counts || !e->keys)) || (q->draws.n && !e->draw_gaps))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory to encode %zu entries", n + n_draws);
 	int r = 0;
-	for (uint32_t row = 0; !r && rows->status && row < rows->n_rows; row++)
+	for (uint32_t row = 0; !r && (q->top_k || q->draws.n) && row < rows->n_rows; row++)
 		r = prepare_row(e, row, err);
 	e->top_parameter = rice_best(e->gaps, e->n_top, &e->top_bits);
 	e->counts_parameter = rice_best(e->counts, e->n_counts, &e->counts_bits);
@@ -169,19 +173,21 @@ static int encoder_init(struct encoder *e, const struct record_rows *rows, struc
 
 static void encoder_done(struct encoder *e)
 {
-	free(e->keys);
 	free(e->gaps);
+	free(e->values);
 	free(e->counts);
+	free(e->keys);
 	free(e->draw_gaps);
-	free(e->scratch);
-	free(e->row_values);
 }
 
 static void write_column(const struct record_rows *rows, uint8_t *to, const float *values, size_t width)
 {
-	for (uint32_t row = 0; row < rows->n_rows; row++)
-		for (size_t i = row * width; i < (row + 1) * width; i++)
-			store_u32(to, i, rows->status[row] == ROW_OK ? float_bits(values[i]) : 0);
+	store_numbers(to, values, rows->n_rows * width);
+	if (all_rows_ok(rows))
+		return;
+	for (size_t row = 0; row < rows->n_rows; row++)
+		if (rows->status[row] != ROW_OK)
+			memset(to + 4 * row * width, 0, 4 * width);
 }
 
 static void write_own(const struct record_rows *rows, uint8_t *to)
@@ -216,16 +222,18 @@ static int write_top_values(const struct encoder *e, uint8_t *to, struct error *
 {
 	const struct record_rows *rows = e->rows;
 	struct values_writer w = values_writer_init(rows->query.values, to, rows->n_rows);
-	const uint64_t *keys = e->keys;
+	const float *values = e->values;
+	if (rows->query.values == QUERY_VALUES_F32 && all_rows_ok(rows)) {
+		store_numbers(to, values, e->n_top);
+		return 0;
+	}
 	for (uint32_t row = 0; row < rows->n_rows; row++) {
 		size_t n = row_n_top(rows, row);
-		for (size_t i = 0; i < n; i++)
-			e->row_values[i] = bits_float((uint32_t)keys[i]);
 		if (rows->status[row] != ROW_OK)
 			values_writer_skip(&w, rows->n_top ? 0 : rows->query.top_k);
-		else if (!values_writer_append(&w, rows->max_logit[row], e->row_values, n))
+		else if (!values_writer_append(&w, rows->max_logit[row], values, n))
 			return too_far(err, row);
-		keys += n;
+		values += n;
 	}
 	return 0;
 }
@@ -385,8 +393,7 @@ static void write_header(const struct record_rows *rows, struct record *record, 
 	writer_u16(&w, (uint16_t)n_sections);
 	writer_u16(&w, 0);
 	query_encode(&rows->query, &w);
-	for (uint32_t i = 0; i < rows->sequence.n_tokens; i++)
-		store_u32(record->bytes + w.position, i, rows->sequence.tokens[i]);
+	store_numbers(record->bytes + w.position, rows->sequence.tokens, rows->sequence.n_tokens);
 	record->n_tokens = rows->sequence.n_tokens;
 	record->n_rows = rows->n_rows;
 	record->vocab_size = rows->vocab_size;
@@ -444,6 +451,8 @@ int record_encode(const struct record_rows *rows, struct record **ret_record, st
 {
 	struct encoder e;
 	int r = check_shape(rows, err);
+	if (!r)
+		r = check_numbers(rows, err);
 	if (r)
 		return r;
 	r = encoder_init(&e, rows, err);

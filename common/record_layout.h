@@ -86,6 +86,9 @@ static inline const float *column_values(const struct record_rows *rows, const s
 
 // Sections of a canonical query in their order; returns how many.
 unsigned section_list(const struct query *q, uint32_t n_rows, uint32_t vocab_size, struct section ret_sections[N_SECTIONS_MAX]);
+// record_rows_new() that takes the sequence instead of copying it, also when it fails.
+int rows_new(const struct content_id *teacher, uint32_t vocab_size, struct sequence *take, const struct query *canonical,
+	     struct record_rows **ret_rows, struct error *err);
 bool query_has_status(const struct query *q);    // anything for each row
 uint32_t query_vocabulary(const struct query *q, uint32_t vocab_size);    // n_keep where ids are kept
 uint64_t feature_bytes(const struct query *q, uint32_t n_rows, uint32_t width);    // contents of its section; saturates
@@ -164,5 +167,70 @@ static inline bool own_exists(const struct record_rows *rows, uint32_t row)
 	return next < rows->sequence.n_tokens && keep_position(&rows->query, rows->sequence.tokens[next]) != UINT32_MAX;
 }
 
+// n numbers of 4 bytes to little-endian bytes, and back.
+static inline void store_numbers(uint8_t *to, const void *numbers, size_t n)
+{
+#if __BYTE_ORDER == __LITTLE_ENDIAN
+	memcpy(to, numbers, 4 * n);
+#else
+	for (size_t i = 0; i < n; i++)
+		store_u32(to, i, ((const uint32_t *)numbers)[i]);
+#endif
+}
+
+static inline void load_numbers(void *numbers, const uint8_t *from, size_t n)
+{
+#if __BYTE_ORDER == __LITTLE_ENDIAN
+	memcpy(numbers, from, 4 * n);
+#else
+	for (size_t i = 0; i < n; i++)
+		((uint32_t *)numbers)[i] = load_u32(from, i);
+#endif
+}
+
+// Every value from low to high; NaN is not. Blocks of a fixed length: the compiler makes them four or eight numbers wide.
+static inline bool numbers_within(const float *values, size_t n, float low, float high)
+{
+	uint32_t outside = 0;
+	size_t i = 0;
+	for (; i + 32 <= n; i += 32)
+		for (size_t j = 0; j < 32; j++)
+			outside |= (uint32_t)!(values[i + j] >= low) | (uint32_t)!(values[i + j] <= high);
+	for (; i < n; i++)
+		outside |= (uint32_t)!(values[i] >= low) | (uint32_t)!(values[i] <= high);
+	return !outside;
+}
+
+// Whether every row is ROW_OK: then whole columns can be taken at once.
+static inline bool all_rows_ok(const struct record_rows *rows)
+{
+	size_t n = rows->n_rows;
+	return rows->status && rows->status[0] == ROW_OK && memcmp(rows->status, rows->status + 1, n - 1) == 0;
+}
+
 // Ascending merge sort, bottom up; scratch holds n. Stable order is not needed: keys are unique.
-void sort_keys(uint64_t *keys, uint64_t *scratch, size_t n);
+void sort_many_keys(uint64_t *keys, uint64_t *scratch, size_t n);
+
+static inline void sort_few_keys(uint64_t *keys, size_t n)
+{
+	for (size_t i = 1; i < n; i++) {
+		uint64_t key = keys[i];
+		size_t j = i;
+		for (; j && keys[j - 1] > key; j--)
+			keys[j] = keys[j - 1];
+		keys[j] = key;
+	}
+}
+
+static inline void sort_keys(uint64_t *keys, uint64_t *scratch, size_t n)
+{
+	if (n == 2) {                      // without a branch, which would be guessed wrong every other time
+		uint64_t a = keys[0], b = keys[1];
+		keys[0] = a < b ? a : b;
+		keys[1] = a < b ? b : a;
+	} else if (n <= 8) {
+		sort_few_keys(keys, n);
+	} else {
+		sort_many_keys(keys, scratch, n);
+	}
+}

@@ -50,7 +50,21 @@ struct top_reader {
 	uint64_t *keys, *swap;         // (top_k) each, as the two below
 	uint32_t *positions;
 	float *row_values;
+	bool whole;                    // all rows have top_k ids: rows->ids holds the gaps of all of them already
 };
+
+// Gaps become positions; false when they leave the vocabulary.
+static bool read_positions(const struct record_rows *rows, const uint32_t *gaps, size_t n, uint32_t *positions)
+{
+	uint32_t next = 0, end = query_vocabulary(&rows->query, rows->vocab_size);    // gaps are below it, so sums of two do not wrap
+	bool good = true;
+	for (size_t i = 0; good && i < n; i++) {
+		positions[i] = next + gaps[i];
+		next = positions[i] + 1;
+		good = next <= end;
+	}
+	return good;
+}
 
 // Entries lie by ascending position; the key's lower half is the index there, which orders ties by id.
 static int read_top_row(struct record_rows *rows, size_t row, size_t n, struct top_reader *t, struct error *err)
@@ -58,17 +72,20 @@ static int read_top_row(struct record_rows *rows, size_t row, size_t n, struct t
 	size_t k = rows->query.top_k;
 	uint32_t *ids = rows->ids + row * k;
 	float *logits = rows->logits + row * k;
-	if (rice_reader_next_ids(&t->ids, t->positions, n, query_vocabulary(&rows->query, rows->vocab_size)))
+	if ((!t->whole && rice_reader_next_many(&t->ids, rows->vocab_size, ids, n)) || !read_positions(rows, ids, n, t->positions))
 		return read_corrupt(err, "bad top-k ids", row);
 	bool good = values_reader_next(&t->values, rows->max_logit[row], t->row_values, n);
+	uint64_t *keys = t->keys;
 	for (size_t i = 0; i < n; i++)
-		t->keys[i] = (uint64_t)descending_bits(t->row_values[i]) << 32 | i;
-	sort_keys(t->keys, t->swap, n);
+		keys[i] = (uint64_t)descending_bits(t->row_values[i]) << 32 | i;
+	sort_keys(keys, t->swap, n);
 	for (size_t i = 0; i < n; i++) {
-		uint32_t at = (uint32_t)t->keys[i];
-		ids[i] = keep_id(&rows->query, t->positions[at]);
+		uint32_t at = (uint32_t)keys[i];
+		ids[i] = t->positions[at];
 		logits[i] = t->row_values[at];
 	}
+	for (size_t i = 0; rows->query.n_keep && i < n; i++)
+		ids[i] = keep_id(&rows->query, ids[i]);
 	for (size_t i = n; i < k; i++)
 		ids[i] = RECORD_NO_ID;
 	if (!good || logits[0] != rows->max_logit[row])
@@ -112,6 +129,9 @@ int read_top(struct record_rows *rows, const struct section *ids, const struct s
 	int r = check_values_bytes(rows, values, err);
 	if (!r)
 		r = top_reader_init(&t, rows, ids, values, err);
+	t.whole = all_rows_ok(rows) && !rows->n_top;
+	if (!r && t.whole && rice_reader_next_many(&t.ids, rows->vocab_size, rows->ids, (size_t)rows->n_rows * rows->query.top_k))
+		r = error_set(err, ERROR_CORRUPT, "record", "bad top-k ids");
 	for (size_t row = 0; !r && row < rows->n_rows; row++) {
 		size_t n = rows->n_top ? rows->n_top[row] : rows->query.top_k;
 		if (rows->status[row] == ROW_OK)

@@ -50,18 +50,21 @@ static int arrays_new(struct record_rows *rows, struct error *err)
 	return r;
 }
 
-int record_rows_new(const struct content_id *teacher, uint32_t vocab_size, const struct sequence *s, const struct query *canonical,
-		    struct record_rows **ret_rows, struct error *err)
+int rows_new(const struct content_id *teacher, uint32_t vocab_size, struct sequence *take, const struct query *canonical,
+	     struct record_rows **ret_rows, struct error *err)
 {
 	struct record_rows *rows = calloc(1, sizeof *rows);
-	if (!rows)
+	if (!rows) {
+		sequence_done(take);
 		return no_memory(err);
+	}
 	rows->teacher = *teacher;
 	rows->vocab_size = vocab_size;
+	rows->sequence = *take;
 	rows->n_rows = query_rows(canonical);
 	bool has_status = query_has_status(canonical);
-	int r = query_copy(&rows->query, canonical) || sequence_init(&rows->sequence, s->tokens, s->n_tokens) ||
-		(has_status && !(rows->status = calloc(rows->n_rows, sizeof *rows->status))) ? no_memory(err) : 0;
+	int r = query_copy(&rows->query, canonical) || (has_status && !(rows->status = calloc(rows->n_rows, sizeof *rows->status)))
+		? no_memory(err) : 0;
 	if (!r)
 		r = arrays_new(rows, err);
 	if (r)
@@ -69,6 +72,15 @@ int record_rows_new(const struct content_id *teacher, uint32_t vocab_size, const
 	else
 		*ret_rows = rows;
 	return r;
+}
+
+int record_rows_new(const struct content_id *teacher, uint32_t vocab_size, const struct sequence *s, const struct query *canonical,
+		    struct record_rows **ret_rows, struct error *err)
+{
+	struct sequence copy;
+	if (sequence_init(&copy, s->tokens, s->n_tokens))
+		return no_memory(err);
+	return rows_new(teacher, vocab_size, &copy, canonical, ret_rows, err);
 }
 
 struct record_rows *record_rows_free(struct record_rows *rows)

@@ -63,8 +63,7 @@ static void write_whole(struct record *record, const uint8_t *bytes, size_t n, c
 	writer_bytes(&w, q->teacher->bytes, sizeof q->teacher->bytes);
 	writer_bytes(&w, bytes + SHORT_KEY_AT, RECORD_HEADER_BYTES - RECORD_KEY_AT);
 	query_encode(q->query, &w);
-	for (uint32_t i = 0; i < q->sequence->n_tokens; i++)
-		store_u32(record->bytes + w.position, i, q->sequence->tokens[i]);
+	store_numbers(record->bytes + w.position, q->sequence->tokens, q->sequence->n_tokens);
 	w.position += 4 * (size_t)q->sequence->n_tokens;
 	record->sections_at = w.position;
 	writer_bytes(&w, bytes + SHORT_HEADER_BYTES, n - SHORT_HEADER_BYTES);

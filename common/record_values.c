@@ -64,8 +64,7 @@ bool values_writer_append(struct values_writer *w, float max, const float *value
 {
 	bool good = true;
 	if (w->format == QUERY_VALUES_F32)
-		for (size_t i = 0; i < n; i++)
-			store_u32(w->to, i, float_bits(values[i]));
+		store_numbers(w->to, values, n);
 	else
 		good = w->format == QUERY_VALUES_F16 ? append_f16(w, max, values, n) : append_u8(w, max, values, n);
 	w->to += n * value_bytes(w->format);
@@ -93,7 +92,7 @@ static bool next_f32(const uint8_t *from, float max, float *to, size_t n)
 	bool good = true;
 	for (size_t i = 0; i < n; i++) {
 		to[i] = bits_float(load_u32(from, i));
-		good &= to[i] >= -__FLT_MAX__ && to[i] <= max;    // NaN fails both
+		good &= (to[i] >= -__FLT_MAX__) & (to[i] <= max);    // NaN fails both
 	}
 	return good;
 }

@@ -7,17 +7,20 @@
 #include <stdbool.h>
 #include <string.h>
 
-// Blocks keep the sums within 32 bits, so that the loop is four or eight numbers wide.
+// Blocks of a fixed length, whose sums keep within 32 bits: the compiler makes them four or eight numbers wide.
+#define SUM_BLOCK 128
 static uint64_t sum_of_quotients(const uint32_t *numbers, size_t n, unsigned b)
 {
 	uint64_t sum = 0;
-	for (size_t begin = 0; begin < n; begin += 128) {
-		size_t end = n - begin < 128 ? n : begin + 128;
+	size_t i = 0;
+	for (; i + SUM_BLOCK <= n; i += SUM_BLOCK) {
 		uint32_t part = 0;
-		for (size_t i = begin; i < end; i++)
-			part += numbers[i] >> b;
+		for (size_t j = 0; j < SUM_BLOCK; j++)
+			part += numbers[i + j] >> b;
 		sum += part;
 	}
+	for (; i < n; i++)
+		sum += numbers[i] >> b;
 	return sum;
 }
 
@@ -63,7 +66,7 @@ struct rice_writer rice_writer_init(uint8_t *to, unsigned parameter)
 }
 
 // count <= 32, and fewer than 32 bits wait before each call: the sum fits.
-static void put(struct rice_writer *w, uint32_t value, unsigned count)
+static inline void put(struct rice_writer *w, uint32_t value, unsigned count)
 {
 	w->bits |= (uint64_t)value << w->n_bits;
 	w->n_bits += count;
@@ -78,14 +81,20 @@ static void put(struct rice_writer *w, uint32_t value, unsigned count)
 
 void rice_writer_append(struct rice_writer *w, const uint32_t *numbers, size_t n)
 {
-	unsigned b = w->parameter;
+	struct rice_writer local = *w;     // in registers: what is written to its bytes cannot change it
+	unsigned b = local.parameter;
 	for (size_t i = 0; i < n; i++) {
-		uint32_t ones = numbers[i] >> b;
+		uint32_t ones = numbers[i] >> b, low = numbers[i] & ((1u << b) - 1);
+		if (ones + 1 + b <= 32) {    // nearly always: in one go
+			put(&local, (uint32_t)(((UINT64_C(1) << ones) - 1) | (uint64_t)low << (ones + 1)), ones + 1 + b);
+			continue;
+		}
 		for (; ones >= 32; ones -= 32)
-			put(w, UINT32_MAX, 32);
-		put(w, (1u << ones) - 1, ones + 1);
-		put(w, numbers[i] & ((1u << b) - 1), b);
+			put(&local, UINT32_MAX, 32);
+		put(&local, (1u << ones) - 1, ones + 1);
+		put(&local, low, b);
 	}
+	*w = local;
 }
 
 void rice_writer_append_count(struct rice_writer *w, uint32_t count)
@@ -167,6 +176,14 @@ static inline bool next_bits(struct rice_reader *r, unsigned n, uint32_t *ret_bi
 static inline bool next_number(struct rice_reader *r, uint32_t limit, uint32_t *ret_number)
 {
 	uint32_t quotient, rest;
+	if (r->n_bits < 32)
+		fill(r);
+	unsigned b = r->parameter, ones = ~r->bits ? (unsigned)__builtin_ctzll(~r->bits) : 64;
+	if (ones + 1 + b <= r->n_bits) {    // nearly always: all at hand. ones < 64 and b < 24, so the number is below 2^30
+		*ret_number = (uint32_t)ones << b | ((uint32_t)(r->bits >> 1 >> ones) & ((1u << b) - 1));
+		drop(r, ones + 1 + b);
+		return *ret_number <= limit;
+	}
 	if (!next_ones(r, limit >> r->parameter, &quotient) || !next_bits(r, r->parameter, &rest))
 		return false;
 	*ret_number = quotient << r->parameter | rest;
@@ -178,17 +195,14 @@ int rice_reader_next(struct rice_reader *r, uint32_t limit, uint32_t *ret_number
 	return next_number(r, limit, ret_number) ? 0 : -EBADMSG;
 }
 
-int rice_reader_next_ids(struct rice_reader *r, uint32_t *ret_ids, size_t n, uint32_t end)
+int rice_reader_next_many(struct rice_reader *r, uint32_t limit, uint32_t *ret_numbers, size_t n)
 {
-	uint32_t next = 0;
-	for (size_t i = 0; i < n; i++) {
-		uint32_t gap;
-		if (next >= end || !next_number(r, end - 1 - next, &gap))
-			return -EBADMSG;
-		ret_ids[i] = next + gap;
-		next += gap + 1;
-	}
-	return 0;
+	struct rice_reader local = *r;     // in registers: what is stored to ret_numbers cannot change it
+	bool good = true;
+	for (size_t i = 0; good && i < n; i++)
+		good = next_number(&local, limit, &ret_numbers[i]);
+	*r = local;
+	return good ? 0 : -EBADMSG;
 }
 
 int rice_reader_next_count(struct rice_reader *r, uint32_t limit, uint32_t *ret_count)

@@ -33,6 +33,6 @@ struct rice_reader {
 // Readers give -EBADMSG when the stream ends early or a number is too large. They take work in proportion to what they read.
 struct rice_reader rice_reader_init(const uint8_t *from, size_t n, unsigned parameter);
 int rice_reader_next(struct rice_reader *r, uint32_t limit, uint32_t *ret_number);            // at most limit
-int rice_reader_next_ids(struct rice_reader *r, uint32_t *ret_ids, size_t n, uint32_t end);   // n ascending ids below end
+int rice_reader_next_many(struct rice_reader *r, uint32_t limit, uint32_t *ret_numbers, size_t n);
 int rice_reader_next_count(struct rice_reader *r, uint32_t limit, uint32_t *ret_count);       // 1 to limit
 int rice_reader_done(struct rice_reader *r);    // -EBADMSG when anything but fewer than 8 zero bits is left

@@ -2,6 +2,7 @@
 // Token sequences and SHA-256 content ids (nettle).
 #include "common/sequence.h"
 
+#include <endian.h>
 #include <errno.h>
 #include <nettle/sha2.h>
 #include <stdlib.h>
@@ -44,17 +45,13 @@ static struct content_id digest(struct sha256_ctx *context)
 // Tokens are hashed as little-endian u32 whatever the host, a buffer at a time.
 static void hash_tokens(struct sha256_ctx *context, const uint32_t *tokens, uint32_t n)
 {
-	uint8_t buffer[1024];
-	size_t used = 0;
-	for (uint32_t i = 0; i < n; i++) {
-		for (int j = 0; j < 4; j++)
-			buffer[used++] = (uint8_t)(tokens[i] >> (8 * j));
-		if (used == sizeof buffer) {
-			sha256_update(context, used, buffer);
-			used = 0;
-		}
+	uint32_t buffer[256];
+	for (uint32_t begin = 0; begin < n; begin += 256) {
+		uint32_t count = n - begin < 256 ? n - begin : 256;
+		for (uint32_t i = 0; i < count; i++)
+			buffer[i] = htole32(tokens[begin + i]);
+		sha256_update(context, 4 * (size_t)count, (const uint8_t *)buffer);
 	}
-	sha256_update(context, used, buffer);
 }
 
 struct content_id sequence_id(const struct sequence *s)
