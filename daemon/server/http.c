@@ -22,8 +22,35 @@
 #define TICK_MS 250                  // how often deadlines are looked at
 #define MAX_EVENTS 64
 #define LAST_WORDS_MS 1000           // for requests that are not exchanges, once the listener is closed
+#define LEFT_MS 1000                 // for bytes of a client who left that are still to be read
 
 struct http_thread { struct http http; pthread_t thread; _Atomic uint64_t stop_deadline_ms; };
+
+// libmicrohttpd does not see a client leave while its connection is suspended, nor (0.9.75 reads on edges, and takes a short read for the
+// last) when the end comes with bytes that are no whole request. So each connection is in our own epoll besides.
+static void watch(struct http *h, struct http_connection *c)
+{
+	struct epoll_event e = {.events = EPOLLRDHUP | EPOLLET, .data.ptr = c};
+	// Failure only means that a client's leaving is seen later, when its answer is written or its time is over.
+	epoll_ctl(h->epoll_fd, EPOLL_CTL_ADD, c->fd, &e);
+}
+
+void http_set_deadline(struct http_connection *c, uint64_t ms, bool reading)
+{
+	if (reading && c->left)
+		ms = LEFT_MS;
+	c->deadline_ms = ms ? clock_ms() + ms : 0;
+}
+
+static void client_left(struct http_connection *c)
+{
+	const struct http_request *q = c->request;
+	c->left = true;
+	if (q && q->exchange && q->exchange->n_left)
+		exchange_cancel(q->exchange);
+	else if (!q || q->state == HTTP_HEADERS || q->state == HTTP_BODY)
+		http_set_deadline(c, LEFT_MS, true);
+}
 
 static void connection_changed(void *arg, struct MHD_Connection *mhd, void **context, enum MHD_ConnectionNotificationCode what)
 {
@@ -40,24 +67,15 @@ static void connection_changed(void *arg, struct MHD_Connection *mhd, void **con
 			c->next->previous = c;
 		h->connections = c;
 		*context = c;
+		watch(h, c);
 	} else if (c) {
-		http_watch(h, c, false);
+		epoll_ctl(h->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
 		if (c->next)
 			c->next->previous = c->previous;
 		*(c->previous ? &c->previous->next : &h->connections) = c->next;
 		free(c);
 		*context = NULL;
 	}
-}
-
-void http_watch(struct http *h, struct http_connection *c, bool on)
-{
-	struct epoll_event e = {.events = EPOLLRDHUP | EPOLLONESHOT, .data.ptr = c};
-	if (on == c->watched)
-		return;
-	// Failure only means that a client's leaving is seen later, when its answer is written.
-	if (epoll_ctl(h->epoll_fd, on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, c->fd, &e) == 0 || !on)
-		c->watched = on;
 }
 
 static void cut_late(struct http *h)
@@ -106,9 +124,7 @@ static void loop_once(struct http *h)
 		if (what == &h->returned_fd || what == &h->stop_fd) {
 			clear_eventfd(*(int *)what);
 		} else if (what) {
-			struct http_connection *c = what;
-			if (c->request && c->request->exchange)
-				exchange_cancel(c->request->exchange);    // the client left
+			client_left(what);
 		}
 	}
 	take_returned(h);

@@ -17,7 +17,7 @@ struct http_connection {
 	struct http_connection *previous, *next;
 	int fd;
 	uint64_t deadline_ms;              // then it is shut down; 0 = none
-	bool watched;                      // suspended, and in our own epoll to see the client leave
+	bool left;                         // the client sends no more: it has closed, or shut its side
 	struct http_request *request;      // the one under way, or NULL
 };
 
@@ -67,7 +67,9 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 // An item came back. When it was the last, the connection goes on.
 struct request_item;
 void http_request_returned(struct request_item *item);
-void http_watch(struct http *h, struct http_connection *c, bool on);
+// In how many ms the connection is to be shut down unless it is told otherwise; 0 = never. One that waits for bytes from a client who
+// left is not given long.
+void http_set_deadline(struct http_connection *c, uint64_t ms, bool reading);
 
 // Checks what 0.9.75 lets pass although it lets two readers of one byte stream disagree. 0, or -errno with the reason.
 int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *version, struct error *err);

@@ -15,7 +15,7 @@
 
 static void set_deadline(struct http_request *q, uint64_t ms)
 {
-	q->connection->deadline_ms = ms ? clock_ms() + ms : 0;
+	http_set_deadline(q->connection, ms, q->state == HTTP_HEADERS || q->state == HTTP_BODY);
 }
 
 void *http_request_begin(void *arg, const char *target, struct MHD_Connection *mhd)
@@ -53,7 +53,7 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 			exchange_free(q->exchange, why != MHD_REQUEST_TERMINATED_COMPLETED_OK);
 		}
 	}
-	set_deadline(q, h->options.idle_timeout_ms);
+	http_set_deadline(q->connection, h->options.idle_timeout_ms, true);
 	q->connection->request = NULL;
 	buffer_done(&q->body);
 	buffer_done(&q->reply.body);
@@ -71,12 +71,13 @@ static void refuse(struct http_request *q, int status, const struct error *e)
 
 // ---- the reply
 
-// The connection rests until http_request_returned wakes it; libmicrohttpd does not look at a resting one, so we watch for the client leaving.
+// The connection rests until http_request_returned wakes it.
 static void suspend(struct http_request *q)
 {
 	q->suspended = true;
-	set_deadline(q, 0);
-	http_watch(q->http, q->connection, true);
+	q->connection->deadline_ms = 0;
+	if (q->connection->left)
+		exchange_cancel(q->exchange);
 	MHD_suspend_connection(q->mhd);
 }
 
@@ -162,7 +163,6 @@ void http_request_returned(struct request_item *item)
 	if (!q || !q->suspended || !exchange_is_ready(x))
 		return;
 	q->suspended = false;
-	http_watch(h, q->connection, false);
 	if (q->state == HTTP_REPLYING)
 		set_deadline(q, h->options.write_timeout_ms);
 	MHD_resume_connection(q->mhd);
@@ -249,7 +249,7 @@ static void take_body(struct http_request *q, const char *data, size_t n)
 static enum MHD_Result handle_whole(struct http_request *q, const char *path, const char *method)
 {
 	struct error err = {0};
-	set_deadline(q, 0);
+	q->connection->deadline_ms = 0;
 	if (!q->refused && q->body.failed) {
 		error_set(&err, ERROR_MEMORY, "body", "no memory for it");
 		refuse(q, 0, &err);

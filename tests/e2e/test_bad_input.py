@@ -270,6 +270,18 @@ class BadInput(unittest.TestCase):
             b" "), "body")
         self.check_alive()
 
+    def test_a_client_that_leaves_in_the_middle_of_a_question_is_let_go(self):
+        for rest in (b"POST /v1/sc", b"POST /v1/score HTTP/1.1\r\nHost: x\r\n", b"POST /v1/score HTTP/1.1\r\nHost: x\r\n"
+                     b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"):
+            with self.subTest(rest=rest), socket.create_connection(("127.0.0.1", self.daemon.port), timeout=kdserved.PATIENCE) as s:
+                s.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+                self.assertEqual(self.read_reply(s)[0], 200)
+                s.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)      # the bytes and the end in one segment
+                s.sendall(rest)
+                s.shutdown(socket.SHUT_WR)
+                self.assertEqual(s.recv(100), b"")      # far sooner than the five minutes of an idle connection
+        self.check_alive()
+
     def test_small_bodies(self):
         for path, body, field in (("/v1/tokenize", {}, "text"), ("/v1/tokenize", {"text": 1}, "text"),
             ("/v1/tokenize", {"text": "a", "x": 1}, "x"),
