@@ -93,8 +93,9 @@ static int show(struct kdctl *k, int argc, char **argv, const char *path, const 
 	}
 	if (optind != argc)
 		return kdctl_usage(k, "%s: no argument is expected", argv[optind]);
-	if (kdctl_connect(k))
-		return 1;
+	int status = kdctl_connect(k);
+	if (status)
+		return status;
 	json_t *reply = kdctl_call(k, "GET", path, NULL);
 	if (!reply)
 		return 1;

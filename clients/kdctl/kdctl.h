@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// kdctl: shared by its commands. A command returns the program's exit status: 0, 1 (failed, said why on stderr) or 2 (usage).
+// kdctl: shared by its commands. A command returns the program's exit status: 0, 1 (failed, said why on stderr), 2 (usage) or 78 (a setting
+// of the environment).
 #pragma once
 
 #include <jansson.h>
@@ -12,6 +13,8 @@
 struct kdctl {
 	const char *server;              // unix:PATH or tcp:HOST:PORT
 	const char *token_file;          // NULL = none
+	bool server_given, token_given;  // on the command line, not by the environment
+	const char *teacher;             // name or fingerprint; NULL = the server's first
 	bool json;                       // for machines
 	const char *command;             // for messages: "score"
 	struct kd_client *client;        // NULL until kdctl_connect
@@ -33,7 +36,7 @@ int kdctl_fail_with(const struct kdctl *k, const char *field, const char *messag
 int kdctl_bad_option(const struct kdctl *k, int argc, char **argv);
 bool kdctl_number(const char *text, double min, double max, double *ret);                // the whole text
 
-int kdctl_connect(struct kdctl *k);                                                      // 0 or 1
+int kdctl_connect(struct kdctl *k);                                                      // 0, or an exit status
 // A control resource: parsed reply, or NULL (said why). Takes body (may be NULL).
 json_t *kdctl_call(struct kdctl *k, const char *method, const char *path, json_t *body);
 void kdctl_print_json(const json_t *j);                                                  // one line

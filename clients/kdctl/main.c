@@ -10,6 +10,7 @@
 #include "clients/kdctl/kdctl.h"
 #include "common/heap.h"
 
+#define EXIT_CONFIGURATION 78    // sysexits.h: EX_CONFIG
 #define DEFAULT_SERVER "unix:/run/kdserved/kdserved.sock"
 
 static const struct {
@@ -29,7 +30,7 @@ static const struct {
 
 static void print_help(void)
 {
-	puts("Usage: kdctl [--server unix:PATH|tcp:HOST:PORT] [--json] COMMAND [ARGUMENTS]\n\nCommands:");
+	puts("Usage: kdctl [--server unix:PATH|tcp:HOST:PORT] [--teacher NAME] [--json] COMMAND [ARGUMENTS]\n\nCommands:");
 	for (size_t i = 0; i < N_COMMANDS; i++) {
 		char left[64];
 		snprintf(left, sizeof left, "%s %s", commands[i].name, commands[i].arguments);
@@ -37,10 +38,12 @@ static void print_help(void)
 	}
 	puts("\nOptions:\n"
 	     "  --server ADDRESS           default: $KDSERVED_SERVER, else " DEFAULT_SERVER "\n"
+	     "  --teacher NAME             which of the server's teachers: name or fingerprint; default: the first\n"
 	     "  --token-file FILE          bearer token; default: $KDSERVED_TOKEN_FILE\n"
 	     "  --json                     output for machines\n"
 	     "  --help, --version\n\n"
-	     "kdctl COMMAND --help shows a command's options. Exit status: 0, 1 failure, 2 usage. See kdctl(1).");
+	     "kdctl COMMAND --help shows a command's options. Exit status: 0, 1 failure, 2 usage, 78 a bad\n"
+	     "setting of the environment. See kdctl(1).");
 }
 
 static int say(const struct kdctl *k, int status, const char *format, va_list arguments)
@@ -95,27 +98,69 @@ bool kdctl_number(const char *text, double min, double max, double *ret)
 static int read_token(const struct kdctl *k, char *token, size_t size)
 {
 	FILE *f = fopen(k->token_file, "re");
-	if (!f)
-		return kdctl_fail(k, "%s: %s", k->token_file, strerror(errno));
+	int status = k->token_given ? 1 : EXIT_CONFIGURATION;
+	if (!f) {
+		kdctl_fail(k, "%s: %s", k->token_file, strerror(errno));
+		return status;
+	}
 	size_t n = fread(token, 1, size - 1, f);
 	fclose(f);
 	token[n] = '\0';
 	token[strcspn(token, "\r\n")] = '\0';
-	return *token ? 0 : kdctl_fail(k, "%s: holds no token", k->token_file);
+	if (*token)
+		return 0;
+	kdctl_fail(k, "%s: holds no token", k->token_file);
+	return status;
 }
 
-int kdctl_connect(struct kdctl *k)
+static int connect_to(struct kdctl *k, const char *fingerprint)
 {
 	char token[300];
 	struct kd_error err;
 	// Scoring on a busy processor may be silent for minutes; a server that died is noticed at once by its closed socket.
-	struct kd_options options = {.size = sizeof options, .address = k->server, .timeout_ms = 600000};
-	if (k->token_file && read_token(k, token, sizeof token))
-		return 1;
+	struct kd_options options = {.size = sizeof options, .address = k->server, .teacher = fingerprint, .timeout_ms = 600000};
+	int status = k->token_file ? read_token(k, token, sizeof token) : 0;
+	if (status)
+		return status;
 	options.token = k->token_file ? token : NULL;
-	if (kd_open(&options, &k->client, &err))
-		return kdctl_fail_with(k, "", err.message);
-	return 0;
+	return kd_open(&options, &k->client, &err) ? kdctl_fail_with(k, "", err.message) : 0;
+}
+
+// Connects again when the teacher of that name is not the server's first, to which an open connection belongs.
+static int choose_teacher(struct kdctl *k)
+{
+	json_t *model = kdctl_call(k, "GET", "/v1/model", NULL);
+	const json_t *list = json_object_get(model, "teachers"), *t;
+	char names[160] = "";
+	const char *found = NULL;
+	size_t i;
+	if (!model)
+		return 1;
+	json_array_foreach(list, i, t) {
+		const char *name = json_string_value(json_object_get(t, "name"));
+		if (name && strcmp(name, k->teacher) == 0)
+			found = json_string_value(json_object_get(t, "id"));
+		snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "", name ? name : "?");
+	}
+	int status = found ? 0 : kdctl_fail(k, "--teacher %s: the server has %s", k->teacher, names);
+	if (found && strcmp(found, kd_server(k->client)->teacher) != 0) {
+		kd_close(k->client);
+		k->client = NULL;
+		status = connect_to(k, found);
+	}
+	json_decref(model);
+	return status;
+}
+
+int kdctl_connect(struct kdctl *k)
+{
+	if (strncmp(k->server, "unix:", 5) != 0 && strncmp(k->server, "tcp:", 4) != 0) {
+		kdctl_usage(k, "%s: unix:PATH or tcp:HOST:PORT is expected", k->server);
+		return k->server_given ? 2 : EXIT_CONFIGURATION;
+	}
+	bool fingerprint = k->teacher && strlen(k->teacher) == 64 && strspn(k->teacher, "0123456789abcdefABCDEF") == 64;
+	int status = connect_to(k, fingerprint ? k->teacher : NULL);
+	return status || !k->teacher || fingerprint ? status : choose_teacher(k);
 }
 
 static int run_command(struct kdctl *k, int argc, char **argv)
@@ -133,6 +178,7 @@ static int run_command(struct kdctl *k, int argc, char **argv)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {{"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
+		{"teacher", required_argument, NULL, 'T'},
 		{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'v'}, {0}};
 	struct kdctl k = {.server = getenv("KDSERVED_SERVER"), .token_file = getenv("KDSERVED_TOKEN_FILE")};
 	if (!k.server || !*k.server)
@@ -141,8 +187,9 @@ int main(int argc, char **argv)
 	heap_init();
 	for (int c; (c = getopt_long(argc, argv, "+:", options, NULL)) != -1;) {
 		switch (c) {
-		case 's': k.server = optarg; break;
-		case 't': k.token_file = optarg; break;
+		case 's': k.server = optarg; k.server_given = true; break;
+		case 'T': k.teacher = optarg; break;
+		case 't': k.token_file = optarg; k.token_given = true; break;
 		case 'j': k.json = true; break;
 		case 'h': print_help(); return 0;
 		case 'v': printf("kdctl %s\n", kd_version()); return 0;

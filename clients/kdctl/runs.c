@@ -162,7 +162,8 @@ int command_train(struct kdctl *k, int argc, char **argv)
 		return kdctl_usage(k, "one RUN.conf is expected (kdctl train --help)");
 	if (name && !id_is_valid(name))
 		return kdctl_usage(k, "--name %s: only a to z, 0 to 9, _ and -, at most 64 of them", name);
-	return kdctl_connect(k) ? 1 : start(k, argv[optind], name, detach);
+	int status = kdctl_connect(k);
+	return status ? status : start(k, argv[optind], name, detach);
 }
 
 static int list(struct kdctl *k)
@@ -202,8 +203,9 @@ int command_runs(struct kdctl *k, int argc, char **argv)
 	bool stop = n == 2 && strcmp(argv[optind], "stop") == 0;
 	if (n > 1 && !stop)
 		return kdctl_usage(k, "nothing, an ID, or stop ID is expected");
-	if (kdctl_connect(k))
-		return 1;
+	int status = kdctl_connect(k);
+	if (status)
+		return status;
 	if (!n)
 		return list(k);
 	json_t *run = call_run(k, stop ? "DELETE" : "GET", argv[argc - 1]);

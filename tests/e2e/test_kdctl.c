@@ -98,7 +98,10 @@ static void absent_server_is_one_line_and_1(void **state)
 	(void)state;
 	expect_one_line(run("unix:/nonexistent/s", "status"), 1,
 			"kdctl: status: cannot connect to unix:/nonexistent/s: No such file or directory");
-	expect_one_line(run("ftp:x", "status"), 1, "unix:PATH or tcp:HOST:PORT is expected");
+	expect_one_line(run("ftp:x", "status"), 78, "unix:PATH or tcp:HOST:PORT is expected");
+	expect_one_line(run("", "--server ftp:x status"), 2, "unix:PATH or tcp:HOST:PORT is expected");
+	expect_one_line(run("' KDSERVED_TOKEN_FILE='/nonexistent/t", "status"), 78, "/nonexistent/t");
+	expect_one_line(run("unix:/nonexistent/s", "--token-file /dev/null status"), 1, "/dev/null: holds no token");
 	expect_one_line(run("unix:/nonexistent/s", "--token-file /nonexistent/t status"), 1, "/nonexistent/t");
 }
 

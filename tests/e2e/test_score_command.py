@@ -10,6 +10,7 @@ import tempfile
 import shutil
 import unittest
 
+import tiny_model
 from kdserved import BUILD, Daemon, wait_until
 
 KDCTL = os.path.join(BUILD, "kdctl")
@@ -230,6 +231,28 @@ class Resume(Base):
         self.assertIn("line 1 does not answer sequence 0", self.score("--output", lines, "--resume", self.input, expect=1))
         self.assertIn("it is not a file", self.score("--output", "/dev/full", "--resume", self.input, expect=1))
         self.assertIn("No space left", self.score("--output", "/dev/full", self.input, expect=1))
+
+
+class Teachers(Base):
+    @classmethod
+    def setUpClass(cls):
+        cls.other = tempfile.mkdtemp(prefix="kdserved-e2e-")
+        cls.addClassCleanup(shutil.rmtree, cls.other)
+        tiny_model.write(os.path.join(cls.other, "second"), seed=2)
+        cls.arguments = ("--teacher", "other=" + os.path.join(cls.other, "second"))
+        super().setUpClass()
+
+    def ask(self, *teacher):
+        done = subprocess.run([KDCTL, "--server", "unix:" + self.daemon.socket_path, *teacher, "--json", "score", self.path("in.jsonl",
+            '{"tokens":[5,17,200]}')], capture_output=True, text=True, timeout=60)
+        return json.loads(done.stdout.splitlines()[-1])["summary"]["teacher"] if done.returncode == 0 else done.stderr
+
+    def test_a_teacher_is_asked_by_name_or_fingerprint(self):
+        first, other = [t["id"] for t in self.daemon.get("/v1/model")[1]["teachers"]]
+        self.assertEqual([self.ask(), self.ask("--teacher", "model")], [first, first])
+        self.assertEqual([self.ask("--teacher", "other"), self.ask("--teacher", other)], [other, other])
+        self.assertIn("--teacher nobody: the server has model, other\n", self.ask("--teacher", "nobody"))
+        self.assertIn("the teacher expected is none of this server's", self.ask("--teacher", "0" * 63 + "1"))
 
 
 class Full(Base):
