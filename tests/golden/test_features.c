@@ -168,6 +168,52 @@ static void features_leave_other_answers_alone(void **state)
 	engine_close(&e);
 }
 
+// Sequences with a common beginning compute it once: their rows do not lie one after the other then.
+static void shared_prefixes_change_no_feature(void **state)
+{
+	(void)state;
+	static const struct engine_sizes sizes = {.n_threads = 2, .batch_tokens = 256, .generate_batch = 64, .cache_tokens = 1024, .max_generating = 4};
+	static const enum query_pooling poolings[] = {QUERY_POOLING_NONE, QUERY_POOLING_MEAN, QUERY_POOLING_LAST};
+	enum { N = 3, LENGTH = 60 };
+	uint32_t tokens[N][LENGTH];
+	struct sequence sequences[N];
+	struct engine e;
+	struct signals g;
+	char path[4096];
+	for (uint32_t i = 0; i < N; i++) {
+		for (uint32_t t = 0; t < LENGTH; t++)
+			tokens[i][t] = (t * 7 + (t >= 45 ? 11 * i : 0)) % 96;
+		sequences[i] = (struct sequence){tokens[i], LENGTH - i};
+	}
+	model_path(path, "qwen3");
+	engine_open_sizes(&e, path, "cpu", "f32", &sizes);
+	signals_open(&g, "qwen3");
+	for (int p = 0; p < 3; p++) {
+		struct record_rows *together[N];
+		struct teacher_stats before, after;
+		struct query q;
+		query_init(&q);
+		ask_all_features(&q, &g);
+		q.first = 40;
+		q.pooling = poolings[p];
+		teacher_stats(e.teacher, &before);
+		engine_ask(&e, &q, sequences, N, together);
+		teacher_stats(e.teacher, &after);
+		assert_true(after.n_shared > before.n_shared);
+		for (uint32_t i = 0; i < N; i++) {
+			struct record_rows *alone = engine_ask_one(&e, &q, sequences[i].tokens, sequences[i].n_tokens);
+			for (uint32_t f = 0; f < q.n_features; f++)
+				assert_memory_equal(together[i]->features[f], alone->features[f],
+						    (p ? 1 : alone->n_rows) * (size_t)alone->feature_widths[f] * sizeof(float));
+			record_rows_free(alone);
+			record_rows_free(together[i]);
+		}
+		query_done(&q);
+	}
+	signals_close(&g);
+	engine_close(&e);
+}
+
 static void copy_file(const char *from, const char *to, size_t nan_at)
 {
 	FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
@@ -305,6 +351,7 @@ int main(void)
 		cmocka_unit_test(features_equal_transformers),
 		cmocka_unit_test(halves_round_features_and_nothing_else),
 		cmocka_unit_test(features_leave_other_answers_alone),
+		cmocka_unit_test(shared_prefixes_change_no_feature),
 		cmocka_unit_test(rows_that_are_not_finite_have_a_status_and_no_numbers),
 		cmocka_unit_test(pooled_features_over_such_rows_are_not_numbers),
 	};
