@@ -17,7 +17,7 @@
 
 typedef void kd_callback(void *arg, struct kd_event *event);
 
-enum pending_kind { PENDING_SCORE, PENDING_CALL, PENDING_PING };
+enum pending_kind { PENDING_SCORE, PENDING_GENERATE, PENDING_CALL, PENDING_PING };
 
 // A request in flight. `owner` tells who takes its events: NULL = kd_next, the client's `callbacks` = its thread of callbacks, else the
 // blocking call that waits for it.
@@ -30,9 +30,10 @@ struct pending {
 	void *arg;
 	bool abandoned;                  // nobody wants its events any more
 	uint32_t base;                   // index of its first sequence in a split kd_score
-	uint32_t n_sequences, n_answered;
+	uint32_t n_sequences, n_answered;        // of PENDING_GENERATE: samples
 	struct questions *questions;     // (n_sequences) what was asked; NULL unless PENDING_SCORE
 	bool *answered;                  // (n_sequences)
+	uint32_t rows, *n_tokens;        // of PENDING_GENERATE: asked; (n_sequences) that have come
 	struct queued *failure;          // of a callback: made beforehand, so that it can always be told of the end
 };
 
@@ -43,6 +44,8 @@ struct queued {
 	kd_callback *callback;
 	void *arg;
 	struct frame_reply reply;        // of a call
+	struct frame_tokens tokens;      // of a generation; its text is the event's own
+	char *text;
 };
 
 // What a sleeping thread waits for.
@@ -144,6 +147,7 @@ struct received {
 	struct kd_answer *answer;
 	struct frame_error error;
 	struct frame_reply reply;
+	struct frame_tokens tokens;
 };
 int received_decode(struct kd_client *client, struct received *ret, struct error *err);        // without the lock; takes the frame
 int received_deliver(struct kd_client *client, struct received *m, struct error *err);         // with it; an error loses the connection

@@ -161,6 +161,59 @@ int kd_submit_callback(struct kd_client *client, const struct kd_request *reques
 // connection's timeout). -ETIMEDOUT: nothing yet; -ENODATA: nothing is in flight; any other: the connection is lost.
 int kd_next(struct kd_client *client, int timeout_ms, struct kd_event *ret_event, struct kd_error *err);
 
+// ---- generation: the teacher goes on from prompts. What the fields mean is said in kdserved-http.7 under POST /v1/generate.
+
+struct kd_prompt { const uint32_t *tokens; uint32_t n_tokens; };
+
+struct kd_generation {
+	size_t size;
+	const struct kd_prompt *prompts;
+	uint32_t n_prompts;
+	uint32_t n;                 // samples of each prompt
+	uint32_t first_sample;
+	uint32_t max_tokens;        // to be chosen for each sample
+	uint32_t rows;              // ids and raw logits of each token's row; 0 = none
+	float temperature;          // 0 = always the likeliest
+	uint32_t top_k;             // 0 = all
+	float top_p, min_p, typical_p;
+	const uint64_t *seed;       // NULL = the server draws one
+	uint32_t n_stop_ids;        // tokens that end an answer
+	const uint32_t *stop_ids;
+	uint32_t n_stops;           // strings that do
+	const char *const *stops;
+	uint32_t n_forced;          // tokens that every answer begins with
+	const uint32_t *forced;
+	bool ignore_eos;
+	uint32_t deadline_ms;       // 0 = none
+};
+
+enum { KD_FINISH_STOP = 1, KD_FINISH_LENGTH = 2 };
+
+struct kd_piece {                   // what is new of one sample; views of the library's, until the callback returns
+	uint32_t index;             // prompt n + number of the sample
+	uint32_t first, n;          // tokens first .. first + n - 1 of the answer
+	const uint32_t *tokens;     // (n)
+	const float *logprobs;      // (n) in the teacher's own distribution
+	const float *sampled_logprobs;      // (n) where each was drawn from; 0 where nothing was drawn
+	const float *lse;           // (n) of the token's row, at temperature 1
+	uint32_t rows;
+	const uint32_t *ids;        // (n, rows) by descending logit
+	const float *logits;        // (n, rows)
+	const char *text;           // text_bytes of them: what is new and sure of the answer's text
+	size_t text_bytes;
+	bool last;                  // of this sample; only then the rest is filled
+	int finish;                 // KD_FINISH_*
+	int64_t stop_id;            // the token that ended it; -1 = none did
+	int32_t stop;               // the string that did, an index into stops; -1 = none did
+	uint32_t n_reused;          // positions of the prompt that the server knew
+	uint64_t seed;              // given or drawn
+};
+
+// Blocking: `take` gets each piece as it arrives, in the calling thread, every sample's in order and its last one last; it must not use the
+// client. Non-zero from it ends the generation: -ECANCELED. 0 when every sample is complete; an error of one of them is the call's.
+int kd_generate(struct kd_client *client, const struct kd_generation *request, int (*take)(void *arg, const struct kd_piece *piece), void *arg,
+		struct kd_error *err);
+
 // A control resource, as over HTTP. A status of 400 or more is a success of the call. Free *ret_body with free(); it is NUL-terminated.
 int kd_call(struct kd_client *client, const char *method, const char *path, const void *body, size_t n_bytes,
 	    int *ret_status, char **ret_body, size_t *ret_n_bytes, struct kd_error *err);
@@ -216,6 +269,16 @@ const char *kd_version(void);
 static inline struct kd_options kd_options_init_(void) { struct kd_options o = kd_options(); o.size = sizeof o; return o; }
 static inline struct kd_query kd_query_init_(void) { struct kd_query q = kd_query(); q.size = sizeof q; q.last = -1; return q; }
 static inline struct kd_request kd_request_init_(void) { struct kd_request r = kd_request(); r.size = sizeof r; return r; }
+static inline struct kd_generation kd_generation_init_(void)
+{
+	struct kd_generation g = {};
+	g.size = sizeof g;
+	g.n = 1;
+	g.max_tokens = 16;
+	g.temperature = g.top_p = g.typical_p = 1;
+	return g;
+}
+#define KD_GENERATION_INIT kd_generation_init_()
 #define KD_OPTIONS_INIT kd_options_init_()
 #define KD_QUERY_INIT kd_query_init_()
 #define KD_REQUEST_INIT kd_request_init_()
@@ -223,5 +286,6 @@ static inline struct kd_request kd_request_init_(void) { struct kd_request r = k
 #define KD_OPTIONS_INIT {.size = sizeof(struct kd_options)}
 #define KD_QUERY_INIT {.size = sizeof(struct kd_query), .last = -1}             // nothing asked, of every row
 #define KD_REQUEST_INIT {.size = sizeof(struct kd_request)}
+#define KD_GENERATION_INIT {.size = sizeof(struct kd_generation), .n = 1, .max_tokens = 16, .temperature = 1, .top_p = 1, .typical_p = 1}
 #endif
 #endif

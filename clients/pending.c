@@ -22,6 +22,7 @@ void pending_free(struct pending *p)
 		return;
 	questions_unref(p->questions);
 	free(p->answered);
+	free(p->n_tokens);
 	queued_free(p->failure);
 	free(p);
 }
@@ -96,7 +97,7 @@ void pending_abandon(struct kd_client *client, const void *owner)
 			continue;
 		p->abandoned = true;
 		// Without memory for it the server works in vain; nothing is wrong otherwise.
-		if (p->kind == PENDING_SCORE && !client->broken.code)
+		if ((p->kind == PENDING_SCORE || p->kind == PENDING_GENERATE) && !client->broken.code)
 			(void)connection_append(&client->connection, FRAME_CANCEL, p->id, NULL, 0, NULL);
 	}
 	if (!client->broken.code)
@@ -124,6 +125,8 @@ struct queued *queued_free(struct queued *q)
 	if (q) {
 		kd_answer_free(q->event.answer);
 		frame_reply_done(&q->reply);
+		frame_tokens_done(&q->tokens);
+		free(q->text);
 		free(q);
 	}
 	return NULL;

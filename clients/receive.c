@@ -68,6 +68,7 @@ int received_decode(struct kd_client *client, struct received *ret, struct error
 	case FRAME_ANSWER: r = decode_answer(client, &m, err); break;
 	case FRAME_ERROR: r = frame_error_decode(m.body, m.frame.body_bytes, &m.error, err); break;
 	case FRAME_REPLY: r = frame_reply_decode(m.body, m.frame.body_bytes, &m.reply, err); break;
+	case FRAME_TOKENS: r = frame_tokens_decode(m.body, m.frame.body_bytes, &m.tokens, err); break;
 	default: break;
 	}
 	if (r)
@@ -81,6 +82,7 @@ void received_done(struct received *m)
 {
 	kd_answer_free(m->answer);
 	frame_reply_done(&m->reply);
+	frame_tokens_done(&m->tokens);
 	*m = (struct received){0};
 }
 
@@ -88,6 +90,13 @@ static struct pending *find(struct kd_client *client, const struct received *m, 
 {
 	struct pending *p = pending_find(client, m->frame.request_id);
 	return p && p->kind == kind ? p : NULL;
+}
+
+// A request of many parts that are answered one by one.
+static struct pending *find_many(struct kd_client *client, const struct received *m)
+{
+	struct pending *p = find(client, m, PENDING_SCORE);
+	return p ? p : find(client, m, PENDING_GENERATE);
 }
 
 static int deliver_answer(struct kd_client *client, struct received *m, struct error *err)
@@ -108,9 +117,36 @@ static int deliver_answer(struct kd_client *client, struct received *m, struct e
 	return 0;
 }
 
+// The pieces of a sample come in order, with as many ids to a row as were asked, and none after its last.
+static int deliver_tokens(struct kd_client *client, struct received *m, struct error *err)
+{
+	struct pending *p = find(client, m, PENDING_GENERATE);
+	const struct frame_tokens *t = &m->tokens;
+	bool last = t->flags & FRAME_TOKENS_LAST;
+	if (!p || t->index >= p->n_sequences || p->answered[t->index])
+		return protocol_error(err, "tokens that nobody waits for");
+	if (t->first != p->n_tokens[t->index] || t->rows != p->rows)
+		return protocol_error(err, "tokens out of order");
+	struct queued *q = queued_new(p, KD_EVENT_ANSWER, t->index);
+	char *text = q ? malloc((size_t)t->text_bytes + 1) : NULL;
+	if (!text) {
+		queued_free(q);
+		return no_memory(err);
+	}
+	memcpy(text, t->text, t->text_bytes);
+	p->n_tokens[t->index] += t->n;
+	p->answered[t->index] = last;
+	p->n_answered += last;
+	q->text = text;
+	q->tokens = m->tokens;
+	m->tokens = (struct frame_tokens){0};
+	queued_push(client, p, q);
+	return 0;
+}
+
 static int deliver_done(struct kd_client *client, struct received *m, struct error *err)
 {
-	struct pending *p = find(client, m, PENDING_SCORE);
+	struct pending *p = find_many(client, m);
 	if (!p || m->frame.body_bytes || p->n_answered != p->n_sequences)
 		return protocol_error(err, "done, but not every sequence was answered");
 	struct queued *q = queued_new(p, KD_EVENT_DONE, 0);
@@ -129,7 +165,7 @@ static int deliver_error(struct kd_client *client, struct received *m, struct er
 		*err = m->error.error;
 		return error_errno(err->code);
 	}
-	struct pending *p = find(client, m, PENDING_SCORE);
+	struct pending *p = find_many(client, m);
 	if (!p && whole)
 		p = find(client, m, PENDING_CALL);
 	if (!p || (!whole && (index >= p->n_sequences || p->answered[index])))
@@ -193,6 +229,7 @@ int received_deliver(struct kd_client *client, struct received *m, struct error 
 {
 	switch (m->frame.kind) {
 	case FRAME_ANSWER: return deliver_answer(client, m, err);
+	case FRAME_TOKENS: return deliver_tokens(client, m, err);
 	case FRAME_DONE: return deliver_done(client, m, err);
 	case FRAME_ERROR: return deliver_error(client, m, err);
 	case FRAME_REPLY: return deliver_reply(client, m, err);

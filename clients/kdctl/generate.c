@@ -1,179 +1,208 @@
 // SPDX-License-Identifier: Apache-2.0
-// kdctl generate: asks for the last row of a growing sequence and draws the next token here.
+// kdctl generate: the teacher goes on from a text; what it says is printed as it comes.
 #include <getopt.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "clients/kdctl/kdctl.h"
+#include "common/buffer.h"
+
+#define MAX_STOPS 16
+
+struct sample { struct buffer tokens, logprobs, text; };
 
 struct generation {
 	struct kdctl *k;
-	const char *prompt;
-	double temperature;              // 0 = always the likeliest
-	uint32_t top_k, n_wanted;
-	uint64_t random;                 // state of the generator
-	int64_t eos;                     // negative = none
-	uint32_t *tokens;                // prompt and what was drawn
-	size_t n_prompt, n;
+	const char *prompt, *prefix;
+	bool specials;
+	struct kd_generation ask;
+	uint64_t seed;
+	const char *stops[MAX_STOPS];
+	uint32_t *prompt_tokens, *prefix_tokens;
+	struct sample *samples;          // (n) what has come of each
+	uint64_t n_tokens;               // of all
+	struct progress progress;
 };
 
 static const char help[] =
 	"Usage: kdctl generate --prompt TEXT [OPTIONS]\n"
-	"Lets the teacher continue TEXT (- = stdin) and prints the continuation.\n\n"
+	"Lets the teacher continue TEXT (- = stdin) and prints the continuation as it comes.\n\n"
 	"  --tokens N           at most this many new tokens [64]\n"
+	"  --samples N          so many continuations, a line between them [1]\n"
 	"  --temperature T      0 = always the likeliest token [0.8]\n"
-	"  --top-k K            draw from the K likeliest [40]\n"
-	"  --seed S             of the draws [1]";
+	"  --top-k K            draw from the K likeliest; 0 = from all [40]\n"
+	"  --top-p P            from the fewest likeliest with this probability together [1]\n"
+	"  --min-p P            from those at least this many times as likely as the likeliest [0]\n"
+	"  --typical-p P        from the most typical with this probability together [1]\n"
+	"  --seed S             of the draws; without one each call differs\n"
+	"  --stop TEXT          end before this text; may be given 16 times\n"
+	"  --prefix TEXT        what every continuation begins with\n"
+	"  --specials           special tokens written in the texts become their ids\n"
+	"  --ignore-eos         the end of text ends nothing";
+
+static int add_stop(struct generation *g, const char *text)
+{
+	if (g->ask.n_stops == MAX_STOPS)
+		return kdctl_usage(g->k, "--stop: at most %d", MAX_STOPS);
+	g->stops[g->ask.n_stops++] = text;
+	return 0;
+}
+
+// One of the numbers; 'b' = a number that no option has.
+static bool read_number(struct generation *g, int c)
+{
+	double x = 0;
+	struct kd_generation *a = &g->ask;
+	static const struct { char option; double min, max; } ranges[] = {
+		{'n', 1, 1 << 20}, {'N', 1, 1024}, {'k', 0, 1 << 24}, {'t', 0, 10000}, {'P', 0, 1}, {'m', 0, 1}, {'y', 0, 1}, {'s', 0, 0x1p53}};
+	for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+		if (ranges[i].option == c && !kdctl_number(optarg, ranges[i].min, ranges[i].max, &x))
+			return false;
+	switch (c) {
+	case 'n': a->max_tokens = (uint32_t)x; break;
+	case 'N': a->n = (uint32_t)x; break;
+	case 'k': a->top_k = (uint32_t)x; break;
+	case 't': a->temperature = (float)x; break;
+	case 'P': a->top_p = (float)x; break;
+	case 'm': a->min_p = (float)x; break;
+	case 'y': a->typical_p = (float)x; break;
+	default: g->seed = (uint64_t)x; a->seed = &g->seed; break;
+	}
+	return true;
+}
 
 static int parse_arguments(struct generation *g, int argc, char **argv)
 {
 	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {"prompt", required_argument, NULL, 'p'},
-		{"tokens", required_argument, NULL, 'n'}, {"temperature", required_argument, NULL, 't'},
-		{"top-k", required_argument, NULL, 'k'}, {"seed", required_argument, NULL, 's'}, {0}};
-	double n = g->n_wanted, k = g->top_k, seed = 1;
-	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
-		bool good = true;
+		{"tokens", required_argument, NULL, 'n'}, {"samples", required_argument, NULL, 'N'},
+		{"temperature", required_argument, NULL, 't'}, {"top-k", required_argument, NULL, 'k'},
+		{"top-p", required_argument, NULL, 'P'}, {"min-p", required_argument, NULL, 'm'},
+		{"typical-p", required_argument, NULL, 'y'}, {"seed", required_argument, NULL, 's'}, {"stop", required_argument, NULL, 'e'},
+		{"prefix", required_argument, NULL, 'x'}, {"specials", no_argument, NULL, 'S'}, {"ignore-eos", no_argument, NULL, 'i'}, {0}};
+	int status = 0;
+	for (int c; !status && (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		switch (c) {
 		case 'h': puts(help); return -1;
 		case 'p': g->prompt = optarg; break;
-		case 'n': good = kdctl_number(optarg, 1, 1 << 20, &n); break;
-		case 't': good = kdctl_number(optarg, 0, 1000, &g->temperature); break;
-		case 'k': good = kdctl_number(optarg, 1, 1 << 24, &k); break;
-		case 's': good = kdctl_number(optarg, 0, 0x1p53, &seed); break;
-		default: return kdctl_bad_option(g->k, argc, argv);
+		case 'x': g->prefix = optarg; break;
+		case 'S': g->specials = true; break;
+		case 'i': g->ask.ignore_eos = true; break;
+		case 'e': status = add_stop(g, optarg); break;
+		case ':': case '?': return kdctl_bad_option(g->k, argc, argv);
+		default:
+			if (!read_number(g, c))
+				status = kdctl_usage(g->k, "%s: not a number in its range (kdctl generate --help)", optarg);
 		}
-		if (!good)
-			return kdctl_usage(g->k, "%s: not a number in its range (kdctl generate --help)", optarg);
 	}
-	if (!g->prompt || optind != argc)
-		return kdctl_usage(g->k, "--prompt TEXT is expected, and no other argument");
-	g->n_wanted = (uint32_t)n;
-	g->top_k = (uint32_t)k;
-	g->random = (uint64_t)seed;
-	return 0;
-}
-
-// splitmix64: a uniform number in [0, 1).
-static double uniform(uint64_t *state)
-{
-	uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
-	z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-	z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
-	return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
-}
-
-// Among the top-k, renormalised over them.
-static uint32_t draw(struct generation *g, const struct kd_rows *rows)
-{
-	if (g->temperature <= 0)
-		return rows->ids[0];
-	double sum = 0;
-	for (uint32_t i = 0; i < rows->top_k; i++)
-		sum += exp(((double)rows->logits[i] - (double)rows->max_logit[0]) / g->temperature);
-	double left = uniform(&g->random) * sum;
-	for (uint32_t i = 0; i + 1 < rows->top_k; i++) {
-		left -= exp(((double)rows->logits[i] - (double)rows->max_logit[0]) / g->temperature);
-		if (left < 0)
-			return rows->ids[i];
-	}
-	return rows->ids[rows->top_k - 1];
-}
-
-static int next_token(struct generation *g, uint32_t *ret_token)
-{
-	const struct kd_server *server = kd_server(g->k->client);
-	size_t first = g->n > server->max_tokens ? g->n - server->max_tokens : 0;    // the teacher sees what fits
-	struct kd_sequence sequence = {.tokens = g->tokens + first, .n_tokens = (uint32_t)(g->n - first)};
-	struct kd_query query = {.size = sizeof query, .top_k = g->top_k, .first = -1, .last = -1};
-	struct kd_request request = {.size = sizeof request, .query = &query, .sequences = &sequence, .n_sequences = 1,
-		.flags = KD_NO_STORE};
-	struct kd_answer *answer;
-	const struct kd_rows *rows;
-	struct kd_error err;
-	if (kd_score(g->k->client, &request, &answer, &err))
-		return kdctl_fail_with(g->k, err.field, err.message);
-	int status = 0;
-	if (kd_answer_rows(answer, &rows, &err))
-		status = kdctl_fail_with(g->k, err.field, err.message);
-	else if (rows->status[0])
-		status = kdctl_fail(g->k, "the teacher gave no finite numbers after %zu tokens", g->n);
-	else
-		*ret_token = draw(g, rows);
-	kd_answer_free(answer);
+	if (!status && (!g->prompt || optind != argc))
+		status = kdctl_usage(g->k, "--prompt TEXT is expected, and no other argument");
 	return status;
+}
+
+static int tokenize(struct generation *g, const char *text, bool whole, uint32_t **ret_tokens, uint32_t *ret_n)
+{
+	json_t *body = json_pack("{s:s, s:b, s:b}", "text", text, "specials", g->specials, "add_special", whole);
+	if (!body)
+		return kdctl_fail(g->k, "the text is not UTF-8");
+	json_t *reply = kdctl_call(g->k, "POST", "/v1/tokenize", body);
+	struct tokens t = {0};
+	int status = reply ? tokens_append_json(g->k, json_object_get(reply, "tokens"), &t) : 1;
+	json_decref(reply);
+	if (!status && !t.n)
+		status = kdctl_fail(g->k, whole ? "the prompt is empty" : "the prefix is empty");
+	*ret_tokens = t.ids;
+	*ret_n = (uint32_t)t.n;
+	return status;
+}
+
+static void add_numbers(struct sample *s, const struct kd_piece *p)
+{
+	for (uint32_t i = 0; i < p->n; i++) {
+		buffer_printf(&s->tokens, s->tokens.n ? ",%" PRIu32 : "%" PRIu32, p->tokens[i]);
+		if (s->logprobs.n)
+			buffer_text(&s->logprobs, ",");
+		buffer_float(&s->logprobs, p->logprobs[i]);
+	}
+}
+
+static void print_json(const struct generation *g, const struct sample *s, const struct kd_piece *p)
+{
+	struct buffer b = {0};
+	buffer_printf(&b, "{\"sample\":%" PRIu32 ",\"tokens\":[%s],\"text\":", p->index, s->tokens.data ? s->tokens.data : "");
+	buffer_string(&b, s->text.data ? s->text.data : "", s->text.n);
+	buffer_printf(&b, ",\"logprobs\":[%s],\"finish\":\"%s\"", s->logprobs.data ? s->logprobs.data : "",
+		      p->finish == KD_FINISH_STOP ? "stop" : "length");
+	if (p->stop >= 0) {
+		buffer_text(&b, ",\"stop\":");
+		buffer_string(&b, g->stops[p->stop], strlen(g->stops[p->stop]));
+	}
+	buffer_printf(&b, ",\"seed\":%" PRIu64 "}\n", p->seed);
+	fwrite(b.data, 1, b.n, stdout);
+	buffer_done(&b);
+}
+
+// One continuation goes out as it comes; of several each when it is complete.
+static int take(void *arg, const struct kd_piece *p)
+{
+	struct generation *g = arg;
+	struct sample *s = &g->samples[p->index];
+	bool at_once = !g->k->json && g->ask.n == 1;
+	g->n_tokens += p->n;
+	add_numbers(s, p);
+	buffer_add(&s->text, p->text, p->text_bytes);
+	if (s->tokens.failed || s->logprobs.failed || s->text.failed)
+		return 1;
+	if (at_once)
+		fwrite(p->text, 1, p->text_bytes, stdout);
+	if (p->last && g->k->json) {
+		print_json(g, s, p);
+	} else if (p->last) {
+		if (!at_once)
+			fwrite(s->text.data, 1, s->text.n, stdout);
+		puts(g->ask.n == 1 ? "" : "\n---");
+	}
+	if (!at_once) {
+		char note[64];
+		snprintf(note, sizeof note, "%" PRIu64 " tokens, %.1f/s", g->n_tokens, (double)g->n_tokens / progress_seconds(&g->progress));
+		progress_show(&g->progress, (double)g->n_tokens, (double)g->ask.n * g->ask.max_tokens, note);
+	}
+	return fflush(stdout) ? 1 : 0;
 }
 
 static int generate(struct generation *g)
 {
-	struct progress p = progress_start();
-	int status = 0;
-	for (uint32_t i = 0; !status && i < g->n_wanted; i++) {
-		uint32_t token = 0;
-		status = next_token(g, &token);
-		if (status || (int64_t)token == g->eos)
-			break;
-		g->tokens[g->n++] = token;
-		char note[64];
-		snprintf(note, sizeof note, "%" PRIu32 " tokens, %.1f/s", i + 1, (i + 1) / progress_seconds(&p));
-		progress_show(&p, i + 1, g->n_wanted, note);
-	}
-	progress_stop(&p);
+	struct kd_error err;
+	struct kd_prompt prompt = {0};
+	g->ask.prompts = &prompt;
+	g->ask.n_prompts = 1;
+	g->ask.stops = g->stops;
+	int status = tokenize(g, g->prompt, true, &g->prompt_tokens, &prompt.n_tokens);
+	if (!status && g->prefix)
+		status = tokenize(g, g->prefix, false, &g->prefix_tokens, &g->ask.n_forced);
+	prompt.tokens = g->prompt_tokens;
+	g->ask.forced = g->prefix_tokens;
+	g->samples = calloc(g->ask.n, sizeof *g->samples);
+	if (!status && !g->samples)
+		status = kdctl_fail(g->k, "no memory for %" PRIu32 " samples", g->ask.n);
+	if (status)
+		return status;
+	g->progress = progress_start();
+	if (kd_generate(g->k->client, &g->ask, take, g, &err))
+		status = ferror(stdout) ? kdctl_fail(g->k, "cannot write to standard output") : kdctl_fail_with(g->k, err.field, err.message);
+	progress_stop(&g->progress);
 	return status;
-}
-
-static int print_result(struct generation *g)
-{
-	json_t *ids = json_array();
-	for (size_t i = g->n_prompt; i < g->n; i++)
-		json_array_append_new(ids, json_integer(g->tokens[i]));
-	json_t *reply = kdctl_call(g->k, "POST", "/v1/detokenize", json_pack("{s:O}", "tokens", ids));
-	const char *text = json_string_value(json_object_get(reply, "text"));
-	int status = !reply ? 1 : text ? 0 : kdctl_fail(g->k, "the server's reply has no text");
-	if (!status && g->k->json) {
-		json_t *j = json_pack("{s:s, s:O, s:O}", "prompt", g->prompt, "tokens", ids, "text", json_object_get(reply, "text"));
-		kdctl_print_json(j);
-		json_decref(j);
-	} else if (!status) {
-		puts(text);
-	}
-	json_decref(reply);
-	json_decref(ids);
-	return status;
-}
-
-// The prompt's tokens with room for the rest, and the token that ends a text.
-static int prepare(struct generation *g)
-{
-	size_t n = strlen(g->prompt);
-	json_t *model = kdctl_call(g->k, "GET", "/v1/model", NULL);
-	if (!model)
-		return 1;
-	const json_t *eos = json_object_get(model, "eos_id");
-	g->eos = json_is_integer(eos) ? json_integer_value(eos) : -1;
-	json_decref(model);
-	if (text_tokenize(g->k, g->prompt, n, &g->tokens, &g->n_prompt))
-		return 1;
-	if (!g->n_prompt)
-		return kdctl_fail(g->k, "the prompt is empty");
-	uint32_t *larger = realloc(g->tokens, (g->n_prompt + g->n_wanted) * sizeof *larger);
-	if (!larger)
-		return kdctl_fail(g->k, "no memory for %" PRIu32 " tokens", g->n_wanted);
-	g->tokens = larger;
-	g->n = g->n_prompt;
-	const struct kd_server *server = kd_server(g->k->client);
-	uint32_t most = server->max_top_k < server->vocab_size ? server->max_top_k : server->vocab_size;
-	g->top_k = g->temperature <= 0 ? 1 : g->top_k < most ? g->top_k : most;
-	return 0;
 }
 
 int command_generate(struct kdctl *k, int argc, char **argv)
 {
-	struct generation g = {.k = k, .temperature = 0.8, .top_k = 40, .n_wanted = 64};
+	struct generation g = {.k = k, .ask = KD_GENERATION_INIT};
 	char *text = NULL;
 	size_t n;
+	g.ask.temperature = 0.8f;
+	g.ask.top_k = 40;
+	g.ask.max_tokens = 64;
 	int status = parse_arguments(&g, argc, argv);
 	if (status)
 		return status < 0 ? 0 : status;
@@ -185,12 +214,15 @@ int command_generate(struct kdctl *k, int argc, char **argv)
 	}
 	status = kdctl_connect(k);
 	if (!status)
-		status = prepare(&g);
-	if (!status)
 		status = generate(&g);
-	if (!status)
-		status = print_result(&g);
-	free(g.tokens);
+	for (uint32_t i = 0; g.samples && i < g.ask.n; i++) {
+		buffer_done(&g.samples[i].tokens);
+		buffer_done(&g.samples[i].logprobs);
+		buffer_done(&g.samples[i].text);
+	}
+	free(g.samples);
+	free(g.prompt_tokens);
+	free(g.prefix_tokens);
 	free(text);
 	return status;
 }

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import struct
+import subprocess
 import sys
 import unittest
 
@@ -320,6 +321,28 @@ class Binary(unittest.TestCase):
         wait_until(lambda: self.daemon.metrics()["kd_generating"] == 0, "what the client left behind")
         wait_until(lambda: len({self.daemon.metrics()["kd_cache_slots_" + what] for what in ("used", "idle")}) == 1, "all places to be idle")
         wait_until(lambda: self.daemon.metrics()["kd_reserved_requests"] == 0, "all requests to be gone")
+
+
+class Program(unittest.TestCase):
+    """kdctl generate against a daemon."""
+
+    def test_kdctl_says_what_the_server_says(self):
+        with Daemon() as daemon:
+            def kdctl(*arguments):
+                command = [os.path.join(kdserved.BUILD, "kdctl"), "--server", "unix:" + daemon.socket_path, *arguments]
+                return subprocess.run(command, check=True, capture_output=True, timeout=kdserved.PATIENCE).stdout
+            ask = {"prompts": [{"text": "the cat"}], "n": 2, "max_tokens": 9, "temperature": .75, "top_k": 40, "top_p": .9, "seed": 5, "logprobs": True,
+                   "response_prefix": {"text": "and"}, "ignore_eos": True, "stop": ["never"]}
+            want = daemon.post("/v1/generate", ask)[1]["sequences"]
+            options = ["generate", "--prompt", "the cat", "--samples", "2", "--tokens", "9", "--temperature", "0.75", "--top-p", "0.9", "--seed", "5",
+                       "--prefix", "and", "--ignore-eos", "--stop", "never"]
+            lines = sorted(map(json.loads, kdctl("--json", *options).decode().splitlines()), key=lambda line: line["sample"])
+            for line, s in zip(lines, want):
+                self.assertEqual([line[k] for k in ("sample", "tokens", "text", "logprobs", "finish", "seed")],
+                                 [s["sample"], s["tokens"], s["text"], s["logprobs"], s["finish"], 5])
+            text = kdctl(*options[:3], "--tokens", "4", "--temperature", "0", "--stop", "zzz")
+            greedy, = daemon.post("/v1/generate", {"prompts": [{"text": "the cat"}], "max_tokens": 4, "temperature": 0})[1]["sequences"]
+            self.assertEqual(text.decode("ascii", "ignore"), greedy["text"].encode("ascii", "ignore").decode() + "\n")
 
 
 class Full(unittest.TestCase):

@@ -72,7 +72,8 @@ static void wrong_usage_is_one_line_and_2(void **state)
 		{"score --records x --resume --overwrite a", "exclude each other"}, {"score --no-store --durable a", "exclude each other"},
 		{"score --temperatures 2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17 a", "more than 16"},
 		{"generate", "--prompt TEXT is expected"},
-		{"generate --prompt x --tokens -1", "-1: not a number"}, {"train", "one RUN.conf is expected"},
+		{"generate --prompt x --tokens -1", "-1: not a number"}, {"generate --prompt x --top-p 2", "2: not a number"},
+		{"generate --prompt x --seed", "value is missing"}, {"generate --prompt x more", "--prompt TEXT is expected"}, {"train", "one RUN.conf is expected"},
 		{"train --name ../x a", "--name ../x"},
 		{"runs a b", "stop ID is expected"}, {"store", "are expected"}, {"store ls", "are expected"}, {"store frob /tmp", "frob"},
 	};
@@ -136,6 +137,25 @@ static void answer_call(struct fake_server *s, uint64_t id, const struct frame_c
 		reply(s, id, 404, "{\"error\":{\"code\":\"not_found\",\"message\":\"no such resource\"}}");
 }
 
+// "la" at a time, a continuation for each sample asked; the last ends at a stop string where one was given.
+static void answer_generate(struct fake_server *s, uint64_t id, const struct frame_generate *m)
+{
+	static const uint32_t la[] = {0};
+	static const float number[] = {-0.5f};
+	for (uint32_t i = 0; i < 3 * m->n; i++) {
+		uint8_t body[256];
+		struct writer w = writer_init(body, sizeof body);
+		const char *text = i / m->n ? " la" : "la";
+		struct frame_tokens t = {.index = i % m->n, .flags = i / m->n == 2 ? FRAME_TOKENS_LAST : 0, .first = i / m->n, .n = 1, .tokens = la,
+			.logprobs = number, .sampled_logprobs = number, .lse = number, .text = text, .text_bytes = (uint32_t)strlen(text),
+			.finish = m->n_stops ? FRAME_FINISH_STOP : FRAME_FINISH_LENGTH, .stop_id = FRAME_TOKENS_NONE,
+			.stop = m->n_stops ? m->n_stops - 1 : FRAME_TOKENS_NONE, .seed = m->flags & FRAME_GENERATE_SEED ? m->seed : 9};
+		frame_tokens_encode(&t, &w);
+		fake_server_send(s, FRAME_TOKENS, id, body, w.position);
+	}
+	fake_server_send(s, FRAME_DONE, id, NULL, 0);
+}
+
 static void play(struct fake_server *s)
 {
 	int n_looks = 0;
@@ -143,6 +163,7 @@ static void play(struct fake_server *s)
 		uint8_t *body;
 		struct frame_score score = {0};
 		struct frame_call call = {0};
+		struct frame_generate generate = {0};
 		struct frame f = fake_server_read(s, &body);
 		if (f.kind == FRAME_SCORE && frame_score_decode(body, f.body_bytes, &score, NULL) == 0) {
 			for (uint32_t i = score.n_sequences; i--;)
@@ -150,7 +171,10 @@ static void play(struct fake_server *s)
 			fake_server_send(s, FRAME_DONE, f.request_id, NULL, 0);
 		} else if (f.kind == FRAME_CALL && frame_call_decode(body, f.body_bytes, &call, NULL) == 0) {
 			answer_call(s, f.request_id, &call, &n_looks);
+		} else if (f.kind == FRAME_GENERATE && frame_generate_decode(body, f.body_bytes, &generate, NULL) == 0) {
+			answer_generate(s, f.request_id, &generate);
 		}
+		frame_generate_done(&generate);
 		frame_score_done(&score);
 		frame_call_done(&call);
 		free(body);
@@ -245,11 +269,14 @@ static void broken_input_is_one_line_and_1(void **state)
 	expect_one_line(run_with_server("score /tmp"), 1, "/tmp: Is a directory");
 }
 
-static void generates_until_it_has_enough(void **state)
+static void continues_a_text(void **state)
 {
 	(void)state;
 	expect(run_with_server("generate --prompt hum --tokens 3 --temperature 0"), 0, "la la la\n");
-	expect(run_with_server("--json generate --prompt hum --tokens 3 --temperature 0"), 0, "\"tokens\":[0,0,0],\"text\":\"la la la\"");
+	expect(run_with_server("generate --prompt hum --samples 2"), 0, "la la la\n---\nla la la\n---\n");
+	expect(run_with_server("--json generate --prompt hum --seed 4 --stop x --stop y"), 0,
+	       "{\"sample\":0,\"tokens\":[0,0,0],\"text\":\"la la la\",\"logprobs\":[-0.5,-0.5,-0.5],\"finish\":\"stop\",\"stop\":\"y\",\"seed\":4}\n");
+	expect(run_with_server("--json generate --prompt hum --samples 2"), 0, "\"finish\":\"length\",\"seed\":9}\n{\"sample\":1,");
 }
 
 static void follows_a_run_to_its_end(void **state)
@@ -339,7 +366,7 @@ int main(void)
 		cmocka_unit_test(shows_what_the_server_says),
 		cmocka_unit_test(scores_texts_and_token_lists),
 		cmocka_unit_test(broken_input_is_one_line_and_1),
-		cmocka_unit_test(generates_until_it_has_enough),
+		cmocka_unit_test(continues_a_text),
 		cmocka_unit_test(follows_a_run_to_its_end),
 		cmocka_unit_test(looks_into_a_store),
 	};

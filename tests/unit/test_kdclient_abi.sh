@@ -14,8 +14,8 @@ compile() { # COMPILER LANGUAGE STANDARD
 	{
 		echo '#include "kdclient.h"'
 		echo 'int main(void) {'
-		echo 'struct kd_options o = KD_OPTIONS_INIT; struct kd_query q = KD_QUERY_INIT; struct kd_request r = KD_REQUEST_INIT;'
-		echo 'return o.size == sizeof o && q.size == sizeof q && q.last == -1 && r.size == sizeof r ? 0 : 1; }'
+		echo 'struct kd_options o = KD_OPTIONS_INIT; struct kd_query q = KD_QUERY_INIT; struct kd_request r = KD_REQUEST_INIT; struct kd_generation g = KD_GENERATION_INIT;'
+		echo 'return o.size == sizeof o && q.size == sizeof q && q.last == -1 && r.size == sizeof r && g.size == sizeof g && g.n == 1 ? 0 : 1; }'
 	} >"$work/use.$2"
 	$1 -std=$3 -Wall -Wextra -pedantic -Werror -fsyntax-only -I"$top_srcdir/clients" "$work/use.$2" || fail "$header does not compile as $3"
 }
