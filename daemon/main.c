@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// kdserved: arguments, the order of starting and stopping, signals, systemd. Everything else is behind the doors.
-#include <config.h>    // of configure; in quotes it would be daemon/config.h
+// kdserved: the order of starting and stopping, signals, systemd. Everything else is behind the doors.
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -15,6 +14,7 @@
 
 #include "common/error.h"
 #include "common/heap.h"
+#include "daemon/arguments.h"
 #include "daemon/clock.h"
 #include "daemon/idle.h"
 #include "daemon/log.h"
@@ -27,8 +27,6 @@
 #include "daemon/teacher/teacher.h"
 #include "daemon/train/supervisor.h"
 
-#define EXIT_USAGE 2
-#define EXIT_BAD_CONFIG 78           // EX_CONFIG: the unit's RestartPreventExitStatus, so that systemd does not try for ever
 #define STALL_MS 120000              // a forward pass longer than this is a hang: the watchdog is no longer fed
 #define LAST_MS 10000                // beyond the drain deadline, for what cannot be interrupted (fsync, workers)
 
@@ -47,97 +45,6 @@ struct daemon {
 	struct socket_door *socket;
 	bool was_ready;
 };
-
-// ---- arguments
-
-enum mode { MODE_RUN, MODE_CHECK, MODE_HELP, MODE_VERSION, MODE_PRINT_CONFIG, MODE_PRINT_MAN };
-
-static const struct { const char *name; enum mode mode; } modes[] = {
-	{"--check-config", MODE_CHECK}, {"--help", MODE_HELP}, {"-h", MODE_HELP}, {"--version", MODE_VERSION},
-	{"--print-config", MODE_PRINT_CONFIG}, {"--print-man", MODE_PRINT_MAN},
-};
-
-static void print_help(void)
-{
-	printf("Usage: kdserved --teacher PATH [OPTION]...\n"
-	       "Serves a teacher language model to those who train students.\n\n"
-	       "  --config FILE                 read settings from FILE first; the command line wins\n"
-	       "  --check-config                check the settings and leave\n"
-	       "  --print-config                print a settings file with every default and leave\n"
-	       "  --help, --version\n\n");
-	config_print_help(stdout, options_table, options_count);
-	printf("\nSee kdserved(8), kdserved.conf(5), kdserved-http(7), kdserved-protocol(7).\n");
-}
-
-static bool find_mode(const char *argument, enum mode *ret_mode)
-{
-	for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
-		if (strcmp(argument, modes[i].name) == 0) {
-			*ret_mode = modes[i].mode;
-			return true;
-		}
-	return false;
-}
-
-static bool is_flag(const char *name)
-{
-	for (size_t i = 0; i < options_count; i++)
-		if (strcmp(options_table[i].name, name) == 0)
-			return options_table[i].type == CONFIG_BOOL;
-	return false;
-}
-
-static bool is_known(const char *name)
-{
-	for (size_t i = 0; i < options_count; i++)
-		if (strcmp(options_table[i].name, name) == 0)
-			return true;
-	return false;
-}
-
-// One "--name=value", "--name value" or "--flag" at argv[*i]; leaves *i at its last word. 0, or an exit status with err filled.
-static int read_argument(struct options *o, char **argv, int *i, bool settings, const char **ret_config, struct error *err)
-{
-	char name[64], where[72];
-	const char *argument = argv[*i], *equals = strchr(argument, '='), *value;
-	if (strncmp(argument, "--", 2) != 0) {
-		error_set(err, ERROR_INVALID, NULL, "unexpected argument \"%s\"; see --help", argument);
-		return EXIT_USAGE;
-	}
-	snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - argument - 2) : (int)strlen(argument + 2), argument + 2);
-	snprintf(where, sizeof where, "--%s", name);
-	bool config = strcmp(name, "config") == 0;
-	value = equals ? equals + 1 : is_flag(name) ? "yes" : argv[*i + 1];
-	if (!config && !is_known(name)) {
-		config_set(options_table, options_count, o, name, "", where, err);    // for its message
-		return EXIT_USAGE;
-	}
-	if (!value) {
-		error_set(err, ERROR_INVALID, name, "%s needs a value", where);
-		return EXIT_USAGE;
-	}
-	*i += !equals && !is_flag(name);
-	if (config)
-		*ret_config = value;
-	return !config && settings && config_set(options_table, options_count, o, name, value, where, err) ? EXIT_BAD_CONFIG : 0;
-}
-
-// Twice over the command line: first for --config, then, once that file is read, for the rest.
-static int read_arguments(struct options *o, char **argv, enum mode *ret_mode, struct error *err)
-{
-	const char *config = NULL;
-	int status = 0;
-	for (int pass = 0; pass < 2; pass++) {
-		for (int i = 1; argv[i] && !status; i++)
-			if (!find_mode(argv[i], ret_mode))
-				status = read_argument(o, argv, &i, pass == 1, &config, err);
-		if (status)
-			return status;
-		if (pass == 0 && config && config_read_file(options_table, options_count, o, config, err))
-			return EXIT_BAD_CONFIG;
-	}
-	return 0;
-}
 
 // ---- starting
 
@@ -457,32 +364,11 @@ static int check_config(const struct options *o)
 	return EXIT_SUCCESS;
 }
 
-static int print_config(void)
-{
-	printf("# Settings of kdserved, each with its default; see kdserved.conf(5). Made from options.def by kdserved "
-	       "--print-config.\n\n");
-	config_print_example(stdout, options_table, options_count);
-	return EXIT_SUCCESS;
-}
-
-static int run_mode(struct daemon *d, enum mode mode)
+static int run_mode(struct daemon *d, enum arguments_mode mode)
 {
 	struct error err = {0};
-	switch (mode) {
-	case MODE_HELP:
-		print_help();
+	if (arguments_print(mode))
 		return EXIT_SUCCESS;
-	case MODE_VERSION:
-		puts("kdserved " PACKAGE_VERSION);
-		return EXIT_SUCCESS;
-	case MODE_PRINT_CONFIG:
-		return print_config();
-	case MODE_PRINT_MAN:
-		config_print_man(stdout, options_table, options_count);
-		return EXIT_SUCCESS;
-	default:
-		break;
-	}
 	if (options_check(&d->options, &err)) {
 		fprintf(stderr, "kdserved: %s\n", err.message);
 		return EXIT_BAD_CONFIG;
@@ -494,7 +380,7 @@ int main(int argc, char **argv)
 {
 	struct daemon d = {0};
 	struct error err = {0};
-	enum mode mode = MODE_RUN;
+	enum arguments_mode mode = MODE_RUN;
 	(void)argc;
 	idle_init(argv);
 	heap_init();
@@ -502,7 +388,7 @@ int main(int argc, char **argv)
 		fprintf(stderr, "kdserved: %s\n", err.message);
 		return EXIT_FAILURE;
 	}
-	int status = read_arguments(&d.options, argv, &mode, &err);
+	int status = arguments_read(&d.options, argv, &mode, &err);
 	if (status)
 		fprintf(stderr, "kdserved: %s\n", err.message);
 	else

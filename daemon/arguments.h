@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command line of kdserved: settings over those of --config, and the words that only print.
+#pragma once
+
+#include <stdbool.h>
+
+struct error;
+struct options;
+
+#define EXIT_USAGE 2
+#define EXIT_BAD_CONFIG 78           // EX_CONFIG: the unit's RestartPreventExitStatus, so that systemd does not try for ever
+
+enum arguments_mode { MODE_RUN, MODE_CHECK, MODE_HELP, MODE_VERSION, MODE_PRINT_CONFIG, MODE_PRINT_MAN };
+
+// 0, or the exit status with err filled.
+int arguments_read(struct options *o, char **argv, enum arguments_mode *ret_mode, struct error *err);
+bool arguments_print(enum arguments_mode mode);      // does what a printing mode asks; false for the others
