@@ -60,7 +60,8 @@ static void ask_alone(struct kd_client *client)
 	struct kd_error e;
 	for (int q = 0; q < N_QUERIES; q++)
 		for (int i = 0; i < N_SEQUENCES; i++) {
-			struct kd_request request = {.size = sizeof request, .query = &queries[q], .sequences = &sequences[i], .n_sequences = 1, .flags = KD_NO_STORE};
+			struct kd_request request = {.size = sizeof request, .query = &queries[q], .sequences = &sequences[i],
+						     .n_sequences = 1, .flags = KD_NO_STORE};
 			if (kd_score(client, &request, &alone[q][i], &e))
 				errx(2, "alone: %s: %s", e.field, e.message);
 		}
@@ -98,8 +99,8 @@ static void party_ask(struct party *p)
 	p->cancelled = false;
 	for (uint32_t i = 0; i < p->n; i++)
 		chosen[i] = sequences[p->which[i] = random_below(N_SEQUENCES)];
-	struct kd_request request = {.size = sizeof request, .query = &queries[p->query], .sequences = chosen, .n_sequences = p->n, .flags = KD_NO_STORE,
-				     .deadline_ms = p->hurried ? 1 + random_below(20) : 0};
+	struct kd_request request = {.size = sizeof request, .query = &queries[p->query], .sequences = chosen, .n_sequences = p->n,
+				     .flags = KD_NO_STORE, .deadline_ms = p->hurried ? 1 + random_below(20) : 0};
 	if (kd_submit(p->client, &request, &p->id, &e))
 		errx(2, "submit: %s: %s", e.field, e.message);
 	sums.requests++;
