@@ -30,8 +30,8 @@ int gguf_get_int32s(const struct gguf *file, const char *key, int32_t **ret, uin
 // memory the caller frees (tensor->data): a short read is an error, so that a file truncated under us cannot kill the process.
 int gguf_find(const struct gguf *file, const char *name, struct tensor *ret_tensor);
 int gguf_read(const struct gguf *file, const char *name, struct tensor *ret_tensor, struct error *err);
-// n rows from row `first` on, as they lie in the file: n row_bytes = n_bytes / dims[0] each. A vector is one row. ERROR_CONFLICT when the file
-// was written to since it was opened.
+// n rows from row `first` on, as they lie in the file: n row_bytes = n_bytes / dims[0] each. A vector is one row. ERROR_CONFLICT when the
+// file was written to since it was opened.
 int gguf_read_rows(const struct gguf *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err);
 size_t gguf_count(const struct gguf *file);
 const char *gguf_name(const struct gguf *file, size_t i);      // in name order

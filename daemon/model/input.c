@@ -83,7 +83,8 @@ bool input_is_changed(const struct input *in)
 		st.st_mtim.tv_nsec != in->modified.tv_nsec;
 }
 
-int input_read_rows(const struct input *in, const struct tensor *t, uint64_t offset, uint64_t first, uint64_t n, void *to, struct error *err)
+int input_read_rows(const struct input *in, const struct tensor *t, uint64_t offset, uint64_t first, uint64_t n, void *to,
+		    struct error *err)
 {
 	uint64_t n_rows = t->n_dims == 1 ? 1 : t->dims[0], row = t->n_bytes / n_rows;      // the file's loader saw to whole rows
 	if (first > n_rows || n > n_rows - first)

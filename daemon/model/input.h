@@ -29,6 +29,7 @@ bool input_is_changed(const struct input *in);
 // n rows from `first` on of the tensor whose bytes begin at `offset`, as they lie in the file (a vector is one row). ERROR_CONFLICT when
 // the file is changed.
 struct tensor;
-int input_read_rows(const struct input *in, const struct tensor *t, uint64_t offset, uint64_t first, uint64_t n, void *to, struct error *err);
+int input_read_rows(const struct input *in, const struct tensor *t, uint64_t offset, uint64_t first, uint64_t n, void *to,
+		    struct error *err);
 // The whole of a small file, NUL-terminated after its n bytes; larger than max_bytes is ERROR_TOO_LARGE. The caller frees.
 int input_read_file(const char *path, size_t max_bytes, char **ret_bytes, size_t *ret_n, struct error *err);

@@ -253,7 +253,8 @@ static int read_run(const struct model_file *m, const char *name, uint64_t first
 	return r < 0 ? r : gguf_read_rows(m->gguf, gguf, first, n, to, err);
 }
 
-int model_file_read_rows(const struct model_file *file, const char *name, const uint32_t *rows, uint32_t n, float *ret_values, struct error *err)
+int model_file_read_rows(const struct model_file *file, const char *name, const uint32_t *rows, uint32_t n, float *ret_values,
+			 struct error *err)
 {
 	struct tensor t;
 	int r = describe(file, name, &t, err);

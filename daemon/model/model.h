@@ -17,7 +17,8 @@ struct tensor_source model_file_source(struct model_file *file);
 int model_file_tokenizer(struct model_file *file, struct tokenizer **ret_tokenizer, struct error *err);
 // Rows of a matrix by their numbers (repeats are fine), or a vector as its row 0, as float: (n, columns). `name` is Hugging Face's; -ENOENT
 // when there is none. Safe from any thread while nobody closes the file.
-int model_file_read_rows(const struct model_file *file, const char *name, const uint32_t *rows, uint32_t n, float *ret_values, struct error *err);
+int model_file_read_rows(const struct model_file *file, const char *name, const uint32_t *rows, uint32_t n, float *ret_values,
+			 struct error *err);
 const char *model_file_dtype(const struct model_file *file);        // of most weight bytes: "Q4_1", "BF16"
 // SHA-256 over every tensor (canonical name order: name, dtype, dims, bytes) and the architecture: the same for the same weights.
 int model_file_weights_id(struct model_file *file, struct content_id *ret_id, struct error *err);

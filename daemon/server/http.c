@@ -131,8 +131,8 @@ static void loop_once(struct http *h)
 	MHD_run(h->daemon);
 }
 
-// After the stop: answer the exchanges under way (still listening, so that /ready can say 503), stop listening, let small requests end, cancel
-// what is left and wait until it is back from other threads.
+// After the stop: answer the exchanges under way (still listening, so that /ready can say 503), stop listening, let small requests end,
+// cancel what is left and wait until it is back from other threads.
 static void finish(struct http_thread *t)
 {
 	struct http *h = &t->http;

@@ -103,7 +103,9 @@ static int add_stop(struct ask_reader *r, const json_t *v, const char *name, str
 	a->n_stop++;
 	if (!n)
 		return error_set(err, ERROR_INVALID, name, "an empty text stops everything");
-	return n > GENERATION_MAX_STOP_BYTES ? error_set(err, ERROR_TOO_LARGE, name, "%zu bytes, the limit is %d", n, GENERATION_MAX_STOP_BYTES) : 0;
+	if (n > GENERATION_MAX_STOP_BYTES)
+		return error_set(err, ERROR_TOO_LARGE, name, "%zu bytes, the limit is %d", n, GENERATION_MAX_STOP_BYTES);
+	return 0;
 }
 
 // A string, or a list of them.
@@ -202,7 +204,8 @@ static const struct ask_field ask_fields[] = {
 	{"request_id", ignore, 0, 0, 0}, {"session_id", ignore, 0, 0, 0}, {"priority", ignore, 0, 0, 0}, {"cache_salt", ignore, 0, 0, 0},
 	{"spaces_between_special_tokens", ignore, 0, 0, 0}, {"detokenize", ignore, 0, 0, 0},
 	// would change the answer: neutral only
-	{"suffix", read_neutral, 0, 0, 0}, {"min_tokens", read_neutral, 0, 0, 0}, {"presence_penalty", read_neutral, 0, 0, 0}, {"frequency_penalty", read_neutral, 0, 0, 0},
+	{"suffix", read_neutral, 0, 0, 0}, {"min_tokens", read_neutral, 0, 0, 0}, {"presence_penalty", read_neutral, 0, 0, 0},
+	{"frequency_penalty", read_neutral, 0, 0, 0},
 	{"repetition_penalty", read_neutral, 0, 1, 0}, {"length_penalty", read_neutral, 0, 1, 0}, {"best_of", read_neutral, 0, 1, 0},
 	{"logit_bias", read_neutral, 0, 0, 0}, {"use_beam_search", read_neutral, 0, 0, 0}, {"allowed_token_ids", read_neutral, 0, 0, 0},
 	{"bad_words", read_neutral, 0, 0, 0}, {"truncate_prompt_tokens", read_neutral, 0, 0, 0}, {"prompt_embeds", read_neutral, 0, 0, 0},

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The question part of POST /v1/score: every field of struct query. Its one complication is gather and spans, which are one for all sequences
-// or one for each, told apart by how deep their arrays lie.
+// The question part of POST /v1/score: every field of struct query. Its one complication is gather and spans, which are one for all
+// sequences or one for each, told apart by how deep their arrays lie.
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a completion asks of the service. What is said about the prompt comes from a score of it. So does the first token after it where that
-// is all that is asked (as evaluation harnesses and trainers do): the row after the last token is there anyway, its largest id is the
+// What a completion asks of the service. What is said about the prompt comes from a score of it. So does the first token after it where
+// that is all that is asked (as evaluation harnesses and trainers do): the row after the last token is there anyway, its largest id is the
 // greedy choice, and a random draw at tau = 1 / temperature is a sample. One pass instead of two.
 #include <inttypes.h>
 #include <stdio.h>

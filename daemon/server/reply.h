@@ -15,7 +15,8 @@ struct teacher;
 struct teacher_info;
 struct token_offsets;
 
-// Ours: {"error":{"code","message","field"}}. OpenAI's: {"error":{"message","type","param","code"}}, param and code null where they say nothing.
+// Ours: {"error":{"code","message","field"}}. OpenAI's: {"error":{"message","type","param","code"}}, param null where it says
+// nothing.
 enum reply_errors { REPLY_ERRORS_OWN, REPLY_ERRORS_OPENAI };
 void reply_error(struct buffer *b, const struct error *e, enum reply_errors shape);
 // The members of "teacher" in score replies, without braces: where the numbers come from.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows with "encoding":"base64": each array as one blob, {"dtype","shape","data"}, little-endian (as this program's hosts are) and row-major.
-// Where rows differ in length the values of all rows lie end to end and "offsets" (n_rows + 1 numbers of u32, a blob's data too) say where
-// each row's begin.
+// Rows with "encoding":"base64": each array as one blob, {"dtype","shape","data"}, little-endian (as this program's hosts are) and
+// row-major. Where rows differ in length the values of all rows lie end to end, and "offsets" (n_rows + 1 numbers of u32, base64 too) say
+// where each row's begin.
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,7 +29,8 @@ static void close_blob(struct buffer *b, const void *data, size_t n_bytes)
 }
 
 // n_columns 0: one number per row. Nothing where it was not asked for.
-static void blob(struct buffer *b, const char *name, const char *dtype, const void *data, size_t item_bytes, uint32_t n_rows, uint32_t n_columns)
+static void blob(struct buffer *b, const char *name, const char *dtype, const void *data, size_t item_bytes, uint32_t n_rows,
+		 uint32_t n_columns)
 {
 	if (!data)
 		return;

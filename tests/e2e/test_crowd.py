@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A crowd at the HTTP door, beside a storm at the binary one: scores, completions, streams and small resources mixed; clients that leave
 before, while and after they are answered. Every answer is held against the same question asked alone; afterwards nothing is left behind
-and hardly anything was computed for nobody. KDSERVED_TEST_CROWD sets the number of connections, KDSERVED_TEST_ROUNDS the requests of each."""
+and hardly anything was computed for nobody. KDSERVED_TEST_CROWD sets the number of connections, KDSERVED_TEST_ROUNDS the requests of
+each."""
 import asyncio
 import json
 import os
@@ -29,7 +30,8 @@ def questions():
     for i in range(6):
         some = [{"tokens": tokens(i, 5 + 9 * i)}, {"tokens": tokens(i + 50, 12)}]
         yield "/v1/score", {"sequences": some, "top_k": 1 + 5 * i, "own": True, "entropy": bool(i % 2)}
-        yield "/v1/score", {"sequences": some, "gather": [[i, 7], [3]], "draws": {"n": 9, "seed": i}, "temperatures": [1, 2], "encoding": "base64"}
+        yield "/v1/score", {"sequences": some, "gather": [[i, 7], [3]], "draws": {"n": 9, "seed": i}, "temperatures": [1, 2],
+            "encoding": "base64"}
         yield "/v1/score", {"sequences": some, "sum": True, "features": [{"kind": "final"}], "pooling": "mean"}
         yield "/v1/completions", {"prompt": [tokens(i, 20), tokens(i, 3)], "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
         yield "/v1/completions", {"prompt": tokens(i, 15), "max_tokens": 1, "prompt_logprobs": 4, "seed": i}
@@ -75,7 +77,8 @@ class Crowd(unittest.TestCase):
             data = json.dumps(body).encode()
             status, _, reply = cls.daemon.http("POST", path, data)
             assert status in (200, 400), reply
-            head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data))
+            head = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % (path.encode(),
+                len(data))
             cls.asked.append((head, data, essence(status, reply)))
 
     async def read_reply(self, reader):
@@ -164,7 +167,8 @@ class Crowd(unittest.TestCase):
         print(*sums, "grown %d KiB" % grown, "wasted %.3f %%" % (100 * share), sep="\n", file=sys.stderr)
         self.assertEqual([m["kd_reserved_" + what] for what in ("requests", "tokens", "bytes")], [0, 0, 0])
         for door in ("http", "socket"):
-            parts = [m['kd_requests_%s{door="%s"}' % (name, door)] for name in ("answered_total", "rejected_total", "cancelled_total", "in_flight")]
+            parts = [m['kd_requests_%s{door="%s"}' % (name, door)] for name in ("answered_total", "rejected_total", "cancelled_total",
+                "in_flight")]
             self.assertEqual(m['kd_requests_accepted_total{door="%s"}' % door], sum(parts))
             self.assertEqual(parts[3], 0)
         for one in sums:

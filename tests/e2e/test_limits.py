@@ -18,7 +18,8 @@ import kdserved_bytes as wire    # noqa: E402: the path comes first
 
 MAX_TOKENS, MAX_SEQUENCES, MAX_TOP_K, MAX_GATHER, MAX_DRAWS, MAX_SPANS = 40, 6, 50, 9, 11, 5
 MAX_JSON = MAX_BODY = 8192
-SMALL = ("--max-tokens", str(MAX_TOKENS), "--max-sequences", str(MAX_SEQUENCES), "--max-top-k", str(MAX_TOP_K), "--max-gather", str(MAX_GATHER),
+SMALL = ("--max-tokens", str(MAX_TOKENS), "--max-sequences", str(MAX_SEQUENCES), "--max-top-k", str(MAX_TOP_K), "--max-gather",
+    str(MAX_GATHER),
     "--max-draws", str(MAX_DRAWS), "--max-spans", str(MAX_SPANS), "--max-json", str(MAX_JSON), "--max-body", str(MAX_BODY))
 A = [5, 17, 200, 3]
 
@@ -141,7 +142,8 @@ class Limits(unittest.TestCase):
             with self.subTest(ping=n), self.daemon.client() as c:
                 c.send(kdserved.PING, 9, b"x" * n)
                 kind, request_id, body = c.receive()
-                self.assertEqual((kind, request_id, body) if good else (kind, request_id), (kdserved.PONG, 9, b"x" * n) if good else (kdserved.ERROR, 0))
+                self.assertEqual((kind, request_id, body) if good else (kind, request_id), (kdserved.PONG, 9,
+                    b"x" * n) if good else (kdserved.ERROR, 0))
         for n, good in ((255, True), (256, True), (257, False)):
             with self.subTest(token=n), self.daemon.client(hello=False) as c:
                 c.send(kdserved.HELLO, 0, wire.hello_body(b"t" * n))

@@ -99,7 +99,8 @@ class OpenAI(unittest.TestCase):
     def test_texts_and_tokens_are_the_same_question(self):
         tokens = self.daemon.post("/v1/tokenize", {"text": TEXT})[1]["tokens"]
         by_text = self.complete(prompt=[TEXT, "in"], max_tokens=1, temperature=0, logprobs=2, echo=True)["choices"]
-        by_token = self.complete(prompt=[tokens, self.daemon.post("/v1/tokenize", {"text": "in"})[1]["tokens"]], max_tokens=1, temperature=0,
+        by_token = self.complete(prompt=[tokens, self.daemon.post("/v1/tokenize", {"text": "in"})[1]["tokens"]], max_tokens=1,
+            temperature=0,
             logprobs=2, echo=True)["choices"]
         self.assertEqual(by_text, by_token)
 
@@ -138,7 +139,8 @@ class OpenAI(unittest.TestCase):
 
     def test_a_sample_of_one_token_follows_its_seed(self):
         def sample(seed, temperature=1.0):
-            return self.complete(prompt=TOKENS, max_tokens=1, temperature=temperature, seed=seed, return_token_ids=True)["choices"][0]["token_ids"]
+            return self.complete(prompt=TOKENS, max_tokens=1, temperature=temperature, seed=seed,
+                return_token_ids=True)["choices"][0]["token_ids"]
         self.assertEqual(sample(5), sample(5))
         self.assertGreater(len({sample(i)[0] for i in range(20)}), 1)
         self.assertEqual({sample(i, 0.01)[0] for i in range(5)}, {self.score(TOKENS, 1)[-1]["ids"][0]})
@@ -194,7 +196,8 @@ class OpenAI(unittest.TestCase):
         self.assertEqual(choice["text"], self.daemon.post("/v1/detokenize", {"tokens": TOKENS + want})[1]["text"])
 
     def test_samples_follow_seed_and_number(self):
-        ask = {"prompt": [TOKENS, [1, 2]], "n": 3, "max_tokens": 6, "temperature": 1.0, "seed": 11, "return_token_ids": True, "ignore_eos": True}
+        ask = {"prompt": [TOKENS, [1, 2]], "n": 3, "max_tokens": 6, "temperature": 1.0, "seed": 11, "return_token_ids": True,
+            "ignore_eos": True}
         one, two = self.complete(**ask), self.complete(**ask)
         ids = [c["token_ids"] for c in one["choices"]]
         self.assertEqual(ids, [c["token_ids"] for c in two["choices"]])
@@ -225,7 +228,8 @@ class OpenAI(unittest.TestCase):
         return [json.loads(e[len("data: "):]) for e in events[:-2]]
 
     def test_a_stream_adds_up_to_the_whole(self):
-        for more in ({}, {"echo": True, "logprobs": 2}, {"prompt": [TEXT, TOKENS], "n": 2, "temperature": 1.0, "seed": 3}, {"stop": "\u00e9"}):
+        for more in ({}, {"echo": True, "logprobs": 2}, {"prompt": [TEXT, TOKENS], "n": 2, "temperature": 1.0, "seed": 3},
+            {"stop": "\u00e9"}):
             with self.subTest(more=more):
                 ask = dict({"prompt": TEXT, "max_tokens": 10, "temperature": 0, "return_token_ids": True, "ignore_eos": True,
                     "return_tokens_as_token_ids": True}, **more)
@@ -243,9 +247,11 @@ class OpenAI(unittest.TestCase):
 
     def test_a_stream_comes_while_it_is_made(self):
         """More than one chunk; a client that leaves in the middle ends the work."""
-        kdserved.wait_until(lambda: len(self.read_stream(prompt=TEXT, max_tokens=40, n=8, ignore_eos=True)) > 16, "chunks of tokens under way")
+        kdserved.wait_until(lambda: len(self.read_stream(prompt=TEXT, max_tokens=40, n=8, ignore_eos=True)) > 16,
+            "chunks of tokens under way")
         before = self.daemon.metrics()['kd_requests_cancelled_total{door="http"}']
-        body = json.dumps({"model": self.model, "prompt": TEXT, "max_tokens": 40, "temperature": 1.0, "ignore_eos": True, "stream": True, "n": 8})
+        body = json.dumps({"model": self.model, "prompt": TEXT, "max_tokens": 40, "temperature": 1.0, "ignore_eos": True, "stream": True,
+            "n": 8})
         with socket.create_connection(("127.0.0.1", self.daemon.port), timeout=kdserved.PATIENCE) as s:
             s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" %
                 (len(body), body.encode()))
@@ -298,7 +304,8 @@ class OpenAI(unittest.TestCase):
         error = self.refuse(404, "model", model="gpt-4", prompt="a")
         self.assertEqual((error["type"], error["code"]), ("invalid_request_error", "not_found"))
         for param, ask in (
-            ("prompt", {}), ("prompt", {"prompt": []}), ("prompt", {"prompt": ""}), ("prompt", {"prompt": 5}), ("prompt[1]", {"prompt": ["a", 5]}),
+            ("prompt", {}), ("prompt", {"prompt": []}), ("prompt", {"prompt": ""}), ("prompt", {"prompt": 5}), ("prompt[1]",
+            {"prompt": ["a", 5]}),
             ("prompt[1]", {"prompt": ["a", ""]}), ("prompt[0]", {"prompt": [[]]}), ("prompt[1]", {"prompt": [1, "a"]}),
             ("prompt[0]", {"prompt": [265, 1]}), ("prompt[1][1]", {"prompt": [[1], [1, 300]]}), ("prompt[0]", {"prompt": [-1]}),
             ("echo", {"prompt": "a", "echo": "yes"}), ("n", {"prompt": "a", "n": 0}), ("max_tokens", {"prompt": "a", "max_tokens": -1}),
@@ -309,7 +316,8 @@ class OpenAI(unittest.TestCase):
             ("stop", {"prompt": "a", "stop": ""}), ("stop[1]", {"prompt": "a", "stop": ["a", 3]}),
             ("stream_options", {"prompt": "a", "stream_options": {"include_usage": True}}),
             ("suffix", {"prompt": "a", "suffix": "b"}), ("logit_bias", {"prompt": "a", "logit_bias": {"5": 1}}),
-            ("presence_penalty", {"prompt": "a", "presence_penalty": 0.5}), ("repetition_penalty", {"prompt": "a", "repetition_penalty": 1.1}),
+            ("presence_penalty", {"prompt": "a", "presence_penalty": 0.5}), ("repetition_penalty", {"prompt": "a",
+            "repetition_penalty": 1.1}),
             ("best_of", {"prompt": "a", "best_of": 2}), ("nonsense", {"prompt": "a", "nonsense": 1}),
             ("seed", {"prompt": "a", "seed": 1.5}), ("min_tokens", {"prompt": "a", "min_tokens": 1}),
         ):

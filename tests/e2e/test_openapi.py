@@ -86,8 +86,10 @@ class OpenAPI(unittest.TestCase):
     def test_score(self):
         base = {"sequences": [{"tokens": TOKENS}, {"text": "the cat"}], "top_k": 3}
         for more in ({}, {"own": True, "entropy": True, "temperatures": [1, 2.5]}, {"first": -2, "last": -1, "values": "f16"},
-            {"store": False, "deadline_ms": 60000}, {"gather": [1, 2]}, {"gather": [[[1]] * 7, [3]]}, {"spans": [[1, 2]]}, {"sum": True, "entropy": True},
-            {"dense": True, "values": "u8", "keep": [1, 2, 3]}, {"top_mass": 0.5, "tail": True, "max_prob": True, "argmax": True, "sum_squares": True},
+            {"store": False, "deadline_ms": 60000}, {"gather": [1, 2]}, {"gather": [[[1]] * 7, [3]]}, {"spans": [[1, 2]]}, {"sum": True,
+            "entropy": True},
+            {"dense": True, "values": "u8", "keep": [1, 2, 3]}, {"top_mass": 0.5, "tail": True, "max_prob": True, "argmax": True,
+            "sum_squares": True},
             {"draws": {"n": 5, "seed": 1, "tau": 0.5, "tail": True}}, {"features": [{"kind": "hidden", "layer": 1}, {"kind": "final"}]},
             {"features": [{"kind": "q", "layer": 1}], "pooling": "mean", "feature_values": "bf16"}):
             for encoding in ("json", "base64"):
@@ -100,21 +102,26 @@ class OpenAPI(unittest.TestCase):
 
     def test_generate(self):
         ask = {"prompts": [{"tokens": TOKENS}, {"text": "the cat"}], "max_tokens": 3}
-        for more in ({}, {"n": 2, "seed": 5, "logprobs": True, "rows": 2}, {"temperature": 0, "stop": "a", "stop_ids": [1]}, {"stream": True},
-            {"stream": True, "logprobs": True, "rows": 1, "response_prefix": {"tokens": [4]}}, {"top_k": 5, "top_p": 0.5, "min_p": 0.1, "typical_p": 0.5},
+        for more in ({}, {"n": 2, "seed": 5, "logprobs": True, "rows": 2}, {"temperature": 0, "stop": "a", "stop_ids": [1]},
+            {"stream": True},
+            {"stream": True, "logprobs": True, "rows": 1, "response_prefix": {"tokens": [4]}}, {"top_k": 5, "top_p": 0.5, "min_p": 0.1,
+            "typical_p": 0.5},
             {"stop": ["a", "b"], "specials": True, "first_sample": 3, "ignore_eos": True, "deadline_ms": 60000}):
             with self.subTest(more=more):
                 self.check("generate", dict(ask, **more))
-        for wrong in ({"prompts": []}, {"prompts": [{}]}, {"n": 0}, {"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"min_p": 2}, {"typical_p": 0},
+        for wrong in ({"prompts": []}, {"prompts": [{}]}, {"n": 0}, {"max_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"min_p": 2},
+            {"typical_p": 0},
             {"stop": 5}, {"stop": [""]}, {"rows": -1}, {"stream": 1}, {"seed": -1}, {"logprobs": 1}, {"top": 1}):
             with self.subTest(wrong=wrong):
                 self.check("generate", dict(ask, **wrong), status=400, valid=False)
 
     def test_completions(self):
         ask = {"model": self.model, "prompt": "the cat", "max_tokens": 1, "temperature": 0}
-        for more in ({}, {"echo": True, "logprobs": 2}, {"prompt_logprobs": 1, "return_token_ids": True}, {"prompt": [TOKENS, [1]], "logprobs": 0},
+        for more in ({}, {"echo": True, "logprobs": 2}, {"prompt_logprobs": 1, "return_token_ids": True}, {"prompt": [TOKENS, [1]],
+            "logprobs": 0},
             {"max_tokens": 0, "prompt": ["a", "b"], "n": 2}, {"stream": True, "stream_options": {"include_usage": True}, "logprobs": 1},
-            {"stop": ["a"], "user": "u", "logprobs": None}, {"max_tokens": 5, "temperature": 1, "top_p": 0.9, "top_k": 20, "min_p": 0.01, "seed": 1, "n": 2},
+            {"stop": ["a"], "user": "u", "logprobs": None}, {"max_tokens": 5, "temperature": 1, "top_p": 0.9, "top_k": 20, "min_p": 0.01,
+            "seed": 1, "n": 2},
             {"max_tokens": 5, "stream": True, "echo": True, "logprobs": 1, "return_token_ids": True}):
             with self.subTest(more=more):
                 self.check("completions", dict(ask, **more))
@@ -134,8 +141,10 @@ class Validator(unittest.TestCase):
     def test_it_refuses(self):
         for one, value in (({"type": "integer"}, True), ({"type": "integer"}, 1.5), ({"type": "number"}, "1"), ({"enum": [1, None]}, 0),
             ({"const": 1}, True), ({"type": "object", "required": ["a"]}, {}), ({"additionalProperties": False}, {"a": 1}),
-            ({"properties": {"a": {"type": "string"}}}, {"a": 1}), ({"items": {"minimum": 1}}, [0]), ({"exclusiveMinimum": 0}, 0), ({"minLength": 1}, ""), ({"maxItems": 1}, [1, 2]),
-            ({"pattern": "^a$"}, "b"), ({"oneOf": [{}, {}]}, 1), ({"anyOf": [{"type": "null"}]}, 1), ({"additionalProperties": {"type": "null"}}, {"x": 1})):
+            ({"properties": {"a": {"type": "string"}}}, {"a": 1}), ({"items": {"minimum": 1}}, [0]), ({"exclusiveMinimum": 0}, 0),
+            ({"minLength": 1}, ""), ({"maxItems": 1}, [1, 2]),
+            ({"pattern": "^a$"}, "b"), ({"oneOf": [{}, {}]}, 1), ({"anyOf": [{"type": "null"}]}, 1),
+            ({"additionalProperties": {"type": "null"}}, {"x": 1})):
             with self.subTest(schema=one, value=value):
                 self.assertRaises(schema.Invalid, schema.validate, {}, one, value)
         self.assertRaises(AssertionError, schema.validate, {}, {"multipleOf": 2}, 3)

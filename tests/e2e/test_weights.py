@@ -74,7 +74,8 @@ class Weights(unittest.TestCase):
             wide, = struct.unpack("<I", struct.pack("<f", x))
             self.assertEqual(bits, wide + 0x7fff + (wide >> 16 & 1) >> 16)
         as_json = self.ask(tensor="embedding", ids=[9], dtype="bf16")["values"][0]
-        self.assertEqual([struct.unpack("<f", struct.pack("<I", b << 16))[0] for b in got], [kdserved.as_f32({"v": v})["v"] for v in as_json])
+        self.assertEqual([struct.unpack("<f", struct.pack("<I", b << 16))[0] for b in got],
+            [kdserved.as_f32({"v": v})["v"] for v in as_json])
 
     def test_the_binary_door_answers_the_same(self):
         body = {"tensor": "head", "ids": [1, 2], "encoding": "base64"}
@@ -88,7 +89,8 @@ class Weights(unittest.TestCase):
             ("first", {"tensor": "head", "first": VOCABULARY}), ("count", {"tensor": "head", "first": 1, "count": VOCABULARY}),
             ("count", {"tensor": "head", "count": 0}), ("ids", {"tensor": "head", "ids": [1], "first": 1}),
             ("ids", {"tensor": "final_norm", "ids": [0]}), ("first", {"tensor": "final_norm", "first": 1}),
-            ("dtype", {"tensor": "head", "dtype": "f64"}), ("encoding", {"tensor": "head", "encoding": "hex"}), ("rows", {"tensor": "head", "rows": 1})):
+            ("dtype", {"tensor": "head", "dtype": "f64"}), ("encoding", {"tensor": "head", "encoding": "hex"}), ("rows", {"tensor": "head",
+            "rows": 1})):
             with self.subTest(body=body):
                 self.assertEqual(self.ask(400, **body)["error"]["field"], field)
 

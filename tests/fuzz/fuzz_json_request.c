@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bodies of HTTP requests. What was read must be whole, and a refusal must say where and why. Texts go through a tokenizer of a few letters.
+// Bodies of HTTP requests. What was read must be whole, and a refusal must say where and why. Texts go through a tokenizer
+// of a few letters.
 #include <string.h>
 
 #include "common/error.h"

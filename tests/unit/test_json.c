@@ -263,7 +263,8 @@ static void replies_are_json_whatever_they_hold(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(the_whole_question_is_read),        cmocka_unit_test(a_whole_request_is_read),           cmocka_unit_test(what_is_left_out_has_its_default),
+		cmocka_unit_test(the_whole_question_is_read),        cmocka_unit_test(a_whole_request_is_read),
+		cmocka_unit_test(what_is_left_out_has_its_default),
 		cmocka_unit_test(every_rejection_names_its_field),   cmocka_unit_test(brackets_in_strings_are_not_depth),
 		cmocka_unit_test(a_mixture_has_a_rule_and_members),
 		cmocka_unit_test(small_bodies_are_read_and_refused), cmocka_unit_test(replies_are_json_whatever_they_hold),
