@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/store/crash.h"
 #include "daemon/store/ring.h"
 
 #define BACKOFF_MIN_MS 100
@@ -75,6 +76,7 @@ static void item_acknowledge(struct appender *a, struct pending_item *item, cons
 {
 	if (err)
 		atomic_fetch_add(&a->parts->counters.n_failed_appends, 1);
+	crash(CRASH_ACKNOWLEDGE);
 	if (item->done && !item->acknowledged)
 		item->done(item->arg, err);
 	item->acknowledged = true;
@@ -211,6 +213,7 @@ static int run_write(struct appender *a, struct pending_item *first, struct pend
 	}
 	uint64_t good;
 	int rc = tail_flush(t, &good);
+	crash(CRASH_PUBLISH);
 	for (item = first; item != stop; item = item->next) {
 		if (item->written)
 			continue;

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/store/crash.h"
 
 void directory_shard_name(uint32_t id, char ret_name[DIRECTORY_NAME_MAX])
 {
@@ -159,6 +160,11 @@ int directory_list(const struct directory *d, uint32_t **ret_ids, size_t *ret_n,
 	return 0;
 }
 
+static void crash_file(const char *name, enum crash_point shard, enum crash_point index)
+{
+	crash(ends_with(name, ".shard") ? shard : index);
+}
+
 static void temporary_name(const char *name, char ret[DIRECTORY_NAME_MAX])
 {
 	snprintf(ret, DIRECTORY_NAME_MAX, "%.20s.tmp", name);
@@ -172,6 +178,7 @@ int directory_create(const struct directory *d, const char *name, int *ret_fd, s
 	if (fd < 0)
 		return error_system(err, errno, NULL, "store %s: cannot make %s", d->path, temporary);
 	*ret_fd = fd;
+	crash_file(name, CRASH_SHARD_CREATED, CRASH_INDEX_CREATED);
 	return 0;
 }
 
@@ -179,9 +186,16 @@ int directory_commit(const struct directory *d, const char *name, int fd, struct
 {
 	char temporary[DIRECTORY_NAME_MAX];
 	temporary_name(name, temporary);
-	if (fsync(fd) < 0 || renameat(d->fd, temporary, d->fd, name) < 0 || fsync(d->fd) < 0)
-		return error_system(err, errno, NULL, "store %s: cannot put %s in place", d->path, name);
-	return 0;
+	crash_file(name, CRASH_SHARD_WRITTEN, CRASH_INDEX_WRITTEN);
+	int rc = fsync(fd);
+	crash_file(name, CRASH_SHARD_SYNCED, CRASH_INDEX_SYNCED);
+	if (rc == 0)
+		rc = renameat(d->fd, temporary, d->fd, name);
+	crash_file(name, CRASH_SHARD_RENAMED, CRASH_INDEX_RENAMED);
+	if (rc == 0)
+		rc = fsync(d->fd);
+	crash_file(name, CRASH_SHARD_LISTED, CRASH_INDEX_LISTED);
+	return rc < 0 ? error_system(err, errno, NULL, "store %s: cannot put %s in place", d->path, name) : 0;
 }
 
 void directory_abandon(const struct directory *d, const char *name)

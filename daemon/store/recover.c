@@ -12,6 +12,7 @@
 
 #include "common/error.h"
 #include "common/record.h"
+#include "daemon/store/crash.h"
 #include "daemon/store/scan.h"
 
 #define LOOKS 3                  // at what is damaged at the end of a shard that another process may be writing
@@ -106,11 +107,13 @@ static void recovery_mend(struct recovery *r, bool newest)
 {
 	struct tail_shard *s = &r->shard;
 	uint8_t seal[SHARD_SEAL_BYTES];
+	crash(CRASH_MEND_BEFORE);
 	if (r->failed || ftruncate(s->fd, (off_t)s->end) < 0) {        // also when nothing is torn: gives back space set aside
 		r->failed = true;
 		return;
 	}
 	r->size = s->end;
+	crash(CRASH_MEND_CUT);
 	if (!r->sealed && !(newest && !r->damaged)) {
 		shard_seal_encode(s->seed, s->end, s->next_number, seal);
 		if (directory_write(s->fd, seal, sizeof seal, s->end) < 0) {
@@ -120,10 +123,12 @@ static void recovery_mend(struct recovery *r, bool newest)
 		r->sealed = true;
 		r->size += sizeof seal;
 	}
+	crash(CRASH_MEND_SEALED);
 	if (fsync(s->fd) < 0) {
 		r->failed = true;
 		return;
 	}
+	crash(CRASH_MEND_SYNCED);
 	s->synced = s->end;
 	if (r->sealed)
 		sidecar_write(&s->entries, &r->parts->directory, s->id, s->seed, r->size, NULL);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/store/crash.h"
 #include "daemon/store/ring.h"
 
 // Space is set aside in steps, each twice the one before: little to waste in a store that hardly grows, few calls in one that grows fast.
@@ -145,6 +146,7 @@ static void write_complete(struct tail *t, struct tail_write *w)
 		return;
 	w->submitted = false;
 	int rc = ring_complete(t->ring, &w->op);
+	crash(CRASH_WRITE_AFTER);
 	if (rc == -EINVAL && t->shard.direct && w->op.n_done == 0) {       // this file system wants larger blocks: then with the page cache
 		direct_set(&t->shard, false);
 		ring_submit(t->ring, &w->op);
@@ -174,11 +176,13 @@ static void write_submit(struct tail *t)
 				 .in_order = true, .align = t->shard.direct ? TAIL_BLOCK : 0};
 	w->fresh = false;
 	w->submitted = true;
+	crash(CRASH_WRITE_BEFORE);
 	if (!t->registered && w->n == TAIL_WRITE_BYTES) {       // pins the memory: not for a store that writes little
 		ring_register_memory(t->ring, t->writes[0].data, (size_t)TAIL_WRITES * TAIL_WRITE_BYTES);
 		t->registered = true;
 	}
 	ring_submit(t->ring, &w->op);
+	crash(CRASH_WRITE_SUBMITTED);
 	t->filling = (t->filling + 1) % TAIL_WRITES;
 }
 
@@ -261,8 +265,10 @@ int tail_cut(struct tail *t)
 int tail_sync(struct tail *t)
 {
 	struct ring_op op = {.kind = RING_FSYNC, .fd = t->shard.fd};
+	crash(CRASH_FSYNC_BEFORE);
 	ring_submit(t->ring, &op);
 	int rc = ring_complete(t->ring, &op);
+	crash(CRASH_FSYNC_AFTER);
 	if (rc == 0)
 		t->shard.synced = t->shard.end;
 	return rc;
@@ -274,11 +280,15 @@ int tail_seal(struct tail *t)
 	uint8_t seal[SHARD_SEAL_BYTES];
 	uint64_t good;
 	shard_seal_encode(s->seed, s->end, s->next_number, seal);
+	crash(CRASH_SEAL_BEFORE);
 	put(t, seal, sizeof seal);
 	uint64_t size = s->end + (tail_flush(t, &good) == 0 ? sizeof seal : 0);
+	crash(CRASH_SEAL_WRITTEN);
 	if (ftruncate(s->fd, (off_t)size) < 0)      // a seal written in part, and space set aside
 		return -errno;
+	crash(CRASH_SEAL_CUT);
 	int rc = tail_sync(t);
+	crash(CRASH_SEAL_SYNCED);
 	// Without a seal (disk full) the shard is only slower to open; the next start seals it.
 	if (rc == 0 && size > s->end && !s->entries_missing)
 		sidecar_write(&s->entries, t->directory, s->id, s->seed, size, NULL);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A writer killed at random moments: it reports each acknowledgement through a pipe to its parent, who afterwards opens the store and
-// holds it to every one of them. KD_KILLS sets the number of kills (60), KD_SEED the seed.
+// A writer killed at random moments, and at every named place of the store's code: it reports each acknowledgement through a pipe to its
+// parent, who afterwards opens the store and holds it to every one of them. KD_KILLS sets the number of random kills (300), KD_POINT_KILLS
+// that at each place (2), KD_SEED the seed.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +19,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/store/crash.h"
 #include "tests/unit/store_fixture.h"
 
 #define PER_CYCLE 100000u            // record numbers a writer may use
@@ -45,6 +48,7 @@ static struct record *numbered(uint64_t n)
 // ---- the writer
 
 static int oracle;
+static struct { enum crash_point at; unsigned nth; atomic_uint n; } point;
 
 static enum store_durability durability_of(unsigned mode, uint64_t n)
 {
@@ -62,6 +66,12 @@ static void on_ack(void *arg, const struct error *err)
 	uint64_t n = (uint64_t)(uintptr_t)arg;
 	if (err || write(oracle, &n, sizeof n) != sizeof n)
 		_exit(3);
+}
+
+static void on_point(enum crash_point at)
+{
+	if (at == point.at && atomic_fetch_add(&point.n, 1) + 1 == point.nth)
+		kill(getpid(), SIGKILL);
 }
 
 static void writer(const char *directory, uint64_t first, unsigned mode)
@@ -104,9 +114,9 @@ static void read_acks(int fd, struct acks *a)
 	assert_int_equal(k, 0);
 }
 
-static void cycle(const char *directory, uint64_t first, unsigned mode, unsigned ms, struct acks *a)
+static pid_t writer_start(const char *directory, uint64_t first, unsigned mode, bool at_point, int *ret_acks)
 {
-	int ends[2], status;
+	int ends[2];
 	assert_int_equal(pipe(ends), 0);
 	fcntl(ends[1], F_SETPIPE_SZ, 1 << 20);        // room for 131072 acknowledgements: the writer never waits for us
 	pid_t child = fork();
@@ -114,16 +124,32 @@ static void cycle(const char *directory, uint64_t first, unsigned mode, unsigned
 	if (child == 0) {
 		close(ends[0]);
 		oracle = ends[1];
+		crash_hook = at_point ? on_point : NULL;
+		alarm(60);
 		writer(directory, first, mode);
 	}
 	close(ends[1]);
+	*ret_acks = ends[0];
+	return child;
+}
+
+static void writer_wait(pid_t child, int acks, struct acks *a)
+{
+	int status;
+	assert_int_equal(waitpid(child, &status, 0), child);
+	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
+		fail_msg("the writer left by itself with status 0x%x", (unsigned)status);
+	read_acks(acks, a);
+	close(acks);
+}
+
+static void cycle(const char *directory, uint64_t first, unsigned mode, unsigned ms, struct acks *a)
+{
+	int acks;
+	pid_t child = writer_start(directory, first, mode, false, &acks);
 	nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
 	kill(child, SIGKILL);
-	assert_int_equal(waitpid(child, &status, 0), child);
-	if (!WIFSIGNALED(status))
-		fail_msg("the writer left by itself with status 0x%x", (unsigned)status);
-	read_acks(ends[0], a);
-	close(ends[0]);
+	writer_wait(child, acks, a);
 }
 
 // Records of this writer that are in the store are the first ones it appended, all acknowledged ones among them. Returns how many.
@@ -149,47 +175,148 @@ static uint64_t expect_prefix(struct store *s, uint64_t first, const struct acks
 	return n - first;
 }
 
+// Acknowledgements of former writers, a sample.
+static struct { uint64_t *numbers; size_t n; } old;
+
+static void old_remember(const struct acks *a)
+{
+	if (!old.numbers)
+		old.numbers = calloc(MAX_OLD, sizeof *old.numbers);
+	assert_non_null(old.numbers);
+	for (size_t k = 0; k < a->n && old.n < MAX_OLD; k += 1 + a->n / 64)
+		old.numbers[old.n++] = a->numbers[k];
+}
+
+static void old_expect(struct store *s, unsigned n)
+{
+	for (unsigned k = 0; k < n && old.n; k++) {
+		struct record *r = numbered(old.numbers[rng() % old.n]);
+		assert_int_equal(fixture_expect(s, r), 0);
+		record_unref(r);
+	}
+}
+
+struct tally { uint64_t n_acked, n_kept, n_cut; };
+
+static void account(const char *directory, uint64_t first, const struct acks *a, struct tally *t)
+{
+	struct store *s = fixture_open(directory, SHARD_BYTES);
+	t->n_kept += expect_prefix(s, first, a);
+	old_expect(s, 50);
+	struct store_stats stats = fixture_stats(s);
+	assert_int_equal(stats.n_corrupt, 0);
+	assert_int_equal(stats.n_records, t->n_kept);
+	t->n_cut += stats.recovered_bytes > 0;
+	t->n_acked += a->n;
+	store_close(s);
+	old_remember(a);
+}
+
+static void seed_set(unsigned n_kills, const char *what)
+{
+	rng_state = from_environment("KD_SEED", (uint64_t)time(NULL) ^ ((uint64_t)getpid() << 32));
+	print_message("KD_SEED=%llu, %u kills %s\n", (unsigned long long)rng_state, n_kills, what);
+	free(old.numbers);
+	memset(&old, 0, sizeof old);
+}
+
+// A third of the time on the disk, where writes bypass the page cache; else in memory, which is quicker.
 static void no_acknowledged_record_is_lost_to_kill_9(void **state)
 {
 	(void)state;
-	uint64_t seed = from_environment("KD_SEED", (uint64_t)time(NULL) ^ ((uint64_t)getpid() << 32));
-	unsigned n_kills = (unsigned)from_environment("KD_KILLS", 60);
-	print_message("KD_SEED=%llu, %u kills\n", (unsigned long long)seed, n_kills);
-	rng_state = seed;
+	unsigned n_kills = (unsigned)from_environment("KD_KILLS", 300), done = 0;
+	static const char *const places[] = {"/dev/shm", NULL};
+	seed_set(n_kills, "at random times");
+	for (int k = 0; k < 2; k++) {
+		const char *before = getenv("TMPDIR");
+		char *kept = before ? strdup(before) : NULL;
+		if (places[k] && !before && access(places[k], W_OK) == 0)
+			setenv("TMPDIR", places[k], 1);
+		char *d = fixture_directory();
+		if (!kept)
+			unsetenv("TMPDIR");
+		free(kept);
+		struct tally t = {0};
+		old.n = 0;
+		unsigned until = k ? n_kills : n_kills - n_kills / 3;
+		for (unsigned first = done; done < until; done++) {
+			struct acks a = {0};
+			uint64_t number = (uint64_t)(done - first) * PER_CYCLE;
+			unsigned mode = rng() % 8, ms = 1 + rng() % (rng() % 16 ? 25 : 150);
+			cycle(d, number, mode, ms, &a);
+			account(d, number, &a, &t);
+			free(a.numbers);
+		}
+		print_message("%llu acknowledged, %llu kept, %llu torn tails\n", (unsigned long long)t.n_acked, (unsigned long long)t.n_kept,
+			      (unsigned long long)t.n_cut);
+		assert_true(t.n_acked > n_kills / 10);        // the writers got to write
+		fixture_remove(d);
+	}
+}
+
+// So that there is something to mend.
+static void tail_tear(const char *directory)
+{
+	for (uint32_t id = 200000; id-- > 0;) {
+		char name[32];
+		snprintf(name, sizeof name, "%08x.shard", id);
+		if (!fixture_exists(directory, name))
+			continue;
+		size_t n;
+		uint8_t *bytes = fixture_read(directory, name, &n), *longer = realloc(bytes, n + 100);
+		assert_non_null(longer);
+		memset(longer + n, 0x55, 100);
+		fixture_write(directory, name, longer, n + 100);
+		free(longer);
+		return;
+	}
+}
+
+static void kills_at(enum crash_point at, unsigned n_kills)
+{
 	char *d = fixture_directory();
-	static uint64_t old[MAX_OLD];
-	size_t n_old = 0;
-	uint64_t n_acked = 0, n_kept = 0, n_cut = 0;
-	for (unsigned i = 0; i < n_kills; i++) {
+	struct tally t = {0};
+	bool mending = at >= CRASH_MEND_BEFORE && at <= CRASH_MEND_SYNCED;
+	bool rotates = at <= CRASH_INDEX_LISTED || (at >= CRASH_SEAL_BEFORE && at <= CRASH_SEAL_SYNCED);
+	struct acks none = {0};
+	old.n = 0;
+	account(d, 0, &none, &t);
+	for (unsigned i = 0; i < n_kills + mending; i++) {
 		struct acks a = {0};
 		uint64_t first = (uint64_t)i * PER_CYCLE;
-		unsigned mode = rng() % 8, ms = 1 + rng() % (rng() % 3 ? 60 : 300);
-		cycle(d, first, mode, ms, &a);
-		struct store *s = fixture_open(d, SHARD_BYTES);
-		n_kept += expect_prefix(s, first, &a);
-		for (unsigned k = 0; k < 50 && n_old; k++) {
-			struct record *r = numbered(old[rng() % n_old]);
-			assert_int_equal(fixture_expect(s, r), 0);
-			record_unref(r);
-		}
-		struct store_stats stats = fixture_stats(s);
-		assert_int_equal(stats.n_corrupt, 0);
-		assert_int_equal(stats.n_records, n_kept);
-		n_cut += stats.recovered_bytes > 0;
-		store_close(s);
-		n_acked += a.n;
-		for (size_t k = 0; k < a.n && n_old < MAX_OLD; k += 1 + a.n / 64)
-			old[n_old++] = a.numbers[k];
+		int acks;
+		bool mends = mending && i > 0;        // the first only leaves something behind
+		if (mends)
+			tail_tear(d);
+		point.at = mending && !mends ? CRASH_ACKNOWLEDGE : at;
+		point.nth = 1 + (mends ? 0 : rng() % (rotates ? 3 : 40));
+		atomic_store(&point.n, 0);
+		pid_t child = writer_start(d, first, rng() % 4, true, &acks);
+		writer_wait(child, acks, &a);
+		account(d, first, &a, &t);
 		free(a.numbers);
 	}
-	print_message("%llu acknowledged, %llu kept, %llu torn tails\n", (unsigned long long)n_acked, (unsigned long long)n_kept,
-		      (unsigned long long)n_cut);
-	assert_true(n_acked > n_kills);        // the writers got to write
 	fixture_remove(d);
+}
+
+static void no_acknowledged_record_is_lost_at_any_named_place(void **state)
+{
+	(void)state;
+	unsigned n_kills = (unsigned)from_environment("KD_POINT_KILLS", 2);
+	seed_set(n_kills, "at each named place");
+	if (access("/dev/shm", W_OK) == 0)
+		setenv("TMPDIR", "/dev/shm", 0);
+	for (enum crash_point at = 0; at < CRASH_REWRITE_MADE; at++) {
+		print_message("%s\n", crash_name(at));
+		kills_at(at, n_kills);
+	}
 }
 
 int main(void)
 {
-	const struct CMUnitTest tests[] = {cmocka_unit_test(no_acknowledged_record_is_lost_to_kill_9)};
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(no_acknowledged_record_is_lost_to_kill_9),
+		cmocka_unit_test(no_acknowledged_record_is_lost_at_any_named_place),
+	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
