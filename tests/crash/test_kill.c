@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A writer killed at random moments, and at every named place of the store's code: it reports each acknowledgement through a pipe to its
 // parent, who afterwards opens the store and holds it to every one of them. KD_KILLS sets the number of random kills (300), KD_POINT_KILLS
-// that at each place (2), KD_SEED the seed.
+// that at each place (2), KD_POINT takes one place alone, KD_SEED the seed.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -249,7 +249,7 @@ static void no_acknowledged_record_is_lost_to_kill_9(void **state)
 		}
 		print_message("%llu acknowledged, %llu kept, %llu torn tails\n", (unsigned long long)t.n_acked, (unsigned long long)t.n_kept,
 			      (unsigned long long)t.n_cut);
-		assert_true(t.n_acked > n_kills / 10);        // the writers got to write
+		assert_true(t.n_acked >= n_kills / 10);       // the writers got to write
 		fixture_remove(d);
 	}
 }
@@ -288,7 +288,7 @@ static void kills_at(enum crash_point at, unsigned n_kills)
 		bool mends = mending && i > 0;        // the first only leaves something behind
 		if (mends)
 			tail_tear(d);
-		point.at = mending && !mends ? CRASH_ACKNOWLEDGE : at;
+		point.at = mending && !mends ? CRASH_WRITE_AFTER : at;
 		point.nth = 1 + (mends ? 0 : rng() % (rotates ? 3 : 40));
 		atomic_store(&point.n, 0);
 		pid_t child = writer_start(d, first, rng() % 4, true, &acks);
@@ -307,6 +307,9 @@ static void no_acknowledged_record_is_lost_at_any_named_place(void **state)
 	if (access("/dev/shm", W_OK) == 0)
 		setenv("TMPDIR", "/dev/shm", 0);
 	for (enum crash_point at = 0; at < CRASH_REWRITE_MADE; at++) {
+		const char *only = getenv("KD_POINT");
+		if (only && strcmp(only, crash_name(at)) != 0)
+			continue;
 		print_message("%s\n", crash_name(at));
 		kills_at(at, n_kills);
 	}
