@@ -78,6 +78,18 @@ double *golden_f32s(struct golden_file *g, size_t n)
 	return x;
 }
 
+bool golden_device_found(void)
+{
+	struct backend *be = NULL;
+	struct error err = {0};
+	struct backend_options options = {.n_threads = 1, .max_rows = 1};
+	bool found = backend_open(DEVICE, &options, &be, &err) == 0;
+	backend_close(be);
+	if (!found)
+		fprintf(stderr, "skipped: %s\n", err.message);
+	return found;
+}
+
 void golden_model_open(struct golden_model *m, const char *path, const char *device, enum backend_numeric numeric, bool training,
 		       uint32_t max_positions)
 {

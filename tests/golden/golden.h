@@ -36,6 +36,13 @@ struct golden_model {
 };
 
 // A model for scoring, or (training) with its parameters filled from the file.
+// The device a program of this folder holds to account, given when it is compiled.
+#ifndef DEVICE
+#define DEVICE "cpu"
+#endif
+// Whether it is there; says why not.
+bool golden_device_found(void);
+
 void golden_model_open(struct golden_model *m, const char *path, const char *device, enum backend_numeric numeric, bool training,
 		       uint32_t max_positions);
 void golden_model_close(struct golden_model *m);

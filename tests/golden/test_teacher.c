@@ -137,7 +137,7 @@ static struct worst compare(enum backend_numeric numeric)
 	struct worst w = {0};
 	golden_open(&g, "teacher.bin", "KDGT");
 	uint32_t n_texts = reader_u32(&g.reader), n_ids = reader_u32(&g.reader), *ids = golden_u32s(&g, n_ids);
-	golden_model_open(&m, teacher_path, "cpu", numeric, false, MAX_POSITIONS);
+	golden_model_open(&m, teacher_path, DEVICE, numeric, false, MAX_POSITIONS);
 	assert_int_equal(n_texts, 20);
 	for (uint32_t i = 0; i < n_texts; i++)
 		w.logits = fmax(w.logits, compare_text(&m, &g, ids, n_ids, &w));
@@ -175,5 +175,7 @@ int main(void)
 		fprintf(stderr, "skipped: no teacher at %s\n", teacher_path);
 		return 77;
 	}
+	if (!golden_device_found())
+		return 77;
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
