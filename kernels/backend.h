@@ -31,10 +31,21 @@ struct backend;
 
 enum backend_numeric { BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16 };
 
+// What the caller will make, counted before it makes it (the model's *_need functions). A device with memory of its own reserves it at open, in
+// one piece, or refuses with the numbers; from then on it asks the device for nothing more. All 0: not counted, each array is asked for.
+struct backend_need {
+	uint64_t n_real, n_act;          // elements of all arrays
+	uint64_t n_weight;               // elements of loaded matrices
+	uint64_t n_arrays;               // arrays and matrices
+	uint64_t n_slots;                // longest list of cache slots of a layout
+};
+
 struct backend_options {
 	uint32_t n_threads;              // 0 = all processors this process may use
 	enum backend_numeric numeric;    // of products of immutable weights; AUTO = the fastest the device has
-	uint64_t memory_bytes;           // device memory to reserve (cuda); 0 = what is needed
+	uint64_t memory_bytes;           // device memory it may take (cuda); 0 = no such limit
+	double memory_share;             // the same as a share of the device's memory; 0 = no such limit
+	struct backend_need need;
 	uint32_t max_rows;               // largest T (or rows) any call will use: scratch is reserved for it at open
 };
 

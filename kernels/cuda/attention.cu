@@ -1,235 +1,153 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal attention over packed sequences and its gradients, without a [T x T] matrix: each thread owns one query row (or one key row on
-// the way back) and walks the other side tile by tile through shared memory. Tiles are aligned to the sequence's own start, and
-// every sum runs in position order, so a row's bits do not depend on its neighbours. The simplest form that is correct; tensor
-// cores come with measurements.
-#include "kernels/cuda/cuda.cuh"
+// Attention over packed sequences or from a cache, without a [T x T] matrix: the tensor-core form where it fits (attention_tensor.cu); here
+// the plain one, in float, for float32 acts and head sizes that are not whole vectors: a thread is a lane, keys pass through shared memory.
+#include "kernels/cuda/attention.cuh"
 
-#define ROWS 64     // rows a block owns, one per thread
-#define TILE 32     // rows of the other side in shared memory at a time
+#define LANES 64
 
-struct tile {
-	uint32_t start, length;    // the sequence: first row in the batch, rows
-	uint32_t first;            // this block's first row within the sequence; >= length: nothing to do
-};
-
-// The i-th tile of ROWS rows, counting through the sequences in order.
-static __device__ tile tile_find(const uint32_t *starts, uint32_t n_sequences, uint32_t i)
+// n keys or values of one kv head into shared memory as floats; columns D..D_MAX are zero.
+template <int D_MAX, typename A> static __device__ void load_keys(float (*to)[D_MAX], const A *from, const attention_input<A> &in, const cuda_tile &at,
+								  uint32_t first, uint32_t n)
 {
-	for (uint32_t s = 0; s < n_sequences; s++) {
-		uint32_t length = starts[s + 1] - starts[s], tiles = (length + ROWS - 1) / ROWS;
-		if (i < tiles)
-			return tile{starts[s], length, i * ROWS};
-		i -= tiles;
+	for (uint32_t i = threadIdx.x; i < n * D_MAX; i += blockDim.x) {
+		uint32_t j = i / D_MAX, d = i % D_MAX, D = in.shape.head_size;
+		to[j][d] = d < D ? to_float(from[key_row(in, at, first + j) * in.stride + blockIdx.y * (size_t)D + d]) : 0.0f;
 	}
-	return tile{0, 0, 0};
 }
 
-// n rows of D values from `from` (row stride `stride`) into shared memory as floats; columns D..D_MAX are zero.
-template <int D_MAX, typename A> static __device__ void load_rows(float (*to)[D_MAX], const A *from, size_t stride, uint32_t n, uint32_t D)
-{
-	for (uint32_t i = threadIdx.x; i < n * D_MAX; i += blockDim.x)
-		to[i / D_MAX][i % D_MAX] = i % D_MAX < D ? to_float(from[i / D_MAX * stride + i % D_MAX]) : 0.0f;
-}
+template <int D_MAX> struct running { float q[D_MAX], sum[D_MAX], max, total; };
 
-template <int D_MAX, typename A> static __device__ void load_row(float *to, const A *from, uint32_t D)
+template <int D_MAX> static __device__ void running_take(running<D_MAX> *r, const float *key, const float *value, float scale)
 {
+	float score = 0;
 #pragma unroll
 	for (int d = 0; d < D_MAX; d++)
-		to[d] = d < (int)D ? to_float(from[d]) : 0.0f;
-}
-
-template <int D_MAX> static __device__ float dot(const float *a, const float *b)
-{
-	float sum = 0;
+		score += r->q[d] * key[d];
+	score *= scale;
+	if (score > r->max) {
+		float shrink = expf(r->max - score);
+		r->total *= shrink;
+#pragma unroll
+		for (int d = 0; d < D_MAX; d++)
+			r->sum[d] *= shrink;
+		r->max = score;
+	}
+	float p = expf(score - r->max);
+	r->total += p;
 #pragma unroll
 	for (int d = 0; d < D_MAX; d++)
-		sum += a[d] * b[d];
-	return sum;
+		r->sum[d] += p * value[d];
 }
 
-template <int D_MAX> static __device__ void add_scaled(float *to, float scale, const float *from)
+template <int D_MAX, int TILE, typename A> static __global__ void attention_kernel(A *y, float *lse, attention_input<A> in)
 {
+	__shared__ float keys[TILE][D_MAX], values[TILE][D_MAX];
+	cuda_tile at = in.tiles[blockIdx.x];
+	uint32_t D = in.shape.head_size, group = in.shape.n_heads / in.shape.n_kv_heads, row = threadIdx.x / group;
+	bool mine = row < at.n_rows;
+	size_t head = blockIdx.y * group + threadIdx.x % group, to = (at.row + (mine ? row : 0)) * (size_t)in.shape.n_heads + head;
+	running<D_MAX> r;
+	r.max = -INFINITY;
+	r.total = 0;
 #pragma unroll
-	for (int d = 0; d < D_MAX; d++)
-		to[d] += scale * from[d];
-}
-
-template <int D_MAX, typename A> static __device__ void store_row(A *to, const float *from, float scale, uint32_t D)
-{
+	for (int d = 0; d < D_MAX; d++) {
+		r.q[d] = mine && d < (int)D ? to_float(in.q[(at.row + row) * in.q_stride + head * D + d]) : 0.0f;
+		r.sum[d] = 0;
+	}
+	uint32_t end = at.position + at.n_rows;    // no row of this tile looks further
+	for (uint32_t first = 0; first < end; first += TILE) {
+		uint32_t n = min((uint32_t)TILE, end - first);
+		__syncthreads();
+		load_keys<D_MAX>(keys, in.k, in, at, first, n);
+		load_keys<D_MAX>(values, in.v, in, at, first, n);
+		__syncthreads();
+		for (uint32_t j = 0; mine && j < n && first + j <= at.position + row; j++)
+			running_take(&r, keys[j], values[j], in.shape.scale);
+	}
+	if (!mine)
+		return;
 #pragma unroll
 	for (int d = 0; d < D_MAX; d++)
 		if (d < (int)D)
-			to[d] = from_float<A>(from[d] * scale);
-}
-
-template <int D_MAX, typename A> static __global__ void attention_kernel(A *y, float *lse, const A *qkv, const uint32_t *starts, uint32_t n_sequences, attention_shape s)
-{
-	__shared__ float keys[TILE][D_MAX], values[TILE][D_MAX];
-	tile at = tile_find(starts, n_sequences, blockIdx.x);
-	uint32_t D = s.head_size, head = blockIdx.y, kv = head / (s.n_heads / s.n_kv_heads), row = at.first + threadIdx.x;
-	size_t W = (size_t)(s.n_heads + 2 * s.n_kv_heads) * D, here = at.start + row;
-	bool mine = row < at.length;
-	float q[D_MAX], sum[D_MAX], max = -INFINITY, total = 0;
-	load_row<D_MAX>(q, qkv + (mine ? here : 0) * W + head * D, D);
-	for (int d = 0; d < D_MAX; d++)
-		sum[d] = 0;
-	uint32_t end = min(at.first + ROWS, at.length);    // no row of this block looks further
-	for (uint32_t first = 0; first < end; first += TILE) {
-		uint32_t n = min((uint32_t)TILE, end - first);
-		const A *k = qkv + (size_t)(at.start + first) * W + (size_t)(s.n_heads + kv) * D;
-		__syncthreads();
-		load_rows<D_MAX>(keys, k, W, n, D);
-		load_rows<D_MAX>(values, k + (size_t)s.n_kv_heads * D, W, n, D);
-		__syncthreads();
-		for (uint32_t j = 0; mine && j < n && first + j <= row; j++) {
-			float score = s.scale * dot<D_MAX>(q, keys[j]);
-			if (score > max) {
-				float shrink = expf(max - score);
-				total *= shrink;
-				for (int d = 0; d < D_MAX; d++)
-					sum[d] *= shrink;
-				max = score;
-			}
-			float p = expf(score - max);
-			total += p;
-			add_scaled<D_MAX>(sum, p, values[j]);
-		}
-	}
-	if (!mine)
-		return;
-	store_row<D_MAX>(y + (here * s.n_heads + head) * D, sum, 1.0f / total, D);
+			y[to * D + d] = from_float<A>(r.sum[d] / r.total);
 	if (lse)
-		lse[here * s.n_heads + head] = max + logf(total);
+		lse[to] = r.max + logf(r.total);
 }
 
-// Gradient of the query rows: dq = sum over keys of ds k, ds = p (dy.v - delta) scale, delta = dy.y
-template <int D_MAX, typename A> static __global__ void query_backward_kernel(A *dqkv, const A *dy, const A *qkv, const A *y, const float *lse, const uint32_t *starts,
-									      uint32_t n_sequences, attention_shape s)
+template <typename A> static void attend_plain(backend *be, A *y, float *lse, attention_input<A> in, bool cached)
 {
-	__shared__ float keys[TILE][D_MAX], values[TILE][D_MAX];
-	tile at = tile_find(starts, n_sequences, blockIdx.x);
-	uint32_t D = s.head_size, head = blockIdx.y, kv = head / (s.n_heads / s.n_kv_heads), row = at.first + threadIdx.x;
-	size_t W = (size_t)(s.n_heads + 2 * s.n_kv_heads) * D;
-	bool mine = row < at.length;
-	size_t here = mine ? at.start + row : 0, out = (here * s.n_heads + head) * D;
-	float q[D_MAX], g[D_MAX], dq[D_MAX];
-	load_row<D_MAX>(dq, y + out, D);
-	load_row<D_MAX>(g, dy + out, D);
-	float delta = dot<D_MAX>(g, dq), normal = mine ? lse[here * s.n_heads + head] : 0;
-	load_row<D_MAX>(q, qkv + here * W + head * D, D);
-	for (int d = 0; d < D_MAX; d++)
-		dq[d] = 0;
-	uint32_t end = min(at.first + ROWS, at.length);
-	for (uint32_t first = 0; first < end; first += TILE) {
-		uint32_t n = min((uint32_t)TILE, end - first);
-		const A *k = qkv + (size_t)(at.start + first) * W + (size_t)(s.n_heads + kv) * D;
-		__syncthreads();
-		load_rows<D_MAX>(keys, k, W, n, D);
-		load_rows<D_MAX>(values, k + (size_t)s.n_kv_heads * D, W, n, D);
-		__syncthreads();
-		for (uint32_t j = 0; mine && j < n && first + j <= row; j++) {
-			float p = expf(s.scale * dot<D_MAX>(q, keys[j]) - normal);
-			add_scaled<D_MAX>(dq, p * (dot<D_MAX>(g, values[j]) - delta), keys[j]);
-		}
-	}
-	if (mine)
-		store_row<D_MAX>(dqkv + here * W + head * D, dq, s.scale, D);
-}
-
-// Gradients of the key and value rows: each thread owns a key and walks the later queries of every head of its group.
-template <int D_MAX, typename A> static __global__ void key_backward_kernel(A *dqkv, const A *dy, const A *qkv, const A *y, const float *lse, const uint32_t *starts,
-									    uint32_t n_sequences, attention_shape s)
-{
-	__shared__ float queries[TILE][D_MAX], gradients[TILE][D_MAX], deltas[TILE], normals[TILE];
-	tile at = tile_find(starts, n_sequences, blockIdx.x);
-	uint32_t D = s.head_size, kv = blockIdx.y, group = s.n_heads / s.n_kv_heads, row = at.first + threadIdx.x;
-	size_t W = (size_t)(s.n_heads + 2 * s.n_kv_heads) * D;
-	bool mine = row < at.length;
-	size_t here = mine ? at.start + row : 0, k_at = here * W + (size_t)(s.n_heads + kv) * D, v_at = k_at + (size_t)s.n_kv_heads * D;
-	float k[D_MAX], v[D_MAX], dk[D_MAX], dv[D_MAX];
-	load_row<D_MAX>(k, qkv + k_at, D);
-	load_row<D_MAX>(v, qkv + v_at, D);
-	for (int d = 0; d < D_MAX; d++)
-		dk[d] = dv[d] = 0;
-	for (uint32_t head = kv * group; head < (kv + 1) * group; head++) {
-		for (uint32_t first = at.first / TILE * TILE; first < at.length; first += TILE) {
-			uint32_t n = min((uint32_t)TILE, at.length - first);
-			size_t query = at.start + first, out = (query * s.n_heads + head) * D;
-			__syncthreads();
-			load_rows<D_MAX>(queries, qkv + query * W + head * D, W, n, D);
-			load_rows<D_MAX>(gradients, dy + out, (size_t)s.n_heads * D, n, D);
-			__syncthreads();
-			if (threadIdx.x < n) {
-				float delta = 0;
-				for (uint32_t d = 0; d < D; d++)
-					delta += gradients[threadIdx.x][d] * to_float(y[out + (size_t)threadIdx.x * s.n_heads * D + d]);
-				deltas[threadIdx.x] = delta;
-				normals[threadIdx.x] = lse[(query + threadIdx.x) * s.n_heads + head];
-			}
-			__syncthreads();
-			for (uint32_t i = 0; mine && i < n; i++) {
-				if (first + i < row)
-					continue;
-				float p = expf(s.scale * dot<D_MAX>(queries[i], k) - normals[i]);
-				add_scaled<D_MAX>(dv, p, gradients[i]);
-				add_scaled<D_MAX>(dk, p * (dot<D_MAX>(gradients[i], v) - deltas[i]), queries[i]);
-			}
-		}
-	}
-	if (!mine)
+	uint32_t D = in.shape.head_size, group = in.shape.n_heads / in.shape.n_kv_heads;
+	if (D > 256 || group > LANES) {
+		backend_fail(be, "attention with heads of %u values, %u to a key: the CUDA backend takes up to 256, and %d", D, group, LANES);
 		return;
-	store_row<D_MAX>(dqkv + k_at, dk, s.scale, D);
-	store_row<D_MAX>(dqkv + v_at, dv, 1.0f, D);
-}
-
-// Picks the compiled head size that holds D; f is called with an integral constant.
-template <typename F> static void with_head_size(backend *be, uint32_t D, F f)
-{
+	}
+	const cuda_tiles *tiles = cuda_tiles_of(be, 0, LANES / group, cached);
+	if (!tiles)
+		return;
+	in.tiles = tiles->device;
+	dim3 grid(tiles->n, in.shape.n_kv_heads);
 	if (D <= 32)
-		f(std::integral_constant<int, 32>());
+		cuda_launch(be, "attention", grid, LANES, 0, attention_kernel<32, 32, A>, y, lse, in);
 	else if (D <= 64)
-		f(std::integral_constant<int, 64>());
+		cuda_launch(be, "attention", grid, LANES, 0, attention_kernel<64, 32, A>, y, lse, in);
 	else if (D <= 128)
-		f(std::integral_constant<int, 128>());
+		cuda_launch(be, "attention", grid, LANES, 0, attention_kernel<128, 32, A>, y, lse, in);
 	else
-		backend_fail(be, "attention heads of %u values: the CUDA backend takes up to 128", D);
+		cuda_launch(be, "attention", grid, LANES, 0, attention_kernel<256, 16, A>, y, lse, in);
 }
 
-// Upper bound of the tiles of a packed batch: every sequence may end in a part tile.
-static uint32_t tiles_of(const cuda *c) { return c->n_positions / ROWS + c->n_sequences; }
+// cache NULL: keys and values of the batch itself.
+static void attend(backend *be, struct act *y, float *lse, const struct act *qkv, const struct act *cache, const attention_shape *s)
+{
+	cuda *c = cuda_of(be);
+	if (backend_failed(be) || !c->n_positions)
+		return;
+	if (c->bf16 && attention_tensor_fits(s)) {
+		attention_tensor(be, (__nv_bfloat16 *)y, lse, input_of(c, (const __nv_bfloat16 *)qkv, (const __nv_bfloat16 *)cache, s), cache != NULL);
+		return;
+	}
+	with_act(c, [&](auto *type) {
+		using A = ACT_TYPE(type);
+		attend_plain(be, (A *)y, lse, input_of(c, (const A *)qkv, (const A *)cache, s), cache != NULL);
+	});
+}
 
 void cuda_attention(backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *s)
 {
-	cuda *c = cuda_of(be);
-	if (backend_failed(be) || !c->n_positions)
-		return;
-	dim3 grid(tiles_of(c), s->n_heads);
-	with_act(c, [&](auto *type) {
-		using A = ACT_TYPE(type);
-		with_head_size(be, s->head_size, [&](auto size) {
-			attention_kernel<decltype(size)::value, A><<<grid, ROWS, 0, c->stream>>>((A *)y, real_of(lse), (const A *)qkv, c->starts, c->n_sequences, *s);
-		});
-	});
-	CUDA_LAUNCHED(be, "attention");
+	attend(be, y, real_of(lse), qkv, NULL, s);
 }
 
-void cuda_attention_backward(backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y, const struct real *lse,
-			     const struct attention_shape *s)
+void cuda_attention_cached(backend *be, struct act *y, const struct act *qkv, const struct act *cache, const struct attention_shape *s)
+{
+	attend(be, y, NULL, qkv, cache, s);
+}
+
+// One block per tile of rows: k and v of a row lie together, in the batch and in the cache.
+template <typename A> static __global__ void cache_kernel(A *cache, attention_input<A> in)
+{
+	cuda_tile at = in.tiles[blockIdx.x];
+	size_t width = 2 * (size_t)in.shape.n_kv_heads * in.shape.head_size;
+	for (uint32_t r = 0; r < at.n_rows; r++) {
+		const A *from = in.q + (at.row + r) * in.q_stride + (size_t)in.shape.n_heads * in.shape.head_size;
+		A *to = cache + key_row(in, at, at.position + r) * width;
+		for (uint32_t i = threadIdx.x; i < width; i += blockDim.x)
+			to[i] = from[i];
+	}
+}
+
+void cuda_cache_write(backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *s)
 {
 	cuda *c = cuda_of(be);
+	uint32_t group = s->n_heads / s->n_kv_heads, lanes = c->bf16 && attention_tensor_fits(s) ? 128 : LANES;
 	if (backend_failed(be) || !c->n_positions)
 		return;
-	dim3 by_query(tiles_of(c), s->n_heads), by_key(tiles_of(c), s->n_kv_heads);
+	const cuda_tiles *tiles = cuda_tiles_of(be, 0, group < lanes ? lanes / group : 1, true);    // those attention_cached will want
+	if (!tiles)
+		return;
 	with_act(c, [&](auto *type) {
 		using A = ACT_TYPE(type);
-		with_head_size(be, s->head_size, [&](auto size) {
-			constexpr int D_MAX = decltype(size)::value;
-			query_backward_kernel<D_MAX, A><<<by_query, ROWS, 0, c->stream>>>((A *)dqkv, (const A *)dy, (const A *)qkv, (const A *)y, real_of(lse), c->starts,
-											   c->n_sequences, *s);
-			key_backward_kernel<D_MAX, A><<<by_key, ROWS, 0, c->stream>>>((A *)dqkv, (const A *)dy, (const A *)qkv, (const A *)y, real_of(lse), c->starts,
-										       c->n_sequences, *s);
-		});
+		attention_input<A> in = input_of(c, (const A *)qkv, (const A *)cache, s);
+		in.tiles = tiles->device;
+		cuda_launch(be, "cache_write", tiles->n, CUDA_BLOCK, 0, cache_kernel<A>, (A *)cache, in);
 	});
-	CUDA_LAUNCHED(be, "attention_backward");
 }

@@ -2,9 +2,12 @@
 // Opens the GPU, keeps its state and its first failure, and lists the operations.
 #include "kernels/cuda/cuda.cuh"
 
+#include <assert.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include <algorithm>
 #include <new>
 
 extern "C" {
@@ -36,64 +39,91 @@ static void cuda_close(backend *be)
 	cuda *c = cuda_of(be);
 	if (!c)
 		return;
-	cudaStreamSynchronize(c->stream);
+	if (c->stream)
+		cudaStreamSynchronize(c->stream);
 	cuda_gemm_plans_free(c);
 	if (c->blas)
 		cublasLtDestroy(c->blas);
-	for (void *p : {c->workspace, c->scratch, (void *)c->tokens, (void *)c->positions, (void *)c->starts, (void *)c->row_list, (void *)c->partial})
-		cudaFree(p);
-	cudaFreeHost(c->staging);
-	cudaFreeHost(c->partial_host);
-	if (c->staged)
-		cudaEventDestroy(c->staged);
+	cuda_arena_close(c);
+	for (int i = 0; i < 2; i++) {
+		cudaFreeHost(c->staging[i]);
+		if (c->staged[i])
+			cudaEventDestroy(c->staged[i]);
+	}
+	cudaFreeHost(c->results);
 	if (c->stream)
 		cudaStreamDestroy(c->stream);
+	free(c->starts_host);
+	free(c->slot_starts_host);
+	free(c->tiles_host);
 	delete c;
 	be->device = NULL;
 }
 
-// The device, its memory budget and the element type of act.
+// The device, and the element type of act.
 static int choose_device(backend *be, const backend_options *options, struct error *err)
 {
 	cuda *c = cuda_of(be);
 	cudaDeviceProp p;
-	size_t free_bytes = 0, total_bytes = 0;
+	size_t free_bytes = 0, total = 0;
 	cudaError_t e = cudaSetDevice(0);
 	if (e == cudaSuccess)
 		e = cudaGetDeviceProperties(&p, 0);
 	if (e == cudaSuccess)
-		e = cudaMemGetInfo(&free_bytes, &total_bytes);
-	if (e != cudaSuccess)
-		return error_set(err, ERROR_UNSUPPORTED, "device", "no usable CUDA device: %s", cudaGetErrorString(e));
+		e = cudaMemGetInfo(&free_bytes, &total);    // makes the context
+	enum plan_error kind = plan_error_class(e);
+	if (kind == PLAN_ERROR_ABSENT)
+		return error_set(err, ERROR_UNSUPPORTED, "device", "no CUDA device: %s", cudaGetErrorString(e));
+	if (kind != PLAN_ERROR_NONE)    // a device is there: no quiet way round it
+		return error_set(err, kind == PLAN_ERROR_MEMORY ? ERROR_MEMORY : ERROR_UNAVAILABLE, "device", "the GPU cannot be used%s: %s (%d)",
+				 kind == PLAN_ERROR_NOT_READY ? " now" : "", cudaGetErrorString(e), (int)e);
 	if (p.major < 8)
 		return error_set(err, ERROR_UNSUPPORTED, "device", "%s has compute capability %d.%d, 8.0 is needed", p.name, p.major, p.minor);
-	c->memory_bytes = plan_memory(options->memory_bytes, free_bytes);
-	if (!c->memory_bytes)
-		return error_set(err, ERROR_MEMORY, "gpu-memory", "%llu bytes asked, %zu free on %s", (unsigned long long)options->memory_bytes,
-				 free_bytes, p.name);
 	c->bf16 = options->numeric != BACKEND_NUMERIC_F32;
+	c->max_rows = options->max_rows;
 	be->numeric = c->bf16 ? "bf16" : "f32";
-	snprintf(c->description, sizeof c->description, "%.60s, %.1f GiB reserved", p.name, (double)c->memory_bytes / (1u << 30));
+	snprintf(c->description, sizeof c->description, "%.60s, compute capability %d.%d, %.1f GiB", p.name, p.major, p.minor,
+		 (double)total / (1u << 30));
 	be->description = c->description;
 	return 0;
 }
 
-static int reserve(backend *be, uint32_t max_rows, struct error *err)
+static int open_handles(backend *be, struct error *err)
 {
 	cuda *c = cuda_of(be);
-	size_t n = (size_t)max_rows + 1;
-	c->max_rows = max_rows;
-	bool good = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking) == cudaSuccess &&
-		    cudaEventCreateWithFlags(&c->staged, cudaEventDisableTiming) == cudaSuccess &&
-		    cublasLtCreate(&c->blas) == CUBLAS_STATUS_SUCCESS && cudaMalloc(&c->workspace, CUDA_WORKSPACE_BYTES) == cudaSuccess &&
-		    cudaMalloc(&c->scratch, CUDA_SCRATCH_BYTES) == cudaSuccess && cudaMalloc(&c->tokens, 4 * n) == cudaSuccess &&
-		    cudaMalloc(&c->positions, 4 * n) == cudaSuccess && cudaMalloc(&c->starts, 4 * n) == cudaSuccess &&
-		    cudaMalloc(&c->row_list, 4 * n) == cudaSuccess && cudaMallocHost(&c->staging, 12 * n) == cudaSuccess &&
-		    cudaMalloc(&c->partial, CUDA_BLOCK * sizeof(double)) == cudaSuccess &&
-		    cudaMallocHost(&c->partial_host, CUDA_BLOCK * sizeof(double)) == cudaSuccess;
+	size_t n = (size_t)c->max_rows + 1;
+	bool good = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking) == cudaSuccess;
+	for (int i = 0; i < 2; i++)
+		good = good && cudaEventCreateWithFlags(&c->staged[i], cudaEventDisableTiming) == cudaSuccess &&
+		       cudaMallocHost(&c->staging[i], CUDA_STAGING_BYTES) == cudaSuccess;
+	good = good && cudaMallocHost(&c->results, CUDA_RESULT_BYTES) == cudaSuccess && cublasLtCreate(&c->blas) == CUBLAS_STATUS_SUCCESS;
 	if (!good)
-		return error_set(err, ERROR_MEMORY, "device", "the GPU refused the work buffers for %u rows: %s", max_rows,
+		return error_set(err, ERROR_MEMORY, "device", "the GPU refused a stream, a handle or pinned memory: %s",
 				 cudaGetErrorString(cudaGetLastError()));
+	c->starts_host = (uint32_t *)calloc(n, sizeof *c->starts_host);
+	c->slot_starts_host = (uint32_t *)calloc(n, sizeof *c->slot_starts_host);
+	c->tiles_host = (cuda_tile *)calloc(2 * n, sizeof *c->tiles_host);
+	if (!c->starts_host || !c->slot_starts_host || !c->tiles_host)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", c->max_rows);
+	return 0;
+}
+
+// The backend's own device arrays: places in the reserve like all others (memory.cu's own_bytes counts them).
+static int open_arrays(backend *be, struct error *err)
+{
+	cuda *c = cuda_of(be);
+	size_t n = (size_t)c->max_rows + 1;
+	struct { void **array; size_t bytes; } arrays[] = {
+		{&c->workspace, CUDA_WORKSPACE_BYTES}, {&c->scratch, CUDA_SCRATCH_BYTES}, {(void **)&c->tokens, n * sizeof *c->tokens},
+		{(void **)&c->positions, n * sizeof *c->positions}, {(void **)&c->row_list, n * sizeof *c->row_list},
+		{(void **)&c->tiles[0].device, 2 * n * sizeof(cuda_tile)}, {(void **)&c->tiles[1].device, 2 * n * sizeof(cuda_tile)},
+		{(void **)&c->partial, CUDA_BLOCK * sizeof *c->partial}, {(void **)&c->slots, c->max_slots * sizeof *c->slots},
+	};
+	for (auto &a : arrays) {
+		*a.array = cuda_alloc(be, a.bytes, "a work buffer", err);
+		if (!*a.array)
+			return error_errno(ERROR_MEMORY);
+	}
 	return 0;
 }
 
@@ -104,7 +134,11 @@ static int cuda_open(backend *be, const backend_options *options, struct error *
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend cuda");
 	int r = choose_device(be, options, err);
 	if (!r)
-		r = reserve(be, options->max_rows, err);
+		r = open_handles(be, err);
+	if (!r)
+		r = cuda_arena_open(be, options, err);
+	if (!r)
+		r = open_arrays(be, err);
 	if (r < 0)
 		cuda_close(be);
 	return r;
@@ -116,22 +150,71 @@ static void cuda_sync(backend *be)
 		cuda_check(be, cudaStreamSynchronize(cuda_of(be)->stream), "waiting for the device");
 }
 
-// The layout goes through pinned staging; the event keeps the next batch from overwriting what is still being copied.
+// The list of slots: reserved at open where the caller counted it, else it grows.
+static bool keep_slots(backend *be, const struct layout *l)
+{
+	cuda *c = cuda_of(be);
+	struct error err = {};
+	uint64_t n = l->slot_starts[l->n_sequences];
+	if (n > c->max_slots) {
+		cuda_release(be, c->slots);
+		c->max_slots = 0;
+		c->slots = (uint32_t *)cuda_alloc(be, n * sizeof *c->slots, "a list of cache slots", &err);
+		if (!c->slots) {
+			backend_fail(be, "%s", err.message);
+			return false;
+		}
+		c->max_slots = n;
+	}
+	memcpy(c->slot_starts_host, l->slot_starts, ((size_t)l->n_sequences + 1) * sizeof *c->slot_starts_host);
+	return cuda_send(be, c->slots, l->slots, n * sizeof *c->slots, "copying a list of slots");
+}
+
 static void cuda_begin(backend *be, const struct layout *l)
 {
 	cuda *c = cuda_of(be);
-	if (backend_failed(be) || !cuda_check(be, cudaEventSynchronize(c->staged), "waiting for the last layout"))
+	if (backend_failed(be))
 		return;
-	size_t T = l->n_positions, n = (size_t)l->n_sequences + 1, gap = (size_t)c->max_rows + 1;
-	memcpy(c->staging, l->tokens, 4 * T);
-	memcpy(c->staging + gap, l->positions, 4 * T);
-	memcpy(c->staging + 2 * gap, l->starts, 4 * n);
-	cudaMemcpyAsync(c->tokens, c->staging, 4 * T, cudaMemcpyHostToDevice, c->stream);
-	cudaMemcpyAsync(c->positions, c->staging + gap, 4 * T, cudaMemcpyHostToDevice, c->stream);
-	cudaMemcpyAsync(c->starts, c->staging + 2 * gap, 4 * n, cudaMemcpyHostToDevice, c->stream);
+	assert(l->n_positions <= c->max_rows && l->n_sequences <= c->max_rows);
 	c->n_positions = l->n_positions;
 	c->n_sequences = l->n_sequences;
-	cuda_check(be, cudaEventRecord(c->staged, c->stream), "copying a layout");
+	c->has_slots = l->slots != NULL;
+	c->tiles[0].n_rows = c->tiles[1].n_rows = 0;
+	memcpy(c->starts_host, l->starts, ((size_t)l->n_sequences + 1) * sizeof *c->starts_host);
+	if (cuda_send(be, c->tokens, l->tokens, l->n_positions * sizeof *c->tokens, "copying a layout") &&
+	    cuda_send(be, c->positions, l->positions, l->n_positions * sizeof *c->positions, "copying a layout") && c->has_slots)
+		keep_slots(be, l);
+}
+
+// Rows `first`.. of sequence s as a tile; its position counts from the sequence's start, before which lies what a cache holds.
+static cuda_tile tile_at(const cuda *c, uint32_t s, uint32_t first, uint32_t n_rows, bool cached)
+{
+	uint32_t row = c->starts_host[s] + first, left = c->starts_host[s + 1] - row, position = first, keys = c->starts_host[s];
+	if (cached) {
+		position = c->slot_starts_host[s + 1] - c->slot_starts_host[s] - left;
+		keys = c->slot_starts_host[s];
+	}
+	return cuda_tile{row, left < n_rows ? left : n_rows, position, keys, row + left};
+}
+
+const cuda_tiles *cuda_tiles_of(backend *be, int which, uint32_t n_rows, bool cached)
+{
+	cuda *c = cuda_of(be);
+	cuda_tiles *t = &c->tiles[which];
+	if (backend_failed(be))
+		return NULL;
+	if (t->n_rows == n_rows && t->cached == cached)
+		return t;
+	uint32_t n = 0;
+	for (uint32_t s = 0; s < c->n_sequences; s++)
+		for (uint32_t first = 0; first < c->starts_host[s + 1] - c->starts_host[s]; first += n_rows)
+			c->tiles_host[n++] = tile_at(c, s, first, n_rows, cached);
+	std::stable_sort(c->tiles_host, c->tiles_host + n,
+			 [](const cuda_tile &a, const cuda_tile &b) { return a.position + a.n_rows > b.position + b.n_rows; });
+	t->n = n;
+	t->n_rows = n_rows;
+	t->cached = cached;
+	return cuda_send(be, t->device, c->tiles_host, n * sizeof *t->device, "copying tiles") ? t : NULL;
 }
 
 // act_at has no backend to ask for the element size, so there is one table per type; open_bf16 switches to the other when asked.
@@ -143,10 +226,12 @@ static int open_cuda(backend *be, const backend_options *options, struct error *
 	.act_new = cuda_act_new, .act_free = cuda_act_free, .act_at = act_at_function, \
 	.real_write = cuda_real_write, .real_read = cuda_real_read, .act_write = cuda_act_write, .act_read = cuda_act_read, \
 	.real_zero = cuda_real_zero, .real_copy = cuda_real_copy, \
-	.weight_load = cuda_weight_load, .weight_view = cuda_weight_view, .weight_refresh = cuda_weight_refresh, .weight_free = cuda_weight_free, \
+	.weight_load = cuda_weight_load, .weight_view = cuda_weight_view, \
+	.weight_refresh = cuda_weight_refresh, .weight_free = cuda_weight_free, \
 	.begin = cuda_begin, .embed = cuda_embed, .rmsnorm = cuda_rmsnorm, .linear = cuda_linear, .linear_real = cuda_linear_real, \
-	.head_norm = cuda_head_norm, .rope = cuda_rope, .attention = cuda_attention, .swiglu = cuda_swiglu, .pick_rows = cuda_pick_rows, \
-	.sweep = cuda_sweep, .embed_backward = cuda_embed_backward, .rmsnorm_backward = cuda_rmsnorm_backward, \
+	.head_norm = cuda_head_norm, .rope = cuda_rope, .attention = cuda_attention, .cache_write = cuda_cache_write, \
+	.attention_cached = cuda_attention_cached, .swiglu = cuda_swiglu, .pick_rows = cuda_pick_rows, .pick_columns = cuda_pick_columns, \
+	.mix = cuda_mix, .mix_log = cuda_mix_log, .sweep = cuda_sweep, .embed_backward = cuda_embed_backward, .rmsnorm_backward = cuda_rmsnorm_backward, \
 	.linear_backward = cuda_linear_backward, .linear_real_backward = cuda_linear_real_backward, \
 	.head_norm_backward = cuda_head_norm_backward, .attention_backward = cuda_attention_backward, \
 	.swiglu_backward = cuda_swiglu_backward, .put_rows = cuda_put_rows, .softmax_grad = cuda_softmax_grad, \

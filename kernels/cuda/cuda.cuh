@@ -9,10 +9,11 @@
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#include <assert.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <type_traits>
-#include <unordered_map>
 
 extern "C" {
 #include "kernels/backend.h"
@@ -21,27 +22,44 @@ extern "C" {
 
 #define CUDA_SCRATCH_BYTES (64u << 20)      // conversions and sweep results; larger work goes through it in chunks
 #define CUDA_WORKSPACE_BYTES (64u << 20)    // cuBLASLt's own
+#define CUDA_RESULT_BYTES (16u << 20)       // pinned: results of a sweep on their way to the host
+#define CUDA_STAGING_BYTES (4u << 20)       // pinned, one of two halves: lists on their way to the device
 #define CUDA_BLOCK 256
 #define CUDA_WARP 32
 
 struct cuda_gemm_plan;
+struct cuda_arena;
+
+// The rows of one block of attention: n_rows of one sequence, the first of them row `row` of the batch and at `position` of its sequence,
+// whose key of position 0 is row `keys` of the batch (or, from a cache, place `keys` of the list of slots) and whose last row is end - 1.
+struct cuda_tile { uint32_t row, n_rows, position, keys, end; };
+
+// Tiles of n_rows rows (the last of a sequence may have fewer) over the current layout; made when first asked for.
+struct cuda_tiles { uint32_t n_rows, n; bool cached; cuda_tile *device; };
 
 struct cuda {
 	cudaStream_t stream;
 	cublasLtHandle_t blas;
 	bool bf16;                                // element type of act
 	uint32_t max_rows;
-	uint64_t memory_bytes, used_bytes;        // budget and what cuda_alloc gave of it
-	std::unordered_map<void *, size_t> sizes; // of what cuda_alloc gave
+	cuda_arena *arena;                        // memory.cu
 	void *workspace, *scratch;                // device
-	uint32_t *tokens, *positions, *starts;    // device copies of the layout
-	uint32_t *row_list;                       // device, (max_rows) for pick_rows and put_rows
-	uint32_t *staging;                        // pinned host, for the three above
-	cudaEvent_t staged;                       // the last copy out of staging is done
+	// the layout: device copies, and what the host keeps to make tiles of
+	uint32_t *tokens, *positions, *slots;
+	uint32_t *starts_host, *slot_starts_host; // (max_rows + 1); slot_starts only where has_slots
+	uint64_t max_slots;
 	uint32_t n_positions, n_sequences;
-	double *partial, *partial_host;           // reductions
+	bool has_slots;
+	cuda_tiles tiles[2];                      // of the forward pass and of the way back
+	cuda_tile *tiles_host;
+	uint32_t *row_list;                       // device, (max_rows) for pick_rows and put_rows
+	char *staging[2];                         // pinned
+	cudaEvent_t staged[2];                    // the last copy out of each half is done
+	uint32_t staging_half, staging_used;
+	char *results;                            // pinned
+	double *partial;                          // device, reductions
 	cuda_gemm_plan *plans;                    // one per weight shape
-	char description[128];
+	char description[160];
 };
 
 struct weight {
@@ -58,11 +76,30 @@ static inline const float *real_of(const struct real *x) { return (const float *
 // Fails the backend (sticky) when a runtime or cuBLAS call did not succeed; false then.
 bool cuda_check(backend *be, cudaError_t e, const char *what);
 bool cuda_check_blas(backend *be, cublasStatus_t e, const char *what);
-#define CUDA_LAUNCHED(be, what) cuda_check(be, cudaGetLastError(), what)
 
-// Device memory within the budget; NULL and err when there is none left. Zeroed.
-void *cuda_alloc(cuda *c, size_t bytes, const char *what, struct error *err);
-void cuda_release(cuda *c, void *p);
+// Gives a kernel to the backend's stream; nothing once the backend has failed. `what` names the operation when the device refuses.
+template <typename... P, typename... G>
+static void cuda_launch(backend *be, const char *what, dim3 grid, uint32_t block, size_t shared_bytes, void (*kernel)(P...), G... arguments)
+{
+	if (backend_failed(be))
+		return;
+	cudaLaunchConfig_t config = {};
+	config.gridDim = grid;
+	config.blockDim = dim3(block);
+	config.dynamicSmemBytes = shared_bytes;
+	config.stream = cuda_of(be)->stream;
+	cuda_check(be, cudaLaunchKernelEx(&config, kernel, (P)arguments...), what);
+}
+
+// Device memory of the reserve (or within the budget); NULL and err when there is none left. Zeroed.
+void *cuda_alloc(backend *be, size_t bytes, const char *what, struct error *err);
+void cuda_release(backend *be, void *p);
+int cuda_arena_open(backend *be, const struct backend_options *options, struct error *err);
+void cuda_arena_close(cuda *c);
+// Copies to the device behind the work given so far, through pinned memory; `from` may be reused at once.
+bool cuda_send(backend *be, void *to, const void *from, size_t bytes, const char *what);
+// Tiles of n_rows rows over the current layout, longest first; NULL when the backend has failed. which: 0 or 1, a place to keep them.
+const cuda_tiles *cuda_tiles_of(backend *be, int which, uint32_t n_rows, bool cached);
 
 // Runs f with a null pointer of the act type: with_act(c, [&](auto *type) { using A = std::remove_pointer_t<decltype(type)>; ... }).
 template <typename F> static inline void with_act(const cuda *c, F f)
@@ -80,13 +117,30 @@ static inline uint32_t blocks_of(uint64_t n, uint32_t per_block)
 	return b > 1048576 ? 1048576u : (uint32_t)b;    // kernels stride over the rest
 }
 
+// N neighbours, loaded and stored at once.
+template <typename A, int N> struct alignas(sizeof(A) * N) cuda_pack { A v[N]; };
+template <int N, typename A> static __device__ __forceinline__ cuda_pack<A, N> load_pack(const A *p) { return *(const cuda_pack<A, N> *)p; }
+template <typename A, int N> static __device__ __forceinline__ void store_pack(A *p, const cuda_pack<A, N> &x) { *(cuda_pack<A, N> *)p = x; }
+
+// Whether rows of n elements that begin at p may be read N at a time.
+template <int N, typename A> static inline bool packs_fit(const A *p, uint64_t n) { return n % N == 0 && (uintptr_t)p % (sizeof(A) * N) == 0; }
+
+// f is called with the number of elements to take at a time, N or 1, as an integral constant.
+template <int N, typename F> static inline void with_packs(bool fit, F f)
+{
+	if (fit)
+		f(std::integral_constant<int, N>());
+	else
+		f(std::integral_constant<int, 1>());
+}
+
 static __device__ __forceinline__ float to_float(float x) { return x; }
 static __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 template <typename A> static __device__ __forceinline__ A from_float(float x);
 template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
 template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) { return __float2bfloat16_rn(x); }
 
-// Sum over the block in a fixed order; every thread gets it. `shared` has CUDA_BLOCK / CUDA_WARP + 1 places.
+// Sum over the block in a fixed order; every thread gets it. `shared` has CUDA_WARP places and is free again at the next barrier.
 template <typename S> static __device__ S block_sum(S v, S *shared)
 {
 	for (int o = CUDA_WARP / 2; o; o >>= 1)
@@ -101,7 +155,7 @@ template <typename S> static __device__ S block_sum(S v, S *shared)
 	return sum;
 }
 
-static __device__ float block_max(float v, float *shared)
+static __device__ inline float block_max(float v, float *shared)
 {
 	for (int o = CUDA_WARP / 2; o; o >>= 1)
 		v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, o));
@@ -154,8 +208,13 @@ void cuda_head_norm(backend *be, struct act *y, const struct act *x, const struc
 		    const struct attention_shape *shape, float epsilon);
 void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape, bool inverse);
 void cuda_attention(backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape);
+void cuda_cache_write(backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *shape);
+void cuda_attention_cached(backend *be, struct act *y, const struct act *qkv, const struct act *cache, const struct attention_shape *shape);
 void cuda_swiglu(backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
 void cuda_pick_rows(backend *be, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C);
+void cuda_pick_columns(backend *be, struct real *y, const struct real *x, const uint32_t *ids, uint32_t n, uint32_t n_ids, uint32_t V);
+void cuda_mix(backend *be, struct real *y, bool add, const struct real *x, double weight, const double *lse, uint32_t n, uint32_t V);
+void cuda_mix_log(backend *be, struct real *y, uint32_t n, uint32_t V);
 void cuda_sweep(backend *be, const struct real *logits, uint32_t n, uint32_t V, struct sweep_row *rows);
 void cuda_embed_backward(backend *be, struct real *dw, const struct real *dx, uint32_t C);
 void cuda_rmsnorm_backward(backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x, const struct real *gain,

@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products through cuBLASLt. The algorithm is chosen once per weight shape, for CUDA_PLAN_ROWS rows and without split-K reductions, and then
-// used for any number of rows: what a row gets does not depend on how many others there are.
-#include "kernels/cuda/cuda.cuh"
+// Products through cuBLASLt. The algorithm is chosen once per weight shape, for CUDA_PLAN_ROWS rows and without split-K reductions,
+// and then used for any number of rows: what a row gets does not depend on how many others there are.
+#include "kernels/cuda/columns.cuh"
 
 #include <new>
 
 #define CUDA_PLAN_ROWS 1024
-
-struct cuda_gemm_plan {
-	uint32_t N, K;
-	bool a_transposed, b_transposed, add;
-	cudaDataType_t in, out;
-	cublasLtMatmulAlgo_t algorithm;
-	cuda_gemm_plan *next;
-};
+#define FULL_ALIGNMENT 16        // of the widest loads, in bytes: more is not asked of an address
 
 // Row-major C = A op(B) is column-major Cᵀ = op(B)ᵀ Aᵀ: cuBLAS sees B first.
 struct layouts {
@@ -21,75 +14,134 @@ struct layouts {
 	cublasLtMatrixLayout_t a, b, c;
 };
 
-static bool layouts_init(backend *be, const cuda_gemm *g, uint32_t M, layouts *l)
-{
-	cublasOperation_t first = g->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, second = g->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-	*l = layouts{};
-	return cuda_check_blas(be, cublasLtMatmulDescCreate(&l->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product") &&
-	       cuda_check_blas(be, cublasLtMatmulDescSetAttribute(l->operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first), "describing a product") &&
-	       cuda_check_blas(be, cublasLtMatmulDescSetAttribute(l->operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second), "describing a product") &&
-	       cuda_check_blas(be, g->b_transposed ? cublasLtMatrixLayoutCreate(&l->b, g->in, g->K, g->N, g->K)
-						   : cublasLtMatrixLayoutCreate(&l->b, g->in, g->N, g->K, g->N), "describing a matrix") &&
-	       cuda_check_blas(be, g->a_transposed ? cublasLtMatrixLayoutCreate(&l->a, g->in, M, g->K, M)
-						   : cublasLtMatrixLayoutCreate(&l->a, g->in, g->K, M, g->K), "describing a matrix") &&
-	       cuda_check_blas(be, cublasLtMatrixLayoutCreate(&l->c, g->out, g->N, M, g->N), "describing a matrix");
-}
+struct cuda_gemm_plan {
+	uint32_t M, N, K;            // the one that varies with the batch is 0: K (summed over) with A transposed, else M
+	bool a_transposed, b_transposed, add;
+	cudaDataType_t in, out;
+	cublasLtMatmulAlgo_t algorithm;
+	uint32_t rows;               // of the layouts kept below: the layers of one pass use them again
+	layouts last;
+	cuda_gemm_plan *next;
+};
 
 static void layouts_done(layouts *l)
 {
-	cublasLtMatrixLayoutDestroy(l->a);
-	cublasLtMatrixLayoutDestroy(l->b);
-	cublasLtMatrixLayoutDestroy(l->c);
-	cublasLtMatmulDescDestroy(l->operation);
+	if (l->a)
+		cublasLtMatrixLayoutDestroy(l->a);
+	if (l->b)
+		cublasLtMatrixLayoutDestroy(l->b);
+	if (l->c)
+		cublasLtMatrixLayoutDestroy(l->c);
+	if (l->operation)
+		cublasLtMatmulDescDestroy(l->operation);
+	*l = layouts{};
 }
 
-static bool choose(backend *be, const cuda_gemm *g, uint32_t rows, cublasLtMatmulAlgo_t *ret)
+static bool layouts_init(backend *be, const cuda_gemm *g, layouts *l)
 {
-	cuda *c = cuda_of(be);
+	cublasOperation_t first = g->b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, second = g->a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+	uint32_t b_stride = g->b_transposed ? g->K : g->N, b_rows = g->b_transposed ? g->N : g->K, a_stride = g->a_transposed ? g->M : g->K,
+		 a_rows = g->a_transposed ? g->K : g->M;
+	*l = layouts{};
+	cublasStatus_t e = cublasLtMatmulDescCreate(&l->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+	if (!e)
+		e = cublasLtMatmulDescSetAttribute(l->operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first);
+	if (!e)
+		e = cublasLtMatmulDescSetAttribute(l->operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second);
+	if (!e)
+		e = cublasLtMatrixLayoutCreate(&l->b, g->in, b_stride, b_rows, b_stride);
+	if (!e)
+		e = cublasLtMatrixLayoutCreate(&l->a, g->in, a_stride, a_rows, a_stride);
+	if (!e)
+		e = cublasLtMatrixLayoutCreate(&l->c, g->out, g->N, g->M, g->N);
+	if (!cuda_check_blas(be, e, "describing a product"))
+		layouts_done(l);
+	return !e;
+}
+
+static size_t type_bytes(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
+
+// What every pointer to whole rows of that length has: arrays begin aligned, and callers move by rows.
+static uint32_t row_alignment(uint64_t row_elements, cudaDataType_t type)
+{
+	uint32_t alignment = FULL_ALIGNMENT;
+	while (row_elements * type_bytes(type) % alignment)
+		alignment /= 2;
+	return alignment;
+}
+
+static cublasStatus_t prefer(cublasLtMatmulPreference_t p, const cuda_gemm *g)
+{
+	size_t workspace = CUDA_WORKSPACE_BYTES;
+	// Weight gradients may be summed in parts, in a fixed order; rows of the batch may not, for the parts would depend on their number.
+	uint32_t reductions = g->a_transposed ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE, c = row_alignment(g->N, g->out), b = row_alignment(g->b_transposed ? g->K : g->N, g->in),
+		 a = row_alignment(g->a_transposed ? g->M : g->K, g->in);
+	const struct { cublasLtMatmulPreferenceAttributes_t which; const void *value; size_t bytes; } attributes[] = {
+		{CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
+		{CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions},
+		{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &b, sizeof b}, {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &a, sizeof a},
+		{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c, sizeof c}, {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &c, sizeof c},
+	};
+	cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
+	for (const auto &attribute : attributes)
+		if (!e)
+			e = cublasLtMatmulPreferenceSetAttribute(p, attribute.which, attribute.value, attribute.bytes);
+	return e;
+}
+
+// For CUDA_PLAN_ROWS rows, whatever the batch has.
+static bool choose(backend *be, const cuda_gemm *asked, cublasLtMatmulAlgo_t *ret)
+{
+	cuda_gemm fixed = *asked, *g = &fixed;
 	layouts l;
 	cublasLtMatmulPreference_t preference = NULL;
-	size_t workspace = CUDA_WORKSPACE_BYTES;
-	uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_NONE;
 	cublasLtMatmulHeuristicResult_t result;
 	int n = 0;
-	bool good = layouts_init(be, g, rows, &l) && cuda_check_blas(be, cublasLtMatmulPreferenceCreate(&preference), "choosing an algorithm") &&
-		    cuda_check_blas(be, cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace),
-				    "choosing an algorithm") &&
-		    cuda_check_blas(be, cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions,
-									     sizeof reductions), "choosing an algorithm") &&
-		    cuda_check_blas(be, cublasLtMatmulAlgoGetHeuristic(c->blas, l.operation, l.b, l.a, l.c, l.c, preference, 1, &result, &n),
-				    "choosing an algorithm");
-	if (good && !n)
-		backend_fail(be, "cuBLAS has no algorithm for a product of %u x %u", g->N, g->K);
-	if (good && n)
-		*ret = result.algo;
-	cublasLtMatmulPreferenceDestroy(preference);
+	(g->a_transposed ? g->K : g->M) = CUDA_PLAN_ROWS;
+	if (!layouts_init(be, g, &l))
+		return false;
+	cublasStatus_t e = cublasLtMatmulPreferenceCreate(&preference);
+	if (!e)
+		e = prefer(preference, g);
+	if (!e)
+		e = cublasLtMatmulAlgoGetHeuristic(cuda_of(be)->blas, l.operation, l.b, l.a, l.c, l.c, preference, 1, &result, &n);
+	if (preference)
+		cublasLtMatmulPreferenceDestroy(preference);
 	layouts_done(&l);
-	return good && n;
+	if (e == CUBLAS_STATUS_NOT_SUPPORTED || (!e && !n)) {
+		backend_fail(be, "cuBLAS has no algorithm for a product of %u x %u", g->N, g->K);
+		return false;
+	}
+	if (!cuda_check_blas(be, e, "choosing an algorithm"))
+		return false;
+	*ret = result.algo;
+	return true;
 }
 
-// With A transposed (weight gradients) the rows of the batch are summed over: K varies and is not part of the key.
-static const cublasLtMatmulAlgo_t *plan_of(backend *be, const cuda_gemm *g)
+static cuda_gemm_plan *plan_of(backend *be, const cuda_gemm *g)
 {
 	cuda *c = cuda_of(be);
-	uint32_t K = g->a_transposed ? 0 : g->K;
+	uint32_t M = g->a_transposed ? g->M : 0, K = g->a_transposed ? 0 : g->K;
 	for (cuda_gemm_plan *p = c->plans; p; p = p->next)
-		if (p->N == g->N && p->K == K && p->a_transposed == g->a_transposed && p->b_transposed == g->b_transposed && p->add == g->add &&
-		    p->in == g->in && p->out == g->out)
-			return &p->algorithm;
-	cuda_gemm_plan *p = new (std::nothrow) cuda_gemm_plan{g->N, K, g->a_transposed, g->b_transposed, g->add, g->in, g->out, {}, c->plans};
-	if (!p || !choose(be, g, g->a_transposed ? g->M : CUDA_PLAN_ROWS, &p->algorithm)) {
+		if (p->M == M && p->N == g->N && p->K == K && p->a_transposed == g->a_transposed && p->b_transposed == g->b_transposed &&
+		    p->add == g->add && p->in == g->in && p->out == g->out)
+			return p;
+	cuda_gemm_plan *p = new (std::nothrow) cuda_gemm_plan{M, g->N, K, g->a_transposed, g->b_transposed, g->add, g->in, g->out, {}, 0, {}, c->plans};
+	if (!p)
+		backend_fail(be, "no memory for a product's plan");
+	if (!p || !choose(be, g, &p->algorithm)) {
 		delete p;
 		return NULL;
 	}
 	c->plans = p;
-	return &p->algorithm;
+	return p;
 }
 
 void cuda_gemm_plans_free(cuda *c)
 {
 	while (c->plans) {
 		cuda_gemm_plan *next = c->plans->next;
+		layouts_done(&c->plans->last);
 		delete c->plans;
 		c->plans = next;
 	}
@@ -100,22 +152,33 @@ void cuda_gemm_run(backend *be, const cuda_gemm *g)
 	cuda *c = cuda_of(be);
 	if (backend_failed(be) || !g->M || !g->N || !g->K)
 		return;
-	const cublasLtMatmulAlgo_t *algorithm = plan_of(be, g);
-	layouts l;
+	cuda_gemm_plan *p = plan_of(be, g);
 	float alpha = 1, beta = g->add ? 1 : 0;
-	if (algorithm && layouts_init(be, g, g->M, &l)) {
-		cuda_check_blas(be, cublasLtMatmul(c->blas, l.operation, &alpha, g->b, l.b, g->a, l.a, &beta, g->c, l.c, g->c, l.c, algorithm, c->workspace,
-						   CUDA_WORKSPACE_BYTES, c->stream), "a product");
-		layouts_done(&l);
+	if (!p)
+		return;
+	uint32_t rows = g->a_transposed ? g->K : g->M;
+	if (p->rows != rows) {
+		layouts_done(&p->last);
+		p->rows = 0;
+		if (!layouts_init(be, g, &p->last))
+			return;
+		p->rows = rows;
 	}
+	cuda_check_blas(be, cublasLtMatmul(c->blas, p->last.operation, &alpha, g->b, p->last.b, g->a, p->last.a, &beta, g->c, p->last.c, g->c, p->last.c,
+					   &p->algorithm, c->workspace, CUDA_WORKSPACE_BYTES, c->stream), "a product");
 }
 
 static cudaDataType_t act_data_type(const cuda *c) { return c->bf16 ? CUDA_R_16BF : CUDA_R_32F; }
 
-template <typename A> static __global__ void bias_kernel(A *y, const float *bias, uint64_t n, uint32_t N)
+template <int N, typename A> static __global__ void bias_kernel(A *y, const float *bias, uint64_t n, uint32_t columns)
 {
-	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x)
-		y[i] = from_float<A>(to_float(y[i]) + bias[i % N]);
+	for (uint64_t i = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) * N; i < n; i += (uint64_t)gridDim.x * blockDim.x * N) {
+		cuda_pack<A, N> v = load_pack<N>(y + i);
+		cuda_pack<float, N> b = load_pack<N>(bias + i % columns);
+		for (int j = 0; j < N; j++)
+			v.v[j] = from_float<A>(to_float(v.v[j]) + b.v[j]);
+		store_pack(y + i, v);
+	}
 }
 
 void cuda_linear(backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows)
@@ -128,9 +191,11 @@ void cuda_linear(backend *be, struct act *y, const struct act *x, const struct w
 		return;
 	with_act(c, [&](auto *type) {
 		using A = ACT_TYPE(type);
-		bias_kernel<A><<<blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, c->stream>>>((A *)y, real_of(bias), n, w->n_rows);
+		with_packs<4>(packs_fit<4>((const A *)y, w->n_rows) && packs_fit<4>(real_of(bias), w->n_rows), [&](auto width) {
+			constexpr int N = decltype(width)::value;
+			cuda_launch(be, "bias", blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, bias_kernel<N, A>, (A *)y, real_of(bias), n, w->n_rows);
+		});
 	});
-	CUDA_LAUNCHED(be, "bias");
 }
 
 void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, uint32_t rows)
@@ -139,17 +204,11 @@ void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x
 	cuda_gemm_run(be, &g);
 }
 
-// One thread per column, rows in order.
-template <typename A> static __global__ void column_sum_kernel(float *sum, const A *x, uint32_t rows, uint32_t N)
-{
-	uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-	if (i >= N)
-		return;
-	float s = 0;
-	for (uint32_t t = 0; t < rows; t++)
-		s += to_float(x[(size_t)t * N + i]);
-	sum[i] += s;
-}
+template <typename A> struct bias_term {
+	const A *dy;
+	uint32_t N;
+	__device__ float operator()(uint32_t t, uint32_t i) const { return to_float(dy[(size_t)t * N + i]); }
+};
 
 void cuda_linear_backward(backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,
 			  const struct weight *w, uint32_t rows)
@@ -164,13 +223,12 @@ void cuda_linear_backward(backend *be, struct act *dx, struct real *dw, struct r
 		cuda_gemm g = {w->n_rows, w->n_columns, rows, dy, x, dw, true, false, true, type, CUDA_R_32F};
 		cuda_gemm_run(be, &g);
 	}
-	if (!dbias || !rows || backend_failed(be))
+	if (!dbias)
 		return;
 	with_act(c, [&](auto *t) {
 		using A = ACT_TYPE(t);
-		column_sum_kernel<A><<<(w->n_rows + CUDA_BLOCK - 1) / CUDA_BLOCK, CUDA_BLOCK, 0, c->stream>>>(real_of(dbias), (const A *)dy, rows, w->n_rows);
+		columns_add(be, "bias gradient", real_of(dbias), rows, w->n_rows, 0, bias_term<A>{(const A *)dy, w->n_rows});
 	});
-	CUDA_LAUNCHED(be, "bias gradient");
 }
 
 static __global__ void to_bf16_kernel(__nv_bfloat16 *to, const float *from, uint64_t n)
@@ -183,12 +241,12 @@ void cuda_to_bf16(backend *be, __nv_bfloat16 *to, const float *from, uint64_t n)
 {
 	if (backend_failed(be) || !n)
 		return;
-	to_bf16_kernel<<<blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, cuda_of(be)->stream>>>(to, from, n);
-	CUDA_LAUNCHED(be, "to bf16");
+	cuda_launch(be, "to bf16", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, to_bf16_kernel, to, from, n);
 }
 
 // A float dy goes through the scratch buffer in chunks of rows to become act; each chunk adds its part to dw.
-void cuda_linear_real_backward(backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x, const struct weight *w,
+void cuda_linear_real_backward(backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x,
+			       const struct weight *w,
 			       uint32_t rows)
 {
 	cuda *c = cuda_of(be);
@@ -203,7 +261,8 @@ void cuda_linear_real_backward(backend *be, struct act *dx, struct real *dw, con
 		uint32_t n = rows - first < chunk ? rows - first : chunk;
 		cuda_to_bf16(be, (__nv_bfloat16 *)c->scratch, real_of(dy) + (size_t)first * w->n_rows, (uint64_t)n * w->n_rows);
 		size_t at = (size_t)first * w->n_columns;
-		cuda_linear_backward(be, dx ? cuda_act_at_bf16(dx, at) : NULL, dw, NULL, (const struct act *)c->scratch, (const struct act *)((const __nv_bfloat16 *)x + at),
+		cuda_linear_backward(be, dx ? cuda_act_at_bf16(dx, at) : NULL, dw, NULL, (const struct act *)c->scratch,
+				     (const struct act *)((const __nv_bfloat16 *)x + at),
 				     w, n);
 	}
 }

@@ -1,63 +1,198 @@
 // SPDX-License-Identifier: Apache-2.0
-// Device arrays within the budget, and copies that convert between the host's types and the device's.
+// Device memory. Where the caller counted what it will make, all of it is reserved at open in one piece and every array is a place in
+// that: no call of the device can fail for want of memory later. Else each array is asked for, within the budget. Then the copies that
+// convert between the host's types and the device's.
 #include "kernels/cuda/cuda.cuh"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include <new>
+#include <unordered_map>
 
 extern "C" {
 #include "common/error.h"
+#include "kernels/cuda/arena.h"
 }
 
-void *cuda_alloc(cuda *c, size_t bytes, const char *what, struct error *err)
+struct cuda_arena {
+	char *base;                               // NULL: every array on its own
+	struct arena places;
+	uint64_t limit_bytes, used_bytes;         // of arrays on their own
+	std::unordered_map<void *, uint64_t> sizes;
+};
+
+static double gib(uint64_t bytes) { return (double)bytes / (1u << 30); }
+
+// What the backend itself makes beside the caller's arrays.
+static uint64_t own_bytes(const struct backend_options *o)
 {
+	return CUDA_WORKSPACE_BYTES + CUDA_SCRATCH_BYTES + ((uint64_t)o->max_rows + 1) * (3 * sizeof(uint32_t) + 4 * sizeof(cuda_tile)) + (64u << 10);
+}
+
+static int refuse(uint64_t need, uint64_t limit, uint64_t free_bytes, uint64_t total, struct error *err)
+{
+	bool never = need > limit || need > total;
+	return error_set(err, never ? ERROR_TOO_LARGE : ERROR_MEMORY, "gpu-memory",
+			 "%.2f GiB of GPU memory are needed: %.2f are free of %.2f, and %.2f may be taken; lower batch-tokens or max-tokens, or take a smaller model",
+			 gib(need), gib(free_bytes), gib(total), gib(limit < total ? limit : total));
+}
+
+static int reserve(cuda *c, uint64_t bytes, uint64_t limit, struct error *err)
+{
+	size_t free_bytes = 0, total = 0;
+	cudaMemGetInfo(&free_bytes, &total);
+	if (bytes > limit || bytes > free_bytes)
+		return refuse(bytes, limit, free_bytes, total, err);
+	cudaError_t e = cudaMalloc(&c->arena->base, bytes);
+	if (e != cudaSuccess) {
+		cudaGetLastError();    // not sticky
+		c->arena->base = NULL;
+		return refuse(bytes, limit, free_bytes, total, err);
+	}
+	arena_init(&c->arena->places, bytes);
+	return 0;
+}
+
+int cuda_arena_open(backend *be, const struct backend_options *o, struct error *err)
+{
+	cuda *c = cuda_of(be);
+	size_t free_bytes = 0, total = 0;
+	uint64_t need = plan_need_bytes(&o->need, c->bf16 ? sizeof(__nv_bfloat16) : sizeof(float));
+	c->arena = new (std::nothrow) cuda_arena();
+	if (!c->arena)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend cuda");
+	if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess)
+		return error_set(err, ERROR_UNAVAILABLE, "device", "the GPU does not say how much memory it has");
+	c->arena->limit_bytes = plan_limit(o->memory_bytes, o->memory_share, free_bytes, total);
+	c->max_slots = o->need.n_slots;
+	if (!need)
+		return 0;
+	return reserve(c, need > UINT64_MAX - own_bytes(o) ? UINT64_MAX : need + own_bytes(o), c->arena->limit_bytes, err);
+}
+
+void cuda_arena_close(cuda *c)
+{
+	if (!c->arena)
+		return;
+	for (auto &one : c->arena->sizes)    // nothing, unless a caller forgot
+		cudaFree(one.first);
+	cudaFree(c->arena->base);
+	arena_done(&c->arena->places);
+	delete c->arena;
+	c->arena = NULL;
+}
+
+static void *take_place(cuda *c, size_t bytes, const char *what, struct error *err)
+{
+	struct arena *places = &c->arena->places;
+	uint64_t offset = arena_take(places, bytes);
+	if (offset != ARENA_NONE)
+		return c->arena->base + offset;
+	error_set(err, ERROR_MEMORY, "gpu-memory", "%s needs %zu bytes of GPU memory; of the %llu reserved at start %llu are left", what, bytes,
+		  (unsigned long long)places->bytes, (unsigned long long)(places->bytes - places->used));
+	return NULL;
+}
+
+static void *take_own(cuda *c, size_t bytes, const char *what, struct error *err)
+{
+	cuda_arena *a = c->arena;
 	void *p = NULL;
-	if (bytes > c->memory_bytes - c->used_bytes) {
-		error_set(err, ERROR_MEMORY, "gpu-memory", "%s needs %zu bytes, %llu of %llu are left", what, bytes,
-			  (unsigned long long)(c->memory_bytes - c->used_bytes), (unsigned long long)c->memory_bytes);
+	uint64_t left = a->limit_bytes > a->used_bytes ? a->limit_bytes - a->used_bytes : 0;
+	if (bytes > left) {
+		error_set(err, ERROR_MEMORY, "gpu-memory", "%s needs %zu bytes of GPU memory; %llu of %llu are left", what, bytes,
+			  (unsigned long long)left, (unsigned long long)a->limit_bytes);
 		return NULL;
 	}
 	cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
-	if (e == cudaSuccess)
-		e = cudaMemsetAsync(p, 0, bytes, c->stream);
 	if (e != cudaSuccess) {
 		cudaGetLastError();    // an allocation that failed is not sticky
-		error_set(err, ERROR_MEMORY, "gpu-memory", "%s: %zu bytes: %s", what, bytes, cudaGetErrorString(e));
-		cudaFree(p);
+		error_set(err, ERROR_MEMORY, "gpu-memory", "%s: %zu bytes of GPU memory: %s", what, bytes, cudaGetErrorString(e));
 		return NULL;
 	}
-	c->sizes[p] = bytes;
-	c->used_bytes += bytes;
+	a->sizes[p] = bytes;
+	a->used_bytes += bytes;
 	return p;
 }
 
-void cuda_release(cuda *c, void *p)
+void *cuda_alloc(backend *be, size_t bytes, const char *what, struct error *err)
 {
+	cuda *c = cuda_of(be);
+	if (backend_failed(be)) {
+		error_set(err, ERROR_UNAVAILABLE, NULL, "%s: the device has failed", what);
+		return NULL;
+	}
+	void *p = c->arena->base ? take_place(c, bytes, what, err) : take_own(c, bytes, what, err);
+	if (p && !cuda_check(be, cudaMemsetAsync(p, 0, bytes, c->stream), "zeroing an array")) {
+		error_set(err, ERROR_UNAVAILABLE, NULL, "%s: the device has failed", what);
+		cuda_release(be, p);
+		return NULL;
+	}
+	return p;
+}
+
+void cuda_release(backend *be, void *p)
+{
+	cuda_arena *a = cuda_of(be)->arena;
 	if (!p)
 		return;
-	auto found = c->sizes.find(p);
-	if (found != c->sizes.end()) {
-		c->used_bytes -= found->second;
-		c->sizes.erase(found);
+	if (a->base) {
+		arena_give(&a->places, (uint64_t)((char *)p - a->base));
+		return;
 	}
+	auto found = a->sizes.find(p);
+	if (found == a->sizes.end())
+		return;
+	a->used_bytes -= found->second;
+	a->sizes.erase(found);
 	cudaFree(p);
+}
+
+// Both halves of the pinned memory take turns; a half is written again once all copies out of it are done.
+static char *staging_of(backend *be, uint32_t bytes)
+{
+	cuda *c = cuda_of(be);
+	if (bytes > CUDA_STAGING_BYTES - c->staging_used) {
+		if (!cuda_check(be, cudaEventRecord(c->staged[c->staging_half], c->stream), "staging"))
+			return NULL;
+		c->staging_half ^= 1;
+		c->staging_used = 0;
+		if (!cuda_check(be, cudaEventSynchronize(c->staged[c->staging_half]), "staging"))
+			return NULL;
+	}
+	char *p = c->staging[c->staging_half] + c->staging_used;
+	c->staging_used += (bytes + 15) / 16 * 16;
+	return p;
+}
+
+bool cuda_send(backend *be, void *to, const void *from, size_t bytes, const char *what)
+{
+	for (size_t done = 0; done < bytes && !backend_failed(be);) {
+		uint32_t n = bytes - done < CUDA_STAGING_BYTES / 2 ? (uint32_t)(bytes - done) : CUDA_STAGING_BYTES / 2;
+		char *pinned = staging_of(be, n);
+		if (!pinned)
+			break;
+		memcpy(pinned, (const char *)from + done, n);
+		cuda_check(be, cudaMemcpyAsync((char *)to + done, pinned, n, cudaMemcpyHostToDevice, cuda_of(be)->stream), what);
+		done += n;
+	}
+	return !backend_failed(be);
 }
 
 static size_t act_bytes(const cuda *c) { return c->bf16 ? sizeof(__nv_bfloat16) : sizeof(float); }
 
 struct real *cuda_real_new(backend *be, size_t n, struct error *err)
 {
-	return (struct real *)cuda_alloc(cuda_of(be), n * sizeof(float), "an array", err);
+	return (struct real *)cuda_alloc(be, n * sizeof(float), "an array", err);
 }
 
 struct act *cuda_act_new(backend *be, size_t n, struct error *err)
 {
-	return (struct act *)cuda_alloc(cuda_of(be), n * act_bytes(cuda_of(be)), "an array", err);
+	return (struct act *)cuda_alloc(be, n * act_bytes(cuda_of(be)), "an array", err);
 }
 
-void cuda_real_free(backend *be, struct real *x) { cuda_release(cuda_of(be), x); }
-void cuda_act_free(backend *be, struct act *x) { cuda_release(cuda_of(be), x); }
+void cuda_real_free(backend *be, struct real *x) { cuda_release(be, x); }
+void cuda_act_free(backend *be, struct act *x) { cuda_release(be, x); }
 struct real *cuda_real_at(struct real *x, size_t i) { return (struct real *)((float *)x + i); }
 struct act *cuda_act_at_bf16(struct act *x, size_t i) { return (struct act *)((__nv_bfloat16 *)x + i); }
 struct act *cuda_act_at_float(struct act *x, size_t i) { return (struct act *)((float *)x + i); }
@@ -79,7 +214,8 @@ void cuda_real_zero(backend *be, struct real *x, size_t n)
 void cuda_real_copy(backend *be, struct real *to, const struct real *from, size_t n)
 {
 	if (!backend_failed(be))
-		cuda_check(be, cudaMemcpyAsync(to, from, n * sizeof(float), cudaMemcpyDeviceToDevice, cuda_of(be)->stream), "copying an array");
+		cuda_check(be, cudaMemcpyAsync(to, from, n * sizeof(float), cudaMemcpyDeviceToDevice, cuda_of(be)->stream),
+			   "copying an array");
 }
 
 // n elements to the host; zeros when that failed, so that no caller reads uninitialised memory.

@@ -6,7 +6,7 @@
 
 static __global__ void sum_squares_kernel(double *partial, const float *x, uint64_t n)
 {
-	__shared__ double shared[CUDA_BLOCK / CUDA_WARP + 1];
+	__shared__ double shared[CUDA_WARP];
 	double sum = 0;
 	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x)
 		sum += (double)x[i] * x[i];
@@ -21,17 +21,18 @@ double cuda_sum_squares(backend *be, const struct real *x, size_t n)
 	double sum = 0;
 	if (backend_failed(be) || !n)
 		return 0;
-	sum_squares_kernel<<<CUDA_BLOCK, CUDA_BLOCK, 0, c->stream>>>(c->partial, real_of(x), n);
-	CUDA_LAUNCHED(be, "sum_squares");
-	cuda_check(be, cudaMemcpyAsync(c->partial_host, c->partial, CUDA_BLOCK * sizeof *c->partial, cudaMemcpyDeviceToHost, c->stream), "sum_squares");
-	if (cuda_check(be, cudaStreamSynchronize(c->stream), "sum_squares"))
+	cuda_launch(be, "sum_squares", CUDA_BLOCK, CUDA_BLOCK, 0, sum_squares_kernel, c->partial, real_of(x), (uint64_t)n);
+	const double *partial = (const double *)c->results;
+	if (!backend_failed(be) &&
+	    cuda_check(be, cudaMemcpyAsync(c->results, c->partial, CUDA_BLOCK * sizeof *partial, cudaMemcpyDeviceToHost, c->stream), "sum_squares") &&
+	    cuda_check(be, cudaStreamSynchronize(c->stream), "sum_squares"))
 		for (int i = 0; i < CUDA_BLOCK; i++)
-			sum += c->partial_host[i];
+			sum += partial[i];
 	return sum;
 }
 
-static __global__ void adamw_kernel(float *w, float *m, float *v, const float *g, uint64_t n, float beta1, float beta2, float epsilon, float decay,
-				    float grad_scale, float step_size, float correction2)
+static __global__ void adamw_kernel(float *w, float *m, float *v, const float *g, uint64_t n, float beta1, float beta2, float epsilon,
+				    float decay, float grad_scale, float step_size, float correction2)
 {
 	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
 		float gi = g[i] * grad_scale;
@@ -46,8 +47,7 @@ void cuda_adamw(backend *be, struct real *w, struct real *m, struct real *v, con
 	if (backend_failed(be) || !n)
 		return;
 	double correction1 = 1 - pow(a->beta1, (double)a->step), correction2 = sqrt(1 - pow(a->beta2, (double)a->step));
-	adamw_kernel<<<blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, cuda_of(be)->stream>>>(
-		real_of(w), real_of(m), real_of(v), real_of(g), n, (float)a->beta1, (float)a->beta2, (float)a->epsilon,
-		(float)(1 - a->learning_rate * a->weight_decay), (float)a->grad_scale, (float)(a->learning_rate / correction1), (float)correction2);
-	CUDA_LAUNCHED(be, "adamw");
+	cuda_launch(be, "adamw", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, adamw_kernel, real_of(w), real_of(m), real_of(v), real_of(g), n,
+		    (float)a->beta1, (float)a->beta2, (float)a->epsilon, (float)(1 - a->learning_rate * a->weight_decay),
+		    (float)a->grad_scale, (float)(a->learning_rate / correction1), (float)correction2);
 }

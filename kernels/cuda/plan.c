@@ -2,6 +2,9 @@
 // See plan.h. The error numbers are cudaError_t's, stable across toolkits; cuda.cu asserts at compile time that they still agree.
 #include "kernels/cuda/plan.h"
 
+#include "kernels/backend.h"
+#include "kernels/cuda/arena.h"
+
 #define CUDA_SUCCESS_NUMBER 0
 #define CUDA_MEMORY_ALLOCATION 2
 #define CUDA_INITIALIZATION 3
@@ -10,11 +13,31 @@
 #define CUDA_NO_DEVICE 100
 #define CUDA_SYSTEM_NOT_READY 802
 
-uint64_t plan_memory(uint64_t asked, uint64_t free_bytes)
+static bool add_product(uint64_t *sum, uint64_t n, uint64_t bytes)
 {
-	if (!asked)
-		return free_bytes / 10 * 9;
-	return asked <= free_bytes ? asked : 0;
+	uint64_t product;
+	return !__builtin_mul_overflow(n, bytes, &product) && !__builtin_add_overflow(*sum, product, sum);
+}
+
+uint64_t plan_need_bytes(const struct backend_need *need, size_t act_bytes)
+{
+	uint64_t bytes = 0;
+	bool fits = add_product(&bytes, need->n_real, sizeof(float)) && add_product(&bytes, need->n_act, act_bytes) &&
+		    add_product(&bytes, need->n_weight, act_bytes) && add_product(&bytes, need->n_slots, sizeof(uint32_t)) &&
+		    add_product(&bytes, need->n_arrays, ARENA_ALIGNMENT);    // what rounding up may add
+	return fits ? bytes : UINT64_MAX;
+}
+
+uint64_t plan_limit(uint64_t bytes, double share, uint64_t free_bytes, uint64_t total_bytes)
+{
+	uint64_t limit = free_bytes > PLAN_MARGIN_BYTES ? free_bytes - PLAN_MARGIN_BYTES : 0;
+	if (bytes || share > 0)
+		limit = UINT64_MAX;
+	if (bytes)
+		limit = bytes;
+	if (share > 0 && share * (double)total_bytes < (double)limit)
+		limit = (uint64_t)(share * (double)total_bytes);
+	return limit;
 }
 
 uint32_t plan_chunk_rows(size_t scratch_bytes, size_t row_bytes, uint32_t n)
@@ -25,10 +48,10 @@ uint32_t plan_chunk_rows(size_t scratch_bytes, size_t row_bytes, uint32_t n)
 	return rows < n ? (uint32_t)rows : n;
 }
 
-size_t plan_sweep_row_bytes(uint32_t top_k, uint32_t n_temperatures, uint32_t n_gather)
+uint32_t plan_sum_rows(uint32_t n, uint32_t least, uint32_t max_chunks)
 {
-	size_t bytes = (size_t)top_k * 8 + ((size_t)n_temperatures + n_gather) * 8 + 16;
-	return (bytes + 15) & ~(size_t)15;
+	uint32_t rows = n / max_chunks + (n % max_chunks != 0);
+	return rows > least ? rows : least;
 }
 
 enum plan_error plan_error_class(int cuda_error)
@@ -38,10 +61,11 @@ enum plan_error plan_error_class(int cuda_error)
 		return PLAN_ERROR_NONE;
 	case CUDA_MEMORY_ALLOCATION:
 		return PLAN_ERROR_MEMORY;
-	case CUDA_INITIALIZATION:
 	case CUDA_INSUFFICIENT_DRIVER:
-	case CUDA_DEVICES_UNAVAILABLE:
 	case CUDA_NO_DEVICE:
+		return PLAN_ERROR_ABSENT;
+	case CUDA_INITIALIZATION:
+	case CUDA_DEVICES_UNAVAILABLE:
 	case CUDA_SYSTEM_NOT_READY:
 		return PLAN_ERROR_NOT_READY;
 	default:

@@ -11,18 +11,27 @@
 extern "C" {
 #endif
 
-// Bytes the backend may use: `asked` (0 = nine tenths of what is free), refused (0 returned) when that much is not free.
-uint64_t plan_memory(uint64_t asked, uint64_t free_bytes);
+struct backend_need;
+
+// Bytes of arrays and matrices of that need, with element sizes as on the device and every array rounded up; UINT64_MAX when 64 bits do
+// not hold them. 0 for a need of nothing.
+uint64_t plan_need_bytes(const struct backend_need *need, size_t act_bytes);
+
+// What the backend may take: the smaller of `bytes` and `share` of the device's total memory, where given (0 = not); else what is free, all
+// but a margin for the driver.
+#define PLAN_MARGIN_BYTES (256u << 20)       // kernels, the context's stacks and heaps, other processes' changes
+uint64_t plan_limit(uint64_t bytes, double share, uint64_t free_bytes, uint64_t total_bytes);
 
 // Rows of row_bytes each that fit in scratch_bytes, at least 1 and at most n; 0 when not even one fits.
 uint32_t plan_chunk_rows(size_t scratch_bytes, size_t row_bytes, uint32_t n);
 
-// Result bytes of one row of the vocabulary sweep: lse, ids, logits, gathered, scalars.
-size_t plan_sweep_row_bytes(uint32_t top_k, uint32_t n_temperatures, uint32_t n_gather);
+// Rows that one block adds up, of n rows, so that there are at most max_chunks partial sums, at least `least` rows each.
+uint32_t plan_sum_rows(uint32_t n, uint32_t least, uint32_t max_chunks);
 
-// Three kinds of CUDA error, by number (cudaError_t): an allocation that failed leaves the device usable; a device that is not there
-// yet may be asked again; everything else poisons the context and the process must end (reliability: a poisoned context answers garbage).
-enum plan_error { PLAN_ERROR_NONE, PLAN_ERROR_MEMORY, PLAN_ERROR_NOT_READY, PLAN_ERROR_STICKY };
+// Kinds of CUDA error, by number (cudaError_t): an allocation that failed leaves the device usable; without a device or its driver the
+// work may go elsewhere; a device that is there but not ready (its fabric still starts, another process holds it) may be asked again;
+// everything else poisons the context and the process must end, for a poisoned context answers garbage.
+enum plan_error { PLAN_ERROR_NONE, PLAN_ERROR_MEMORY, PLAN_ERROR_ABSENT, PLAN_ERROR_NOT_READY, PLAN_ERROR_STICKY };
 enum plan_error plan_error_class(int cuda_error);
 
 #ifdef __cplusplus

@@ -9,65 +9,89 @@
 struct grad_row {
 	uint32_t first_term, n_terms, first_correction, n_corrections;
 };
+struct grad_term { float inverse_temperature, lse, scale; };
+struct grad_correction { uint32_t id; float value; };
 
-static __global__ void softmax_grad_kernel(float *logits, uint32_t V, const grad_row *rows, const float *terms, const uint32_t *ids, const float *corrections)
+struct grad_input {
+	float *logits;                  // (n, V)
+	uint32_t V;
+	const grad_row *rows;
+	const grad_term *terms;
+	const grad_correction *corrections;
+};
+
+static __global__ void softmax_grad_kernel(grad_input in)
 {
-	grad_row r = rows[blockIdx.x];
-	float *z = logits + (size_t)blockIdx.x * V;
-	for (uint32_t j = threadIdx.x; j < V; j += blockDim.x) {
-		float d = 0;
+	grad_row r = in.rows[blockIdx.x];
+	float *z = in.logits + (size_t)blockIdx.x * in.V;
+	for (uint32_t j = threadIdx.x; j < in.V; j += blockDim.x) {
+		float d = 0, x = z[j];
 		for (uint32_t i = 0; i < r.n_terms; i++) {
-			const float *term = terms + 3 * (size_t)(r.first_term + i);    // 1/T, lse, scale
-			d += term[2] * expf(z[j] * term[0] - term[1]);
+			const grad_term t = in.terms[r.first_term + i];
+			d += t.scale * expf(x * t.inverse_temperature - t.lse);
 		}
 		z[j] = d;
 	}
 	__syncthreads();
-	for (uint32_t i = 0; i < r.n_corrections && threadIdx.x == 0; i++)    // ids may repeat: one thread, in order
-		z[ids[r.first_correction + i]] += corrections[r.first_correction + i];
+	const grad_correction *c = in.corrections + r.first_correction;
+	for (uint32_t i = threadIdx.x; i < r.n_corrections; i += blockDim.x) {
+		bool first = true;       // ids may repeat: the thread of the first adds them all, in order
+		for (uint32_t j = 0; j < i && first; j++)
+			first = c[j].id != c[i].id;
+		for (uint32_t j = i; j < r.n_corrections && first; j++)
+			if (c[j].id == c[i].id)
+				z[c[j].id] += c[j].value;
+	}
 }
 
-// Rows first..first+n in one launch; their descriptions travel in one copy through the scratch buffer.
-static void run_chunk(backend *be, float *logits, uint32_t n, uint32_t V, const struct softmax_grad_row *rows)
+// Descriptions of rows first..first+n-1, as they travel.
+struct descriptions {
+	std::vector<grad_row> rows;
+	std::vector<grad_term> terms;
+	std::vector<grad_correction> corrections;
+	size_t bytes() const { return rows.size() * sizeof(grad_row) + terms.size() * sizeof(grad_term) + corrections.size() * sizeof(grad_correction); }
+};
+
+static void append_row(descriptions *d, const struct softmax_grad_row *r)
 {
-	cuda *c = cuda_of(be);
-	std::vector<grad_row> list(n);
-	std::vector<float> terms, corrections;
-	std::vector<uint32_t> ids;
-	for (uint32_t i = 0; i < n; i++) {
-		list[i] = grad_row{(uint32_t)(terms.size() / 3), rows[i].n_terms, (uint32_t)ids.size(), rows[i].n_corrections};
-		for (uint32_t t = 0; t < rows[i].n_terms; t++)
-			for (double v : {1 / (double)rows[i].temperatures[t], rows[i].lse[t], rows[i].scales[t]})
-				terms.push_back((float)v);
-		for (uint32_t k = 0; k < rows[i].n_corrections; k++) {
-			ids.push_back(rows[i].ids[k]);
-			corrections.push_back((float)rows[i].corrections[k]);
-		}
-	}
-	size_t at_terms = n * sizeof(grad_row), at_ids = at_terms + terms.size() * 4, at_corrections = at_ids + ids.size() * 4, end = at_corrections + ids.size() * 4;
-	std::vector<char> bytes(end);
-	memcpy(bytes.data(), list.data(), at_terms);
-	if (!terms.empty())
-		memcpy(bytes.data() + at_terms, terms.data(), terms.size() * 4);
-	if (!ids.empty()) {
-		memcpy(bytes.data() + at_ids, ids.data(), ids.size() * 4);
-		memcpy(bytes.data() + at_corrections, corrections.data(), ids.size() * 4);
-	}
-	char *device = (char *)c->scratch;
-	if (end > CUDA_SCRATCH_BYTES)
-		backend_fail(be, "corrections of %zu bytes do not fit the scratch buffer", end);
-	if (backend_failed(be) || !cuda_check(be, cudaMemcpyAsync(device, bytes.data(), end, cudaMemcpyHostToDevice, c->stream), "sending corrections") ||
-	    !cuda_check(be, cudaStreamSynchronize(c->stream), "sending corrections"))
-		return;
-	softmax_grad_kernel<<<n, CUDA_BLOCK, 0, c->stream>>>(logits, V, (const grad_row *)device, (const float *)(device + at_terms), (const uint32_t *)(device + at_ids),
-							     (const float *)(device + at_corrections));
-	CUDA_LAUNCHED(be, "softmax_grad");
+	d->rows.push_back(grad_row{(uint32_t)d->terms.size(), r->n_terms, (uint32_t)d->corrections.size(), r->n_corrections});
+	for (uint32_t t = 0; t < r->n_terms; t++)
+		d->terms.push_back(grad_term{(float)(1 / (double)r->temperatures[t]), (float)r->lse[t], (float)r->scales[t]});
+	for (uint32_t k = 0; k < r->n_corrections; k++)
+		d->corrections.push_back(grad_correction{r->ids[k], (float)r->corrections[k]});
 }
 
-#define GRAD_CHUNK_ROWS 256    // times a support of V = 32768 still fits CUDA_SCRATCH_BYTES
+template <typename T> static T *send(backend *be, const std::vector<T> &list, size_t *at)
+{
+	T *to = (T *)((char *)cuda_of(be)->scratch + *at);
+	*at += (list.size() * sizeof(T) + 15) / 16 * 16;
+	cuda_send(be, to, list.data(), list.size() * sizeof(T), "sending corrections");
+	return to;
+}
+
+static void run(backend *be, float *logits, uint32_t V, const descriptions &d)
+{
+	size_t at = 0;
+	if (d.bytes() + 64 > CUDA_SCRATCH_BYTES)
+		backend_fail(be, "corrections of %zu bytes do not fit the scratch buffer", d.bytes());
+	if (backend_failed(be) || d.rows.empty())
+		return;
+	const grad_row *rows = send(be, d.rows, &at);
+	const grad_term *terms = send(be, d.terms, &at);
+	grad_input in = {logits, V, rows, terms, send(be, d.corrections, &at)};
+	cuda_launch(be, "softmax_grad", (uint32_t)d.rows.size(), CUDA_BLOCK, 0, softmax_grad_kernel, in);
+}
+
+#define GRAD_CHUNK_BYTES (CUDA_SCRATCH_BYTES / 2)    // a row more may be twice as much, and still fits
 
 void cuda_softmax_grad(backend *be, struct real *logits, uint32_t n, uint32_t V, const struct softmax_grad_row *rows)
 {
-	for (uint32_t first = 0; first < n && !backend_failed(be); first += GRAD_CHUNK_ROWS)
-		run_chunk(be, real_of(logits) + (size_t)first * V, n - first < GRAD_CHUNK_ROWS ? n - first : GRAD_CHUNK_ROWS, V, rows + first);
+	for (uint32_t first = 0; first < n && !backend_failed(be);) {
+		descriptions d;
+		uint32_t i = first;
+		while (i < n && d.bytes() < GRAD_CHUNK_BYTES)
+			append_row(&d, &rows[i++]);
+		run(be, real_of(logits) + (size_t)first * V, V, d);
+		first = i;
+	}
 }

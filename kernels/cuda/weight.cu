@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrices on the device in act's type. Model-file types are dequantised on the host, row blocks at a time, through pinned memory.
+// Matrices on the device in act's type. A model file's bytes travel as they are, through pinned memory, and become numbers on the device: the
+// host only copies, and while it fills one pinned half the other is under way.
 #include "kernels/cuda/cuda.cuh"
 
 #include <new>
@@ -8,66 +9,84 @@ extern "C" {
 #include "common/error.h"
 }
 
-#define UPLOAD_ELEMENTS (4u << 20)      // of one pinned buffer: large enough to reach the bus's rate, small against a model
+// Where a block's values go, rounded to act's type.
+template <typename A> struct block_values { A *to; };
+#define BLOCK_HELPER static __device__ inline
+#define BLOCK_FUNCTION template <typename Y> static __device__ inline
+#define BLOCK_OUT Y
+#define BLOCK_PUT(y, i, value) put_value((y).to + (i), value)
+#define BLOCK_MULTIPLY_ADD(a, b, c) __fadd_rn(__fmul_rn(a, b), c)
+template <typename A> static __device__ __forceinline__ void put_value(A *to, float v) { *to = from_float<A>(v); }
+#include "kernels/dtype_block.h"
 
-static void convert(void *to, bool bf16, const float *from, size_t n)
+// Block i of `elements` values: a thread each.
+template <typename A> static __global__ void blocks_kernel(A *to, const uint8_t *from, enum dtype type, uint32_t elements, uint32_t block_bytes, uint64_t n)
 {
-	for (size_t i = 0; i < n && bf16; i++)
-		((uint16_t *)to)[i] = float_to_bf16(from[i]);
-	for (size_t i = 0; i < n && !bf16; i++)
-		((float *)to)[i] = from[i];
+	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
+		const uint8_t *block = from + i * block_bytes;
+		block_values<A> y = {to + i * elements};
+		switch (type) {
+		case DTYPE_F32: put_value(y.to, block_bits(block_u32(block))); break;
+		case DTYPE_F16: put_value(y.to, block_f16(block)); break;
+		case DTYPE_BF16: put_value(y.to, block_bits((uint32_t)block_u16(block) << 16)); break;
+		case DTYPE_Q8_0: block_q8_0(block, y); break;
+		case DTYPE_Q4_0: block_q4_0(block, y); break;
+		case DTYPE_Q4_1: block_q4_1(block, y); break;
+		case DTYPE_Q5_0: block_q5_0(block, y); break;
+		case DTYPE_Q5_1: block_q5_1(block, y); break;
+		case DTYPE_Q4_K: block_q4_k(block, y); break;
+		case DTYPE_Q5_K: block_q5_k(block, y); break;
+		case DTYPE_Q6_K: block_q6_k(block, y); break;
+		default: break;
+		}
+	}
 }
 
-// Rows of one part to the device at `to`. Two pinned buffers would overlap conversion and copy; conversion is the slower by far.
-static bool upload_part(backend *be, char *to, const struct tensor *part, void *pinned, float *values)
+// Rows of one part to the device at `to`: straight where the file has act's type, else through the scratch buffer.
+template <typename A> static void upload_part(backend *be, A *to, const struct tensor *part)
 {
-	cuda *c = cuda_of(be);
-	size_t element = c->bf16 ? 2 : 4, columns = part->dims[1], row_bytes = dtype_row_bytes(part->dtype, columns);
-	uint64_t per_step = UPLOAD_ELEMENTS / columns ? UPLOAD_ELEMENTS / columns : 1;
-	for (uint64_t row = 0; row < part->dims[0]; row += per_step) {
-		uint64_t n = part->dims[0] - row < per_step ? part->dims[0] - row : per_step;
-		dtype_to_float(part->dtype, (const char *)part->data + row * row_bytes, values, n * columns);
-		convert(pinned, c->bf16, values, n * columns);
-		if (!cuda_check(be, cudaMemcpyAsync(to + row * columns * element, pinned, n * columns * element, cudaMemcpyHostToDevice, c->stream), "uploading") ||
-		    !cuda_check(be, cudaStreamSynchronize(c->stream), "uploading"))
-			return false;
+	uint64_t row_bytes = dtype_row_bytes(part->dtype, part->dims[1]);
+	const char *from = (const char *)part->data;
+	if (part->dtype == (sizeof(A) == 2 ? DTYPE_BF16 : DTYPE_F32)) {
+		cuda_send(be, to, from, row_bytes * part->dims[0], "uploading a matrix");
+		return;
 	}
-	return true;
-}
-
-static bool upload(backend *be, struct weight *w, const struct tensor *parts, uint32_t n_parts)
-{
-	size_t n = w->n_columns > UPLOAD_ELEMENTS ? w->n_columns : UPLOAD_ELEMENTS, element = cuda_of(be)->bf16 ? 2 : 4;
-	void *pinned = NULL;
-	float *values = new (std::nothrow) float[n];
-	bool good = values && cuda_check(be, cudaMallocHost(&pinned, n * element), "pinned memory");
-	char *to = (char *)w->data;
-	for (uint32_t i = 0; i < n_parts && good; i++) {
-		good = upload_part(be, to, &parts[i], pinned, values);
-		to += parts[i].dims[0] * parts[i].dims[1] * element;
+	uint32_t elements = dtype_block_elements(part->dtype), block_bytes = dtype_block_bytes(part->dtype);
+	uint64_t n_blocks = row_bytes / block_bytes * part->dims[0], per_step = CUDA_SCRATCH_BYTES / block_bytes;
+	for (uint64_t done = 0; done < n_blocks && !backend_failed(be); done += per_step) {
+		uint64_t n = n_blocks - done < per_step ? n_blocks - done : per_step;
+		uint8_t *raw = (uint8_t *)cuda_of(be)->scratch;
+		if (cuda_send(be, raw, from + done * block_bytes, n * block_bytes, "uploading a matrix"))
+			cuda_launch(be, "uploading a matrix", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, blocks_kernel<A>, to + done * elements, (const uint8_t *)raw,
+				    part->dtype, elements, block_bytes, n);
 	}
-	cudaFreeHost(pinned);
-	delete[] values;
-	return good;
 }
 
 struct weight *cuda_weight_load(backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err)
 {
 	cuda *c = cuda_of(be);
-	struct weight *w = new (std::nothrow) weight();
+	uint32_t n_rows = 0, n_columns = 0;
+	if (tensor_stack_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
+		return NULL;
+	struct weight *w = new (std::nothrow) weight{n_rows, n_columns, NULL, NULL, true};
 	if (!w) {
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix");
 		return NULL;
 	}
-	w->n_columns = (uint32_t)parts[0].dims[1];
-	for (uint32_t i = 0; i < n_parts; i++)
-		w->n_rows += (uint32_t)parts[i].dims[0];
-	w->data = cuda_alloc(c, (size_t)w->n_rows * w->n_columns * (c->bf16 ? 2 : 4), "a matrix", err);
-	w->owned = true;
-	if (w->data && upload(be, w, parts, n_parts))
+	w->data = cuda_alloc(be, (size_t)n_rows * n_columns * (c->bf16 ? 2 : 4), "a matrix", err);
+	if (!w->data) {
+		delete w;
+		return NULL;
+	}
+	with_act(c, [&](auto *type) {
+		using A = ACT_TYPE(type);
+		A *to = (A *)w->data;
+		for (uint32_t i = 0; i < n_parts; to += parts[i].dims[0] * n_columns, i++)
+			upload_part(be, to, &parts[i]);
+	});
+	if (!backend_failed(be))
 		return w;
-	if (w->data)
-		error_set(err, ERROR_MEMORY, "device", "a matrix of %u x %u could not be uploaded", w->n_rows, w->n_columns);
+	error_set(err, ERROR_UNAVAILABLE, "device", "a matrix of %u x %u could not be uploaded: the device has failed", n_rows, n_columns);
 	cuda_weight_free(be, w);
 	return NULL;
 }
@@ -75,14 +94,13 @@ struct weight *cuda_weight_load(backend *be, const struct tensor *parts, uint32_
 struct weight *cuda_weight_view(backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err)
 {
 	cuda *c = cuda_of(be);
-	struct weight *w = new (std::nothrow) weight();
+	struct weight *w = new (std::nothrow) weight{n_rows, n_columns, array, real_of(array), c->bf16};
 	if (!w) {
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix");
 		return NULL;
 	}
-	*w = weight{n_rows, n_columns, array, real_of(array), c->bf16};
 	if (c->bf16)
-		w->data = cuda_alloc(c, (size_t)n_rows * n_columns * 2, "a matrix", err);
+		w->data = cuda_alloc(be, (size_t)n_rows * n_columns * 2, "a matrix", err);
 	if (!w->data) {
 		delete w;
 		return NULL;
@@ -105,6 +123,6 @@ void cuda_weight_free(backend *be, struct weight *w)
 	if (!w)
 		return;
 	if (w->owned)
-		cuda_release(cuda_of(be), w->data);
+		cuda_release(be, w->data);
 	delete w;
 }

@@ -5,16 +5,81 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <errno.h>
 
+#include "kernels/backend.h"
+#include "kernels/cuda/arena.h"
 #include "kernels/cuda/plan.h"
 
-static void a_budget_is_what_was_asked_or_nothing(void **state)
+static void a_limit_is_the_smaller_of_what_was_said(void **state)
 {
 	(void)state;
-	assert_true(plan_memory(0, 1000) == 900);
-	assert_true(plan_memory(1000, 1000) == 1000);
-	assert_true(plan_memory(1001, 1000) == 0);
-	assert_true(plan_memory(0, UINT64_MAX) < UINT64_MAX);
+	const uint64_t margin = PLAN_MARGIN_BYTES, gib = 1u << 30;
+	assert_true(plan_limit(0, 0, 10 * gib, 16 * gib) == 10 * gib - margin);
+	assert_true(plan_limit(0, 0, margin, 16 * gib) == 0);
+	assert_true(plan_limit(3 * gib, 0, 10 * gib, 16 * gib) == 3 * gib);
+	assert_true(plan_limit(0, 0.25, 10 * gib, 16 * gib) == 4 * gib);
+	assert_true(plan_limit(3 * gib, 0.25, 10 * gib, 16 * gib) == 3 * gib);
+	assert_true(plan_limit(5 * gib, 0.25, 10 * gib, 16 * gib) == 4 * gib);
+	assert_true(plan_limit(20 * gib, 0, 10 * gib, 16 * gib) == 20 * gib);    // refused later, with the numbers
+}
+
+static void a_need_counts_every_element_or_says_it_cannot(void **state)
+{
+	(void)state;
+	struct backend_need need = {0};
+	assert_true(plan_need_bytes(&need, 2) == 0);
+	need = (struct backend_need){.n_real = 10, .n_act = 20, .n_weight = 30, .n_arrays = 3, .n_slots = 5};
+	assert_true(plan_need_bytes(&need, 2) == 40 + 40 + 60 + 3 * ARENA_ALIGNMENT + 20);
+	assert_true(plan_need_bytes(&need, 4) == 40 + 80 + 120 + 3 * ARENA_ALIGNMENT + 20);
+	need.n_weight = UINT64_MAX / 3;
+	assert_true(plan_need_bytes(&need, 4) == UINT64_MAX);
+}
+
+static void places_in_the_reserve_do_not_overlap(void **state)
+{
+	(void)state;
+	struct arena a;
+	uint64_t at[300], bytes[300], random = 1;
+	arena_init(&a, 1 << 20);
+	for (int i = 0; i < 300; i++)
+		at[i] = ARENA_NONE;
+	for (int step = 0; step < 20000; step++) {
+		random = random * UINT64_C(6364136223846793005) + 1442695040888963407;
+		int i = (int)(random >> 33) % 300;
+		if (at[i] != ARENA_NONE) {
+			assert_int_equal(arena_give(&a, at[i]), 0);
+			at[i] = ARENA_NONE;
+			continue;
+		}
+		bytes[i] = (random >> 40) % 9000;
+		at[i] = arena_take(&a, bytes[i]);
+		for (int j = 0; j < 300 && at[i] != ARENA_NONE; j++)
+			if (j != i && at[j] != ARENA_NONE)
+				assert_true(at[i] + arena_rounded(bytes[i]) <= at[j] || at[j] + arena_rounded(bytes[j]) <= at[i]);
+		assert_true(at[i] == ARENA_NONE || (at[i] % ARENA_ALIGNMENT == 0 && at[i] + bytes[i] <= a.bytes));
+	}
+	for (int i = 0; i < 300; i++)
+		if (at[i] != ARENA_NONE)
+			assert_int_equal(arena_give(&a, at[i]), 0);
+	assert_true(a.used == 0);
+	assert_true(arena_take(&a, a.bytes) == 0);         // what came back is one piece again
+	assert_true(arena_take(&a, 1) == ARENA_NONE);
+	assert_int_equal(arena_give(&a, 256), -ENOENT);
+	arena_done(&a);
+}
+
+static void a_reserve_gives_no_more_than_it_has(void **state)
+{
+	(void)state;
+	struct arena a;
+	arena_init(&a, 1000);                              // three whole places
+	assert_true(arena_take(&a, 257) == 0);
+	assert_true(arena_take(&a, 257) == ARENA_NONE);
+	assert_true(arena_take(&a, UINT64_MAX) == ARENA_NONE);
+	assert_true(arena_take(&a, 0) == 512);
+	assert_true(arena_take(&a, 1) == ARENA_NONE);
+	arena_done(&a);
 }
 
 static void chunks_cover_all_rows_and_fit(void **state)
@@ -28,12 +93,15 @@ static void chunks_cover_all_rows_and_fit(void **state)
 	assert_int_equal(plan_chunk_rows(SIZE_MAX, 1, UINT32_MAX), UINT32_MAX);
 }
 
-static void a_sweep_row_counts_every_result(void **state)
+static void partial_sums_are_few_and_cover_all_rows(void **state)
 {
 	(void)state;
-	assert_true(plan_sweep_row_bytes(0, 0, 0) >= 16);
-	assert_true(plan_sweep_row_bytes(64, 2, 3) >= 16 + 64 * 8 + 5 * 8);
-	assert_true(plan_sweep_row_bytes(UINT32_MAX, UINT32_MAX, UINT32_MAX) > UINT32_MAX);    // no wrap in 32 bits
+	assert_int_equal(plan_sum_rows(10, 32, 256), 32);
+	assert_int_equal(plan_sum_rows(8192, 32, 256), 32);
+	assert_int_equal(plan_sum_rows(8193, 32, 256), 33);
+	for (uint32_t n = 1; n < 100000; n += 997)
+		assert_true((n + plan_sum_rows(n, 32, 256) - 1) / plan_sum_rows(n, 32, 256) <= 256);
+	assert_true(plan_sum_rows(UINT32_MAX, 32, 256) >= UINT32_MAX / 256);
 }
 
 static void only_allocation_and_absence_spare_the_process(void **state)
@@ -41,7 +109,11 @@ static void only_allocation_and_absence_spare_the_process(void **state)
 	(void)state;
 	assert_int_equal(plan_error_class(0), PLAN_ERROR_NONE);
 	assert_int_equal(plan_error_class(2), PLAN_ERROR_MEMORY);
-	assert_int_equal(plan_error_class(100), PLAN_ERROR_NOT_READY);
+	assert_int_equal(plan_error_class(35), PLAN_ERROR_ABSENT);
+	assert_int_equal(plan_error_class(100), PLAN_ERROR_ABSENT);
+	static const int not_ready[] = {3, 46, 802};
+	for (size_t i = 0; i < sizeof not_ready / sizeof *not_ready; i++)
+		assert_int_equal(plan_error_class(not_ready[i]), PLAN_ERROR_NOT_READY);
 	static const int sticky[] = {1, 214, 700, 710, 714, 715, 716, 717, 718, 719, 999, 123456};
 	for (size_t i = 0; i < sizeof sticky / sizeof *sticky; i++)
 		assert_int_equal(plan_error_class(sticky[i]), PLAN_ERROR_STICKY);
@@ -50,9 +122,12 @@ static void only_allocation_and_absence_spare_the_process(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_budget_is_what_was_asked_or_nothing),
+		cmocka_unit_test(a_limit_is_the_smaller_of_what_was_said),
+		cmocka_unit_test(a_need_counts_every_element_or_says_it_cannot),
+		cmocka_unit_test(places_in_the_reserve_do_not_overlap),
+		cmocka_unit_test(a_reserve_gives_no_more_than_it_has),
 		cmocka_unit_test(chunks_cover_all_rows_and_fit),
-		cmocka_unit_test(a_sweep_row_counts_every_result),
+		cmocka_unit_test(partial_sums_are_few_and_cover_all_rows),
 		cmocka_unit_test(only_allocation_and_absence_spare_the_process),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
