@@ -22,7 +22,7 @@ struct encoder {
 	uint64_t n_draws, draw_count_bits;
 	unsigned top_parameter, counts_parameter, draw_parameter;
 	uint64_t top_bits, counts_bits, draw_bits;
-	uint64_t *keys, *scratch;      // (top_k) of the row at hand: id's position << 32 | value
+	uint64_t *keys;                // (2, top_k) to sort a row: id's position << 32 | value
 };
 
 static bool row_is_ok(const struct record_rows *rows, uint32_t row)
@@ -52,10 +52,8 @@ void sort_many_keys(uint64_t *keys, uint64_t *scratch, size_t n)
 }
 
 // Position << 32 | value of a row's n entries, in the caller's order; false when a value is not finite or above the first.
-static bool make_keys(const struct encoder *e, const uint32_t *ids, const float *logits, size_t n)
+static inline bool make_keys(const struct query *q, const uint32_t *ids, const float *logits, size_t n, uint64_t *keys)
 {
-	const struct query *q = &e->rows->query;
-	uint64_t *keys = e->keys;
 	float first = logits[0];
 	bool good = true;
 	for (size_t i = 0; i < n; i++) {
@@ -68,7 +66,7 @@ static bool make_keys(const struct encoder *e, const uint32_t *ids, const float 
 }
 
 // Gaps and values of the sorted keys; false when positions repeat or reach `end`.
-static bool split_keys(const uint64_t *keys, size_t n, uint32_t end, uint32_t *gaps, float *values)
+static inline bool split_keys(const uint64_t *keys, size_t n, uint32_t end, uint32_t *gaps, float *values)
 {
 	uint32_t next = 0;
 	bool good = true;
@@ -82,24 +80,41 @@ static bool split_keys(const uint64_t *keys, size_t n, uint32_t end, uint32_t *g
 	return good;
 }
 
-// One row's top-k, checked and sorted by position, behind those before it.
-static int prepare_top(struct encoder *e, uint32_t row, struct error *err)
+// Every OK row's top-k, checked and sorted by position, one behind the other. Inlined for a k that the compiler knows, and for any.
+static inline __attribute__((always_inline)) int prepare_rows(struct encoder *e, const size_t k, const uint32_t *n_top,
+							       struct error *err)
 {
 	const struct record_rows *rows = e->rows;
-	size_t k = rows->query.top_k, n = row_n_top(rows, row);
-	const float *logits = rows->logits + row * k;
-	bool good = n && logits[0] == rows->max_logit[row] && make_keys(e, rows->ids + row * k, logits, n);
-	if (good) {
-		sort_keys(e->keys, e->scratch, n);
-		good = split_keys(e->keys, n, query_vocabulary(&rows->query, rows->vocab_size), e->gaps + e->n_top, e->values + e->n_top);
+	const uint32_t *ids = rows->ids, end = query_vocabulary(&rows->query, rows->vocab_size);
+	const float *logits = rows->logits, *max_logit = rows->max_logit;
+	size_t n_rows = rows->n_rows;
+	uint64_t *keys = e->keys, *scratch = e->keys + k;
+	uint32_t *gaps = e->gaps;
+	float *values = e->values;
+	for (size_t row = 0; row < n_rows; row++, ids += k, logits += k) {
+		if (rows->status[row] != ROW_OK)
+			continue;
+		const size_t n = n_top ? n_top[row] : k;
+		bool good = logits[0] == max_logit[row] && make_keys(&rows->query, ids, logits, n, keys);
+		sort_keys(keys, scratch, good ? n : 0);
+		if (!good || !split_keys(keys, n, end, gaps, values))
+			return error_set(err, ERROR_INTERNAL, "record", "row %zu: top-k ids repeat or leave the vocabulary, or its first "
+					 "value is not a finite maximum", row);
+		gaps += n;
+		values += n;
+		if (n_top)
+			e->counts[e->n_counts++] = (uint32_t)n - 1;
 	}
-	if (!good)
-		return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32
-				 ": top-k ids repeat or leave the vocabulary, or its first value is not a finite maximum", row);
-	e->n_top += n;
-	if (rows->n_top)
-		e->counts[e->n_counts++] = (uint32_t)n - 1;
+	e->n_top = (uint64_t)(gaps - e->gaps);
 	return 0;
+}
+
+static int prepare_top(struct encoder *e, struct error *err)
+{
+	const struct record_rows *rows = e->rows;
+	if (rows->query.top_k == 2 && !rows->n_top)
+		return prepare_rows(e, 2, NULL, err);
+	return prepare_rows(e, rows->query.top_k, rows->n_top, err);
 }
 
 // With draws.tail no id of the row's top-k (whose n gaps these are) was drawn: both ascend.
@@ -117,33 +132,25 @@ static bool draws_avoid_top(const struct record_rows *rows, uint32_t row, const 
 	return true;
 }
 
-static int prepare_draws(struct encoder *e, uint32_t row, struct error *err)
+static int prepare_draws(struct encoder *e, struct error *err)
 {
 	const struct record_rows *rows = e->rows;
-	uint32_t next = 0;
-	size_t n_top = rows->query.draws.tail ? row_n_top(rows, row) : 0;
-	if (n_top && !draws_avoid_top(rows, row, e->gaps + e->n_top - n_top, n_top))
-		return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 ": an id of its top-k was drawn from outside it", row);
-	for (uint32_t i = rows->draw_starts[row]; i < rows->draw_starts[row + 1]; i++) {
-		uint32_t position = keep_position(&rows->query, rows->draw_ids[i]);
-		e->draw_gaps[e->n_draws++] = position - next;
-		e->draw_count_bits += rice_count_bits(rows->draw_counts[i]);
-		next = position + 1;
+	const uint32_t *top_gaps = e->gaps;
+	for (uint32_t row = 0; row < rows->n_rows; row++) {
+		uint32_t next = 0, n_top = rows->query.draws.tail ? row_n_top(rows, row) : 0;
+		if (!row_is_ok(rows, row))
+			continue;
+		if (n_top && !draws_avoid_top(rows, row, top_gaps, n_top))
+			return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 ": an id of its top-k was drawn from outside it", row);
+		for (uint32_t i = rows->draw_starts[row]; i < rows->draw_starts[row + 1]; i++) {
+			uint32_t position = keep_position(&rows->query, rows->draw_ids[i]);
+			e->draw_gaps[e->n_draws++] = position - next;
+			e->draw_count_bits += rice_count_bits(rows->draw_counts[i]);
+			next = position + 1;
+		}
+		top_gaps += n_top;
 	}
 	return 0;
-}
-
-static int prepare_row(struct encoder *e, uint32_t row, struct error *err)
-{
-	const struct record_rows *rows = e->rows;
-	int r = 0;
-	if (rows->status[row] != ROW_OK)
-		return 0;
-	if (rows->query.top_k)
-		r = prepare_top(e, row, err);
-	if (!r && rows->query.draws.n)
-		r = prepare_draws(e, row, err);
-	return r;
 }
 
 static int encoder_init(struct encoder *e, const struct record_rows *rows, struct error *err)
@@ -156,15 +163,14 @@ static int encoder_init(struct encoder *e, const struct record_rows *rows, struc
 		e->values = malloc(n * sizeof *e->values);
 		e->counts = malloc(rows->n_rows * sizeof *e->counts);
 		e->keys = malloc(2 * (size_t)q->top_k * sizeof *e->keys);
-		e->scratch = e->keys ? e->keys + q->top_k : NULL;
 	}
 	if (q->draws.n)
 		e->draw_gaps = malloc((n_draws + 1) * sizeof *e->draw_gaps);
 	if ((q->top_k && (!e->gaps || !e->values || !e->counts || !e->keys)) || (q->draws.n && !e->draw_gaps))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory to encode %zu entries", n + n_draws);
-	int r = 0;
-	for (uint32_t row = 0; !r && (q->top_k || q->draws.n) && row < rows->n_rows; row++)
-		r = prepare_row(e, row, err);
+	int r = q->top_k ? prepare_top(e, err) : 0;
+	if (!r && q->draws.n)
+		r = prepare_draws(e, err);
 	e->top_parameter = rice_best(e->gaps, e->n_top, &e->top_bits);
 	e->counts_parameter = rice_best(e->counts, e->n_counts, &e->counts_bits);
 	e->draw_parameter = rice_best(e->draw_gaps, e->n_draws, &e->draw_bits);

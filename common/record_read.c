@@ -50,13 +50,14 @@ struct top_reader {
 	uint64_t *keys, *swap;         // (top_k) each, as the two below
 	uint32_t *positions;
 	float *row_values;
-	bool whole;                    // all rows have top_k ids: rows->ids holds the gaps of all of them already
+	uint32_t end;                  // of positions
+	bool have_gaps, have_values;   // of all rows: they lie in rows->ids and rows->logits already
 };
 
 // Gaps become positions; false when they leave the vocabulary.
-static bool read_positions(const struct record_rows *rows, const uint32_t *gaps, size_t n, uint32_t *positions)
+static inline bool read_positions(const uint32_t *gaps, size_t n, uint32_t end, uint32_t *positions)
 {
-	uint32_t next = 0, end = query_vocabulary(&rows->query, rows->vocab_size);    // gaps are below it, so sums of two do not wrap
+	uint32_t next = 0;      // gaps are at most 2^24, so sums of two do not wrap
 	bool good = true;
 	for (size_t i = 0; good && i < n; i++) {
 		positions[i] = next + gaps[i];
@@ -66,15 +67,19 @@ static bool read_positions(const struct record_rows *rows, const uint32_t *gaps,
 	return good;
 }
 
-// Entries lie by ascending position; the key's lower half is the index there, which orders ties by id.
-static int read_top_row(struct record_rows *rows, size_t row, size_t n, struct top_reader *t, struct error *err)
+// Two entries in order of size, the lower position first among equals; without a branch, which would be guessed wrong every other time.
+static void order_two(const struct top_reader *t, uint32_t *ids, float *logits)
 {
-	size_t k = rows->query.top_k;
-	uint32_t *ids = rows->ids + row * k;
-	float *logits = rows->logits + row * k;
-	if ((!t->whole && rice_reader_next_many(&t->ids, rows->vocab_size, ids, n)) || !read_positions(rows, ids, n, t->positions))
-		return read_corrupt(err, "bad top-k ids", row);
-	bool good = values_reader_next(&t->values, rows->max_logit[row], t->row_values, n);
+	bool swap = t->row_values[1] > t->row_values[0];
+	ids[0] = t->positions[swap];
+	ids[1] = t->positions[!swap];
+	logits[0] = t->row_values[swap];
+	logits[1] = t->row_values[!swap];
+}
+
+// Entries lie by ascending position; the key's lower half is the index there, which orders ties by id.
+static void order_many(const struct top_reader *t, size_t n, uint32_t *ids, float *logits)
+{
 	uint64_t *keys = t->keys;
 	for (size_t i = 0; i < n; i++)
 		keys[i] = (uint64_t)descending_bits(t->row_values[i]) << 32 | i;
@@ -84,6 +89,24 @@ static int read_top_row(struct record_rows *rows, size_t row, size_t n, struct t
 		ids[i] = t->positions[at];
 		logits[i] = t->row_values[at];
 	}
+}
+
+static inline __attribute__((always_inline)) int read_top_row(struct record_rows *rows, size_t row, const size_t n, const size_t k,
+							      struct top_reader *t, struct error *err)
+{
+	uint32_t *ids = rows->ids + row * k;
+	float *logits = rows->logits + row * k;
+	bool good = true;
+	if ((!t->have_gaps && rice_reader_next_many(&t->ids, rows->vocab_size, ids, n)) || !read_positions(ids, n, t->end, t->positions))
+		return read_corrupt(err, "bad top-k ids", row);
+	if (!t->have_values)
+		good = values_reader_next(&t->values, rows->max_logit[row], t->row_values, n);
+	for (size_t i = 0; t->have_values && i < n; i++)
+		t->row_values[i] = logits[i];
+	if (n == 2)
+		order_two(t, ids, logits);
+	else
+		order_many(t, n, ids, logits);
 	for (size_t i = 0; rows->query.n_keep && i < n; i++)
 		ids[i] = keep_id(&rows->query, ids[i]);
 	for (size_t i = n; i < k; i++)
@@ -93,11 +116,30 @@ static int read_top_row(struct record_rows *rows, size_t row, size_t n, struct t
 	return 0;
 }
 
+// Where every row has top_k ids, all are read at once.
+static int read_all(struct record_rows *rows, struct top_reader *t, struct error *err)
+{
+	size_t n = (size_t)rows->n_rows * rows->query.top_k;
+	if (!all_rows_ok(rows) || rows->n_top)
+		return 0;
+	t->have_gaps = true;
+	if (rice_reader_next_many(&t->ids, rows->vocab_size, rows->ids, n))
+		return error_set(err, ERROR_CORRUPT, "record", "bad top-k ids");
+	if (rows->query.values != QUERY_VALUES_F32)
+		return 0;
+	t->have_values = true;
+	load_numbers(rows->logits, t->values.from, n);
+	if (!numbers_within(rows->logits, n, -__FLT_MAX__, __FLT_MAX__))
+		return error_set(err, ERROR_CORRUPT, "record", "top-k values that are not finite");
+	return 0;
+}
+
 static int top_reader_init(struct top_reader *t, const struct record_rows *rows, const struct section *ids, const struct section *values,
 			   struct error *err)
 {
 	size_t k = rows->query.top_k;
-	*t = (struct top_reader){.values = values_reader_init(rows->query.values, values->data, rows->n_rows)};
+	*t = (struct top_reader){.values = values_reader_init(rows->query.values, values->data, rows->n_rows),
+				 .end = query_vocabulary(&rows->query, rows->vocab_size)};
 	int r = stream_open(ids, &t->ids, err);
 	if (r)
 		return r;
@@ -123,22 +165,32 @@ static int check_values_bytes(const struct record_rows *rows, const struct secti
 	return error_set(err, ERROR_CORRUPT, "record", "%" PRIu64 " bytes of top-k values for %" PRIu64 " ids", values->n_bytes, n);
 }
 
+// Inlined for a k that the compiler knows, and for any.
+static inline __attribute__((always_inline)) int read_rows(struct record_rows *rows, const size_t k, const uint32_t *n_top,
+							   struct top_reader *t, struct error *err)
+{
+	int r = 0;
+	for (size_t row = 0; !r && row < rows->n_rows; row++) {
+		const size_t n = n_top ? n_top[row] : k;
+		if (rows->status[row] == ROW_OK)
+			r = read_top_row(rows, row, n, k, t, err);
+		else if (!values_reader_skip(&t->values, n))
+			r = read_corrupt(err, "values in a row without numbers", row);
+	}
+	return r;
+}
+
 int read_top(struct record_rows *rows, const struct section *ids, const struct section *values, struct error *err)
 {
 	struct top_reader t = {.keys = NULL};
 	int r = check_values_bytes(rows, values, err);
 	if (!r)
 		r = top_reader_init(&t, rows, ids, values, err);
-	t.whole = all_rows_ok(rows) && !rows->n_top;
-	if (!r && t.whole && rice_reader_next_many(&t.ids, rows->vocab_size, rows->ids, (size_t)rows->n_rows * rows->query.top_k))
-		r = error_set(err, ERROR_CORRUPT, "record", "bad top-k ids");
-	for (size_t row = 0; !r && row < rows->n_rows; row++) {
-		size_t n = rows->n_top ? rows->n_top[row] : rows->query.top_k;
-		if (rows->status[row] == ROW_OK)
-			r = read_top_row(rows, row, n, &t, err);
-		else if (!values_reader_skip(&t.values, n))
-			r = read_corrupt(err, "values in a row without numbers", row);
-	}
+	if (!r)
+		r = read_all(rows, &t, err);
+	if (!r)
+		r = rows->query.top_k == 2 && !rows->n_top ? read_rows(rows, 2, NULL, &t, err)
+							   : read_rows(rows, rows->query.top_k, rows->n_top, &t, err);
 	if (!r)
 		r = stream_close(ids, &t.ids, err);
 	free(t.keys);

@@ -176,14 +176,6 @@ static inline bool next_bits(struct rice_reader *r, unsigned n, uint32_t *ret_bi
 static inline bool next_number(struct rice_reader *r, uint32_t limit, uint32_t *ret_number)
 {
 	uint32_t quotient, rest;
-	if (r->n_bits < 32)
-		fill(r);
-	unsigned b = r->parameter, ones = ~r->bits ? (unsigned)__builtin_ctzll(~r->bits) : 64;
-	if (ones + 1 + b <= r->n_bits) {    // nearly always: all at hand. ones < 64 and b < 24, so the number is below 2^30
-		*ret_number = (uint32_t)ones << b | ((uint32_t)(r->bits >> 1 >> ones) & ((1u << b) - 1));
-		drop(r, ones + 1 + b);
-		return *ret_number <= limit;
-	}
 	if (!next_ones(r, limit >> r->parameter, &quotient) || !next_bits(r, r->parameter, &rest))
 		return false;
 	*ret_number = quotient << r->parameter | rest;
@@ -198,9 +190,23 @@ int rice_reader_next(struct rice_reader *r, uint32_t limit, uint32_t *ret_number
 int rice_reader_next_many(struct rice_reader *r, uint32_t limit, uint32_t *ret_numbers, size_t n)
 {
 	struct rice_reader local = *r;     // in registers: what is stored to ret_numbers cannot change it
+	const unsigned b = local.parameter;
+	const uint32_t mask = (1u << b) - 1;
 	bool good = true;
-	for (size_t i = 0; good && i < n; i++)
-		good = next_number(&local, limit, &ret_numbers[i]);
+	for (size_t i = 0; good && i < n; i++) {
+		if (local.end - local.from >= 8)
+			fill(&local);
+		// Nearly always the whole number is at hand: ones < 64 and b < 24, so it is below 2^30.
+		unsigned ones = (unsigned)__builtin_ctzll(~local.bits | UINT64_C(1) << 63);
+		if (ones + 1 + b > local.n_bits) {
+			good = next_number(&local, limit, &ret_numbers[i]);
+			continue;
+		}
+		uint32_t number = (uint32_t)ones << b | ((uint32_t)(local.bits >> (ones + 1)) & mask);
+		drop(&local, ones + 1 + b);
+		ret_numbers[i] = number;
+		good = number <= limit;
+	}
 	*r = local;
 	return good ? 0 : -EBADMSG;
 }

@@ -2,7 +2,8 @@
 // What a scored row costs on the wire and in time, in kdserved's formats and in the shapes other servers answer in. CSV:
 // format,top_k,rows,bytes_per_row,bytes_per_entry,encode_us_per_row,decode_us_per_row
 // Times are of one thread's processor time, the least of several runs. "Decode" ends in arrays of ids and numbers for all formats: JSON is
-// parsed by jansson, base64 decoded from the parsed text. Rows: top-k of V = 151936 with the own token and lse at T = 1 (others: log-probs).
+// parsed by jansson, base64 decoded from the parsed text. Rows: top-k of V = 151936 with the own token and lse at T = 1 (for the others
+// log-probs).
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
