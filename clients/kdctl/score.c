@@ -9,6 +9,8 @@
 #include "clients/kdctl/score.h"
 
 #define ANSWER_OVERHEAD 40       // bytes of frame and answer header before a record
+#define RECORD_TEACHER_BYTES 32  // a record travels without its question (kdserved-record.5, Short form): these,
+#define RECORD_QUERY_AT 92       // the query, whose size is here, and the tokens
 #define AHEAD 2                  // requests read, asked or answered but not written yet, for each that may be in flight
 
 // One request: a run of items.
@@ -21,7 +23,7 @@ struct chunk {
 };
 
 struct totals {
-	uint64_t n_resumed, n_sequences, n_tokens, n_rows, n_cached, n_bad_rows, n_bytes;
+	uint64_t n_resumed, n_sequences, n_tokens, n_rows, n_cached, n_bad_rows, n_bytes, n_wire_bytes;
 	uint64_t n_scored;               // tokens that went into
 	double nll;                      // in nats
 };
@@ -33,7 +35,7 @@ struct scoring {
 	struct sink *sink;
 	struct chunk *chunks, **end;     // in the order of the input; what is done at the front is written
 	uint32_t n_chunks, n_in_flight, max_in_flight;
-	uint64_t read_to;                // bytes of the input whose answers are written
+	uint64_t read_to, resumed_to;    // bytes of the input whose answers are written, and of those that were there before
 	struct progress progress;
 	struct totals totals;
 };
@@ -59,7 +61,7 @@ static int next_item(struct scoring *s, struct item **ret)
 		if (status || !there)
 			return status;
 		s->totals.n_resumed++;
-		s->read_to = (*ret)->end;
+		s->read_to = s->resumed_to = (*ret)->end;
 		item_free(*ret);
 	}
 }
@@ -178,7 +180,9 @@ static int add_answer(struct scoring *s, struct item *i)
 	size_t n;
 	if (kd_answer_rows(i->answer, &rows, &err))
 		return kdctl_fail_with(s->k, err.field, err.message);
-	(void)kd_answer_record(i->answer, &n);
+	const uint8_t *query = (const uint8_t *)kd_answer_record(i->answer, &n) + RECORD_QUERY_AT;
+	t->n_wire_bytes += ANSWER_OVERHEAD + n - RECORD_TEACHER_BYTES - 4 * (uint64_t)i->n_tokens -
+		(query[0] | (uint32_t)query[1] << 8 | (uint32_t)query[2] << 16 | (uint32_t)query[3] << 24);
 	t->n_sequences++;
 	t->n_tokens += i->n_tokens;
 	t->n_rows += rows->n_rows;
@@ -273,7 +277,7 @@ static void show_progress(struct scoring *s)
 	char note[96];
 	double seconds = progress_seconds(&s->progress), speed = (double)s->totals.n_tokens / seconds;
 	uint64_t total = s->source.n_bytes;
-	double left = total && s->read_to ? seconds * (double)(total - s->read_to) / (double)s->read_to : 0;
+	double done = (double)(s->read_to - s->resumed_to), left = done > 0 ? seconds * (double)(total - s->read_to) / done : 0;
 	snprintf(note, sizeof note, "%" PRIu64 " sequences, %.0f tokens/s", s->totals.n_resumed + s->totals.n_sequences, speed);
 	if (total && s->totals.n_sequences)
 		snprintf(note + strlen(note), sizeof note - strlen(note), ", %.0f:%02.0f left", floor(left / 60), fmod(left, 60));
@@ -306,7 +310,7 @@ static void print_summary(const struct scoring *s)
 	const struct totals *t = &s->totals;
 	double seconds = progress_seconds(&s->progress), perplexity = t->n_scored ? exp(t->nll / (double)t->n_scored) : NAN;
 	double cached = t->n_sequences ? 100 * (double)t->n_cached / (double)t->n_sequences : 0;
-	double bytes = t->n_rows ? (double)(t->n_bytes + ANSWER_OVERHEAD * t->n_sequences) / (double)t->n_rows : 0;
+	double bytes = t->n_rows ? (double)t->n_wire_bytes / (double)t->n_rows : 0;
 	if (s->k->json) {
 		json_t *j = json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "teacher", kd_server(s->k->client)->teacher, "resumed",
 				      (json_int_t)t->n_resumed, "sequences", (json_int_t)t->n_sequences, "tokens", (json_int_t)t->n_tokens,

@@ -10,6 +10,7 @@ import tempfile
 import shutil
 import unittest
 
+import kdserved
 import tiny_model
 from kdserved import BUILD, Daemon, wait_until
 
@@ -139,6 +140,17 @@ class Signals(Base):
         self.assertEqual([sorted(line) for line in lines], [["cached", "first", "id", "last", "spans", "tokens"]] * 2)
         self.assertEqual((long["scored_tokens"], short["scored_tokens"]), (5, 5))
         self.assertAlmostEqual(long["nll"], short["nll"], places=4)
+
+    def test_bytes_on_the_wire_are_counted_exactly(self):
+        tokens = [[i % 250] * 20 for i in range(10)]
+        _, summary = self.score("--top-k", "5", self.path("in.jsonl", "".join(json.dumps({"tokens": t}) + "\n" for t in tokens)))
+        with self.daemon.client() as c:
+            c.start_score(tokens, flags=4, top_k=5, own=True, values=1, temperatures=(1.0,))
+            kind, total = None, 0
+            while kind != kdserved.DONE:
+                kind, _, body = c.receive()
+                total += 32 + len(body) if kind == kdserved.ANSWER else 0
+        self.assertEqual(summary["wire_bytes_per_position"], total / 200)
 
     def test_values_are_as_close_as_promised(self):
         path = self.path("in.jsonl", json.dumps({"tokens": [5, 17, 200, 3]}))
