@@ -6,6 +6,7 @@
 #include "common/error.h"
 #include "daemon/server/json.h"
 #include "daemon/server/openai.h"
+#include "daemon/teacher/generation.h"
 #include "daemon/teacher/request.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -44,6 +45,21 @@ static void fuzz_score(const char *body, size_t n)
 	json_score_done(&s);
 }
 
+static void fuzz_generate(const char *body, size_t n)
+{
+	struct json_generate g = {0};
+	struct error err = {0};
+	if (json_read_generate(body, n, letters(), &limits, &g, &err)) {
+		require(err.code && err.field[0] && err.message[0] && !g.request);
+		return;
+	}
+	const struct generation_query *q = g.request->generate;
+	require(g.request->n_items <= 8 && q->n_stops <= GENERATION_MAX_STOPS && q->n_stop_ids <= GENERATION_MAX_STOP_IDS);
+	require(q->n ? g.request->n_items % q->n == 0 : g.request->n_items == 0);
+	require(generation_check(g.request, &(struct generation_limits){64, 4, 8, 5}, &err) == 0 || (err.code && err.message[0]));
+	json_generate_done(&g);
+}
+
 static void fuzz_completion(const char *body, size_t n)
 {
 	struct openai_ask a = {0};
@@ -68,6 +84,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 	struct json_run run;
 	struct json_weights w;
 	fuzz_score(body, n);
+	fuzz_generate(body, n);
 	fuzz_completion(body, n);
 	if (json_read_tokenize(body, n, &t, NULL) == 0) {
 		require(t.text && t.text[t.n] == '\0');
