@@ -78,21 +78,23 @@ double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, d
 
 	if (!ret_weighted)
 		return exp_sum_plain(x, n, m, inverse);
+	// The same sums in the same order as above: what a row says does not depend on whether its entropy is asked too.
 	for (size_t i = 0; i < n; i += CHUNK) {
 		size_t end = n - i < CHUNK ? n - i : CHUNK, j = 0;
-		vf sum = {0}, product = {0};
-		for (; j + LANES <= end; j += LANES) {
-			vf z = (vf_load(x + i + j) - m) * inverse, e = vf_exp_negative(z);
-			sum += e;
-			product += vf_max(low, z) * e;
-		}
-		if (j < end) {
+		vf sum[4] = {0}, product[4] = {0};
+		for (; j + 4 * LANES <= end; j += 4 * LANES)
+			UNROLL for (size_t k = 0; k < 4; k++) {
+				vf z = (vf_load(x + i + j + k * LANES) - m) * inverse, e = vf_exp_negative(z);
+				sum[k] += e;
+				product[k] += vf_max(low, z) * e;
+			}
+		for (; j < end; j += LANES) {
 			vf z = load_z(x + i + j, end - j, m, inverse), e = vf_exp_negative(z);
-			sum += e;
-			product += vf_max(low, z) * e;    // e is 0 below -88, where z may be infinite
+			sum[0] += e;
+			product[0] += vf_max(low, z) * e;    // e is 0 below -88, where z may be infinite
 		}
-		total += (double)vf_sum(sum);
-		weighted += (double)vf_sum(product);
+		total += (double)vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+		weighted += (double)vf_sum((product[0] + product[1]) + (product[2] + product[3]));
 	}
 	*ret_weighted = weighted;
 	return total;
