@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store behind the doors: a stored answer serves smaller questions with the bytes the teacher gives, and a store has one daemon."""
+import os
+import random
+import struct
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "conformance"))
+import kdserved
+import kdserved_bytes as kd
+from kdserved import Daemon
+
+NO_STORE, DURABLE = 2, 1
+TOKENS = [5, 17, 200, 3, 99, 45, 7, 150, 2, 61]
+
+
+def ask(c, query, flags=0):
+    request_id = c.next_id
+    c.next_id += 1
+    c.send(kdserved.SCORE, request_id, kd.score_body(query, [TOKENS], flags=flags))
+    return c.finish_score(request_id)[0]
+
+
+def wide(values):
+    n = len(TOKENS)
+    return dict(top_k=20, temperatures=[0.5, 1, 2], own=True, entropy=True, max_prob=True, argmax=True, sum_squares=True, tail=False,
+                values=values, gather=[[i, 2 * i + 1, 9] for i in range(n)], draws={"n": 8, "seed": 3}, spans=[(1, 4), (2, 9)],
+                features=[(kd.HIDDEN, 1), (kd.FINAL, 0)], feature_values=kd.F32)
+
+
+def less(rng, values):
+    q = wide(values)
+    first, last = rng.randrange(3), len(TOKENS) - 1 - rng.randrange(3)
+    q["first"], q["last"] = first, last
+    q["gather"] = [lists[:rng.randint(1, 3)] for lists in q["gather"][first:last + 1]] if rng.randrange(2) else None
+    q["temperatures"] = rng.sample(q["temperatures"], rng.randint(1, 3))
+    for name in "own", "entropy", "max_prob", "argmax", "sum_squares":
+        q[name] = bool(rng.randrange(2))
+    if rng.randrange(2):
+        q["draws"] = None
+    q["spans"] = rng.sample(q["spans"], rng.randint(0, 2))
+    q["features"] = rng.sample(q["features"], rng.randint(0, 2))
+    if values == kd.F32:
+        q["top_k"] = rng.choice([0, 1, 5, 20])
+        q["values"] = rng.choice([kd.F32, kd.F16, kd.U8])
+        q["feature_values"] = rng.choice([kd.F32, kd.F16, kd.BF16])
+    return kd.Query(**q)
+
+
+def sections(record):
+    """Contents by tag: where two records differ."""
+    n_tokens, = struct.unpack_from("<I", record, 84)
+    n_query, = struct.unpack_from("<I", record, 92)
+    at, found = 100 + n_query + 4 * n_tokens, []
+    while at < len(record):
+        tag, _, n = struct.unpack_from("<HHI", record, at)
+        found.append((tag, record[at + 8:at + 8 + n].hex()))
+        at += 8 + n
+    return found
+
+
+class Contained(unittest.TestCase):
+    def test_what_is_cut_out_of_a_stored_answer_is_what_the_teacher_says(self):
+        rng = random.Random(4)
+        for values in kd.F32, kd.F16:
+            with tempfile.TemporaryDirectory(prefix="kdserved-e2e-") as store, Daemon("--store", store) as d, d.client() as c:
+                cached, _ = ask(c, kd.Query(**wide(values)), DURABLE)
+                self.assertFalse(cached)
+                for i in range(60):
+                    q = less(rng, values)
+                    cached, record = ask(c, q)
+                    told = ask(c, q, NO_STORE)
+                    self.assertEqual((cached, told[0]), (True, False), (values, i, vars(q)))
+                    self.assertEqual(sections(record), sections(told[1]), (values, i, vars(q)))
+                    self.assertEqual(record, told[1], (values, i, vars(q)))
+                cached, _ = ask(c, kd.Query(top_k=21))
+                self.assertFalse(cached)
+                metrics = d.http("GET", "/metrics")
+                self.assertIn("kd_store_contained_total 6", str(metrics))
+
+
+class Second(unittest.TestCase):
+    def test_a_second_daemon_is_refused_and_the_first_goes_on(self):
+        with tempfile.TemporaryDirectory(prefix="kdserved-e2e-") as store, Daemon("--store", store) as first, first.client() as c:
+            before = ask(c, kd.Query(top_k=3), DURABLE)[1]
+            second = Daemon("--store", store, wait=False)
+            self.assertNotEqual(second.wait_exit(), 0)
+            self.assertRegex(second.log(), "another process, pid %d is writing to it" % first.process.pid)
+            second.stop(expect=None)
+            self.assertEqual(ask(c, kd.Query(top_k=3)), (True, before))
+            self.assertEqual(ask(c, kd.Query(top_k=4), DURABLE)[0], False)
+
+
+if __name__ == "__main__":
+    unittest.main()
