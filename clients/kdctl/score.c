@@ -321,6 +321,7 @@ static void print_summary(const struct scoring *s)
 		json_object_set_new(j, "seconds", json_real(seconds));
 		json_object_set_new(j, "tokens_per_second", json_real((double)t->n_tokens / seconds));
 		json_object_set_new(j, "wire_bytes_per_position", json_real(bytes));
+		json_object_set_new(j, "cached_percent", json_real(cached));
 		json_object_set_new(j, "scored_tokens", json_integer((json_int_t)t->n_scored));
 		json_object_set_new(j, "nll", json_real(t->nll));
 		json_object_set_new(j, "perplexity", t->n_scored ? json_real(perplexity) : json_null());

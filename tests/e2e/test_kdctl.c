@@ -227,6 +227,7 @@ static void scores_texts_and_token_lists(void **state)
 	       "\"tokens\":[1,2,3],\"rows\":[{\"status\":\"ok\",\"lse\":[5],\"ids\":[0,1],\"logits\":[4,3],\"own_logit\":2},");
 	expect(o, 0, "\"cached\":true,\"first\":0,\"last\":1,\"tokens\":[4,5],\"rows\":[");
 	expect(o, 0, "\"resumed\":0,\"sequences\":2,\"tokens\":5,\"positions\":5,\"cached\":1,");
+	expect(o, 0, "\"cached_percent\":50.0");
 	expect(o, 0, "\"scored_tokens\":3,\"nll\":10.0,\"perplexity\":28.0316");    // exp(10 / 3)
 	expect(run_with_file("score --length 3 --top-k 2", "text", "whatever"), 0, "perplexity               28.0316");
 	expect(run_with_file("score --length 3 --top-k 2 --temperatures 2", "text", "whatever"), 0, "perplexity               28.0316");
