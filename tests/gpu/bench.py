@@ -1,0 +1,190 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""bench.py BUNDLE OUT: kdserved's scoring pass on the GPU beside transformers on the same random weights, in the same run, and the bf16 matrix
+rate of the card. One row of OUT/gpu-results.csv per figure, written as it is known: date, GPU, driver, shape, what, figure, unit. Stages that
+are in the file already are not run again; each has a time limit, and stops of one do not lose the others. BENCH_SECONDS limits the whole."""
+import csv
+import datetime
+import io
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+bundle, out = sys.argv[1], sys.argv[2]
+RESULTS = os.path.join(out, "gpu-results.csv")
+MODELS = os.environ.get("BENCH_MODELS", "/tmp/kdserved-models")
+END = time.monotonic() + float(os.environ.get("BENCH_SECONDS", "560"))
+FIELDS = ["date", "gpu", "driver", "shape", "stage", "what", "figure", "unit"]
+# layers, width, feed-forward, heads, kv heads, head size, vocabulary
+SHAPES = {"8b": (32, 4096, 14336, 32, 8, 128, 128256), "1b": (16, 2048, 8192, 32, 8, 64, 128256)}
+LENGTHS = [(512, 16), (2048, 4), (8192, 1)]     # 8192 tokens in each pass
+
+
+def machine():
+    line = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"], capture_output=True, text=True).stdout
+    return [x.strip() for x in line.strip().splitlines()[0].split(",")]
+
+
+def flop_per_token(shape, length, head=True):
+    L, C, F, NH, NKV, D, V = SHAPES[shape]
+    layer = 2 * (C * (NH + 2 * NKV) * D + NH * D * C + 3 * C * F) + 4 * NH * D * (length + 1) / 2
+    return L * layer + (2 * C * V if head else 0)
+
+
+def done_stages():
+    if not os.path.exists(RESULTS):
+        return set()
+    with open(RESULTS) as f:
+        return {r["stage"] for r in csv.DictReader(f)}
+
+
+def write(shape, stage, rows):
+    new = not os.path.exists(RESULTS)
+    gpu, driver = machine()
+    with open(RESULTS, "a") as f:
+        w = csv.writer(f)
+        if new:
+            w.writerow(FIELDS)
+        for what, figure, unit in rows:
+            w.writerow([datetime.date.today().isoformat(), gpu, driver, shape, stage, what, f"{figure:.6g}", unit])
+            print(f"{stage}: {what} = {figure:.6g} {unit}", flush=True)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def median_ms(torch, f, n=7):
+    for _ in range(2):
+        f()
+    times = []
+    for _ in range(n):
+        a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        a.record()
+        f()
+        b.record()
+        torch.cuda.synchronize()
+        times.append(a.elapsed_time(b))
+    return statistics.median(times)
+
+
+def peak():
+    import torch
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    ms = median_ms(torch, lambda: a @ b, 15)
+    x = torch.empty(1 << 30, device="cuda", dtype=torch.float32)
+    y = torch.empty_like(x)
+    copy = median_ms(torch, lambda: y.copy_(x), 9)
+    return [("bf16 matrix rate, 8192^3, torch", 2 * 8192 ** 3 / ms / 1e9, "TFLOP/s"), ("copy, bytes read and written", 8 * 2 ** 30 / copy / 1e9, "TB/s")]
+
+
+def rate_of_peak():
+    with open(RESULTS) as f:
+        for r in csv.DictReader(f):
+            if r["what"].startswith("bf16 matrix rate"):
+                return float(r["figure"])
+    return float("nan")
+
+
+def kdserved(shape, length, sequences):
+    """bench_score in a process of its own: the median pass, and the share of it that the head (product and sweep) takes."""
+    rows = []
+    for k in (64, 256) if length == 2048 else (64,):
+        p = subprocess.run([bundle + "/bin/bench_score", "--teacher", f"{MODELS}/{shape}", "--device", "cuda", "--length", str(length), "--sequences",
+                            str(sequences), "--top-k", str(k), "--passes", "7"], capture_output=True, text=True, timeout=200)
+        if p.returncode:
+            raise RuntimeError(p.stderr[-400:])
+        r = next(csv.DictReader(io.StringIO(p.stdout)))
+        tflops = float(r["tokens_per_s"]) * flop_per_token(shape, length) / 1e12
+        rows += [(f"kdserved {sequences}x{length} k={k}", float(r["tokens_per_s"]), "tokens/s"), (f"kdserved {sequences}x{length} k={k} rate", tflops, "TFLOP/s"),
+                 (f"kdserved {sequences}x{length} k={k} share of the matrix rate", tflops / rate_of_peak(), ""),
+                 (f"kdserved {sequences}x{length} k={k} head, product and sweep", float(r["head_seconds"]) / float(r["seconds"]), "of the pass")]
+    return rows
+
+
+def transformers(shape, length, sequences):
+    """The same rows from transformers: bf16, SDPA, topk + logsumexp in chunks that fit."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(f"{MODELS}/{shape}", torch_dtype=torch.bfloat16, attn_implementation="sdpa").cuda().eval()
+    ids = torch.randint(0, 128256, (sequences, length), device="cuda")
+
+    @torch.inference_mode()
+    def score():
+        hidden = model.model(ids, use_cache=False).last_hidden_state.view(-1, model.config.hidden_size)
+        for part in hidden.split(1024):
+            logits = model.lm_head(part).float()
+            values, indices = logits.topk(64)
+            both = [torch.logsumexp(logits / t, -1) for t in (1.0,)]
+            values.cpu(), indices.cpu(), [x.cpu() for x in both]
+
+    ms = median_ms(torch, score, 5)
+    return [(f"transformers {sequences}x{length} k=64", sequences * length / ms * 1e3, "tokens/s")]
+
+
+def training():
+    p = subprocess.run([bundle + "/bin/bench_train", "cuda", "0", "20"], capture_output=True, text=True, timeout=120)
+    if p.returncode:
+        raise RuntimeError(p.stderr[-400:])
+    r = next(csv.DictReader(io.StringIO(p.stdout)))
+    return [("kdserved training step, 33 M student, 4x512, k=64", float(r["tokens_per_second"]), "tokens/s"), ("its optimizer", float(r["optimizer_ms"]), "ms")]
+
+
+def torch_training():
+    """The same student in transformers with torch.compile: bf16 autocast, cross-entropy and sparse distillation, fused AdamW."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    config = LlamaConfig(hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6, num_key_value_heads=6, vocab_size=49152,
+                         max_position_embeddings=512, tie_word_embeddings=True, attn_implementation="sdpa")
+    model = LlamaForCausalLM(config).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    ids = torch.randint(0, 49152, (4, 512), device="cuda")
+    top = torch.randint(0, 49152, (4, 512, 64), device="cuda")
+    p = torch.softmax(torch.randn(4, 512, 64, device="cuda"), -1)
+
+    def loss_of():
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = model(ids).logits
+        log_p = torch.log_softmax(logits.float(), -1)
+        return -(p * log_p.gather(-1, top)).sum(-1).mean() - 0.1 * log_p[:, :-1].gather(-1, ids[:, 1:, None]).mean()
+
+    compiled = torch.compile(loss_of)
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        compiled().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return [("torch.compile training step, 33 M student, 4x512, k=64", 4 * 512 / median_ms(torch, step, 11) * 1e3, "tokens/s")]
+
+
+def make_model(shape):
+    subprocess.run([sys.executable, bundle + "/make_model.py", shape, f"{MODELS}/{shape}"], check=True, timeout=200)
+
+
+def main():
+    os.makedirs(out, exist_ok=True)
+    stages = [("peak", "-", 40, peak)]
+    for shape in ("1b", "8b"):
+        for length, sequences in sorted(LENGTHS, key=lambda x: x[0] != 2048):
+            for peer in (kdserved, transformers):
+                stages.append((f"{peer.__name__} {shape} {length}", shape, 120, lambda f=peer, a=(shape, length, sequences): (make_model(a[0]), f(*a))[1]))
+    stages += [("training", "33m", 60, training), ("torch training", "33m", 120, torch_training)]
+    known, failed = done_stages(), 0
+    for name, shape, seconds, run in stages:
+        if name in known:
+            continue
+        if time.monotonic() + seconds / 2 > END:
+            print(f"{name}: no time left; run again", flush=True)
+            failed += 1
+            continue
+        try:
+            write(shape, name, run())
+        except Exception as e:      # one stage's failure is a line, not the end
+            print(f"{name}: FAILED: {e!r}"[:600], flush=True)
+            failed += 1
+    return 1 if failed else 0
+
+
+sys.exit(main())
