@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """TRL's own client code with kdserved as its teacher server.
 
-TRL 1.16 asks a plain `vllm serve` for prompt_logprobs over /v1/completions. Here the same code, as it is installed from the index, asks kdserved:
+TRL 1.16 asks a plain `vllm serve` for prompt_logprobs over /v1/completions. Here the same code, as it is installed from the index, asks
+kdserved:
 
 1. VLLMClient.get_sequence_logprobs (the client of ServerDistillationTrainer and SDPOTrainer);
-2. _generate_one_turn and _score_with_teacher of AsyncDistillationTrainer's rollout worker, which takes any such server as the student's, too;
+2. _generate_one_turn and _score_with_teacher of AsyncDistillationTrainer's rollout worker, which takes any such server as the student's,
+too;
 3. ServerDistillationTrainer itself trains a student for some steps.
 
-The log-probabilities must be those of transformers on the same weights within 1e-4. VLLMClient insists that the vllm package is installed, which it
-needs for pushing weights to a student's server; that check alone is answered for it.
+The log-probabilities must be those of transformers on the same weights within 1e-4. VLLMClient insists that the vllm package is
+installed, which it needs for pushing weights to a student's server; that check alone is answered for it.
 
     trl_teacher.py [--gguf FILE] [--build DIR] [--venv DIR] [--json FILE]
 """
@@ -23,7 +25,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-import venv
+import peer
 
 PACKAGES = {"torch": "torch", "transformers": "transformers", "gguf": "gguf", "accelerate": "accelerate", "requests": "requests",
             "aiohttp": "aiohttp", "datasets": "datasets", "trl": "trl==1.16.0"}
@@ -39,7 +41,8 @@ def reference(model, sequence):
 
 
 def check_position(expected, sequence, position, ids, values):
-    """Largest difference of one position's list, which must be the likeliest ids in order (equal ones in any), perhaps with the own token behind."""
+    """Largest difference of one position's list, which must be the likeliest ids in order (equal ones in any), perhaps with the own token
+    behind."""
     own_behind = ids[-1] == sequence[position] and len(ids) > 1
     top = [expected[i].item() for i in (ids[:-1] if own_behind else ids)]
     best = expected.topk(len(top)).values.tolist() if top else []
@@ -81,8 +84,9 @@ def async_client(url, model, sequences, lengths):
     PartialState()    # its logger's
     worker = code._AsyncRolloutLoop(
         model_name="student", dataset=[], processing_class=None, eos_token_ids=[0], rollout_buffer=multiprocessing.Queue(),
-        model_version_value=multiprocessing.Value("i", 0), heartbeat_value=multiprocessing.Value("d", 0), failed_event=multiprocessing.Event(),
-        exception_info_queue=multiprocessing.Queue(), metrics_queue=multiprocessing.Queue(), teacher_server_urls={"default": url}, teacher_top_k=8)
+        model_version_value=multiprocessing.Value("i", 0), heartbeat_value=multiprocessing.Value("d", 0),
+        failed_event=multiprocessing.Event(), exception_info_queue=multiprocessing.Queue(), metrics_queue=multiprocessing.Queue(),
+        teacher_server_urls={"default": url}, teacher_top_k=8)
 
     async def ask():
         async with aiohttp.ClientSession() as worker.session:
@@ -118,9 +122,10 @@ def trainer(url, folder, student):
     losses = []
     for beta, top_k in ((0.0, 32), (1.0, 1)):
         arguments = ServerDistillationConfig(
-            output_dir=str(folder / "trl"), teacher_model_server_url=url, beta=beta, loss_top_k=top_k, max_steps=12, per_device_train_batch_size=8,
-            gradient_accumulation_steps=1, learning_rate=5e-3, max_completion_length=24, logging_steps=1, save_strategy="no", report_to=[],
-            use_cpu=True, bf16=False, gradient_checkpointing=False, lr_scheduler_type="constant", disable_tqdm=True)
+            output_dir=str(folder / "trl"), teacher_model_server_url=url, beta=beta, loss_top_k=top_k, max_steps=12,
+            per_device_train_batch_size=8, gradient_accumulation_steps=1, learning_rate=5e-3, max_completion_length=24, logging_steps=1,
+            save_strategy="no", report_to=[], use_cpu=True, bf16=False, gradient_checkpointing=False,
+            lr_scheduler_type="constant", disable_tqdm=True)
         with mock.patch.object(code, "is_vllm_available", return_value=True):
             made = ServerDistillationTrainer(model=AutoModelForCausalLM.from_pretrained(student), args=arguments, train_dataset=prompts,
                                              processing_class=tokenizer)
@@ -136,7 +141,7 @@ def main():
     parser.add_argument("--venv")
     parser.add_argument("--json", help="write the figures here")
     a = parser.parse_args()
-    venv.need(PACKAGES, a.venv)
+    peer.need(PACKAGES, a.venv)
     os.environ.update(top_builddir=os.path.abspath(a.build), TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="",
                       TRL_EXPERIMENTAL_SILENCE="1")
     import torch
@@ -144,7 +149,7 @@ def main():
     from kdserved import Daemon
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        directory = venv.model_directory(folder / "model", a.gguf)
+        directory = peer.model_directory(folder / "model", a.gguf)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         rng = torch.Generator().manual_seed(1)
         sequences = [torch.randint(model.config.vocab_size, (n,), generator=rng).tolist() for n in (5, 17, 2, 40, 64, 31)]

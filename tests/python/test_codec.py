@@ -153,7 +153,8 @@ class Frames(unittest.TestCase):
         self.check(frame.encode(frame.Kind.HELLO, 0, frame.hello("s3cret", bytes(32))), "HELLO, any teacher")
         asked = query.ask(dict(top_k=2, own=True, values="f16", first=1), [query.as_tokens([3, 1, 4])], True)
         self.assertEqual(asked.parts, ())
-        self.check(frame.encode(frame.Kind.SCORE, 7, frame.score(asked.query.encoded, [query.as_tokens([3, 1, 4])], (), 0, 5000)), "SCORE, request 7")
+        body = frame.score(asked.query.encoded, [query.as_tokens([3, 1, 4])], (), 0, 5000)
+        self.check(frame.encode(frame.Kind.SCORE, 7, body), "SCORE, request 7")
         sequences = [query.as_tokens([3, 1, 4]), query.as_tokens([1, 5])]
         whole = query.Query(temperatures=(1,), gather=query.Lists.of([np.array([5])]))
         parts = [query.Part(spans=((2, 3),)), query.Part((0, 1), query.Lists.of([np.array([7, 300]), np.array([], int)]))]
@@ -167,7 +168,8 @@ class Frames(unittest.TestCase):
         self.assertEqual((index, what.code, what.field, what.message),
                          (0, "invalid", "sequences[0].tokens[2]", "id 12 is outside the vocabulary (10)"))
         info = frame.decode_welcome(man_bytes("kdserved-protocol.7", "WELCOME: teacher 00")[32:])
-        self.assertEqual(info, frame.Info(bytes(range(32)).hex(), 49152, 4096, 1024, 1024, 1024, 65536, 30, 576, 576, 192, 1024, 1 << 25, 64))
+        limits = 49152, 4096, 1024, 1024, 1024, 65536, 30, 576, 576, 192, 1024, 1 << 25, 64
+        self.assertEqual(info, frame.Info(bytes(range(32)).hex(), *limits))
 
     def test_bad_headers_are_refused(self):
         good = frame.encode(frame.Kind.DONE, 9)
@@ -219,7 +221,8 @@ class Varints(unittest.TestCase):
         for n in (1, 5, 7, 8, 9, 400):
             numbers = [rng.getrandbits(rng.randint(0, 32)) for _ in range(n)] + [0, 127, 128, 16383, 16384, 2 ** 32 - 1]
             data = cursor.varints(numbers)
-            expected = b"".join(bytes([v >> s & 127 | (128 if v >> s + 7 else 0) for s in range(0, 35, 7) if not s or v >> s]) for v in numbers)
+            expected = b"".join(bytes([v >> s & 127 | (128 if v >> s + 7 else 0) for s in range(0, 35, 7) if not s or v >> s])
+                                for v in numbers)
             self.assertEqual(data, expected)
             c = cursor.Cursor(data + b"x", "test")
             self.assertEqual(c.varints(len(numbers)).tolist(), numbers)

@@ -223,7 +223,8 @@ class Requests(unittest.TestCase):
         def script(server):
             server.send(welcome())
             _, request_id, _ = server.receive()
-            server.send(frame.encode(Kind.GOAWAY), frame.encode(Kind.PING, 5, b"hm"), answer(request_id), frame.encode(Kind.DONE, request_id))
+            server.send(frame.encode(Kind.GOAWAY), frame.encode(Kind.PING, 5, b"hm"), answer(request_id),
+                        frame.encode(Kind.DONE, request_id))
             server.seen.append(server.receive())
             server.take(1)
         with Server(script) as server, Teacher.connect(server.address) as teacher:

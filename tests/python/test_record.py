@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python client's record decoder against the plain encoder of tests/conformance: every signal, alone and together, and hostile bytes."""
+"""The Python client's record decoder against the plain encoder of tests/conformance: every signal, alone and together, and hostile
+bytes."""
 import math
 import os
 import random
@@ -35,8 +36,8 @@ def random_row(rng, q, vocab_size, n):
         logits = {i: round(v) for i, v in logits.items()}    # many equal
     top = sorted(logits, key=lambda i: (-logits[i], i))[:rng.randint(1, q.top_k) if q.top_mass else q.top_k]
     row = {"logits": logits, "max_logit": max(logits.values()), "lse": [f32(rng.random() * 9) for _ in q.temperatures],
-           "top": {i: logits[i] for i in top}, "dense": [logits[i] for i in ids], "entropy": f32(rng.random()), "max_prob": f32(rng.random()),
-           "sum_squares": f32(rng.random()), "argmax": rng.choice(list(ids)), "own": 0,
+           "top": {i: logits[i] for i in top}, "dense": [logits[i] for i in ids], "entropy": f32(rng.random()),
+           "max_prob": f32(rng.random()), "sum_squares": f32(rng.random()), "argmax": rng.choice(list(ids)), "own": 0,
            "tail": -math.inf if rng.random() < 0.2 else f32(-rng.random())}
     if q.gather is not None:
         row["gathered"] = [logits[i] for i in q.gather[n if len(q.gather) > 1 else 0]]
@@ -90,7 +91,8 @@ def random_record(seed):
     spans = [None if rng.random() < 0.3 else f32(-rng.expovariate(1)) for _ in q.spans]
     widths = [rng.randint(1, 4) for _ in q.features]
     empty = [None if canonical.pooling else row is None for row in (rows if not canonical.pooling else [rng.random() < 0.3])]
-    features = [[None if (e if e is not None else rng.random() < 0.3) else [rng.randint(-8, 8) / 4 for _ in range(w)] for e in empty] for w in widths]
+    features = [[None if e or (e is None and rng.random() < 0.3) else [rng.randint(-8, 8) / 4 for _ in range(w)] for e in empty]
+                for w in widths]
     record = plain.Record(TEACHER, vocab_size, tokens, q, rows, spans, features, widths)
     return record, rows, tokens
 
@@ -134,7 +136,8 @@ class Records(unittest.TestCase):
             self.check_values(q.values, row, rows.gathered[begin:end], row["gathered"])
         if q.draws:
             begin, end = rows.draw_at[i:i + 2]
-            self.assertEqual(list(zip(rows.draw_ids[begin:end].tolist(), rows.draw_counts[begin:end].tolist())), [d[:2] for d in row["draws"]])
+            drawn = zip(rows.draw_ids[begin:end].tolist(), rows.draw_counts[begin:end].tolist())
+            self.assertEqual(list(drawn), [d[:2] for d in row["draws"]])
             if q.draws["tau"] != 1:
                 self.assertEqual(rows.draw_log_ratios[begin:end].tolist(), [d[2] for d in row["draws"]])
 
@@ -203,16 +206,18 @@ class Records(unittest.TestCase):
         lists = [[[7], [], [8, 9]], [3, 3]]
         asked = query.ask(dict(gather=lists, spans=[[(1, None)], [(1, 2)]], first=[0, -2], last=-1, own=True), tokens, False)
         one, two = asked.of(0), asked.of(1)
-        self.assertEqual((one.gather.at.tolist(), one.gather.ids.tolist(), one.spans, one.first, one.last), ([0, 1, 1, 3], [7, 8, 9], ((1, 3),), 0, -1))
-        self.assertEqual((two.gather.at.tolist(), two.gather.ids.tolist(), two.spans, two.first, two.last), ([0, 2], [3, 3], ((1, 2),), -2, -1))
+        self.assertEqual([q.gather.at.tolist() for q in (one, two)], [[0, 1, 1, 3], [0, 2]])
+        self.assertEqual([q.gather.ids.tolist() for q in (one, two)], [[7, 8, 9], [3, 3]])
+        self.assertEqual([(q.spans, q.first, q.last) for q in (one, two)], [(((1, 3),), 0, -1), (((1, 2),), -2, -1)])
         for same in (dict(gather=[5, 6]), dict(gather=np.array([5, 6])), dict(spans=[(1, 2)]), dict(first=1, last=np.int64(-1))):
             self.assertEqual(query.ask(dict(same, own=True), tokens, False).parts, (), same)
         array = query.ask(dict(gather=np.arange(12).reshape(2, 3, 2)), [tokens[0]] * 2, False)
         self.assertEqual([array.of(i).gather.ids.tolist() for i in range(2)], [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]])
         single = query.ask(dict(gather=[[1], [2, 3], []]), [tokens[0]], True)
         self.assertEqual((single.parts, len(single.query.gather)), ((), 3))
-        for bad, field in ((dict(gather=[[1]]), "gather"), (dict(first=[0, 1, 2]), "first"), (dict(spans=[[(1, 2)]]), "spans"), (dict(keep=[]), "keep"),
-                           (dict(draws={"n": 0}), "draws.n"), (dict(gather=[[[1.5]], [1]]), "gather[0][0]"), (dict(spans=[(-1, 2)]), "spans")):
+        for bad, field in ((dict(gather=[[1]]), "gather"), (dict(first=[0, 1, 2]), "first"), (dict(spans=[[(1, 2)]]), "spans"),
+                           (dict(keep=[]), "keep"), (dict(draws={"n": 0}), "draws.n"), (dict(gather=[[[1.5]], [1]]), "gather[0][0]"),
+                           (dict(spans=[(-1, 2)]), "spans")):
             with self.assertRaises(KdError, msg=bad) as raised:
                 query.ask(bad, tokens, False)
             self.assertEqual((raised.exception.code, raised.exception.field), ("invalid", field))
@@ -244,7 +249,8 @@ class Records(unittest.TestCase):
             for _ in range(12):
                 data = bytearray(whole)
                 for _ in range(rng.randint(1, 3)):
-                    data[rng.randrange(100 if rng.random() < 0.2 else 16, len(data))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+                    at = rng.randrange(100 if rng.random() < 0.2 else 16, len(data))
+                    data[at] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
                 if rng.random() < 0.2:
                     del data[rng.randrange(100, len(data)):]
                     data[8:12] = struct.pack("<I", len(data))
@@ -273,22 +279,27 @@ class Records(unittest.TestCase):
 
         def record(row=None, **ask):
             base = {"max_logit": 2.0, "lse": [2.5], "top": {1: 2.0, 3: 1.0}, "dense": [0.0, 2.0, 1.0, 1.0], "own": 2.0, "entropy": 1.0,
-                    "max_prob": 0.5, "sum_squares": 0.5, "argmax": 1, "tail": -1.0, "gathered": [2.0, 0.0], "draws": [(0, 1, 0.0), (2, 3, 0.0)]}
-            return plain.Record(TEACHER, 4, [1, 1, 0], plain.Query(**ask), [dict(base, **(row or {})), None, dict(base)][:3], [-1.0], [[[1.0], None, [1.0]]], [1])
+                    "max_prob": 0.5, "sum_squares": 0.5, "argmax": 1, "tail": -1.0, "gathered": [2.0, 0.0],
+                    "draws": [(0, 1, 0.0), (2, 3, 0.0)]}
+            return plain.Record(TEACHER, 4, [1, 1, 0], plain.Query(**ask), [dict(base, **(row or {})), None, dict(base)], [-1.0],
+                                [[[1.0], None, [1.0]]], [1])
         nan, inf = struct.pack("<f", math.nan), struct.pack("<f", math.inf)
         one = struct.pack("<f", 1.0)
         for tag, at, data, ask, message in (
                 (1, 0, b"\2", dict(own=True), "a status nobody knows"), (2, 0, nan, dict(own=True), "a maximum that is NaN"),
                 (2, 4, one, dict(own=True), "a number in a row that has none"), (3, 0, inf, dict(own=True), "an infinite lse"),
-                (6, 0, one, dict(top_k=2), "the largest is not the maximum"), (6, 0, struct.pack("<f", 3), dict(top_k=2), "above the maximum"),
+                (6, 0, one, dict(top_k=2), "the largest is not the maximum"),
+                (6, 0, struct.pack("<f", 3), dict(top_k=2), "above the maximum"),
                 (6, 8, one, dict(top_k=2), "a value in a row that has none"), (5, 0, bytes([24]), dict(top_k=2), "a parameter over 23"),
                 (5, 1, b"\xff", dict(top_k=2), "an id outside the vocabulary"),
                 (7, 4, one, dict(dense=True), "the largest is not the maximum"), (8, 0, nan, dict(own=True), "own that is NaN"),
                 (8, 8, one, dict(own=True), "own where nothing follows"), (9, 0, inf, dict(entropy=True), "an infinite entropy"),
-                (10, 0, struct.pack("<f", 1.5), dict(max_prob=True), "a probability above 1"), (11, 0, b"\4", dict(argmax=True), "an id outside"),
+                (10, 0, struct.pack("<f", 1.5), dict(max_prob=True), "a probability above 1"),
+                (11, 0, b"\4", dict(argmax=True), "an id outside"),
                 (12, 0, struct.pack("<f", -0.5), dict(sum_squares=True), "a sum of squares below 0"),
                 (13, 0, one, dict(top_k=2, tail=True), "a log-probability above 0"),
-                (14, 0, struct.pack("<f", 9), dict(gather=[[1, 0]]), "above the maximum"), (14, 8, one, dict(gather=[[1, 0]]), "in an empty row"),
+                (14, 0, struct.pack("<f", 9), dict(gather=[[1, 0]]), "above the maximum"),
+                (14, 8, one, dict(gather=[[1, 0]]), "in an empty row"),
                 (14, 0, struct.pack("<f", -1), dict(gather=[[1, 0]], values=plain.U8), "a negative range"),
                 (14, 12, b"\1\1", dict(gather=[[1, 0]], values=plain.U8), "codes short of 255"),
                 (14, 0, struct.pack("<e", 0.5), dict(gather=[[1, 0]], values=plain.F16), "a difference above 0"),
@@ -328,7 +339,8 @@ class Helpers(unittest.TestCase):
     def test_a_batch_is_padded_behind(self):
         from kdclient import stack
         short = decode_record(plain.Record(TEACHER, 5, [0], plain.Query(top_k=1), [{"max_logit": 2, "lse": [3], "top": {4: 2}}]).encode())
-        long = decode_record(plain.Record(TEACHER, 5, [0, 1], plain.Query(top_k=1), [{"max_logit": 1, "lse": [3], "top": {3: 1}}, None]).encode())
+        rows = [{"max_logit": 1, "lse": [3], "top": {3: 1}}, None]
+        long = decode_record(plain.Record(TEACHER, 5, [0, 1], plain.Query(top_k=1), rows).encode())
         batch = stack([short, long])
         self.assertEqual(batch["ids"].tolist(), [[[4], [-1]], [[3], [-1]]])
         self.assertEqual(batch["ok"].tolist(), [[True, False], [True, False]])

@@ -34,8 +34,8 @@ class Signals(unittest.TestCase):
         cls.daemon.stop()
 
     def test_scalars_follow_from_the_dense_row(self):
-        asked = self.teacher.score(SEQUENCES, top_k=8, temperatures=[0.5, 1, 15], own=True, entropy=True, max_prob=True, argmax=True, sum_squares=True,
-                                   tail=True)
+        asked = self.teacher.score(SEQUENCES, top_k=8, temperatures=[0.5, 1, 15], own=True, entropy=True, max_prob=True, argmax=True,
+                                   sum_squares=True, tail=True)
         for rows, dense, tokens in zip(asked, self.dense, SEQUENCES):
             log_p = log_softmax(dense)
             p = np.exp(log_p)
@@ -139,9 +139,9 @@ class Signals(unittest.TestCase):
             np.testing.assert_allclose(rounded.features[0], asked[0].features[1], rtol=rtol, atol=1e-6)
 
     def test_numbers_are_those_of_http(self):
-        ask = {"top_k": 6, "top_mass": 0.7, "tail": True, "own": True, "argmax": True, "max_prob": True, "sum_squares": True, "gather": [[1, 2], [3, 3, 3]],
-               "draws": {"n": 30, "seed": 5, "tau": 0.5}, "spans": [[[1, 4]], [[1, 2], [2, 3]]], "features": [{"kind": "k", "layer": 1}],
-               "keep": list(range(0, 265))}
+        ask = {"top_k": 6, "top_mass": 0.7, "tail": True, "own": True, "argmax": True, "max_prob": True, "sum_squares": True,
+               "gather": [[1, 2], [3, 3, 3]], "draws": {"n": 30, "seed": 5, "tau": 0.5}, "spans": [[[1, 4]], [[1, 2], [2, 3]]],
+               "features": [{"kind": "k", "layer": 1}], "keep": list(range(0, 265))}
         status, reply = self.daemon.post("/v1/score", dict(ask, sequences=[{"tokens": TOKENS}, {"tokens": [1, 2, 3]}]))
         self.assertEqual(status, 200, reply)
         asked = self.teacher.score([TOKENS, [1, 2, 3]], **dict(ask, features=[("k", 1)]))
@@ -150,8 +150,9 @@ class Signals(unittest.TestCase):
             for r, row in enumerate(theirs["rows"]):
                 n = ours.n_top[r]
                 gathered, drawn = slice(*ours.gather_at[r:r + 2]), slice(*ours.draw_at[r:r + 2])
-                for name, here in (("ids", ours.ids[r, :n]), ("logits", ours.logits[r, :n]), ("argmax", ours.argmax[r]), ("max_prob", ours.max_prob[r]),
-                                   ("sum_squares", ours.sum_squares[r]), ("tail", ours.tail[r]), ("gather", ours.gathered[gathered]),
+                for name, here in (("ids", ours.ids[r, :n]), ("logits", ours.logits[r, :n]), ("argmax", ours.argmax[r]),
+                                   ("max_prob", ours.max_prob[r]), ("sum_squares", ours.sum_squares[r]), ("tail", ours.tail[r]),
+                                   ("gather", ours.gathered[gathered]),
                                    ("lse", ours.lse[r]), ("features", [ours.features[0][r]])):
                     np.testing.assert_array_equal(here, np.array(row[name], np.float32), name)
                 np.testing.assert_array_equal(ours.draw_ids[drawn], row["draws"]["ids"])

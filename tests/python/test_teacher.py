@@ -15,6 +15,7 @@ support.need("numpy")
 import numpy as np
 
 import kdclient
+import tiny_model
 from kdclient import AsyncTeacher, KdError, Reconnect, Teacher
 from kdserved import BUILD, Daemon, wait_until
 
@@ -65,8 +66,8 @@ class Scores(unittest.TestCase):
         with open(path, "w") as f:
             f.write(json.dumps({"tokens": TOKENS}) + "\n")
         records = os.path.join(self.daemon.directory, "records")
-        subprocess.run([os.path.join(BUILD, "kdctl"), "--server", "unix:" + self.daemon.socket_path, "score", "--top-k", "6", "--values", "f16",
-                        "--records", records, path], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([os.path.join(BUILD, "kdctl"), "--server", "unix:" + self.daemon.socket_path, "score", "--top-k", "6",
+                        "--values", "f16", "--records", records, path], check=True, stdout=subprocess.DEVNULL)
         with open(records, "rb") as f:
             theirs = f.read()
         question = kdclient.decode_record(theirs).query
@@ -238,6 +239,24 @@ class Life(unittest.TestCase):
                 self.assertEqual((one.cached, two.cached, one.record), (False, True, two.record))
                 self.assertFalse(teacher.score(TOKENS, top_k=3, store=False).cached)
 
+    def test_a_teacher_among_several_is_found_by_name_and_fingerprint(self):
+        with tempfile.TemporaryDirectory() as folder:
+            second = os.path.join(folder, "second")
+            tiny_model.write(second, seed=2)
+            with Daemon("--teacher", "other=" + second) as daemon:
+                address = "unix:" + daemon.socket_path
+                ids = {t["name"]: t["id"] for t in daemon.get("/v1/model")[1]["teachers"]}
+                with Teacher.connect(address) as first, Teacher.connect(address, teacher="other") as other, \
+                        Teacher.connect(address, expect_fingerprint=ids["other"]) as same, \
+                        Teacher.connect(address, teacher="model") as named:
+                    self.assertEqual([t.info.fingerprint for t in (first, named, other, same)], [ids["model"]] * 2 + [ids["other"]] * 2)
+                    self.assertNotEqual(first.score(TOKENS, top_k=3).record, other.score(TOKENS, top_k=3).record)
+                    self.assertEqual(same.score(TOKENS, top_k=3).record, other.score(TOKENS, top_k=3).record)
+                    self.assertFalse(np.array_equal(first.weights("head"), other.weights("head")))
+                with self.assertRaises(KdError) as raised:
+                    Teacher.connect(address, teacher="nobody")
+                self.assertEqual((raised.exception.code, raised.exception.field), ("not_found", "teacher"))
+
     def test_a_lost_connection_is_an_error_of_everything_after(self):
         daemon = Daemon()
         teacher = Teacher.connect("unix:" + daemon.socket_path)
@@ -253,7 +272,8 @@ class Life(unittest.TestCase):
 
     def test_with_a_policy_a_question_outlives_the_server(self):
         first = Daemon()
-        with Teacher.connect("unix:" + first.socket_path, reconnect=Reconnect(attempts=200, first_delay=0.05, longest_delay=0.2)) as teacher:
+        policy = Reconnect(attempts=200, first_delay=0.05, longest_delay=0.2)
+        with Teacher.connect("unix:" + first.socket_path, reconnect=policy) as teacher:
             before = teacher.score(TOKENS, top_k=3)
             pending = teacher.submit(sequences(400, 300), top_k=50)
             next(iter(pending))

@@ -3,8 +3,8 @@
 
     python distil_trainer.py --server unix:/run/kdserved/kdserved.sock --student DIR --text FILE --out DIR
 
-The student must have the teacher's vocabulary. The collator asks for the teacher's rows of a batch when the Trainer fetches it, which is one batch
-ahead of training: the answer travels while the student trains.
+The student must have the teacher's vocabulary. The collator asks for the teacher's rows of a batch when the Trainer fetches it, which
+is one batch ahead of training: the answer travels while the student trains.
 """
 import argparse
 
@@ -17,8 +17,8 @@ from kdclient import Reconnect, Teacher, stack
 def ghost_kl(student_logits, ids, teacher_logits, lse, ok, temperature=1.0):
     """Mean over rows of T^2 KL(teacher; student) in which everything outside the teacher's top-k is one more symbol, the "ghost bucket".
 
-    student_logits (B, L, V): complete rows, through which the gradient flows; ids, teacher_logits (B, L, K): the top-k, raw logits; lse (B, L):
-    of the teacher's whole row at this temperature; ok (B, L): rows that count.
+    student_logits (B, L, V): complete rows, through which the gradient flows; ids, teacher_logits (B, L, K): the top-k, raw logits; lse
+    (B, L): of the teacher's whole row at this temperature; ok (B, L): rows that count.
     """
     log_q = torch.log_softmax(student_logits.float() / temperature, dim=-1).gather(-1, ids.clamp(min=0))
     log_p = teacher_logits / temperature - lse.unsqueeze(-1)
@@ -67,10 +67,10 @@ def main():
     with Teacher.connect(a.server, reconnect=Reconnect()) as teacher, open(a.text, encoding="utf-8") as text:
         tokens = teacher.tokenize(text.read()).tokens.tolist()
         dataset = [{"tokens": tokens[i:i + a.length]} for i in range(0, len(tokens) - 1, a.length)]
-        arguments = TrainingArguments(a.out, max_steps=a.steps, per_device_train_batch_size=a.batch, learning_rate=a.learning_rate, logging_steps=10,
-                                      save_strategy="no", report_to=[], remove_unused_columns=False, lr_scheduler_type="constant")
-        trainer = DistillationTrainer(AutoModelForCausalLM.from_pretrained(a.student), arguments, train_dataset=dataset, temperature=a.temperature,
-                                      data_collator=collator(teacher, a.top_k, a.temperature))
+        arguments = TrainingArguments(a.out, max_steps=a.steps, per_device_train_batch_size=a.batch, learning_rate=a.learning_rate,
+                                      logging_steps=10, save_strategy="no", report_to=[], remove_unused_columns=False)
+        trainer = DistillationTrainer(AutoModelForCausalLM.from_pretrained(a.student), arguments, train_dataset=dataset,
+                                      temperature=a.temperature, data_collator=collator(teacher, a.top_k, a.temperature))
         trainer.train()
         trainer.save_model(a.out)
 

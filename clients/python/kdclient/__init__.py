@@ -9,13 +9,15 @@
 from .aio import AsyncPending, AsyncTeacher, Tokenized
 from .errors import KdError
 from .frame import Info
+from .generate import Sample, Sampling
 from .job import Reconnect
 from .query import Draws, Feature, Query, Question
 from .record import decode as decode_record
 from .record import split as split_records
 from .rows import Rows, stack
+from .store import Store
 from .teacher import Pending, Teacher
 
 __version__ = "0.1.0"
-__all__ = ["AsyncPending", "AsyncTeacher", "Draws", "Feature", "Info", "KdError", "Pending", "Query", "Question", "Reconnect", "Rows", "Teacher",
-           "Tokenized", "decode_record", "split_records", "stack"]
+__all__ = ["AsyncPending", "AsyncTeacher", "Draws", "Feature", "Info", "KdError", "Pending", "Query", "Question", "Reconnect",
+           "Rows", "Sample", "Sampling", "Store", "Teacher", "Tokenized", "decode_record", "split_records", "stack"]

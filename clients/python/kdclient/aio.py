@@ -15,6 +15,7 @@ import numpy.typing as npt
 from . import frame
 from .errors import KdError
 from .frame import Info, Kind, Tokens
+from .generate import Generation, Sample, wish
 from .job import RETRIED, Job, Reconnect
 from .link import Address, Link, Receiver, open_link
 from .query import as_tokens, ask
@@ -23,6 +24,7 @@ from .rows import Rows
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .generate import Sampling
     from .query import Question
 
 MAX_BODY_BYTES = 256 << 20
@@ -120,24 +122,46 @@ class AsyncTeacher:
 
     @classmethod
     async def connect(cls, address: str, *, token: Optional[str] = None, expect_fingerprint: Optional[str] = None,
-                      reconnect: Optional[Reconnect] = None, connect_timeout: Optional[float] = 10.0, timeout: Optional[float] = 60.0,
-                      max_body_bytes: int = MAX_BODY_BYTES) -> AsyncTeacher:
+                      teacher: Optional[str] = None, reconnect: Optional[Reconnect] = None, connect_timeout: Optional[float] = 10.0,
+                      timeout: Optional[float] = 60.0, max_body_bytes: int = MAX_BODY_BYTES) -> AsyncTeacher:
         """Connects to "unix:PATH" or "tcp:HOST:PORT".
 
-        expect_fingerprint: a server with another teacher is refused ("conflict").
+        expect_fingerprint: of the teacher asked; a server that has none such is refused ("conflict"). teacher: its name, where a server
+        has several; without either the first is asked.
         reconnect: None = a lost connection is an error of everything in flight and after.
         timeout: seconds of silence, while something is in flight, after which the server must answer a ping or is given up; None = never.
         max_body_bytes: largest answer accepted.
         """
         where = Address.parse(address)
         try:
-            teacher = bytes.fromhex(expect_fingerprint or "0" * 64)
+            expected = bytes.fromhex(expect_fingerprint or "0" * 64)
         except ValueError:
-            teacher = b""
-        if len(teacher) != 32:
+            expected = b""
+        if len(expected) != 32:
             raise KdError("invalid", "a fingerprint is 64 hexadecimal digits", "expect_fingerprint")
-        link = await open_link(where, token, teacher, connect_timeout, max_body_bytes, timeout)
-        return cls(link, where, token, reconnect, connect_timeout, timeout, max_body_bytes)
+        link = await open_link(where, token, expected, connect_timeout, max_body_bytes, timeout)
+        made = cls(link, where, token, reconnect, connect_timeout, timeout, max_body_bytes)
+        return made if teacher is None else await made._choose(teacher)
+
+    async def _open(self, teacher: bytes) -> Link:
+        return await open_link(self._address, self._token, teacher, self._connect_timeout, self._max_body_bytes, self._timeout)
+
+    async def _choose(self, name: str) -> AsyncTeacher:
+        """Connects once more where another than the first teacher has the name."""
+        try:
+            model = await self.model()
+            ids = [t["id"] for t in model.get("teachers", [model]) if name in (t["name"], t["id"])]
+            if not ids:
+                raise KdError("not_found", "the server has no teacher %r" % name, "teacher")
+            if self._info.fingerprint != ids[0]:
+                link = await self._open(bytes.fromhex(ids[0]))
+                assert link.info is not None
+                self._link.close()
+                self._link, self._info = link, link.info
+            return self
+        except BaseException:
+            self._link.close()
+            raise
 
     @property
     def info(self) -> Info:
@@ -229,8 +253,7 @@ class AsyncTeacher:
             if self._closed or self._reconnect is None or (link.lost is None and not link.draining):
                 link.check()
                 return link
-            fresh = await open_link(self._address, self._token, bytes.fromhex(self._info.fingerprint), self._connect_timeout,
-                                    self._max_body_bytes, self._timeout)
+            fresh = await self._open(bytes.fromhex(self._info.fingerprint))
             self._link = fresh    # one that drains closes itself when its last answer has come
             return fresh
 
@@ -264,7 +287,7 @@ class AsyncTeacher:
         raise KdError(str(what.get("code", "internal")), str(what.get("message", "status %d" % status)), str(what.get("field", "")))
 
     async def model(self) -> Dict[str, Any]:
-        """What is served: id, tokenizer_id, architecture, vocab_size, context_length, ..."""
+        """What is served: id, tokenizer_id, architecture, vocab_size, ... of the first teacher, and `teachers`, all of them."""
         found: Dict[str, Any] = await self.resource("GET", "/v1/model")
         return found
 
@@ -283,7 +306,7 @@ class AsyncTeacher:
 
     async def weights(self, tensor: str, ids: Optional[Sequences] = None, *, dtype: str = "f32") -> npt.NDArray[np.float32]:
         """Rows of the "embedding" or the "head" by token id (all of them without ids), or the one row of "final_norm": (rows, width)."""
-        asked: Dict[str, Any] = {"tensor": tensor, "dtype": dtype, "encoding": "base64"}
+        asked: Dict[str, Any] = {"tensor": tensor, "dtype": dtype, "encoding": "base64", "teacher": self._info.fingerprint}
         wanted = None if ids is None else as_tokens(ids, "ids").tolist()
         parts, done, step = [], 0, 1
         while True:
@@ -296,11 +319,43 @@ class AsyncTeacher:
                 return np.concatenate(parts)
             step = min(max(1, WEIGHTS_AT_ONCE // found["width"]), total - done)
 
-    async def generate(self, prompt: Union[str, Sequences], **options: Any) -> Dict[str, Any]:
-        """POST /v1/generate of kdserved-http(7) with `prompt` as text or ids."""
-        asked = dict(options, prompt=prompt) if isinstance(prompt, str) else dict(options, tokens=as_tokens(prompt).tolist())
-        found: Dict[str, Any] = await self.resource("POST", "/v1/generate", asked)
-        return found
+    async def generate(self, prompts: Union[str, Sequences], **sampling: Unpack[Sampling]) -> List[Sample]:
+        """The teacher goes on from a prompt (a text or ids) or a list of them; `n` samples of each, prompt after prompt."""
+        generation = await self._generate(prompts, False, sampling)
+        try:
+            return await generation.all()
+        finally:
+            generation.cancel()
+
+    async def stream(self, prompts: Union[str, Sequences], **sampling: Unpack[Sampling]) -> AsyncIterator[Sample]:
+        """As generate, but what is new of each sample as it comes; leaving the loop ends the work."""
+        generation = await self._generate(prompts, True, sampling)
+        position = 0
+        try:
+            while True:
+                piece = await generation.wait(position)
+                if piece is None:
+                    return
+                yield piece
+                position += 1
+        finally:
+            generation.cancel()
+
+    async def _generate(self, prompts: Union[str, Sequences], stream: bool, sampling: Sampling) -> Generation:
+        each = [prompts] if isinstance(prompts, str) else list(prompts)
+        if each and all(isinstance(p, str) for p in each):
+            ids = [(await self.tokenize(p)).tokens for p in each]
+        else:
+            ids = as_sequences(prompts)[0]
+        asked = wish(ids, stream, sampling)
+        link = await self._usable_link()
+        assert link.credits is not None
+        await link.credits.acquire()
+        try:
+            return Generation(link, asked)
+        except BaseException:
+            link.credits.release()
+            raise
 
     async def ping(self) -> float:
         """Seconds to the server and back."""

@@ -2,10 +2,11 @@
 """CRC-32C (Castagnoli) at memory speed in numpy.
 
 Without its initial and final inversions a CRC is linear over GF(2): a message is a polynomial in x and the CRC its remainder modulo a
-polynomial P of degree 32. Cut into words of 32 bits it is a polynomial in y = x^32 whose coefficients are words, and a multiple of P with few
-terms in y, such as y^6777 + y^484 + y^100 + 1, says how to be rid of the leading words without changing the remainder: add (XOR) each to the
-words that far behind it. Whole blocks move at once, as long as the block's targets lie behind the block. The short rest is summed bit by
-bit from a table of remainders. `Piece` keeps the remainder of a stretch of bytes, so that a frame and the record in it cost one pass.
+polynomial P of degree 32. Cut into words of 32 bits it is a polynomial in y = x^32 whose coefficients are words, and a multiple of P with
+few terms in y, such as y^6777 + y^484 + y^100 + 1, says how to be rid of the leading words without changing the remainder: add (XOR) each
+to the words that far behind it. Whole blocks move at once, as long as the block's targets lie behind the block. The short rest is summed
+bit by bit from a table of remainders. `Piece` keeps the remainder of a stretch of bytes, so that a frame and the record in it cost one
+pass.
 """
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import List, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,12 @@ MAX_TOKEN_BYTES = 256
 MAX_SEQUENCES = 65536
 
 Tokens = npt.NDArray[np.uint32]
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+
+CODES = ("invalid", "unsupported", "too_large", "not_found", "conflict", "unauthorized", "overloaded", "unavailable", "deadline",
+         "cancelled", "not_finite", "store", "corrupt", "io", "memory", "internal")
 
 
 class Kind(IntEnum):
@@ -39,6 +45,8 @@ class Kind(IntEnum):
     CALL = 10
     REPLY = 11
     CANCEL = 12
+    GENERATE = 13
+    TOKENS = 14
 
 
 @dataclass(frozen=True)
@@ -132,9 +140,10 @@ def decode_welcome(body: Buffer) -> Info:
     n_layers, width, q_width, kv_width, sequences, max_body, credits = rest
     if version != VERSION:
         raise KdError("unsupported", "the server speaks version %d" % version, "welcome")
-    if reserved or not 1 <= vocabulary <= 1 << 24 or not 1 <= sequences <= MAX_SEQUENCES or not credits or not tokens:
+    if reserved or not 1 <= vocabulary <= 1 << 24 or not 1 <= sequences <= MAX_SEQUENCES or not credits or not tokens or n_layers > 65535:
         raise KdError("corrupt", "a welcome with impossible limits", "welcome")
-    return Info(teacher.hex(), vocabulary, tokens, top_k, gather, draws, spans, n_layers, width, q_width, kv_width, sequences, max_body, credits)
+    return Info(teacher.hex(), vocabulary, tokens, top_k, gather, draws, spans, n_layers, width, q_width, kv_width, sequences, max_body,
+                credits)
 
 
 def score(query: bytes, sequences: Sequence[Tokens], parts: Sequence[bytes], flags: int, deadline_ms: int) -> bytes:
@@ -156,8 +165,8 @@ def decode_answer(body: bytes) -> Tuple[Answer, Piece]:
     """The answer and the whole body's checksum."""
     _at_least("answer", body, 8)
     index, flags = struct.unpack_from("<II", body)
-    if flags & ~(ANSWER_CACHED | ANSWER_SHORT):
-        raise KdError("corrupt", "an answer with flags %d" % flags, "answer")
+    if flags & ~(ANSWER_CACHED | ANSWER_SHORT) or index >= MAX_SEQUENCES or len(body) == 8:
+        raise KdError("corrupt", "an answer %d with flags %d and %d bytes" % (index, flags, len(body)), "answer")
     record = body[8:]
     piece = Piece.of(record)
     return Answer(index, bool(flags & ANSWER_CACHED), bool(flags & ANSWER_SHORT), record, piece), Piece.of(body[:8]).then(piece)
@@ -169,16 +178,64 @@ def decode_error(body: bytes) -> Tuple[int, KdError]:
     index, code_bytes, field_bytes, message_bytes = struct.unpack_from("<IBBH", body)
     _exactly("error", body, 8 + code_bytes + field_bytes + message_bytes)
     text = body[8:]
-    if any(not 32 <= c < 127 for c in text):
-        raise KdError("corrupt", "an error that is not printable ASCII", "error")
+    if any(not 32 <= c < 127 for c in text) or field_bytes > 63 or message_bytes > 319 or MAX_SEQUENCES <= index < WHOLE_REQUEST or \
+            text[:code_bytes] in (b"", b"none"):
+        raise KdError("corrupt", "an error that is not printable ASCII, too long, of no code or of no sequence", "error")
     words = text.decode("ascii")
-    return index, KdError(words[:code_bytes], words[code_bytes + field_bytes:], words[code_bytes:code_bytes + field_bytes])
+    code = words[:code_bytes] if words[:code_bytes] in CODES else "internal"    # one of a later version
+    return index, KdError(code, words[code_bytes + field_bytes:], words[code_bytes:code_bytes + field_bytes])
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """A TOKENS frame: what is new of one sample."""
+    index: int
+    last: bool
+    first: int
+    rows: int
+    tokens: Ids                   # (n)
+    logprobs: Floats              # (n)
+    sampled_logprobs: Floats      # (n)
+    lse: Floats                   # (n)
+    ids: Ids                      # (n, rows)
+    logits: Floats                # (n, rows)
+    text: bytes
+    finish: Optional[str] = None  # these of the last
+    stop_id: Optional[int] = None
+    stop: Optional[int] = None
+    reused: int = 0
+    seed: int = 0
+
+
+FINISHES = {1: "stop", 2: "length"}
+NONE = 0xFFFFFFFF
+
+
+def decode_tokens(body: bytes) -> NewTokens:
+    _at_least("tokens", body, 24)
+    index, flags, first, n, rows, text_bytes = struct.unpack_from("<6I", body)
+    size = 4 * n * (4 + 2 * rows)    # tokens, three logarithms, ids and logits
+    _exactly("tokens", body, 24 + size + text_bytes + (24 if flags & 1 else 0))
+    if flags & ~1 or index == WHOLE_REQUEST:
+        raise KdError("corrupt", "tokens of sample %d with flags %d" % (index, flags), "tokens")
+    words = np.frombuffer(body, np.dtype("<u4"), n * (4 + 2 * rows), 24).astype(np.uint32)
+    floats, ids = words.view(np.float32), words[4 * n:(4 + rows) * n].reshape(n, rows).astype(np.int64)
+    end: Tuple[Optional[str], Optional[int], Optional[int], int, int] = (None, None, None, 0, 0)
+    if flags & 1:
+        finish, stop_id, stop, reused, seed = struct.unpack_from("<4IQ", body, len(body) - 24)
+        if finish not in FINISHES:
+            raise KdError("corrupt", "an end of kind %d" % finish, "tokens")
+        end = FINISHES[finish], None if stop_id == NONE else stop_id, None if stop == NONE else stop, reused, seed
+    return NewTokens(index, bool(flags & 1), first, rows, words[:n].astype(np.int64), floats[n:2 * n], floats[2 * n:3 * n],
+                     floats[3 * n:4 * n], ids, floats[(4 + rows) * n:].reshape(n, rows), body[24 + size:24 + size + text_bytes], *end)
 
 
 def call(method: str, path: str, body: bytes) -> bytes:
-    name, where = method.encode("ascii"), path.encode("ascii", "replace")
-    if not 1 <= len(name) <= 7 or not 1 <= len(where) <= 255 or any(not 33 <= c < 127 for c in where):
-        raise KdError("invalid", "a call is a method of 1 to 7 letters and a path of 1 to 255 printable ASCII characters", "path")
+    name, where = method.encode("ascii", "replace"), path.encode()
+    if not 1 <= len(name) <= 7 or any(not 65 <= c <= 90 for c in name):
+        raise KdError("invalid", "a method is 1 to 7 capital letters", "method")
+    if not 1 <= len(where) <= 255 or where[:1] != b"/" or any(not 33 <= c < 127 for c in where):
+        raise KdError("invalid", "a path is a slash and up to 254 printable ASCII characters", "path")
     return struct.pack("<BBHI", len(name), 0, len(where), len(body)) + name + where + body
 
 

@@ -22,8 +22,8 @@ RETRIED = ("unavailable", "overloaded")    # and lost connections, which are "un
 @dataclass(frozen=True)
 class Reconnect:
     """What to do when the connection is lost, the server stops or is overloaded: connect again and ask again for what is not answered yet
-    (the same question has the same answer, so nothing is counted twice). Delays double; an answer starts the count anew. The server that is found
-    must have the same fingerprint."""
+    (the same question has the same answer, so nothing is counted twice). Delays double; an answer starts the count anew. The server that
+    is found must have the same fingerprint."""
     attempts: int = 5
     first_delay: float = 0.2
     longest_delay: float = 10.0

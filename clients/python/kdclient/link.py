@@ -15,7 +15,7 @@ from .frame import Header, Info, Kind
 
 HELLO_BYTES = 1024    # of any body before WELCOME
 MAX_PING_BYTES = 64
-ENDS_OR_ANSWERS = (Kind.ANSWER, Kind.DONE, Kind.ERROR, Kind.REPLY, Kind.PONG)
+ENDS_OR_ANSWERS = (Kind.ANSWER, Kind.TOKENS, Kind.DONE, Kind.ERROR, Kind.REPLY, Kind.PONG)
 
 
 class Receiver:

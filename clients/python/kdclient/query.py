@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is asked of each position, its canonical form and its bytes (kdserved-record(5), Question).
 
-The server is the validator of what callers ask: this module refuses only what cannot be written down. Questions that come in records are checked
-whole, because what follows them is read by them.
+The server is the validator of what callers ask: this module refuses only what cannot be written down. Questions that come in records are
+checked whole, because what follows them is read by them.
 """
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Draws:
 
 @dataclass(frozen=True)
 class Feature:
-    """Vectors of a layer: "hidden" is the residual stream after block `layer` (0 = the embedding), "final" what the LM head multiplies (layer 0),
-    "q", "k", "v" the rows of block `layer` from 0, all heads, before rotation."""
+    """Vectors of a layer: "hidden" is the residual stream after block `layer` (0 = the embedding), "final" what the LM head multiplies
+    (layer 0), "q", "k", "v" the rows of block `layer` from 0, all heads, before rotation."""
     kind: str
     layer: int = 0
 
@@ -250,8 +250,8 @@ class Part:
     @cached_property
     def encoded(self) -> bytes:
         bits = (1 if self.rows else 0) | (2 if self.gather else 0) | (4 if self.spans else 0)
-        return b"".join((bytes([bits]), _pack("first", "<ii", *self.rows) if self.rows else b"", self.gather.encoded if self.gather else b"",
-                         spans_bytes(self.spans) if self.spans else b""))
+        return b"".join((bytes([bits]), _pack("first", "<ii", *self.rows) if self.rows else b"",
+                         self.gather.encoded if self.gather else b"", spans_bytes(self.spans) if self.spans else b""))
 
     def of(self, query: Query) -> Query:
         first, last = self.rows or (query.first, query.last)
@@ -392,15 +392,17 @@ def _read_keep(c: Cursor) -> Integers:
     gaps = c.varints(c.varint())
     if not len(gaps):
         raise c.fail("an empty list")
-    return np.cumsum(gaps + 1) - 1
+    return (np.cumsum(gaps + 1) - 1) & 0xFFFFFFFF    # unsorted ones wrap around
 
 
-def decode(data: bytes, n_tokens: int, vocab_size: int) -> Query:
-    """The canonical question of a record."""
+def read(data: bytes) -> Query:
+    """A question, canonical or not, in its one form."""
     c = Cursor(data, "query")
     version, values, n_temperatures, reserved, bits, top_k, first, last = c.unpack(_HEAD.format)
-    if version != VERSION or reserved or bits & ~ALL_BITS or n_temperatures > MAX_TEMPERATURES:
+    if version != VERSION or reserved or bits & ~ALL_BITS:
         raise KdError("unsupported", "a question of version %d with signals %#x" % (version, bits), "query")
+    if n_temperatures > MAX_TEMPERATURES:
+        raise c.fail("%d temperatures" % n_temperatures)
     found: dict[str, Any] = {flag: bool(bits >> bit & 1) for bit, flag in enumerate(FLAGS)}
     found["temperatures"] = c.unpack("<%df" % n_temperatures)
     if bits & TOP_MASS:
@@ -421,5 +423,11 @@ def decode(data: bytes, n_tokens: int, vocab_size: int) -> Query:
     query = Query(top_k=top_k, first=first, last=last, values=_word(values, VALUES, c), **found)
     if any(math.isnan(t) for t in query.temperatures) or query.encoded != data:
         raise c.fail("a question in another than its one form")
+    return query
+
+
+def decode(data: bytes, n_tokens: int, vocab_size: int) -> Query:
+    """The canonical question of a record."""
+    query = read(data)
     query.check(n_tokens, vocab_size)
     return query

@@ -60,8 +60,8 @@ def _check_crc(data: bytes, piece: Optional[Piece]) -> None:
 
 
 def restore(short: bytes, piece: Piece, teacher: bytes, tokens: Tokens, query: bytes) -> Tuple[bytes, Piece]:
-    """The whole record from its short form and the question it answers, and its checksum. That the two belong together shows when the record
-    is decoded: its key, counts and checksum are those of the whole."""
+    """The whole record from its short form and the question it answers, and its checksum. That the two belong together shows when the
+    record is decoded: its key, counts and checksum are those of the whole."""
     n_sections = len(short) - SHORT_HEADER_BYTES
     if n_sections < 0 or short[:8] != MAGIC + struct.pack("<HH", VERSION, FLAG_SHORT):
         raise _fail("not a record in its short form")
@@ -79,8 +79,10 @@ def _decode_head(data: bytes, piece: Optional[Piece], known: Optional[Query]) ->
     version, flags, n_bytes = struct.unpack_from("<HHI", data, 4)
     if version != VERSION:
         raise KdError("unsupported", "a record of version %d, this client knows %d" % (version, VERSION), "record")
-    if flags or n_bytes != n or n > MAX_BYTES:
-        raise _fail("%d bytes that claim to be %d, flags %d" % (n, n_bytes, flags))
+    if flags:
+        raise KdError("unsupported", "a record with flags %d" % flags, "record")
+    if n_bytes != n or n > MAX_BYTES:
+        raise _fail("%d bytes that claim to be %d" % (n, n_bytes))
     _check_crc(data, piece)
     vocab_size, n_tokens, n_rows, query_bytes, n_sections, reserved = struct.unpack_from("<IIIIHH", data, 80)
     at = HEADER_BYTES + query_bytes
@@ -364,7 +366,8 @@ def _decode_sections(d: _Decoder) -> Dict[str, Any]:
 
 
 def decode(data: bytes, cached: bool = False, piece: Optional[Piece] = None, known: Optional[Query] = None) -> Rows:
-    """Checks a record and unpacks it. `piece` is its checksum where that was computed already; `known` a canonical question that it may have.
+    """Checks a record and unpacks it. `piece` is its checksum where that was computed already; `known` a canonical question that it may
+    have.
     Raises KdError ("corrupt", "unsupported")."""
     head = _decode_head(data, piece, known)
     decoder = _Decoder(data, head)

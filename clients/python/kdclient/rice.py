@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams of small numbers (kdserved-record(5)), decoded many at a time.
 
-A Rice code is one bits, a zero bit, then `b` low bits; a count is m one bits, a zero bit, then m low bits. Where a code begins is known only when the
-one before it has been read. So the bits are cut into lanes that are followed side by side, each from a little before its own stretch: whatever bit
-a reader starts at, it soon falls into step with the true codes. A lane that has not (it does not begin where the lane before it ends) is
-followed again from the right bit, so the result does not depend on luck.
+A Rice code is one bits, a zero bit, then `b` low bits; a count is m one bits, a zero bit, then m low bits. Where a code begins is known
+only when the one before it has been read. So the bits are cut into lanes that are followed side by side, each from a little before its
+own stretch: whatever bit a reader starts at, it soon falls into step with the true codes. A lane that has not (it does not begin where
+the lane before it ends) is followed again from the right bit, so the result does not depend on luck.
 """
 from __future__ import annotations
 

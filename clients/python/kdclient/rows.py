@@ -85,8 +85,8 @@ class Rows:
         return found
 
     def tail_mass(self, temperature: float = 1.0) -> Floats:
-        """(R) the probability outside the top-k. At temperature 1 exact where the tail was asked for, else by subtraction (noise below about 1e-6;
-        1e-3 with rounded values)."""
+        """(R) the probability outside the top-k. At temperature 1 exact where the tail was asked for, else by subtraction (noise below
+        about 1e-6; 1e-3 with rounded values)."""
         if self.tail is not None and float(np.float32(temperature)) == 1.0:
             mass: Floats = np.exp(self.tail) * self.ok
             return mass
@@ -118,7 +118,8 @@ class Rows:
         if self.gathered is None:
             raise _missing("gather")
         rows = self.gather_rows()
-        found: Floats = np.where(self.ok[rows], self.gathered / np.float32(temperature) - self.lse_at(temperature)[rows], np.float32(-np.inf))
+        values = self.gathered / np.float32(temperature) - self.lse_at(temperature)[rows]
+        found: Floats = np.where(self.ok[rows], values, np.float32(-np.inf))
         return found
 
     def draw_rows(self) -> npt.NDArray[np.int64]:
@@ -156,8 +157,8 @@ class Rows:
 
 
 def stack(rows: Sequence[Rows]) -> Dict[str, npt.NDArray[Any]]:
-    """Answers to one question as one batch: of each array that has a line per row (B, longest R, ...), with zeros (ids: -1) behind the shorter;
-    `ok` is false there."""
+    """Answers to one question as one batch: of each array that has a line per row (B, longest R, ...), with zeros (ids: -1) behind the
+    shorter; `ok` is false there."""
     longest = max(len(r) for r in rows)
     first = rows[0].arrays()
     ragged = ("gather_at", "gather_ids", "gathered", "draw_at", "draw_ids", "draw_counts", "draw_log_ratios", "span_sums")

@@ -17,12 +17,14 @@ import numpy.typing as npt
 from .aio import MAX_BODY_BYTES, AsyncPending, AsyncTeacher, Sequences, Tokenized
 from .errors import KdError
 from .frame import Info
+from .generate import Sample
 from .job import Reconnect
 from .rows import Rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from .generate import Sampling
     from .query import Question
 
 T = TypeVar("T")
@@ -105,14 +107,14 @@ class Teacher:
 
     @classmethod
     def connect(cls, address: str, *, token: Optional[str] = None, expect_fingerprint: Optional[str] = None,
-                reconnect: Optional[Reconnect] = None, connect_timeout: Optional[float] = 10.0, timeout: Optional[float] = 60.0,
-                max_body_bytes: int = MAX_BODY_BYTES) -> Teacher:
+                teacher: Optional[str] = None, reconnect: Optional[Reconnect] = None, connect_timeout: Optional[float] = 10.0,
+                timeout: Optional[float] = 60.0, max_body_bytes: int = MAX_BODY_BYTES) -> Teacher:
         """See AsyncTeacher.connect."""
         thread = _Thread()
         try:
             return cls(thread, thread.run(AsyncTeacher.connect(
-                address, token=token, expect_fingerprint=expect_fingerprint, reconnect=reconnect, connect_timeout=connect_timeout,
-                timeout=timeout, max_body_bytes=max_body_bytes)))
+                address, token=token, expect_fingerprint=expect_fingerprint, teacher=teacher, reconnect=reconnect,
+                connect_timeout=connect_timeout, timeout=timeout, max_body_bytes=max_body_bytes)))
         except BaseException:
             thread.stop()
             raise
@@ -190,9 +192,26 @@ class Teacher:
         """Rows of the "embedding" or the "head" by token id (all of them without ids), or the one row of "final_norm": (rows, width)."""
         return self._thread.run(self._teacher.weights(tensor, ids, dtype=dtype))
 
-    def generate(self, prompt: Union[str, Sequences], **options: Any) -> Dict[str, Any]:
-        """POST /v1/generate of kdserved-http(7) with `prompt` as text or ids."""
-        return self._thread.run(self._teacher.generate(prompt, **options))
+    def generate(self, prompts: Union[str, Sequences], **sampling: Unpack[Sampling]) -> List[Sample]:
+        """The teacher goes on from a prompt (a text or ids) or a list of them; `n` samples of each, prompt after prompt."""
+        return self._thread.run(self._teacher.generate(prompts, **sampling))
+
+    def stream(self, prompts: Union[str, Sequences], **sampling: Unpack[Sampling]) -> Iterator[Sample]:
+        """As generate, but what is new of each sample as it comes; leaving the loop ends the work."""
+        generation = self._thread.run(self._teacher._generate(prompts, True, sampling))
+        position = 0
+
+        async def cancel() -> None:
+            generation.cancel()
+        try:
+            while True:
+                piece = self._thread.run(generation.wait(position))
+                if piece is None:
+                    return
+                yield piece
+                position += 1
+        finally:
+            self._thread.run(cancel())
 
     def ping(self) -> float:
         """Seconds to the server and back."""

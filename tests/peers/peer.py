@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A virtual environment with the packages of others that a script of this folder needs, made on first use; and the model both sides read."""
+"""A virtual environment with the packages of others that a script of this folder needs, made on first use; and the model both sides
+read."""
 import importlib.metadata
 import importlib.util
 import os

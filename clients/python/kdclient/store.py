@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a store without a server: the answers that a kdserved or a worker keeps (kdserved-shard(5)). Never writes; a store in use may be
+read."""
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
+
+from . import record
+from .checksum import Buffer, crc32c
+from .errors import KdError
+from .query import as_tokens, ask, key
+from .rows import Rows
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .query import Question
+
+HEADER_BYTES, BLOCK_BYTES, FRAME_BYTES, SEAL_BYTES = 64, 4096, 56, 32
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where a record lies."""
+    key: str         # its content key, hexadecimal
+    shard: str       # path
+    at: int          # of its frame
+    number: int      # within the shard
+    n_bytes: int
+
+
+class Shard:
+    """One file of a store. `damage` lists what was stepped over, as (begin, end) of the file, once it has been read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.damage: List[Tuple[int, int]] = []
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self._data: Buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""    # type: ignore[assignment]
+        self._seed = self._read_header()
+
+    def _read_header(self) -> int:
+        for at in (0, BLOCK_BYTES // 2):    # it lies twice
+            header = bytes(self._data[at:at + HEADER_BYTES])
+            if len(header) < HEADER_BYTES or header[:8] != b"KDSHARD\n":
+                continue
+            seed: int = struct.unpack_from("<I", header, 60)[0]
+            if seed == crc32c(header[:60]):
+                if struct.unpack_from("<II", header, 8) != (1, BLOCK_BYTES):
+                    raise KdError("unsupported", "a shard of version %d" % struct.unpack_from("<I", header, 8)[0], self.path)
+                return seed
+        raise KdError("corrupt", "not a shard", self.path)
+
+    def _crc(self, at: int, data: bytes) -> int:
+        return crc32c(data, crc32c(struct.pack("<Q", at), self._seed))
+
+    def _frame(self, at: int) -> Optional[Kept]:
+        """The frame at an offset, if its header holds and its record is there."""
+        header = bytes(self._data[at:at + FRAME_BYTES])
+        if len(header) < FRAME_BYTES or header[:4] != b"KDFR" or struct.unpack_from("<I", header, 52)[0] != self._crc(at, header[:52]):
+            return None
+        n, number = struct.unpack_from("<IQ", header, 4)
+        if at + FRAME_BYTES + n > len(self._data):
+            return None
+        return Kept(header[16:48].hex(), self.path, at, number, n)
+
+    def _is_seal(self, at: int) -> bool:
+        seal = bytes(self._data[at:at + SEAL_BYTES])
+        return len(seal) == SEAL_BYTES and seal[:4] == b"KDSE" and struct.unpack_from("<I", seal, 28)[0] == self._crc(at, seal[:28])
+
+    def _resume(self, at: int) -> Optional[int]:
+        """The next place at which a frame or a seal holds."""
+        data = self._data
+        assert isinstance(data, mmap.mmap)
+        while True:
+            found = [p for p in (data.find(b"KDFR", at), data.find(b"KDSE", at)) if p >= 0]
+            if not found:
+                return None
+            at = min(found)
+            if at % 8 == 0 and (self._frame(at) or self._is_seal(at)):
+                return at
+            at += 1
+
+    def __iter__(self) -> Iterator[Kept]:
+        """Every frame whose header holds; its record is checked when it is read."""
+        self.damage = []
+        at, expected = BLOCK_BYTES, 0
+        while at < len(self._data) and not self._is_seal(at):
+            kept = self._frame(at)
+            if kept is None or kept.number < expected:
+                after = self._resume(at + 8)
+                if after is None:
+                    return    # zeros, or what a crash left of a write that was never acknowledged
+                self.damage.append((at, after))
+                at = after
+                continue
+            yield kept
+            expected = kept.number + 1
+            at += FRAME_BYTES + (kept.n_bytes + 7) // 8 * 8
+
+    def read(self, kept: Kept) -> bytes:
+        """The record's bytes, checked against the frame."""
+        begin = kept.at + FRAME_BYTES
+        padded = bytes(self._data[begin:begin + (kept.n_bytes + 7) // 8 * 8])
+        crc, = struct.unpack_from("<I", self._data, kept.at + 48)
+        if crc != self._crc(kept.at, bytes(self._data[kept.at:kept.at + 48]) + padded):
+            raise KdError("corrupt", "the record at %d is damaged" % kept.at, self.path)
+        return padded[:kept.n_bytes]
+
+
+class Store:
+    """The records of a directory, by content key; of a key that occurs twice the later copy counts. Looks at the directory once, when
+    made."""
+
+    def __init__(self, directory: str) -> None:
+        self._shards: Dict[str, Shard] = {}
+        self._kept: Dict[str, Kept] = {}
+        for name in sorted(os.listdir(directory)):
+            if re.fullmatch(r"[0-9a-f]{8}\.shard", name):
+                shard = Shard(os.path.join(directory, name))
+                self._shards[shard.path] = shard
+                self._kept.update((kept.key, kept) for kept in shard)
+
+    @property
+    def damage(self) -> List[Tuple[str, int, int]]:
+        """Stretches that were stepped over: file, begin, end."""
+        return [(shard.path, *stretch) for shard in self._shards.values() for stretch in shard.damage]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, content_key: str) -> bool:
+        return content_key in self._kept
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Every record, unpacked, in the order in which they were written."""
+        for content_key in self._kept:
+            yield self[content_key]
+
+    def __getitem__(self, content_key: str) -> Rows:
+        kept = self._kept[content_key]
+        return record.decode(self._shards[kept.shard].read(kept), cached=True)
+
+    def find(self, teacher: str, tokens: Any, **question: Unpack[Question]) -> Optional[Rows]:
+        """The answer to a question that was asked before: the teacher's fingerprint, the tokens, and what is asked, as for
+        Teacher.score."""
+        ids = as_tokens(tokens)
+        canonical = ask(question, [ids], True).of(0).canonical(len(ids))
+        content_key = key(bytes.fromhex(teacher), ids, canonical.encoded).hex()
+        return self[content_key] if content_key in self._kept else None
