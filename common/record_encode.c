@@ -135,12 +135,12 @@ static bool draws_avoid_top(const struct record_rows *rows, uint32_t row, const 
 static int prepare_draws(struct encoder *e, struct error *err)
 {
 	const struct record_rows *rows = e->rows;
-	const uint32_t *top_gaps = e->gaps;
+	size_t top_at = 0;             // in gaps
 	for (uint32_t row = 0; row < rows->n_rows; row++) {
 		uint32_t next = 0, n_top = rows->query.draws.tail ? row_n_top(rows, row) : 0;
 		if (!row_is_ok(rows, row))
 			continue;
-		if (n_top && !draws_avoid_top(rows, row, top_gaps, n_top))
+		if (n_top && !draws_avoid_top(rows, row, e->gaps + top_at, n_top))
 			return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 ": an id of its top-k was drawn from outside it", row);
 		for (uint32_t i = rows->draw_starts[row]; i < rows->draw_starts[row + 1]; i++) {
 			uint32_t position = keep_position(&rows->query, rows->draw_ids[i]);
@@ -148,7 +148,7 @@ static int prepare_draws(struct encoder *e, struct error *err)
 			e->draw_count_bits += rice_count_bits(rows->draw_counts[i]);
 			next = position + 1;
 		}
-		top_gaps += n_top;
+		top_at += n_top;
 	}
 	return 0;
 }
