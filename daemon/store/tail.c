@@ -3,8 +3,8 @@
 //
 // Writes go one at a time and in order, so after kill -9 a shard holds a prefix of what was written. They are large and, where the file
 // system allows, bypass the page cache: the disk is as busy as with a deep queue, and memory stays for others. The kernel has the next
-// ones before the first is through, while further buffers are filled and summed. Every write begins and ends at a block: what does not fill its last block is followed by zeros
-// and written again, unchanged, at the start of the next write.
+// ones before the first is through, while further buffers are filled and summed. Every write begins and ends at a block: what does not
+// fill its last block is followed by zeros and written again, unchanged, at the start of the next write.
 #include "daemon/store/tail.h"
 
 #include <errno.h>

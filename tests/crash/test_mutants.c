@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shards with changed bytes whose checksums were put right again, as an attacker would: whatever they say is either refused or sound. KD_MUTANTS
-// sets how many (2000), KD_SEED the first. Worth most in a build with sanitizers.
+// Shards with changed bytes whose checksums were put right again, as an attacker would: whatever they say is either refused or sound.
+// KD_MUTANTS sets how many (2000), KD_SEED the first. Worth most in a build with sanitizers.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A teacher made of arithmetic: any canonical question about any sequence gets its record, and every number is a pure function of (sequence,
-// row, what was asked), as a teacher's is. For tests of answers that are cut out of larger ones.
+// A teacher made of arithmetic: any canonical question about any sequence gets its record, and every number is a pure function of
+// (sequence, row, what was asked), as a teacher's is. For tests of answers that are cut out of larger ones.
 #pragma once
 
 #include "common/record.h"
