@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA backend's reserve, on the emulated device (8 GiB): what was counted is there and nothing more; what does not fit is refused with the
+// numbers, before anything is loaded.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "common/error.h"
+#include "kernels/backend.h"
+
+static struct backend *be;
+static struct error err;
+
+static int open_with(uint64_t n_real, uint64_t memory_bytes, double share)
+{
+	struct backend_options options = {.max_rows = 8, .memory_bytes = memory_bytes, .memory_share = share, .need = {.n_real = n_real, .n_arrays = 2}};
+	err = (struct error){0};
+	be = NULL;
+	return backend_open("cuda", &options, &be, &err);
+}
+
+static void the_reserve_holds_what_was_counted(void **state)
+{
+	(void)state;
+	double back[4];
+	assert_int_equal(open_with(3000, 0, 0), 0);
+	struct real *a = be->ops->real_new(be, 1000, &err), *b = be->ops->real_new(be, 2000, &err);
+	assert_true(a && b);
+	be->ops->real_write(be, a, (const float[]){1, 2, 3, 4}, 4);
+	be->ops->real_read(be, back, be->ops->real_at(b, 1996), 4);
+	assert_true(back[0] == 0 && back[3] == 0);
+	assert_null(be->ops->real_new(be, 1 << 20, &err));      // never asks the device for more
+	assert_int_equal(err.code, ERROR_MEMORY);
+	assert_non_null(strstr(err.message, "reserved at start"));
+	assert_int_equal(backend_sync(be, &err), 0);            // and that is the caller's error alone
+	be->ops->real_free(be, b);
+	b = be->ops->real_new(be, 2000, &err);
+	assert_non_null(b);
+	be->ops->real_free(be, a);
+	be->ops->real_free(be, b);
+	backend_close(be);
+}
+
+static void what_does_not_fit_is_refused_with_the_numbers(void **state)
+{
+	(void)state;
+	assert_true(open_with(UINT64_C(5) << 30, 0, 0) < 0);    // 20 GiB on a device of 8
+	assert_int_equal(err.code, ERROR_TOO_LARGE);
+	assert_string_equal(err.field, "gpu-memory");
+	assert_non_null(strstr(err.message, "of 8.00"));
+	assert_true(open_with(1 << 28, 1 << 30, 0) < 0);        // 1 GiB and the work buffers, 1 allowed
+	assert_int_equal(err.code, ERROR_TOO_LARGE);
+	assert_true(open_with(1 << 28, 0, 0.125) < 0);
+	assert_non_null(strstr(err.message, "1.00 may be taken"));
+	assert_true(open_with(UINT64_MAX / 2, 0, 0) < 0);
+	assert_int_equal(err.code, ERROR_TOO_LARGE);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(the_reserve_holds_what_was_counted),
+		cmocka_unit_test(what_does_not_fit_is_refused_with_the_numbers),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
