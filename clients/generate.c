@@ -146,8 +146,8 @@ static int take_all(struct kd_client *client, const void *owner, const struct ta
 	return r;
 }
 
-int kd_generate(struct kd_client *client, const struct kd_generation *asked, int (*take)(void *arg, const struct kd_piece *piece), void *arg,
-		struct kd_error *err)
+int kd_generate(struct kd_client *client, const struct kd_generation *asked, int (*take)(void *arg, const struct kd_piece *piece),
+		void *arg, struct kd_error *err)
 {
 	struct error why = {0};
 	struct prepared m = {0};

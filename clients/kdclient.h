@@ -211,8 +211,8 @@ struct kd_piece {                   // what is new of one sample; views of the l
 
 // Blocking: `take` gets each piece as it arrives, in the calling thread, every sample's in order and its last one last; it must not use the
 // client. Non-zero from it ends the generation: -ECANCELED. 0 when every sample is complete; an error of one of them is the call's.
-int kd_generate(struct kd_client *client, const struct kd_generation *request, int (*take)(void *arg, const struct kd_piece *piece), void *arg,
-		struct kd_error *err);
+int kd_generate(struct kd_client *client, const struct kd_generation *request, int (*take)(void *arg, const struct kd_piece *piece),
+		void *arg, struct kd_error *err);
 
 // A control resource, as over HTTP. A status of 400 or more is a success of the call. Free *ret_body with free(); it is NUL-terminated.
 int kd_call(struct kd_client *client, const char *method, const char *path, const void *body, size_t n_bytes,

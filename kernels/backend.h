@@ -31,8 +31,9 @@ struct backend;
 
 enum backend_numeric { BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16 };
 
-// What the caller will make, counted before it makes it (the model's *_need functions). A device with memory of its own reserves it at open, in
-// one piece, or refuses with the numbers; from then on it asks the device for nothing more. All 0: not counted, each array is asked for.
+// What the caller will make, counted before it makes it (the model's *_need functions). A device with memory of its own reserves it at
+// open, in one piece, or refuses with the numbers; from then on it asks the device for nothing more. All 0: not counted, each array is
+// asked for.
 struct backend_need {
 	uint64_t n_real, n_act;          // elements of all arrays
 	uint64_t n_weight;               // elements of loaded matrices
@@ -153,15 +154,16 @@ struct backend_ops {
 	void (*cache_write)(struct backend *be, struct act *cache, const struct act *qkv /*(T,W)*/, const struct attention_shape *shape);
 	void (*attention_cached)(struct backend *be, struct act *y /*(T,NH*D)*/, const struct act *qkv /*(T,W): q is read*/,
 				 const struct act *cache, const struct attention_shape *shape);
-	void (*swiglu)(struct backend *be, struct act *y /*(rows,F)*/, const struct act *gate_up /*(rows,2F): gate then up*/, uint32_t rows, uint32_t F);
+	void (*swiglu)(struct backend *be, struct act *y /*(rows,F)*/, const struct act *gate_up /*(rows,2F): gate then up*/, uint32_t rows,
+			uint32_t F);
 	void (*pick_rows)(struct backend *be, struct act *y /*(n,C)*/, const struct act *x /*(T,C)*/, const uint32_t *rows /*host (n)*/,
 			  uint32_t n, uint32_t C);
-	void (*pick_columns)(struct backend *be, struct real *y /*(n,n_ids)*/, const struct real *x /*(n,V)*/, const uint32_t *ids /*host (n_ids)*/,
-			     uint32_t n, uint32_t n_ids, uint32_t V);
+	void (*pick_columns)(struct backend *be, struct real *y /*(n,n_ids)*/, const struct real *x /*(n,V)*/,
+			const uint32_t *ids /*host (n_ids)*/, uint32_t n, uint32_t n_ids, uint32_t V);
 	// Several teachers' logits as one: y (+)= weight x, or, with lse (n) (of x, T = 1), weight e^(x - lse); y may be x when not adding.
 	// mix_log ends a mean of probabilities: y = ln y, no less than ln 1e-38. What is not a number stays so: a NaN lse makes its row NaN.
-	void (*mix)(struct backend *be, struct real *y /*(n,V)*/, bool add, const struct real *x /*(n,V)*/, double weight, const double *lse /*host (n) or NULL*/,
-		    uint32_t n, uint32_t V);
+	void (*mix)(struct backend *be, struct real *y /*(n,V)*/, bool add, const struct real *x /*(n,V)*/, double weight,
+			const double *lse /*host (n) or NULL*/, uint32_t n, uint32_t V);
 	void (*mix_log)(struct backend *be, struct real *y /*(n,V)*/, uint32_t n, uint32_t V);
 	void (*sweep)(struct backend *be, const struct real *logits /*(n,V)*/, uint32_t n, uint32_t V, struct sweep_row *rows);
 
@@ -169,17 +171,20 @@ struct backend_ops {
 	void (*embed_backward)(struct backend *be, struct real *dw /*(V,C) +=*/, const struct real *dx /*(T,C)*/, uint32_t C);
 	void (*rmsnorm_backward)(struct backend *be, struct real *dx /*(rows,C) +=*/, struct real *dgain /*(C) +=*/, const struct act *dy,
 				 const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
-	void (*linear_backward)(struct backend *be, struct act *dx /*(rows,K) or NULL*/, struct real *dw /*(N,K) += or NULL*/, struct real *dbias /*(N) += or NULL*/,
+	void (*linear_backward)(struct backend *be, struct act *dx /*(rows,K) or NULL*/, struct real *dw /*(N,K) += or NULL*/,
+			struct real *dbias /*(N) += or NULL*/,
 				const struct act *dy /*(rows,N)*/, const struct act *x, const struct weight *w, uint32_t rows);
 	void (*linear_real_backward)(struct backend *be, struct act *dx /*(rows,K) or NULL*/, struct real *dw /*(N,K) += or NULL*/,
 				     const struct real *dy /*(rows,N)*/, const struct act *x, const struct weight *w, uint32_t rows);
-	void (*head_norm_backward)(struct backend *be, struct act *dx /*(T,W), may be dy*/, struct real *dq_gain, struct real *dk_gain, const struct act *dy,
+	void (*head_norm_backward)(struct backend *be, struct act *dx /*(T,W), may be dy*/, struct real *dq_gain, struct real *dk_gain,
+			const struct act *dy,
 				   const struct act *x, const struct real *q_gain, const struct real *k_gain, const struct attention_shape *shape, float epsilon);
 	void (*attention_backward)(struct backend *be, struct act *dqkv /*(T,W)*/, const struct act *dy /*(T,NH*D)*/, const struct act *qkv,
 				   const struct act *y, const struct real *lse, const struct attention_shape *shape);
-	void (*swiglu_backward)(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows, uint32_t F);
-	void (*put_rows)(struct backend *be, struct act *dx /*(T,C), rows not named are zeroed*/, const struct act *dy /*(n,C)*/, const uint32_t *rows,
-			 uint32_t n, uint32_t T, uint32_t C);    // backward of pick_rows; rows are distinct
+	void (*swiglu_backward)(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows,
+			uint32_t F);
+	void (*put_rows)(struct backend *be, struct act *dx /*(T,C), rows not named are zeroed*/, const struct act *dy /*(n,C)*/,
+			const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);    // backward of pick_rows; rows are distinct
 	void (*softmax_grad)(struct backend *be, struct real *logits /*(n,V) in: logits, out: dlogits*/, uint32_t n, uint32_t V,
 			     const struct softmax_grad_row *rows);
 

@@ -2,8 +2,9 @@
 // What a block of each quantised type means, for the host and for devices alike: the one definition, in ggml's order of operations, so that
 // results are equal to the last bit. Blocks are read byte by byte: files are little-endian and promise no alignment.
 //
-// Includers define BLOCK_HELPER (qualifiers of a function), BLOCK_FUNCTION (of one that takes a BLOCK_OUT), BLOCK_OUT (a place for values, whose
-// i-th is given by BLOCK_PUT(y, i, value)), and, where a compiler would fuse the two, BLOCK_MULTIPLY_ADD(a, b, c) = a b rounded, + c.
+// Includers define BLOCK_HELPER (qualifiers of a function), BLOCK_FUNCTION (of one that takes a BLOCK_OUT), BLOCK_OUT (a place for
+// values, whose i-th is given by BLOCK_PUT(y, i, value)), and, where a compiler would fuse the two, BLOCK_MULTIPLY_ADD(a, b, c) = a b
+// rounded, + c.
 #pragma once
 
 #include <stdint.h>

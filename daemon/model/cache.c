@@ -282,8 +282,8 @@ bool cache_extend(struct cache *c, struct cache_sequence *s, uint32_t n)
 	return true;
 }
 
-// The next of the sequence's own positions may be known already (another computed them at the same time): then ours are given back. 1 when it
-// was so, 0 when not, -1 without memory.
+// The next of the sequence's own positions may be known already (another computed them at the same time): then ours are given back. 1
+// when it was so, 0 when not, -1 without memory.
 static int follow(struct cache *c, struct cache_sequence *s, const uint32_t *tokens)
 {
 	struct cache_node *child = s->n_shared < s->n ? child_of(s->node, tokens[s->n_shared]) : NULL;

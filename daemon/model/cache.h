@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keys and values of positions already read, and which of them the next sequence can use again.
 //
-// A slot holds one position in every layer. Slots of sequences that ended stay, keyed by their tokens, until their room is needed (the least
-// recently used go first, from their ends): a sequence that begins with the same tokens does not compute them again. A slot's content is a
-// function of the tokens up to it alone, bit for bit, so whoever may share it, shares it, even within the pass that computes it: backends
-// write the keys and values of a pass before any of its rows reads them.
+// A slot holds one position in every layer. Slots of sequences that ended stay, keyed by their tokens, until their room is needed (the
+// least recently used go first, from their ends): a sequence that begins with the same tokens does not compute them again. A slot's
+// content is a function of the tokens up to it alone, bit for bit, so whoever may share it, shares it, even within the pass that computes
+// it: backends write the keys and values of a pass before any of its rows reads them.
 //
 // One thread uses a cache. What was reserved by the caller's own account is always found: cache_extend fails only when sequences under way
 // fill the cache.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// GGUF metadata -> struct architecture. Keys are "<architecture>.<what>"; what has no key is told by the tensors present (tied head, biases).
+// GGUF metadata -> struct architecture. Keys are "<architecture>.<what>"; what has no key is told by the tensors present (tied head,
+// biases).
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>

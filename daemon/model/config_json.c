@@ -144,8 +144,8 @@ static int read_llama3(const json_t *o, struct architecture *a, struct error *er
 	return read_size(o, "original_max_position_embeddings", a->context_length, &a->rope_original_context, err);
 }
 
-// Old files: "rope_theta" beside "rope_scaling": {"type" or "rope_type": ...}; new ones: all of it in "rope_parameters". As in transformers,
-// rope_scaling goes first where both are there.
+// Old files: "rope_theta" beside "rope_scaling": {"type" or "rope_type": ...}; new ones: all of it in "rope_parameters". As in
+// transformers, rope_scaling goes first where both are there.
 static int read_rope(const json_t *o, struct architecture *a, struct error *err)
 {
 	const json_t *scaling = json_object_get(o, "rope_scaling"), *v;

@@ -14,8 +14,9 @@ struct activations;
 int activations_new(const struct weights *w, uint32_t max_positions, bool training, struct activations **ret, struct error *err);
 struct activations *activations_free(struct activations *a);
 
-// What passes by in forward can be looked at, as soon as it stands and before it is overwritten. Training or not, the order is: the embedding's
-// HIDDEN (layer 0), then for each block i from 0 its QKV (layer i) and the HIDDEN after it (layer i + 1), then FINAL (layer 0).
+// What passes by in forward can be looked at, as soon as it stands and before it is overwritten. Training or not, the order is: the
+// embedding's HIDDEN (layer 0), then for each block i from 0 its QKV (layer i) and the HIDDEN after it (layer i + 1), then FINAL (layer
+// 0).
 enum forward_tap {
 	FORWARD_HIDDEN,          // x (T, C): the residual stream after `layer` blocks
 	FORWARD_QKV,             // y (T, W): q, k, v of block `layer`, after the head norm, before rotation

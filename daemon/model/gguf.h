@@ -12,7 +12,8 @@ struct error;
 struct gguf;
 
 int gguf_open(const char *path, struct gguf **ret_file, struct error *err);
-int gguf_open_bytes(const void *bytes, size_t n, struct gguf **ret_file, struct error *err);    // for tests and fuzzing; bytes must outlive it
+int gguf_open_bytes(const void *bytes, size_t n, struct gguf **ret_file,
+		    struct error *err);    // for tests and fuzzing; bytes must outlive it
 struct gguf *gguf_close(struct gguf *file);
 
 // Metadata. Each returns -ENOENT when the key is absent, -EINVAL (and err) when its type is another one.

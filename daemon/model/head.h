@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The LM head in tiles of the backend's head_rows rows: product, then one sweep of the vocabulary (lse, top-k, gather, entropy). Never holds
-// [positions x vocabulary]: one tile of logits is reserved at open and nothing grows it.
+// The LM head in tiles of the backend's head_rows rows: product, then one sweep of the vocabulary (lse, top-k, gather, entropy). Never
+// holds [positions x vocabulary]: one tile of logits is reserved at open and nothing grows it.
 #pragma once
 
 #include <stdint.h>
@@ -26,7 +26,8 @@ struct real *head_logits(struct head *h, const struct act *hidden, const uint32_
 // Their columns at ids (n_ids <= V), (n, n_ids), beside them; for tiles of at most half as many rows.
 struct real *head_keep(struct head *h, const uint32_t *ids, uint32_t n_ids, uint32_t n);
 
-// Several models' logits as one, (n, V), in the place of the first's; all but one were opened beside it. Tiles of at most half as many rows.
+// Several models' logits as one, (n, V), in the place of the first's; all but one were opened beside it. Tiles of at most half as many
+// rows.
 struct head_member { struct head *head; const struct act *hidden; double weight; };
 enum head_rule {
 	HEAD_SUM,                // weighted sum of logits; weights may be negative
@@ -37,6 +38,7 @@ struct real *head_mix(const struct head_member *members, uint32_t n_members, enu
 // Training: for each tile the sweep of `out` is done, then `loss` turns its results into softmax_grad rows for rows first..first+n of
 // the list, and the gradients flow on: into the head's parameters (+=) and into dhidden (T, C) (rows not named are zero).
 // `loss` returns 0 or -errno (then nothing more is computed and the error is returned). With dhidden NULL it is evaluation: no gradients.
-typedef int head_loss_fn(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad, struct error *err);
+typedef int head_loss_fn(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
+			 struct error *err);
 int head_train(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, uint32_t T, struct sweep_row *out,
 	       head_loss_fn *loss, void *arg, struct act *dhidden, struct error *err);

@@ -149,7 +149,8 @@ static int open_tokenizer(const struct model_file *m, struct tokenizer **ret, st
 	return r;
 }
 
-// The rows of the embedding that have a token: see vocab_size in config.h. A directory without a tokenizer (weights alone) is taken at its word.
+// The rows of the embedding that have a token: see vocab_size in config.h. A directory without a tokenizer (weights alone) is taken at
+// its word.
 static int limit_vocabulary(struct model_file *m, struct error *err)
 {
 	struct stat st;

@@ -155,7 +155,8 @@ static int make_rope_tables(struct weights *w, struct error *err)
 	return r;
 }
 
-int weights_new_empty(struct backend *be, const struct architecture *a, uint32_t max_positions, struct weights **ret_weights, struct error *err)
+int weights_new_empty(struct backend *be, const struct architecture *a, uint32_t max_positions, struct weights **ret_weights,
+		      struct error *err)
 {
 	int r = architecture_check(a, err);
 	if (r < 0)

@@ -67,14 +67,14 @@ struct parameters {
 	struct real *value, *gradient, *moment1, *moment2;
 };
 // Random start: normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers), norms 1; a pure function of (architecture, seed).
-int weights_new_trainable(struct backend *be, const struct architecture *a, uint64_t seed, uint32_t max_positions, struct weights **ret_weights,
-			  struct error *err);
+int weights_new_trainable(struct backend *be, const struct architecture *a, uint64_t seed, uint32_t max_positions,
+			  struct weights **ret_weights, struct error *err);
 // Overwrites every parameter from a source (dequantised); a missing or misshapen tensor is an error naming it.
 int weights_fill(struct weights *w, const struct tensor_source *source, struct error *err);
 // The same for any array in parameter layout (value, moment1, moment2): for resuming.
 int weights_fill_array(struct weights *w, struct real *array, const struct tensor_source *source, struct error *err);
 void weights_refresh(struct weights *w);      // after values changed (weights_fill does it itself): every trainable matrix anew
 // Host copies of an array in parameter layout as named tensors (F32, F16 or BF16), for checkpoint_write_safetensors.
-int weights_export(const struct weights *w, const struct real *array, enum dtype dtype, struct checkpoint_tensor **ret_tensors, size_t *ret_n,
-		   struct error *err);
+int weights_export(const struct weights *w, const struct real *array, enum dtype dtype, struct checkpoint_tensor **ret_tensors,
+		   size_t *ret_n, struct error *err);
 void weights_export_free(struct checkpoint_tensor *tensors, size_t n);    // NULL is fine

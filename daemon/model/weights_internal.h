@@ -9,4 +9,5 @@
 int weights_find(const struct tensor_source *source, const struct parameter *p, struct tensor *ret_tensor, struct error *err);
 void weights_release(const struct tensor_source *source, struct tensor *t);
 // A struct weights with layers allocated and rotation tables made, nothing else.
-int weights_new_empty(struct backend *be, const struct architecture *a, uint32_t max_positions, struct weights **ret_weights, struct error *err);
+int weights_new_empty(struct backend *be, const struct architecture *a, uint32_t max_positions, struct weights **ret_weights,
+		      struct error *err);

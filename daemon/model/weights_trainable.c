@@ -137,8 +137,8 @@ static void start_parameter(const struct weights *w, const struct parameter *p, 
 	}
 }
 
-int weights_new_trainable(struct backend *be, const struct architecture *a, uint64_t seed, uint32_t max_positions, struct weights **ret_weights,
-			  struct error *err)
+int weights_new_trainable(struct backend *be, const struct architecture *a, uint64_t seed, uint32_t max_positions,
+			  struct weights **ret_weights, struct error *err)
 {
 	struct weights *w = NULL;
 	float *buffer = malloc(CHUNK * sizeof *buffer);
@@ -255,8 +255,8 @@ static int export_parameter(const struct weights *w, const struct real *array, e
 	return 0;
 }
 
-int weights_export(const struct weights *w, const struct real *array, enum dtype dtype, struct checkpoint_tensor **ret_tensors, size_t *ret_n,
-		   struct error *err)
+int weights_export(const struct weights *w, const struct real *array, enum dtype dtype, struct checkpoint_tensor **ret_tensors,
+		   size_t *ret_n, struct error *err)
 {
 	const struct parameters *p = w->parameters;
 	if (dtype != DTYPE_F32 && dtype != DTYPE_F16 && dtype != DTYPE_BF16)

@@ -89,7 +89,8 @@ static void read_dense(struct answer *a, const struct plan *plan, struct real *l
 	}
 }
 
-static int answer_chunk(struct answer *a, const struct plan *plan, const struct answer_input *in, struct record_rows *rows, struct error *err)
+static int answer_chunk(struct answer *a, const struct plan *plan, const struct answer_input *in, struct record_rows *rows,
+			struct error *err)
 {
 	const struct query *q = plan->query;
 	const struct backend_ops *ops = a->backend->ops;

@@ -34,8 +34,8 @@ struct answer_counts { uint64_t n_rows, n_not_finite; };      // read from the h
 int answer_open(struct backend *be, const struct answer_limits *limits, struct answer **ret_answer, struct error *err);
 struct answer *answer_close(struct answer *a);             // NULL is fine; returns NULL
 
-// Around forward, for the features (hidden states, q, k, v rows) that items of the batch ask for: answer_watch before it, answer_unwatch when
-// the batch is answered. An item for whose features there is no memory gets its error from answer_make.
+// Around forward, for the features (hidden states, q, k, v rows) that items of the batch ask for: answer_watch before it, answer_unwatch
+// when the batch is answered. An item for whose features there is no memory gets its error from answer_make.
 void answer_watch(struct answer *a, const struct architecture *arch, struct activations *activations, const struct batch *batch);
 void answer_unwatch(struct answer *a);
 

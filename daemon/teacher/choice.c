@@ -20,7 +20,8 @@ bool choice_equal(const struct choice *a, const struct choice *b)
 	return memcmp(&a->fingerprint, &b->fingerprint, sizeof a->fingerprint) == 0;
 }
 
-int choice_find(const char *name, const char *field, const struct teacher_info *teachers, uint32_t n_teachers, uint32_t *ret, struct error *err)
+int choice_find(const char *name, const char *field, const struct teacher_info *teachers, uint32_t n_teachers, uint32_t *ret,
+		struct error *err)
 {
 	char names[160] = "", id[CONTENT_ID_HEX];
 	size_t at = 0;
@@ -100,7 +101,8 @@ static int resolve_mixture(const struct choice_query *q, const struct teacher_in
 	return 0;
 }
 
-int choice_resolve(const struct choice_query *q, const struct teacher_info *teachers, uint32_t n_teachers, struct choice *ret, struct error *err)
+int choice_resolve(const struct choice_query *q, const struct teacher_info *teachers, uint32_t n_teachers, struct choice *ret,
+		   struct error *err)
 {
 	struct choice c = {.is_mixture = q->is_mixture, .rule = q->rule, .n_members = q->is_mixture ? q->n_members : 1};
 	int r = 0;

@@ -32,11 +32,13 @@ struct choice {
 	struct content_id fingerprint;             // the teacher's own; of a mixture a hash of rule, members and weights
 };
 
-// The names' teachers (a fingerprint in hexadecimal is a name too). ERROR_NOT_FOUND for a name nobody has; ERROR_INVALID for weights that make no mixture. Fields are "teacher",
-// "mixture.members[1].weight".
-int choice_resolve(const struct choice_query *q, const struct teacher_info *teachers, uint32_t n_teachers, struct choice *ret, struct error *err);
+// The names' teachers (a fingerprint in hexadecimal is a name too). ERROR_NOT_FOUND for a name nobody has; ERROR_INVALID for weights that
+// make no mixture. Fields are "teacher", "mixture.members[1].weight".
+int choice_resolve(const struct choice_query *q, const struct teacher_info *teachers, uint32_t n_teachers, struct choice *ret,
+		   struct error *err);
 // The number of the teacher with this name, or fingerprint.
-int choice_find(const char *name, const char *field, const struct teacher_info *teachers, uint32_t n_teachers, uint32_t *ret, struct error *err);
+int choice_find(const char *name, const char *field, const struct teacher_info *teachers, uint32_t n_teachers, uint32_t *ret,
+		struct error *err);
 bool choice_equal(const struct choice *a, const struct choice *b);
 
 // A name for requests: 1 to 127 letters, digits, '.', '_' and '-'.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The random numbers behind seeded draws: a function of (seed, sequence, position, number of the draw) and of nothing else, so that the same
-// question draws the same ids whatever it is batched with, today or after a restart.
+// The random numbers behind seeded draws: a function of (seed, sequence, position, number of the draw) and of nothing else, so that the
+// same question draws the same ids whatever it is batched with, today or after a restart.
 #pragma once
 
 #include <stdint.h>

@@ -137,7 +137,8 @@ void member_close(struct member *m)
 	m->file = NULL;
 }
 
-int member_read_rows(const struct member *m, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values, struct error *err)
+int member_read_rows(const struct member *m, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values,
+		     struct error *err)
 {
 	static const char *const names[] = {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"};
 	if (tensor == TEACHER_HEAD && m->info->architecture.tied_head)

@@ -34,4 +34,5 @@ int member_load(struct member *m, struct backend *be, struct head *owner, const 
 		const struct teacher_options *options, struct error *err);
 void member_unload(struct member *m);      // all but the file; a half-loaded one is fine. Before the backend closes, owners last
 void member_close(struct member *m);
-int member_read_rows(const struct member *m, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values, struct error *err);
+int member_read_rows(const struct member *m, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values,
+		     struct error *err);

@@ -356,8 +356,8 @@ const struct tokenizer *teacher_tokenizer(const struct teacher *t)
 	return t->tokenizer;
 }
 
-int teacher_read_rows(const struct teacher *t, uint32_t member, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values,
-		      struct error *err)
+int teacher_read_rows(const struct teacher *t, uint32_t member, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n,
+		      float *ret_values, struct error *err)
 {
 	return member_read_rows(&t->members[member], tensor, ids, n, ret_values, err);
 }

@@ -80,11 +80,11 @@ const struct tokenizer *teacher_tokenizer(const struct teacher *t);
 // Rows of a matrix of weights by token id, as they are stored, made float (n, width); of the final norm, its one row. Reads the model
 // file: any thread may ask once TEACHER_READY was seen.
 enum teacher_tensor { TEACHER_EMBEDDING, TEACHER_HEAD, TEACHER_FINAL_NORM };
-int teacher_read_rows(const struct teacher *t, uint32_t member, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values,
-		      struct error *err);
+int teacher_read_rows(const struct teacher *t, uint32_t member, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n,
+		      float *ret_values, struct error *err);
 
-// Hands over a chain of checked items, linked by item->link; their request's choice says who answers. Each comes back through request->computed, from the engine thread, with a
-// record or an error.
+// Hands over a chain of checked items, linked by item->link; their request's choice says who answers. Each comes back through
+// request->computed, from the engine thread, with a record or an error.
 void teacher_submit(struct teacher *t, struct request_item *chain);
 void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats);
 struct histogram *teacher_pass_seconds(struct teacher *t);

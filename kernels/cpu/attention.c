@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention, of a whole batch or from a cache, cut into units: forward, the heads of one kv head for 64 rows; backward, for a whole sequence (dk and dv, to which all
-// its queries add, then have one owner). The work of a unit is in vector_attention.c.
+// Attention, of a whole batch or from a cache, cut into units: forward, the heads of one kv head for 64 rows; backward, for a whole
+// sequence (dk and dv, to which all its queries add, then have one owner). The work of a unit is in vector_attention.c.
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
@@ -28,7 +28,8 @@ static size_t heads_at(const struct cpu *cpu, const struct attention_shape *s, u
 }
 
 // All rows of a sequence: first = 0, last = its length.
-static struct attention_work work_of(const struct cpu *cpu, const float *qkv, const struct attention_shape *s, uint32_t sequence, uint32_t kv)
+static struct attention_work work_of(const struct cpu *cpu, const float *qkv, const struct attention_shape *s, uint32_t sequence,
+				     uint32_t kv)
 {
 	size_t D = s->head_size, W = (s->n_heads + 2 * (size_t)s->n_kv_heads) * D, group = s->n_heads / s->n_kv_heads;
 	const float *row = qkv + cpu->starts[sequence] * W;

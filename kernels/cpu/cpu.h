@@ -73,7 +73,8 @@ void cpu_weight_free(struct backend *be, struct weight *w);
 void cpu_embed(struct backend *be, struct real *x, const struct weight *w);
 void cpu_embed_backward(struct backend *be, struct real *dw, const struct real *dx, uint32_t C);
 
-void cpu_rmsnorm(struct backend *be, struct act *y, const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
+void cpu_rmsnorm(struct backend *be, struct act *y, const struct real *x, const struct real *gain, float epsilon, uint32_t rows,
+		 uint32_t C);
 void cpu_rmsnorm_backward(struct backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x,
 			  const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
 void cpu_head_norm(struct backend *be, struct act *y, const struct act *x, const struct real *q_gain, const struct real *k_gain,
@@ -99,7 +100,8 @@ void cpu_attention_backward(struct backend *be, struct act *dqkv, const struct a
 			    const struct real *lse, const struct attention_shape *shape);
 
 void cpu_swiglu(struct backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
-void cpu_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows, uint32_t F);
+void cpu_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows,
+			 uint32_t F);
 
 void cpu_pick_rows(struct backend *be, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C);
 void cpu_put_rows(struct backend *be, struct act *dx, const struct act *dy, const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);

@@ -36,7 +36,8 @@ static void row_copy(const struct cpu *cpu, void *to, const float *from, size_t 
 }
 
 // False after backend_fail.
-static bool tiles_init(struct backend *be, struct tiles *t, const struct matrix *m, enum operand operand, const float *x, size_t rows, size_t K)
+static bool tiles_init(struct backend *be, struct tiles *t, const struct matrix *m, enum operand operand, const float *x, size_t rows,
+		       size_t K)
 {
 	const struct cpu *cpu = cpu_of(be);
 	size_t tile = products_tile(cpu->products), n_tiles = (rows + tile - 1) / tile, chunk_size = products_chunk(cpu->products);
@@ -69,8 +70,8 @@ static bool tiles_init(struct backend *be, struct tiles *t, const struct matrix 
 }
 
 // y (rows, N) {=, +=} x (rows, K) times the packed matrix, + bias.
-static void multiply(struct backend *be, float *y, bool add, const float *x, const struct matrix *m, size_t N, size_t K, enum operand operand,
-		     const float *bias, size_t rows)
+static void multiply(struct backend *be, float *y, bool add, const float *x, const struct matrix *m, size_t N, size_t K,
+		     enum operand operand, const float *bias, size_t rows)
 {
 	const struct cpu *cpu = cpu_of(be);
 	uint32_t block_size = products_block(cpu->products), chunk_size = products_chunk(cpu->products);

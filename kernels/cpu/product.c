@@ -142,7 +142,8 @@ static bool describe_matmul(struct tile_descs *d, dnnl_matmul_desc_t *op, dnnl_d
 }
 
 // The primitive descriptor by the route that takes the shape; NULL when none does.
-static dnnl_primitive_desc_t choose_route(const struct products *p, struct product *t, const_dnnl_primitive_attr_t attr, struct tile_descs *d)
+static dnnl_primitive_desc_t choose_route(const struct products *p, struct product *t, const_dnnl_primitive_attr_t attr,
+					  struct tile_descs *d)
 {
 	dnnl_primitive_desc_t pd = NULL;
 	dnnl_convolution_desc_t convolution;

@@ -13,7 +13,8 @@ void cpu_swiglu(struct backend *be, struct act *y, const struct act *gate_up, ui
 	}
 }
 
-void cpu_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows, uint32_t F)
+void cpu_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows,
+			 uint32_t F)
 {
 	const struct cpu *cpu = cpu_of(be);
 

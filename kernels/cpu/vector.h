@@ -26,7 +26,8 @@ struct adamw_factors {
 };
 
 // One unit of attention: the rows of positions first..last-1 of one sequence, the n_group query heads that share one kv head.
-// q, y, lse and dy point to the row of position `first` (of the first head of the group); k and v to row 0 of that kv head. Strides in floats.
+// q, y, lse and dy point to the row of position `first` (of the first head of the group); k and v to row 0 of that kv head. Strides in
+// floats.
 struct attention_work {
 	const float *q;                  // row stride q_stride
 	size_t q_stride;

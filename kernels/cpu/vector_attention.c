@@ -133,7 +133,8 @@ static void panel_close(struct panel p, const struct attention_work *a, size_t l
 }
 
 // Keys `key`.. of the sequence are rows of k and v; the panel's lanes are lane..lane+n-1.
-static void panel_step(struct panel p, const struct attention_work *a, const float *k, const float *v, float *s, size_t key, size_t lane, size_t n)
+static void panel_step(struct panel p, const struct attention_work *a, const float *k, const float *v, float *s, size_t key, size_t lane,
+		       size_t n)
 {
 	size_t D = a->head_size, first = a->first + lane / a->n_group, last = a->first + (lane + n - 1) / a->n_group;
 

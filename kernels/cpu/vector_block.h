@@ -14,7 +14,8 @@
 #endif
 
 // c (n_rows, PANEL; row stride ldc) {=, +=} a b: a(i, k) = a[i * row + k * step], b (n, PANEL; row stride ldb).
-INLINE void block(const int n_rows, float *c, size_t ldc, const float *a, size_t row, size_t step, const float *b, size_t ldb, size_t n, bool add)
+INLINE void block(const int n_rows, float *c, size_t ldc, const float *a, size_t row, size_t step, const float *b, size_t ldb, size_t n,
+		  bool add)
 {
 	vf left[BLOCK_ROWS], right[BLOCK_ROWS];
 
@@ -36,7 +37,8 @@ INLINE void block(const int n_rows, float *c, size_t ldc, const float *a, size_t
 	}
 }
 
-INLINE void product(float *c, size_t ldc, size_t n_rows, const float *a, size_t row, size_t step, const float *b, size_t ldb, size_t n, bool add)
+INLINE void product(float *c, size_t ldc, size_t n_rows, const float *a, size_t row, size_t step, const float *b, size_t ldb, size_t n,
+		    bool add)
 {
 	size_t i = 0;
 

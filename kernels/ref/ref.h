@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Private to kernels/ref (and to tests that need more digits than float carries): the specification of every operation.
 // Both kinds of device array are plain double arrays in host memory, so nothing here can fail after open(): memory for layouts
-// is reserved then (but for a layout's list of slots, which grows to the longest seen). OpenMP splits only independent outputs: no sum is ever split, so results do not depend on the thread count.
+// is reserved then (but for a layout's list of slots, which grows to the longest seen). OpenMP splits only independent outputs: no sum is
+// ever split, so results do not depend on the thread count.
 #pragma once
 
 #include "kernels/backend.h"

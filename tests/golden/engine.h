@@ -20,8 +20,8 @@ struct engine {
 void engine_open(struct engine *e, const char *path, const char *device, const char *numeric);
 void engine_close(struct engine *e);
 
-// One request of n sequences with one question (not canonical; kept by the caller); rows[i] are freed by the caller. Each record goes through
-// the codec. Errors fail the test.
+// One request of n sequences with one question (not canonical; kept by the caller); rows[i] are freed by the caller. Each record goes
+// through the codec. Errors fail the test.
 void engine_ask(struct engine *e, const struct query *query, const struct sequence *sequences, uint32_t n, struct record_rows **ret_rows);
 struct record_rows *engine_ask_one(struct engine *e, const struct query *query, const uint32_t *tokens, uint32_t n_tokens);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The real teacher's row scalars, hidden states and q, k, v rows against transformers in float32, from the engine through the codec. Exit 77
-// when the model file is not there.
+// The real teacher's row scalars, hidden states and q, k, v rows against transformers in float32, from the engine through the codec. Exit
+// 77 when the model file is not there.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -152,7 +152,8 @@ static const struct parameter *parameter_named(const struct golden_model *m, con
 struct bounds { double loss, norm, gradient, move; };
 
 // Gradients of the first step, and how far five steps moved each parameter (its start is subtracted: the start alone would pass).
-static void assert_parameters(struct golden_model *m, struct golden_file *g, const double *start, const double *gradient, const struct bounds *b)
+static void assert_parameters(struct golden_model *m, struct golden_file *g, const double *start, const double *gradient,
+			      const struct bounds *b)
 {
 	double *value = read_all(m, m->weights->parameters->value), worst_gradient = 0, worst_move = 0;
 	uint32_t n_parameters = reader_u32(&g->reader);

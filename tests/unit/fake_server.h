@@ -30,5 +30,6 @@ struct frame fake_server_read(struct fake_server *s, uint8_t **ret_body);
 void fake_server_write(struct fake_server *s, const void *bytes, size_t n);
 void fake_server_send(struct fake_server *s, uint8_t kind, uint64_t id, const void *body, size_t n);
 void fake_server_send_answer(struct fake_server *s, uint64_t id, const struct frame_score *score, uint32_t index, uint32_t as_index);
-void fake_server_send_error(struct fake_server *s, uint64_t id, uint32_t index, enum error_code code, const char *field, const char *message);
+void fake_server_send_error(struct fake_server *s, uint64_t id, uint32_t index, enum error_code code, const char *field,
+			    const char *message);
 struct record *fake_server_record(struct fake_server *s, const struct frame_score *score, uint32_t index);

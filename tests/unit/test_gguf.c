@@ -245,7 +245,8 @@ static void alignment_is_a_power_of_two_from_8_to_4096(void **state)
 }
 
 // One tensor over 4096 bytes of data.
-static void tensor_refused(const char *name, uint32_t n_dims, uint64_t d0, uint64_t d1, uint32_t type, uint64_t offset, int code, const char *part)
+static void tensor_refused(const char *name, uint32_t n_dims, uint64_t d0, uint64_t d1, uint32_t type, uint64_t offset, int code,
+			   const char *part)
 {
 	struct builder b = {0};
 	build_gguf(&b, 3, 1, 0);

@@ -49,7 +49,8 @@ static size_t bytes_of(size_t shape, enum dtype matrices)
 	return dtype_row_bytes(type_of(shape, matrices), shapes[shape].columns) * (shapes[shape].rows ? shapes[shape].rows : 1);
 }
 
-// Any bytes are blocks, but scales (f16 anywhere, or bf16, f32) must be finite: clearing bit 0x40 of each byte keeps every exponent from all ones.
+// Any bytes are blocks, but scales (f16 anywhere, or bf16, f32) must be finite: clearing bit 0x40 of each byte keeps every exponent from
+// all ones.
 static void put_data(struct builder *b, size_t shape, enum dtype matrices)
 {
 	uint32_t x = (uint32_t)shape * 7919 + 1;
@@ -133,7 +134,8 @@ static uint32_t file_row(size_t shape, uint32_t r)
 }
 
 // The matrix's rows first..first+n against the file's values, by a product with unit vectors.
-static void assert_rows(struct backend *be, const struct weight *w, uint32_t N, uint32_t first, size_t shape, enum dtype matrices, uint32_t n)
+static void assert_rows(struct backend *be, const struct weight *w, uint32_t N, uint32_t first, size_t shape, enum dtype matrices,
+			uint32_t n)
 {
 	uint32_t K = shapes[shape].columns;
 	float *unit = calloc((size_t)K * K, sizeof *unit), *want = values_of(shape, matrices);
