@@ -58,9 +58,11 @@ class Remembering(Temporary):
 
     def test_another_question_is_not_answered_from_the_store(self):
         with self.daemon() as d, d.client() as c:
-            c.score([[1, 2, 3]], top_k=2)
-            for other in ({"top_k": 3}, {"top_k": 2, "own": True}, {"top_k": 2, "first": 1}, {"top_k": 2, "temperatures": (2.0,)}):
+            c.score([[1, 2, 3]], top_k=2, flags=1)    # durable: it is in the store when the answer comes
+            for other in ({"top_k": 3}, {"top_k": 2, "own": True}, {"top_k": 2, "temperatures": (2.0,)}):
                 self.assertEqual(c.score([[1, 2, 3]], **other)[0][0], False, other)
+            for part in ({"top_k": 1}, {"top_k": 2, "first": 1}):
+                self.assertEqual(c.score([[1, 2, 3]], **part)[0][0], True, part)
             self.assertEqual(c.score([[1, 2, 3]], top_k=2, temperatures=(1.0,), last=2)[0][0], True)    # the same, written otherwise
 
     def test_durable_answers_survive_kill_9(self):

@@ -212,7 +212,9 @@ static bool inside(const std::map<void *, size_t> &list, const void *p, size_t n
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t s)
 {
 	bool to_device = inside(device_memory, to, n), from_device = inside(device_memory, from, n);
-	if (n && (to_device != (kind != cudaMemcpyDeviceToHost) || from_device != (kind != cudaMemcpyHostToDevice)))
+	if (!n)
+		return emulate_enqueue(s, [] {});
+	if (to_device != (kind != cudaMemcpyDeviceToHost) || from_device != (kind != cudaMemcpyHostToDevice))
 		return cudaErrorInvalidValue;
 	if (kind != cudaMemcpyHostToDevice || inside(host_memory, from, n))
 		return emulate_enqueue(s, [=] { memmove(to, from, n); });
@@ -224,7 +226,10 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t s)
 {
 	if (n && !inside(device_memory, p, n))
 		return cudaErrorInvalidValue;
-	return emulate_enqueue(s, [=] { memset(p, value, n); });
+	return emulate_enqueue(s, [=] {
+		if (n)
+			memset(p, value, n);
+	});
 }
 
 cudaError_t cudaGetLastError() { return broken; }
