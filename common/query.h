@@ -132,3 +132,19 @@ int query_decode_spans(struct reader *r, struct query_span **ret_spans, uint32_t
 
 // Content key of a question: SHA-256(teacher fingerprint, sequence id, canonical query).
 struct content_id query_key(const struct content_id *teacher, const struct sequence *s, const struct query *canonical);
+
+// Where `id` stands among the ids a canonical question keeps (among all, where it names none); UINT32_MAX: nowhere.
+static inline uint32_t query_keep_position(const struct query *q, uint32_t id)
+{
+	uint32_t begin = 0, end = q->n_keep;
+	if (!end)
+		return id;
+	while (begin < end) {
+		uint32_t middle = begin + (end - begin) / 2;
+		if (q->keep[middle] < id)
+			begin = middle + 1;
+		else
+			end = middle;
+	}
+	return begin < q->n_keep && q->keep[begin] == id ? begin : UINT32_MAX;
+}

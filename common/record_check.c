@@ -101,7 +101,7 @@ static int check_own(const struct record_rows *rows, uint32_t row, struct error 
 static int check_argmax(const struct record_rows *rows, uint32_t row, struct error *err)
 {
 	uint32_t id = rows->argmax[row];
-	bool good = id < rows->vocab_size && keep_position(&rows->query, id) != UINT32_MAX;
+	bool good = id < rows->vocab_size && query_keep_position(&rows->query, id) != UINT32_MAX;
 	return good ? 0 : broken(err, row, "argmax is outside the vocabulary");
 }
 
@@ -119,7 +119,7 @@ static int check_draws(const struct record_rows *rows, uint32_t row, struct erro
 	bool good = begin <= end && end <= rows->draw_starts[rows->n_rows];
 	for (uint32_t i = begin; good && i < end; i++) {
 		sum += rows->draw_counts[i];
-		good = rows->draw_ids[i] < rows->vocab_size && keep_position(q, rows->draw_ids[i]) != UINT32_MAX && rows->draw_counts[i] &&
+		good = rows->draw_ids[i] < rows->vocab_size && query_keep_position(q, rows->draw_ids[i]) != UINT32_MAX && rows->draw_counts[i] &&
 			(i == begin || rows->draw_ids[i] > rows->draw_ids[i - 1]) &&
 			(q->draws.tau == 1 || isfinite(rows->draw_log_ratios[i]));
 	}

@@ -81,7 +81,7 @@ static int read_argmax(struct record_rows *rows, const uint8_t *from, struct err
 	for (size_t row = 0; row < rows->n_rows; row++) {
 		uint32_t id = load_u32(from, row);
 		bool ok = rows->status[row] == ROW_OK;
-		if (ok ? id >= rows->vocab_size || keep_position(&rows->query, id) == UINT32_MAX : id != 0)
+		if (ok ? id >= rows->vocab_size || query_keep_position(&rows->query, id) == UINT32_MAX : id != 0)
 			return read_corrupt(err, "bad argmax", row);
 		rows->argmax[row] = id;
 	}

@@ -61,7 +61,7 @@ static inline bool make_keys(const struct query *q, const uint32_t *ids, const f
 		keys[i] = (uint64_t)ids[i] << 32 | float_bits(logits[i]);
 	}
 	for (size_t i = 0; q->n_keep && i < n; i++)
-		keys[i] = (uint64_t)keep_position(q, ids[i]) << 32 | (uint32_t)keys[i];
+		keys[i] = (uint64_t)query_keep_position(q, ids[i]) << 32 | (uint32_t)keys[i];
 	return good;
 }
 
@@ -123,7 +123,7 @@ static bool draws_avoid_top(const struct record_rows *rows, uint32_t row, const 
 	size_t i = 0;
 	uint32_t top = n ? gaps[0] : 0;
 	for (uint32_t d = rows->draw_starts[row]; i < n && d < rows->draw_starts[row + 1]; d++) {
-		uint32_t position = keep_position(&rows->query, rows->draw_ids[d]);
+		uint32_t position = query_keep_position(&rows->query, rows->draw_ids[d]);
 		while (i < n && top < position)
 			top += ++i < n ? gaps[i] + 1 : 0;
 		if (i < n && top == position)
@@ -143,7 +143,7 @@ static int prepare_draws(struct encoder *e, struct error *err)
 		if (n_top && !draws_avoid_top(rows, row, e->gaps + top_at, n_top))
 			return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 ": an id of its top-k was drawn from outside it", row);
 		for (uint32_t i = rows->draw_starts[row]; i < rows->draw_starts[row + 1]; i++) {
-			uint32_t position = keep_position(&rows->query, rows->draw_ids[i]);
+			uint32_t position = query_keep_position(&rows->query, rows->draw_ids[i]);
 			e->draw_gaps[e->n_draws++] = position - next;
 			e->draw_count_bits += rice_count_bits(rows->draw_counts[i]);
 			next = position + 1;

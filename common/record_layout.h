@@ -139,22 +139,6 @@ static inline float bits_float(uint32_t bits)
 	return v;
 }
 
-// Ascending ids of the question: where `id` stands among them (among all, where none are kept); UINT32_MAX: nowhere.
-static inline uint32_t keep_position(const struct query *q, uint32_t id)
-{
-	uint32_t begin = 0, end = q->n_keep;
-	if (!end)
-		return id;
-	while (begin < end) {
-		uint32_t middle = begin + (end - begin) / 2;
-		if (q->keep[middle] < id)
-			begin = middle + 1;
-		else
-			end = middle;
-	}
-	return begin < q->n_keep && q->keep[begin] == id ? begin : UINT32_MAX;
-}
-
 static inline uint32_t keep_id(const struct query *q, uint32_t position)
 {
 	return q->n_keep ? q->keep[position] : position;
@@ -164,7 +148,7 @@ static inline uint32_t keep_id(const struct query *q, uint32_t position)
 static inline bool own_exists(const struct record_rows *rows, uint32_t row)
 {
 	size_t next = (size_t)rows->query.first + row + 1;
-	return next < rows->sequence.n_tokens && keep_position(&rows->query, rows->sequence.tokens[next]) != UINT32_MAX;
+	return next < rows->sequence.n_tokens && query_keep_position(&rows->query, rows->sequence.tokens[next]) != UINT32_MAX;
 }
 
 // n numbers of 4 bytes to little-endian bytes, and back.

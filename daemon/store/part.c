@@ -199,26 +199,11 @@ static uint32_t row_n_top(const struct record_rows *rows, uint32_t row)
 	return rows->n_top ? rows->n_top[row] : rows->query.top_k;
 }
 
-static uint32_t keep_position(const struct query *q, uint32_t id)
-{
-	uint32_t begin = 0, end = q->n_keep;
-	if (!end)
-		return id;
-	while (begin < end) {
-		uint32_t middle = begin + (end - begin) / 2;
-		if (q->keep[middle] < id)
-			begin = middle + 1;
-		else
-			end = middle;
-	}
-	return begin < q->n_keep && q->keep[begin] == id ? begin : UINT32_MAX;
-}
-
 // The logit of one id in a row of `from`, from wherever it lies with the rounding wanted.
 static bool value_find(const struct record_rows *from, uint32_t row, uint32_t id, float *ret)
 {
 	const struct query *q = &from->query;
-	uint32_t position = keep_position(q, id), n;
+	uint32_t position = query_keep_position(q, id), n;
 	if (from->dense && position != UINT32_MAX) {
 		size_t width = q->n_keep ? q->n_keep : from->vocab_size;
 		*ret = from->dense[row * width + position];
@@ -269,7 +254,7 @@ static bool own_extract(const struct part *p, uint32_t row)
 	float *own = &p->to->own_logit[row];
 	if (from->own_logit)
 		*own = from->own_logit[row + p->shift];
-	else if (next >= from->sequence.n_tokens || keep_position(&from->query, from->sequence.tokens[next]) == UINT32_MAX)
+	else if (next >= from->sequence.n_tokens || query_keep_position(&from->query, from->sequence.tokens[next]) == UINT32_MAX)
 		*own = NAN;
 	else
 		return value_find(from, row + p->shift, from->sequence.tokens[next], own);

@@ -55,29 +55,14 @@ void plan_init(struct plan *plan, const struct answer *a, const struct request_i
 	plan->chunk_rows = n < ANSWER_CHUNK_ROWS ? (uint32_t)n : ANSWER_CHUNK_ROWS;
 }
 
-// Where the id stands among those the row has; UINT32_MAX: it is not kept.
-static uint32_t place_of(const struct query *q, uint32_t id)
-{
-	uint32_t begin = 0, end = q->n_keep;
-	if (!end)
-		return id;
-	while (begin < end) {
-		uint32_t middle = begin + (end - begin) / 2;
-		if (q->keep[middle] < id)
-			begin = middle + 1;
-		else
-			end = middle;
-	}
-	return begin < q->n_keep && q->keep[begin] == id ? begin : UINT32_MAX;
-}
-
 // Own token first, then the row's list.
 static uint32_t ask_gather(const struct plan *plan, struct answer *a, uint32_t i, uint32_t position, uint32_t *to)
 {
 	const struct query *q = plan->query;
 	const struct id_lists *lists = &q->gather;
 	bool row = a->needs[position] & NEED_ROW, own = (row && q->own) || (a->needs[position] & NEED_OWN);
-	uint32_t n = 0, id = own && position + 1 < plan->sequence->n_tokens ? place_of(q, plan->sequence->tokens[position + 1]) : UINT32_MAX;
+	bool follows = own && position + 1 < plan->sequence->n_tokens;
+	uint32_t n = 0, id = follows ? query_keep_position(q, plan->sequence->tokens[position + 1]) : UINT32_MAX;
 	a->has_own[i] = id != UINT32_MAX;
 	if (a->has_own[i])
 		to[n++] = id;
@@ -85,7 +70,7 @@ static uint32_t ask_gather(const struct plan *plan, struct answer *a, uint32_t i
 		return n;
 	uint32_t list = lists->n_lists == 1 ? 0 : position - (uint32_t)q->first;
 	for (uint32_t j = lists->offsets[list]; j < lists->offsets[list + 1]; j++)
-		to[n++] = place_of(q, lists->ids[j]);
+		to[n++] = query_keep_position(q, lists->ids[j]);
 	return n;
 }
 
