@@ -2,8 +2,8 @@
 // The corpus as sequences of one fixed length, and the order in which they are trained: a pure function of (texts, options, position),
 // so that a run can be resumed from one number and two machines ask the teacher the same questions.
 //
-// Texts are tokenised once and packed one after another, an end-of-text token between files; tokens that do not fill a last sequence
-// are left out. Which sequences are held out depends on their place in the corpus alone, never on the seed.
+// Texts are tokenised once and packed one after another (packing.h, text_file.h), an end-of-text token after each file; tokens that do
+// not fill a last sequence are left out. Which sequences are held out depends on their place in the corpus alone, never on the seed.
 #pragma once
 
 #include <stdbool.h>
@@ -29,7 +29,7 @@ int dataset_new(const struct dataset_options *options, struct dataset **ret, str
 struct dataset *dataset_free(struct dataset *d);       // returns NULL; NULL is fine
 
 int dataset_append(struct dataset *d, const uint32_t *tokens, size_t n, struct error *err);
-// Tokenises a UTF-8 text file piece by piece (cut at line ends by a fixed rule) and appends it and an end-of-text token.
+// Tokenises a UTF-8 text file and appends it and an end-of-text token.
 int dataset_append_file(struct dataset *d, const struct tokenizer *t, bool specials, const char *path, struct error *err);
 // After the last append: splits training from held-out sequences. ERROR_INVALID when nothing is left to train on.
 int dataset_split(struct dataset *d, struct error *err);

@@ -15,6 +15,7 @@
 #include "common/error.h"
 #include "daemon/log.h"
 #include "daemon/model/model.h"
+#include "daemon/model/packing.h"
 #include "daemon/worker/answers.h"
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/trainer.h"
@@ -110,22 +111,11 @@ static int tokenizer_open(struct trainer *t, uint32_t vocab_size, struct error *
 	return r;
 }
 
-// The token that the tokenizer's own template puts before a text (a BOS), if that is all it does.
-static int prefix_find(const struct trainer *t, uint32_t *ret_prefix, uint32_t *ret_n, struct error *err)
-{
-	struct tokens tokens = {0};
-	int r = tokenizer_encode(t->tokenizer, "", 0, false, true, 16, &tokens, err);
-	*ret_n = r == 0 && tokens.n == 1 && (int64_t)tokens.ids[0] == tokenizer_bos(t->tokenizer);
-	*ret_prefix = *ret_n ? tokens.ids[0] : 0;
-	tokens_done(&tokens);
-	return r;
-}
-
 static int corpus_open(struct trainer *t, struct error *err)
 {
 	const struct run_settings *s = t->settings;
 	uint32_t prefix = 0, n_prefix = 0;
-	int r = prefix_find(t, &prefix, &n_prefix, err);
+	int r = packing_prefix(t->tokenizer, &prefix, &n_prefix, err);
 	if (r)
 		return r;
 	struct dataset_options o = {.sequence_length = (uint32_t)s->sequence_length, .prefix = &prefix, .n_prefix = n_prefix,
