@@ -14,6 +14,7 @@
 
 #include "common/error.h"
 #include "common/heap.h"
+#include "common/provenance.h"
 #include "daemon/arguments.h"
 #include "daemon/clock.h"
 #include "daemon/idle.h"
@@ -202,11 +203,23 @@ static bool is_config_fault(enum error_code code)
 		code == ERROR_CORRUPT || code == ERROR_UNAUTHORIZED;
 }
 
+// So that what is kept can be used without this daemon. Serving goes on without.
+static void describe_teachers(struct daemon *d, const struct teacher_info *t, uint32_t n)
+{
+	struct error err = {0};
+	for (uint32_t i = 0; d->store && i < n; i++) {
+		struct provenance p = teacher_provenance(&t[i]);
+		if (store_describe(d->store, &p, &err))
+			log_warning("%s", err.message);
+	}
+}
+
 static void announce_ready(struct daemon *d)
 {
 	uint32_t n;
 	const struct teacher_info *t = teacher_infos(d->teacher, &n);
 	d->was_ready = true;
+	describe_teachers(d, t, n);
 	for (uint32_t i = 0; i < n; i++)
 		log_notice("teacher %s: %s, %.1f million parameters, %s, on %s (%s, %s), loaded in %.1f s", t[i].name, t[i].architecture.name,
 			   (double)t[i].n_parameters * 1e-6, t[i].dtype, t[i].device, t[i].numeric, t[i].description, t[i].load_seconds);

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/sequence.h"
 #include "daemon/store/crash.h"
 
 void directory_shard_name(uint32_t id, char ret_name[DIRECTORY_NAME_MAX])
@@ -24,6 +25,13 @@ void directory_shard_name(uint32_t id, char ret_name[DIRECTORY_NAME_MAX])
 void directory_index_name(uint32_t id, char ret_name[DIRECTORY_NAME_MAX])
 {
 	snprintf(ret_name, DIRECTORY_NAME_MAX, "%08" PRIx32 ".index", id);
+}
+
+void directory_note_name(const struct content_id *teacher, char ret_name[DIRECTORY_NAME_MAX])
+{
+	char hex[CONTENT_ID_HEX];
+	content_id_to_hex(teacher, hex);
+	snprintf(ret_name, DIRECTORY_NAME_MAX, "%.16s" DIRECTORY_NOTE_END, hex);
 }
 
 // flock and not a POSIX record lock: the latter is lost when any descriptor of the file is closed in the process.
@@ -143,7 +151,8 @@ int directory_list(const struct directory *d, uint32_t **ret_ids, size_t *ret_n,
 	for (struct dirent *entry; rc == 0 && (entry = readdir(dir)); errno = 0) {
 		if (shard_id(entry->d_name, &id) && ids_push(&ids, &n, id) < 0)
 			rc = error_set(err, ERROR_MEMORY, NULL, "no memory for the names of %zu shards", n);
-		else if (d->lock >= 0 && (ends_with(entry->d_name, ".shard.tmp") || ends_with(entry->d_name, ".index.tmp")))
+		else if (d->lock >= 0 && (ends_with(entry->d_name, ".shard.tmp") || ends_with(entry->d_name, ".index.tmp") ||
+					  ends_with(entry->d_name, DIRECTORY_NOTE_END ".tmp")))
 			unlinkat(d->fd, entry->d_name, 0);
 	}
 	if (rc == 0 && errno)
@@ -167,7 +176,7 @@ static void crash_file(const char *name, enum crash_point shard, enum crash_poin
 
 static void temporary_name(const char *name, char ret[DIRECTORY_NAME_MAX])
 {
-	snprintf(ret, DIRECTORY_NAME_MAX, "%.20s.tmp", name);
+	snprintf(ret, DIRECTORY_NAME_MAX, "%.27s.tmp", name);
 }
 
 int directory_create(const struct directory *d, const char *name, int *ret_fd, struct error *err)

@@ -6,9 +6,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct content_id;
 struct error;
 
 #define DIRECTORY_NAME_MAX 32
+#define DIRECTORY_NOTE_END ".teacher"
 
 struct directory {
 	int fd;
@@ -18,6 +20,7 @@ struct directory {
 
 void directory_shard_name(uint32_t id, char ret_name[DIRECTORY_NAME_MAX]);
 void directory_index_name(uint32_t id, char ret_name[DIRECTORY_NAME_MAX]);
+void directory_note_name(const struct content_id *teacher, char ret_name[DIRECTORY_NAME_MAX]);
 
 // Writers make the directory and take its lock (ERROR_CONFLICT when someone has it); readers find it or fail.
 int directory_open(struct directory *d, const char *path, bool read_only, struct error *err);

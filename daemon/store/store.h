@@ -9,6 +9,7 @@
 #include "common/record.h"
 
 struct error;
+struct provenance;
 struct store;
 
 enum store_durability {
@@ -76,3 +77,9 @@ void store_stats(struct store *s, struct store_stats *ret);
 // the next call goes on behind it. -ENOENT at the end. ret_place: "0000002a.shard:4096". n_record is the next record's number in its shard.
 struct store_cursor { uint32_t shard; uint64_t position; uint64_t n_record; };
 int store_next(struct store *s, struct store_cursor *c, struct record **ret_record, char ret_place[96], struct error *err);
+
+// Who answered: a note beside the shards for each teacher, so that its answers can be used without it. Written once, durably; one that is
+// there already stays. Any thread of the process that writes the store.
+int store_describe(struct store *s, const struct provenance *p, struct error *err);
+// The notes, in order of fingerprints; the caller frees. Notes that are damaged, or of a fingerprint that they do not prove, are left out.
+int store_teachers(struct store *s, struct provenance **ret_notes, size_t *ret_n, struct error *err);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "common/provenance.h"
 #include "daemon/clock.h"
 #include "daemon/model/cache.h"
 #include "daemon/model/forward.h"
@@ -14,8 +15,6 @@
 #include "daemon/teacher/answer.h"
 #include "daemon/teacher/generator.h"
 #include "kernels/backend.h"
-
-#define CODEC_VERSION "2"     // of records; part of the fingerprint, so that a new codec never answers from old bytes
 
 static uint32_t smaller(uint32_t a, uint32_t b)
 {
@@ -56,18 +55,6 @@ uint32_t member_capacity(const struct member *m, const struct teacher_options *o
 	return larger(capacity, options->cache_tokens ? options->max_generating + SCHEDULE_MIN_PROMPT : 0);
 }
 
-static void fingerprint_info(struct teacher_info *info)
-{
-	static const char label[] = "kdserved teacher 1\n";
-	struct hasher *h = hasher_new();
-	hasher_update(h, label, sizeof label - 1);
-	hasher_update(h, info->weights_id.bytes, sizeof info->weights_id.bytes);
-	hasher_update(h, info->tokenizer_id.bytes, sizeof info->tokenizer_id.bytes);
-	hasher_update(h, info->numeric, strlen(info->numeric) + 1);
-	hasher_update(h, CODEC_VERSION, strlen(CODEC_VERSION) + 1);
-	info->fingerprint = hasher_free(h);
-}
-
 static int describe(struct member *m, const struct backend *be, struct error *err)
 {
 	struct teacher_info *info = m->info;
@@ -77,7 +64,8 @@ static int describe(struct member *m, const struct backend *be, struct error *er
 	snprintf(info->numeric, sizeof info->numeric, "%s", be->numeric);
 	snprintf(info->device, sizeof info->device, "%s", be->ops->name);
 	snprintf(info->description, sizeof info->description, "%s", be->description);
-	fingerprint_info(info);
+	struct provenance p = teacher_provenance(info);
+	info->fingerprint = provenance_fingerprint(&p);
 	return 0;
 }
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/provenance.h"
 #include "daemon/clock.h"
 #include "daemon/model/cache.h"
 #include "daemon/model/forward.h"
@@ -349,6 +350,15 @@ const struct teacher_info *teacher_infos(const struct teacher *t, uint32_t *ret_
 {
 	*ret_n = t->n_members;
 	return t->infos;
+}
+
+struct provenance teacher_provenance(const struct teacher_info *info)
+{
+	struct provenance p = {.fingerprint = info->fingerprint, .weights = info->weights_id, .tokenizer = info->tokenizer_id,
+			       .codec = PROVENANCE_CODEC};
+	snprintf(p.numeric, sizeof p.numeric, "%s", info->numeric);
+	snprintf(p.name, sizeof p.name, "%s", info->name);
+	return p;
 }
 
 const struct tokenizer *teacher_tokenizer(const struct teacher *t)

@@ -12,6 +12,7 @@
 #include "daemon/queue.h"
 
 struct error;
+struct provenance;
 struct request_item;
 struct teacher;
 struct tokenizer;
@@ -75,6 +76,7 @@ void teacher_error(const struct teacher *t, struct error *ret_error);        // 
 // Valid once TEACHER_READY was seen.
 const struct teacher_info *teacher_info(const struct teacher *t);            // of the first
 const struct teacher_info *teacher_infos(const struct teacher *t, uint32_t *ret_n);    // (n) of all, in the order of the options
+struct provenance teacher_provenance(const struct teacher_info *info);        // what its fingerprint is made of
 const struct tokenizer *teacher_tokenizer(const struct teacher *t);
 
 // Rows of a matrix of weights by token id, as they are stored, made float (n, width); of the final norm, its one row. Reads the model
