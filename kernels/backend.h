@@ -64,7 +64,13 @@ struct layout {
 	const uint32_t *slots;
 };
 
-struct attention_shape { uint32_t n_heads, n_kv_heads, head_size; float scale; };    // NH, NKV, D, usually 1/sqrt(D)
+struct attention_shape {
+	uint32_t n_heads, n_kv_heads, head_size;    // NH, NKV, D
+	float scale;                                // usually 1/sqrt(D)
+	bool bidirectional;                         // a row sees its whole sequence; else (causal) the rows up to itself. Never from a cache
+};
+
+enum gelu { GELU_ERF, GELU_TANH };       // x Phi(x), and its approximation by tanh
 
 // What to read from one row of logits in the vocabulary sweep. Result pointers are host memory, complete when sweep() returns.
 struct sweep_row {
@@ -138,17 +144,23 @@ struct backend_ops {
 	// Forward. begin gives the layout that embed, rope and attention (and their backwards) use until the next begin.
 	void (*begin)(struct backend *be, const struct layout *layout);
 	void (*embed)(struct backend *be, struct real *x /*(T,C)*/, const struct weight *w /*(V,C)*/);
+	// x += row `position` of the table (positions,C) (by_position), or its row 0.
+	void (*embed_add)(struct backend *be, struct real *x /*(T,C)*/, const struct real *table, bool by_position, uint32_t C);
 	void (*rmsnorm)(struct backend *be, struct act *y /*(rows,C)*/, const struct real *x /*(rows,C)*/, const struct real *gain /*(C)*/,
 			float epsilon, uint32_t rows, uint32_t C);
+	// (x - mean) / sqrt(variance + epsilon) gain + bias, to y and z or one of them (the other NULL); z may be x.
+	void (*layernorm)(struct backend *be, struct act *y /*(rows,C)*/, struct real *z /*(rows,C)*/, const struct real *x /*(rows,C)*/,
+			  const struct real *gain /*(C)*/, const struct real *bias /*(C)*/, float epsilon, uint32_t rows, uint32_t C);
 	void (*linear)(struct backend *be, struct act *y /*(rows,N)*/, const struct act *x /*(rows,K)*/, const struct weight *w /*(N,K)*/,
 		       const struct real *bias /*(N) or NULL*/, uint32_t rows);
-	void (*linear_real)(struct backend *be, struct real *y /*(rows,N)*/, bool add, const struct act *x, const struct weight *w, uint32_t rows);
+	void (*linear_real)(struct backend *be, struct real *y /*(rows,N)*/, bool add, const struct act *x, const struct weight *w,
+			    const struct real *bias /*(N) or NULL*/, uint32_t rows);
 	void (*head_norm)(struct backend *be, struct act *y /*(T,W)*/, const struct act *x /*(T,W), may be y*/, const struct real *q_gain /*(D)*/,
 			  const struct real *k_gain /*(D)*/, const struct attention_shape *shape, float epsilon);    // q and k heads; v copied
 	void (*rope)(struct backend *be, struct act *qkv /*(T,W) in place*/, const struct real *cosine /*(positions,D/2)*/,
 		     const struct real *sine, const struct attention_shape *shape, bool inverse);    // halves: (x[i], x[i + D/2]); inverse = backward
 	void (*attention)(struct backend *be, struct act *y /*(T,NH*D)*/, struct real *lse /*(T,NH) or NULL*/, const struct act *qkv /*(T,W)*/,
-			  const struct attention_shape *shape);    // causal within each sequence; query head h uses kv head h / (NH/NKV)
+			  const struct attention_shape *shape);    // within each sequence; query head h uses kv head h / (NH/NKV)
 	// The same from a cache of keys and values, cache (slots, 2 NKV D): rows k then v. cache_write puts each row's where its slot says;
 	// attention_cached then reads all slots of a sequence. Bit for bit what attention gives for the whole sequence.
 	void (*cache_write)(struct backend *be, struct act *cache, const struct act *qkv /*(T,W)*/, const struct attention_shape *shape);
@@ -156,6 +168,9 @@ struct backend_ops {
 				 const struct act *cache, const struct attention_shape *shape);
 	void (*swiglu)(struct backend *be, struct act *y /*(rows,F)*/, const struct act *gate_up /*(rows,2F): gate then up*/, uint32_t rows,
 			uint32_t F);
+	void (*gelu)(struct backend *be, struct act *y /*(rows,F), may be x*/, const struct act *x /*(rows,F)*/, enum gelu form, uint32_t rows, uint32_t F);
+	void (*widen)(struct backend *be, struct real *y, const struct act *x, size_t n);     // y = x
+	void (*narrow)(struct backend *be, struct act *y, const struct real *x, size_t n);    // y = x, rounded
 	void (*pick_rows)(struct backend *be, struct act *y /*(n,C)*/, const struct act *x /*(T,C)*/, const uint32_t *rows /*host (n)*/,
 			  uint32_t n, uint32_t C);
 	void (*pick_columns)(struct backend *be, struct real *y /*(n,n_ids)*/, const struct real *x /*(n,V)*/,
@@ -169,13 +184,18 @@ struct backend_ops {
 
 	// Backward. d* of inputs are written unless "+=" is said; gradients of parameters are always +=.
 	void (*embed_backward)(struct backend *be, struct real *dw /*(V,C) +=*/, const struct real *dx /*(T,C)*/, uint32_t C);
+	void (*embed_add_backward)(struct backend *be, struct real *dtable /*+=*/, const struct real *dx /*(T,C)*/, bool by_position, uint32_t C);
 	void (*rmsnorm_backward)(struct backend *be, struct real *dx /*(rows,C) +=*/, struct real *dgain /*(C) +=*/, const struct act *dy,
 				 const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
+	// dy and dz: of the two results, NULL where there was none. dx += unless it is dz, which is then replaced.
+	void (*layernorm_backward)(struct backend *be, struct real *dx /*(rows,C)*/, struct real *dgain /*(C) +=*/, struct real *dbias /*(C) +=*/,
+				   const struct act *dy, const struct real *dz, const struct real *x, const struct real *gain, float epsilon,
+				   uint32_t rows, uint32_t C);
 	void (*linear_backward)(struct backend *be, struct act *dx /*(rows,K) or NULL*/, struct real *dw /*(N,K) += or NULL*/,
 			struct real *dbias /*(N) += or NULL*/,
 				const struct act *dy /*(rows,N)*/, const struct act *x, const struct weight *w, uint32_t rows);
 	void (*linear_real_backward)(struct backend *be, struct act *dx /*(rows,K) or NULL*/, struct real *dw /*(N,K) += or NULL*/,
-				     const struct real *dy /*(rows,N)*/, const struct act *x, const struct weight *w, uint32_t rows);
+				     struct real *dbias /*(N) += or NULL*/, const struct real *dy /*(rows,N)*/, const struct act *x, const struct weight *w, uint32_t rows);
 	void (*head_norm_backward)(struct backend *be, struct act *dx /*(T,W), may be dy*/, struct real *dq_gain, struct real *dk_gain,
 			const struct act *dy,
 				   const struct act *x, const struct real *q_gain, const struct real *k_gain, const struct attention_shape *shape, float epsilon);
@@ -183,6 +203,8 @@ struct backend_ops {
 				   const struct act *y, const struct real *lse, const struct attention_shape *shape);
 	void (*swiglu_backward)(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows,
 			uint32_t F);
+	void (*gelu_backward)(struct backend *be, struct act *dx /*may be dy*/, const struct act *dy, const struct act *x, enum gelu form,
+			      uint32_t rows, uint32_t F);
 	void (*put_rows)(struct backend *be, struct act *dx /*(T,C), rows not named are zeroed*/, const struct act *dy /*(n,C)*/,
 			const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);    // backward of pick_rows; rows are distinct
 	void (*softmax_grad)(struct backend *be, struct real *logits /*(n,V) in: logits, out: dlogits*/, uint32_t n, uint32_t V,

@@ -94,7 +94,7 @@ int activations_new(const struct weights *w, uint32_t max_positions, bool traini
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %u layers", a->n_layers);
 	}
 	*x = (struct activations){.backend = w->backend, .n_layers = a->n_layers, .max_positions = max_positions, .training = training,
-				  .shape = {a->n_heads, a->n_kv_heads, a->head_size, (float)(1 / sqrt(a->head_size))}, .layers = layers};
+				  .shape = {a->n_heads, a->n_kv_heads, a->head_size, (float)(1 / sqrt(a->head_size)), false}, .layers = layers};
 	for (uint32_t i = 0; i < a->n_layers; i++) {
 		if (training || i == 0)
 			make_layer(&m, a, training, &layers[i]);

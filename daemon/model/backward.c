@@ -21,12 +21,12 @@ void backward(const struct weights *w, struct activations *a, const struct layou
 		const struct layer_gradients *g = &w->gradients[i];
 		const struct layer_activations *l = &a->layers[i];
 
-		ops->linear_real_backward(be, a->dffn, g->down, a->dx, l->ffn, lw->down, T);
+		ops->linear_real_backward(be, a->dffn, g->down, NULL, a->dx, l->ffn, lw->down, T);
 		ops->swiglu_backward(be, a->dgate_up, a->dffn, l->gate_up, T, F);
 		ops->linear_backward(be, a->dh, g->gate_up, NULL, a->dgate_up, l->h_ffn, lw->gate_up, T);
 		ops->rmsnorm_backward(be, a->dx, g->ffn_norm, a->dh, l->x_ffn, lw->ffn_norm, epsilon, T, C);
 
-		ops->linear_real_backward(be, a->dheads, g->out, a->dx, l->heads, lw->out, T);
+		ops->linear_real_backward(be, a->dheads, g->out, NULL, a->dx, l->heads, lw->out, T);
 		ops->attention_backward(be, a->dqkv, a->dheads, l->qkv, l->heads, l->lse, &a->shape);
 		ops->rope(be, a->dqkv, w->cosine, w->sine, &a->shape, true);
 		if (lw->q_norm)

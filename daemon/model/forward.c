@@ -13,7 +13,7 @@ static void add_product(struct backend *be, struct real *y, const struct real *x
 {
 	if (y != x)
 		be->ops->real_copy(be, y, x, (size_t)T * C);
-	be->ops->linear_real(be, y, true, h, w, T);
+	be->ops->linear_real(be, y, true, h, w, NULL, T);
 }
 
 static void show(const struct activations *a, enum forward_tap what, uint32_t layer, const struct real *x, const struct act *y)

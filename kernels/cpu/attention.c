@@ -43,6 +43,7 @@ static struct attention_work work_of(const struct cpu *cpu, const float *qkv, co
 		.n_group = (uint32_t)group,
 		.head_size = s->head_size,
 		.last = rows_of(cpu, sequence),
+		.n_seen = s->bidirectional ? rows_of(cpu, sequence) : 0,
 		.scale = s->scale,
 		.y_stride = s->n_heads * D,
 		.lse_stride = s->n_heads,

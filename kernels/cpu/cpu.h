@@ -73,6 +73,12 @@ void cpu_weight_free(struct backend *be, struct weight *w);
 void cpu_embed(struct backend *be, struct real *x, const struct weight *w);
 void cpu_embed_backward(struct backend *be, struct real *dw, const struct real *dx, uint32_t C);
 
+void cpu_embed_add(struct backend *be, struct real *x, const struct real *table, bool by_position, uint32_t C);
+void cpu_embed_add_backward(struct backend *be, struct real *dtable, const struct real *dx, bool by_position, uint32_t C);
+void cpu_layernorm(struct backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain, const struct real *bias,
+		   float epsilon, uint32_t rows, uint32_t C);
+void cpu_layernorm_backward(struct backend *be, struct real *dx, struct real *dgain, struct real *dbias, const struct act *dy,
+			    const struct real *dz, const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
 void cpu_rmsnorm(struct backend *be, struct act *y, const struct real *x, const struct real *gain, float epsilon, uint32_t rows,
 		 uint32_t C);
 void cpu_rmsnorm_backward(struct backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x,
@@ -84,11 +90,12 @@ void cpu_head_norm_backward(struct backend *be, struct act *dx, struct real *dq_
 			    const struct attention_shape *shape, float epsilon);
 
 void cpu_linear(struct backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows);
-void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, uint32_t rows);
+void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias,
+		     uint32_t rows);
 void cpu_linear_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,
 			 const struct weight *w, uint32_t rows);
-void cpu_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x,
-			      const struct weight *w, uint32_t rows);
+void cpu_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct real *dy,
+			      const struct act *x, const struct weight *w, uint32_t rows);
 
 void cpu_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape,
 	      bool inverse);
@@ -102,6 +109,12 @@ void cpu_attention_backward(struct backend *be, struct act *dqkv, const struct a
 void cpu_swiglu(struct backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
 void cpu_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows,
 			 uint32_t F);
+
+void cpu_gelu(struct backend *be, struct act *y, const struct act *x, enum gelu form, uint32_t rows, uint32_t F);
+void cpu_gelu_backward(struct backend *be, struct act *dx, const struct act *dy, const struct act *x, enum gelu form, uint32_t rows,
+		       uint32_t F);
+void cpu_widen(struct backend *be, struct real *y, const struct act *x, size_t n);
+void cpu_narrow(struct backend *be, struct act *y, const struct real *x, size_t n);
 
 void cpu_pick_rows(struct backend *be, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C);
 void cpu_put_rows(struct backend *be, struct act *dx, const struct act *dy, const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);

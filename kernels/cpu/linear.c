@@ -108,9 +108,10 @@ void cpu_linear(struct backend *be, struct act *y, const struct act *x, const st
 	multiply(be, cpu_act(y), false, cpu_act_in(x), w->forward, w->n_rows, w->n_columns, w->operand, cpu_real_in(bias), rows);
 }
 
-void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, uint32_t rows)
+void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias,
+		     uint32_t rows)
 {
-	multiply(be, cpu_real(y), add, cpu_act_in(x), w->forward, w->n_rows, w->n_columns, w->operand, NULL, rows);
+	multiply(be, cpu_real(y), add, cpu_act_in(x), w->forward, w->n_rows, w->n_columns, w->operand, cpu_real_in(bias), rows);
 }
 
 // dw (N, K) += dyᵀ x, in blocks of rows of dw. Sums run over rows in order, so they do not depend on threads (but they do on T).
@@ -164,8 +165,10 @@ void cpu_linear_backward(struct backend *be, struct act *dx, struct real *dw, st
 		bias_gradient(cpu_of(be), cpu_real(dbias), cpu_act_in(dy), w->n_rows, rows);
 }
 
-void cpu_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x,
-			      const struct weight *w, uint32_t rows)
+void cpu_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct real *dy,
+			      const struct act *x, const struct weight *w, uint32_t rows)
 {
 	backward(be, cpu_act(dx), cpu_real(dw), cpu_real_in(dy), cpu_act_in(x), w, rows);
+	if (dbias)
+		bias_gradient(cpu_of(be), cpu_real(dbias), cpu_real_in(dy), w->n_rows, rows);
 }

@@ -62,6 +62,20 @@ INLINE void vf_store_part(float *p, vf v, size_t n)
 	memcpy(p, &v, n * sizeof(float));
 }
 
+// Load and store of the next vector of a row of which n elements are left: whole, or the part that is there (other lanes 0).
+INLINE vf take(const float *p, size_t n)
+{
+	return n >= LANES ? vf_load(p) : vf_load_part(p, n);
+}
+
+INLINE void give(float *p, vf v, size_t n)
+{
+	if (n >= LANES)
+		vf_store(p, v);
+	else
+		vf_store_part(p, v, n);
+}
+
 INLINE vf vf_set(float x)
 {
 	return x - (vf){0};
@@ -176,6 +190,12 @@ INLINE vf vf_exp(vf x)
 	vf e = vf_exp_negative(-vf_max(-high, -x));
 
 	return (vf)(((vi)e & ~over) | ((vi)vf_set(INFINITY) & over));
+}
+
+// 1 / (1 + e^-g); for g below -88 e^-g is infinite and the result 0
+INLINE vf sigmoid(vf g)
+{
+	return 1 / (1 + vf_exp(-g));
 }
 
 // ln x to 2 units in the last place for 1e-44 <= x (denormals too); infinity and NaN stay. Polynomial on sqrt(1/2)..sqrt(2) (Cephes).

@@ -35,6 +35,7 @@ struct attention_work {
 	size_t stride;
 	const uint32_t *slots;           // forward: position j's key and value are in row slots[j]; NULL: in row j
 	uint32_t n_group, head_size, first, last;
+	uint32_t n_seen;                 // keys that every row sees; 0: causal, a row sees the keys up to itself
 	float scale;
 	float *y;                        // (rows, n_group D), row stride y_stride; forward: written, backward: read
 	size_t y_stride;
@@ -45,6 +46,8 @@ struct attention_work {
 	float *scratch;                  // attention_scratch() floats, 64-byte aligned
 };
 
+struct layernorm_moments { float mean, inverse; };    // inverse: 1 / sqrt(variance + epsilon)
+
 struct cpu_vector {
 	const char *name;                // "baseline", "avx2", "avx512"
 
@@ -53,9 +56,18 @@ struct cpu_vector {
 	float (*rmsnorm_backward)(float *dx, bool add, float *dgain, const float *dy, const float *x, const float *gain, float epsilon,
 				  size_t n);
 	void (*gain_backward)(float *dgain, const float *dy, const float *x, float inverse_rms_of_x, size_t n);    // dgain += dy x / rms
+	// One row of n, y or z NULL. backward: dx (add: +=) from dy + dz (either may be NULL; dz may be dx when not adding).
+	void (*layernorm)(float *y, float *z, const float *x, const float *gain, const float *bias, float epsilon, size_t n);
+	struct layernorm_moments (*layernorm_moments)(const float *x, float epsilon, size_t n);
+	void (*layernorm_gains)(float *dgain, float *dbias, const float *dy, const float *dz, const float *x, struct layernorm_moments m,
+				size_t n);    // +=
+	void (*layernorm_backward)(float *dx, bool add, const float *dy, const float *dz, const float *x, const float *gain,
+				   struct layernorm_moments m, size_t n);
 	void (*rotate)(float *x, const float *cosine, const float *sine, float direction, size_t half);       // direction -1 inverts
 	void (*swiglu)(float *y, const float *gate, const float *up, size_t n);
 	void (*swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);
+	void (*gelu[2])(float *y, const float *x, size_t n);                                                  // by enum gelu
+	void (*gelu_backward[2])(float *dx, const float *dy, const float *x, size_t n);                       // dx may be dy
 	void (*add)(float *y, const float *x, size_t n);                                                      // y += x
 	// A finished product tile (rows, n), dense, goes to y (row stride ldy): += when add; + bias (n) unless NULL.
 	void (*tile_store)(float *y, size_t ldy, const float *tile, const float *bias, bool add, uint32_t rows, uint32_t n);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal attention of one group of query heads; compiled once per instruction set.
+// Attention of one group of query heads, causal or of the whole sequence; compiled once per instruction set.
 //
 // Everything is transposed so that queries lie side by side in the lanes: a panel is PANEL queries (forward: of all heads of the group,
 // row by row, so that one row of several heads fills more of a panel), S is (keys, PANEL), the output accumulates as (D, PANEL), and the
@@ -138,12 +138,15 @@ static void panel_step(struct panel p, const struct attention_work *a, const flo
 {
 	size_t D = a->head_size, first = a->first + lane / a->n_group, last = a->first + (lane + n - 1) / a->n_group;
 
+	if (a->n_seen)
+		first = last = a->n_seen - 1;
+
 	if (last < key)
 		return;
 	size_t n_keys = last + 1 - key < KEYS ? last + 1 - key : KEYS;
 	product(s, PANEL, n_keys, k, D, 1, p.q, PANEL, D, false);
 	for (size_t i = 0; i < n && key + n_keys > first + 1; i++) {
-		size_t after = a->first + (lane + i) / a->n_group + 1;
+		size_t after = a->first + (lane + i) / a->n_group + 1;    // rows beyond it: never where all rows see all keys
 		for (size_t j = after > key ? after - key : 0; j < n_keys; j++)
 			s[j * PANEL + i] = -INFINITY;
 	}
@@ -166,8 +169,9 @@ void VECTOR(attention)(const struct attention_work *a)
 
 	for (size_t lane = 0; lane < n_lanes; lane += PANEL)
 		panel_open(panel_at(a->scratch, lane / PANEL, D), a, lane, n_lanes - lane < PANEL ? n_lanes - lane : PANEL);
-	for (size_t key = 0; key < a->last; key += KEYS) {
-		size_t n_keys = a->last - key < KEYS ? a->last - key : KEYS;
+	size_t n_seen = a->n_seen ? a->n_seen : a->last;
+	for (size_t key = 0; key < n_seen; key += KEYS) {
+		size_t n_keys = n_seen - key < KEYS ? n_seen - key : KEYS;
 		keys_copy(k, a->k, a, key, n_keys);
 		keys_copy(v, a->v, a, key, n_keys);
 		for (size_t lane = 0; lane < n_lanes; lane += PANEL)
@@ -233,11 +237,11 @@ static void back_softmax(const struct back *b, size_t n_keys, float scale)
 
 static void back_step(const struct attention_work *a, const struct back *b, size_t key, size_t query, size_t width)
 {
-	size_t D = a->head_size, n_keys = query + PANEL - key < KEYS ? query + PANEL - key : KEYS;
+	size_t D = a->head_size, end = a->n_seen ? a->n_seen : query + PANEL, n_keys = end - key < KEYS ? end - key : KEYS;
 
 	product(b->p, PANEL, n_keys, b->k, width, 1, b->qt, PANEL, D, false);
 	product(b->ds, PANEL, n_keys, b->v, width, 1, b->dyt, PANEL, D, false);
-	if (key + n_keys > query + 1)
+	if (!a->n_seen && key + n_keys > query + 1)
 		mask(b->p, n_keys, query - key);
 	back_softmax(b, n_keys, a->scale);
 	product(b->dqt, PANEL, D, b->k, 1, width, b->ds, PANEL, n_keys, true);
@@ -265,7 +269,7 @@ static void back_panel(const struct attention_work *a, const struct back *b, siz
 		b->delta[i] = delta;
 		b->lse[i] = i < n ? a->lse[(query + i) * a->lse_stride + h] : 0;
 	}
-	for (size_t key = 0; key < query + n; key += KEYS) {
+	for (size_t key = 0; key < (a->n_seen ? a->n_seen : query + n); key += KEYS) {
 		size_t n_keys = a->last - key < KEYS ? a->last - key : KEYS;
 		rows_copy(b->k, width, a->k + key * a->stride, a->stride, n_keys, D);
 		rows_copy(b->v, width, a->v + key * a->stride, a->stride, n_keys, D);

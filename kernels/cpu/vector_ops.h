@@ -9,6 +9,15 @@ void VECTOR(rmsnorm)(float *y, const float *x, const float *gain, float epsilon,
 float VECTOR(rmsnorm_backward)(float *dx, bool add, float *dgain, const float *dy, const float *x, const float *gain, float epsilon,
 			       size_t n);
 void VECTOR(gain_backward)(float *dgain, const float *dy, const float *x, float inverse_rms_of_x, size_t n);
+void VECTOR(layernorm)(float *y, float *z, const float *x, const float *gain, const float *bias, float epsilon, size_t n);
+struct layernorm_moments VECTOR(layernorm_moments)(const float *x, float epsilon, size_t n);
+void VECTOR(layernorm_gains)(float *dgain, float *dbias, const float *dy, const float *dz, const float *x, struct layernorm_moments m, size_t n);
+void VECTOR(layernorm_backward)(float *dx, bool add, const float *dy, const float *dz, const float *x, const float *gain,
+				struct layernorm_moments m, size_t n);
+void VECTOR(gelu_erf)(float *y, const float *x, size_t n);
+void VECTOR(gelu_tanh)(float *y, const float *x, size_t n);
+void VECTOR(gelu_erf_backward)(float *dx, const float *dy, const float *x, size_t n);
+void VECTOR(gelu_tanh_backward)(float *dx, const float *dy, const float *x, size_t n);
 void VECTOR(rotate)(float *x, const float *cosine, const float *sine, float direction, size_t half);
 void VECTOR(swiglu)(float *y, const float *gate, const float *up, size_t n);
 void VECTOR(swiglu_backward)(float *dgate, float *dup, const float *dy, const float *gate, const float *up, size_t n);

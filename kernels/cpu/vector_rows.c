@@ -5,20 +5,6 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/simd.h"
 
-// Load and store of the next vector of a row of which n elements are left: whole, or the part that is there (other lanes 0).
-INLINE vf take(const float *p, size_t n)
-{
-	return n >= LANES ? vf_load(p) : vf_load_part(p, n);
-}
-
-INLINE void give(float *p, vf v, size_t n)
-{
-	if (n >= LANES)
-		vf_store(p, v);
-	else
-		vf_store_part(p, v, n);
-}
-
 static float inverse_rms(const float *x, float epsilon, size_t n)
 {
 	vf sum[4] = {0};
@@ -76,12 +62,6 @@ void VECTOR(rotate)(float *x, const float *cosine, const float *sine, float dire
 		give(x + i, a * c - b * s, half - i);
 		give(x + half + i, b * c + a * s, half - i);
 	}
-}
-
-// 1 / (1 + e^-g); for g below -88 e^-g is infinite and the result 0
-INLINE vf sigmoid(vf g)
-{
-	return 1 / (1 + vf_exp(-g));
 }
 
 void VECTOR(swiglu)(float *y, const float *gate, const float *up, size_t n)

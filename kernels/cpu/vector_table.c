@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table of one instruction set; compiled once for each.
+#include "kernels/backend.h"
 #include "kernels/cpu/vector_ops.h"
 
 #define VECTOR_STRING(name) VECTOR_STRING_OF(name)
@@ -10,9 +11,15 @@ const struct cpu_vector VECTOR(vector) = {
 	.rmsnorm = VECTOR(rmsnorm),
 	.rmsnorm_backward = VECTOR(rmsnorm_backward),
 	.gain_backward = VECTOR(gain_backward),
+	.layernorm = VECTOR(layernorm),
+	.layernorm_moments = VECTOR(layernorm_moments),
+	.layernorm_gains = VECTOR(layernorm_gains),
+	.layernorm_backward = VECTOR(layernorm_backward),
 	.rotate = VECTOR(rotate),
 	.swiglu = VECTOR(swiglu),
 	.swiglu_backward = VECTOR(swiglu_backward),
+	.gelu = {[GELU_ERF] = VECTOR(gelu_erf), [GELU_TANH] = VECTOR(gelu_tanh)},
+	.gelu_backward = {[GELU_ERF] = VECTOR(gelu_erf_backward), [GELU_TANH] = VECTOR(gelu_tanh_backward)},
 	.add = VECTOR(add),
 	.tile_store = VECTOR(tile_store),
 	.to_bf16 = VECTOR(to_bf16),

@@ -54,14 +54,14 @@ template <int D_MAX, int TILE, typename A> static __global__ void attention_kern
 		r.q[d] = mine && d < (int)D ? to_float(in.q[(at.row + row) * in.q_stride + head * D + d]) : 0.0f;
 		r.sum[d] = 0;
 	}
-	uint32_t end = at.position + at.n_rows;    // no row of this tile looks further
+	uint32_t end = keys_of_tile(in.shape, at), seen = keys_of_row(in.shape, at, at.position + row);
 	for (uint32_t first = 0; first < end; first += TILE) {
 		uint32_t n = min((uint32_t)TILE, end - first);
 		__syncthreads();
 		load_keys<D_MAX>(keys, in.k, in, at, first, n);
 		load_keys<D_MAX>(values, in.v, in, at, first, n);
 		__syncthreads();
-		for (uint32_t j = 0; mine && j < n && first + j <= at.position + row; j++)
+		for (uint32_t j = 0; mine && j < n && first + j < seen; j++)
 			running_take(&r, keys[j], values[j], in.shape.scale);
 	}
 	if (!mine)

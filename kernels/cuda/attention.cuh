@@ -23,6 +23,16 @@ template <typename A> static __device__ __forceinline__ size_t key_row(const att
 	return in.slots ? in.slots[at.keys + j] : at.keys + j;
 }
 
+// How many keys, from position 0, the rows of a tile look at in all, and how many the row at `position` sees.
+static __device__ __forceinline__ uint32_t keys_of_tile(const attention_shape &s, const cuda_tile &at)
+{
+	return s.bidirectional ? at.end - at.keys : at.position + at.n_rows;
+}
+static __device__ __forceinline__ uint32_t keys_of_row(const attention_shape &s, const cuda_tile &at, uint32_t position)
+{
+	return s.bidirectional ? at.end - at.keys : position + 1;
+}
+
 // Keys and values of the batch itself (cache NULL) or of a cache.
 template <typename A> static inline attention_input<A> input_of(const cuda *c, const A *qkv, const A *cache, const attention_shape *s)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradients of causal attention over packed sequences, without a [T x T] matrix: probabilities are computed again from lse. Each thread owns
+// Gradients of attention over packed sequences, without a [T x T] matrix: probabilities are computed again from lse. Each thread owns
 // one query row, then one key row, and walks the other side tile by tile through shared memory; every sum runs in position order.
-#include "kernels/cuda/cuda.cuh"
+#include "kernels/cuda/attention.cuh"
 
 #define ROWS 64     // rows a block owns, one per thread
 
@@ -68,7 +68,7 @@ template <int D_MAX, int TILE, typename A> static __global__ void query_kernel(b
 	load_row<D_MAX>(q, in.qkv + here * W + head * D, D);
 	for (int d = 0; d < D_MAX; d++)
 		dq[d] = 0;
-	uint32_t end = at.position + at.n_rows;
+	uint32_t end = keys_of_tile(s, at), seen = keys_of_row(s, at, row);
 	for (uint32_t first = 0; first < end; first += TILE) {
 		uint32_t n = min((uint32_t)TILE, end - first);
 		const A *k = in.qkv + (size_t)(at.keys + first) * W + (size_t)(s.n_heads + kv) * D;
@@ -76,7 +76,7 @@ template <int D_MAX, int TILE, typename A> static __global__ void query_kernel(b
 		load_rows<D_MAX>(keys, k, W, n, D);
 		load_rows<D_MAX>(values, k + (size_t)s.n_kv_heads * D, W, n, D);
 		__syncthreads();
-		for (uint32_t j = 0; mine && j < n && first + j <= row; j++) {
+		for (uint32_t j = 0; mine && j < n && first + j < seen; j++) {
 			float p = expf(s.scale * dot<D_MAX>(q, keys[j]) - normal);
 			add_scaled<D_MAX>(dq, p * (dot<D_MAX>(g, values[j]) - delta), keys[j]);
 		}
@@ -123,11 +123,11 @@ template <int D_MAX, int TILE, typename A> static __global__ void key_kernel(bac
 	for (int d = 0; d < D_MAX; d++)
 		dk[d] = dv[d] = 0;
 	for (uint32_t head = kv * group; head < (kv + 1) * group; head++) {
-		for (uint32_t first = at.position / TILE * TILE; first < length; first += TILE) {
+		for (uint32_t first = s.bidirectional ? 0 : at.position / TILE * TILE; first < length; first += TILE) {
 			uint32_t n = min((uint32_t)TILE, length - first);
 			query_tile_load(&t, in, head, (size_t)at.keys + first, n);
 			for (uint32_t i = 0; mine && i < n; i++) {
-				if (first + i < row)
+				if (first + i < row && !s.bidirectional)
 					continue;
 				float p = expf(s.scale * dot<D_MAX>(t.q[i], k) - t.lse[i]);
 				add_scaled<D_MAX>(dv, p, t.dy[i]);

@@ -33,7 +33,7 @@ template <int D> struct running {
 	uint32_t q[D / 16][4];
 	float out[D / 8][4];
 	float max[2], sum[2];             // of scores in units of log 2; of this thread's share of the row
-	uint32_t position[2];             // of the two rows
+	uint32_t seen[2];                 // keys that the two rows see
 };
 
 // Two neighbouring values of the row that lane l of the block is; zeros past the end.
@@ -59,7 +59,7 @@ template <int D> static __device__ void running_init(running<D> *r, const attent
 	for (int i = 0; i < 2; i++) {
 		r->max[i] = -INFINITY;
 		r->sum[i] = 0;
-		r->position[i] = at.position + (l + i * 8) / group;
+		r->seen[i] = keys_of_row(in.shape, at, at.position + (l + i * 8) / group);
 	}
 }
 
@@ -88,7 +88,7 @@ template <int D> static __device__ void soften(float (&s)[KEYS / 8][4], running<
 		for (int n = 0; n < KEYS / 8; n++)
 			for (int j = 0; j < 2; j++) {
 				uint32_t key = first + n * 8 + threadIdx.x % 4 * 2 + j;
-				s[n][2 * i + j] = key <= r->position[i] ? s[n][2 * i + j] * scale : -INFINITY;
+				s[n][2 * i + j] = key < r->seen[i] ? s[n][2 * i + j] * scale : -INFINITY;
 				max = fmaxf(max, s[n][2 * i + j]);
 			}
 		max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
@@ -160,8 +160,8 @@ template <int D> static __global__ void __launch_bounds__(THREADS) attention_ker
 	__nv_bfloat16 (*keys)[KEYS][D + PAD] = (__nv_bfloat16 (*)[KEYS][D + PAD])cuda_dynamic_shared, (*values)[KEYS][D + PAD] = keys + 2;
 	cuda_tile at = in.tiles[blockIdx.x];
 	uint32_t group = in.shape.n_heads / in.shape.n_kv_heads, first_lane = threadIdx.x / CUDA_WARP * 16, n_lanes = at.n_rows * group;
-	uint32_t end = at.position + at.n_rows;
-	uint32_t last = first_lane < n_lanes ? at.position + min(first_lane + 15, n_lanes - 1) / group : 0;    // that this warp looks at
+	uint32_t end = keys_of_tile(in.shape, at);
+	uint32_t seen = first_lane < n_lanes ? keys_of_row(in.shape, at, at.position + min(first_lane + 15, n_lanes - 1) / group) : 1;    // by this warp
 	float scale = in.shape.scale * 1.4426950408889634f, s[KEYS / 8][4];
 	running<D> r;
 	running_init(&r, in, at, first_lane + threadIdx.x % CUDA_WARP / 4);
@@ -174,7 +174,7 @@ template <int D> static __global__ void __launch_bounds__(THREADS) attention_ker
 			copy_wait<0>();
 		}
 		__syncthreads();
-		if (first_lane < n_lanes && first <= last) {
+		if (first_lane < n_lanes && first < seen) {
 			multiply_keys<D>(s, r, keys[half]);
 			soften<D>(s, &r, first, scale);
 			multiply_values<D>(&r, s, values[half]);

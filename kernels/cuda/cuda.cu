@@ -228,13 +228,16 @@ static int open_cuda(backend *be, const backend_options *options, struct error *
 	.real_zero = cuda_real_zero, .real_copy = cuda_real_copy, \
 	.weight_load = cuda_weight_load, .weight_view = cuda_weight_view, \
 	.weight_refresh = cuda_weight_refresh, .weight_free = cuda_weight_free, \
-	.begin = cuda_begin, .embed = cuda_embed, .rmsnorm = cuda_rmsnorm, .linear = cuda_linear, .linear_real = cuda_linear_real, \
+	.begin = cuda_begin, .embed = cuda_embed, .embed_add = cuda_embed_add, .rmsnorm = cuda_rmsnorm, .layernorm = cuda_layernorm, \
+	.linear = cuda_linear, .linear_real = cuda_linear_real, \
 	.head_norm = cuda_head_norm, .rope = cuda_rope, .attention = cuda_attention, .cache_write = cuda_cache_write, \
-	.attention_cached = cuda_attention_cached, .swiglu = cuda_swiglu, .pick_rows = cuda_pick_rows, .pick_columns = cuda_pick_columns, \
-	.mix = cuda_mix, .mix_log = cuda_mix_log, .sweep = cuda_sweep, .embed_backward = cuda_embed_backward, .rmsnorm_backward = cuda_rmsnorm_backward, \
+	.attention_cached = cuda_attention_cached, .swiglu = cuda_swiglu, .gelu = cuda_gelu, \
+	.widen = cuda_widen, .narrow = cuda_narrow, .pick_rows = cuda_pick_rows, .pick_columns = cuda_pick_columns, \
+	.mix = cuda_mix, .mix_log = cuda_mix_log, .sweep = cuda_sweep, .embed_backward = cuda_embed_backward, \
+	.embed_add_backward = cuda_embed_add_backward, .rmsnorm_backward = cuda_rmsnorm_backward, .layernorm_backward = cuda_layernorm_backward, \
 	.linear_backward = cuda_linear_backward, .linear_real_backward = cuda_linear_real_backward, \
 	.head_norm_backward = cuda_head_norm_backward, .attention_backward = cuda_attention_backward, \
-	.swiglu_backward = cuda_swiglu_backward, .put_rows = cuda_put_rows, .softmax_grad = cuda_softmax_grad, \
+	.swiglu_backward = cuda_swiglu_backward, .gelu_backward = cuda_gelu_backward, .put_rows = cuda_put_rows, .softmax_grad = cuda_softmax_grad, \
 	.sum_squares = cuda_sum_squares, .adamw = cuda_adamw
 
 extern "C" const struct backend_ops backend_cuda_ops = {CUDA_OPERATIONS(cuda_act_at_bf16)};

@@ -201,9 +201,15 @@ struct weight *cuda_weight_view(backend *be, struct real *array, uint32_t n_rows
 void cuda_weight_refresh(backend *be, struct weight *w);
 void cuda_weight_free(backend *be, struct weight *w);
 void cuda_embed(backend *be, struct real *x, const struct weight *w);
+void cuda_embed_add(backend *be, struct real *x, const struct real *table, bool by_position, uint32_t C);
+void cuda_embed_add_backward(backend *be, struct real *dtable, const struct real *dx, bool by_position, uint32_t C);
+void cuda_layernorm(backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain, const struct real *bias,
+		   float epsilon, uint32_t rows, uint32_t C);
+void cuda_layernorm_backward(backend *be, struct real *dx, struct real *dgain, struct real *dbias, const struct act *dy,
+			    const struct real *dz, const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
 void cuda_rmsnorm(backend *be, struct act *y, const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
 void cuda_linear(backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows);
-void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, uint32_t rows);
+void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows);
 void cuda_head_norm(backend *be, struct act *y, const struct act *x, const struct real *q_gain, const struct real *k_gain,
 		    const struct attention_shape *shape, float epsilon);
 void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape, bool inverse);
@@ -211,6 +217,11 @@ void cuda_attention(backend *be, struct act *y, struct real *lse, const struct a
 void cuda_cache_write(backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *shape);
 void cuda_attention_cached(backend *be, struct act *y, const struct act *qkv, const struct act *cache, const struct attention_shape *shape);
 void cuda_swiglu(backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
+void cuda_gelu(backend *be, struct act *y, const struct act *x, enum gelu form, uint32_t rows, uint32_t F);
+void cuda_gelu_backward(backend *be, struct act *dx, const struct act *dy, const struct act *x, enum gelu form, uint32_t rows,
+		       uint32_t F);
+void cuda_widen(backend *be, struct real *y, const struct act *x, size_t n);
+void cuda_narrow(backend *be, struct act *y, const struct real *x, size_t n);
 void cuda_pick_rows(backend *be, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C);
 void cuda_pick_columns(backend *be, struct real *y, const struct real *x, const uint32_t *ids, uint32_t n, uint32_t n_ids, uint32_t V);
 void cuda_mix(backend *be, struct real *y, bool add, const struct real *x, double weight, const double *lse, uint32_t n, uint32_t V);
@@ -221,8 +232,8 @@ void cuda_rmsnorm_backward(backend *be, struct real *dx, struct real *dgain, con
 			   float epsilon, uint32_t rows, uint32_t C);
 void cuda_linear_backward(backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,
 			  const struct weight *w, uint32_t rows);
-void cuda_linear_real_backward(backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x, const struct weight *w,
-			       uint32_t rows);
+void cuda_linear_real_backward(backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct real *dy, const struct act *x,
+			       const struct weight *w, uint32_t rows);
 void cuda_head_norm_backward(backend *be, struct act *dx, struct real *dq_gain, struct real *dk_gain, const struct act *dy, const struct act *x,
 			     const struct real *q_gain, const struct real *k_gain, const struct attention_shape *shape, float epsilon);
 void cuda_attention_backward(backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y, const struct real *lse,

@@ -181,27 +181,31 @@ template <int N, typename A> static __global__ void bias_kernel(A *y, const floa
 	}
 }
 
+// y (rows, columns) += bias, unless that is NULL.
+template <typename A> static void bias_add(backend *be, A *y, const struct real *bias, uint32_t rows, uint32_t columns)
+{
+	uint64_t n = (uint64_t)rows * columns;
+	if (!bias || !n || backend_failed(be))
+		return;
+	with_packs<4>(packs_fit<4>(y, columns) && packs_fit<4>(real_of(bias), columns), [&](auto width) {
+		constexpr int N = decltype(width)::value;
+		cuda_launch(be, "bias", blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, bias_kernel<N, A>, y, real_of(bias), n, columns);
+	});
+}
+
 void cuda_linear(backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows)
 {
 	cuda *c = cuda_of(be);
 	cuda_gemm g = {rows, w->n_rows, w->n_columns, x, w->data, y, false, true, false, act_data_type(c), act_data_type(c)};
 	cuda_gemm_run(be, &g);
-	uint64_t n = (uint64_t)rows * w->n_rows;
-	if (!bias || !n || backend_failed(be))
-		return;
-	with_act(c, [&](auto *type) {
-		using A = ACT_TYPE(type);
-		with_packs<4>(packs_fit<4>((const A *)y, w->n_rows) && packs_fit<4>(real_of(bias), w->n_rows), [&](auto width) {
-			constexpr int N = decltype(width)::value;
-			cuda_launch(be, "bias", blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, bias_kernel<N, A>, (A *)y, real_of(bias), n, w->n_rows);
-		});
-	});
+	with_act(c, [&](auto *type) { bias_add(be, (ACT_TYPE(type) *)y, bias, rows, w->n_rows); });
 }
 
-void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, uint32_t rows)
+void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows)
 {
 	cuda_gemm g = {rows, w->n_rows, w->n_columns, x, w->data, y, false, true, add, act_data_type(cuda_of(be)), CUDA_R_32F};
 	cuda_gemm_run(be, &g);
+	bias_add(be, real_of(y), bias, rows, w->n_rows);
 }
 
 template <typename A> struct bias_term {
@@ -245,15 +249,16 @@ void cuda_to_bf16(backend *be, __nv_bfloat16 *to, const float *from, uint64_t n)
 }
 
 // A float dy goes through the scratch buffer in chunks of rows to become act; each chunk adds its part to dw.
-void cuda_linear_real_backward(backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x,
-			       const struct weight *w,
-			       uint32_t rows)
+void cuda_linear_real_backward(backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct real *dy, const struct act *x,
+			       const struct weight *w, uint32_t rows)
 {
 	cuda *c = cuda_of(be);
 	if (!c->bf16) {
-		cuda_linear_backward(be, dx, dw, NULL, (const struct act *)dy, x, w, rows);
+		cuda_linear_backward(be, dx, dw, dbias, (const struct act *)dy, x, w, rows);
 		return;
 	}
+	if (dbias)
+		columns_add(be, "bias gradient", real_of(dbias), rows, w->n_rows, 0, bias_term<float>{real_of(dy), w->n_rows});
 	uint32_t chunk = plan_chunk_rows(CUDA_SCRATCH_BYTES, (size_t)w->n_rows * sizeof(__nv_bfloat16), rows);
 	if (!chunk && rows)
 		backend_fail(be, "a row of %u numbers does not fit the scratch buffer", w->n_rows);

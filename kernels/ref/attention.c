@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Causal attention within each sequence, heads grouped: query head h reads key/value head h / (NH / NKV). Keys and values stand in the
+// Attention within each sequence, causal unless the shape says otherwise, heads grouped: query head h reads key/value head h / (NH / NKV). Keys and values stand in the
 // batch's own rows, or in a cache, where a list of slots says which row is whose.
 // Scores are computed twice (maximum first) instead of kept, so no scratch depends on the length.
 #include <math.h>
@@ -56,7 +56,8 @@ void ref_attention(struct backend *be, struct act *y, struct real *lse, const st
 			for (size_t h = 0; h < x.NH; h++) {
 				size_t i = t * x.NH + h, start = ref->starts[s], g = h / (x.NH / x.NKV);
 				struct past past = {key(&x, start, g), value(&x, start, g), x.W, NULL};
-				double l = attend(ref_act(y) + i * x.D, query(&x, t, h), &past, t - start, x.D, shape->scale);
+				size_t last = (shape->bidirectional ? ref->starts[s + 1] - 1 : t) - start;
+				double l = attend(ref_act(y) + i * x.D, query(&x, t, h), &past, last, x.D, shape->scale);
 				if (lse)
 					ref_real(lse)[i] = l;
 			}
@@ -103,14 +104,14 @@ void ref_attention_cached(struct backend *be, struct act *y, const struct act *q
 	}
 }
 
-// Adds what row t of query head h gives to the gradients: p = softmax, ds = p (dp - dy.y), dq += ds k, dk += ds q, dv += p dy.
-static void attend_backward(double *dqkv, const struct heads *x, const double *dy, const double *y, double lse, size_t start, size_t t,
-			    size_t h, double scale)
+// Adds what row t of query head h, which saw the rows start..last, gives to the gradients: p = softmax, ds = p (dp - dy.y), dq += ds k, dk += ds q, dv += p dy.
+static void attend_backward(double *dqkv, const struct heads *x, const double *dy, const double *y, double lse, size_t start, size_t last,
+			    size_t t, size_t h, double scale)
 {
 	size_t g = h / (x->NH / x->NKV), D = x->D;
 	const double *q = query(x, t, h);
 	double *dq = dqkv + t * x->W + h * D, delta = ref_dot(dy, y, D);
-	for (size_t j = start; j <= t; j++) {
+	for (size_t j = start; j <= last; j++) {
 		const double *k = key(x, j, g), *v = value(x, j, g);
 		double *dk = dqkv + j * x->W + (x->NH + g) * D, *dv = dqkv + j * x->W + (x->NH + x->NKV + g) * D;
 		double p = exp(scale * ref_dot(q, k, D) - lse), ds = scale * p * (ref_dot(dy, v, D) - delta);
@@ -137,7 +138,8 @@ void ref_attention_backward(struct backend *be, struct act *dqkv, const struct a
 				for (size_t h = g * group; h < (g + 1) * group; h++) {
 					size_t i = t * x.NH + h;
 					attend_backward(ref_act(dqkv), &x, ref_act_in(dy) + i * D, ref_act_in(y) + i * D,
-							ref_real_in(lse)[i], ref->starts[s], t, h, shape->scale);
+							ref_real_in(lse)[i], ref->starts[s],
+							shape->bidirectional ? ref->starts[s + 1] - 1 : t, t, h, shape->scale);
 				}
 			}
 		}

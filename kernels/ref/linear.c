@@ -50,9 +50,17 @@ void ref_linear(struct backend *be, struct act *y, const struct act *x, const st
 	product(be, ref_act(y), false, ref_act_in(x), w, ref_real_in(bias), rows);
 }
 
-void ref_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, uint32_t rows)
+void ref_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias,
+		     uint32_t rows)
 {
-	product(be, ref_real(y), add, ref_act_in(x), w, NULL, rows);
+	product(be, ref_real(y), add, ref_act_in(x), w, ref_real_in(bias), rows);
+}
+
+static void bias_gradient(double *dbias, const double *dy, size_t N, size_t rows)
+{
+	for (size_t r = 0; r < rows; r++)
+		for (size_t n = 0; n < N; n++)
+			dbias[n] += dy[r * N + n];
 }
 
 void ref_linear_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,
@@ -62,16 +70,17 @@ void ref_linear_backward(struct backend *be, struct act *dx, struct real *dw, st
 		product_dx(be, ref_act(dx), ref_act_in(dy), w, rows);
 	if (dw)
 		product_dw(be, ref_real(dw), ref_act_in(dy), ref_act_in(x), w, rows);
-	for (size_t r = 0; dbias && r < rows; r++)
-		for (size_t n = 0; n < w->n_rows; n++)
-			ref_real(dbias)[n] += ref_act_in(dy)[r * w->n_rows + n];
+	if (dbias)
+		bias_gradient(ref_real(dbias), ref_act_in(dy), w->n_rows, rows);
 }
 
-void ref_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x,
-			      const struct weight *w, uint32_t rows)
+void ref_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct real *dy,
+			      const struct act *x, const struct weight *w, uint32_t rows)
 {
 	if (dx)
 		product_dx(be, ref_act(dx), ref_real_in(dy), w, rows);
 	if (dw)
 		product_dw(be, ref_real(dw), ref_real_in(dy), ref_act_in(x), w, rows);
+	if (dbias)
+		bias_gradient(ref_real(dbias), ref_real_in(dy), w->n_rows, rows);
 }

@@ -58,6 +58,12 @@ void ref_weight_free(struct backend *be, struct weight *w);
 void ref_embed(struct backend *be, struct real *x, const struct weight *w);
 void ref_embed_backward(struct backend *be, struct real *dw, const struct real *dx, uint32_t C);
 
+void ref_embed_add(struct backend *be, struct real *x, const struct real *table, bool by_position, uint32_t C);
+void ref_embed_add_backward(struct backend *be, struct real *dtable, const struct real *dx, bool by_position, uint32_t C);
+void ref_layernorm(struct backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain, const struct real *bias,
+		   float epsilon, uint32_t rows, uint32_t C);
+void ref_layernorm_backward(struct backend *be, struct real *dx, struct real *dgain, struct real *dbias, const struct act *dy,
+			    const struct real *dz, const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
 void ref_rmsnorm(struct backend *be, struct act *y, const struct real *x, const struct real *gain, float epsilon, uint32_t rows,
 		 uint32_t C);
 void ref_rmsnorm_backward(struct backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x,
@@ -69,11 +75,12 @@ void ref_head_norm_backward(struct backend *be, struct act *dx, struct real *dq_
 			    const struct attention_shape *shape, float epsilon);
 
 void ref_linear(struct backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows);
-void ref_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, uint32_t rows);
+void ref_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias,
+		     uint32_t rows);
 void ref_linear_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,
 			 const struct weight *w, uint32_t rows);
-void ref_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, const struct real *dy, const struct act *x,
-			      const struct weight *w, uint32_t rows);
+void ref_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct real *dy,
+			      const struct act *x, const struct weight *w, uint32_t rows);
 
 void ref_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape,
 	      bool inverse);
@@ -87,6 +94,12 @@ void ref_attention_backward(struct backend *be, struct act *dqkv, const struct a
 void ref_swiglu(struct backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
 void ref_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows,
 			 uint32_t F);
+
+void ref_gelu(struct backend *be, struct act *y, const struct act *x, enum gelu form, uint32_t rows, uint32_t F);
+void ref_gelu_backward(struct backend *be, struct act *dx, const struct act *dy, const struct act *x, enum gelu form, uint32_t rows,
+		       uint32_t F);
+void ref_widen(struct backend *be, struct real *y, const struct act *x, size_t n);
+void ref_narrow(struct backend *be, struct act *y, const struct real *x, size_t n);
 
 void ref_pick_rows(struct backend *be, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C);
 void ref_put_rows(struct backend *be, struct act *dx, const struct act *dy, const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);

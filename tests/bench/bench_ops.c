@@ -13,7 +13,8 @@
 #include "kernels/backend.h"
 
 struct shape { uint32_t L, C, F, V; struct attention_shape heads; };
-static const struct shape teacher = {30, 576, 1536, 49152, {9, 3, 64, 0.125f}}, student = {8, 384, 1024, 49152, {6, 2, 64, 0.125f}};
+static const struct shape teacher = {30, 576, 1536, 49152, {9, 3, 64, 0.125f, false}},
+	student = {8, 384, 1024, 49152, {6, 2, 64, 0.125f, false}};
 
 enum { RMSNORM, QKV, ROPE, ATTENTION, OUT, GATE_UP, SWIGLU, DOWN, HEAD, SWEEP, EMBED, COPY,
        SOFTMAX_GRAD, HEAD_BACK, DOWN_BACK, SWIGLU_BACK, GATE_UP_BACK, OUT_BACK, ATTENTION_BACK, ROPE_BACK, QKV_BACK, RMSNORM_BACK,
@@ -246,11 +247,11 @@ static void forward(struct model *m, const struct layout *layout)
 		TIME(QKV, product_flop(&l->qkv, T), ops->linear(be, m->qkv, m->h, l->qkv.w, NULL, T));
 		TIME(ROPE, 0, ops->rope(be, m->qkv, m->cosine, m->sine, &s->heads, false));
 		TIME(ATTENTION, attention_flop(m), ops->attention(be, m->heads, m->trainable ? m->lse : NULL, m->qkv, &s->heads));
-		TIME(OUT, product_flop(&l->out, T), ops->linear_real(be, m->x, true, m->heads, l->out.w, T));
+		TIME(OUT, product_flop(&l->out, T), ops->linear_real(be, m->x, true, m->heads, l->out.w, NULL, T));
 		TIME(RMSNORM, 0, ops->rmsnorm(be, m->h, m->x, m->gain, 1e-5f, T, s->C));
 		TIME(GATE_UP, product_flop(&l->gate_up, T), ops->linear(be, m->gate_up, m->h, l->gate_up.w, NULL, T));
 		TIME(SWIGLU, 0, ops->swiglu(be, m->ffn, m->gate_up, T, s->F));
-		TIME(DOWN, product_flop(&l->down, T), ops->linear_real(be, m->x, true, m->ffn, l->down.w, T));
+		TIME(DOWN, product_flop(&l->down, T), ops->linear_real(be, m->x, true, m->ffn, l->down.w, NULL, T));
 	}
 	TIME(RMSNORM, 0, ops->rmsnorm(be, m->h, m->x, m->gain, 1e-5f, T, s->C));
 }
@@ -261,13 +262,13 @@ static void head(struct model *m)
 	for (uint32_t t = 0; t < m->T; t += m->head_rows) {
 		uint32_t n = m->T - t < m->head_rows ? m->T - t : m->head_rows;
 		struct act *h = ops->act_at(m->h, (size_t)t * s->C);
-		TIME(HEAD, product_flop(&m->head, n), ops->linear_real(be, m->logits, false, h, m->head.w, n));
+		TIME(HEAD, product_flop(&m->head, n), ops->linear_real(be, m->logits, false, h, m->head.w, NULL, n));
 		TIME(SWEEP, 0, ops->sweep(be, m->logits, n, s->V, m->rows));
 		if (!m->trainable)
 			continue;
 		TIME(SOFTMAX_GRAD, 0, ops->softmax_grad(be, m->logits, n, s->V, m->grads));
 		TIME(HEAD_BACK, 2 * product_flop(&m->head, n),
-		     ops->linear_real_backward(be, ops->act_at(m->dh, (size_t)t * s->C), m->head.gradient, m->logits, h, m->head.w, n));
+		     ops->linear_real_backward(be, ops->act_at(m->dh, (size_t)t * s->C), m->head.gradient, NULL, m->logits, h, m->head.w, n));
 	}
 }
 
@@ -278,12 +279,14 @@ static void backward(struct model *m)
 	TIME(RMSNORM_BACK, 0, ops->rmsnorm_backward(be, m->dx, m->dgain, m->dh, m->x, m->gain, 1e-5f, T, s->C));
 	for (uint32_t i = s->L; i-- > 0;) {
 		struct layer *l = &m->layers[i];
-		TIME(DOWN_BACK, 2 * product_flop(&l->down, T), ops->linear_real_backward(be, m->dffn, l->down.gradient, m->dx, m->ffn, l->down.w, T));
+		TIME(DOWN_BACK, 2 * product_flop(&l->down, T),
+		     ops->linear_real_backward(be, m->dffn, l->down.gradient, NULL, m->dx, m->ffn, l->down.w, T));
 		TIME(SWIGLU_BACK, 0, ops->swiglu_backward(be, m->dgate_up, m->dffn, m->gate_up, T, s->F));
 		TIME(GATE_UP_BACK, 2 * product_flop(&l->gate_up, T),
 		     ops->linear_backward(be, m->dh, l->gate_up.gradient, NULL, m->dgate_up, m->h, l->gate_up.w, T));
 		TIME(RMSNORM_BACK, 0, ops->rmsnorm_backward(be, m->dx, m->dgain, m->dh, m->x, m->gain, 1e-5f, T, s->C));
-		TIME(OUT_BACK, 2 * product_flop(&l->out, T), ops->linear_real_backward(be, m->dheads, l->out.gradient, m->dx, m->heads, l->out.w, T));
+		TIME(OUT_BACK, 2 * product_flop(&l->out, T),
+		     ops->linear_real_backward(be, m->dheads, l->out.gradient, NULL, m->dx, m->heads, l->out.w, T));
 		TIME(ATTENTION_BACK, 2.5 * attention_flop(m),
 		     ops->attention_backward(be, m->dqkv, m->dheads, m->qkv, m->heads, m->lse, &s->heads));
 		TIME(ROPE_BACK, 0, ops->rope(be, m->dqkv, m->cosine, m->sine, &s->heads, true));

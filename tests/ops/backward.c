@@ -6,7 +6,7 @@
 #include "tests/ops/harness.h"
 
 static const struct attention_shape shapes[] = {
-	{4, 2, 2, 0.7071f}, {3, 3, 16, 0.25f}, {6, 2, 64, 0.125f}, {4, 1, 128, 0.0884f},
+	{4, 2, 2, 0.7071f, false}, {3, 3, 16, 0.25f, false}, {6, 2, 64, 0.125f, false}, {4, 1, 128, 0.0884f, false},
 };
 #define N_SHAPES (sizeof shapes / sizeof *shapes)
 
@@ -116,24 +116,25 @@ void linear_real_backward_matches_ref(void **state)
 		struct twin array = twin_random(p, (size_t)N * K, 1 / sqrtf((float)N)), dw = twin_random(p, array.n, 1);
 		struct twin_weight w = twin_weight_view(p, array, N, K);
 		struct twin_act x = twin_act_random(p, (size_t)rows * K, 1), dx = twin_act_poisoned(p, x.n);
-		struct twin dy = twin_random(p, (size_t)rows * N, 1);
-		p->ref->ops->linear_real_backward(p->ref, dx.ref, dw.ref, dy.ref, x.ref, w.ref, rows);
-		p->be->ops->linear_real_backward(p->be, dx.be, dw.be, dy.be, x.be, w.be, rows);
+		struct twin dy = twin_random(p, (size_t)rows * N, 1), dbias = twin_random(p, N, 1);
+		p->ref->ops->linear_real_backward(p->ref, dx.ref, dw.ref, dbias.ref, dy.ref, x.ref, w.ref, rows);
+		p->be->ops->linear_real_backward(p->be, dx.be, dw.be, dbias.be, dy.be, x.be, w.be, rows);
 		assert_twin_act(p, "linear_real_backward dx", dx, bound_product(p, p->eps_act, N, true));
 		assert_twin(p, "linear_real_backward dw", dw, bound_sum(p, rows));
-		p->ref->ops->linear_real_backward(p->ref, NULL, dw.ref, dy.ref, x.ref, w.ref, rows);
-		p->be->ops->linear_real_backward(p->be, NULL, dw.be, dy.be, x.be, w.be, rows);
+		assert_twin(p, "linear_real_backward dbias", dbias, bound_sum(p, rows));
+		p->ref->ops->linear_real_backward(p->ref, NULL, dw.ref, NULL, dy.ref, x.ref, w.ref, rows);
+		p->be->ops->linear_real_backward(p->be, NULL, dw.be, NULL, dy.be, x.be, w.be, rows);
 		assert_twin(p, "linear_real_backward dw alone", dw, bound_sum(p, 2 * rows));
 	}
 }
 
-void attention_backward_matches_ref(void **state)
+static void check_attention(struct pair *p, bool bidirectional)
 {
-	struct pair *p = *state;
 	for (size_t i = 0; i < N_LENGTHS * N_SHAPES; i++) {
-		const struct attention_shape *s = &shapes[i % N_SHAPES];
+		struct attention_shape shape = shapes[i % N_SHAPES], *s = &shape;
 		uint32_t T = lengths[i / N_SHAPES];
 		size_t n = (size_t)T * s->n_heads, group = s->n_heads / s->n_kv_heads;
+		shape.bidirectional = bidirectional;
 		pair_reset(p, i + 1);
 		pair_begin(p, T, 5);
 		struct twin_act qkv = twin_act_random(p, T * row_width(s), 1), dy = twin_act_random(p, n * s->head_size, 1);
@@ -149,6 +150,16 @@ void attention_backward_matches_ref(void **state)
 		struct bound b = {40 * size * EPS_F32 + 10 * size * (p->eps_act - EPS_F32), 40 * EPS_F32 + 2 * p->eps_act};
 		assert_twin_act(p, "attention_backward", dqkv, b);
 	}
+}
+
+void attention_backward_matches_ref(void **state)
+{
+	check_attention(*state, false);
+}
+
+void attention_backward_of_whole_sequences_matches_ref(void **state)
+{
+	check_attention(*state, true);
 }
 
 void swiglu_backward_matches_ref(void **state)

@@ -6,7 +6,7 @@
 #include "tests/ops/harness.h"
 
 static const struct attention_shape shapes[] = {
-	{4, 2, 2, 0.7071f}, {3, 3, 16, 0.25f}, {6, 2, 64, 0.125f}, {4, 1, 128, 0.0884f}, {9, 3, 64, 0.125f},
+	{4, 2, 2, 0.7071f, false}, {3, 3, 16, 0.25f, false}, {6, 2, 64, 0.125f, false}, {4, 1, 128, 0.0884f, false}, {9, 3, 64, 0.125f, false},
 };
 #define N_SHAPES (sizeof shapes / sizeof *shapes)
 
@@ -133,16 +133,21 @@ void linear_real_matches_ref(void **state)
 		struct twin y = twin_poisoned(p, (size_t)rows * N), array = twin_random(p, (size_t)N * K, 1 / sqrtf((float)K));
 		struct twin_weight w = twin_weight_random(p, N, K), view = twin_weight_view(p, array, N, K);
 		struct bound b = bound_product(p, p->eps_product, K, false);
-		p->ref->ops->linear_real(p->ref, y.ref, false, x.ref, w.ref, rows);
-		p->be->ops->linear_real(p->be, y.be, false, x.be, w.be, rows);
+		p->ref->ops->linear_real(p->ref, y.ref, false, x.ref, w.ref, NULL, rows);
+		p->be->ops->linear_real(p->be, y.be, false, x.be, w.be, NULL, rows);
 		assert_twin(p, "linear_real", y, b);
 		y = twin_random(p, y.n, 1);
-		p->ref->ops->linear_real(p->ref, y.ref, true, x.ref, w.ref, rows);
-		p->be->ops->linear_real(p->be, y.be, true, x.be, w.be, rows);
+		p->ref->ops->linear_real(p->ref, y.ref, true, x.ref, w.ref, NULL, rows);
+		p->be->ops->linear_real(p->be, y.be, true, x.be, w.be, NULL, rows);
 		assert_twin(p, "linear_real added", y, b);
 		y = twin_random(p, y.n, 1);
-		p->ref->ops->linear_real(p->ref, y.ref, true, x.ref, view.ref, rows);
-		p->be->ops->linear_real(p->be, y.be, true, x.be, view.be, rows);
+		struct twin bias = twin_random(p, N, 1);
+		p->ref->ops->linear_real(p->ref, y.ref, true, x.ref, w.ref, bias.ref, rows);
+		p->be->ops->linear_real(p->be, y.be, true, x.be, w.be, bias.be, rows);
+		assert_twin(p, "linear_real added with bias", y, b);
+		y = twin_random(p, y.n, 1);
+		p->ref->ops->linear_real(p->ref, y.ref, true, x.ref, view.ref, NULL, rows);
+		p->be->ops->linear_real(p->be, y.be, true, x.be, view.be, NULL, rows);
 		assert_twin(p, "linear_real of a view", y, bound_product(p, p->eps_act, K, false));
 	}
 }
@@ -173,13 +178,13 @@ void linear_of_view_follows_refresh(void **state)
 	struct twin array = twin_random(p, N * K, 0.15f), other = twin_random(p, N * K, 0.15f), y = twin_poisoned(p, rows * N);
 	struct twin_weight view = twin_weight_view(p, array, N, K);
 	struct twin_act x = twin_act_random(p, rows * K, 1);
-	p->be->ops->linear_real(p->be, y.be, false, x.be, view.be, rows);
+	p->be->ops->linear_real(p->be, y.be, false, x.be, view.be, NULL, rows);
 	p->be->ops->real_copy(p->be, array.be, other.be, array.n);
 	p->ref->ops->real_copy(p->ref, array.ref, other.ref, array.n);
 	p->be->ops->weight_refresh(p->be, view.be);
 	p->ref->ops->weight_refresh(p->ref, view.ref);
-	p->be->ops->linear_real(p->be, y.be, false, x.be, view.be, rows);
-	p->ref->ops->linear_real(p->ref, y.ref, false, x.ref, view.ref, rows);
+	p->be->ops->linear_real(p->be, y.be, false, x.be, view.be, NULL, rows);
+	p->ref->ops->linear_real(p->ref, y.ref, false, x.ref, view.ref, NULL, rows);
 	assert_twin(p, "linear_real after refresh", y, bound_product(p, p->eps_act, K, false));
 }
 
@@ -204,12 +209,12 @@ void rope_matches_ref(void **state)
 	}
 }
 
-void attention_matches_ref(void **state)
+static void check_attention(struct pair *p, bool bidirectional)
 {
-	struct pair *p = *state;
 	for (size_t i = 0; i < N_LENGTHS * N_SHAPES; i++) {
-		const struct attention_shape *s = &shapes[i % N_SHAPES];
+		struct attention_shape shape = shapes[i % N_SHAPES], *s = &shape;
 		uint32_t T = lengths[i / N_SHAPES];
+		shape.bidirectional = bidirectional;
 		size_t n = (size_t)T * s->n_heads;
 		pair_reset(p, i + 1);
 		pair_begin(p, T, 5);
@@ -226,6 +231,16 @@ void attention_matches_ref(void **state)
 		p->be->ops->attention(p->be, y.be, NULL, qkv.be, s);
 		assert_twin_act(p, "attention without lse", y, b);
 	}
+}
+
+void attention_matches_ref(void **state)
+{
+	check_attention(*state, false);
+}
+
+void attention_of_whole_sequences_matches_ref(void **state)
+{
+	check_attention(*state, true);
 }
 
 void swiglu_matches_ref(void **state)

@@ -146,7 +146,7 @@ static void head_norm_backward_is_the_gradient(void **state)
 	begin(3);
 	const size_t D = 4, n = T * (4 + 2 * 2) * D;
 	struct operation o = {.forward = head_norm_forward, .y = array(n, 0), .c = array(n, 1), .n_y = n,
-			      .in = {array(n, 1), array(D, 1), array(D, 1)}, .shape = {4, 2, (uint32_t)D, 0.5f}};
+			      .in = {array(n, 1), array(D, 1), array(D, 1)}, .shape = {4, 2, (uint32_t)D, 0.5f, false}};
 	double *dx = array(n, 1), *dq = ones(D), *dk = ones(D);
 	ref_head_norm_backward(pair.ref, A(dx), R(dq), R(dk), A(o.c), A(o.in[0]), R(o.in[1]), R(o.in[2]), &o.shape, 1e-2f);
 	assert_gradient("head_norm dx", &o, o.in[0], dx, n);
@@ -161,7 +161,7 @@ static void linear_forward(const struct operation *o)
 
 static void linear_real_forward(const struct operation *o)
 {
-	ref_linear_real(pair.ref, R(o->y), false, A(o->in[0]), o->w, o->rows);
+	ref_linear_real(pair.ref, R(o->y), false, A(o->in[0]), o->w, R(o->in[2]), o->rows);
 }
 
 static void linear_backward_is_the_gradient(void **state)
@@ -177,11 +177,12 @@ static void linear_backward_is_the_gradient(void **state)
 	assert_gradient("linear dx", &o, o.in[0], dx, rows * K);
 	assert_gradient("linear dw", &o, o.in[1], take_ones(dw, N * K), N * K);
 	assert_gradient("linear dbias", &o, o.in[2], take_ones(dbias, N), N);
-	double *dx_real = array(rows * K, 1), *dw_real = ones(N * K);
+	double *dx_real = array(rows * K, 1), *dw_real = ones(N * K), *dbias_real = ones(N);
 	o.forward = linear_real_forward;
-	ref_linear_real_backward(pair.ref, A(dx_real), R(dw_real), R(o.c), A(o.in[0]), o.w, rows);
+	ref_linear_real_backward(pair.ref, A(dx_real), R(dw_real), R(dbias_real), R(o.c), A(o.in[0]), o.w, rows);
 	assert_gradient("linear_real dx", &o, o.in[0], dx_real, rows * K);
 	assert_gradient("linear_real dw", &o, o.in[1], take_ones(dw_real, N * K), N * K);
+	assert_gradient("linear_real dbias", &o, o.in[2], take_ones(dbias_real, N), N);
 	ref_weight_free(pair.ref, o.w);
 }
 
@@ -198,7 +199,7 @@ static void rope_inverse_is_the_gradient(void **state)
 	begin(5);
 	const size_t D = 4, n = T * (2 + 2 * 1) * D;
 	struct operation o = {.forward = rope_forward, .y = array(n, 0), .c = array(n, 1), .n_y = n,
-			      .in = {array(n, 1), array(T * D / 2, 1), array(T * D / 2, 1)}, .shape = {2, 1, (uint32_t)D, 0.5f}};
+			      .in = {array(n, 1), array(T * D / 2, 1), array(T * D / 2, 1)}, .shape = {2, 1, (uint32_t)D, 0.5f, false}};
 	double *dx = array(n, 0);
 	for (size_t i = 0; i < n; i++)
 		dx[i] = o.c[i];
@@ -211,17 +212,92 @@ static void attention_forward(const struct operation *o)
 	ref_attention(pair.ref, A(o->y), R(o->in[1]), A(o->in[0]), &o->shape);
 }
 
-static void attention_backward_is_the_gradient(void **state)
+static void check_attention(bool bidirectional)
 {
-	(void)state;
 	begin(6);
 	const size_t D = 4, NH = 4, n = T * (NH + 2 * 2) * D, n_y = T * NH * D;
 	struct operation o = {.forward = attention_forward, .y = array(n_y, 0), .c = array(n_y, 1), .n_y = n_y,
-			      .in = {array(n, 1), array(T * NH, 0)}, .shape = {(uint32_t)NH, 2, (uint32_t)D, 0.5f}};
+			      .in = {array(n, 1), array(T * NH, 0)}, .shape = {(uint32_t)NH, 2, (uint32_t)D, 0.5f, bidirectional}};
 	double *dqkv = array(n, 1);
 	o.forward(&o);
 	ref_attention_backward(pair.ref, A(dqkv), A(o.c), A(o.in[0]), A(o.y), R(o.in[1]), &o.shape);
 	assert_gradient("attention", &o, o.in[0], dqkv, n);
+}
+
+static void attention_backward_is_the_gradient(void **state)
+{
+	(void)state;
+	check_attention(false);
+	forget(NULL);
+	check_attention(true);
+}
+
+static void layernorm_forward(const struct operation *o)
+{
+	ref_layernorm(pair.ref, A(o->y), NULL, R(o->in[0]), R(o->in[1]), R(o->in[2]), 1e-2f, o->rows, o->K);
+}
+
+static void layernorm_backward_is_the_gradient(void **state)
+{
+	(void)state;
+	begin(10);
+	const uint32_t rows = 5, C = 6, n = rows * C;
+	struct operation o = {.forward = layernorm_forward, .y = array(n, 0), .c = array(n, 1), .n_y = n,
+			      .in = {array(n, 1), array(C, 1), array(C, 1)}, .rows = rows, .K = C};
+	double *dx = ones(n), *dgain = ones(C), *dbias = ones(C), *half = array(n, 0), *in_place = array(n, 0);
+	ref_layernorm_backward(pair.ref, R(dx), R(dgain), R(dbias), A(o.c), NULL, R(o.in[0]), R(o.in[1]), 1e-2f, rows, C);
+	assert_gradient("layernorm dx", &o, o.in[0], take_ones(dx, n), n);
+	assert_gradient("layernorm dgain", &o, o.in[1], take_ones(dgain, C), C);
+	assert_gradient("layernorm dbias", &o, o.in[2], take_ones(dbias, C), C);
+	for (uint32_t i = 0; i < n; i++)
+		half[i] = in_place[i] = o.c[i] / 2;
+	ref_layernorm_backward(pair.ref, R(in_place), R(dgain), R(dbias), A(half), R(in_place), R(o.in[0]), R(o.in[1]), 1e-2f, rows, C);
+	assert_gradient("layernorm dx of both results", &o, o.in[0], in_place, n);
+	for (uint32_t i = 0; i < C; i++)
+		dgain[i] /= 2;    // both passes added the same
+	assert_gradient("layernorm dgain of both results", &o, o.in[1], dgain, C);
+}
+
+static void gelu_forward(const struct operation *o)
+{
+	ref_gelu(pair.ref, A(o->y), A(o->in[0]), o->N ? GELU_TANH : GELU_ERF, o->rows, o->K);
+}
+
+static void gelu_backward_is_the_gradient(void **state)
+{
+	(void)state;
+	for (uint32_t form = 0; form < 2; form++) {
+		begin(11);
+		const uint32_t rows = 5, F = 6, n = rows * F;
+		struct operation o = {.forward = gelu_forward, .y = array(n, 0), .c = array(n, 1), .n_y = n, .in = {array(n, 3)},
+				      .rows = rows, .N = form, .K = F};
+		double *dx = array(n, 1);
+		ref_gelu_backward(pair.ref, A(dx), A(o.c), A(o.in[0]), form ? GELU_TANH : GELU_ERF, rows, F);
+		assert_gradient(form ? "gelu by tanh" : "gelu by erf", &o, o.in[0], dx, n);
+		forget(NULL);
+	}
+}
+
+static void embed_add_forward(const struct operation *o)
+{
+	for (size_t i = 0; i < o->n_y; i++)
+		o->y[i] = 0;
+	ref_embed_add(pair.ref, R(o->y), R(o->in[0]), o->N, o->K);
+}
+
+static void embed_add_backward_is_the_gradient(void **state)
+{
+	(void)state;
+	for (uint32_t by_position = 0; by_position < 2; by_position++) {
+		begin(12);
+		const uint32_t C = 3, n = (by_position ? 5 : 1) * C;    // the longest sequence has 5 positions
+		struct operation o = {.forward = embed_add_forward, .y = array(T * C, 0), .c = array(T * C, 1), .n_y = T * C,
+				      .in = {array(n, 1)}, .N = by_position, .K = C};
+		double *dtable = ones(n);
+		ref_embed_add_backward(pair.ref, R(dtable), R(o.c), by_position, C);
+		assert_gradient("embed_add", &o, o.in[0], take_ones(dtable, n), n);
+		forget(NULL);
+	}
 }
 
 static void swiglu_forward(const struct operation *o)
@@ -309,6 +385,9 @@ int main(void)
 		GRADIENT(rope_inverse_is_the_gradient),
 		GRADIENT(attention_backward_is_the_gradient),
 		GRADIENT(swiglu_backward_is_the_gradient),
+		GRADIENT(layernorm_backward_is_the_gradient),
+		GRADIENT(gelu_backward_is_the_gradient),
+		GRADIENT(embed_add_backward_is_the_gradient),
 		GRADIENT(put_rows_is_the_gradient_of_pick_rows),
 		GRADIENT(softmax_grad_is_the_gradient_of_cross_entropy),
 	};

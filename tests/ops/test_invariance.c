@@ -14,7 +14,7 @@
 
 enum { C = 96, F = 200, V = 1003, NH = 6, NKV = 2, D = 16, W = (NH + 2 * NKV) * D, TOP_K = 9, N_DRAWS = 5,
        N_RESULTS = 6 + 2 * TOP_K + N_DRAWS, MAX_T = 420 };
-static const struct attention_shape heads = {NH, NKV, D, 0.25f};
+static const struct attention_shape heads = {NH, NKV, D, 0.25f, false};
 static const uint32_t sequence_lengths[] = {1, 37, 70, 133, 64, 97};
 #define N_SEQUENCES (sizeof sequence_lengths / sizeof *sequence_lengths)
 
@@ -24,9 +24,10 @@ static const uint32_t shapes[N_MATRICES][2] = {{V, C}, {W, C}, {C, NH * D}, {2 *
 
 struct model {
 	struct backend *be;
+	struct attention_shape heads;
 	struct real *values[N_MATRICES], *gradients[N_MATRICES];
 	struct weight *w[N_MATRICES];
-	struct real *gain, *dgain, *bias, *dbias, *cosine, *sine, *x, *dx, *x0, *lse, *logits;
+	struct real *table, *dtable, *gain, *dgain, *bias, *dbias, *cosine, *sine, *x, *dx, *x0, *lse, *logits;
 	struct act *h, *qkv, *y, *gate_up, *ffn, *deep, *dh, *dqkv, *dgate_up, *dffn, *ddeep;
 };
 
@@ -59,7 +60,7 @@ static void model_open(struct model *m, uint32_t n_threads, enum backend_numeric
 {
 	struct backend_options options = {.n_threads = n_threads, .numeric = numeric, .max_rows = MAX_T};
 	struct error err = {0};
-	*m = (struct model){0};
+	*m = (struct model){.heads = heads};
 	if (backend_open(BACKEND, &options, &m->be, &err) < 0)
 		fail_msg("%s", err.message);
 	struct backend *be = m->be;
@@ -74,6 +75,8 @@ static void model_open(struct model *m, uint32_t n_threads, enum backend_numeric
 			m->w[i] = load(be, i + 1, shapes[i][0], shapes[i][1]);
 		}
 	}
+	m->table = real_of(be, 49, MAX_T * C, 1);
+	m->dtable = real_of(be, 0, MAX_T * C, 0);
 	m->gain = real_of(be, 50, C, 1);
 	m->dgain = real_of(be, 0, C, 0);
 	m->bias = real_of(be, 51, W, 1);
@@ -97,7 +100,7 @@ static void model_open(struct model *m, uint32_t n_threads, enum backend_numeric
 static void model_close(struct model *m)
 {
 	const struct backend_ops *ops = m->be->ops;
-	struct real *reals[] = {m->gain, m->dgain, m->bias, m->dbias, m->cosine, m->sine, m->x, m->dx, m->x0, m->lse, m->logits};
+	struct real *reals[] = {m->table, m->dtable, m->gain, m->dgain, m->bias, m->dbias, m->cosine, m->sine, m->x, m->dx, m->x0, m->lse, m->logits};
 	struct act *acts[] = {m->h, m->qkv, m->y, m->gate_up, m->ffn, m->deep, m->dh, m->dqkv, m->dgate_up, m->dffn, m->ddeep};
 	for (size_t i = 0; i < sizeof reals / sizeof *reals; i++)
 		ops->real_free(m->be, reals[i]);
@@ -135,19 +138,21 @@ static void trunk(struct model *m, const struct layout *layout, bool with_lse)
 	uint32_t T = layout->n_positions;
 	ops->begin(be, layout);
 	ops->embed(be, m->x0, m->w[EMBEDDING]);
+	ops->embed_add(be, m->x0, m->table, true, C);
 	ops->rmsnorm(be, m->h, m->x0, m->gain, 1e-5f, T, C);
 	ops->linear(be, m->qkv, m->h, m->w[QKV], m->bias, T);
-	ops->rope(be, m->qkv, m->cosine, m->sine, &heads, false);
-	ops->attention(be, m->y, with_lse ? m->lse : NULL, m->qkv, &heads);
+	ops->rope(be, m->qkv, m->cosine, m->sine, &m->heads, false);
+	ops->attention(be, m->y, with_lse ? m->lse : NULL, m->qkv, &m->heads);
 	ops->real_copy(be, m->x, m->x0, (size_t)T * C);
-	ops->linear_real(be, m->x, true, m->y, m->w[OUT], T);
-	ops->rmsnorm(be, m->h, m->x, m->gain, 1e-5f, T, C);
+	ops->linear_real(be, m->x, true, m->y, m->w[OUT], m->gain, T);
+	ops->layernorm(be, m->h, NULL, m->x, m->gain, m->gain, 1e-5f, T, C);
 	ops->linear(be, m->gate_up, m->h, m->w[GATE_UP], NULL, T);
 	ops->swiglu(be, m->ffn, m->gate_up, T, F);
-	ops->linear_real(be, m->x, true, m->ffn, m->w[DOWN], T);
+	ops->linear_real(be, m->x, true, m->ffn, m->w[DOWN], NULL, T);
 	ops->rmsnorm(be, m->h, m->x, m->gain, 1e-5f, T, C);
 	ops->linear(be, m->deep, m->h, m->w[DEEP_UP], NULL, T);
-	ops->linear_real(be, m->x, true, m->deep, m->w[DEEP_DOWN], T);
+	ops->gelu(be, m->deep, m->deep, GELU_ERF, T, DEEP);
+	ops->linear_real(be, m->x, true, m->deep, m->w[DEEP_DOWN], NULL, T);
 	ops->rmsnorm(be, m->h, m->x, m->gain, 1e-5f, T, C);
 }
 
@@ -165,7 +170,7 @@ static void head(struct model *m, uint32_t T, double *results)
 					     .lse = results + t * N_RESULTS + 2, .logits = results + t * N_RESULTS + 6, .ids = ids[t], .want_tail = true,
 					     .n_draws = N_DRAWS, .draw_tail = true, .draw_tau = 1.5, .uniforms = uniforms, .drawn = drawn[t],
 					     .drawn_logits = drawn_logits[t]};
-	m->be->ops->linear_real(m->be, m->logits, false, m->h, m->w[EMBEDDING], T);
+	m->be->ops->linear_real(m->be, m->logits, false, m->h, m->w[EMBEDDING], NULL, T);
 	m->be->ops->sweep(m->be, m->logits, T, V, rows);
 	if (backend_sync(m->be, &err) < 0)
 		fail_msg("%s", err.message);
@@ -193,17 +198,19 @@ static double *score(struct model *m, const uint32_t *sequences, uint32_t n)
 	return results;
 }
 
-static void check_batches(enum backend_numeric numeric)
+static void check_batches(enum backend_numeric numeric, bool bidirectional)
 {
 	static const uint32_t batches[][N_SEQUENCES] = {{0, 1, 2, 3, 4, 5}, {5, 3, 1, 0, 4, 2}, {3, 0, 5, 1, 2, 4}};
 	struct model m;
 	double *alone[N_SEQUENCES];
 	model_open(&m, 1, numeric, false);
+	m.heads.bidirectional = bidirectional;
 	for (uint32_t s = 0; s < N_SEQUENCES; s++)
 		alone[s] = score(&m, &s, 1);
 	model_close(&m);
 	for (uint32_t n_threads = 1; n_threads <= 3; n_threads++) {
 		model_open(&m, n_threads, numeric, false);
+		m.heads.bidirectional = bidirectional;
 		double *results = score(&m, batches[n_threads - 1], N_SEQUENCES), *at = results;
 		for (uint32_t i = 0; i < N_SEQUENCES; i++) {
 			uint32_t s = batches[n_threads - 1][i];
@@ -221,13 +228,15 @@ static void check_batches(enum backend_numeric numeric)
 static void rows_depend_on_their_sequence_alone(void **state)
 {
 	(void)state;
-	check_batches(BACKEND_NUMERIC_F32);
+	check_batches(BACKEND_NUMERIC_F32, false);
+	check_batches(BACKEND_NUMERIC_F32, true);
 }
 
 static void rows_depend_on_their_sequence_alone_in_bfloat16(void **state)
 {
 	(void)state;
-	check_batches(BACKEND_NUMERIC_BF16);
+	check_batches(BACKEND_NUMERIC_BF16, false);
+	check_batches(BACKEND_NUMERIC_BF16, true);
 }
 
 // A row reads only what lies before it: a longer sequence begins like the shorter one.
@@ -263,22 +272,26 @@ static size_t gradients(struct model *m, double *ret)
 	pack(&p, (const uint32_t[]){5, 3, 1, 2}, 4);
 	uint32_t T = p.layout.n_positions;
 	trunk(m, &p.layout, true);
-	ops->linear_real_backward(be, m->ddeep, m->gradients[DEEP_DOWN], m->dx, m->deep, m->w[DEEP_DOWN], T);
+	ops->linear_real_backward(be, m->ddeep, m->gradients[DEEP_DOWN], NULL, m->dx, m->deep, m->w[DEEP_DOWN], T);
 	ops->linear_backward(be, m->dh, m->gradients[DEEP_UP], NULL, m->ddeep, m->h, m->w[DEEP_UP], T);
 	ops->rmsnorm_backward(be, m->dx, m->dgain, m->dh, m->x, m->gain, 1e-5f, T, C);
-	ops->linear_real_backward(be, m->dffn, m->gradients[DOWN], m->dx, m->ffn, m->w[DOWN], T);
+	ops->linear_real_backward(be, m->dffn, m->gradients[DOWN], NULL, m->dx, m->ffn, m->w[DOWN], T);
 	ops->swiglu_backward(be, m->dgate_up, m->dffn, m->gate_up, T, F);
 	ops->linear_backward(be, m->dh, m->gradients[GATE_UP], NULL, m->dgate_up, m->h, m->w[GATE_UP], T);
-	ops->linear_real_backward(be, m->dh, m->gradients[OUT], m->dx, m->y, m->w[OUT], T);
-	ops->attention_backward(be, m->dqkv, m->dh, m->qkv, m->y, m->lse, &heads);
-	ops->rope(be, m->dqkv, m->cosine, m->sine, &heads, true);
+	ops->linear_real_backward(be, m->dh, m->gradients[OUT], NULL, m->dx, m->y, m->w[OUT], T);
+	ops->attention_backward(be, m->dqkv, m->dh, m->qkv, m->y, m->lse, &m->heads);
+	ops->rope(be, m->dqkv, m->cosine, m->sine, &m->heads, true);
 	ops->linear_backward(be, m->dh, m->gradients[QKV], m->dbias, m->dqkv, m->h, m->w[QKV], T);
+	ops->layernorm_backward(be, m->dx, m->dgain, m->dtable, m->dh, m->dx, m->x0, m->gain, 1e-5f, T, C);
+	ops->embed_add_backward(be, m->dtable, m->dx, true, C);
 	ops->embed_backward(be, m->gradients[EMBEDDING], m->dx, C);
 	for (int i = 0; i < N_MATRICES; i++) {
 		size_t size = (size_t)shapes[i][0] * shapes[i][1];
 		ops->real_read(be, ret + n, m->gradients[i], size);
 		n += size;
 	}
+	ops->real_read(be, ret + n, m->dtable, MAX_T * C);
+	n += MAX_T * C;
 	ops->real_read(be, ret + n, m->dgain, C);
 	ops->real_read(be, ret + n + C, m->dbias, W);
 	ret[n + C + W] = ops->sum_squares(be, m->gradients[DEEP_UP], DEEP * C);
