@@ -81,6 +81,7 @@ struct sweep_row {
 	const uint32_t *gather;
 	bool want_entropy;
 	bool want_tail;
+	bool want_mean;
 	uint32_t n_draws;                // 0 = none
 	bool draw_tail;                  // the proposal leaves out the row's top-k ids
 	double draw_tau;                 // proposal t(id) = e^(tau logit) / sum
@@ -89,6 +90,7 @@ struct sweep_row {
 	bool not_finite;                 // some logit is NaN or infinite: nothing else is filled
 	double max_logit;
 	double entropy;                  // natural log, temperature 1
+	double mean;                     // of the V logits
 	double *lse;                     // (n_temperatures) of logits/T
 	uint32_t *ids;                   // (top_k) descending, ties to the lower id
 	double *logits;                  // (top_k)
@@ -99,7 +101,8 @@ struct sweep_row {
 	double draw_lse;                 // ln t(id) = tau logit - draw_lse
 };
 
-// dlogits of one row: sum over terms of scale * softmax(logits / temperature), plus corrections added at ids (methods 2.6).
+// dlogits of one row: sum over terms of scale * softmax(logits / temperature), plus corrections added at ids (methods 2.6). A temperature may
+// be INFINITY, its lse is then ln V: scale / V at every id.
 struct softmax_grad_row {
 	uint32_t n_terms;
 	const float *temperatures;       // (n_terms)

@@ -96,6 +96,16 @@ static void top_k(struct sweep_row *row, const float *z, uint32_t V, const float
 	}
 }
 
+// Eight sums, so that one addition need not wait for the one before.
+static double mean(const float *z, uint32_t V)
+{
+	double sums[8] = {0};
+
+	for (uint32_t j = 0; j < V; j++)
+		sums[j % 8] += (double)z[j];
+	return (((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]))) / V;
+}
+
 // own: (V + 64) keys, then the maxima, then sums of blocks. The keys' place serves the draws once the top-k is found.
 static size_t own_floats(uint32_t V)
 {
@@ -129,6 +139,8 @@ static void sweep_one(const struct cpu_vector *vector, struct sweep_row *row, co
 			sum = vector->exp_sum(z, V, max, 1, &weighted);
 		row->entropy = log(sum) - weighted / sum;
 	}
+	if (row->want_mean)
+		row->mean = mean(z, V);
 	if (row->top_k)
 		top_k(row, z, V, maxima, keys);
 	for (uint32_t i = 0; i < row->n_gather; i++)

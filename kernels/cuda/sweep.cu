@@ -34,6 +34,7 @@ static void append_row(questions *q, const struct sweep_row *r)
 	p.n_gather = r->n_gather;
 	p.n_draws = r->n_draws;
 	p.entropy = r->want_entropy;
+	p.mean = r->want_mean;
 	p.tail = r->want_tail;
 	p.draw_tail = r->draw_tail;
 	p.draw_tau = r->draw_tau;
@@ -77,6 +78,8 @@ static void take_row(struct sweep_row *row, const sweep_plan &p, const double *a
 	row->max_logit = fixed[SWEEP_MAX];
 	if (p.entropy)
 		row->entropy = fixed[SWEEP_ENTROPY];
+	if (p.mean)
+		row->mean = fixed[SWEEP_MEAN];
 	for (uint32_t i = 0, next = p.entropy; i < row->n_temperatures; i++) {
 		bool shared = p.entropy && row->temperatures[i] == 1;
 		row->lse[i] = row->max_logit / (double)row->temperatures[i] + sums[shared ? 0 : next];

@@ -7,7 +7,7 @@
 struct sweep_plan {
 	uint32_t top_k, n_sums, n_gather, n_draws;
 	bool entropy;                   // the first sum is at temperature 1 and its entropy is wanted
-	bool tail, draw_tail;
+	bool mean, tail, draw_tail;
 	uint32_t sums, gather;          // first place in the list of words: log2(e) / T of each sum (floats); ids
 	uint32_t uniforms;              // first place in the list of doubles
 	double draw_tau;
@@ -15,7 +15,7 @@ struct sweep_plan {
 };
 
 // Results of a row, in 8-byte places: these, then ln of each sum (of e^((z - max) / T)), gathered, drawn ids (as doubles), their logits, and the top-k as pairs.
-enum { SWEEP_MAX, SWEEP_ENTROPY, SWEEP_TAIL, SWEEP_DRAW_LSE, SWEEP_SORTED, SWEEP_FIXED };
+enum { SWEEP_MAX, SWEEP_ENTROPY, SWEEP_MEAN, SWEEP_TAIL, SWEEP_DRAW_LSE, SWEEP_SORTED, SWEEP_FIXED };
 struct sweep_pair { uint32_t id; float logit; };
 
 static __host__ __device__ inline uint64_t sweep_gathered_at(const sweep_plan &p) { return p.results + SWEEP_FIXED + p.n_sums; }

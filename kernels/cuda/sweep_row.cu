@@ -256,6 +256,16 @@ static __device__ float find_max_outside(const row &r, const outside &is_outside
 	return block_max(max, r.m->maxima);
 }
 
+static __device__ double sum_of_logits(const row &r)
+{
+	double sum = 0;
+	walk(r, [&](uint32_t, const auto &v) {
+		for (float x : v.v)
+			sum += x;
+	});
+	return block_sum(sum, r.m->sums);
+}
+
 static __device__ double tail_lse(const row &r, const outside &is_outside, float max)
 {
 	double sum = 0;
@@ -362,6 +372,9 @@ static __global__ void __launch_bounds__(THREADS) sweep_kernel(sweep_input in)
 	if (by_share)
 		bound = find_bound(r, share, p.top_k);
 	all_sums(r, p, in.words, max, bound, out);
+	double all = p.mean ? sum_of_logits(r) : 0;
+	if (threadIdx.x == 0)
+		out[SWEEP_MEAN] = all / in.V;
 	for (uint32_t i = threadIdx.x; i < p.n_gather; i += THREADS)
 		in.results[sweep_gathered_at(p) + i] = r.z[in.words[p.gather + i]];
 	__syncthreads();

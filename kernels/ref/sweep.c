@@ -50,6 +50,14 @@ static double entropy(const double *z, uint32_t V, double max)
 	return log(sum) - weighted / sum;
 }
 
+static double mean(const double *z, uint32_t V)
+{
+	double sum = 0;
+	for (uint32_t j = 0; j < V; j++)
+		sum += z[j];
+	return sum / V;
+}
+
 // Not among the row's top-k (which has been found): they are ordered, so the last of them decides.
 static bool is_outside(const struct sweep_row *row, const double *z, uint32_t j)
 {
@@ -120,6 +128,8 @@ static void sweep_one(struct sweep_row *row, const double *z, uint32_t V)
 		row->lse[i] = lse(z, V, max, row->temperatures[i]);
 	if (row->want_entropy)
 		row->entropy = entropy(z, V, max);
+	if (row->want_mean)
+		row->mean = mean(z, V);
 	if (row->top_k)
 		top_k(row, z, V);
 	for (uint32_t i = 0; i < row->n_gather; i++)

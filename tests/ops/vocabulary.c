@@ -42,8 +42,8 @@ static void answers_init(struct answers *a, uint32_t n, uint32_t top_k, uint32_t
 	assert_non_null(a->rows);
 	for (uint32_t i = 0; i < n; i++)
 		a->rows[i] = (struct sweep_row){.top_k = top_k, .n_temperatures = N_TEMPERATURES, .temperatures = temperatures,
-						.n_gather = N_GATHER, .gather = a->gather, .want_entropy = true, .not_finite = true,
-						.max_logit = NAN, .entropy = NAN, .lse = a->lse + i * N_TEMPERATURES,
+						.n_gather = N_GATHER, .gather = a->gather, .want_entropy = true, .want_mean = true, .not_finite = true,
+						.max_logit = NAN, .entropy = NAN, .mean = NAN, .lse = a->lse + i * N_TEMPERATURES,
 						.ids = a->ids + (size_t)i * top_k, .logits = a->logits + (size_t)i * top_k,
 						.gathered = a->gathered + i * N_GATHER};
 }
@@ -67,6 +67,7 @@ static void assert_answers(const struct answers *got, const struct answers *want
 		assert_close("max_logit", &got->rows[i].max_logit, &want->rows[i].max_logit, 1, exact);
 		// sum of p (z - max): terms of size up to |z - max| with exp() good to a few eps
 		assert_close("entropy", &got->rows[i].entropy, &want->rows[i].entropy, 1, (struct bound){1e-5, 1e-5});
+		assert_close("mean", &got->rows[i].mean, &want->rows[i].mean, 1, (struct bound){1e-12, 1e-12});
 		assert_close("lse", got->rows[i].lse, want->rows[i].lse, N_TEMPERATURES, sum);
 		assert_close("gathered", got->rows[i].gathered, want->rows[i].gathered, N_GATHER, exact);
 		assert_close("top-k logits", got->rows[i].logits, want->rows[i].logits, got->top_k, exact);
@@ -159,6 +160,7 @@ void softmax_grad_matches_ref(void **state)
 {
 	struct pair *p = *state;
 	static const double corrections[] = {-0.7, 0.2, -0.2, 0.05};
+	static const float used[] = {1, 2, INFINITY};
 	for (uint32_t v = 0; v < N_VOCABULARIES; v++) {
 		uint32_t V = vocabularies[v], n = V > 1000 ? 5 : 64, ids[] = {0, V / 2, V / 2, V - 1};
 		pair_reset(p, V + 1);
@@ -167,9 +169,11 @@ void softmax_grad_matches_ref(void **state)
 		answers_init(&a, n, 0, V);
 		p->ref->ops->sweep(p->ref, logits.ref, n, V, a.rows);
 		struct softmax_grad_row rows[64];
-		double scales[2] = {0.25, -1.5};
-		for (uint32_t i = 0; i < n; i++)
-			rows[i] = (struct softmax_grad_row){i % 3, temperatures + 1, a.rows[i].lse + 1, scales, i % 5, ids, corrections};
+		double scales[3] = {0.25, -1.5, 3};
+		for (uint32_t i = 0; i < n; i++) {
+			a.rows[i].lse[3] = log(V);     // of the uniform row
+			rows[i] = (struct softmax_grad_row){i % 4, used, a.rows[i].lse + 1, scales, i % 5, ids, corrections};
+		}
 		p->ref->ops->softmax_grad(p->ref, logits.ref, n, V, rows);
 		p->be->ops->softmax_grad(p->be, logits.be, n, V, rows);
 		// exp(z/T - lse) with |z/T - lse| up to 30: good to 30 eps; corrections cancel against it
