@@ -27,6 +27,7 @@ home() {
 allow 'common/'             'common/'
 allow 'kernels/'            'common/|kernels/'
 allow 'daemon/model/'       'common/|kernels/|daemon/model/'
+allow 'daemon/loss/'        'common/|kernels/|daemon/loss/'
 allow 'daemon/teacher/'     'common/|kernels/|daemon/(model|teacher)/|daemon/(queue|clock|histogram)\.h'
 allow 'daemon/store/'       'common/|daemon/store/|daemon/queue\.h'
 allow 'daemon/train/'       'common/|daemon/train/|daemon/(config|log)\.h'
