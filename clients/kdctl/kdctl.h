@@ -24,6 +24,7 @@ int command_status(struct kdctl *k, int argc, char **argv);
 int command_model(struct kdctl *k, int argc, char **argv);
 int command_score(struct kdctl *k, int argc, char **argv);
 int command_generate(struct kdctl *k, int argc, char **argv);
+int command_select(struct kdctl *k, int argc, char **argv);
 int command_train(struct kdctl *k, int argc, char **argv);
 int command_runs(struct kdctl *k, int argc, char **argv);
 int command_store(struct kdctl *k, int argc, char **argv);

@@ -22,6 +22,7 @@ static const struct {
 	{"model", command_model, "", "which teacher it holds"},
 	{"score", command_score, "FILE", "score a text (- = stdin) or JSON lines and sum up"},
 	{"generate", command_generate, "--prompt TEXT", "let the teacher continue a text"},
+	{"select", command_select, "METHOD FILE", "which items of a corpus to learn from (no server needed)"},
 	{"train", command_train, "RUN.conf", "start a training run and follow it"},
 	{"runs", command_runs, "[ID | stop ID]", "list training runs, show or stop one"},
 	{"store", command_store, "ls|verify|cat DIR", "look into a directory of records (no server needed)"},
