@@ -9,7 +9,7 @@
 #include "common/record_check.h"
 #include "common/record_layout.h"
 #include "common/record_values.h"
-#include "common/rice.h"
+#include "common/golomb.h"
 
 struct encoder {
 	const struct record_rows *rows;
@@ -145,7 +145,7 @@ static int prepare_draws(struct encoder *e, struct error *err)
 		for (uint32_t i = rows->draw_starts[row]; i < rows->draw_starts[row + 1]; i++) {
 			uint32_t position = query_keep_position(&rows->query, rows->draw_ids[i]);
 			e->draw_gaps[e->n_draws++] = position - next;
-			e->draw_count_bits += rice_count_bits(rows->draw_counts[i]);
+			e->draw_count_bits += golomb_count_bits(rows->draw_counts[i]);
 			next = position + 1;
 		}
 		top_at += n_top;
@@ -171,9 +171,9 @@ static int encoder_init(struct encoder *e, const struct record_rows *rows, struc
 	int r = q->top_k ? prepare_top(e, err) : 0;
 	if (!r && q->draws.n)
 		r = prepare_draws(e, err);
-	e->top_parameter = rice_best(e->gaps, e->n_top, &e->top_bits);
-	e->counts_parameter = rice_best(e->counts, e->n_counts, &e->counts_bits);
-	e->draw_parameter = rice_best(e->draw_gaps, e->n_draws, &e->draw_bits);
+	e->top_parameter = golomb_best(e->gaps, e->n_top, &e->top_bits);
+	e->counts_parameter = golomb_best(e->counts, e->n_counts, &e->counts_bits);
+	e->draw_parameter = golomb_best(e->draw_gaps, e->n_draws, &e->draw_bits);
 	return r;
 }
 
@@ -213,9 +213,9 @@ static void write_argmax(const struct record_rows *rows, uint8_t *to)
 static void write_stream(uint8_t *to, unsigned parameter, const uint32_t *numbers, size_t n)
 {
 	*to = (uint8_t)parameter;
-	struct rice_writer w = rice_writer_init(to + 1, parameter);
-	rice_writer_append(&w, numbers, n);
-	rice_writer_done(&w);
+	struct golomb_writer w = golomb_writer_init(to + 1, parameter);
+	golomb_writer_append(&w, numbers, n);
+	golomb_writer_done(&w);
 }
 
 static int too_far(struct error *err, uint32_t row)
@@ -269,16 +269,16 @@ static void write_draws(const struct encoder *e, uint8_t *to)
 	const struct record_rows *rows = e->rows;
 	const uint32_t *gaps = e->draw_gaps;
 	*to = (uint8_t)e->draw_parameter;
-	struct rice_writer w = rice_writer_init(to + 1, e->draw_parameter);
+	struct golomb_writer w = golomb_writer_init(to + 1, e->draw_parameter);
 	for (uint32_t row = 0; row < rows->n_rows; row++) {
 		if (rows->status[row] != ROW_OK)
 			continue;
 		for (uint32_t i = rows->draw_starts[row]; i < rows->draw_starts[row + 1]; i++) {
-			rice_writer_append(&w, gaps++, 1);
-			rice_writer_append_count(&w, rows->draw_counts[i]);
+			golomb_writer_append(&w, gaps++, 1);
+			golomb_writer_append_count(&w, rows->draw_counts[i]);
 		}
 	}
-	rice_writer_done(&w);
+	golomb_writer_done(&w);
 }
 
 static void write_draw_ratios(const struct record_rows *rows, uint8_t *to)

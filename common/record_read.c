@@ -7,30 +7,30 @@
 
 #include "common/error.h"
 #include "common/record_values.h"
-#include "common/rice.h"
+#include "common/golomb.h"
 
-static int stream_open(const struct section *s, struct rice_reader *ret_reader, struct error *err)
+static int stream_open(const struct section *s, struct golomb_reader *ret_reader, struct error *err)
 {
-	if (!s->n_bytes || *s->data > RICE_MAX_PARAMETER)
-		return error_set(err, ERROR_CORRUPT, "record", "section %d has no Rice parameter", s->tag);
-	*ret_reader = rice_reader_init(s->data + 1, s->n_bytes - 1, *s->data);
+	if (!s->n_bytes || *s->data > GOLOMB_MAX_PARAMETER)
+		return error_set(err, ERROR_CORRUPT, "record", "section %d has no parameter of its codes", s->tag);
+	*ret_reader = golomb_reader_init(s->data + 1, s->n_bytes - 1, *s->data);
 	return 0;
 }
 
-static int stream_close(const struct section *s, struct rice_reader *reader, struct error *err)
+static int stream_close(const struct section *s, struct golomb_reader *reader, struct error *err)
 {
-	return rice_reader_done(reader) ? error_set(err, ERROR_CORRUPT, "record", "bits too many in section %d", s->tag) : 0;
+	return golomb_reader_done(reader) ? error_set(err, ERROR_CORRUPT, "record", "bits too many in section %d", s->tag) : 0;
 }
 
 int read_top_counts(struct record_rows *rows, const struct section *counts, struct error *err)
 {
-	struct rice_reader reader;
+	struct golomb_reader reader;
 	int r = stream_open(counts, &reader, err);
 	for (size_t row = 0; !r && row < rows->n_rows; row++) {
 		uint32_t n = 0;
 		if (rows->status[row] != ROW_OK)
 			continue;
-		if (rice_reader_next(&reader, rows->query.top_k - 1, &n))
+		if (golomb_reader_next(&reader, rows->query.top_k - 1, &n))
 			r = read_corrupt(err, "bad number of top-k ids", row);
 		rows->n_top[row] = n + 1;
 	}
@@ -45,7 +45,7 @@ static inline uint32_t descending_bits(float v)
 }
 
 struct top_reader {
-	struct rice_reader ids;
+	struct golomb_reader ids;
 	struct values_reader values;
 	uint64_t *keys, *swap;         // (top_k) each, as the two below
 	uint32_t *positions;
@@ -97,7 +97,7 @@ static inline __attribute__((always_inline)) int read_top_row(struct record_rows
 	uint32_t *ids = rows->ids + row * k;
 	float *logits = rows->logits + row * k;
 	bool good = true;
-	if ((!t->have_gaps && rice_reader_next_many(&t->ids, rows->vocab_size, ids, n)) || !read_positions(ids, n, t->end, t->positions))
+	if ((!t->have_gaps && golomb_reader_next_many(&t->ids, rows->vocab_size, ids, n)) || !read_positions(ids, n, t->end, t->positions))
 		return read_corrupt(err, "bad top-k ids", row);
 	if (!t->have_values)
 		good = values_reader_next(&t->values, rows->max_logit[row], t->row_values, n);
@@ -123,7 +123,7 @@ static int read_all(struct record_rows *rows, struct top_reader *t, struct error
 	if (!all_rows_ok(rows) || rows->n_top)
 		return 0;
 	t->have_gaps = true;
-	if (rice_reader_next_many(&t->ids, rows->vocab_size, rows->ids, n))
+	if (golomb_reader_next_many(&t->ids, rows->vocab_size, rows->ids, n))
 		return error_set(err, ERROR_CORRUPT, "record", "bad top-k ids");
 	if (rows->query.values != QUERY_VALUES_F32)
 		return 0;
@@ -198,14 +198,14 @@ int read_top(struct record_rows *rows, const struct section *ids, const struct s
 }
 
 // Ids and counts until the counts add up.
-static int read_draws_row(struct record_rows *rows, size_t row, struct rice_reader *reader, struct error *err)
+static int read_draws_row(struct record_rows *rows, size_t row, struct golomb_reader *reader, struct error *err)
 {
 	const struct query *q = &rows->query;
 	uint32_t end = query_vocabulary(q, rows->vocab_size), next = 0, at = rows->draw_starts[row];
 	uint32_t left = q->draws.tail && rows->tail[row] == -INFINITY ? 0 : q->draws.n;
 	while (left) {
 		uint32_t gap, count;
-		if (next >= end || rice_reader_next(reader, end - 1 - next, &gap) || rice_reader_next_count(reader, left, &count))
+		if (next >= end || golomb_reader_next(reader, end - 1 - next, &gap) || golomb_reader_next_count(reader, left, &count))
 			return read_corrupt(err, "bad drawn ids", row);
 		int r = record_rows_reserve_draws(rows, at + 1, err);
 		if (r)
@@ -247,7 +247,7 @@ static int check_tail_draws(const struct record_rows *rows, struct error *err)
 
 int read_draws(struct record_rows *rows, const struct section *draws, struct error *err)
 {
-	struct rice_reader reader;
+	struct golomb_reader reader;
 	int r = stream_open(draws, &reader, err);
 	for (size_t row = 0; !r && row < rows->n_rows; row++) {
 		rows->draw_starts[row + 1] = rows->draw_starts[row];

@@ -144,14 +144,14 @@ class Bits:
     def put(self, value, count):
         self.bits += [value >> i & 1 for i in range(count)]
 
-    def rice(self, number, parameter):
-        self.put((1 << (number >> parameter)) - 1, (number >> parameter) + 1)
-        self.put(number, parameter)
+    def golomb(self, number, parameter):
+        total = number + (1 << parameter)
+        length = total.bit_length() - 1
+        self.put((1 << (length - parameter)) - 1, length - parameter + 1)
+        self.put(total, length)
 
     def count(self, c):
-        m = c.bit_length() - 1
-        self.put((1 << m) - 1, m + 1)
-        self.put(c, m)
+        self.golomb(c - 1, 0)
 
     def bytes(self):
         out = bytearray((len(self.bits) + 7) // 8)
@@ -161,14 +161,14 @@ class Bits:
 
 
 def best_parameter(numbers):
-    return min(range(24), key=lambda b: sum((n >> b) + b + 1 for n in numbers))
+    return min(range(24), key=lambda b: sum(2 * (n + (1 << b)).bit_length() - 1 - b for n in numbers))
 
 
-def rice_section(numbers):
+def golomb_section(numbers):
     parameter = best_parameter(numbers)
     bits = Bits()
     for n in numbers:
-        bits.rice(n, parameter)
+        bits.golomb(n, parameter)
     return bytes([parameter]) + bits.bytes()
 
 
@@ -255,7 +255,7 @@ class Record:
         bits, parameter = Bits(), best_parameter([g for row in self.rows if row for g in gaps(self.position(d[0]) for d in row["draws"])])
         for row in filter(None, self.rows):
             for gap, d in zip(gaps(self.position(d[0]) for d in row["draws"]), row["draws"]):
-                bits.rice(gap, parameter)
+                bits.golomb(gap, parameter)
                 bits.count(d[1])
         return bytes([parameter]) + bits.bytes()
 
@@ -278,8 +278,8 @@ class Record:
         if q.top_k:
             tops = [sorted(row["top"].items()) for row in good]
             if q.top_mass:
-                yield 4, rice_section([len(t) - 1 for t in tops])
-            yield 5, rice_section([g for t in tops for g in gaps(self.position(i) for i, _ in t)])
+                yield 4, golomb_section([len(t) - 1 for t in tops])
+            yield 5, golomb_section([g for t in tops for g in gaps(self.position(i) for i, _ in t)])
             for row in good:
                 row["top_values"] = [v for _, v in sorted(row["top"].items())]
             yield 6, self.values("top_values", lambda i: 0 if q.top_mass else q.top_k)
@@ -315,7 +315,7 @@ class Record:
         """What the bytes are made of; assemble() takes changes to any of it."""
         return dict(teacher=self.teacher, vocab_size=self.vocab_size, tokens=self.tokens, n_rows=self.query.last - self.query.first + 1,
                     query=self.query.encode(), sections=list(self.sections()), key=key_of(self.teacher, self.tokens, self.query),
-                    magic=b"KDRC", version=2, flags=0, extra=b"", n_bytes=None, crc=None, n_tokens=None, query_bytes=None, n_sections=None,
+                    magic=b"KDRC", version=3, flags=0, extra=b"", n_bytes=None, crc=None, n_tokens=None, query_bytes=None, n_sections=None,
                     reserved=0)
 
     def decoded(self):

@@ -295,14 +295,11 @@ class Bits:
         self.at += 1
         return b
 
-    def rice(self, parameter):
-        high = 0
+    def golomb(self, parameter):
+        length = parameter
         while self.bit():
-            high += 1
-        low = 0
-        for i in range(parameter):
-            low |= self.bit() << i
-        return high << parameter | low
+            length += 1
+        return (1 << length) - (1 << parameter) + sum(self.bit() << i for i in range(length))
 
 
 def decode_record(data):
@@ -331,7 +328,7 @@ def decode_record(data):
         if top_k:
             ids, previous = [], -1
             for _ in range(top_k):
-                previous += 1 + bits.rice(sections[5][0])
+                previous += 1 + bits.golomb(sections[5][0])
                 ids.append(previous)
             logits = struct.unpack_from("<%df" % top_k, sections[6], 4 * i * top_k)
             pairs = sorted(zip(ids, logits), key=lambda p: (-p[1], p[0]))

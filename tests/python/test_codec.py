@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python client's codec: checksums, Rice codes, and the examples of the manual pages."""
+"""The Python client's codec: checksums, Golomb codes, and the examples of the manual pages."""
 import os
 import random
 import re
@@ -12,7 +12,7 @@ support.need("numpy")
 
 import numpy as np
 
-from kdclient import KdError, checksum, cursor, decode_record, frame, query, rice
+from kdclient import KdError, checksum, cursor, decode_record, frame, golomb, query
 
 
 def man_bytes(page, after):
@@ -65,12 +65,13 @@ def pack(bits):
 
 
 def number_bits(number, b):
-    return [1] * (number >> b) + [0] + [number >> i & 1 for i in range(b)]
+    total = number + (1 << b)
+    length = total.bit_length() - 1
+    return [1] * (length - b) + [0] + [total >> i & 1 for i in range(length)]
 
 
 def count_bits(count):
-    m = count.bit_length() - 1
-    return [1] * m + [0] + [count >> i & 1 for i in range(m)]
+    return number_bits(count - 1, 0)
 
 
 def encode_numbers(numbers, b):
@@ -81,21 +82,21 @@ def encode_pairs(numbers, counts, b):
     return bytes([b]) + pack([bit for n, c in zip(numbers, counts) for bit in number_bits(n, b) + count_bits(c)])
 
 
-class Rice(unittest.TestCase):
+class Golomb(unittest.TestCase):
     def test_numbers_come_back_at_every_parameter(self):
         rng = random.Random(3)
         for b in range(24):
             for n in (1, 2, 63, 1000):
-                numbers = [int(rng.expovariate(1 / (0.1 + 3 * rng.random() * 2 ** b))) for _ in range(n)]
-                self.assertEqual(rice.decode_numbers(encode_numbers(numbers, b), n).tolist(), numbers, (b, n))
+                numbers = [min(int(rng.expovariate(1 / (0.1 + 3 * rng.random() * 2 ** b))), (1 << 24) - 1) for _ in range(n)]
+                self.assertEqual(golomb.decode_numbers(encode_numbers(numbers, b), n).tolist(), numbers, (b, n))
 
     def test_numbers_and_counts_come_back_at_every_parameter(self):
         rng = random.Random(4)
         for b in range(24):
             for n in (1, 63, 700):
-                numbers = [int(rng.expovariate(1 / (0.1 + 2 ** b))) for _ in range(n)]
+                numbers = [min(int(rng.expovariate(1 / (0.1 + 2 ** b))), (1 << 24) - 1) for _ in range(n)]
                 counts = [1 + int(rng.expovariate(0.01 if n < 100 else 1)) for _ in range(n)]
-                got = rice.decode_pairs(encode_pairs(numbers, counts, b), sum(counts))
+                got = golomb.decode_pairs(encode_pairs(numbers, counts, b), sum(counts))
                 self.assertEqual((got[0].tolist(), got[1].tolist()), (numbers, counts), (b, n))
 
     def test_regular_codes_that_never_fall_into_step_come_back(self):
@@ -106,27 +107,28 @@ class Rice(unittest.TestCase):
                 at, numbers = 0, []
                 while True:
                     zero = bits.index(0, at) if 0 in bits[at:at + 40] else len(bits)
-                    if zero + 1 + b >= len(bits):
+                    length = zero - at + b
+                    if zero + 1 + length >= len(bits) or length > 24:
                         break
-                    numbers.append((zero - at) << b | sum(bits[zero + 1 + i] << i for i in range(b)))
-                    at = zero + 1 + b
+                    numbers.append((1 << length) - (1 << b) + sum(bits[zero + 1 + i] << i for i in range(length)))
+                    at = zero + 1 + length
                 whole = bytes([b]) + pack(bits[:at])
-                self.assertEqual(rice.decode_numbers(whole, len(numbers)).tolist(), numbers, (pattern, b))
+                self.assertEqual(golomb.decode_numbers(whole, len(numbers)).tolist(), numbers, (pattern, b))
 
-    def test_a_stream_longer_than_a_chunk_and_a_code_longer_than_a_chunk_come_back(self):
+    def test_a_stream_longer_than_a_chunk_comes_back(self):
         rng = random.Random(5)
-        with mock.patch.object(rice, "CHUNK_BYTES", 64):
+        with mock.patch.object(golomb, "CHUNK_BYTES", 64):
             numbers = [rng.randrange(1 << 12) for _ in range(5000)]
-            self.assertEqual(rice.decode_numbers(encode_numbers(numbers, 11), len(numbers)).tolist(), numbers)
-            self.assertEqual(rice.decode_pairs(encode_pairs(numbers, [3] * len(numbers), 11), 3 * len(numbers))[0].tolist(), numbers)
-            numbers = [5, 10000, 7]
-            self.assertEqual(rice.decode_numbers(encode_numbers(numbers, 0), 3).tolist(), numbers)
-            self.assertEqual(rice.decode_pairs(encode_pairs(numbers, [1, 2, 3], 0), 6)[0].tolist(), numbers)
+            self.assertEqual(golomb.decode_numbers(encode_numbers(numbers, 11), len(numbers)).tolist(), numbers)
+            self.assertEqual(golomb.decode_pairs(encode_pairs(numbers, [3] * len(numbers), 11), 3 * len(numbers))[0].tolist(), numbers)
+            numbers = [5, (1 << 24) - 1, 7]
+            self.assertEqual(golomb.decode_numbers(encode_numbers(numbers, 0), 3).tolist(), numbers)
+            self.assertEqual(golomb.decode_pairs(encode_pairs(numbers, [1, 2, 3], 0), 6)[0].tolist(), numbers)
 
     def test_streams_cut_short_or_too_long_are_refused(self):
-        numbers, counts = list(range(300)), [2] * 300
-        for whole, read in ((encode_numbers(numbers, 5), lambda d: rice.decode_numbers(d, 300)),
-                            (encode_pairs(numbers, counts, 5), lambda d: rice.decode_pairs(d, 600))):
+        numbers, counts = list(range(301)), [2] * 301
+        for whole, read in ((encode_numbers(numbers, 5), lambda d: golomb.decode_numbers(d, 301)),
+                            (encode_pairs(numbers, counts, 5), lambda d: golomb.decode_pairs(d, 602))):
             read(whole)
             for bad in (whole[:-1], whole[:7], whole[:1], b"", whole + b"\0", whole + b"\1", bytes([24]) + whole[1:],
                         whole[:-1] + bytes([whole[-1] | 0x80])):
@@ -137,7 +139,7 @@ class Rice(unittest.TestCase):
         rng = random.Random(6)
         for _ in range(300):
             data = rng.randbytes(rng.randrange(1, 3000))
-            for read in (rice.decode_numbers, rice.decode_pairs):
+            for read in (golomb.decode_numbers, golomb.decode_pairs):
                 try:
                     read(data, rng.randrange(1, 5000))
                 except KdError:

@@ -303,7 +303,7 @@ class Records(unittest.TestCase):
                 (14, 0, struct.pack("<f", -1), dict(gather=[[1, 0]], values=plain.U8), "a negative range"),
                 (14, 12, b"\1\1", dict(gather=[[1, 0]], values=plain.U8), "codes short of 255"),
                 (14, 0, struct.pack("<e", 0.5), dict(gather=[[1, 0]], values=plain.F16), "a difference above 0"),
-                (15, 1, b"\xff", dict(draws={"n": 4}), "ids outside"), (15, 1, b"\0", dict(draws={"n": 4}), "counts that do not sum to n"),
+                (15, 1, b"\xff", dict(draws={"n": 4}), "ids outside"), (15, 1, b"\6", dict(draws={"n": 4}), "counts that do not sum to n"),
                 (15, 1, b"\x01", dict(draws={"n": 4, "tail": True}, top_k=2), "an id of the top-k"),
                 (16, 0, nan, dict(draws={"n": 4, "tau": 2}), "a ratio that is NaN"), (17, 0, inf, dict(spans=[(1, 2)]), "an infinite sum"),
                 (18, 0, b"\0", dict(features=[(0, 0)]), "no width"), (18, 4, nan, dict(features=[(0, 0)]), "a vector that is NaN"),

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import query as questions
-from . import rice
+from . import golomb
 from .checksum import Piece, advance, crc32c
 from .cursor import Cursor, runs
 from .errors import KdError
@@ -18,7 +18,7 @@ from .frame import Tokens
 from .query import Query
 from .rows import Bools, Floats, Integers, Rows
 
-MAGIC, VERSION = b"KDRC", 2
+MAGIC, VERSION = b"KDRC", 3
 HEADER_BYTES = 100
 SHORT_HEADER_BYTES = 68              # without the teacher
 FLAG_SHORT = 1
@@ -219,11 +219,11 @@ class _Decoder:
         """(R) how many ids, (R, K) ids and logits by descending logit."""
         k, n_top = self.query.top_k, np.where(self.ok, self.query.top_k, 0)
         if self.query.top_mass:
-            n_top[self.ok] = rice.decode_numbers(self.section(TOP_COUNTS), int(self.ok.sum())) + 1
+            n_top[self.ok] = golomb.decode_numbers(self.section(TOP_COUNTS), int(self.ok.sum())) + 1
             if self.n_rows and int(n_top.max()) > k:
                 raise _fail("more ids than the top-k", "ids")
         at = runs(n_top)
-        flat = self.positions(rice.decode_numbers(self.section(TOP_IDS), int(at[-1])), at)
+        flat = self.positions(golomb.decode_numbers(self.section(TOP_IDS), int(at[-1])), at)
         if self.query.top_mass:
             values = self.values(TOP_VALUES, n_top)
         else:
@@ -262,7 +262,7 @@ class _Decoder:
         asked = self.query.draws
         assert asked is not None
         drawn = self.ok & (tail != -np.inf) if asked.tail and tail is not None else self.ok
-        gaps, counts = rice.decode_pairs(self.section(DRAWS), asked.n * int(drawn.sum()))
+        gaps, counts = golomb.decode_pairs(self.section(DRAWS), asked.n * int(drawn.sum()))
         sums, due = np.cumsum(counts), asked.n * np.arange(1, int(drawn.sum()) + 1)
         ends = np.searchsorted(sums, due) + 1
         if (sums[ends - 1] != due).any():

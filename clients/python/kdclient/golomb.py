@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams of small numbers (kdserved-record(5)), decoded many at a time.
 
-A Rice code is one bits, a zero bit, then `b` low bits; a count is m one bits, a zero bit, then m low bits. Where a code begins is known
-only when the one before it has been read. So the bits are cut into lanes that are followed side by side, each from a little before its
+The exponential Golomb code of a number g with parameter b is l - b one bits, a zero bit, then the low l bits of g + 2**b, where l is
+floor(log2(g + 2**b)); a count c is the number c - 1 with parameter 0. Where a code begins is known only when the one before it has been
+read. So the bits are cut into lanes that are followed side by side, each from a little before its
 own stretch: whatever bit a reader starts at, it soon falls into step with the true codes. A lane that has not (it does not begin where
 the lane before it ends) is followed again from the right bit, so the result does not depend on luck.
 """
@@ -15,14 +16,14 @@ import numpy.typing as npt
 
 from .errors import KdError
 
-RUN = 8                    # ones are stepped over this many at a time
 CHUNK_BYTES = 1 << 17      # bits taken apart at once: their arrays stay in the second-level cache
-SLACK_BYTES = 16           # behind a chunk: a code that begins in the chunk and has few ones ends in it
+SLACK_BYTES = 24           # behind a chunk: a number and its count that begin in the chunk end in it, and 32 bits more are there
 LANE_CODES = 64            # codes of a lane, about
 WARM_CODES = 56            # codes in front of a lane in which it falls into step
 PATIENCE = 8               # steps between looks at which lanes are done
 ROUNDS = 3                 # of lanes followed again; codes so regular that lanes stay out of step are then read one by one
 MAX_PARAMETER = 23
+MAX_LENGTH = 24            # of the bits behind the zero
 
 Integers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -99,16 +100,6 @@ class _Bits:
         found: Integers = (self._windows[at >> 3] >> (at & 7).astype(np.uint32)) & mask
         return found
 
-    def ones_ahead(self) -> Bytes:
-        """How many ones begin at each bit, at most RUN."""
-        runs, width = self.bits, 1
-        while width < RUN:
-            more = np.zeros_like(runs)
-            np.multiply(runs[width:], runs[:-width] == width, out=more[:-width])
-            runs = runs + more
-            width *= 2
-        return runs
-
     def next_zero(self) -> npt.NDArray[np.int32]:
         """The first zero at or after each bit; the number of bits where there is none."""
         n = len(self.bits)
@@ -118,41 +109,41 @@ class _Bits:
         return nearest
 
 
+def _values(chunk: _Bits, starts: Integers, zeros: Integers, b: int) -> Integers:
+    """What the codes say that begin at `starts` and have their zero bits at `zeros`."""
+    lengths = zeros - starts + b
+    if int(lengths.max()) > MAX_LENGTH:
+        raise KdError("corrupt", "an impossible number", "ids")
+    values: Integers = (np.int64(1) << lengths) + chunk.low(zeros + 1, lengths) - (1 << b)
+    return values
+
+
 def _numbers(chunk: _Bits, b: int, n_codes: int) -> Tuple[Integers, int]:
     """The numbers of a chunk, at most n_codes, and the bit after the last."""
-    runs = chunk.ones_ahead()
-    steps = runs + np.uint8(b + 1)
-    np.copyto(steps, RUN, where=runs == RUN)
-    starts = _step_starts(steps, chunk.n, b + 2, n_codes)
-    ones = runs[starts]
-    zeros = (starts + ones)[ones < RUN][:n_codes]    # of each code; steps within a longer run of ones have none
-    zeros = zeros[zeros < chunk.n]
-    if not len(zeros):
-        return zeros, 0
-    quotients = zeros.copy()
-    quotients[1:] -= zeros[:-1] + (b + 1)
-    return quotients << b | chunk.low(zeros + 1, b), int(zeros[-1]) + b + 1
+    zero = chunk.next_zero()
+    steps = 2 * (zero - np.arange(len(zero), dtype=np.int32)) + np.int32(b + 1)
+    starts = _step_starts(steps, chunk.n, b + 4, n_codes)[:n_codes]
+    numbers = _values(chunk, starts, zero[starts].astype(np.int64), b)
+    return numbers, int(starts[-1] + steps[starts[-1]])
 
 
 def _pairs(chunk: _Bits, b: int, total: int) -> Tuple[Integers, Integers, int]:
     """Numbers each followed by a count, until the counts sum to total or more, and the bit after the last."""
-    zero, highest = chunk.next_zero(), len(chunk.bits) - 1
+    zero, highest = chunk.next_zero().astype(np.int64), len(chunk.bits) - 1
     at = np.arange(len(zero), dtype=np.int64)
-    count_at = np.minimum(zero + np.int64(b + 1), highest)
-    count_zero = zero[count_at]
-    steps = 2 * count_zero.astype(np.int64) - count_at + 1 - at
-    starts = _step_starts(steps, chunk.n, b + 4, max(chunk.n // (b + 4), 1))
-    starts = starts[count_zero[starts] + 32 < len(chunk.bits)]    # whole; none after the first that is not
+    count_at = np.minimum(2 * zero - at + (b + 1), highest)
+    steps = 2 * zero[count_at] - count_at + 1 - at
+    starts = _step_starts(steps, chunk.n, b + 6, max(chunk.n // (b + 6), 1))
+    bad = np.flatnonzero(zero[starts] - starts + b > MAX_LENGTH)     # behind the last pair anything may follow
+    starts = starts[:bad[0] if len(bad) else None]
+    bad = np.flatnonzero(zero[count_at[starts]] - count_at[starts] > MAX_LENGTH)
+    starts = starts[:bad[0] if len(bad) else None]
     if not len(starts):
-        return starts, starts, 0
-    m = count_zero[starts] - count_at[starts]
-    if int(m.max()) > 24:
-        raise KdError("corrupt", "an impossible count", "ids")
-    counts = np.int64(1) << m | chunk.low(count_zero[starts].astype(np.int64) + 1, m)
+        raise KdError("corrupt", "an impossible number", "ids")
+    counts = _values(chunk, count_at[starts], zero[count_at[starts]], 0) + 1
     n = int(np.searchsorted(np.cumsum(counts), total)) + 1
     starts, counts = starts[:n], counts[:n]
-    numbers = (zero[starts] - starts) << b | chunk.low(zero[starts].astype(np.int64) + 1, b)
-    return numbers, counts, int(starts[-1] + steps[starts[-1]])
+    return _values(chunk, starts, zero[starts], b), counts, int(starts[-1] + steps[starts[-1]])
 
 
 def _cut_short() -> KdError:
@@ -163,19 +154,13 @@ def _chunks(data: bytes, take: Callable[[_Bits], int], more: Callable[[], bool])
     """Hands chunks to take(), which says how many bits it used, while more() is true; returns the bit after the last."""
     source = np.zeros(len(data) + SLACK_BYTES, np.uint8)
     source[:len(data)] = np.frombuffer(data, np.uint8)
-    at, size = 0, CHUNK_BYTES
+    at = 0
     while more():
         byte = at // 8
-        size = min(size, len(data) - byte)
+        size = min(CHUNK_BYTES, len(data) - byte)
         if size <= 0:
             raise _cut_short()
-        used = take(_Bits(source[byte:byte + size + SLACK_BYTES], at % 8))
-        if used:
-            at, size = at + used, CHUNK_BYTES
-        elif byte + size == len(data):
-            raise _cut_short()
-        else:
-            size *= 2    # a code longer than the chunk
+        at += take(_Bits(source[byte:byte + size + SLACK_BYTES], at % 8))
     return at
 
 
@@ -190,7 +175,7 @@ def _finish(data: bytes, end: int) -> None:
 
 def _parameter(stream: bytes) -> int:
     if not stream or stream[0] > MAX_PARAMETER:
-        raise KdError("corrupt", "a stream of ids without a Rice parameter", "ids")
+        raise KdError("corrupt", "a stream of ids without a parameter of its codes", "ids")
     return stream[0]
 
 
