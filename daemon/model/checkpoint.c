@@ -1,81 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Atomic files: at every moment the path holds the whole old content or the whole new one, also after a power cut. One writer per path.
 #include "daemon/model/checkpoint.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "common/error.h"
-
-struct output {
-	const char *path;
-	char *temporary;      // path.tmp: a leftover of a crash is written over by the next attempt
-	int fd;
-	struct error *err;
-};
-
-static int output_open(struct output *o, const char *path, struct error *err)
-{
-	*o = (struct output){.path = path, .fd = -1, .err = err};
-	if (asprintf(&o->temporary, "%s.tmp", path) < 0) {
-		o->temporary = NULL;
-		return error_set(err, ERROR_MEMORY, path, "no memory");
-	}
-	o->fd = open(o->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
-	return o->fd < 0 ? error_system(err, errno, path, "cannot create %s", o->temporary) : 0;
-}
-
-static int output_write(struct output *o, const void *bytes, size_t n)
-{
-	const uint8_t *p = bytes;
-	while (n) {
-		ssize_t put = write(o->fd, p, n);
-		if (put < 0 && errno == EINTR)
-			continue;
-		if (put < 0)
-			return error_system(o->err, errno, o->path, "cannot write %s", o->temporary);
-		p += put;
-		n -= (size_t)put;
-	}
-	return 0;
-}
-
-static int sync_directory(const char *path, struct error *err)
-{
-	char *directory = strdup(path);
-	if (!directory)
-		return error_set(err, ERROR_MEMORY, path, "no memory");
-	char *slash = strrchr(directory, '/');
-	if (slash)
-		slash[slash == directory] = '\0';      // "/x" -> "/"
-	int fd = open(slash ? directory : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), r = 0;
-	if (fd < 0 || fsync(fd) < 0)
-		r = error_system(err, errno, path, "cannot sync the directory of %s", path);
-	if (fd >= 0)
-		close(fd);
-	free(directory);
-	return r;
-}
-
-// Makes the new content the file's, or (r < 0) leaves the old. Returns r or the error met here.
-static int output_close(struct output *o, int r)
-{
-	if (r == 0 && fsync(o->fd) < 0)
-		r = error_system(o->err, errno, o->path, "cannot sync %s", o->temporary);
-	if (o->fd >= 0 && close(o->fd) < 0 && r == 0)
-		r = error_system(o->err, errno, o->path, "cannot close %s", o->temporary);
-	if (r == 0 && rename(o->temporary, o->path) < 0)
-		r = error_system(o->err, errno, o->path, "cannot rename %s", o->temporary);
-	if (r < 0 && o->fd >= 0)
-		unlink(o->temporary);
-	free(o->temporary);
-	return r < 0 ? r : sync_directory(o->path, o->err);
-}
+#include "common/output.h"
 
 int checkpoint_write_file(const char *path, const void *bytes, size_t n, struct error *err)
 {
