@@ -28,6 +28,8 @@ int command_select(struct kdctl *k, int argc, char **argv);
 int command_train(struct kdctl *k, int argc, char **argv);
 int command_runs(struct kdctl *k, int argc, char **argv);
 int command_store(struct kdctl *k, int argc, char **argv);
+int store_export(struct kdctl *k, int argc, char **argv);        // of kdctl store; argv[0] is "export"
+int store_import(struct kdctl *k, int argc, char **argv);
 
 // One line on stderr, "kdctl: COMMAND: ...". Return 1 and 2.
 int kdctl_fail(const struct kdctl *k, const char *format, ...) __attribute__((format(printf, 2, 3)));

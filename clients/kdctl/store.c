@@ -185,8 +185,16 @@ static int run(struct kdctl *k, enum store_action action, const char *directory,
 	return status ? status : t.n_damaged > 0;
 }
 
+static const struct {
+	const char *name;
+	int (*run)(struct kdctl *k, int argc, char **argv);
+} commands[] = {{"export", store_export}, {"import", store_import}};
+
 int command_store(struct kdctl *k, int argc, char **argv)
 {
+	for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
+		if (strcmp(commands[i].name, argv[1]) == 0)
+			return commands[i].run(k, argc - 1, argv + 1);
 	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {0}};
 	static const char *const names[] = {[STORE_LS] = "ls", [STORE_VERIFY] = "verify", [STORE_CAT] = "cat"};
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
@@ -196,6 +204,7 @@ int command_store(struct kdctl *k, int argc, char **argv)
 		     "  ls       one line a record\n"
 		     "  verify   checks every record, its rows too; exit status 1 when something is damaged\n"
 		     "  cat      records as JSON lines\n"
+		     "  export, import   see kdctl store export --help\n"
 		     "KEY: only records whose key begins so.");
 		return 0;
 	}
