@@ -9,7 +9,7 @@
 
 struct error;
 
-#define PROVENANCE_CODEC "2"           // of records; part of the fingerprint, so that a new codec never answers from old bytes
+#define PROVENANCE_CODEC "3"           // of records; part of the fingerprint, so that a new codec never answers from old bytes
 #define PROVENANCE_MAX_BYTES 1024      // of a note
 #define PROVENANCE_NAME_BYTES 128
 #define PROVENANCE_WORD_BYTES 16

@@ -28,7 +28,7 @@ static void the_fingerprint_is_the_documented_hash(void **state)
 	memcpy(bytes + 19, p.weights.bytes, 32);
 	memcpy(bytes + 51, p.tokenizer.bytes, 32);
 	memcpy(bytes + 83, "f32-fast", 9);
-	memcpy(bytes + 92, "2", 2);
+	memcpy(bytes + 92, PROVENANCE_CODEC, 2);
 	struct content_id id = content_id_of(bytes, sizeof bytes);
 	assert_memory_equal(&id, &p.fingerprint, sizeof id);
 }
