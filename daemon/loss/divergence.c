@@ -5,7 +5,16 @@
 
 #include <math.h>
 
-// Symbols of the pair and, with the uniform form, one that stands for all other ids.
+// - sum p ln p; with the uniform form the ids outside S count too.
+static double own_entropy(const struct pair *pair)
+{
+	double value = 0;
+	for (uint32_t i = 0; i < pair->n; i++)
+		if (pair->p[i] > 0)
+			value -= pair->p[i] * pair->log_p[i];
+	return pair->uniform > 0 ? value - pair->uniform * pair->n_outside * log(pair->uniform) : value;
+}
+
 static double forward_value(const struct pair *pair)
 {
 	double value = 0;
@@ -25,25 +34,28 @@ static double reverse_value(const struct pair *pair)
 	return value;
 }
 
-void divergence_forward_kl(const struct pair *pair, const double *x, struct divergence *ret)
+static void forward_set(const struct pair *pair, double value, struct divergence *ret)
 {
-	(void)x;
-	ret->value = forward_value(pair);
+	ret->value = value;
 	for (uint32_t i = 0; i < pair->n; i++)
 		ret->slope[i] = -pair->p[i];
 }
 
-void divergence_soft_cross_entropy(const struct pair *pair, const double *x, struct divergence *ret)
+// With draws the value is less the entropy of the teacher's row, not that of the sample: like the gradient, it then has no bias.
+void divergence_forward_kl(const struct pair *pair, const double *x, struct divergence *ret)
 {
-	divergence_forward_kl(pair, x, ret);
-	for (uint32_t i = 0; i < pair->n; i++)
-		if (pair->p[i] > 0)
-			ret->value -= pair->p[i] * pair->log_p[i];
-	if (pair->uniform > 0)
-		ret->value -= pair->uniform * pair->n_outside * log(pair->uniform);
+	double value = forward_value(pair);
+	(void)x;
+	forward_set(pair, isnan(pair->entropy) ? value : value + own_entropy(pair) - pair->entropy, ret);
 }
 
-// Adds weight KL(p; q) and weight_reverse KL(q; p).
+void divergence_soft_cross_entropy(const struct pair *pair, const double *x, struct divergence *ret)
+{
+	(void)x;
+	forward_set(pair, forward_value(pair) + own_entropy(pair), ret);
+}
+
+// forward KL(p; q) + reverse KL(q; p).
 static void sum_set(const struct pair *pair, double forward, double reverse, struct divergence *ret)
 {
 	ret->value = forward * forward_value(pair) + reverse * reverse_value(pair);

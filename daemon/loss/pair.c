@@ -69,7 +69,7 @@ static void rows_fill(struct pair *pair, const struct loss_position *x, uint32_t
 	pair->temperature = T;
 	pair->teacher_lse = lse_t;
 	pair->student_lse = lse_s;
-	pair->entropy = T == 1 ? x->entropy : NAN;
+	pair->entropy = NAN;
 	pair->label = PAIR_NO_LABEL;
 	for (uint32_t i = 0; i < pair->n; i++) {
 		uint32_t slot = pair->slots[i];
@@ -166,8 +166,10 @@ void pair_make(struct pair *pair, const struct loss_position *x, const struct pa
 		return;
 	bool whole = pair->n >= x->vocab_size;
 	double log_tail = whole ? -INFINITY : teacher_tail(pair, x), p_tail = exp(log_tail);
-	if (view->form == LOSS_FORM_DRAWS || view->form == LOSS_FORM_HEAD_DRAWS)
+	if (view->form == LOSS_FORM_DRAWS || view->form == LOSS_FORM_HEAD_DRAWS) {
 		weights_fill(pair, x, view->form == LOSS_FORM_HEAD_DRAWS);
+		pair->entropy = x->entropy;
+	}
 	if (view->form == LOSS_FORM_LABEL_TAIL)
 		mass_set(pair, pair->label, pair->p[pair->label] + p_tail);
 	if (view->form == LOSS_FORM_TEACHER_RENORMALISED || view->form == LOSS_FORM_RENORMALISED)

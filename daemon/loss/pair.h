@@ -70,7 +70,7 @@ struct pair {
 	double temperature, teacher_lse, student_lse;
 	uint32_t n_head;               // the first n_head symbols are the teacher's likeliest ids
 	uint32_t label;                // symbol of the label; PAIR_NO_LABEL: it is not in S
-	double entropy;                // of the teacher's row where known, NAN elsewhere
+	double entropy;                // of the teacher's row where p is drawn and it is known, else NAN
 	// arrays of pair_room symbols, the pair's own
 	uint32_t *slots;               // (n less the bucket)
 	uint32_t *order;               // scratch of losses that sort

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// The token losses that a run can name: one row each, with its parameters, what it asks of the teacher and how it is computed. The table
+// feeds the parser, --list-losses and (through a test) the manual page. A new loss is a function and a row.
+#pragma once
+
+#include <stdint.h>
+#include <stdio.h>
+
+#include "daemon/loss/divergence.h"
+
+#define METHOD_MAX_PARAMETERS 4
+
+enum parameter_type {
+	PARAMETER_SCHEDULE,            // a number that may change over the run (schedule.h)
+	PARAMETER_NUMBER,
+	PARAMETER_COUNT,               // whole
+	PARAMETER_SWITCH,              // on or off
+	PARAMETER_CHOICE,              // a|b|c: its place
+	PARAMETER_SUPPORT,             // teacher, student:K or both:K
+	PARAMETER_TEXT,
+};
+
+struct parameter_row {
+	const char *name;
+	enum parameter_type type;
+	double min, max;
+	const char *fallback;
+	const char *choices;
+	const char *help;
+};
+
+enum method_flags {
+	METHOD_HARD = 1,               // knows no teacher: the label alone
+	METHOD_FORMS = 2,              // a sum over a whole row: takes any form of a sparse one
+	METHOD_LINEAR = 4,             // linear in p: draws leave it without bias, a uniform tail can be told
+	METHOD_BY_STUDENT = 8,         // weighted by q: wants the student's own ids
+	METHOD_LABEL = 16,             // the label belongs to S, with the teacher's logit
+	METHOD_OWN_IDS = 32,           // compares the teacher's ids with the student's: support both
+	METHOD_ADAPTIVE = 64,          // its first parameter moves with the loss (TAID)
+	METHOD_NOT_F = 128,            // not an f-divergence: a bucket is no bound of it
+};
+
+struct method {
+	const char *name;
+	unsigned flags;
+	const char *top_k;             // default of top-k; NULL: the common one
+	const char *help;
+	divergence_fn *fn;             // NULL: METHOD_HARD
+	struct parameter_row parameters[METHOD_MAX_PARAMETERS];        // up to the first without a name
+};
+
+// Parameters of every loss, and of every loss on the teacher's row. A method's own come first in a line's list of values.
+enum common_parameter {
+	COMMON_WEIGHT, COMMON_NAME,    // of all
+	COMMON_TEMPERATURE, COMMON_T2_SCALE, COMMON_TOP_K, COMMON_SUPPORT, COMMON_FORM, COMMON_TAIL, COMMON_DRAWS, COMMON_TAU, COMMON_TEACHER,
+	N_COMMON,
+};
+extern const struct parameter_row common_parameters[N_COMMON];
+
+const struct method *method_find(const char *name);    // NULL: none
+const struct method *method_nearest(const char *name); // the row whose name differs least; for "did you mean"
+const struct method *method_table(size_t *ret_n);
+uint32_t method_n_parameters(const struct method *m);
+// NULL where this method does not take it.
+const struct parameter_row *method_common(const struct method *m, enum common_parameter which);
+const char *form_name(enum loss_form form);
+// One line on what the loss cannot see or gets wrong at this form and support; NULL: nothing.
+const char *method_bias(const struct method *m, enum loss_form form, enum loss_support support);
+void method_print(FILE *to);           // --list-losses

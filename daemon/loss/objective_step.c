@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step of an objective: its parameters, its positions, what adaptive schedules learn from it.
+#include <math.h>
+
+#include "daemon/loss/objective_internal.h"
+
+void objective_step(struct objective *o, uint64_t step)
+{
+	o->n_temperatures = 0;
+	for (uint32_t i = 0; i < o->n_terms; i++) {
+		struct term *t = &o->terms[i];
+		t->weight_now = schedule_at(&t->weight, step, o->n_steps);
+		for (uint32_t k = 0; k < method_n_parameters(t->method); k++)
+			t->x[k] = schedule_at(&t->own[k], step, o->n_steps);
+		if (t->method->flags & METHOD_ADAPTIVE)
+			t->x[0] = t->adaptive.t = fmax(t->adaptive.t, t->x[0]);
+		if (term_is_hard(t))
+			continue;
+		float temperature = (float)schedule_at(&t->temperature, step, o->n_steps);
+		uint32_t at = 0;
+		while (at < o->n_temperatures && o->temperatures[at] != temperature)
+			at++;
+		if (at == o->n_temperatures)
+			o->temperatures[o->n_temperatures++] = temperature;
+		t->temperature_at = at;
+	}
+}
+
+static void hard_position(struct term *t, const struct loss_position *x, double *ret_value, struct gradient *g)
+{
+	double smoothing = t->x[0], z = (1 - smoothing) * x->student[x->label];
+	if (smoothing > 0)
+		z += smoothing * x->student_mean;
+	*ret_value = x->student_lse_1 - z;
+	if (g && t->weight_now != 0)
+		gradient_add_label(g, x, smoothing, t->weight_now);
+}
+
+// A position where the teacher named nothing (no ids drawn from an empty tail) costs nothing.
+static void soft_position(struct objective *o, struct term *t, const struct loss_position *x, struct divergence *d, struct gradient *g)
+{
+	double T = x->temperatures[t->temperature_at], T2 = t->t2_scale ? T * T : 1;
+	struct pair_view view = {t->support, t->form, t->top_k, t->own_k, (t->method->flags & METHOD_LABEL) != 0, t->temperature_at};
+	pair_make(&o->pair, x, &view);
+	if (o->pair.n == 0)
+		return;
+	t->method->fn(&o->pair, t->x, d);
+	d->value *= T2;
+	if (g && t->weight_now != 0)
+		gradient_add(g, x, &o->pair, d, t->weight_now * T2);
+}
+
+void objective_position(struct objective *o, const struct loss_position *x, struct objective_sums *sums, struct gradient *g)
+{
+	for (uint32_t i = 0; i < o->n_terms; i++) {
+		struct term *t = &o->terms[i];
+		struct divergence d = {.slope = o->slope};
+		if (term_is_hard(t))
+			hard_position(t, x, &d.value, g);
+		else
+			soft_position(o, t, x, &d, g);
+		sums->values[i] += d.value;
+		sums->followed[i] += d.followed;
+		bool floor_known = t->method->fn == divergence_soft_cross_entropy && x->temperatures[t->temperature_at] == 1;
+		sums->entropies[i] += floor_known ? x->entropy : NAN;
+		sums->total += t->weight_now * d.value;
+	}
+}
+
+// The share t of the teacher rises with the relative fall of the loss (TAID): delta = rate sigmoid(momentum) (1 - t), never below the
+// schedule. The first step only stores the loss.
+static void adapt(const struct objective *o, struct term *t, double loss)
+{
+	struct adaptive *a = &t->adaptive;
+	double rate = t->own[1].values[0], keep = t->own[2].values[0];
+	if (a->started > 0) {
+		double fall = (a->previous - loss) / (a->previous + 1e-15);
+		a->momentum = keep * a->momentum + (1 - keep) * fall;
+		a->t += rate / (1 + exp(-a->momentum)) * (1 - a->t);
+		double end = schedule_at(&t->own[0], UINT64_MAX - 1, o->n_steps);
+		a->t = fmin(a->t, end);
+	}
+	a->previous = loss;
+	a->started = 1;
+}
+
+void objective_end_step(struct objective *o, const struct objective_sums *sums, uint64_t n_positions)
+{
+	for (uint32_t i = 0; i < o->n_terms && n_positions; i++)
+		if (o->terms[i].method->flags & METHOD_ADAPTIVE)
+			adapt(o, &o->terms[i], sums->followed[i] / (double)n_positions);
+}
