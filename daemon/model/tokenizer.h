@@ -28,6 +28,8 @@ void tokens_done(struct tokens *t);
 
 int tokenizer_open_json(const char *json, size_t n, struct tokenizer **ret, struct error *err);      // tokenizer.json
 int tokenizer_open_gguf(const struct gguf *file, struct tokenizer **ret, struct error *err);         // tokenizer.ggml.* metadata
+// A GGUF file, a Hugging Face directory (its tokenizer.json is enough) or a tokenizer.json.
+int tokenizer_open_path(const char *path, struct tokenizer **ret, struct error *err);
 struct tokenizer *tokenizer_close(struct tokenizer *t);
 
 // specials: whether special tokens written in the text become their ids (else they are ordinary text); add_special: whether the

@@ -137,3 +137,19 @@ int store_answer(struct store *s, const struct store_question *q, struct record 
 	count(s, rc);
 	return rc;
 }
+
+static int peek(struct store *s, const struct store_question *q, const struct content_id *key)
+{
+	struct index_entry places[FIND_CANDIDATES];
+	index_lock(s->parts.index);
+	bool known = pending_find(&s->parts.pending, key) || index_find(s->parts.index, key, &places[0]) == 0;
+	index_unlock(s->parts.index);
+	return known ? 1 : find_candidates(s, q, places) ? 0 : -ENOENT;
+}
+
+int store_peek(struct store *s, const struct store_question *q)
+{
+	struct content_id key = query_key(q->teacher, q->sequence, q->query);
+	int rc = peek(s, q, &key);
+	return rc < 0 && s->read_only && follow(s, false) ? peek(s, q, &key) : rc;
+}

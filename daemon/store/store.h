@@ -42,6 +42,9 @@ struct store_question {
 	const struct query *query;       // canonical
 };
 int store_answer(struct store *s, const struct store_question *q, struct record **ret_record, struct error *err);
+// The same from the index alone, nothing is read or counted: 1 = a record of this very question is there (undamaged or not), 0 = one that may
+// contain the answer, -ENOENT = none.
+int store_peek(struct store *s, const struct store_question *q);
 
 // Many answers at once, `depth` reads under way together: for trainers that go through a store at random. One thread's own.
 struct store_reader;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "common/sequence.h"
 
 #define OPTION(field, name, type, min, max, fallback, choices, unit, help) \
 	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct run_settings, field)},
@@ -48,12 +49,45 @@ static int student_check(const struct run_settings *s, struct error *err)
 	return 0;
 }
 
-int settings_check(const struct run_settings *s, struct error *err)
+const char *settings_shards(const struct run_settings *s)
 {
+	static const char prefix[] = "shards:";
+	return s->teacher && strncmp(s->teacher, prefix, sizeof prefix - 1) == 0 ? s->teacher + sizeof prefix - 1 : NULL;
+}
+
+static int shards_check(const struct run_settings *s, const char *shards, struct error *err)
+{
+	if (!*shards)
+		return error_set(err, ERROR_INVALID, "teacher", "shards: names no directory");
+	if (s->server)
+		return error_set(err, ERROR_INVALID, "server", "is set and teacher = shards:...: a run learns from one of the two");
+	if (s->store)
+		return error_set(err, ERROR_INVALID, "store", "keeps what a server says; with teacher = shards:... nothing is received");
+	if (!s->tokenizer && strcmp(s->student, "random") == 0)
+		return error_set(err, ERROR_INVALID, "tokenizer", "is missing: with teacher = shards:... there is no server to ask for it");
+	return 0;
+}
+
+static int teacher_check(const struct run_settings *s, struct error *err)
+{
+	struct content_id id;
+	const char *shards = settings_shards(s);
+	if (s->teacher_id && content_id_from_hex(s->teacher_id, &id))
+		return error_set(err, ERROR_INVALID, "teacher-id", "64 hexadecimal digits are expected");
+	if (shards)
+		return shards_check(s, shards, err);
 	if (s->corpus.n == 0)
 		return error_set(err, ERROR_INVALID, "corpus", "is missing: name at least one text file");
+	return 0;
+}
+
+int settings_check(const struct run_settings *s, struct error *err)
+{
 	if (!s->student)
 		return error_set(err, ERROR_INVALID, "student", "is empty: random, or the path of a model");
+	int r = teacher_check(s, err);
+	if (r)
+		return r;
 	if (s->kd_weight == 0 && s->ce_weight == 0)
 		return error_set(err, ERROR_INVALID, "kd-weight", "is 0 and so is ce-weight: there is nothing to learn");
 	if (s->steps == 0 && s->epochs == 0)

@@ -10,10 +10,12 @@
 
 struct error;
 
+enum run_missing { RUN_MISSING_FAIL, RUN_MISSING_SKIP };
+enum run_order { RUN_ORDER_SHUFFLED, RUN_ORDER_SEQUENTIAL };
 enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 
 struct run_settings {
-	char *server, *token_file, *store, *student;
+	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student;
 	struct config_list corpus;
 	bool corpus_specials, tied_head, t2_scale;
 	uint64_t patience;             // ms
@@ -21,7 +23,7 @@ struct run_settings {
 	int64_t micro_batch, accumulate, steps, warmup, top_k, seed, evaluate_every, checkpoint_every, keep, threads;
 	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip;
 	double kd_weight, ce_weight, temperature;
-	int export_type, values, device;
+	int missing, order, export_type, values, device;
 };
 
 const struct config_option *settings_table(size_t *ret_n);
@@ -29,4 +31,6 @@ int settings_init(struct run_settings *s, struct error *err);      // every defa
 void settings_done(struct run_settings *s);                        // harmless twice and on zeroed memory
 // Rules that hold between settings (each alone was checked when it was read). Errors name the key.
 int settings_check(const struct run_settings *s, struct error *err);
+// The directories of teacher = shards:DIR[,DIR...]; NULL: a live teacher.
+const char *settings_shards(const struct run_settings *s);
 const char *settings_device(const struct run_settings *s);         // "auto", "cpu", ...

@@ -1,160 +1,133 @@
 // SPDX-License-Identifier: Apache-2.0
-// One thread, one connection, questions in the order they were asked. The lock guards the list of jobs and the counters; a job's own
-// fields belong to the thread until it is done, then to whoever takes it.
+// One thread, one source, questions in the order they were asked. The lock guards the list of jobs; a job's own fields belong to the thread
+// until it is done, then to whoever takes it.
 #include "daemon/worker/answers.h"
 
 #include <errno.h>
 #include <pthread.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "common/error.h"
 #include "common/record.h"
-#include "daemon/store/store.h"
-#include "daemon/worker/link.h"
+#include "daemon/worker/source.h"
 
 #define ANSWERS_POLL_MS 200            // how soon a wait notices that it should end
-#define ANSWERS_KEEP_TRIES 100         // 10 ms apart: how long a full store queue holds up the next question
+#define ANSWERS_COUNT_TOGETHER 256u    // questions counted at a time
 
 struct job {
 	struct job *next;
-	struct query query;                    // canonical
+	struct query asked;                    // of all of them
 	uint32_t n;
 	struct sequence *sequences;            // (n)
+	struct query *queries;                 // (n) canonical
 	struct record_rows **rows;             // (n) NULL until answered
 	bool done;
 	int result;
 	struct error error;
-	struct answers *answers;               // while it runs
-	uint32_t *places;                      // (n) of the request in flight: which sequence each one is
 };
 
 struct answers {
-	struct link link;                      // the thread's once it runs
-	struct store *store;
+	struct source *source;                 // the thread's once it runs
+	const atomic_bool *stop;
 	pthread_t thread;
 	bool running;
 	atomic_bool closing;
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
 	struct job *first, *last;              // oldest first; done ones wait here to be taken
-	struct answers_stats stats;
 };
-
-int answers_get(struct answers *a, const char *path, char **ret_body, size_t *ret_n, struct error *err)
-{
-	return link_get(&a->link, path, ret_body, ret_n, err);
-}
-
-static void record_keep(struct answers *a, struct record *record)
-{
-	int r = -EAGAIN;
-	if (!a->store)
-		return;
-	for (int i = 0; r == -EAGAIN && i < ANSWERS_KEEP_TRIES && !link_ending(&a->link); i++) {
-		r = store_append(a->store, record, STORE_NONE, NULL, NULL, NULL);
-		if (r == -EAGAIN)
-			link_pause(&a->link, 10);
-	}
-	pthread_mutex_lock(&a->lock);
-	a->stats.n_kept += r == 0;
-	a->stats.n_keep_failures += r != 0;
-	pthread_mutex_unlock(&a->lock);
-}
-
-static void answer_count(struct answers *a, bool cached)
-{
-	pthread_mutex_lock(&a->lock);
-	a->stats.n_answers++;
-	a->stats.n_cached += cached;
-	pthread_mutex_unlock(&a->lock);
-}
-
-// The bytes of an answer are checked twice over: the record's own checks, and that it is the answer to this very question.
-static int answer_take(void *arg, uint32_t index, const struct kd_answer *answer, struct error *err)
-{
-	struct job *job = arg;
-	struct answers *a = job->answers;
-	uint32_t i = job->places[index];
-	size_t n;
-	const void *bytes = kd_answer_record(answer, &n);
-	struct record *record = NULL;
-	struct content_id key = query_key(&a->link.teacher, &job->sequences[i], &job->query);
-	int r = record_from_bytes(bytes, n, &record, err);
-	if (r == 0 && (job->rows[i] || memcmp(record_key(record), &key, sizeof key)))
-		r = error_set(err, ERROR_CORRUPT, "server", "an answer to another question");
-	r = r ? r : record_decode(record, &job->rows[i], err);
-	if (r == 0) {
-		record_keep(a, record);
-		answer_count(a, kd_answer_cached(answer));
-	}
-	record_unref(record);
-	return r;
-}
-
-static void answers_recall(struct answers *a, struct job *job)
-{
-	for (uint32_t i = 0; a->store && i < job->n; i++) {
-		struct store_question q = {&a->link.teacher, &job->sequences[i], &job->query};
-		struct record *record = NULL;
-		if (store_answer(a->store, &q, &record, NULL))
-			continue;
-		if (record_decode(record, &job->rows[i], NULL) == 0)   // damaged: the teacher is asked again
-			answer_count(a, true);
-		record_unref(record);
-	}
-}
-
-// Fills the arrays with what is still missing, at most `room`; returns how many.
-static uint32_t missing_list(const struct job *job, uint32_t room, struct kd_sequence *sequences)
-{
-	uint32_t n = 0;
-	for (uint32_t i = 0; i < job->n && n < room; i++)
-		if (!job->rows[i]) {
-			job->places[n] = i;
-			sequences[n++] = (struct kd_sequence){.tokens = job->sequences[i].tokens, .n_tokens = job->sequences[i].n_tokens};
-		}
-	return n;
-}
-
-static int job_run(struct answers *a, struct job *job)
-{
-	struct kd_sequence *sequences = calloc(job->n, sizeof *sequences);
-	struct error *err = &job->error;
-	int r = 0;
-	uint32_t n;
-	if (!sequences)
-		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
-	job->answers = a;
-	answers_recall(a, job);
-	link_begin(&a->link);
-	while (r == 0 && (n = missing_list(job, link_room(&a->link), sequences))) {
-		r = link_ask(&a->link, &job->query, sequences, n, answer_take, job, err);
-		if (r)
-			r = link_wait(&a->link, r, err);
-	}
-	free(sequences);
-	return r;
-}
 
 static struct job *job_free(struct job *job)
 {
 	for (uint32_t i = 0; job && i < job->n; i++) {
 		if (job->sequences)
 			sequence_done(&job->sequences[i]);
+		if (job->queries)
+			query_done(&job->queries[i]);
 		if (job->rows)
 			record_rows_free(job->rows[i]);
 	}
 	if (job) {
-		query_done(&job->query);
+		query_done(&job->asked);
 		free(job->sequences);
+		free(job->queries);
 		free(job->rows);
-		free(job->places);
 		free(job);
 	}
 	return NULL;
+}
+
+int source_question(const struct source *s, const struct query *asked, const struct sequence *sequence, struct query *ret, struct error *err)
+{
+	struct query_limits limits = {.max_tokens = s->info.max_tokens, .max_top_k = s->info.max_top_k, .vocab_size = s->info.vocab_size};
+	if (query_copy(ret, asked)) {
+		query_init(ret);
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	}
+	return query_check(ret, sequence, &limits, NULL, err);
+}
+
+static int job_fill(const struct answers *a, struct job *job, const struct query *query, const struct sequence *sequences, struct error *err)
+{
+	if (query_copy(&job->asked, query))
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	for (uint32_t i = 0; i < job->n; i++) {
+		if (sequence_init(&job->sequences[i], sequences[i].tokens, sequences[i].n_tokens))
+			return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+		int r = source_question(a->source, query, &job->sequences[i], &job->queries[i], err);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+static int job_new(const struct answers *a, const struct query *query, const struct sequence *sequences, uint32_t n, struct job **ret,
+		   struct error *err)
+{
+	struct job *job = calloc(1, sizeof *job);
+	if (job) {
+		job->n = n;
+		job->sequences = calloc(n, sizeof *job->sequences);
+		job->queries = calloc(n, sizeof *job->queries);
+		job->rows = calloc(n, sizeof *job->rows);
+	}
+	int r = job && job->sequences && job->queries && job->rows ? job_fill(a, job, query, sequences, err)
+		: error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	if (r)
+		job_free(job);
+	else
+		*ret = job;
+	return r;
+}
+
+static void questions_add(const struct job *job, struct question *questions, size_t *n)
+{
+	for (uint32_t i = 0; i < job->n; i++)
+		questions[(*n)++] = (struct question){&job->sequences[i], &job->queries[i], &job->rows[i]};
+}
+
+// The questions of this job and, where the source joins them, of later ones that ask the same: the more a source of shards knows of, the
+// better it can read. How many jobs; under the lock. *ret_questions NULL: out of memory.
+static size_t jobs_join(const struct answers *a, const struct job *first, struct question **ret_questions, size_t *ret_n)
+{
+	size_t room = a->source->max_questions > first->n ? a->source->max_questions : first->n, n_jobs = 0;
+	struct question *questions = *ret_questions = reallocarray(NULL, room, sizeof *questions);
+	*ret_n = 0;
+	for (const struct job *job = first; questions && job && *ret_n + job->n <= room; job = job->next, n_jobs++) {
+		if (!query_equal(&job->asked, &first->asked))
+			break;
+		questions_add(job, questions, ret_n);
+	}
+	return questions ? n_jobs : 1;
+}
+
+static int questions_run(struct answers *a, const struct query *asked, struct question *questions, size_t n, struct error *err)
+{
+	int r = questions ? a->source->ops->answer(a->source, asked, questions, n, err) : error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	free(questions);
+	return r;
 }
 
 static void *thread_main(void *arg)
@@ -163,29 +136,34 @@ static void *thread_main(void *arg)
 	pthread_mutex_lock(&a->lock);
 	while (!atomic_load(&a->closing)) {
 		struct job *job = a->first;
+		struct question *questions;
+		struct error error = {0};
+		size_t n;
 		while (job && job->done)
 			job = job->next;
 		if (!job) {
 			pthread_cond_wait(&a->changed, &a->lock);
 			continue;
 		}
+		size_t n_jobs = jobs_join(a, job, &questions, &n);
 		pthread_mutex_unlock(&a->lock);
-		int r = job_run(a, job);
+		int r = questions_run(a, &job->asked, questions, n, &error);
 		pthread_mutex_lock(&a->lock);
-		job->result = r;
-		job->done = true;
+		for (; n_jobs-- > 0; job = job->next) {
+			job->result = r;
+			job->error = error;
+			job->done = true;
+		}
 		pthread_cond_broadcast(&a->changed);
 	}
 	pthread_mutex_unlock(&a->lock);
 	return NULL;
 }
 
-static int answers_start(struct answers *a, const char *store_directory, struct error *err)
+static int answers_start(struct answers *a, const struct answers_options *options, struct error *err)
 {
-	struct store_options o = {.directory = store_directory};
-	int r = link_open(&a->link, err);
-	if (r == 0 && store_directory)
-		r = store_open(&o, &a->store, err);
+	int r = options->shards ? source_shards_open(options, &a->closing, &a->source, err)
+		: source_server_open(options, &a->closing, &a->source, err);
 	if (r)
 		return r;
 	r = pthread_create(&a->thread, NULL, thread_main, a);
@@ -201,14 +179,13 @@ int answers_open(const struct answers_options *options, struct answers **ret, st
 	struct answers *a = calloc(1, sizeof *a);
 	if (!a)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
-	a->link = (struct link){.address = options->server, .token = options->token, .patience_ms = options->patience_ms,
-				.stop = options->stop, .closing = &a->closing};
+	a->stop = options->stop;
 	pthread_mutex_init(&a->lock, NULL);
 	pthread_condattr_init(&attributes);
 	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
 	pthread_cond_init(&a->changed, &attributes);
 	pthread_condattr_destroy(&attributes);
-	int r = answers_start(a, options->store_directory, err);
+	int r = answers_start(a, options, err);
 	if (r) {
 		answers_close(a);
 		return r;
@@ -228,8 +205,8 @@ void answers_close(struct answers *a)
 		pthread_mutex_unlock(&a->lock);
 		pthread_join(a->thread, NULL);
 	}
-	link_close(&a->link);
-	store_close(a->store);
+	if (a->source)
+		a->source->ops->close(a->source);
 	for (struct job *job = a->first, *next; job; job = next) {
 		next = job->next;
 		job_free(job);
@@ -239,45 +216,65 @@ void answers_close(struct answers *a)
 	free(a);
 }
 
-const struct content_id *answers_teacher(const struct answers *a)
+const struct answers_info *answers_info(const struct answers *a)
 {
-	return &a->link.teacher;
+	return &a->source->info;
 }
 
-static int job_fill(struct answers *a, struct job *job, const struct query *query, const uint32_t *const *sequences, uint32_t length,
-		    struct error *err)
+int answers_get(struct answers *a, const char *path, char **ret_body, size_t *ret_n, struct error *err)
 {
-	struct query_limits limits = {.max_tokens = a->link.server.max_tokens, .max_top_k = a->link.server.max_top_k,
-				      .vocab_size = a->link.server.vocab_size};
-	for (uint32_t i = 0; i < job->n; i++) {
-		if (sequence_init(&job->sequences[i], sequences[i], length))
-			return error_set(err, ERROR_MEMORY, NULL, "out of memory");
-		query_done(&job->query);       // all have one length, hence one canonical query
-		if (query_copy(&job->query, query))
-			return error_set(err, ERROR_MEMORY, NULL, "out of memory");
-		int r = query_check(&job->query, &job->sequences[i], &limits, NULL, err);
-		if (r)
-			return r;
-	}
-	return 0;
+	if (!a->source->ops->get)
+		return error_set(err, ERROR_UNSUPPORTED, "teacher", "shards have no %s", path);
+	return a->source->ops->get(a->source, path, ret_body, ret_n, err);
 }
 
-int answers_submit(struct answers *a, const struct query *query, const uint32_t *const *sequences, uint32_t n, uint32_t length,
-		   struct error *err)
+// Some of them: few enough that their copies do not matter.
+static int some_count(struct answers *a, const struct query *query, const struct sequence *sequences, uint32_t n, bool *ret_has,
+		      struct error *err)
 {
-	struct job *job = calloc(1, sizeof *job);
-	if (job) {
-		job->n = n;
-		job->sequences = calloc(n, sizeof *job->sequences);
-		job->rows = calloc(n, sizeof *job->rows);
-		job->places = calloc(n, sizeof *job->places);
-	}
-	int r = job && job->sequences && job->rows && job->places ? job_fill(a, job, query, sequences, length, err)
-		: error_set(err, ERROR_MEMORY, NULL, "out of memory");
-	if (r) {
-		job_free(job);
+	struct job *job = NULL;
+	struct question questions[ANSWERS_COUNT_TOGETHER];
+	size_t n_questions = 0;
+	int r = job_new(a, query, sequences, n, &job, err);
+	if (r)
 		return r;
+	questions_add(job, questions, &n_questions);
+	r = a->source->ops->count(a->source, questions, n, ret_has, err);
+	job_free(job);
+	return r;
+}
+
+int answers_count(struct answers *a, const struct query *query, const struct sequence *sequences, uint32_t n, bool *ret_has,
+		  uint32_t *ret_n_missing, struct error *err)
+{
+	int r = 0;
+	*ret_n_missing = 0;
+	memset(ret_has, 1, n * sizeof *ret_has);
+	for (uint32_t i = 0, some; a->source->ops->count && i < n && r == 0; i += some) {
+		some = n - i < ANSWERS_COUNT_TOGETHER ? n - i : ANSWERS_COUNT_TOGETHER;
+		r = atomic_load(a->stop) ? error_set(err, ERROR_CANCELLED, NULL, "asked to stop")
+			: some_count(a, query, sequences + i, some, ret_has + i, err);
+		for (uint32_t k = 0; r == 0 && k < some; k++)
+			*ret_n_missing += !ret_has[i + k];
 	}
+	return r;
+}
+
+int answers_survey(struct answers *a, const struct query *query, uint32_t max_tokens, answers_told_fn *told, void *arg,
+		   struct answers_survey *ret, struct error *err)
+{
+	*ret = (struct answers_survey){0};
+	if (!a->source->ops->survey)
+		return error_set(err, ERROR_UNSUPPORTED, "corpus", "a server has no list of sequences: name a text");
+	return a->source->ops->survey(a->source, query, max_tokens, told, arg, ret, err);
+}
+
+int answers_submit(struct answers *a, const struct query *query, const struct sequence *sequences, uint32_t n, struct error *err)
+{
+	struct job *job = NULL;
+	int r = job_new(a, query, sequences, n, &job, err);
+	if (r)
+		return r;
 	pthread_mutex_lock(&a->lock);
 	if (a->first)
 		a->last->next = job;
@@ -293,7 +290,7 @@ int answers_submit(struct answers *a, const struct query *query, const uint32_t 
 static struct job *oldest_take(struct answers *a)
 {
 	pthread_mutex_lock(&a->lock);
-	while (a->first && !a->first->done && !link_ending(&a->link)) {
+	while (a->first && !a->first->done && !atomic_load(a->stop)) {
 		struct timespec until;
 		clock_gettime(CLOCK_MONOTONIC, &until);
 		until.tv_nsec += ANSWERS_POLL_MS * 1000000L;
@@ -328,8 +325,10 @@ int answers_next(struct answers *a, struct record_rows **ret_rows, struct error 
 
 void answers_stats(struct answers *a, struct answers_stats *ret)
 {
-	pthread_mutex_lock(&a->lock);
-	*ret = a->stats;
-	ret->n_reconnects = a->link.n_reconnects;
-	pthread_mutex_unlock(&a->lock);
+	struct source *s = a->source;
+	*ret = (struct answers_stats){
+		.n_answers = atomic_load(&s->counters.n_answers), .n_cached = atomic_load(&s->counters.n_cached),
+		.n_lost = atomic_load(&s->counters.n_lost), .n_reconnects = atomic_load(&s->counters.n_reconnects),
+		.n_kept = atomic_load(&s->counters.n_kept), .n_keep_failures = atomic_load(&s->counters.n_keep_failures),
+	};
 }

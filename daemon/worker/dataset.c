@@ -1,23 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "daemon/worker/dataset.h"
+#include "daemon/worker/dataset_internal.h"
 
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/cursor.h"
 #include "common/error.h"
-#include "daemon/model/packing.h"
 #include "daemon/model/text_file.h"
-
-struct dataset {
-	struct dataset_options options;
-	struct packing packing;
-	uint64_t n_sequences, n_held_out;
-	uint32_t *train, *held_out;    // sequence numbers
-	uint32_t *order;               // (n_train) of `epoch`
-	uint64_t epoch;
-};
 
 int dataset_new(const struct dataset_options *options, struct dataset **ret, struct error *err)
 {
@@ -40,6 +31,8 @@ struct dataset *dataset_free(struct dataset *d)
 {
 	if (d) {
 		packing_done(&d->packing);
+		free(d->tokens);
+		free(d->items);
 		free(d->train);
 		free(d->held_out);
 		free(d->order);
@@ -65,22 +58,148 @@ int dataset_append_file(struct dataset *d, const struct tokenizer *t, bool speci
 	return r == -ENODATA ? 0 : r;
 }
 
+int dataset_add_tokens(struct dataset *d, const uint32_t *tokens, size_t n, struct error *err)
+{
+	size_t need;
+	if (__builtin_add_overflow(d->n_tokens, n, &need) || need > UINT32_MAX)
+		return error_set(err, ERROR_TOO_LARGE, "corpus", "more than %u tokens", UINT32_MAX);
+	if (need > d->capacity) {
+		size_t capacity = d->capacity ? d->capacity : 1 << 16;
+		while (capacity < need)
+			capacity *= 2;         // need < 2^32: cannot wrap
+		uint32_t *more = reallocarray(d->tokens, capacity, sizeof *more);
+		if (!more)
+			return error_set(err, ERROR_MEMORY, "corpus", "out of memory for %zu tokens", capacity);
+		d->tokens = more;
+		d->capacity = capacity;
+	}
+	memcpy(d->tokens + d->n_tokens, tokens, n * sizeof *tokens);
+	d->n_tokens = need;
+	return 0;
+}
+
+int dataset_add_item(struct dataset *d, uint32_t n, uint32_t place, struct error *err)
+{
+	uint32_t start = d->n_items ? d->items[d->n_items - 1].start + d->items[d->n_items - 1].n : 0;
+	if (d->n_items == d->item_capacity) {
+		uint32_t capacity = d->item_capacity ? 2 * d->item_capacity : 1024;      // items have two tokens at least: fewer than 2^31
+		struct dataset_item *items = reallocarray(d->items, capacity, sizeof *items);
+		if (!items)
+			return error_set(err, ERROR_MEMORY, "corpus", "out of memory for %u sequences", capacity);
+		d->items = items;
+		d->item_capacity = capacity;
+	}
+	d->items[d->n_items++] = (struct dataset_item){start, n, place};
+	return 0;
+}
+
+int dataset_append_sequence(struct dataset *d, const uint32_t *tokens, uint32_t n, struct error *err)
+{
+	if (n < 2 || n > d->options.sequence_length)
+		return error_set(err, ERROR_INVALID, "sequence-length", "a sequence of %u tokens, expected 2 to %u", n, d->options.sequence_length);
+	int r = dataset_add_tokens(d, tokens, n, err);
+	return r ? r : dataset_add_item(d, n, d->n_items, err);
+}
+
+const uint32_t *dataset_tokens(const struct dataset *d)
+{
+	return d->tokens ? d->tokens : d->packing.tokens;
+}
+
+struct sequence dataset_at(const struct dataset *d, uint32_t i)
+{
+	const struct dataset_item *item = &d->items[i];
+	return (struct sequence){(uint32_t *)(uintptr_t)(dataset_tokens(d) + item->start), item->n};
+}
+
+struct listed {
+	struct content_id id;
+	struct dataset_item item;
+};
+
+static int listed_compare(const void *a, const void *b)
+{
+	const struct listed *x = a, *y = b;
+	int order = memcmp(&x->id, &y->id, sizeof x->id);
+	return order ? order : (x->item.place > y->item.place) - (x->item.place < y->item.place);
+}
+
+// Whole sequences in the order of their ids; of equal ones the first that came.
+static int items_sort(struct dataset *d, struct error *err)
+{
+	uint32_t n = 0;
+	struct listed *all = reallocarray(NULL, d->n_items, sizeof *all);
+	if (!all)
+		return error_set(err, ERROR_MEMORY, "corpus", "out of memory for %u sequences", d->n_items);
+	for (uint32_t i = 0; i < d->n_items; i++) {
+		struct sequence s = dataset_at(d, i);
+		all[i] = (struct listed){sequence_id(&s), d->items[i]};
+	}
+	qsort(all, d->n_items, sizeof *all, listed_compare);
+	for (uint32_t i = 0; i < d->n_items; i++)
+		if (i == 0 || memcmp(&all[i].id, &all[i - 1].id, sizeof all->id) != 0)
+			d->items[n++] = all[i].item;
+	d->n_items = n;
+	free(all);
+	return 0;
+}
+
+int dataset_list(struct dataset *d, struct error *err)
+{
+	uint32_t L = d->options.sequence_length;
+	int r = 0;
+	if (d->listed)
+		return 0;
+	if (d->n_items) {
+		r = items_sort(d, err);
+	} else {
+		for (uint32_t i = 0; r == 0 && i < d->packing.n_tokens / L; i++)
+			r = dataset_add_item(d, L, i, err);
+	}
+	d->listed = r == 0;
+	return r;
+}
+
+uint32_t dataset_n_sequences(const struct dataset *d)
+{
+	return d->n_items;
+}
+
+void dataset_keep(struct dataset *d, const bool *keep)
+{
+	uint32_t n = 0;
+	for (uint32_t i = 0; i < d->n_items; i++)
+		if (keep[i])
+			d->items[n++] = d->items[i];
+	d->n_items = n;
+}
+
 static uint64_t held_out_count(const struct dataset *d)
 {
 	if (d->options.held_out <= 0)
 		return 0;
-	uint64_t n = (uint64_t)llround(d->options.held_out * (double)d->n_sequences);
+	uint64_t n = (uint64_t)llround(d->options.held_out * (double)d->n_items);
 	n = n < d->options.held_out_max ? n : d->options.held_out_max;
 	return n ? n : 1;
 }
 
+static int too_little(const struct dataset *d, uint64_t held, struct error *err)
+{
+	if (d->tokens)
+		return error_set(err, ERROR_INVALID, "corpus", "%u sequences, %llu of them held out: too little to train on", d->n_items,
+				 (unsigned long long)held);
+	return error_set(err, ERROR_INVALID, "corpus", "%zu tokens make %u sequences of %u, %llu of them held out: too little to train on",
+			 d->packing.n_tokens, d->n_items, d->options.sequence_length, (unsigned long long)held);
+}
+
 int dataset_split(struct dataset *d, struct error *err)
 {
-	uint64_t n = d->n_sequences = d->packing.n_tokens / d->options.sequence_length;
-	uint64_t held = d->n_held_out = held_out_count(d);
+	int r = dataset_list(d, err);
+	if (r)
+		return r;
+	uint64_t n = d->n_items, held = d->n_held_out = held_out_count(d);
 	if (n <= held)
-		return error_set(err, ERROR_INVALID, "corpus", "%zu tokens make %llu sequences of %u, %llu of them held out: too little to train on",
-				 d->packing.n_tokens, (unsigned long long)n, d->options.sequence_length, (unsigned long long)held);
+		return too_little(d, held, err);
 	d->train = malloc((n - held) * sizeof *d->train);
 	d->order = malloc((n - held) * sizeof *d->order);
 	d->held_out = malloc((held + 1) * sizeof *d->held_out);
@@ -98,7 +217,7 @@ int dataset_split(struct dataset *d, struct error *err)
 
 uint64_t dataset_n_train(const struct dataset *d)
 {
-	return d->n_sequences - d->n_held_out;
+	return d->n_items - d->n_held_out;
 }
 
 uint64_t dataset_n_held_out(const struct dataset *d)
@@ -119,39 +238,62 @@ static uint64_t random_at(uint64_t seed, uint64_t epoch, uint64_t i)
 	return x;
 }
 
+static int place_compare(const void *a, const void *b, void *items)
+{
+	const struct dataset_item *of = items;
+	uint32_t x = of[*(const uint32_t *)a].place, y = of[*(const uint32_t *)b].place;
+	return (x > y) - (x < y);
+}
+
 static void order_fill(struct dataset *d, uint64_t epoch)
 {
 	uint64_t n = dataset_n_train(d);
 	memcpy(d->order, d->train, n * sizeof *d->order);
+	d->epoch = epoch;
+	if (d->options.sequential) {
+		qsort_r(d->order, n, sizeof *d->order, place_compare, d->items);
+		return;
+	}
 	for (uint64_t i = n - 1; i > 0; i--) {         // Fisher-Yates
 		uint64_t j = (uint64_t)((unsigned __int128)random_at(d->options.seed, epoch, i) * (i + 1) >> 64);
 		uint32_t swap = d->order[i];
 		d->order[i] = d->order[j];
 		d->order[j] = swap;
 	}
-	d->epoch = epoch;
 }
 
-static const uint32_t *sequence_at(const struct dataset *d, uint32_t i)
-{
-	return d->packing.tokens + (size_t)i * d->options.sequence_length;
-}
-
-const uint32_t *dataset_train_at(struct dataset *d, uint64_t position)
+struct sequence dataset_train_at(struct dataset *d, uint64_t position)
 {
 	uint64_t n = dataset_n_train(d);
-	if (d->epoch != position / n)
+	if (d->epoch != position / n && !(d->options.sequential && d->epoch != UINT64_MAX))
 		order_fill(d, position / n);
-	return sequence_at(d, d->order[position % n]);
+	return dataset_at(d, d->order[position % n]);
 }
 
-const uint32_t *dataset_held_out_at(const struct dataset *d, uint64_t i)
+struct sequence dataset_held_out_at(const struct dataset *d, uint64_t i)
 {
-	return sequence_at(d, d->held_out[i]);
+	return dataset_at(d, d->held_out[i]);
+}
+
+// Sequences of one length in the order in which they came are their tokens, nothing more: the id of a corpus is the id of its tokens.
+static void list_write(const void *arg, struct writer *w)
+{
+	static const char plain[] = "kdserved sequence 1\n", list[] = "kdserved list 1\n";
+	const struct dataset *d = arg;
+	bool is_plain = true;
+	for (uint32_t i = 0; i < d->n_items && is_plain; i++)
+		is_plain = d->items[i].n == d->options.sequence_length && d->items[i].place == i;
+	writer_bytes(w, is_plain ? plain : list, is_plain ? sizeof plain - 1 : sizeof list - 1);
+	for (uint32_t i = 0; i < d->n_items && !is_plain; i++) {
+		writer_u32(w, d->items[i].n);
+		writer_u32(w, d->items[i].place);
+	}
+	for (uint32_t i = 0; i < d->n_items; i++)
+		for (uint32_t k = 0; k < d->items[i].n; k++)
+			writer_u32(w, dataset_tokens(d)[d->items[i].start + k]);
 }
 
 struct content_id dataset_id(const struct dataset *d)
 {
-	struct sequence all = {d->packing.tokens, (uint32_t)(d->n_sequences * d->options.sequence_length)};
-	return sequence_id(&all);
+	return content_id_of_written(list_write, d);
 }

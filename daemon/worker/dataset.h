@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The corpus as sequences of one fixed length, and the order in which they are trained: a pure function of (texts, options, position),
-// so that a run can be resumed from one number and two machines ask the teacher the same questions.
+// The sequences of a run as one fixed list, and the order in which they are trained: a pure function of (list, options, position), so that
+// a run can be resumed from one number and two machines ask the teacher the same questions.
 //
-// Texts are tokenised once and packed one after another (packing.h, text_file.h), an end-of-text token after each file; tokens that do
-// not fill a last sequence are left out. Which sequences are held out depends on their place in the corpus alone, never on the seed.
+// The list comes from texts, tokenised once and packed one after another into sequences of one length, an end-of-text token between files
+// (tokens that do not fill a last sequence are left out), in the order of the corpus; or from sequences given whole, in the order of their
+// content ids, each once. Which sequences are held out depends on their place in the list alone, never on the seed.
 #pragma once
 
 #include <stdbool.h>
@@ -17,27 +18,41 @@ struct tokenizer;
 struct dataset;
 
 struct dataset_options {
-	uint32_t sequence_length;      // L >= 2
+	uint32_t sequence_length;      // L >= 2: of packed sequences, at most of whole ones
 	const uint32_t *prefix;        // (n_prefix < L) starts each sequence: what the tokenizer's template puts first (a BOS), or none
 	uint32_t n_prefix;
-	double held_out;               // share of the sequences, spread evenly over the corpus
+	double held_out;               // share of the sequences, spread evenly over the list
 	uint32_t held_out_max;         // but no more than this many, and at least one unless held_out is 0
-	uint64_t seed;                 // of the order within each epoch
+	bool sequential;               // train in the order of appending (the corpus, the shards), every epoch the same; else shuffled
+	uint64_t seed;                 // of the order within each epoch when shuffled
 };
 
 int dataset_new(const struct dataset_options *options, struct dataset **ret, struct error *err);
 struct dataset *dataset_free(struct dataset *d);       // returns NULL; NULL is fine
 
+// One of the two ways: packed, or whole sequences (2 to L tokens).
 int dataset_append(struct dataset *d, const uint32_t *tokens, size_t n, struct error *err);
-// Tokenises a UTF-8 text file and appends it and an end-of-text token.
+// Tokenises a UTF-8 text file piece by piece (cut at line ends by a fixed rule) and appends it and an end-of-text token.
 int dataset_append_file(struct dataset *d, const struct tokenizer *t, bool specials, const char *path, struct error *err);
-// After the last append: splits training from held-out sequences. ERROR_INVALID when nothing is left to train on.
+int dataset_append_sequence(struct dataset *d, const uint32_t *tokens, uint32_t n, struct error *err);
+
+// After the last append: fixes the list. dataset_split does it too.
+int dataset_list(struct dataset *d, struct error *err);
+uint32_t dataset_n_sequences(const struct dataset *d);
+struct sequence dataset_at(const struct dataset *d, uint32_t i);       // tokens are the dataset's own, as below
+void dataset_keep(struct dataset *d, const bool *keep);                // (n_sequences) the others leave the list
+// Splits training from held-out sequences. ERROR_INVALID when nothing is left to train on.
 int dataset_split(struct dataset *d, struct error *err);
 
 uint64_t dataset_n_train(const struct dataset *d);
 uint64_t dataset_n_held_out(const struct dataset *d);
-// L tokens, the dataset's own. Training sequences come from an endless stream: each epoch is every one of them once, shuffled.
+// Training sequences come from an endless stream: each epoch is every one of them once.
 // Not thread-safe: the order of the current epoch is kept inside.
-const uint32_t *dataset_train_at(struct dataset *d, uint64_t position);
-const uint32_t *dataset_held_out_at(const struct dataset *d, uint64_t i);
-struct content_id dataset_id(const struct dataset *d);         // of all its tokens in corpus order
+struct sequence dataset_train_at(struct dataset *d, uint64_t position);
+struct sequence dataset_held_out_at(const struct dataset *d, uint64_t i);
+struct content_id dataset_id(const struct dataset *d);         // of the list: all its tokens, where sequences end, where they came from
+
+// The list as bytes (the caller frees), with the id of what it was made from; and back, all checked. ERROR_CORRUPT.
+int dataset_encode(const struct dataset *d, const struct content_id *source, uint8_t **ret_bytes, size_t *ret_n, struct error *err);
+int dataset_decode(const struct dataset_options *options, const void *bytes, size_t n, struct content_id *ret_source, struct dataset **ret,
+		   struct error *err);

@@ -2,7 +2,11 @@
 #include "daemon/worker/link.h"
 
 #include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <strings.h>
 #include <time.h>
 
 #include "common/error.h"
@@ -82,21 +86,81 @@ int link_wait(struct link *l, int r, struct error *err)
 	return link_ending(l) ? cancelled(err) : 0;
 }
 
-static int connect_once(struct link *l, struct error *err)
+static int get_once(struct link *l, const char *path, char **ret_body, size_t *ret_n, struct error *err)
 {
 	struct kd_error why;
+	int status = 0;
+	if (kd_call(l->client, "GET", path, NULL, 0, &status, ret_body, ret_n, &why))
+		return client_error(err, &why);
+	if (status < 300)
+		return 0;
+	free(*ret_body);
+	*ret_body = NULL;
+	bool later = status == 429 || status == 503 || status == 504;
+	return error_set(err, later ? ERROR_UNAVAILABLE : ERROR_UNSUPPORTED, "server", "GET %s: status %d", path, status);
+}
+
+static int client_open(struct link *l, const char *teacher, struct error *err)
+{
+	struct kd_error why;
+	struct kd_options o = {.size = sizeof o, .address = l->address, .token = l->token, .teacher = teacher, .connect_timeout_ms = 2000,
+			       .timeout_ms = LINK_SILENCE_MS};
+	link_close(l);
+	return kd_open(&o, &l->client, &why) ? client_error(err, &why) : 0;
+}
+
+// The fingerprint of the teacher of that name among those the server lists.
+static int teacher_find(const json_t *model, const char *name, char ret_id[CONTENT_ID_HEX], struct error *err)
+{
+	char names[160] = "";
+	const json_t *one;
+	size_t i;
+	json_array_foreach(json_object_get(model, "teachers"), i, one) {
+		const char *its_name = json_string_value(json_object_get(one, "name")), *id = json_string_value(json_object_get(one, "id"));
+		if (!its_name || !id || strlen(id) != CONTENT_ID_HEX - 1)
+			continue;
+		if (strcmp(its_name, name) == 0 || strcasecmp(id, name) == 0) {
+			memcpy(ret_id, id, CONTENT_ID_HEX);
+			return 0;
+		}
+		size_t n = strlen(names);
+		snprintf(names + n, sizeof names - n, "%s%s", n ? ", " : "", its_name);
+	}
+	return error_set(err, ERROR_INVALID, "teacher", "the server has no \"%.80s\"; it has %s", name, names);
+}
+
+// Connects again when the teacher of that name is not the one to whom the open connection belongs.
+static int teacher_choose(struct link *l, struct error *err)
+{
+	char *body = NULL, id[CONTENT_ID_HEX];
+	size_t n = 0;
+	int r = get_once(l, "/v1/model", &body, &n, err);
+	if (r)
+		return r;
+	json_t *model = json_loadb(body, n, JSON_REJECT_DUPLICATES, NULL);
+	free(body);
+	r = teacher_find(model, l->teacher_name, id, err);
+	json_decref(model);
+	if (r == 0 && l->teacher_id && strcasecmp(l->teacher_id, id))
+		r = error_set(err, ERROR_CONFLICT, "teacher-id", "the server's \"%.80s\" is %s", l->teacher_name, id);
+	return r || strcmp(id, kd_server(l->client)->teacher) == 0 ? r : client_open(l, id, err);
+}
+
+static int connect_once(struct link *l, struct error *err)
+{
 	bool first = !*l->server.teacher;
-	struct kd_options o = {.size = sizeof o, .address = l->address, .token = l->token, .teacher = first ? NULL : l->server.teacher,
-			       .connect_timeout_ms = 2000, .timeout_ms = LINK_SILENCE_MS};
 	if (l->client && !kd_is_draining(l->client))
 		return 0;
-	link_close(l);
-	if (kd_open(&o, &l->client, &why))
-		return client_error(err, &why);
+	int r = client_open(l, first ? (l->teacher_name ? NULL : l->teacher_id) : l->server.teacher, err);
+	if (r)
+		return r;
 	if (!first) {
 		l->n_reconnects++;
 		return 0;
 	}
+	r = l->teacher_name ? teacher_choose(l, err) : 0;
+	if (r)
+		return r;
 	l->server = *kd_server(l->client);
 	return content_id_from_hex(l->server.teacher, &l->teacher) ? error_set(err, ERROR_CORRUPT, "server", "it names no teacher") : 0;
 }
@@ -126,20 +190,6 @@ void link_close(struct link *l)
 {
 	kd_close(l->client);
 	l->client = NULL;
-}
-
-static int get_once(struct link *l, const char *path, char **ret_body, size_t *ret_n, struct error *err)
-{
-	struct kd_error why;
-	int status = 0;
-	if (kd_call(l->client, "GET", path, NULL, 0, &status, ret_body, ret_n, &why))
-		return client_error(err, &why);
-	if (status < 300)
-		return 0;
-	free(*ret_body);
-	*ret_body = NULL;
-	bool later = status == 429 || status == 503 || status == 504;
-	return error_set(err, later ? ERROR_UNAVAILABLE : ERROR_UNSUPPORTED, "server", "GET %s: status %d", path, status);
 }
 
 int link_get(struct link *l, const char *path, char **ret_body, size_t *ret_n, struct error *err)
@@ -199,13 +249,14 @@ static int events_take(struct link *l, uint32_t n, link_take_fn *take, void *arg
 int link_ask(struct link *l, const struct query *q, const struct kd_sequence *sequences, uint32_t n, link_take_fn *take, void *arg,
 	     struct error *err)
 {
+	static const int values[] = {[QUERY_VALUES_F32] = KD_F32, [QUERY_VALUES_F16] = KD_F16, [QUERY_VALUES_U8] = KD_U8};
 	uint64_t id;
 	struct kd_error why;
 	int r = connect_once(l, err);
 	if (r)
 		return r;
 	struct kd_query query = {.size = sizeof query, .top_k = q->top_k, .own = q->own, .entropy = q->entropy,
-				 .values = q->values == QUERY_VALUES_F16 ? KD_F16 : KD_F32, .n_temperatures = q->n_temperatures,
+				 .values = values[q->values], .n_temperatures = q->n_temperatures,
 				 .temperatures = q->temperatures, .first = q->first, .last = q->last};
 	struct kd_request request = {.size = sizeof request, .query = &query, .sequences = sequences, .n_sequences = n};
 	return kd_submit(l->client, &request, &id, &why) ? client_error(err, &why) : events_take(l, n, take, arg, err);

@@ -15,6 +15,8 @@ struct error;
 
 struct link {
 	const char *address, *token;           // the owner's
+	const char *teacher_name;              // one of the server's teachers, by name or fingerprint; NULL = its first
+	const char *teacher_id;                // fingerprint it must have; NULL = any
 	uint64_t patience_ms;                  // without any answer for this long: give up
 	const atomic_bool *stop, *closing;     // either set: calls return -ECANCELED soon
 	struct kd_client *client;              // NULL = not connected
@@ -26,7 +28,7 @@ struct link {
 	bool complained;                       // that the server does not answer
 };
 
-// Set address, token, patience_ms, stop and closing first. Waits for the server if need be.
+// Set address, token, teacher_name, teacher_id, patience_ms, stop and closing first. Waits for the server if need be.
 int link_open(struct link *l, struct error *err);
 void link_close(struct link *l);
 bool link_ending(const struct link *l);

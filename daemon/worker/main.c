@@ -52,7 +52,7 @@ static void print_help(void)
 	size_t n;
 	const struct config_option *table = settings_table(&n);
 	puts("Usage: kdserved-worker --config RUN.conf --output DIR [--resume] [SETTING...]\n"
-	     "Trains a student from what a kdserved teacher says of a text corpus.\n\n"
+	     "Trains a student from what a kdserved teacher says of a text corpus, or from the shards in which it was kept.\n\n"
 	     "  --config RUN.conf             settings, \"key = value\" (kdserved-worker.8)\n"
 	     "  --output DIR                  the run's folder: checkpoints/, student/, metrics.jsonl\n"
 	     "  --resume                      go on from the newest checkpoint in DIR\n"
@@ -151,7 +151,7 @@ static int settings_read(int argc, char **argv, struct arguments *a, struct run_
 	int status = arguments_read(argc, argv, a, s, true);
 	if (status >= 0)
 		return status;
-	if (!s->server && a->default_server && config_set(table, n, s, "server", a->default_server, "--default-server", &err))
+	if (!s->server && !settings_shards(s) && a->default_server && config_set(table, n, s, "server", a->default_server, "--default-server", &err))
 		return complain(EXIT_USAGE, &err);
 	if (settings_check(s, &err))
 		return complain(EXIT_CONFIG, &err);

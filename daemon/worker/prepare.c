@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a run needs before its first step, in the order in which a mistake is cheapest to find: the folder, the server, the tokenizer,
+// What a run needs before its first step, in the order in which a mistake is cheapest to find: the folder, the teacher, the tokenizer,
 // the corpus, the student, the checkpoint.
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +14,8 @@
 #include "common/error.h"
 #include "daemon/log.h"
 #include "daemon/model/model.h"
-#include "daemon/model/packing.h"
 #include "daemon/worker/answers.h"
+#include "daemon/worker/corpus.h"
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/trainer.h"
 
@@ -74,64 +73,53 @@ static int token_read(struct trainer *t, struct error *err)
 	return t->token ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 }
 
-static int server_open(struct trainer *t, uint32_t *ret_vocab_size, struct error *err)
+static int teacher_open(struct trainer *t, struct error *err)
 {
 	const struct run_settings *s = t->settings;
-	char *body = NULL;
-	size_t n = 0;
-	if (!s->server)
-		return error_set(err, ERROR_INVALID, "server", "is missing: where does the teacher answer?");
-	int r = token_read(t, err);
-	struct answers_options o = {.server = s->server, .token = t->token, .store_directory = s->store, .patience_ms = s->patience,
-				    .stop = t->options.stop};
+	const char *shards = settings_shards(s);
+	if (!shards && !s->server)
+		return error_set(err, ERROR_INVALID, "server", "is missing: where does the teacher answer? (or teacher = shards:DIR)");
+	int r = shards ? 0 : token_read(t, err);
+	struct answers_options o = {.shards = shards, .server = s->server, .teacher = s->teacher, .teacher_id = s->teacher_id, .token = t->token,
+				    .store_directory = s->store, .patience_ms = s->patience, .stop = t->options.stop};
 	r = r ? r : answers_open(&o, &t->answers, err);
-	r = r ? r : answers_get(t->answers, "/v1/model", &body, &n, err);
-	if (r)
-		return r;
-	json_t *j = json_loadb(body, n, JSON_REJECT_DUPLICATES, NULL);
-	json_int_t v = json_integer_value(json_object_get(j, "vocab_size"));
-	json_decref(j);
-	free(body);
-	if (v < 1 || v > QUERY_MAX_VOCABULARY)
-		return error_set(err, ERROR_CORRUPT, "server", "its /v1/model names no vocab_size");
-	*ret_vocab_size = (uint32_t)v;
-	t->state.teacher = *answers_teacher(t->answers);
+	if (r == 0)
+		t->state.teacher = answers_info(t->answers)->teacher;
+	return r;
+}
+
+// A shared vocabulary size is not a shared vocabulary: ids must mean the same bytes on both sides.
+static int tokenizer_check(const struct trainer *t, const char *field, struct error *err)
+{
+	const struct answers_info *info = answers_info(t->answers);
+	struct content_id own = tokenizer_id(t->tokenizer);
+	if (tokenizer_vocab_size(t->tokenizer) > info->vocab_size)
+		return error_set(err, ERROR_CONFLICT, field, "the tokenizer has %u ids, the teacher %u", tokenizer_vocab_size(t->tokenizer),
+				 info->vocab_size);
+	if (!info->described)
+		log_warning("nothing says which tokenizer the teacher has: taking %s for it", field);
+	else if (memcmp(&own, &info->provenance.tokenizer, sizeof own))
+		return error_set(err, ERROR_CONFLICT, field, "is not the tokenizer that the teacher's answers were made with");
 	return 0;
 }
 
-static int tokenizer_open(struct trainer *t, uint32_t vocab_size, struct error *err)
+static int tokenizer_fetch(struct trainer *t, struct error *err)
 {
 	char *body = NULL;
 	size_t n = 0;
 	int r = answers_get(t->answers, "/v1/tokenizer", &body, &n, err);
 	r = r ? r : tokenizer_open_json(body, n, &t->tokenizer, err);
 	free(body);
-	if (r == 0 && tokenizer_vocab_size(t->tokenizer) > vocab_size)
-		r = error_set(err, ERROR_CONFLICT, "server", "its tokenizer has %u ids, its model %u", tokenizer_vocab_size(t->tokenizer), vocab_size);
 	return r;
 }
 
-static int corpus_open(struct trainer *t, struct error *err)
+// From where it was said to be; else the server's; else (shards) that of the student to start from.
+static int tokenizer_open(struct trainer *t, struct error *err)
 {
 	const struct run_settings *s = t->settings;
-	uint32_t prefix = 0, n_prefix = 0;
-	int r = packing_prefix(t->tokenizer, &prefix, &n_prefix, err);
-	if (r)
-		return r;
-	struct dataset_options o = {.sequence_length = (uint32_t)s->sequence_length, .prefix = &prefix, .n_prefix = n_prefix,
-				    .held_out = s->held_out, .held_out_max = (uint32_t)s->held_out_max, .seed = (uint64_t)s->seed};
-	if (n_prefix >= o.sequence_length - 1)
-		return error_set(err, ERROR_INVALID, "sequence-length", "%u leaves no room beside the tokenizer's first token", o.sequence_length);
-	r = dataset_new(&o, &t->dataset, err);
-	for (size_t i = 0; r == 0 && i < s->corpus.n; i++)
-		r = dataset_append_file(t->dataset, t->tokenizer, s->corpus_specials, s->corpus.items[i], err);
-	r = r ? r : dataset_split(t->dataset, err);
-	if (r)
-		return r;
-	t->state.dataset = dataset_id(t->dataset);
-	log_info("corpus: %llu sequences of %u tokens to train on, %llu held out", (unsigned long long)dataset_n_train(t->dataset),
-		 o.sequence_length, (unsigned long long)dataset_n_held_out(t->dataset));
-	return 0;
+	const char *path = s->tokenizer ? s->tokenizer : settings_shards(s) ? s->student : NULL;
+	int r = path ? tokenizer_open_path(path, &t->tokenizer, err) : tokenizer_fetch(t, err);
+	return r ? r : tokenizer_check(t, !path ? "server" : s->tokenizer ? "tokenizer" : "student", err);
 }
 
 static struct architecture random_architecture(const struct trainer *t, uint32_t vocab_size)
@@ -145,7 +133,6 @@ static struct architecture random_architecture(const struct trainer *t, uint32_t
 	};
 }
 
-// A shared vocabulary size is not a shared vocabulary: ids must mean the same bytes on both sides.
 static int same_tokenizer(const struct trainer *t, struct model_file *file, struct error *err)
 {
 	struct tokenizer *own = NULL;
@@ -197,6 +184,20 @@ static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error 
 	return r ? r : student_open(&o, &a, NULL, &t->student, err);
 }
 
+static void query_make(struct trainer *t)
+{
+	const struct run_settings *s = t->settings;
+	query_init(&t->query);
+	t->query.top_k = (uint32_t)s->top_k;
+	t->query.temperatures[t->query.n_temperatures++] = 1;
+	if ((float)s->temperature != 1)
+		t->query.temperatures[t->query.n_temperatures++] = (float)s->temperature;
+	t->query.last = -2;            // the last token has no label
+	t->query.values = (enum query_values)s->values;
+	t->held_out_query = t->query;
+	t->held_out_query.own = true;  // for the teacher's own perplexity
+}
+
 static void plan_make(struct trainer *t)
 {
 	const struct run_settings *s = t->settings;
@@ -208,15 +209,9 @@ static void plan_make(struct trainer *t)
 	t->state.seed = (uint64_t)s->seed;
 	t->state.sequence_length = (uint64_t)s->sequence_length;
 	t->state.batch = batch;
-	query_init(&t->query);
-	t->query.top_k = (uint32_t)s->top_k;
-	t->query.temperatures[t->query.n_temperatures++] = 1;
-	if ((float)s->temperature != 1)
-		t->query.temperatures[t->query.n_temperatures++] = (float)s->temperature;
-	t->query.last = -2;            // the last token has no label
-	t->query.values = (enum query_values)s->values;
-	t->held_out_query = t->query;
-	t->held_out_query.own = true;  // for the teacher's own perplexity
+	t->state.dataset = dataset_id(t->dataset);
+	t->state.n_held_out = dataset_n_held_out(t->dataset);
+	t->state.sequential = s->order == RUN_ORDER_SEQUENTIAL;
 }
 
 static int resume(struct trainer *t, struct error *err)
@@ -245,25 +240,26 @@ static int resume(struct trainer *t, struct error *err)
 
 int trainer_prepare(struct trainer *t, struct error *err)
 {
-	uint32_t vocab_size = 0;
 	int r = folder_open(t, err);
 	r = r ? r : paths_make(t, err);
 	if (r)
 		return r;
 	trainer_say(t, "starting");
-	r = server_open(t, &vocab_size, err);
-	r = r ? r : tokenizer_open(t, vocab_size, err);
+	query_make(t);
+	r = teacher_open(t, err);
+	r = r ? r : tokenizer_open(t, err);
 	r = r ? r : corpus_open(t, err);
 	if (r)
 		return r;
 	plan_make(t);
-	r = student_prepare(t, vocab_size, err);
+	r = student_prepare(t, answers_info(t->answers)->vocab_size, err);
 	r = r ? r : resume(t, err);
 	if (r)
 		return r;
 	t->report.device = student_device(t->student);
 	t->report.n_parameters = student_weights(t->student)->parameters->n_values;
 	t->asked = t->state.position;
+	t->ahead = TRAINER_AHEAD;
 	t->rows = calloc((size_t)t->settings->micro_batch, sizeof *t->rows);
 	return t->rows ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 }

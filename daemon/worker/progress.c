@@ -88,8 +88,8 @@ static json_t *report_to_json(const struct progress_report *r)
 
 static void terminal_say(struct progress *p, const struct progress_report *r)
 {
-	fprintf(stderr, "\r%s step %llu/%llu  loss %.4f  lr %.2e  %.0f tokens/s", r->state, (unsigned long long)r->step,
-		(unsigned long long)r->steps, r->loss, r->learning_rate, r->tokens_per_second);
+	fprintf(stderr, "\r%s step %llu/%llu  loss %.4f  lr %.2e  %.0f tokens/s, %.1f %% waiting", r->state, (unsigned long long)r->step,
+		(unsigned long long)r->steps, r->loss, r->learning_rate, r->tokens_per_second, 100 * r->wait_share);
 	if (r->n_evaluations)
 		fprintf(stderr, "  held-out KL %.4f (%.4f before)", r->last.kl, r->before.kl);
 	if (r->eta_seconds >= 0)

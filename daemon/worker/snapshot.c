@@ -80,11 +80,12 @@ static json_t *state_to_json(const struct snapshot_state *s)
 	char teacher[CONTENT_ID_HEX], dataset[CONTENT_ID_HEX];
 	content_id_to_hex(&s->teacher, teacher);
 	content_id_to_hex(&s->dataset, dataset);
-	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I}", "version", (json_int_t)1,
+	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "version", (json_int_t)2,
 			      "step", (json_int_t)s->step, "position", (json_int_t)s->position,
 			      "n_positions", (json_int_t)s->n_positions, "n_masked", (json_int_t)s->n_masked, "seconds", s->seconds,
 			      "teacher", teacher, "dataset", dataset, "seed", (json_int_t)s->seed,
 			      "sequence_length", (json_int_t)s->sequence_length, "batch", (json_int_t)s->batch,
+			      "n_held_out", (json_int_t)s->n_held_out, "sequential", (json_int_t)s->sequential,
 			      "n_evaluations", (json_int_t)s->n_evaluations);
 	if (!j || !s->n_evaluations)
 		return j;
@@ -133,12 +134,13 @@ static bool state_from_json(const json_t *j, struct snapshot_state *s)
 {
 	uint64_t version;
 	*s = (struct snapshot_state){0};
-	if (!integer_of(j, "version", &version) || version != 1)
+	if (!integer_of(j, "version", &version) || version != 2)
 		return false;
 	bool good = integer_of(j, "step", &s->step) && integer_of(j, "position", &s->position) && integer_of(j, "n_positions", &s->n_positions) &&
 		    integer_of(j, "n_masked", &s->n_masked) && number_of(j, "seconds", &s->seconds) && id_of(j, "teacher", &s->teacher) &&
 		    id_of(j, "dataset", &s->dataset) && integer_of(j, "seed", &s->seed) && integer_of(j, "sequence_length", &s->sequence_length) &&
-		    integer_of(j, "batch", &s->batch) && integer_of(j, "n_evaluations", &s->n_evaluations);
+		    integer_of(j, "batch", &s->batch) && integer_of(j, "n_held_out", &s->n_held_out) && integer_of(j, "sequential", &s->sequential) &&
+		    integer_of(j, "n_evaluations", &s->n_evaluations);
 	if (good && s->n_evaluations)
 		good = evaluation_from_json(json_object_get(j, "before"), &s->before) && evaluation_from_json(json_object_get(j, "last"), &s->last) &&
 		       evaluation_from_json(json_object_get(j, "best"), &s->best);
@@ -383,15 +385,17 @@ int snapshot_load(const char *directory, struct weights *w, struct snapshot_stat
 
 int snapshot_compare(const struct snapshot_state *saved, const struct snapshot_state *now, struct error *err)
 {
-	const char *what = memcmp(&saved->teacher, &now->teacher, sizeof now->teacher) ? "server"
+	const char *what = memcmp(&saved->teacher, &now->teacher, sizeof now->teacher) ? "teacher"
 		: memcmp(&saved->dataset, &now->dataset, sizeof now->dataset)          ? "corpus"
 		: saved->seed != now->seed                                             ? "seed"
 		: saved->sequence_length != now->sequence_length                       ? "sequence-length"
 		: saved->batch != now->batch                                           ? "micro-batch"
+		: saved->n_held_out != now->n_held_out                                 ? "held-out"
+		: saved->sequential != now->sequential                                 ? "order"
 											: NULL;
 	if (!what)
 		return 0;
-	if (strcmp(what, "server") == 0)
+	if (strcmp(what, "teacher") == 0)
 		return error_set(err, ERROR_CONFLICT, what, "the teacher is another one than this run began with");
 	return error_set(err, ERROR_CONFLICT, what, "%s differs from what this run began with: it cannot be resumed", what);
 }

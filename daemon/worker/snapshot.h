@@ -19,6 +19,7 @@ struct snapshot_state {
 	double seconds;                        // spent training
 	struct content_id teacher, dataset;
 	uint64_t seed, sequence_length, batch; // batch: sequences per step
+	uint64_t n_held_out, sequential;       // sequences kept from training; 1 = trained in the order of the list's making
 	uint64_t n_evaluations;                // the three below are set when it is not 0
 	struct student_evaluation before, last, best;
 };

@@ -17,9 +17,10 @@
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/export.h"
 
-// Micro-batches asked for ahead of the one in training: one being answered and one that is ready, so that neither side waits for the
-// other's slower turns.
-#define TRAINER_AHEAD 2
+#define TRAINER_WAIT_SHARE 0.01        // of a micro-batch's time: more is a reason to look further ahead
+#define TRAINER_AHEAD_NUMBERS (1u << 26)       // ids and logits held for that: half a GiB
+
+#define TRAINER_EMPTY_STEPS 16         // in a row, whose records are all damaged or gone: then something else is wrong
 
 static double clock_seconds(void)
 {
@@ -47,7 +48,7 @@ void trainer_say(struct trainer *t, const char *state)
 	r->n_masked = t->state.n_masked;
 	r->seconds = t->state.seconds;
 	r->cached_share = stats.n_answers ? (double)stats.n_cached / (double)stats.n_answers : 0;
-	r->wait_share = t->state.seconds > 0 ? t->waited / t->state.seconds : 0;
+	r->wait_share = t->trained > 0 ? t->waited / t->trained : 0;
 	r->n_evaluations = t->state.n_evaluations;
 	r->before = t->state.before;
 	r->last = t->state.last;
@@ -101,15 +102,15 @@ struct trainer *trainer_close(struct trainer *t)
 // Asks for the next micro-batches of the stream until `ahead` are outstanding or the run has no more.
 static int ask_ahead(struct trainer *t, uint32_t ahead, struct error *err)
 {
-	uint32_t n = (uint32_t)t->settings->micro_batch, length = (uint32_t)t->settings->sequence_length;
-	const uint32_t **sequences = calloc(n, sizeof *sequences);
+	uint32_t n = (uint32_t)t->settings->micro_batch;
+	struct sequence *sequences = calloc(n, sizeof *sequences);
 	if (!sequences)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	int r = 0;
 	while (r == 0 && t->n_outstanding < ahead && t->asked < t->steps * t->state.batch) {
 		for (uint32_t i = 0; i < n; i++)
 			sequences[i] = dataset_train_at(t->dataset, t->asked + i);
-		r = answers_submit(t->answers, &t->query, sequences, n, length, err);
+		r = answers_submit(t->answers, &t->query, sequences, n, err);
 		if (r == 0) {
 			t->asked += n;
 			t->n_outstanding++;
@@ -119,20 +120,34 @@ static int ask_ahead(struct trainer *t, uint32_t ahead, struct error *err)
 	return r;
 }
 
+// A server answers at its own pace whatever is asked of it; a disk is the faster the more it knows of what will be wanted. What is trained,
+// and in which order, does not depend on this.
+static void ahead_adapt(struct trainer *t, double waited, double seconds)
+{
+	const struct run_settings *s = t->settings;
+	uint64_t numbers = (uint64_t)(s->micro_batch * s->sequence_length * (s->top_k + 2)) * t->ahead;
+	if (settings_shards(s) && waited > TRAINER_WAIT_SHARE * seconds && t->ahead < TRAINER_AHEAD_MAX && numbers < TRAINER_AHEAD_NUMBERS)
+		t->ahead *= 2;
+}
+
 static int micro_batch_train(struct trainer *t, struct student_sums *sums, struct error *err)
 {
 	uint32_t n = (uint32_t)t->settings->micro_batch;
 	int r = ask_ahead(t, 1, err);
 	double before = clock_seconds();
 	r = r ? r : answers_next(t->answers, t->rows, err);
-	t->waited += clock_seconds() - before;
+	double waited = clock_seconds() - before;
+	t->waited += waited;
 	if (r)
 		return r;
 	t->n_outstanding--;
-	r = ask_ahead(t, TRAINER_AHEAD, err);
+	r = ask_ahead(t, t->ahead, err);
 	r = r ? r : student_train(t->student, (const struct record_rows *const *)t->rows, n, sums, err);
-	for (uint32_t i = 0; i < n; i++)
+	for (uint32_t i = 0; i < n; i++) {
+		t->n_tokens += t->rows[i]->sequence.n_tokens;
 		t->rows[i] = record_rows_free(t->rows[i]);
+	}
+	ahead_adapt(t, waited, clock_seconds() - before);
 	return r;
 }
 
@@ -144,29 +159,33 @@ static void step_account(struct trainer *t, const struct student_sums *sums, dou
 	t->state.n_positions += sums->n_positions;
 	t->state.n_masked += sums->n_masked;
 	t->state.seconds += seconds;
+	t->trained += seconds;
 	t->step_seconds = t->step_seconds > 0 ? 0.9 * t->step_seconds + 0.1 * seconds : seconds;
 	t->report.loss = sums->total / n;
 	t->report.kd = sums->kd / n;
 	t->report.ce = sums->ce / n;
 	t->report.learning_rate = optimizer_rate(&t->optimizer, t->state.step);
 	t->report.gradient_norm = norm;
-	t->report.tokens_per_second = (double)(t->state.batch * t->state.sequence_length) / t->step_seconds;
+	double rate = (double)t->n_tokens / seconds, before = t->report.tokens_per_second;
+	t->report.tokens_per_second = before > 0 ? 0.9 * before + 0.1 * rate : rate;
 }
 
-// One optimizer step. -ECANCELED when it was asked to stop: the step then has not happened.
+// One optimizer step; one whose answers are all lost changes nothing and has no loss. -ECANCELED when it was asked to stop: the step then has not happened.
 static int step(struct trainer *t, struct error *err)
 {
 	struct student_sums sums = {0};
 	double begin = clock_seconds(), norm = 0;
+	t->n_tokens = 0;
 	for (int64_t i = 0; i < t->settings->accumulate; i++) {
 		int r = trainer_stopping(t) ? -ECANCELED : micro_batch_train(t, &sums, err);
 		if (r)
 			return r;
 	}
-	if (sums.n_positions == 0)
-		return error_set(err, ERROR_NOT_FINITE, "server", "the teacher had no usable answer for any position of step %llu",
+	t->n_empty = sums.n_positions ? 0 : t->n_empty + 1;
+	if (t->n_empty > (settings_shards(t->settings) ? TRAINER_EMPTY_STEPS : 0))
+		return error_set(err, ERROR_NOT_FINITE, "teacher", "there is no usable answer for any position of step %llu",
 				 (unsigned long long)t->state.step + 1);
-	int r = optimizer_step(&t->optimizer, student_weights(t->student), t->state.step + 1, sums.n_positions, &norm, err);
+	int r = t->n_empty ? 0 : optimizer_step(&t->optimizer, student_weights(t->student), t->state.step + 1, sums.n_positions, &norm, err);
 	if (r == 0)
 		step_account(t, &sums, norm, clock_seconds() - begin);
 	return r;
@@ -175,15 +194,15 @@ static int step(struct trainer *t, struct error *err)
 // The teacher's answers for the held-out sequences: asked once, in micro-batches, before training asks for anything.
 static int held_out_ask(struct trainer *t, struct error *err)
 {
-	uint32_t n = (uint32_t)dataset_n_held_out(t->dataset), length = (uint32_t)t->settings->sequence_length;
+	uint32_t n = (uint32_t)dataset_n_held_out(t->dataset);
 	uint32_t size = (uint32_t)t->settings->micro_batch;
 	t->held_out = calloc(n ? n : 1, sizeof *t->held_out);
 	if (!t->held_out)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	t->n_held_out = n;
 	for (uint32_t i = 0; i < n; i++) {
-		const uint32_t *s = dataset_held_out_at(t->dataset, i);
-		int r = answers_submit(t->answers, &t->held_out_query, &s, 1, length, err);
+		struct sequence s = dataset_held_out_at(t->dataset, i);
+		int r = answers_submit(t->answers, &t->held_out_query, &s, 1, err);
 		if (r)
 			return r;
 	}

@@ -43,17 +43,30 @@ struct trainer {
 	uint64_t steps;                        // of the whole run
 	uint64_t asked;                        // position of the next sequence to ask for
 	uint32_t n_outstanding;                // micro-batches asked for and not yet taken
+	uint32_t ahead;                        // how many are to be asked for ahead of the one in training
 	struct record_rows **rows;             // (micro_batch) of the micro-batch in training
-	double waited;                         // seconds in answers_next
+	double waited, trained;                // seconds of this process: in answers_next, in steps
+	uint64_t n_tokens;                     // of the step in progress
+	uint32_t n_empty;                      // steps in a row without any answer
 	double step_seconds;                   // of a step, smoothed
 	bool supervisor_gone;
 };
+
+// Micro-batches asked for ahead of the one in training: one being answered and one that is ready, so that neither side waits for the
+// other's slower turns.
+#define TRAINER_AHEAD 2
+#define TRAINER_AHEAD_MAX 64           // of shards, when the disk's answers come in bursts
 
 enum trainer_end { TRAINER_SUCCEEDED, TRAINER_STOPPED };
 
 int trainer_open(const struct trainer_options *options, struct trainer **ret, struct error *err);
 // 0 with how it ended, or -errno with the reason. A stopped run has a checkpoint and can be resumed.
-int trainer_run(struct trainer *t, enum trainer_end *ret_end, struct error *err);
+int trainer_run(struct trainer *t, // Micro-batches asked for ahead of the one in training: one being answered and one that is ready, so that neither side waits for the
+// other's slower turns.
+#define TRAINER_AHEAD 2
+#define TRAINER_AHEAD_MAX 64           // of shards, when the disk's answers come in bursts
+
+enum trainer_end *ret_end, struct error *err);
 struct trainer *trainer_close(struct trainer *t);      // returns NULL; NULL is fine
 
 int trainer_prepare(struct trainer *t, struct error *err);     // prepare.c, for trainer_open

@@ -83,7 +83,7 @@ static double *arrays_read(struct fixture *f)
 static struct snapshot_state state_of(uint64_t step)
 {
 	struct snapshot_state s = {.step = step, .position = 8 * step, .n_positions = 77 * step, .n_masked = 1, .seconds = 1.0 / 3, .seed = 9,
-				   .sequence_length = 64, .batch = 8, .n_evaluations = 2};
+				   .sequence_length = 64, .batch = 8, .n_held_out = 5, .sequential = 1, .n_evaluations = 2};
 	memset(&s.teacher, 0xab, sizeof s.teacher);
 	memset(&s.dataset, 0xcd, sizeof s.dataset);
 	s.before = (struct student_evaluation){1.0 / 7, 2.0 / 7, 3.0 / 7, 4.0 / 7, 100};
@@ -209,16 +209,18 @@ static void all_damaged_is_an_error_not_a_fresh_start(void **state)
 static void what_would_change_the_run_is_named(void **state)
 {
 	(void)state;
-	struct snapshot_state saved = state_of(1), now[5];
-	static const char *const fields[5] = {"server", "corpus", "seed", "sequence-length", "micro-batch"};
-	for (int i = 0; i < 5; i++)
+	struct snapshot_state saved = state_of(1), now[7];
+	static const char *const fields[7] = {"teacher", "corpus", "seed", "sequence-length", "micro-batch", "held-out", "order"};
+	for (int i = 0; i < 7; i++)
 		now[i] = state_of(7);
 	now[0].teacher.bytes[31] ^= 1;
 	now[1].dataset.bytes[0] ^= 1;
 	now[2].seed++;
 	now[3].sequence_length++;
 	now[4].batch++;
-	for (int i = 0; i < 5; i++) {
+	now[5].n_held_out++;
+	now[6].sequential = 0;
+	for (int i = 0; i < 7; i++) {
 		struct error err = {0};
 		assert_int_equal(snapshot_compare(&saved, &now[i], &err), error_errno(ERROR_CONFLICT));
 		assert_string_equal(err.field, fields[i]);

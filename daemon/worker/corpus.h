@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a run trains on: its texts, or the sequences that shards hold. Answers that are missing are counted before anything is trained.
+#pragma once
+
+struct error;
+struct trainer;
+
+// Fills t->dataset, split. Offline the list is fixed here: what a resumed run trains on is what it began with, whatever was stored since.
+// Needs answers, tokenizer and the question; may take `own` out of held_out_query.
+int corpus_open(struct trainer *t, struct error *err);

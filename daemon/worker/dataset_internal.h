@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// The dataset as its own files see it: dataset.c makes the list and the order of training, dataset_file.c writes the list down.
+#pragma once
+
+#include "daemon/model/packing.h"
+#include "daemon/worker/dataset.h"
+
+struct dataset_item {
+	uint32_t start, n;             // tokens[start] .. tokens[start + n - 1]
+	uint32_t place;                // number in the order of appending
+};
+
+struct dataset {
+	struct dataset_options options;
+	struct packing packing;
+	uint32_t *tokens;              // of sequences appended whole
+	size_t n_tokens, capacity;
+	struct dataset_item *items;    // the list
+	uint32_t n_items, item_capacity;
+	bool listed;
+	uint64_t n_held_out;
+	uint32_t *train, *held_out;    // numbers of items
+	uint32_t *order;               // (n_train) of `epoch`
+	uint64_t epoch;
+};
+
+// Items and tokens as they are read back: already in the order of the list.
+int dataset_add_item(struct dataset *d, uint32_t n, uint32_t place, struct error *err);        // its tokens are the next ones appended
+int dataset_add_tokens(struct dataset *d, const uint32_t *tokens, size_t n, struct error *err);
+const uint32_t *dataset_tokens(const struct dataset *d);       // what items point into
