@@ -7,7 +7,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "clients/kdctl/kdctl.h"
+#include "clients/kdctl/runs.h"
 
 #define POLL_MS 500
 
@@ -30,19 +30,20 @@ static bool id_is_valid(const char *id)
 	return n && n <= 64 && strspn(id, "abcdefghijklmnopqrstuvwxyz0123456789_-") == n;
 }
 
-static json_t *call_run(struct kdctl *k, const char *method, const char *id)
+json_t *runs_call(struct kdctl *k, const char *method, const char *id, const char *rest)
 {
-	char path[96];
+	char path[112];
 	if (!id_is_valid(id)) {
 		kdctl_fail(k, "%s: not the id of a run (a to z, 0 to 9, _ and -)", id);
 		return NULL;
 	}
-	snprintf(path, sizeof path, "/v1/runs/%s", id);
+	snprintf(path, sizeof path, "/v1/runs/%s%s", id, rest);
 	return kdctl_call(k, method, path, NULL);
 }
 
-static bool state_is_final(const char *state)
+bool runs_state_is_final(const json_t *run)
 {
+	const char *state = text_of(run, "state");
 	return strcmp(state, "succeeded") == 0 || strcmp(state, "failed") == 0 || strcmp(state, "stopped") == 0;
 }
 
@@ -72,8 +73,7 @@ static void show_progress(struct progress *p, const json_t *run)
 	progress_show(p, steps > 0 && !isnan(step) ? step : 0, steps > 0 ? steps : 1, note);
 }
 
-// The end of a run, shown: 0 when it succeeded.
-static int conclude(const struct kdctl *k, const char *id, const json_t *run)
+int runs_conclude(const struct kdctl *k, const char *id, const json_t *run)
 {
 	const char *state = text_of(run, "state"), *reason = text_of(run, "reason");
 	if (k->json)
@@ -90,15 +90,14 @@ static int follow(struct kdctl *k, const char *id)
 {
 	struct progress p = progress_start();
 	for (;;) {
-		json_t *run = call_run(k, "GET", id);
+		json_t *run = runs_call(k, "GET", id, "");
 		if (!run) {
 			progress_stop(&p);
 			return 1;
 		}
-		const char *state = text_of(run, "state");
-		if (state_is_final(state)) {
+		if (runs_state_is_final(run)) {
 			progress_stop(&p);
-			int status = conclude(k, id, run);
+			int status = runs_conclude(k, id, run);
 			json_decref(run);
 			return status;
 		}
@@ -192,23 +191,28 @@ static int list(struct kdctl *k)
 int command_runs(struct kdctl *k, int argc, char **argv)
 {
 	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {0}};
+	if (argc > 1 && strcmp(argv[1], "watch") == 0)
+		return runs_watch(k, argc - 1, argv + 1);
+	if (argc > 1 && strcmp(argv[1], "plot") == 0)
+		return runs_plot(k, argc - 1, argv + 1);
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		if (c != 'h')
 			return kdctl_bad_option(k, argc, argv);
-		puts("Usage: kdctl runs [ID | stop ID]\n"
-		     "Lists the server's training runs, shows one, or stops one (it keeps its last checkpoint).");
+		puts("Usage: kdctl runs [ID | stop ID | watch ID | plot ID]\n"
+		     "Lists the server's training runs, shows one, or stops one (it keeps its last checkpoint);\n"
+		     "watch shows its curves live, plot draws them as a picture.");
 		return 0;
 	}
 	int n = argc - optind;
 	bool stop = n == 2 && strcmp(argv[optind], "stop") == 0;
 	if (n > 1 && !stop)
-		return kdctl_usage(k, "nothing, an ID, or stop ID is expected");
+		return kdctl_usage(k, "nothing, an ID, stop ID, watch ID or plot ID is expected");
 	int status = kdctl_connect(k);
 	if (status)
 		return status;
 	if (!n)
 		return list(k);
-	json_t *run = call_run(k, stop ? "DELETE" : "GET", argv[argc - 1]);
+	json_t *run = runs_call(k, stop ? "DELETE" : "GET", argv[argc - 1], "");
 	if (!run)
 		return 1;
 	if (k->json)

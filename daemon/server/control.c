@@ -316,6 +316,18 @@ static int get_run(const struct control_input *in, struct control_reply *out, st
 	return r ? r : reply_run(in, in->id, out, err);
 }
 
+static int get_history(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	char *json = NULL;
+	int r = check_runs(in, err);
+	if (!r)
+		r = supervisor_history(service_supervisor(in->service), in->id, &json, err);
+	if (!r)
+		buffer_text(&out->body, json);
+	free(json);
+	return r;
+}
+
 static int delete_run(const struct control_input *in, struct control_reply *out, struct error *err)
 {
 	int r = check_runs(in, err);
@@ -332,7 +344,9 @@ static int post_exchange(const struct control_input *in, struct control_reply *o
 	return error_set(err, ERROR_UNSUPPORTED, "path", "this resource is HTTP's alone: the binary protocol has frames for it");
 }
 
-enum route_id { ROUTE_PLAIN, ROUTE_RUN, ROUTE_MODEL };     // what follows the path
+enum route_id { ROUTE_PLAIN, ROUTE_RUN, ROUTE_MODEL };     // whose id stands in the path's place for it
+#define ROUTE_ID "{id}"
+#define ROUTE_ID_BYTES 256
 
 static const struct route {
 	const char *method, *path;
@@ -351,15 +365,16 @@ static const struct route {
 	{"POST", "/v1/generate", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"POST", "/v1/completions", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OPENAI},
 	{"GET", "/v1/models", get_models, ROUTE_PLAIN, REPLY_ERRORS_OPENAI},
-	{"GET", "/v1/models/", get_model_card, ROUTE_MODEL, REPLY_ERRORS_OPENAI},
+	{"GET", "/v1/models/{id}", get_model_card, ROUTE_MODEL, REPLY_ERRORS_OPENAI},
 	{"POST", "/v1/tokenize", post_tokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"POST", "/v1/weights", control_post_weights, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"POST", "/v1/runs", post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"GET", "/v1/runs", get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/v1/runs/", get_run, ROUTE_RUN, REPLY_ERRORS_OWN},
-	{"DELETE", "/v1/runs/", delete_run, ROUTE_RUN, REPLY_ERRORS_OWN},
+	{"GET", "/v1/runs/{id}", get_run, ROUTE_RUN, REPLY_ERRORS_OWN},
+	{"GET", "/v1/runs/{id}/metrics", get_history, ROUTE_RUN, REPLY_ERRORS_OWN},
+	{"DELETE", "/v1/runs/{id}", delete_run, ROUTE_RUN, REPLY_ERRORS_OWN},
 };
 #define N_ROUTES (sizeof routes / sizeof *routes)
 
@@ -372,19 +387,31 @@ static bool id_is_valid(enum route_id kind, const char *id)
 	return n >= 1 && n <= RUN_ID_MAX && strspn(id, "abcdefghijklmnopqrstuvwxyz0123456789_-") == n;
 }
 
-static bool route_matches(const struct route *r, const char *path)
+// Whether the path is the route's, and the id that stands in it.
+static bool route_matches(const struct route *r, const char *path, char ret_id[ROUTE_ID_BYTES])
 {
-	size_t n = strlen(r->path);
-	return r->id == ROUTE_PLAIN ? strcmp(path, r->path) == 0 : strncmp(path, r->path, n) == 0 && id_is_valid(r->id, path + n);
+	const char *place = strstr(r->path, ROUTE_ID);
+	ret_id[0] = '\0';
+	if (!place)
+		return strcmp(path, r->path) == 0;
+	const char *after = place + strlen(ROUTE_ID);
+	size_t n = strlen(path), n_before = (size_t)(place - r->path), n_after = strlen(after);
+	if (n < n_before + n_after || n - n_before - n_after >= ROUTE_ID_BYTES || strncmp(path, r->path, n_before) != 0 ||
+	    strcmp(path + n - n_after, after) != 0)
+		return false;
+	memcpy(ret_id, path + n_before, n - n_before - n_after);
+	ret_id[n - n_before - n_after] = '\0';
+	return id_is_valid(r->id, ret_id);
 }
 
 // The methods of a path, in ret_allow; false when there is none.
 static bool allowed_methods(const char *path, char ret_allow[CONTROL_ALLOW_BYTES])
 {
+	char id[ROUTE_ID_BYTES];
 	size_t n = 0;
 	ret_allow[0] = '\0';
 	for (size_t i = 0; i < N_ROUTES; i++) {
-		if (!route_matches(&routes[i], path))
+		if (!route_matches(&routes[i], path, id))
 			continue;
 		n += (size_t)snprintf(ret_allow + n, CONTROL_ALLOW_BYTES - n, "%s%s", n ? ", " : "",
 				      strcmp(routes[i].method, "GET") == 0 ? "GET, HEAD" : routes[i].method);
@@ -392,20 +419,21 @@ static bool allowed_methods(const char *path, char ret_allow[CONTROL_ALLOW_BYTES
 	return n > 0;
 }
 
-static const struct route *route_find(const char *method, const char *path)
+static const struct route *route_find(const char *method, const char *path, char ret_id[ROUTE_ID_BYTES])
 {
 	if (strcmp(method, "HEAD") == 0)
 		method = "GET";
 	for (size_t i = 0; i < N_ROUTES; i++)
-		if (strcmp(routes[i].method, method) == 0 && route_matches(&routes[i], path))
+		if (strcmp(routes[i].method, method) == 0 && route_matches(&routes[i], path, ret_id))
 			return &routes[i];
 	return NULL;
 }
 
 enum reply_errors control_errors(const char *path)
 {
+	char id[ROUTE_ID_BYTES];
 	for (size_t i = 0; i < N_ROUTES; i++)
-		if (route_matches(&routes[i], path))
+		if (route_matches(&routes[i], path, id))
 			return routes[i].errors;
 	return REPLY_ERRORS_OWN;
 }
@@ -413,7 +441,8 @@ enum reply_errors control_errors(const char *path)
 bool control_check(const char *method, const char *path, struct control_reply *ret_reply)
 {
 	struct error err = {0};
-	if (route_find(method, path))
+	char id[ROUTE_ID_BYTES];
+	if (route_find(method, path, id))
 		return true;
 	bool exists = allowed_methods(path, ret_reply->allow);
 	if (exists)
@@ -441,8 +470,9 @@ void control_call(struct service *s, const char *method, const char *path, const
 	*ret_reply = (struct control_reply){.status = 200, .content_type = "application/json"};
 	if (!control_check(method, path, ret_reply))
 		return;
-	const struct route *route = route_find(method, path);
-	struct control_input in = {.service = s, .id = path + strlen(route->path), .body = body ? body : "", .n = n};
+	char id[ROUTE_ID_BYTES];
+	const struct route *route = route_find(method, path, id);
+	struct control_input in = {.service = s, .id = id, .body = body ? body : "", .n = n};
 	int r = 0;
 	if (strcmp(route->method, "POST") != 0 && n)
 		r = error_set(&err, ERROR_INVALID, "body", "a %s has no body", method);

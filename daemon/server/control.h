@@ -24,7 +24,7 @@ struct control_reply {
 void control_call(struct service *s, const char *method, const char *path, const char *body, size_t n, struct control_reply *ret_reply);
 // Whether the path exists and takes the method; else fills a reply that says so. For doors that decide before reading a body.
 bool control_check(const char *method, const char *path, struct control_reply *ret_reply);
-// Every route; a path that ends in '/' is followed by an id. For tests.
+// Every route; "{id}" stands for one in a path. For tests.
 size_t control_n_routes(void);
 void control_route(size_t i, const char **ret_method, const char **ret_path);
 // The shape of a path's errors.

@@ -9,7 +9,7 @@
 struct error;
 struct service;
 
-struct control_input { struct service *service; const char *id; const char *body; size_t n; };    // id: what followed the route's path
+struct control_input { struct service *service; const char *id; const char *body; size_t n; };    // id: what stood in the path for {id}
 
 int control_check_loaded(const struct service *s, struct error *err);    // for what needs the model, and stays useful while draining
 int control_post_weights(const struct control_input *in, struct control_reply *out, struct error *err);

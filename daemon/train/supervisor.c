@@ -20,6 +20,7 @@
 
 #include "common/error.h"
 #include "daemon/train/entry.h"
+#include "daemon/train/history.h"
 #include "daemon/train/settings.h"
 
 #define SUPERVISOR_MAX_RUNS 10000      // folders listed; more are for the operator to archive
@@ -473,6 +474,22 @@ int supervisor_get(struct supervisor *s, const char *id, char **ret_json, struct
 	json_t *j = e ? run_to_json(&e->run) : NULL;
 	pthread_mutex_unlock(&s->lock);
 	return e ? text_of(j, ret_json, err) : error_set(err, ERROR_NOT_FOUND, "id", "no such run");
+}
+
+// Reads the disk without the lock: the file only grows.
+int supervisor_history(struct supervisor *s, const char *id, char **ret_json, struct error *err)
+{
+	char path[RUN_PATH_MAX];
+	json_t *points = NULL;
+	pthread_mutex_lock(&s->lock);
+	bool known = table_find(s, id) != NULL;
+	pthread_mutex_unlock(&s->lock);
+	if (!known)
+		return error_set(err, ERROR_NOT_FOUND, "id", "no such run");
+	if (run_path(s->context.directory, id, "metrics.jsonl", path) < 0)
+		return error_set(err, ERROR_TOO_LARGE, NULL, "the path of its metrics is too long");
+	int r = history_read(path, &points, err);
+	return r ? r : text_of(json_pack("{s:s, s:o}", "id", id, "points", points), ret_json, err);
 }
 
 int supervisor_list(struct supervisor *s, char **ret_json, struct error *err)

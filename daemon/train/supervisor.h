@@ -27,5 +27,7 @@ void supervisor_dispatch(struct supervisor *s);
 int supervisor_start(struct supervisor *s, const char *name, const char *config, size_t n, char ret_id[RUN_ID_MAX + 1], struct error *err);
 int supervisor_stop(struct supervisor *s, const char *id, struct error *err);
 int supervisor_get(struct supervisor *s, const char *id, char **ret_json, struct error *err);      // one run's object; caller frees
+// {"id":..,"points":[{"step":..,"loss":..},..]}: its course (history.h); caller frees
+int supervisor_history(struct supervisor *s, const char *id, char **ret_json, struct error *err);
 int supervisor_list(struct supervisor *s, char **ret_json, struct error *err);                     // {"runs":[...]}
 uint32_t supervisor_n_running(struct supervisor *s);
