@@ -11,6 +11,7 @@
 struct error;
 struct record;
 
+#define RECORD_VERSION 3                // of the format
 #define RECORD_MAX_BYTES (1u << 30)    // no record is larger
 #define RECORD_MAX_NUMBERS (1u << 28)  // of one array when decoded: RECORD_MAX_BYTES of f32
 

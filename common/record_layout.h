@@ -11,7 +11,6 @@
 #include "common/record.h"
 
 #define RECORD_MAGIC 0x4352444bu       // "KDRC" as it lies in the bytes
-#define RECORD_VERSION 3
 #define RECORD_HEADER_BYTES 100
 #define RECORD_FLAGS_AT 6
 #define RECORD_FLAG_SHORT 1            // in the flags of a short record; a whole one has none

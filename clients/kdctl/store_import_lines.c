@@ -11,9 +11,9 @@
 #include "clients/kdctl/store_transfer.h"
 #include "common/error.h"
 
-enum member { M_KEY, M_TEACHER, M_VOCAB_SIZE, M_CHECKSUM, M_TOKENS, M_QUESTION, M_WIDTHS, M_MAX_LOGIT, M_ROWS, M_SPANS, M_POOLED, M_RECORD,
+enum member { M_VERSION, M_KEY, M_TEACHER, M_VOCAB_SIZE, M_CHECKSUM, M_TOKENS, M_QUESTION, M_WIDTHS, M_MAX_LOGIT, M_ROWS, M_SPANS, M_POOLED, M_RECORD,
 	N_MEMBERS };
-static const char *const member_names[N_MEMBERS] = {"key", "teacher", "vocab_size", "checksum", "tokens", "question", "feature_widths",
+static const char *const member_names[N_MEMBERS] = {"version", "key", "teacher", "vocab_size", "checksum", "tokens", "question", "feature_widths",
 	"max_logit", "rows", "spans", "pooled", "record"};
 
 struct line {
@@ -77,6 +77,7 @@ static void read_header(struct line *l)
 		read_id(t, &l->teacher);
 	if (must_go_to(l, M_VOCAB_SIZE))
 		l->vocab_size = (uint32_t)pull_u64(t, QUERY_MAX_VOCABULARY);
+	l->claims.version = go_to(l, M_VERSION) ? (uint32_t)pull_u64(t, UINT16_MAX) : RECORD_VERSION;
 	if (go_to(l, M_KEY)) {
 		read_id(t, &l->claims.key);
 		l->claims.has_key = true;

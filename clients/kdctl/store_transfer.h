@@ -26,6 +26,7 @@ extern const char *const question_values[3], *const question_feature_values[3], 
 
 // What a file says of a record besides its rows, to be checked: nothing of it is believed.
 struct claims {
+	uint32_t version;                // of the record format that key, checksum and exact are of; those of another cannot be compared
 	bool has_key, has_checksum;
 	struct content_id key;
 	uint32_t checksum;               // the record's own CRC-32C

@@ -190,7 +190,7 @@ static void what_does_not_fit_is_refused(void **state)
 {
 	(void)state;
 	static const struct { const char *what, *with, *message; } cases[] = {
-		{"{\"key\"", "[\"key\"", "an object is expected"},
+		{"{\"version\"", "[\"version\"", "an object is expected"},
 		{"\"key\":\"", "\"key\":\"00", "none of those known"},
 		{"\"key\":\"c", "\"key\":\"d", "is not the key"},
 		{"\"key\":\"c", "\"key\":\"x", "hexadecimal"},
@@ -245,9 +245,10 @@ static void what_does_not_fit_is_refused(void **state)
 static void notes_and_missing_claims_are_no_fault(void **state)
 {
 	(void)state;
-	static const char *const cases[][2] = {{"\"own_logit\":1", "\"note\":{\"a\":[1,\"x\\\"\",null]},\"own_logit\":1"},
-		{"{\"key\"", " { \"text\" : \"\\u00e9\" , \"old_key\""}, {"\"checksum\"", "\"sum\""}, {"\"top_k\":2", "\"temperatures\":[1],\"top_k\":2"}};
-	for (size_t i = 0; i < 3; i++) {
+	static const char *const cases[][2] = {{"\"version\":3,\"key\":\"c", "\"version\":2,\"key\":\"d"},
+		{"\"own_logit\":1", "\"note\":{\"a\":[1,\"x\\\"\",null]},\"own_logit\":1"},
+		{"{\"version\":3,\"key\"", " { \"text\" : \"\\u00e9\" , \"old_key\""}, {"\"checksum\"", "\"sum\""}};
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		char *line = changed(cases[i][0], cases[i][1]);
 		struct record *record;
 		struct error err = {0};
