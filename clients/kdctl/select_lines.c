@@ -5,9 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "clients/kdctl/select.h"
+#include "common/error.h"
+#include "common/output.h"
 
 static bool is_empty(const char *line)
 {
@@ -61,7 +62,15 @@ static bool is_summary(const char *line)
 	return strncmp(line, "{\"summary\":", 11) == 0;
 }
 
-static int copy(struct kdctl *k, const char *path, const bool *chosen, uint64_t n, FILE *to)
+// One line on: to the file, else to stdout, whose failure is told at the end of the program.
+static int line_write(struct kdctl *k, struct output *to, const char *line, size_t n)
+{
+	if (!to)
+		return fwrite(line, 1, n, stdout) == n ? 0 : 1;
+	return output_write(to, line, n) ? kdctl_fail_with(k, to->err->field, to->err->message) : 0;
+}
+
+static int copy(struct kdctl *k, const char *path, const bool *chosen, uint64_t n, struct output *to)
 {
 	FILE *f = lines_open(k, path);
 	char *line = NULL;
@@ -73,8 +82,8 @@ static int copy(struct kdctl *k, const char *path, const bool *chosen, uint64_t 
 			continue;
 		if (number == n)
 			status = kdctl_fail(k, "%s: it has more items than there are values (%" PRIu64 ")", path, n);
-		else if (chosen[number++] && fwrite(line, 1, (size_t)bytes, to) != (size_t)bytes)
-			status = kdctl_fail(k, "cannot write the output: %s", strerror(errno));
+		else if (chosen[number++])
+			status = line_write(k, to, line, (size_t)bytes);
 	}
 	if (!status && f && ferror(f))
 		status = kdctl_fail(k, "%s: %s", path, strerror(errno));
@@ -88,21 +97,12 @@ static int copy(struct kdctl *k, const char *path, const bool *chosen, uint64_t 
 
 int lines_copy(struct kdctl *k, const char *path, const bool *chosen, uint64_t n, const char *output_path)
 {
-	char *partial = NULL;
+	struct error err = {0};
+	struct output to;
 	if (!output_path)
-		return copy(k, path, chosen, n, stdout);
-	if (asprintf(&partial, "%s.partial", output_path) < 0)
-		return kdctl_fail(k, "no memory");
-	FILE *to = fopen(partial, "we");
-	int status = to ? copy(k, path, chosen, n, to) : kdctl_fail(k, "%s: %s", partial, strerror(errno));
-	if (to && !status && (fflush(to) || fsync(fileno(to))))
-		status = kdctl_fail(k, "%s: %s", partial, strerror(errno));
-	if (to && fclose(to) && !status)
-		status = kdctl_fail(k, "%s: %s", partial, strerror(errno));
-	if (!status && rename(partial, output_path))
-		status = kdctl_fail(k, "%s: %s", output_path, strerror(errno));
-	if (status && to)
-		unlink(partial);
-	free(partial);
-	return status;
+		return copy(k, path, chosen, n, NULL);
+	int r = output_open(&to, output_path, &err);
+	int status = r ? kdctl_fail_with(k, err.field, err.message) : copy(k, path, chosen, n, &to);
+	r = output_close(&to, r ? r : status ? -ECANCELED : 0);
+	return !status && r ? kdctl_fail_with(k, err.field, err.message) : status;
 }
