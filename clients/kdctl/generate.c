@@ -107,8 +107,8 @@ static int tokenize(struct generation *g, const char *text, bool whole, uint32_t
 	if (!body)
 		return kdctl_fail(g->k, "the text is not UTF-8");
 	json_t *reply = kdctl_call(g->k, "POST", "/v1/tokenize", body);
-	struct tokens t = {0};
-	int status = reply ? tokens_append_json(g->k, json_object_get(reply, "tokens"), &t) : 1;
+	struct id_list t = {0};
+	int status = reply ? id_list_append_json(g->k, json_object_get(reply, "tokens"), &t) : 1;
 	json_decref(reply);
 	if (!status && !t.n)
 		status = kdctl_fail(g->k, whole ? "the prompt is empty" : "the prefix is empty");

@@ -40,6 +40,7 @@ int kdctl_bad_option(const struct kdctl *k, int argc, char **argv);
 bool kdctl_number(const char *text, double min, double max, double *ret);                // the whole text
 
 int kdctl_connect(struct kdctl *k);                                                      // 0, or an exit status
+int kdctl_open(struct kdctl *k, const char *fingerprint, struct kd_error *err);          // quietly; NULL = any teacher. -errno
 // A control resource: parsed reply, or NULL (said why). Takes body (may be NULL).
 json_t *kdctl_call(struct kdctl *k, const char *method, const char *path, json_t *body);
 void kdctl_print_json(const json_t *j);                                                  // one line
@@ -60,13 +61,13 @@ double progress_seconds(const struct progress *p);
 
 // ---- text.c: texts and lists become token ids
 
-struct tokens { uint32_t *ids; size_t n, capacity; };            // zero-initialise
-int tokens_reserve(struct kdctl *k, struct tokens *t, size_t n);         // room for n more
-int tokens_append_json(struct kdctl *k, const json_t *list, struct tokens *t);
-void tokens_done(struct tokens *t);
+struct id_list { uint32_t *ids; size_t n, capacity; };            // zero-initialise
+int id_list_reserve(struct kdctl *k, struct id_list *t, size_t n);         // room for n more
+int id_list_append_json(struct kdctl *k, const json_t *list, struct id_list *t);
+void id_list_done(struct id_list *t);
 
 #define TEXT_PIECE_BYTES (256 * 1024)    // of text in one call: far below any server's limit for JSON
 size_t text_piece(const char *text, size_t n);           // how much of a longer text may be tokenized on its own
 // at: where in the whole text the piece begins, for messages; first: whether what a template puts before a text belongs here.
-int text_tokenize_piece(struct kdctl *k, const char *text, size_t n, uint64_t at, bool first, struct tokens *t);
+int text_tokenize_piece(struct kdctl *k, const char *text, size_t n, uint64_t at, bool first, struct id_list *t);
 int text_tokenize(struct kdctl *k, const char *text, size_t n, uint32_t **ret_tokens, size_t *ret_n);   // *ret_tokens is the caller's

@@ -11,6 +11,7 @@
 #include "common/heap.h"
 
 #define EXIT_CONFIGURATION 78    // sysexits.h: EX_CONFIG
+#define TOKEN_SIZE 300
 #define DEFAULT_SERVER "unix:/run/kdserved/kdserved.sock"
 
 static const struct {
@@ -114,17 +115,30 @@ static int read_token(const struct kdctl *k, char *token, size_t size)
 	return status;
 }
 
+static int open_with(struct kdctl *k, const char *token, const char *fingerprint, struct kd_error *err)
+{
+	// Scoring on a busy processor may be silent for minutes; a server that died is noticed at once by its closed socket.
+	struct kd_options options = {.size = sizeof options, .address = k->server, .token = token, .teacher = fingerprint, .timeout_ms = 600000};
+	return kd_open(&options, &k->client, err);
+}
+
+int kdctl_open(struct kdctl *k, const char *fingerprint, struct kd_error *err)
+{
+	char token[TOKEN_SIZE];
+	*err = (struct kd_error){.code = "unauthorized", .message = "the token cannot be read any more"};
+	if (k->token_file && read_token(k, token, sizeof token))
+		return -EACCES;
+	return open_with(k, k->token_file ? token : NULL, fingerprint, err);
+}
+
 static int connect_to(struct kdctl *k, const char *fingerprint)
 {
-	char token[300];
+	char token[TOKEN_SIZE];
 	struct kd_error err;
-	// Scoring on a busy processor may be silent for minutes; a server that died is noticed at once by its closed socket.
-	struct kd_options options = {.size = sizeof options, .address = k->server, .teacher = fingerprint, .timeout_ms = 600000};
 	int status = k->token_file ? read_token(k, token, sizeof token) : 0;
 	if (status)
 		return status;
-	options.token = k->token_file ? token : NULL;
-	return kd_open(&options, &k->client, &err) ? kdctl_fail_with(k, "", err.message) : 0;
+	return open_with(k, k->token_file ? token : NULL, fingerprint, &err) ? kdctl_fail_with(k, "", err.message) : 0;
 }
 
 // Connects again when the teacher of that name is not the server's first, to which an open connection belongs.

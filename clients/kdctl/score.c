@@ -4,23 +4,12 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#include "clients/kdctl/score.h"
+#include "clients/kdctl/flow.h"
 
 #define ANSWER_OVERHEAD 40       // bytes of frame and answer header before a record
 #define RECORD_TEACHER_BYTES 32  // a record travels without its question (kdserved-record.5, Short form): these,
 #define RECORD_QUERY_AT 92       // the query, whose size is here, and the tokens
-#define AHEAD 2                  // requests read, asked or answered but not written yet, for each that may be in flight
-
-// One request: a run of items.
-struct chunk {
-	struct chunk *next;
-	struct item *items;
-	uint32_t n;
-	uint64_t id;                     // in flight, 0 = not
-	bool done;
-};
 
 struct totals {
 	uint64_t n_resumed, n_sequences, n_tokens, n_rows, n_cached, n_bad_rows, n_bytes, n_wire_bytes;
@@ -33,26 +22,16 @@ struct scoring {
 	struct score_options *options;
 	struct source source;
 	struct sink *sink;
-	struct chunk *chunks, **end;     // in the order of the input; what is done at the front is written
-	uint32_t n_chunks, n_in_flight, max_in_flight;
+	struct flow flow;
 	uint64_t read_to, resumed_to;    // bytes of the input whose answers are written, and of those that were there before
 	struct progress progress;
 	struct totals totals;
 };
 
-static struct chunk *chunk_free(struct chunk *c)
-{
-	for (struct item *next; c && c->items; c->items = next) {
-		next = c->items->next;
-		item_free(c->items);
-	}
-	free(c);
-	return NULL;
-}
-
 // The next sequences that the output does not hold yet; *ret NULL at the end.
-static int next_item(struct scoring *s, struct item **ret)
+static int next_item(void *arg, struct item **ret)
 {
+	struct scoring *s = arg;
 	for (;;) {
 		bool there = false;
 		int status = source_next(&s->source, ret);
@@ -64,90 +43,6 @@ static int next_item(struct scoring *s, struct item **ret)
 		s->read_to = s->resumed_to = (*ret)->end;
 		item_free(*ret);
 	}
-}
-
-static int read_chunk(struct scoring *s, struct chunk **ret)
-{
-	struct chunk *c = calloc(1, sizeof *c);
-	int status = c ? 0 : kdctl_fail(s->k, "no memory");
-	struct item **end = c ? &c->items : NULL, *i = NULL;
-	while (!status && c->n < s->options->batch) {
-		status = next_item(s, &i);
-		if (status || !i)
-			break;
-		*end = i;
-		end = &i->next;
-		c->n++;
-	}
-	if (status || !c->n)
-		c = chunk_free(c);
-	*ret = c;
-	return status;
-}
-
-static int read_ahead(struct scoring *s)
-{
-	struct chunk *c = NULL;
-	while (s->n_chunks < AHEAD * s->max_in_flight) {
-		int status = read_chunk(s, &c);
-		if (status || !c)
-			return status;
-		*s->end = c;
-		s->end = &c->next;
-		s->n_chunks++;
-	}
-	return 0;
-}
-
-// A fault of one sequence is told by its number in the input, not by that in its request.
-static int refuse(const struct scoring *s, const struct chunk *c, uint32_t index, const struct kd_error *e)
-{
-	const char *rest = e->field;
-	char *end;
-	if (strncmp(rest, "sequences[", 10) == 0) {
-		index = (uint32_t)strtoul(rest + 10, &end, 10);
-		rest = *end == ']' ? end + 1 : end;
-	}
-	rest += *rest == '.';
-	return kdctl_fail(s->k, "sequence %" PRIu64 ": %s%s%s", c->items->number + index, rest, *rest ? ": " : "", e->message);
-}
-
-static int submit(struct scoring *s, struct chunk *c)
-{
-	struct kd_sequence *sequences = calloc(c->n, sizeof *sequences);
-	struct kd_lists *lists = calloc(c->n, sizeof *lists);
-	struct kd_request request = KD_REQUEST_INIT;
-	struct kd_error err;
-	uint32_t n = 0;
-	int status = 0;
-	if (!sequences || !lists) {
-		status = kdctl_fail(s->k, "no memory for %" PRIu32 " sequences", c->n);
-		goto out;
-	}
-	for (const struct item *i = c->items; i; i = i->next, n++)
-		item_ask(i, &sequences[n], &lists[n]);
-	request.query = &s->options->query;
-	request.sequences = sequences;
-	request.n_sequences = c->n;
-	request.flags = s->options->flags;
-	request.deadline_ms = s->options->deadline_ms;
-	if (kd_submit(s->k->client, &request, &c->id, &err))
-		status = refuse(s, c, 0, &err);
-	else
-		s->n_in_flight++;
-out:
-	free(sequences);
-	free(lists);
-	return status;
-}
-
-static int submit_more(struct scoring *s)
-{
-	int status = 0;
-	for (struct chunk *c = s->chunks; c && !status && s->n_in_flight < s->max_in_flight; c = c->next)
-		if (!c->id && !c->done)
-			status = submit(s, c);
-	return status;
 }
 
 // ---- answers
@@ -172,8 +67,9 @@ static void add_nll(struct totals *t, const struct kd_rows *rows)
 	}
 }
 
-static int add_answer(struct scoring *s, struct item *i)
+static int add_answer(void *arg, struct item *i)
 {
+	struct scoring *s = arg;
 	struct totals *t = &s->totals;
 	const struct kd_rows *rows;
 	struct kd_error err;
@@ -195,83 +91,6 @@ static int add_answer(struct scoring *s, struct item *i)
 	return sink_append(s->sink, i);
 }
 
-// What is complete at the front leaves.
-static int write_done(struct scoring *s)
-{
-	int status = 0;
-	bool any = false;
-	while (!status && s->chunks && s->chunks->done) {
-		struct chunk *c = s->chunks;
-		for (struct item *i = c->items; i && !status; i = i->next)
-			status = add_answer(s, i);
-		s->chunks = c->next;
-		if (!s->chunks)
-			s->end = &s->chunks;
-		s->n_chunks--;
-		chunk_free(c);
-		any = true;
-	}
-	return status || !any ? status : sink_flush(s->sink);
-}
-
-// A server with no room for now is asked again when something of ours has come back, less at a time; alone, after a pause.
-static void hold_back(struct scoring *s, struct chunk *c)
-{
-	for (struct item *i = c->items; i; i = i->next) {
-		kd_answer_free(i->answer);
-		i->answer = NULL;
-	}
-	c->id = 0;
-	if (s->max_in_flight > 1)
-		s->max_in_flight--;
-	if (!s->n_in_flight)
-		nanosleep(&(struct timespec){.tv_nsec = 200 * 1000 * 1000}, NULL);
-}
-
-static void take_answer(struct chunk *c, struct kd_event *e)
-{
-	struct item *i = c->items;
-	for (uint32_t at = 0; at < e->index; at++)
-		i = i->next;
-	i->answer = e->answer;
-	e->answer = NULL;
-}
-
-static int take_event(struct scoring *s)
-{
-	struct kd_event e;
-	struct kd_error err;
-	if (kd_next(s->k->client, -1, &e, &err))
-		return kdctl_fail_with(s->k, err.field, err.message);
-	struct chunk *c = s->chunks;
-	while (c && c->id != e.id)
-		c = c->next;
-	if (!c) {
-		kd_answer_free(e.answer);
-		return kdctl_fail(s->k, "an answer to another request");
-	}
-	switch (e.kind) {
-	case KD_EVENT_ANSWER:
-		take_answer(c, &e);
-		return 0;
-	case KD_EVENT_DONE:
-		c->done = true;
-		c->id = 0;
-		s->n_in_flight--;
-		return 0;
-	case KD_EVENT_REQUEST_FAILED:
-		s->n_in_flight--;
-		if (strcmp(e.error.code, "overloaded") == 0) {
-			hold_back(s, c);
-			return 0;
-		}
-		break;
-	case KD_EVENT_SEQUENCE_FAILED:
-		break;
-	}
-	return refuse(s, c, e.kind == KD_EVENT_SEQUENCE_FAILED ? e.index : 0, &e.error);
-}
-
 static void show_progress(struct scoring *s)
 {
 	char note[96];
@@ -286,15 +105,12 @@ static void show_progress(struct scoring *s)
 
 static int score_all(struct scoring *s)
 {
-	int status = read_ahead(s);
-	while (!status && s->chunks) {
-		status = submit_more(s);
-		if (!status && s->n_in_flight)
-			status = take_event(s);
-		if (!status)
-			status = write_done(s);
-		if (!status)
-			status = read_ahead(s);
+	int status = 0;
+	while (!status && !s->flow.over) {
+		uint64_t before = s->totals.n_sequences;
+		status = flow_step(&s->flow);
+		if (!status && s->totals.n_sequences != before)
+			status = sink_flush(s->sink);
 		show_progress(s);
 	}
 	progress_stop(&s->progress);
@@ -347,21 +163,16 @@ static void print_summary(const struct scoring *s)
 
 static int score(struct kdctl *k, struct score_options *o)
 {
-	struct scoring s = {.k = k, .options = o, .end = &s.chunks};
-	const struct kd_server *server = kd_server(k->client);
-	if (o->batch > server->max_sequences)
-		o->batch = server->max_sequences;
-	s.max_in_flight = o->in_flight < server->credits ? o->in_flight : server->credits;
+	struct scoring s = {.k = k, .options = o};
+	s.flow = (struct flow){.k = k, .options = o, .next = next_item, .take = add_answer, .arg = &s};
+	flow_start(&s.flow);
 	int status = source_open(k, o, &s.source);
 	if (!status)
 		status = sink_open(k, o, &s.sink);
 	s.progress = progress_start();
 	if (!status)
 		status = score_all(&s);
-	for (struct chunk *next; s.chunks; s.chunks = next) {
-		next = s.chunks->next;
-		chunk_free(s.chunks);
-	}
+	flow_done(&s.flow);
 	int closed = sink_close(s.sink);
 	status = status ? status : closed;
 	if (!status)

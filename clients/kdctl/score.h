@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "clients/kdctl/kdctl.h"
+#include "common/query.h"
 
 // ---- the question and the other options (score_options.c)
 
@@ -28,15 +29,15 @@ struct score_options {
 	float temperatures[MAX_TEMPERATURES];
 	struct kd_feature features[MAX_FEATURES];
 	uint32_t gather_offsets[2];
-	struct tokens gather, keep;
+	struct id_list gather, keep;
 };
 
 int score_options_parse(struct kdctl *k, int argc, char **argv, struct score_options *ret);    // -1 = help was shown
 void score_options_done(struct score_options *o);
 
-// ---- what is scored (source.c; token files: source_tokens.c)
+// ---- what is scored: one sequence (item.c)
 
-struct item {                            // one sequence
+struct item {
 	struct item *next;
 	uint64_t number;                 // from 0
 	uint64_t end;                    // where the input was after it, in bytes
@@ -47,9 +48,18 @@ struct item {                            // one sequence
 	struct kd_rows_range rows;
 	uint32_t n_lists, *gather_offsets, *gather_ids;
 	struct kd_answer *answer;        // once it came
+	bool refused;                    // it cannot be asked, or was not answered:
+	struct kd_error refusal;
+	struct content_id key;           // of its answer, for those who look it up
 };
 struct item *item_free(struct item *i);         // returns NULL
 void item_ask(const struct item *i, struct kd_sequence *ret, struct kd_lists *ret_lists);      // views
+void item_refuse(struct item *i, const struct kd_error *why);
+// The key of the record that answers it, or why the question is refused. ret_query: the canonical question, the caller's; may be NULL.
+int item_key(const struct kd_server *server, const struct content_id *teacher, const struct query *query, const struct item *i,
+	     struct content_id *ret_key, struct query *ret_query, struct error *err);
+
+// ---- where sequences come from (source.c; token files: source_tokens.c)
 
 struct source {
 	struct kdctl *k;
@@ -58,7 +68,7 @@ struct source {
 	uint64_t n_bytes, at;            // of the input (0 = not known), and read so far
 	uint64_t n_items, n_lines, n_empty;
 	bool ended;                      // nothing more can be read
-	struct tokens tokens;            // read, of which `taken` are given out
+	struct id_list tokens;            // read, of which `taken` are given out
 	size_t taken;
 	bool complete;                   // they end here: a line's, a row's, the file's
 	struct item *part;               // what the line asks of its own; tokens are not in it

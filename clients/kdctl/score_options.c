@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The command line of kdctl score: the question, the input's form, where answers go.
-#include <getopt.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "clients/kdctl/score.h"
+#include "clients/kdctl/score_options.h"
 
 static const char help[] =
 	"Usage: kdctl score [OPTIONS] FILE\n"
@@ -15,20 +14,7 @@ static const char help[] =
 	"                       gather, spans), u16, u32, npy; by the file's name, else text\n"
 	"  --lines              --format jsonl\n"
 	"  --length N           tokens of one sequence [512]\n"
-	"Question:\n"
-	"  --top-k K            likeliest ids of each position [64]; 0 = none\n"
-	"  --top-mass P         only so many of them as reach this probability\n"
-	"  --temperatures LIST  of the lse values, separated by commas [1]\n"
-	"  --no-own             not the logit of the token that follows\n"
-	"  --entropy, --max-prob, --argmax, --sum-squares, --tail, --dense\n"
-	"  --draws N [--tau T] [--seed S] [--draws-tail]   random ids\n"
-	"  --gather IDS         logits at these ids (separated by commas, or @FILE)\n"
-	"  --keep IDS           everything over these ids alone\n"
-	"  --sum                the summed log-probability of each sequence\n"
-	"  --features LIST      hidden:L, final, q:L, k:L, v:L\n"
-	"  --pooling none|mean|last [none], --feature-values f32|f16|bf16 [bf16]\n"
-	"  --first N, --last N  positions wanted; negative counts from the end [0, -1]\n"
-	"  --values f16|f32|u8  how logits travel [f16]\n"
+	QUESTION_HELP
 	"Work:\n"
 	"  --batch N            sequences of one request [8]\n"
 	"  --in-flight N        requests under way [8]\n"
@@ -41,32 +27,16 @@ static const char help[] =
 	"  --resume             go on after the last whole answer in that file\n"
 	"  --overwrite          begin it anew";
 
-// Options without a letter of their own; the order is that of the table below.
-enum { OPT_FORMAT = 256, OPT_LINES, OPT_LENGTH, OPT_TOP_K, OPT_TOP_MASS, OPT_TEMPERATURES, OPT_NO_OWN, OPT_ENTROPY, OPT_MAX_PROB,
-	OPT_ARGMAX,
-	OPT_SUM_SQUARES, OPT_TAIL, OPT_DENSE, OPT_DRAWS, OPT_TAU, OPT_SEED, OPT_DRAWS_TAIL, OPT_GATHER, OPT_KEEP, OPT_SUM, OPT_FEATURES,
-	OPT_POOLING, OPT_FEATURE_VALUES, OPT_FIRST, OPT_LAST, OPT_VALUES, OPT_BATCH, OPT_IN_FLIGHT, OPT_DEADLINE, OPT_NO_STORE, OPT_DURABLE,
-	OPT_RECORDS, OPT_OUTPUT, OPT_RESUME, OPT_OVERWRITE };
+// Options of score alone.
+enum { OPT_FORMAT = OPT_OWN, OPT_LINES, OPT_LENGTH, OPT_RECORDS, OPT_OUTPUT, OPT_RESUME, OPT_OVERWRITE };
 
-static const struct option options[] = {{"help", no_argument, NULL, 'h'},
+static const struct option options[] = {{"help", no_argument, NULL, 'h'}, QUESTION_OPTIONS, WORK_OPTIONS,
 	{"format", required_argument, NULL, OPT_FORMAT}, {"lines", no_argument, NULL, OPT_LINES},
-	{"length", required_argument, NULL, OPT_LENGTH}, {"top-k", required_argument, NULL, OPT_TOP_K},
-	{"top-mass", required_argument, NULL, OPT_TOP_MASS}, {"temperatures", required_argument, NULL, OPT_TEMPERATURES},
-	{"no-own", no_argument, NULL, OPT_NO_OWN}, {"entropy", no_argument, NULL, OPT_ENTROPY},
-	{"max-prob", no_argument, NULL, OPT_MAX_PROB}, {"argmax", no_argument, NULL, OPT_ARGMAX},
-	{"sum-squares", no_argument, NULL, OPT_SUM_SQUARES}, {"tail", no_argument, NULL, OPT_TAIL}, {"dense", no_argument, NULL, OPT_DENSE},
-	{"draws", required_argument, NULL, OPT_DRAWS}, {"tau", required_argument, NULL, OPT_TAU}, {"seed", required_argument, NULL, OPT_SEED},
-	{"draws-tail", no_argument, NULL, OPT_DRAWS_TAIL}, {"gather", required_argument, NULL, OPT_GATHER},
-	{"keep", required_argument, NULL, OPT_KEEP}, {"sum", no_argument, NULL, OPT_SUM}, {"features", required_argument, NULL, OPT_FEATURES},
-	{"pooling", required_argument, NULL, OPT_POOLING}, {"feature-values", required_argument, NULL, OPT_FEATURE_VALUES},
-	{"first", required_argument, NULL, OPT_FIRST}, {"last", required_argument, NULL, OPT_LAST},
-	{"values", required_argument, NULL, OPT_VALUES}, {"batch", required_argument, NULL, OPT_BATCH},
-	{"in-flight", required_argument, NULL, OPT_IN_FLIGHT}, {"deadline", required_argument, NULL, OPT_DEADLINE},
-	{"no-store", no_argument, NULL, OPT_NO_STORE}, {"durable", no_argument, NULL, OPT_DURABLE},
-	{"records", required_argument, NULL, OPT_RECORDS}, {"output", required_argument, NULL, OPT_OUTPUT},
-	{"resume", no_argument, NULL, OPT_RESUME}, {"overwrite", no_argument, NULL, OPT_OVERWRITE}, {0}};
+	{"length", required_argument, NULL, OPT_LENGTH}, {"records", required_argument, NULL, OPT_RECORDS},
+	{"output", required_argument, NULL, OPT_OUTPUT}, {"resume", no_argument, NULL, OPT_RESUME},
+	{"overwrite", no_argument, NULL, OPT_OVERWRITE}, {0}};
 
-static int parse_real(struct kdctl *k, const char *name, const char *text, double min, double max, double *ret)
+int parse_real(struct kdctl *k, const char *name, const char *text, double min, double max, double *ret)
 {
 	return kdctl_number(text, min, max, ret) ? 0 : kdctl_usage(k, "--%s %s: a number from %g to %g is expected", name, text, min, max);
 }
@@ -78,7 +48,7 @@ static int parse_whole(struct kdctl *k, const char *name, const char *text, doub
 	return 0;
 }
 
-static int parse_u32(struct kdctl *k, const char *name, const char *text, double min, double max, uint32_t *ret)
+int parse_u32(struct kdctl *k, const char *name, const char *text, double min, double max, uint32_t *ret)
 {
 	double v;
 	int status = parse_whole(k, name, text, min, max, &v);
@@ -96,8 +66,7 @@ static int parse_i32(struct kdctl *k, const char *name, const char *text, int32_
 	return status;
 }
 
-// One of a few names; *ret is its place among them.
-static int parse_choice(struct kdctl *k, const char *name, const char *text, const char *const *choices, int *ret)
+int parse_choice(struct kdctl *k, const char *name, const char *text, const char *const *choices, int *ret)
 {
 	char all[128] = "";
 	for (int i = 0; choices[i]; i++) {
@@ -128,7 +97,7 @@ static int parse_temperatures(struct kdctl *k, const char *list, struct score_op
 }
 
 // Ids separated by commas or blanks; @FILE holds them.
-static int parse_ids(struct kdctl *k, const char *name, const char *text, struct tokens *ret)
+static int parse_ids(struct kdctl *k, const char *name, const char *text, struct id_list *ret)
 {
 	size_t n;
 	char *list = *text == '@' ? read_text_file(k, text + 1, &n) : strdup(text), *rest = list;
@@ -140,7 +109,7 @@ static int parse_ids(struct kdctl *k, const char *name, const char *text, struct
 			continue;
 		if (!kdctl_number(item, 0, UINT32_MAX, &v) || v != floor(v))
 			status = kdctl_usage(k, "--%s %s: token ids separated by commas are expected", name, text);
-		else if (!(status = tokens_reserve(k, ret, 1)))
+		else if (!(status = id_list_reserve(k, ret, 1)))
 			ret->ids[ret->n++] = (uint32_t)v;
 	}
 	free(list);
@@ -199,14 +168,9 @@ static int parse_draws(struct kdctl *k, int c, struct score_options *o)
 
 static int parse_formats(struct kdctl *k, int c, struct score_options *o)
 {
-	static const char *const formats[] = {"text", "jsonl", "u16", "u32", "npy", NULL}, *const values[] = {"f32", "f16", "u8", NULL},
-		*const feature_values[] = {"f32", "f16", "bf16", NULL}, *const poolings[] = {"none", "mean", "last", NULL};
+	static const char *const values[] = {"f32", "f16", "u8", NULL}, *const feature_values[] = {"f32", "f16", "bf16", NULL}, *const poolings[] = {"none", "mean", "last", NULL};
 	int choice = 0, status;
 	switch (c) {
-	case OPT_FORMAT:
-		status = parse_choice(k, "format", optarg, formats, &choice);
-		o->format = (enum source_format)(SOURCE_TEXT + choice);
-		return status;
 	case OPT_VALUES: return parse_choice(k, "values", optarg, values, &o->query.values);
 	case OPT_POOLING: return parse_choice(k, "pooling", optarg, poolings, &o->query.pooling);
 	default:
@@ -246,22 +210,39 @@ static int parse_question(struct kdctl *k, int c, struct score_options *o)
 	}
 }
 
-static int parse_option(struct kdctl *k, int c, int argc, char **argv, struct score_options *o)
+int parse_format(struct kdctl *k, const char *text, struct score_options *o)
+{
+	static const char *const formats[] = {"text", "jsonl", "u16", "u32", "npy", NULL};
+	int choice = 0, status = parse_choice(k, "format", text, formats, &choice);
+	if (!status)
+		o->format = (enum source_format)(SOURCE_TEXT + choice);
+	return status;
+}
+
+int score_option_parse(struct kdctl *k, int c, int argc, char **argv, struct score_options *o)
 {
 	switch (c) {
-	case OPT_LINES: o->format = SOURCE_LINES; return 0;
-	case OPT_LENGTH: return parse_u32(k, "length", optarg, 1, 1 << 20, &o->length);
 	case OPT_BATCH: return parse_u32(k, "batch", optarg, 1, 65536, &o->batch);
 	case OPT_IN_FLIGHT: return parse_u32(k, "in-flight", optarg, 1, 65536, &o->in_flight);
 	case OPT_DEADLINE: return parse_u32(k, "deadline", optarg, 1, UINT32_MAX, &o->deadline_ms);
 	case OPT_NO_STORE: o->flags |= KD_NO_STORE; return 0;
 	case OPT_DURABLE: o->flags |= KD_DURABLE; return 0;
+	case ':': case '?': return kdctl_bad_option(k, argc, argv);
+	default: return parse_question(k, c, o);
+	}
+}
+
+static int parse_option(struct kdctl *k, int c, int argc, char **argv, struct score_options *o)
+{
+	switch (c) {
+	case OPT_FORMAT: return parse_format(k, optarg, o);
+	case OPT_LINES: o->format = SOURCE_LINES; return 0;
+	case OPT_LENGTH: return parse_u32(k, "length", optarg, 1, 1 << 20, &o->length);
 	case OPT_RECORDS: o->records_path = optarg; return 0;
 	case OPT_OUTPUT: o->lines_path = optarg; return 0;
 	case OPT_RESUME: o->resume = true; return 0;
 	case OPT_OVERWRITE: o->overwrite = true; return 0;
-	case ':': case '?': return kdctl_bad_option(k, argc, argv);
-	default: return parse_question(k, c, o);
+	default: return score_option_parse(k, c, argc, argv, o);
 	}
 }
 
@@ -271,10 +252,19 @@ static bool has_suffix(const char *path, const char *suffix)
 	return n > m && strcmp(path + n - m, suffix) == 0;
 }
 
+void format_by_name(struct score_options *o)
+{
+	static const char *const suffixes[] = {".jsonl", ".u16", ".u32", ".npy"};
+	for (int i = 0; i < 4 && !o->format; i++)
+		if (has_suffix(o->path, suffixes[i]))
+			o->format = (enum source_format)(SOURCE_LINES + i);
+	if (!o->format)
+		o->format = SOURCE_TEXT;
+}
+
 // What goes together, and what follows from the rest.
 static int check_whole(struct kdctl *k, struct score_options *o)
 {
-	static const char *const suffixes[] = {".jsonl", ".u16", ".u32", ".npy"};
 	if (o->records_path && o->lines_path)
 		return kdctl_usage(k, "--records and --output exclude each other");
 	if (o->resume && !o->records_path && !o->lines_path)
@@ -283,11 +273,7 @@ static int check_whole(struct kdctl *k, struct score_options *o)
 		return kdctl_usage(k, "--resume and --overwrite exclude each other");
 	if (o->flags == (KD_NO_STORE | KD_DURABLE))
 		return kdctl_usage(k, "--no-store and --durable exclude each other");
-	for (int i = 0; i < 4 && !o->format; i++)
-		if (has_suffix(o->path, suffixes[i]))
-			o->format = (enum source_format)(SOURCE_LINES + i);
-	if (!o->format)
-		o->format = SOURCE_TEXT;
+	format_by_name(o);
 	return 0;
 }
 
@@ -316,13 +302,25 @@ static void point(struct score_options *o)
 	o->query.gather = (struct kd_lists){o->gather.n != 0, o->gather_offsets, o->gather.ids};
 }
 
-int score_options_parse(struct kdctl *k, int argc, char **argv, struct score_options *o)
+void score_options_init(struct score_options *o)
 {
 	*o = (struct score_options){.length = 512, .batch = 8, .in_flight = 8, .query = KD_QUERY_INIT};
 	o->query.top_k = 64;
 	o->query.own = true;
 	o->query.values = KD_F16;
 	o->query.feature_values = KD_BF16;
+}
+
+int score_options_finish(struct kdctl *k, struct score_options *o)
+{
+	int status = add_temperature_one(k, o);
+	point(o);
+	return status;
+}
+
+int score_options_parse(struct kdctl *k, int argc, char **argv, struct score_options *o)
+{
+	score_options_init(o);
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		if (c == 'h') {
 			puts(help);
@@ -336,14 +334,11 @@ int score_options_parse(struct kdctl *k, int argc, char **argv, struct score_opt
 		return kdctl_usage(k, "one FILE is expected (kdctl score --help)");
 	o->path = argv[optind];
 	int status = check_whole(k, o);
-	if (!status)
-		status = add_temperature_one(k, o);
-	point(o);
-	return status;
+	return status ? status : score_options_finish(k, o);
 }
 
 void score_options_done(struct score_options *o)
 {
-	tokens_done(&o->gather);
-	tokens_done(&o->keep);
+	id_list_done(&o->gather);
+	id_list_done(&o->keep);
 }

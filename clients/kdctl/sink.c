@@ -170,27 +170,10 @@ static int next_record(struct sink *s, struct record **ret)
 	return 0;
 }
 
-// The key that the record of the item has, or the reason why the question is refused.
-static int item_key(const struct sink *s, const struct item *i, struct content_id *ret)
+static int item_key_of(const struct sink *s, const struct item *i, struct content_id *ret)
 {
-	const struct kd_server *v = kd_server(s->k->client);
-	struct query_limits limits = {.max_tokens = v->max_tokens, .max_top_k = v->max_top_k, .max_gather = v->max_gather,
-		.max_draws = v->max_draws, .max_spans = v->max_spans, .vocab_size = v->vocab_size, .n_layers = v->n_layers,
-		.width = v->width, .q_width = v->q_width, .kv_width = v->kv_width};
-	struct sequence sequence = {i->tokens, i->n_tokens};
-	struct kd_sequence asked;
-	struct kd_lists lists;
-	struct query_part part = {0};
-	struct query query = {0};
 	struct error err = {0};
-	item_ask(i, &asked, &lists);
-	int r = convert_part(&asked, &part, &err);
-	if (!r)
-		r = query_resolve(&s->query, &part, &sequence, &limits, NULL, &query, &err);
-	if (!r)
-		*ret = query_key(&s->teacher, &sequence, &query);
-	query_part_done(&part);
-	query_done(&query);
+	int r = item_key(kd_server(s->k->client), &s->teacher, &s->query, i, ret, NULL, &err);
 	return r ? kdctl_fail_with(s->k, err.field, err.message) : 0;
 }
 
@@ -202,7 +185,7 @@ static int resume_record(struct sink *s, const struct item *i, bool *ret_there)
 	*ret_there = record;
 	if (status || !record)
 		return status;
-	status = item_key(s, i, &key);
+	status = item_key_of(s, i, &key);
 	if (!status && memcmp(record_key(record), &key, sizeof key) != 0)
 		status = kdctl_fail(s->k, "%s: record %" PRIu64 " does not answer sequence %" PRIu64 " of this input, teacher and question",
 				    s->path, i->number, i->number);

@@ -8,26 +8,6 @@
 
 #include "clients/kdctl/score.h"
 
-struct item *item_free(struct item *i)
-{
-	if (i) {
-		free(i->tokens);
-		free(i->spans);
-		free(i->gather_offsets);
-		free(i->gather_ids);
-		kd_answer_free(i->answer);
-		free(i);
-	}
-	return NULL;
-}
-
-void item_ask(const struct item *i, struct kd_sequence *ret, struct kd_lists *ret_lists)
-{
-	*ret_lists = (struct kd_lists){i->n_lists, i->gather_offsets, i->gather_ids};
-	*ret = (struct kd_sequence){.tokens = i->tokens, .n_tokens = i->n_tokens, .n_spans = i->n_spans, .spans = i->spans,
-				    .gather = i->n_lists ? ret_lists : NULL, .rows = i->has_rows ? &i->rows : NULL};
-}
-
 int source_fail(const struct source *s, const char *format, ...)
 {
 	char text[400];

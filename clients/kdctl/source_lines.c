@@ -106,13 +106,13 @@ static int read_tokens(struct source *s, const json_t *j)
 	if (json_is_string(text) && !tokens) {
 		status = text_tokenize(s->k, json_string_value(text), json_string_length(text), &ids, &n);
 		if (!status)
-			status = tokens_reserve(s->k, &s->tokens, n);
+			status = id_list_reserve(s->k, &s->tokens, n);
 		if (!status && n)
 			memcpy(s->tokens.ids + s->tokens.n, ids, n * sizeof *ids);
 		s->tokens.n += status ? 0 : n;
 		free(ids);
 	} else if (json_is_array(tokens) && !text) {
-		status = tokens_append_json(s->k, tokens, &s->tokens);
+		status = id_list_append_json(s->k, tokens, &s->tokens);
 	} else {
 		return source_fail(s, "{\"text\":\"...\"} or {\"tokens\":[..]} is expected");
 	}

@@ -100,7 +100,7 @@ int source_fill_tokens(struct source *s)
 			s->ended = s->complete = true;
 			return n || (s->row_tokens && i) ? source_fail(s, "it ends in the middle of a %s", n ? "number" : "row") : 0;
 		}
-		if (tokens_reserve(s->k, &s->tokens, 1) || append(s, bytes))
+		if (id_list_reserve(s->k, &s->tokens, 1) || append(s, bytes))
 			return 1;
 	}
 	s->complete = s->row_tokens != 0;

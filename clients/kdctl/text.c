@@ -6,12 +6,12 @@
 
 #include "clients/kdctl/kdctl.h"
 
-int tokens_append_json(struct kdctl *k, const json_t *list, struct tokens *t)
+int id_list_append_json(struct kdctl *k, const json_t *list, struct id_list *t)
 {
 	size_t n = json_array_size(list);
 	if (!json_is_array(list))
 		return kdctl_fail(k, "a list of tokens is expected");
-	if (tokens_reserve(k, t, n))
+	if (id_list_reserve(k, t, n))
 		return 1;
 	for (size_t i = 0; i < n; i++) {
 		const json_t *item = json_array_get(list, i);
@@ -23,7 +23,7 @@ int tokens_append_json(struct kdctl *k, const json_t *list, struct tokens *t)
 	return 0;
 }
 
-int tokens_reserve(struct kdctl *k, struct tokens *t, size_t n)
+int id_list_reserve(struct kdctl *k, struct id_list *t, size_t n)
 {
 	size_t need = t->n + n;
 	if (need <= t->capacity)
@@ -37,10 +37,10 @@ int tokens_reserve(struct kdctl *k, struct tokens *t, size_t n)
 	return 0;
 }
 
-void tokens_done(struct tokens *t)
+void id_list_done(struct id_list *t)
 {
 	free(t->ids);
-	*t = (struct tokens){0};
+	*t = (struct id_list){0};
 }
 
 // Where a piece of a longer text ends. Between a line's end and a letter, when the line before is not blank, no tokenizer pattern in use
@@ -61,28 +61,28 @@ size_t text_piece(const char *text, size_t n)
 	return i;
 }
 
-int text_tokenize_piece(struct kdctl *k, const char *text, size_t n, uint64_t at, bool first, struct tokens *t)
+int text_tokenize_piece(struct kdctl *k, const char *text, size_t n, uint64_t at, bool first, struct id_list *t)
 {
 	json_t *piece = json_stringn(text, n);
 	if (!piece)
 		return kdctl_fail(k, "the text is not UTF-8 between bytes %" PRIu64 " and %" PRIu64, at, at + n);
 	// A template's leading token (such as BOS) belongs before the text, not before each piece of it.
 	json_t *reply = kdctl_call(k, "POST", "/v1/tokenize", json_pack("{s:o, s:b}", "text", piece, "add_special", (int)first));
-	int status = reply ? tokens_append_json(k, json_object_get(reply, "tokens"), t) : 1;
+	int status = reply ? id_list_append_json(k, json_object_get(reply, "tokens"), t) : 1;
 	json_decref(reply);
 	return status;
 }
 
 int text_tokenize(struct kdctl *k, const char *text, size_t n, uint32_t **ret_tokens, size_t *ret_n)
 {
-	struct tokens t = {0};
+	struct id_list t = {0};
 	int status = 0;
 	for (size_t at = 0, size; !status && at < n; at += size) {
 		size = text_piece(text + at, n - at);
 		status = text_tokenize_piece(k, text + at, size, at, at == 0, &t);
 	}
 	if (status) {
-		tokens_done(&t);
+		id_list_done(&t);
 		return status;
 	}
 	*ret_tokens = t.ids;
