@@ -61,12 +61,7 @@ enum trainer_end { TRAINER_SUCCEEDED, TRAINER_STOPPED };
 
 int trainer_open(const struct trainer_options *options, struct trainer **ret, struct error *err);
 // 0 with how it ended, or -errno with the reason. A stopped run has a checkpoint and can be resumed.
-int trainer_run(struct trainer *t, // Micro-batches asked for ahead of the one in training: one being answered and one that is ready, so that neither side waits for the
-// other's slower turns.
-#define TRAINER_AHEAD 2
-#define TRAINER_AHEAD_MAX 64           // of shards, when the disk's answers come in bursts
-
-enum trainer_end *ret_end, struct error *err);
+int trainer_run(struct trainer *t, enum trainer_end *ret_end, struct error *err);
 struct trainer *trainer_close(struct trainer *t);      // returns NULL; NULL is fine
 
 int trainer_prepare(struct trainer *t, struct error *err);     // prepare.c, for trainer_open
