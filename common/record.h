@@ -69,6 +69,14 @@ const uint32_t *record_gather_ids(const struct record_rows *rows, uint32_t row, 
 int record_encode(const struct record_rows *rows, struct record **ret_record, struct error *err);
 // Checks everything (bytes are hostile: the wire's or the disk's). Rounding of values: see query_values.
 int record_decode(const struct record *record, struct record_rows **ret_rows, struct error *err);
+// All that record_decode checks, in half the time: for who does not want the rows.
+int record_check(const struct record *record, struct error *err);
+
+// Where a record's bytes go: header, query, tokens, headers of the sections, then the contents of each kind of section
+// (kdserved-record.5). The sum is the record's size. -EBADMSG when the sections are not those the question calls for.
+#define RECORD_N_PARTS 22
+const char *record_part_name(unsigned part);       // "header", ..., "top_ids", ...; NULL from RECORD_N_PARTS on
+int record_parts(const struct record *record, uint64_t ret_bytes[RECORD_N_PARTS]);
 
 // Wraps a copy of received bytes after checking everything but the rows: checksum, sizes, tokens, canonical query, and that the key is the
 // hash of the question. (Rows are checked by record_decode.)

@@ -180,7 +180,7 @@ static int read_feature(struct record_rows *rows, const struct section *s, struc
 	return r;
 }
 
-static int read_section(struct record_rows *rows, const struct section *s, struct error *err)
+static int read_section(struct record_rows *rows, const struct section *s, bool ordered, struct error *err)
 {
 	const struct column *column = column_find(s->tag);
 	if (column)
@@ -188,7 +188,7 @@ static int read_section(struct record_rows *rows, const struct section *s, struc
 	switch (s->tag) {
 	case SECTION_STATUS: return read_status(rows, s->data, err);
 	case SECTION_TOP_COUNTS: return read_top_counts(rows, s, err);
-	case SECTION_TOP_IDS: return read_top(rows, s, s + 1, err);    // the values are the next section
+	case SECTION_TOP_IDS: return read_top(rows, s, s + 1, ordered, err);    // the values are the next section
 	case SECTION_DENSE: return read_dense(rows, s->data, err);
 	case SECTION_OWN: return read_own(rows, s->data, err);
 	case SECTION_ARGMAX: return read_argmax(rows, s->data, err);
@@ -201,7 +201,7 @@ static int read_section(struct record_rows *rows, const struct section *s, struc
 	}
 }
 
-int record_decode(const struct record *record, struct record_rows **ret_rows, struct error *err)
+static int decode(const struct record *record, bool ordered, struct record_rows **ret_rows, struct error *err)
 {
 	struct section sections[N_SECTIONS_MAX];
 	struct record_rows *rows = NULL;
@@ -218,10 +218,55 @@ int record_decode(const struct record *record, struct record_rows **ret_rows, st
 	load_numbers(s.tokens, tokens, s.n_tokens);
 	r = rows_new(record_teacher(record), record->vocab_size, &s, &record->query, &rows, err);
 	for (unsigned i = 0; !r && i < n; i++)
-		r = read_section(rows, &sections[i], err);
+		r = read_section(rows, &sections[i], ordered, err);
 	if (r)
 		record_rows_free(rows);
 	else
 		*ret_rows = rows;
+	return r;
+}
+
+const char *record_part_name(unsigned part)
+{
+	static const char *const names[RECORD_N_PARTS] = {
+		"header", "query", "tokens", "section_headers",
+		[3 + SECTION_STATUS] = "status", [3 + SECTION_MAX_LOGIT] = "max_logit", [3 + SECTION_LSE] = "lse",
+		[3 + SECTION_TOP_COUNTS] = "top_counts", [3 + SECTION_TOP_IDS] = "top_ids", [3 + SECTION_TOP_VALUES] = "top_values",
+		[3 + SECTION_DENSE] = "dense", [3 + SECTION_OWN] = "own", [3 + SECTION_ENTROPY] = "entropy",
+		[3 + SECTION_MAX_PROB] = "max_prob", [3 + SECTION_ARGMAX] = "argmax", [3 + SECTION_SUM_SQUARES] = "sum_squares",
+		[3 + SECTION_TAIL] = "tail", [3 + SECTION_GATHERED] = "gathered", [3 + SECTION_DRAWS] = "draws",
+		[3 + SECTION_DRAW_RATIOS] = "draw_ratios", [3 + SECTION_SPANS] = "spans", [3 + SECTION_FEATURE] = "features",
+	};
+	return part < RECORD_N_PARTS ? names[part] : NULL;
+}
+
+int record_parts(const struct record *record, uint64_t ret_bytes[RECORD_N_PARTS])
+{
+	struct section sections[N_SECTIONS_MAX];
+	unsigned n = section_list(&record->query, record->n_rows, record->vocab_size, sections);
+	uint64_t tokens = 4 * (uint64_t)record->n_tokens;
+	int r = find_sections(record, sections, n, NULL);
+	if (r)
+		return r;
+	memset(ret_bytes, 0, RECORD_N_PARTS * sizeof *ret_bytes);
+	ret_bytes[0] = RECORD_HEADER_BYTES;
+	ret_bytes[1] = record->sections_at - RECORD_HEADER_BYTES - tokens;
+	ret_bytes[2] = tokens;
+	ret_bytes[3] = (uint64_t)n * SECTION_HEADER_BYTES;
+	for (unsigned i = 0; i < n; i++)
+		ret_bytes[3 + sections[i].tag] += sections[i].n_bytes;
+	return 0;
+}
+
+int record_decode(const struct record *record, struct record_rows **ret_rows, struct error *err)
+{
+	return decode(record, true, ret_rows, err);
+}
+
+int record_check(const struct record *record, struct error *err)
+{
+	struct record_rows *rows = NULL;
+	int r = decode(record, false, &rows, err);
+	record_rows_free(rows);
 	return r;
 }

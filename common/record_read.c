@@ -52,6 +52,7 @@ struct top_reader {
 	float *row_values;
 	uint32_t end;                  // of positions
 	bool have_gaps, have_values;   // of all rows: they lie in rows->ids and rows->logits already
+	bool ordered;                  // false: rows are only checked, and stay as they lie
 };
 
 // Gaps become positions; false when they leave the vocabulary.
@@ -89,6 +90,37 @@ static void order_many(const struct top_reader *t, size_t n, uint32_t *ids, floa
 		ids[i] = t->positions[at];
 		logits[i] = t->row_values[at];
 	}
+}
+
+// Of numbers that are not NaN. In lanes, because the compiler may not reorder comparisons by itself.
+#define LANES 8
+static float largest_of(const float *values, size_t n)
+{
+	float lanes[LANES], largest = -INFINITY;
+	size_t i = 0;
+	for (size_t j = 0; j < LANES; j++)
+		lanes[j] = -INFINITY;
+	for (; i + LANES <= n; i += LANES)
+		for (size_t j = 0; j < LANES; j++)
+			lanes[j] = values[i + j] > lanes[j] ? values[i + j] : lanes[j];
+	for (; i < n; i++)
+		largest = values[i] > largest ? values[i] : largest;
+	for (size_t j = 0; j < LANES; j++)
+		largest = lanes[j] > largest ? lanes[j] : largest;
+	return largest;
+}
+
+// Nobody will look at the row: its entries stay by ascending position.
+static bool check_top_row(struct record_rows *rows, size_t row, size_t n, struct top_reader *t)
+{
+	uint32_t *ids = rows->ids + row * rows->query.top_k;
+	float *logits = rows->logits + row * rows->query.top_k;
+	if ((!t->have_gaps && golomb_reader_next_many(&t->ids, rows->vocab_size, ids, n)) || !read_positions(ids, n, t->end, ids) ||
+	    (!t->have_values && !values_reader_next(&t->values, rows->max_logit[row], logits, n)))
+		return false;
+	for (size_t i = 0; rows->query.n_keep && i < n; i++)
+		ids[i] = keep_id(&rows->query, ids[i]);
+	return largest_of(logits, n) == rows->max_logit[row];
 }
 
 static inline __attribute__((always_inline)) int read_top_row(struct record_rows *rows, size_t row, const size_t n, const size_t k,
@@ -172,7 +204,9 @@ static inline __attribute__((always_inline)) int read_rows(struct record_rows *r
 	int r = 0;
 	for (size_t row = 0; !r && row < rows->n_rows; row++) {
 		const size_t n = n_top ? n_top[row] : k;
-		if (rows->status[row] == ROW_OK)
+		if (rows->status[row] == ROW_OK && !t->ordered)
+			r = check_top_row(rows, row, n, t) ? 0 : read_corrupt(err, "bad top-k", row);
+		else if (rows->status[row] == ROW_OK)
 			r = read_top_row(rows, row, n, k, t, err);
 		else if (!values_reader_skip(&t->values, n))
 			r = read_corrupt(err, "values in a row without numbers", row);
@@ -180,12 +214,13 @@ static inline __attribute__((always_inline)) int read_rows(struct record_rows *r
 	return r;
 }
 
-int read_top(struct record_rows *rows, const struct section *ids, const struct section *values, struct error *err)
+int read_top(struct record_rows *rows, const struct section *ids, const struct section *values, bool ordered, struct error *err)
 {
 	struct top_reader t = {.keys = NULL};
 	int r = check_values_bytes(rows, values, err);
 	if (!r)
 		r = top_reader_init(&t, rows, ids, values, err);
+	t.ordered = ordered;
 	if (!r)
 		r = read_all(rows, &t, err);
 	if (!r)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// How fast records are encoded and decoded, and how large they are. CSV: values,top_k,rows,bytes_per_entry,encode_M_per_s,decode_M_per_s
+// How fast records are encoded and decoded, and how large they are. CSV: values,top_k,rows,bytes_per_entry,encode_M_per_s,decode_M_per_s,check_M_per_s,check_MB_per_s
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -46,7 +46,7 @@ static void measure(uint32_t k, enum query_values values)
 	struct query_limits limits = {.max_tokens = ROWS, .max_top_k = VOCABULARY, .vocab_size = VOCABULARY};
 	struct record_rows *rows, *back;
 	struct record *record = NULL;
-	double encode = 0, decode = 0, entries = (double)ROWS * k;
+	double encode = 0, decode = 0, check = 0, entries = (double)ROWS * k;
 	size_t n = 0;
 	if (query_check(&q, &s, &limits, "", NULL) || record_rows_new(&teacher, VOCABULARY, &s, &q, &rows, NULL))
 		exit(1);
@@ -59,23 +59,29 @@ static void measure(uint32_t k, enum query_values values)
 		double middle = seconds();
 		if (record_decode(record, &back, NULL))
 			exit(1);
-		decode += seconds() - middle;
+		double end = seconds();
+		if (record_check(record, NULL))
+			exit(1);
+		check += seconds() - end;
+		decode += end - middle;
 		encode += middle - begin;
 		(void)record_bytes(record, &n);
 		record_rows_free(back);
 		record_unref(record);
 	}
-	printf("%s,%u,%d,%.3f,%.1f,%.1f\n", values == QUERY_VALUES_F16 ? "f16" : "f32", k, ROWS, (double)n / entries,
-	       entries * REPEATS / encode / 1e6, entries * REPEATS / decode / 1e6);
+	static const char *const names[] = {[QUERY_VALUES_F32] = "f32", [QUERY_VALUES_F16] = "f16", [QUERY_VALUES_U8] = "u8"};
+	printf("%s,%u,%d,%.3f,%.1f,%.1f,%.1f,%.0f\n", names[values], k, ROWS, (double)n / entries, entries * REPEATS / encode / 1e6,
+	       entries * REPEATS / decode / 1e6, entries * REPEATS / check / 1e6, (double)n * REPEATS / check / 1e6);
 	record_rows_free(rows);
 }
 
 int main(void)
 {
-	puts("values,top_k,rows,bytes_per_entry,encode_M_per_s,decode_M_per_s");
+	puts("values,top_k,rows,bytes_per_entry,encode_M_per_s,decode_M_per_s,check_M_per_s,check_MB_per_s");
 	for (uint32_t k = 8; k <= 512; k *= 8) {
 		measure(k, QUERY_VALUES_F16);
 		measure(k, QUERY_VALUES_F32);
+		measure(k, QUERY_VALUES_U8);
 	}
 	return 0;
 }

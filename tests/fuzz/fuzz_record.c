@@ -49,7 +49,10 @@ static void try_record(const uint8_t *bytes, size_t n)
 	struct record_rows *rows = NULL, *same = NULL;
 	if (record_from_bytes(bytes, n, &record, NULL) != 0)
 		return;
-	if (record_decode(record, &rows, NULL) == 0) {
+	int r = record_decode(record, &rows, NULL);
+	if (record_check(record, NULL) != r)
+		abort();
+	if (r == 0) {
 		if (record_encode(rows, &again, NULL) != 0 || record_decode(again, &same, NULL) != 0)
 			abort();
 		expect_same(rows, same);

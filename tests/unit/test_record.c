@@ -33,11 +33,24 @@ static int decode_bytes(const void *bytes, size_t n)
 	struct record *record = NULL;
 	struct record_rows *rows = NULL;
 	int r = record_from_bytes(bytes, n, &record, NULL);
-	if (!r)
+	if (!r) {
 		r = record_decode(record, &rows, NULL);
+		assert_int_equal(record_check(record, NULL), r);
+	}
 	record_rows_free(rows);
 	record_unref(record);
 	return r;
+}
+
+static void expect_parts(const struct record *record)
+{
+	uint64_t parts[RECORD_N_PARTS], sum = 0;
+	size_t n;
+	(void)record_bytes(record, &n);
+	assert_int_equal(record_parts(record, parts), 0);
+	for (unsigned i = 0; i < RECORD_N_PARTS; i++)
+		sum += parts[i];
+	assert_int_equal(sum, n);
 }
 
 static void round_trip(struct record_rows *rows)
@@ -54,8 +67,9 @@ static void round_trip(struct record_rows *rows)
 	assert_int_equal(again, n);
 	assert_memory_equal(record_key(received), record_key(made), CONTENT_ID_BYTES);
 	assert_int_equal(record_n_rows(received), rows->n_rows);
-	if (record_decode(received, &back, &err))
+	if (record_decode(received, &back, &err) || record_check(received, &err))
 		fail_msg("%s: %s", err.field, err.message);
+	expect_parts(received);
 	assert_rows_equal(rows, back);
 	record_rows_free(back);
 	record_rows_free(rows);
