@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/store/stream.h"
 
 #define WINDOW_BYTES (256u * 1024)      // a read of this size costs little more than one of 4 KiB, and 1000 small frames fit
 
@@ -31,11 +32,24 @@ static int file_read(int fd, uint8_t *to, size_t n, uint64_t offset)
 	return 0;
 }
 
+static const uint8_t *scan_view_stream(const struct scan *s, uint64_t offset, size_t n, struct error *err)
+{
+	const uint8_t *bytes;
+	int rc = stream_view(s->stream, offset, n, &bytes);
+	if (rc == -ENOMEM)
+		error_set(err, ERROR_MEMORY, NULL, "no memory for %zu bytes of a shard", n);
+	else if (rc < 0)
+		error_set(err, ERROR_IO, NULL, "shard %08x: cannot read at %llu: %s", s->header.id, (unsigned long long)offset, strerror(-rc));
+	return rc < 0 ? NULL : bytes;
+}
+
 // n bytes at `offset`, all inside the file; valid until the next call. NULL with err set.
 static const uint8_t *scan_view(struct scan *s, uint64_t offset, size_t n, struct error *err)
 {
 	if (s->bytes)
 		return s->bytes + offset;
+	if (s->stream)
+		return scan_view_stream(s, offset, n, err);
 	if (s->window && offset >= s->window_offset && offset + n <= s->window_offset + s->window_n)
 		return s->window + (offset - s->window_offset);
 	if (n > s->window_bytes || !s->window) {
@@ -84,6 +98,14 @@ int scan_init(struct scan *s, int fd, uint32_t id, struct error *err)
 	if (rc < 0)
 		return error_system(err, rc, NULL, "shard %08x: cannot read the header", id);
 	return scan_check_header(s, block, n, id, err);
+}
+
+int scan_init_stream(struct scan *s, int fd, struct stream *stream, uint32_t id, struct error *err)
+{
+	int rc = scan_init(s, fd, id, err);
+	stream_start(stream, fd, s->size);
+	s->stream = stream;
+	return rc;
 }
 
 int scan_init_bytes(struct scan *s, const void *bytes, size_t n, uint32_t id, struct error *err)

@@ -4,6 +4,8 @@
 
 #include "daemon/store/shard.h"
 
+struct stream;
+
 enum scan_kind {
 	SCAN_RECORD,         // `frame` and `record`
 	SCAN_DAMAGE,         // bytes that are not as written, with something valid (or a whole frame of known length) after them
@@ -25,18 +27,20 @@ struct scan {
 	uint64_t position, next_number;      // may be set by the caller to begin elsewhere at a frame
 	uint64_t size;
 	bool sealed;
-	// where bytes come from: a file through a window, or memory
+	// where bytes come from: a file through a window or a stream, or memory
 	int fd;
 	const uint8_t *bytes;
+	struct stream *stream;
 	uint8_t *window;
 	size_t window_bytes;
 	uint64_t window_offset, window_n;
 };
 
 // Reads the header; -EBADMSG when it does not hold, or when `id` (of the file's name) is not the one in it. The fd stays the caller's;
-// the size is the file's now. scan_init_bytes is the same over memory.
+// the size is the file's now. scan_init_bytes is the same over memory, scan_init_stream begins with the file in the stream, also the caller's.
 int scan_init(struct scan *s, int fd, uint32_t id, struct error *err);
 int scan_init_bytes(struct scan *s, const void *bytes, size_t n, uint32_t id, struct error *err);
+int scan_init_stream(struct scan *s, int fd, struct stream *stream, uint32_t id, struct error *err);
 void scan_done(struct scan *s);
 
 // 0, or -EIO or -ENOMEM, after which the scan cannot go on.
