@@ -26,7 +26,7 @@ static const struct {
 	{"select", command_select, "METHOD FILE", "which items of a corpus to learn from (no server needed)"},
 	{"train", command_train, "RUN.conf", "start a training run and follow it"},
 	{"runs", command_runs, "[[stop|watch|plot] ID]", "list training runs; show, stop, watch or draw one"},
-	{"store", command_store, "ls|verify|cat DIR", "look into a directory of records (no server needed)"},
+	{"store", command_store, "COMMAND DIR", "look after a directory of records (no server needed)"},
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)
 

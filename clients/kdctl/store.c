@@ -1,217 +1,142 @@
 // SPDX-License-Identifier: Apache-2.0
-// kdctl store: looks into a directory of records. Opens it read-only, so a running server's store may be read too.
+// kdctl store: which of its commands, and what they share.
+#include "clients/kdctl/store.h"
+
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <sched.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-#include "clients/kdctl/kdctl.h"
-#include "common/buffer.h"
 #include "common/error.h"
-#include "common/record_json.h"
-#include "daemon/store/store.h"
-
-struct totals {
-	uint64_t n_records, n_damaged, n_rows, n_bytes;
-};
-
-static const char *const value_names[] = {[QUERY_VALUES_F32] = "f32", [QUERY_VALUES_F16] = "f16", [QUERY_VALUES_U8] = "u8"};
-
-// What the record answers, under the names of /v1/score; of lists only how long they are.
-static void add_query(json_t *j, const struct query *q)
-{
-	json_t *temperatures = json_array();
-	for (uint32_t i = 0; i < q->n_temperatures; i++)
-		json_array_append_new(temperatures, json_real((double)q->temperatures[i]));
-	json_object_set_new(j, "first", json_integer(q->first));
-	json_object_set_new(j, "last", json_integer(q->last));
-	json_object_set_new(j, "top_k", json_integer(q->top_k));
-	json_object_set_new(j, "temperatures", temperatures);
-	json_object_set_new(j, "values", json_string(value_names[q->values]));
-	const struct { const char *name; bool asked; } flags[] = {{"own", q->own}, {"entropy", q->entropy}, {"max_prob", q->max_prob},
-		{"argmax", q->argmax}, {"sum_squares", q->sum_squares}, {"tail", q->tail}, {"dense", q->dense}};
-	for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
-		json_object_set_new(j, flags[i].name, json_boolean(flags[i].asked));
-	if (q->top_mass > 0)
-		json_object_set_new(j, "top_mass", json_real((double)q->top_mass));
-	if (q->draws.n)
-		json_object_set_new(j, "draws", json_pack("{s:I, s:f, s:I, s:b}", "n", (json_int_t)q->draws.n, "tau", (double)q->draws.tau,
-							  "seed", (json_int_t)q->draws.seed, "tail", (int)q->draws.tail));
-	const struct { const char *name; uint64_t n; } lists[] = {{"n_gather", q->gather.n_lists ? q->gather.offsets[q->gather.n_lists] : 0},
-		{"n_keep", q->n_keep}, {"n_spans", q->n_spans}, {"n_features", q->n_features}};
-	for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
-		if (lists[i].n)
-			json_object_set_new(j, lists[i].name, json_integer((json_int_t)lists[i].n));
-}
-
-static json_t *describe(const struct record *record, const char *place)
-{
-	char key[CONTENT_ID_HEX], teacher[CONTENT_ID_HEX];
-	size_t n;
-	(void)record_bytes(record, &n);
-	content_id_to_hex(record_key(record), key);
-	content_id_to_hex(record_teacher(record), teacher);
-	json_t *j = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I}", "key", key, "teacher", teacher, "place", place, "tokens",
-			      (json_int_t)record_n_tokens(record), "rows", (json_int_t)record_n_rows(record), "bytes", (json_int_t)n);
-	add_query(j, record_query(record));
-	return j;
-}
-
-static int print_rows(const struct kdctl *k, const struct record *record, const struct record_rows *rows, const char *place)
-{
-	struct buffer b = {0};
-	json_t *j = describe(record, place);
-	int status = 0;
-	json_object_del(j, "tokens");        // their number: here they are listed
-	json_object_del(j, "rows");
-	char *head = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(10));
-	if (head) {
-		buffer_add(&b, head, strlen(head) - 1);      // without its end
-		buffer_text(&b, ",\"tokens\":");
-		record_json_ids(&b, rows->sequence.tokens, rows->sequence.n_tokens);
-		buffer_text(&b, ",");
-		record_json_members(&b, rows);
-		buffer_text(&b, "}\n");
-	}
-	if (!head || b.failed)
-		status = kdctl_fail(k, "%s: no memory for its rows", place);
-	else
-		fwrite(b.data, 1, b.n, stdout);
-	buffer_done(&b);
-	free(head);
-	json_decref(j);
-	return status;
-}
-
-static void print_line(const struct kdctl *k, const struct record *record, const char *place)
-{
-	if (k->json) {
-		json_t *j = describe(record, place);
-		kdctl_print_json(j);
-		json_decref(j);
-		return;
-	}
-	char key[CONTENT_ID_HEX];
-	size_t n;
-	const struct query *q = record_query(record);
-	(void)record_bytes(record, &n);
-	content_id_to_hex(record_key(record), key);
-	printf("%.16s  %-28s %7" PRIu32 " tokens %7" PRIu32 " rows  top-%-5" PRIu32 " %s%s%s%s%s%s%s%s %10zu bytes\n", key, place,
-	       record_n_tokens(record), record_n_rows(record), q->top_k, value_names[q->values], q->own ? " own" : "",
-	       q->entropy ? " entropy" : "", q->gather.n_lists ? " gather" : "", q->draws.n ? " draws" : "", q->dense ? " dense" : "",
-	       q->n_spans ? " spans" : "", q->n_features ? " features" : "", n);
-}
-
-enum store_action { STORE_LS, STORE_VERIFY, STORE_CAT };
-
-// One sound record; its rows are checked by verify and cat.
-static int visit(const struct kdctl *k, enum store_action action, const struct record *record, const char *place, const char *wanted,
-		 struct totals *t)
-{
-	struct record_rows *rows = NULL;
-	struct error err = {0};
-	char key[CONTENT_ID_HEX];
-	size_t n;
-	int status = 0;
-	content_id_to_hex(record_key(record), key);
-	if (wanted && strncmp(key, wanted, strlen(wanted)) != 0)
-		return 0;
-	if (action != STORE_LS && record_decode(record, &rows, &err))
-		return kdctl_fail(k, "%s: %s", place, err.message);
-	if (action == STORE_LS)
-		print_line(k, record, place);
-	else if (action == STORE_CAT)
-		status = print_rows(k, record, rows, place);
-	record_rows_free(rows);
-	(void)record_bytes(record, &n);
-	t->n_records++;
-	t->n_rows += record_n_rows(record);
-	t->n_bytes += n;
-	return status;
-}
-
-static int walk(const struct kdctl *k, enum store_action action, struct store *store, const char *wanted, struct totals *t)
-{
-	struct store_cursor cursor = {0};
-	for (;;) {
-		struct record *record = NULL;
-		struct error err = {0};
-		char place[96] = "";
-		int r = store_next(store, &cursor, &record, place, &err);
-		if (r == -ENOENT)
-			return 0;
-		if (r && r != -EBADMSG)
-			return kdctl_fail(k, "%s: %s", place, err.message);
-		if (r) {
-			kdctl_fail(k, "%s: %s", place, err.message);
-			t->n_damaged++;
-			continue;
-		}
-		t->n_damaged += (uint64_t)visit(k, action, record, place, wanted, t);
-		record_unref(record);
-	}
-}
-
-static void print_totals(const struct kdctl *k, enum store_action action, const struct totals *t)
-{
-	if (k->json)
-		printf("{\"summary\":{\"records\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"damaged\":%" PRIu64 "}}\n",
-		       t->n_records, t->n_rows, t->n_bytes, t->n_damaged);
-	else
-		printf("%" PRIu64 " records%s, %" PRIu64 " rows, %" PRIu64 " bytes, %" PRIu64 " damaged\n", t->n_records,
-		       action == STORE_VERIFY ? " verified" : "", t->n_rows, t->n_bytes, t->n_damaged);
-}
-
-static int run(struct kdctl *k, enum store_action action, const char *directory, const char *wanted)
-{
-	struct store_options options = {.directory = directory, .read_only = true};
-	struct store *store = NULL;
-	struct error err = {0};
-	struct totals t = {0};
-	struct stat s;
-	if (stat(directory, &s) || !S_ISDIR(s.st_mode))
-		return kdctl_fail(k, "%s: %s", directory, errno && errno != ENOENT ? strerror(errno) : "no such directory");
-	if (store_open(&options, &store, &err))
-		return kdctl_fail_with(k, err.field, err.message);
-	int status = walk(k, action, store, wanted, &t);
-	store_close(store);
-	if (!status && action != STORE_CAT)
-		print_totals(k, action, &t);
-	if (!status && wanted && !t.n_records)
-		status = kdctl_fail(k, "%s: no record whose key begins so", wanted);
-	return status ? status : t.n_damaged > 0;
-}
+#include "daemon/store/survey.h"
 
 static const struct {
 	const char *name;
 	int (*run)(struct kdctl *k, int argc, char **argv);
-} commands[] = {{"export", store_export}, {"import", store_import}};
+	const char *arguments, *help;
+} commands[] = {
+	{"ls", store_ls, "DIR [KEY]", "one line a record"},
+	{"cat", store_cat, "DIR [KEY]", "records as JSON lines"},
+	{"stat", store_stat, "DIR", "what is in it, and what its bytes are spent on"},
+	{"verify", store_verify, "DIR [KEY]", "checks every byte; exit status 1 when something is damaged"},
+	{"export", store_export, "DIR --output FILE", "records as a file that needs no kdserved to be read"},
+	{"import", store_import, "DIR FILE ...", "adds the records of such files"},
+};
+#define N_COMMANDS (sizeof commands / sizeof *commands)
+
+static void print_help(void)
+{
+	puts("Usage: kdctl store COMMAND [OPTION ...] DIR ...\n\nCommands:");
+	for (size_t i = 0; i < N_COMMANDS; i++) {
+		char left[64];
+		snprintf(left, sizeof left, "%s %s", commands[i].name, commands[i].arguments);
+		printf("  %-26s %s\n", left, commands[i].help);
+	}
+	puts("\nKEY: only records whose key begins so. All take --json, and say more with --help.");
+}
+
+static int bad_command(const struct kdctl *k, const char *name)
+{
+	char names[128] = "";
+	for (size_t i = 0; i < N_COMMANDS; i++)
+		snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", !i ? "" : i + 1 < N_COMMANDS ? ", " : " or ",
+			 commands[i].name);
+	return name ? kdctl_usage(k, "%s: %s is expected", name, names)
+		    : kdctl_usage(k, "%s, and a DIR are expected (kdctl store --help)", names);
+}
 
 int command_store(struct kdctl *k, int argc, char **argv)
 {
-	for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof *commands; i++)
-		if (strcmp(commands[i].name, argv[1]) == 0)
-			return commands[i].run(k, argc - 1, argv + 1);
-	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {0}};
-	static const char *const names[] = {[STORE_LS] = "ls", [STORE_VERIFY] = "verify", [STORE_CAT] = "cat"};
-	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
-		if (c != 'h')
+	static const struct option options[] = {STORE_OPTIONS, {0}};
+	for (int c; (c = getopt_long(argc, argv, "+:", options, NULL)) != -1;) {
+		if (c != 'j' && c != 'h')
 			return kdctl_bad_option(k, argc, argv);
-		puts("Usage: kdctl store ls|verify|cat DIR [KEY]\n"
-		     "  ls       one line a record\n"
-		     "  verify   checks every record, its rows too; exit status 1 when something is damaged\n"
-		     "  cat      records as JSON lines\n"
-		     "  export, import   see kdctl store export --help\n"
-		     "KEY: only records whose key begins so.");
-		return 0;
+		k->json = k->json || c == 'j';
+		if (c == 'h') {
+			print_help();
+			return 0;
+		}
 	}
-	if (argc - optind < 2 || argc - optind > 3)
-		return kdctl_usage(k, "ls, verify or cat, and a DIR are expected (kdctl store --help)");
-	for (int i = 0; i < 3; i++)
-		if (strcmp(argv[optind], names[i]) == 0)
-			return run(k, (enum store_action)i, argv[optind + 1], argc - optind == 3 ? argv[optind + 2] : NULL);
-	return kdctl_usage(k, "%s: ls, verify or cat is expected", argv[optind]);
+	if (optind == argc)
+		return bad_command(k, NULL);
+	for (size_t i = 0; i < N_COMMANDS; i++) {
+		if (strcmp(argv[optind], commands[i].name) != 0)
+			continue;
+		int at = optind;
+		optind = 0;
+		return commands[i].run(k, argc - at, argv + at);
+	}
+	return bad_command(k, argv[optind]);
+}
+
+int store_option(struct kdctl *k, int argc, char **argv, const struct option *options, const char *help, int *ret_status)
+{
+	int c = getopt_long(argc, argv, ":", options, NULL);
+	switch (c) {
+	case 'j': k->json = true; return store_option(k, argc, argv, options, help, ret_status);
+	case 'h': printf("Usage: kdctl store %s", help); *ret_status = 0; return -2;
+	case ':':
+	case '?': *ret_status = kdctl_usage(k, "%s: unknown option, or its value is missing (kdctl store %s --help)", argv[optind - 1], argv[0]);
+		return -2;
+	default: return c;
+	}
+}
+
+int store_expect_directory(const struct kdctl *k, const char *directory)
+{
+	struct stat s;
+	errno = 0;
+	if (stat(directory, &s) == 0 && S_ISDIR(s.st_mode))
+		return 0;
+	return kdctl_fail(k, "%s: %s", directory, errno && errno != ENOENT ? strerror(errno) : "no such directory");
+}
+
+int store_failure(const struct kdctl *k, const struct error *err)
+{
+	return kdctl_fail_with(k, err->field, err->message);
+}
+
+bool store_threads(const char *text, unsigned *ret_threads)
+{
+	double v = 1;
+	cpu_set_t processors;
+	if (text && (!kdctl_number(text, 1, SURVEY_MAX_THREADS, &v) || v != (unsigned)v))
+		return false;
+	if (!text && sched_getaffinity(0, sizeof processors, &processors) == 0)
+		v = CPU_COUNT(&processors);
+	*ret_threads = v > SURVEY_MAX_THREADS ? SURVEY_MAX_THREADS : (unsigned)v;
+	return true;
+}
+
+void store_report_damage(const struct kdctl *k, const char *place, uint64_t offset, uint64_t n_bytes, const char *message)
+{
+	kdctl_fail(k, "%s: %s", place, message);
+	if (!k->json)
+		return;
+	json_t *j = json_pack("{s:{s:s, s:I, s:I, s:s}}", "damage", "place", place, "offset", (json_int_t)offset, "bytes", (json_int_t)n_bytes,
+			      "error", message);
+	kdctl_print_json(j);
+	json_decref(j);
+}
+
+void store_bytes_text(uint64_t n, char ret_text[24])
+{
+	static const char *const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB", "PiB"};
+	double v = (double)n;
+	size_t i = 0;
+	for (; v >= 1024 && i + 1 < sizeof units / sizeof *units; i++)
+		v /= 1024;
+	snprintf(ret_text, 24, i ? "%.1f %s" : "%.0f %s", v, units[i]);
+}
+
+void store_progress(struct progress *p, uint64_t done, uint64_t all)
+{
+	char note[96], of[24];
+	double seconds = progress_seconds(p), rate = (double)done / seconds, left = rate > 0 && all > done ? (double)(all - done) / rate : 0;
+	store_bytes_text(all, of);
+	snprintf(note, sizeof note, "of %s, %.0f MB/s, %.0f s left", of, rate / 1e6, left);
+	progress_show(p, (double)done, (double)all, note);
 }

@@ -75,7 +75,9 @@ static void wrong_usage_is_one_line_and_2(void **state)
 		{"generate --prompt x --tokens -1", "-1: not a number"}, {"generate --prompt x --top-p 2", "2: not a number"},
 		{"generate --prompt x --seed", "value is missing"}, {"generate --prompt x more", "--prompt TEXT is expected"}, {"train", "one RUN.conf is expected"},
 		{"train --name ../x a", "--name ../x"},
-		{"runs a b", "stop ID is expected"}, {"store", "are expected"}, {"store ls", "are expected"}, {"store frob /tmp", "frob"},
+		{"runs a b", "plot ID is expected"}, {"store", "are expected"}, {"store ls", "a DIR is expected"}, {"store cat a b c", "a DIR is expected"},
+		{"store frob /tmp", "frob: ls, cat, "}, {"store verify --threads 0 /tmp", "--threads 0"}, {"store verify --frob", "--frob"},
+		{"store stat", "a DIR is expected"}, {"store stat --threads", "--threads"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
 		expect_one_line(run("unix:/nonexistent/s", cases[i][0]), 2, cases[i][1]);
@@ -348,7 +350,20 @@ static void looks_into_a_store(void **state)
 	expect(run_store("store cat", directory, ""), 0, "{\"status\":\"not_finite\"}");
 	expect(run_store("store cat", directory, "ffff00"), 1, "no record whose key begins so");
 	expect(run_store("--json store ls", directory, ""), 0, "\"damaged\":0");
+	expect(run_store("store ls --json", directory, ""), 0, "\"damaged\":0");
+	o = run_store("store verify --threads 2 --json", directory, "");
+	expect(o, 0, "{\"summary\":{\"records\":3,\"rows\":20,");
+	expect(o, 0, "\"threads\":2,");
+	expect(run_store("store stat", directory, ""), 0, "3 records, 20 rows");
+	o = run_store("store stat --json", directory, "");
+	expect(o, 0, "{\"records\":3,\"rows\":20,\"tokens\":21,");
+	expect(o, 0, "\"kind\":\"top-4 f32 own\"");
+	expect(o, 0, "\"teachers\":[{");
+	expect(run_store("store stat --server unix:/nonexistent/socket", directory, ""), 1, "/nonexistent/socket");
 	damage_store(directory);
+	o = run_store("store verify --json", directory, "");
+	expect(o, 1, "{\"damage\":{\"place\":\"00000000.shard:");
+	expect(run_store("store stat", directory, ""), 1, "1 damaged places");
 	o = run_store("store verify", directory, "");
 	expect(o, 1, "00000000.shard:");
 	expect(o, 1, "2 records verified");
