@@ -7,6 +7,8 @@
 
 #include "common/crc32c_internal.h"
 
+#define POLYNOMIAL 0x82f63b78u
+
 static uint32_t table[8][256];
 static pthread_once_t table_once = PTHREAD_ONCE_INIT;
 
@@ -15,7 +17,7 @@ static void table_init(void)
 	for (uint32_t i = 0; i < 256; i++) {
 		uint32_t v = i;
 		for (int bit = 0; bit < 8; bit++)
-			v = v >> 1 ^ (v & 1 ? 0x82f63b78u : 0);
+			v = v >> 1 ^ (v & 1 ? POLYNOMIAL : 0);
 		table[0][i] = v;
 	}
 	for (uint32_t i = 0; i < 256; i++)
@@ -106,4 +108,35 @@ uint32_t crc32c(uint32_t crc, const void *data, size_t n)
 		return crc32c_sse42(crc, data, n);
 #endif
 	return crc32c_portable(crc, data, n);
+}
+
+// ---- checksums put together
+
+static uint32_t powers[64];              // x to the 8 * 2^k: 2^k zero bytes
+static pthread_once_t powers_once = PTHREAD_ONCE_INIT;
+
+// Of two polynomials modulo the checksum's; the highest bit is x^0.
+static uint32_t product(uint32_t a, uint32_t b)
+{
+	uint32_t p = 0;
+	for (uint32_t bit = UINT32_C(1) << 31; bit; bit >>= 1) {
+		p ^= a & bit ? b : 0;
+		b = b >> 1 ^ (b & 1 ? POLYNOMIAL : 0);
+	}
+	return p;
+}
+
+static void powers_init(void)
+{
+	powers[0] = UINT32_C(1) << (31 - 8);
+	for (int k = 1; k < 64; k++)
+		powers[k] = product(powers[k - 1], powers[k - 1]);
+}
+
+uint32_t crc32c_join(uint32_t first, uint32_t second, uint64_t n)
+{
+	pthread_once(&powers_once, powers_init);
+	for (int k = 0; n; k++, n >>= 1)
+		first = n & 1 ? product(powers[k], first) : first;
+	return first ^ second;
 }

@@ -174,6 +174,15 @@ const struct content_id *record_key(const struct record *record)
 	return (const struct content_id *)(record->bytes + RECORD_KEY_AT);
 }
 
+// The checksum they carry is that of the bytes before it and after it.
+uint32_t record_crc(const struct record *record)
+{
+	const uint8_t *bytes = record->bytes;
+	uint32_t before = crc32c(0, bytes, RECORD_CRC_AT), with = crc32c(0, bytes, RECORD_CRC_AT + 4), carried;
+	memcpy(&carried, bytes + RECORD_CRC_AT, sizeof carried);
+	return crc32c_join(before ^ with, le32toh(carried), record->n_bytes - RECORD_CRC_AT - 4);
+}
+
 const struct content_id *record_teacher(const struct record *record)
 {
 	return (const struct content_id *)(record->bytes + RECORD_TEACHER_AT);

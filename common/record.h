@@ -85,6 +85,7 @@ struct record *record_ref(struct record *record);
 struct record *record_unref(struct record *record);      // returns NULL; NULL is fine
 const void *record_bytes(const struct record *record, size_t *ret_n);
 const struct content_id *record_key(const struct record *record);
+uint32_t record_crc(const struct record *record);      // crc32c(0, its bytes), known from the checksum they carry: they are not read
 const struct content_id *record_teacher(const struct record *record);
 uint32_t record_n_rows(const struct record *record);
 const struct query *record_query(const struct record *record);        // canonical

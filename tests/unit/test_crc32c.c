@@ -33,6 +33,23 @@ static void may_be_continued(void **state)
 		assert_int_equal(crc32c(crc32c(0, text, cut), text + cut, sizeof text - cut), whole);
 }
 
+static void parts_are_joined_without_their_bytes(void **state)
+{
+	(void)state;
+	static uint8_t bytes[5000];
+	for (size_t i = 0; i < sizeof bytes; i++)
+		bytes[i] = (uint8_t)(i * i >> 3);
+	for (size_t cut = 0; cut <= sizeof bytes; cut += cut < 40 ? 1 : 97) {
+		uint32_t first = crc32c(12345, bytes, cut), second = crc32c(0, bytes + cut, sizeof bytes - cut);
+		assert_int_equal(crc32c_join(first, second, sizeof bytes - cut), crc32c(12345, bytes, sizeof bytes));
+	}
+	// 2^36 zeros are 2^12 times 2^24 of them
+	uint32_t far = crc32c_join(1, 0, UINT64_C(1) << 36), near = 1;
+	for (int i = 0; i < 4096; i++)
+		near = crc32c_join(near, 0, UINT64_C(1) << 24);
+	assert_int_equal(far, near);
+}
+
 static void instruction_and_table_agree(void **state)
 {
 	(void)state;
@@ -61,6 +78,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(gives_the_published_values),
 		cmocka_unit_test(may_be_continued),
+		cmocka_unit_test(parts_are_joined_without_their_bytes),
 		cmocka_unit_test(instruction_and_table_agree),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "common/crc32c.h"
 #include "common/cursor.h"
 #include "common/error.h"
 #include "common/half.h"
@@ -65,6 +66,7 @@ static void round_trip(struct record_rows *rows)
 	assert_int_equal(record_from_bytes(bytes, n, &received, &err), 0);
 	assert_memory_equal(record_bytes(received, &again), bytes, n);
 	assert_int_equal(again, n);
+	assert_int_equal(record_crc(received), crc32c(0, bytes, n));
 	assert_memory_equal(record_key(received), record_key(made), CONTENT_ID_BYTES);
 	assert_int_equal(record_n_rows(received), rows->n_rows);
 	if (record_decode(received, &back, &err) || record_check(received, &err))
