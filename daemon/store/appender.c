@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The writing side of a store. Its one complication is failure. A write may fail in the middle of a frame: the shard is cut back to the
-// last whole one. An fsync may fail, and is then final for its shard: the items waiting for it go to a new shard, and so does
-// ("rescue") whatever earlier items left there without an fsync.
+// The writing side of a store: a line of items, taken from the queue at one end while at the other, as writes and fsyncs end, they are made
+// findable, acknowledged and freed; so the disk never waits for a batch to be over. Its one complication is failure. A write may fail in
+// the middle of a frame: the shard is cut back to the last whole one. An fsync may fail, and is then final for its shard: the items waiting
+// for it go to a new shard, and so does ("rescue") whatever earlier items left there without an fsync.
 #include "daemon/store/appender.h"
 
 #include <errno.h>
@@ -18,6 +19,16 @@
 #define BACKOFF_MAX_MS 2000              // space given back is noticed within this
 #define ATTEMPTS 2                       // on a shard, then on a fresh one
 #define RESCUE_BYTES (8u << 20)          // held in memory at a time
+#define TAKE_BYTES (8u << 20)            // from the queue at a time
+#define SYNC_BYTES (32u << 20)           // one fsync for all of it, or for what there is when the queue is empty
+
+struct line {
+	struct pending_list items;       // in order, freed from the front on
+	struct pending_item *unsettled;  // the first whose bytes are not known to be in the kernel
+	struct pending_item *next;       // the first that has not been gathered; NULL: all are
+	bool waiting;                    // a settled one waits for an fsync
+	bool grows;                      // from the queue
+};
 
 static uint64_t now_ms(void)
 {
@@ -65,11 +76,11 @@ void appender_done(struct appender *a)
 	a->parts = NULL;
 }
 
-static uint32_t item_bytes(const struct pending_item *item)
+static uint64_t item_bytes(const struct pending_item *item)
 {
 	size_t n;
 	record_bytes(item->record, &n);
-	return (uint32_t)n;
+	return shard_frame_size((uint32_t)n);
 }
 
 static void item_acknowledge(struct appender *a, struct pending_item *item, const struct error *err)
@@ -143,16 +154,18 @@ static int shard_ready(struct appender *a, uint64_t n, struct error *err)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for another shard");
 	}
 	atomic_fetch_add(&parts->counters.n_bytes, SHARD_HEADER_BYTES);
+	tail_account(a);
 	return 0;
 }
 
-// ---- runs: consecutive items that go into one shard
+// ---- items
 
 static void item_publish(struct appender *a, struct pending_item *item)
 {
 	struct store_counters *c = &a->parts->counters;
 	const struct shard_frame *f = &item->frame;
 	struct index_entry entry = {.shard = a->tail.shard.id, .record_bytes = f->record_bytes, .offset = f->offset};
+	crash(CRASH_PUBLISH);
 	const struct sidecar_entry *e = tail_commit(&a->tail, f, item->record);
 	if (e)
 		entry = sidecar_place(e, entry.shard);
@@ -197,100 +210,155 @@ static bool item_stored(struct appender *a, struct pending_item *item)
 	return true;
 }
 
-// Writes the items from `first` on that are not on disk yet, as many as fit the shard. *ret_next: the first that was not written.
-static int run_write(struct appender *a, struct pending_item *first, struct pending_item **ret_next, struct error *err)
+// ---- the line
+
+// From the queue; false when it is empty. What asks for no more than that is acknowledged.
+static bool line_take(struct appender *a, struct line *l)
 {
-	struct tail *t = &a->tail;
-	struct pending_item *item, *stop;
-	for (stop = first; stop && !t->failed; stop = stop->next) {
-		if (item_stored(a, stop))
-			continue;
-		if (!frame_fits(a, shard_frame_size(item_bytes(stop))))
-			break;
-		size_t n;
-		const void *bytes = record_bytes(stop->record, &n);
-		tail_append(t, record_key(stop->record), bytes, (uint32_t)n, &stop->frame);
-	}
-	uint64_t good;
-	int rc = tail_flush(t, &good);
-	crash(CRASH_PUBLISH);
-	for (item = first; item != stop; item = item->next) {
-		if (item->written)
-			continue;
-		if (item->frame.offset + shard_frame_size(item->frame.record_bytes) > good)
-			break;
-		item_publish(a, item);
-	}
-	*ret_next = item;
-	if (rc == 0)
-		return 0;
-	if (tail_cut(t) < 0)
-		shard_retire(a);
-	return error_system(err, rc, NULL, "store %s: cannot write", a->parts->directory.path);
+	struct pending_item *last = l->items.last;
+	index_lock(a->parts->index);
+	pending_pop(&a->parts->pending, TAKE_BYTES, &l->items);
+	index_unlock(a->parts->index);
+	l->next = last ? last->next : l->items.first;
+	if (!l->unsettled)
+		l->unsettled = l->next;
+	for (struct pending_item *item = l->next; item; item = item->next)
+		if (item->durability == STORE_NONE)
+			item_acknowledge(a, item, NULL);
+	return l->next;
 }
 
-// Acknowledges what the run reached; a failed fsync takes the run's items back and retires the shard.
-static int run_acknowledge(struct appender *a, struct pending_item *first, struct pending_item **next, struct error *err)
+static void line_free(struct appender *a, struct line *l, const struct pending_item *upto)
 {
-	bool durable = false;
-	for (struct pending_item *item = first; item != *next; item = item->next) {
+	while (l->items.first != upto) {
+		struct pending_item *item = pending_list_pop(&l->items);
+		index_lock(a->parts->index);
+		struct record *record = pending_free(&a->parts->pending, item);
+		index_unlock(a->parts->index);
+		record_unref(record);
+	}
+}
+
+// What the kernel has by now is made findable; what need not wait for an fsync is acknowledged and freed.
+static void line_settle(struct appender *a, struct line *l)
+{
+	for (; l->unsettled != l->next; l->unsettled = l->unsettled->next) {
+		struct pending_item *item = l->unsettled;
+		if (!item->written && item->frame.offset + item_bytes(item) > a->tail.good)
+			break;
+		if (!item->written)
+			item_publish(a, item);
 		if (item->durability != STORE_DURABLE)
 			item_acknowledge(a, item, NULL);
-		else
-			durable = durable || !item->acknowledged;
+		l->waiting = l->waiting || !item->acknowledged;
 	}
-	if (!durable)
+	struct pending_item *item = l->items.first;
+	while (item != l->unsettled && item->acknowledged)
+		item = item->next;
+	line_free(a, l, item);
+}
+
+// An fsync for all that waits for one. When it fails, all that is settled is to be written again, and the shard is retired.
+static int line_sync(struct appender *a, struct line *l, struct error *err)
+{
+	if (!l->waiting)
 		return 0;
+	l->waiting = false;
 	int rc = a->tail.shard.fd >= 0 ? tail_sync(&a->tail) : -EIO;
-	for (struct pending_item *item = first; item != *next; item = item->next) {
+	for (struct pending_item *item = l->items.first; item != l->unsettled; item = item->next) {
 		if (rc == 0)
 			item_acknowledge(a, item, NULL);
 		else
 			item_take_back(a, item);
 	}
-	if (rc == 0)
+	if (rc == 0) {
+		line_settle(a, l);
 		return 0;
+	}
+	l->unsettled = l->next = l->items.first;
+	tail_abandon(&a->tail);
 	if (a->tail.shard.fd >= 0)
 		shard_retire(a);
-	*next = first;
 	return error_system(err, rc, NULL, "store %s: cannot synchronise a shard", a->parts->directory.path);
 }
 
-static int run_commit(struct appender *a, struct pending_item *first, struct pending_item **ret_next, struct error *err)
+// More to write at once? While the disk is busy there is time to wait for it. Not after a failure: that is dealt with first.
+static bool line_grow(struct appender *a, struct line *l)
+{
+	if (!l->grows || a->retired.fd >= 0 || a->backoff_ms)
+		return false;
+	while (!line_take(a, l)) {
+		if (!tail_wait(&a->tail))
+			return false;
+		line_settle(a, l);
+	}
+	return true;
+}
+
+// Writes items that are not on disk yet, as many as fit the shard.
+static int line_write(struct appender *a, struct line *l, struct error *err)
+{
+	struct tail *t = &a->tail;
+	while (!t->failed && (l->next || line_grow(a, l))) {
+		struct pending_item *item = l->next;
+		if (!item_stored(a, item)) {
+			if (!frame_fits(a, item_bytes(item)))
+				break;
+			tail_append(t, item->record, &item->frame);
+		}
+		l->next = item->next;
+		line_settle(a, l);
+		int rc = l->waiting && t->shard.end - t->shard.synced >= SYNC_BYTES ? line_sync(a, l, err) : 0;
+		if (rc < 0)
+			return rc;
+	}
+	int rc = tail_flush(t);
+	line_settle(a, l);
+	if (rc == 0)
+		return 0;
+	l->next = l->unsettled;
+	if (tail_cut(t) < 0)
+		shard_retire(a);
+	return error_system(err, rc, NULL, "store %s: cannot write", a->parts->directory.path);
+}
+
+// Whatever there is to do in one shard.
+static int line_commit(struct appender *a, struct line *l, struct error *err)
 {
 	int rc = 0;
-	struct pending_item *next = first;
-	while (next && item_stored(a, next))
-		next = next->next;
-	if (next == first) {
-		rc = shard_ready(a, shard_frame_size(item_bytes(first)), err);
-		if (rc == 0)
-			rc = run_write(a, first, &next, err);
-	}
-	int rc2 = run_acknowledge(a, first, &next, rc < 0 ? NULL : err);
-	*ret_next = next;
+	struct pending_item *first = l->next;
+	while (l->next && item_stored(a, l->next))
+		l->next = l->next->next;
+	bool all_stored = l->next != first;
+	if (!all_stored)
+		rc = shard_ready(a, item_bytes(first), err);
+	if (!all_stored && rc == 0)
+		rc = line_write(a, l, err);
+	line_settle(a, l);
+	int rc2 = line_sync(a, l, rc < 0 ? NULL : err);
 	// A shard that refuses writes for another reason than a full disk is left; what it holds is good.
 	if (rc < 0 && rc != -ENOSPC && rc != -EDQUOT && a->tail.shard.fd >= 0)
 		shard_leave(a);
 	return rc < 0 ? rc : rc2;
 }
 
-// All items from `first` on. Returns the first that could not be stored (then err says why), NULL when all are.
-static struct pending_item *items_commit(struct appender *a, struct pending_item *first, struct error *err)
+// All of it; what could not be stored stays in the line (then err says why).
+static int line_run(struct appender *a, struct line *l, struct error *err)
 {
 	unsigned n_failures = 0;
-	while (first) {
-		int rc = run_commit(a, first, &first, err);
-		if (rc < 0 && (rc == -ENOSPC || rc == -EDQUOT || ++n_failures >= ATTEMPTS))
-			return first;
+	while (l->next) {
+		int rc = line_commit(a, l, err);
+		n_failures = rc < 0 ? n_failures + 1 : 0;
+		if (rc == -ENOSPC || rc == -EDQUOT || n_failures >= ATTEMPTS)
+			return rc;
 	}
-	return NULL;
+	return 0;
 }
 
 // ---- what a retired shard held without an fsync
 
 // Reads the next entries back (from the page cache, most likely) as items; those that do not check are left out.
-static void rescue_read(struct appender *a, size_t *i, struct pending_list *ret_list)
+static void rescue_read(struct appender *a, size_t *i, struct line *l)
 {
 	const struct tail_shard *r = &a->retired;
 	uint64_t n = 0;
@@ -307,9 +375,10 @@ static void rescue_read(struct appender *a, size_t *i, struct pending_list *ret_
 		}
 		item->record = record;
 		item->durability = STORE_FLUSHED;
-		pending_list_push(ret_list, item);
+		pending_list_push(&l->items, item);
 		n += e->record_bytes;
 	}
+	l->unsettled = l->next = l->items.first;
 }
 
 static void rescue(struct appender *a)
@@ -318,13 +387,12 @@ static void rescue(struct appender *a)
 	uint64_t cut_from = a->retired.end;
 	size_t i = 0;
 	while (a->retired.fd >= 0 && a->retired.id == id) {
-		struct pending_list list = {0};
-		rescue_read(a, &i, &list);
-		bool all = !list.first;
-		struct pending_item *failed = items_commit(a, list.first, NULL);
-		for (struct pending_item *item; (item = pending_list_pop(&list)); free(item))
-			record_unref(item->record);
-		if (!all && !failed)
+		struct line l = {0};
+		rescue_read(a, &i, &l);
+		bool all = !l.next;
+		int rc = line_run(a, &l, NULL);
+		line_free(a, &l, NULL);
+		if (!all && rc == 0)
 			continue;
 		if (all && ftruncate(a->retired.fd, (off_t)a->retired.synced) == 0)
 			atomic_fetch_sub(&a->parts->counters.n_bytes, cut_from - a->retired.synced);
@@ -333,17 +401,7 @@ static void rescue(struct appender *a)
 	}
 }
 
-// ---- batches
-
-static void batch_free(struct appender *a, struct pending_list *items)
-{
-	for (struct pending_item *item; (item = pending_list_pop(items));) {
-		index_lock(a->parts->index);
-		struct record *record = pending_free(&a->parts->pending, item);
-		index_unlock(a->parts->index);
-		record_unref(record);
-	}
-}
+// ---- the queue
 
 // After a refusal appends fail at once for a while, so that a full disk is not asked for every record.
 static void back_off(struct appender *a)
@@ -355,30 +413,28 @@ static void back_off(struct appender *a)
 	atomic_store(&a->parts->counters.failing, true);
 }
 
-void appender_commit(struct appender *a, struct pending_list *items)
+void appender_drain(struct appender *a)
 {
 	struct error err;
-	struct pending_item *failed = items->first;
-	for (struct pending_item *item = items->first; item; item = item->next)
-		if (item->durability == STORE_NONE)
-			item_acknowledge(a, item, NULL);
+	struct line l = {.grows = true};
+	line_take(a, &l);
 	if (a->backoff_ms && now_ms() < a->retry_at_ms) {
 		error_set(&err, ERROR_STORE, NULL, "store %s: the disk refused lately; not tried", a->parts->directory.path);
 	} else {
-		failed = items_commit(a, items->first, &err);
+		int rc = line_run(a, &l, &err);
 		if (a->retired.fd >= 0)
 			rescue(a);
-		if (failed)
+		if (rc < 0)
 			back_off(a);
 		else if (a->backoff_ms) {
 			a->backoff_ms = 0;
 			atomic_store(&a->parts->counters.failing, false);
 		}
 	}
-	for (; failed; failed = failed->next) {
-		if (!item_stored(a, failed) || !failed->acknowledged)
-			item_acknowledge(a, failed, &err);
+	for (struct pending_item *item = l.next; item; item = item->next) {
+		if (!item_stored(a, item) || !item->acknowledged)
+			item_acknowledge(a, item, &err);
 	}
 	tail_account(a);
-	batch_free(a, items);
+	line_free(a, &l, NULL);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The writing side of a store: takes batches of pending items, puts their records into shards, makes them findable and acknowledges
-// them. Belongs to one thread; everyone else meets it through the index and its lock.
+// The writing side of a store: takes pending items, puts their records into shards, makes them findable and acknowledges them. Belongs to
+// one thread; everyone else meets it through the index and its lock.
 #pragma once
 
 #include <stdatomic.h>
@@ -43,5 +43,6 @@ int appender_init(struct appender *a, struct store_parts *parts, uint64_t shard_
 		  struct error *err);
 void appender_done(struct appender *a);      // makes everything durable first; NULL-safe for a zeroed one
 
-// Every item is acknowledged or failed, made findable or not, and freed when this returns.
-void appender_commit(struct appender *a, struct pending_list *items);
+// Takes items from the queue until it is empty, or until a failure has been dealt with. Every item taken is acknowledged or failed, made
+// findable or not, and freed when this returns.
+void appender_drain(struct appender *a);

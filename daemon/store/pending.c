@@ -65,13 +65,12 @@ int pending_push(struct pending *p, struct record *record, enum store_durability
 	return 0;
 }
 
-void pending_pop(struct pending *p, uint64_t max_bytes, struct pending_list *ret_items)
+void pending_pop(struct pending *p, uint64_t max_bytes, struct pending_list *items)
 {
-	*ret_items = (struct pending_list){0};
 	uint64_t n = 0;
-	while (p->queue.first && n < max_bytes && (p->queue.first->listed || !ret_items->first)) {
+	while (p->queue.first && n < max_bytes && (p->queue.first->listed || !items->first)) {
 		n += p->queue.first->n_bytes;
-		pending_list_push(ret_items, pending_list_pop(&p->queue));
+		pending_list_push(items, pending_list_pop(&p->queue));
 	}
 }
 

@@ -37,8 +37,8 @@ struct pending_item *pending_list_pop(struct pending_list *list);      // NULL w
 // Takes its own reference to the record. -EAGAIN when full, -ENOMEM.
 int pending_push(struct pending *p, struct record *record, enum store_durability durability, store_done_fn *done, void *arg);
 struct record *pending_find(const struct pending *p, const struct content_id *key);    // borrowed; NULL when absent
-// The next items, about max_bytes, at least one. An item whose key was pending already comes first in its batch, so that by then
-// the earlier one is on disk or has failed.
-void pending_pop(struct pending *p, uint64_t max_bytes, struct pending_list *ret_items);
+// The next items, about max_bytes, go to the end of the list. An item whose key was pending already goes to an empty list only, so that by
+// then the earlier one is on disk or has failed.
+void pending_pop(struct pending *p, uint64_t max_bytes, struct pending_list *items);
 // Forgets the item; the record's reference goes to the caller, who drops it without the lock.
 struct record *pending_free(struct pending *p, struct pending_item *item);

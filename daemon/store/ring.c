@@ -2,7 +2,7 @@
 // The only file that knows io_uring. Its one complication: a ring may break while operations are in flight (submit refused for
 // good); then what is in flight is waited for, the ring is given up and everything later goes through pread, pwrite and fsync.
 //
-// No operation is linked to another: a short write in a chain would cancel its fsync. Order where it matters is kept by draining.
+// No operation is linked to another: a short write in a chain would cancel its fsync.
 #include "daemon/store/ring.h"
 
 #include <assert.h>
@@ -180,13 +180,8 @@ static bool ring_enter(struct ring *r)
 	return r->n_queued == 0;
 }
 
-// Waits for one completion and takes it. Only signals make the wait return early.
-static void ring_wait(struct ring *r)
+static void ring_take(struct ring *r, struct io_uring_cqe *cqe)
 {
-	struct io_uring_cqe *cqe = NULL;
-	int rc = io_uring_wait_cqe(&r->uring, &cqe);
-	if (rc < 0 || !cqe)        // -EINTR; the caller asks again
-		return;
 	struct ring_op *op = io_uring_cqe_get_data(cqe);
 	int result = cqe->res;
 	io_uring_cqe_seen(&r->uring, cqe);
@@ -197,6 +192,15 @@ static void ring_wait(struct ring *r)
 		op->busy = false;
 	else
 		op_start(r, op, true);
+}
+
+// Waits for one completion and takes it. Only signals make the wait return early.
+static void ring_wait(struct ring *r)
+{
+	struct io_uring_cqe *cqe = NULL;
+	int rc = io_uring_wait_cqe(&r->uring, &cqe);
+	if (rc == 0 && cqe)        // else -EINTR; the caller asks again
+		ring_take(r, cqe);
 }
 
 // The ring refused for good: the operations it never took are run here, the others waited for, and it goes. Refused entries die with it,
@@ -232,8 +236,6 @@ static void op_prepare(const struct ring *r, struct io_uring_sqe *sqe, struct ri
 		io_uring_prep_write(sqe, fd, data, n, op->offset + begin);
 	if (fixed_file)
 		sqe->flags |= IOSQE_FIXED_FILE;
-	if (op->in_order)
-		sqe->flags |= IOSQE_IO_DRAIN;
 	io_uring_sqe_set_data(sqe, op);
 }
 
@@ -278,6 +280,13 @@ void ring_reap(struct ring *r)
 		ring_give_up(r);
 	if (r->is_uring && r->n_busy)
 		ring_wait(r);
+}
+
+void ring_poll(struct ring *r)
+{
+	struct io_uring_cqe *cqe = NULL;
+	while (r->is_uring && r->n_busy && io_uring_peek_cqe(&r->uring, &cqe) == 0 && cqe)
+		ring_take(r, cqe);
 }
 
 int ring_complete(struct ring *r, struct ring_op *op)

@@ -19,7 +19,6 @@ struct ring_op {
 	uint8_t *data;             // RING_WRITE, RING_READ: n bytes at file offset `offset`
 	size_t n;
 	uint64_t offset;
-	bool in_order;             // not begun before every operation submitted earlier is over
 	size_t align;              // what O_DIRECT asks of offset and length when a short write goes on; 0 = nothing
 	size_t n_done;             // results: bytes the kernel took or gave (all of them when result is 0, fewer where a file ends)
 	int result;                // 0 or -errno; short writes were continued, -EAGAIN and -EINTR retried
@@ -43,3 +42,4 @@ void ring_submit(struct ring *r, struct ring_op *op);      // starts it (the fir
 void ring_queue(struct ring *r, struct ring_op *op);       // the same, but may wait for the next ring_submit, ring_complete or ring_reap
 int ring_complete(struct ring *r, struct ring_op *op);     // waits for it; returns op->result; at once when not busy
 void ring_reap(struct ring *r);                            // waits until at least one of the operations under way got on
+void ring_poll(struct ring *r);                            // takes the results there are, waits for none

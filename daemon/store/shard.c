@@ -77,7 +77,7 @@ static uint32_t crc_at(uint32_t seed, uint64_t offset)
 	return crc32c(seed, place, sizeof place);
 }
 
-void shard_frame_encode(uint32_t seed, struct shard_frame *f, const uint8_t *record, uint8_t ret_header[SHARD_FRAME_BYTES])
+void shard_frame_encode(uint32_t seed, struct shard_frame *f, uint32_t record_crc, uint8_t ret_header[SHARD_FRAME_BYTES])
 {
 	struct writer w = writer_init(ret_header, SHARD_FRAME_BYTES);
 	writer_u32(&w, FRAME_MAGIC);
@@ -86,7 +86,7 @@ void shard_frame_encode(uint32_t seed, struct shard_frame *f, const uint8_t *rec
 	writer_bytes(&w, f->key.bytes, sizeof f->key.bytes);
 	static const uint8_t zeros[8];
 	uint32_t at = crc_at(seed, f->offset);
-	uint32_t body = crc32c(crc32c(at, ret_header, w.position), record, f->record_bytes);
+	uint32_t body = crc32c_join(crc32c(at, ret_header, w.position), record_crc, f->record_bytes);
 	f->body_crc = crc32c(body, zeros, shard_frame_size(f->record_bytes) - SHARD_FRAME_BYTES - f->record_bytes);
 	writer_u32(&w, f->body_crc);
 	writer_u32(&w, crc32c(at, ret_header, w.position));

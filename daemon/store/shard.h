@@ -37,7 +37,8 @@ void shard_header_encode(struct shard_header *h, uint8_t ret_block[SHARD_HEADER_
 int shard_header_decode(const uint8_t *block, size_t n, struct shard_header *ret_header);
 
 uint64_t shard_frame_size(uint32_t record_bytes);       // header, record and padding
-void shard_frame_encode(uint32_t seed, struct shard_frame *f, const uint8_t *record, uint8_t ret_header[SHARD_FRAME_BYTES]);
+// record_crc: crc32c(0, the record). Sets f->body_crc.
+void shard_frame_encode(uint32_t seed, struct shard_frame *f, uint32_t record_crc, uint8_t ret_header[SHARD_FRAME_BYTES]);
 int shard_frame_decode(uint32_t seed, uint64_t offset, const uint8_t header[SHARD_FRAME_BYTES], struct shard_frame *ret_frame);
 // `bytes`: the whole frame, shard_frame_size() of them, whose header has been decoded. -EBADMSG.
 int shard_frame_check(uint32_t seed, const struct shard_frame *f, const uint8_t *bytes);

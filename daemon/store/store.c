@@ -16,7 +16,6 @@
 
 #define SHARD_BYTES (UINT64_C(256) << 20)
 #define QUEUE_BYTES (UINT64_C(64) << 20)
-#define BATCH_BYTES (32u << 20)          // taken from the queue at a time: one fsync for all of it
 
 static void *store_run(void *arg)
 {
@@ -24,11 +23,9 @@ static void *store_run(void *arg)
 	struct index *index = s->parts.index;
 	index_lock(index);
 	for (;;) {
-		struct pending_list items;
-		pending_pop(&s->parts.pending, BATCH_BYTES, &items);
-		if (items.first) {
+		if (s->parts.pending.queue.first) {
 			index_unlock(index);
-			appender_commit(&s->appender, &items);
+			appender_drain(&s->appender);
 			index_lock(index);
 		} else if (s->stopping) {
 			break;

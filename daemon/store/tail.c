@@ -2,33 +2,39 @@
 // The growing end of a store.
 //
 // Writes go one at a time and in order, so after kill -9 a shard holds a prefix of what was written. They are large and, where the file
-// system allows, bypass the page cache: the disk is as busy as with a deep queue, and memory stays for others. The kernel has the next
-// ones before the first is through, while further buffers are filled and summed. Every write begins and ends at a block: what does not
-// fill its last block is followed by zeros and written again, unchanged, at the start of the next write.
+// system allows, bypass the page cache: the disk is as busy as with a deep queue, and memory stays for others. While one is at the disk
+// further buffers are filled, and every few hundred KiB of that it is asked whether the next can go (IOSQE_IO_DRAIN, which would let the
+// kernel keep the order, costs a tenth of the speed). Every write begins and ends at a block: what does not fill its last block is followed
+// by zeros and written again, unchanged, at the start of the next write.
 #include "daemon/store/tail.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/record.h"
 #include "daemon/store/crash.h"
 #include "daemon/store/ring.h"
 
-// Space is set aside in steps, each twice the one before: little to waste in a store that hardly grows, few calls in one that grows fast.
+// Space is set aside in steps, each twice the one before: little to waste in a store that hardly grows, few calls in one that grows fast,
+// and one for a whole shard once it has filled one. The disk idles meanwhile: the call waits for the write under way.
 #define SET_ASIDE_MIN (16u << 20)
 #define SET_ASIDE_MAX (256u << 20)
+#define HUGE_BYTES (2u << 20)            // buffers in one piece of memory: a virtio disk takes a write of 1000 loose pages in five turns
+#define COPY_BYTES (256u << 10)          // at a time: the disk idles at most as long as this takes to copy
 
 struct tail_write {
 	struct ring_op op;
 	uint8_t *data;
 	uint64_t offset;             // in the file, of data; a multiple of TAIL_BLOCK
 	size_t n;                    // gathered
-	bool fresh;                  // something of it has not been submitted
+	bool fresh;                  // something of it has not been handed in
 	bool submitted;
 };
 
@@ -43,7 +49,8 @@ void tail_shard_done(struct tail_shard *shard)
 int tail_init(struct tail *t, const struct directory *directory, uint64_t shard_bytes, struct error *err)
 {
 	*t = (struct tail){.directory = directory, .shard_bytes = shard_bytes, .shard.fd = -1};
-	uint8_t *data = aligned_alloc(TAIL_BLOCK, (size_t)TAIL_WRITES * TAIL_WRITE_BYTES);
+	size_t n = (size_t)TAIL_WRITES * TAIL_WRITE_BYTES;
+	uint8_t *data = aligned_alloc(HUGE_BYTES, n);
 	t->writes = calloc(TAIL_WRITES, sizeof *t->writes);
 	if (!data || !t->writes) {
 		free(data);
@@ -51,6 +58,7 @@ int tail_init(struct tail *t, const struct directory *directory, uint64_t shard_
 		t->writes = NULL;
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the store's buffers");
 	}
+	(void)madvise(data, n, MADV_HUGEPAGE);
 	for (size_t i = 0; i < TAIL_WRITES; i++)
 		t->writes[i].data = data + i * TAIL_WRITE_BYTES;
 	int rc = ring_open(8, &t->ring, err);
@@ -94,7 +102,7 @@ static int tail_prime(struct tail *t)
 	w->offset = t->shard.end - t->shard.end % TAIL_BLOCK;
 	w->n = (size_t)(t->shard.end % TAIL_BLOCK);
 	w->fresh = false;
-	t->end = t->shard.end;
+	t->end = t->good = t->shard.end;
 	t->next_number = t->shard.next_number;
 	if (!w->n)
 		return 0;
@@ -140,30 +148,73 @@ int tail_create(struct tail *t, uint32_t id, struct error *err)
 	return tail_adopt(t, &shard);       // nothing to read: the header fills its block
 }
 
+static unsigned next_of(unsigned i)
+{
+	return (i + 1) % TAIL_WRITES;
+}
+
+static void write_start(struct tail *t, struct tail_write *w)
+{
+	crash(CRASH_WRITE_BEFORE);
+	if (!t->registered && w->n == TAIL_WRITE_BYTES) {       // pins the memory: not for a store that writes little
+		ring_register_memory(t->ring, t->writes[0].data, (size_t)TAIL_WRITES * TAIL_WRITE_BYTES);
+		t->registered = true;
+	}
+	w->submitted = true;
+	ring_submit(t->ring, &w->op);
+	crash(CRASH_WRITE_SUBMITTED);
+}
+
 static void write_complete(struct tail *t, struct tail_write *w)
 {
-	if (!w->submitted)
-		return;
+	int rc = w->op.result;
 	w->submitted = false;
-	int rc = ring_complete(t->ring, &w->op);
 	crash(CRASH_WRITE_AFTER);
 	if (rc == -EINVAL && t->shard.direct && w->op.n_done == 0) {       // this file system wants larger blocks: then with the page cache
 		direct_set(&t->shard, false);
 		ring_submit(t->ring, &w->op);
 		rc = ring_complete(t->ring, &w->op);
 	}
-	if (rc < 0 && !t->failed) {
-		uint64_t good = w->op.offset + w->op.n_done;
+	uint64_t good = w->op.offset + (rc < 0 && w->op.n_done < w->n ? w->op.n_done : w->n);
+	if (!t->failed)
+		t->good = good > t->good ? good : t->good;
+	if (rc < 0 && !t->failed)
 		t->failed = rc;
-		t->end = good < t->end ? good : t->end;
+}
+
+// Takes what is over and starts what is next. After a failure nothing more is started.
+static void writes_advance(struct tail *t)
+{
+	ring_poll(t->ring);
+	for (; t->oldest != t->filling; t->oldest = next_of(t->oldest)) {
+		struct tail_write *w = &t->writes[t->oldest];
+		if (!w->submitted && t->failed)
+			continue;
+		if (!w->submitted)
+			write_start(t, w);
+		if (w->op.busy)
+			break;
+		write_complete(t, w);
 	}
 }
 
-// Sends off what has been gathered and begins the next write with the block that is not full yet.
-static void write_submit(struct tail *t)
+bool tail_wait(struct tail *t)
 {
-	struct tail_write *w = &t->writes[t->filling], *other = &t->writes[(t->filling + 1) % TAIL_WRITES];
-	write_complete(t, other);             // the oldest
+	unsigned oldest = t->oldest;
+	writes_advance(t);
+	while (t->oldest == oldest && oldest != t->filling) {
+		ring_reap(t->ring);
+		writes_advance(t);
+	}
+	return t->oldest != oldest;
+}
+
+// Hands in what has been gathered and begins the next write with the block that is not full yet.
+static void write_queue(struct tail *t)
+{
+	struct tail_write *w = &t->writes[t->filling], *other = &t->writes[next_of(t->filling)];
+	while (w->fresh && next_of(t->filling) == t->oldest)
+		tail_wait(t);
 	if (!w->fresh || t->failed)
 		return;
 	size_t part = w->n % TAIL_BLOCK, whole = w->n - part, padding = part ? TAIL_BLOCK - part : 0;
@@ -173,17 +224,10 @@ static void write_submit(struct tail *t)
 	other->n = part;
 	other->fresh = false;
 	w->op = (struct ring_op){.kind = RING_WRITE, .fd = t->shard.fd, .data = w->data, .n = w->n + padding, .offset = w->offset,
-				 .in_order = true, .align = t->shard.direct ? TAIL_BLOCK : 0};
+				 .align = t->shard.direct ? TAIL_BLOCK : 0};
 	w->fresh = false;
-	w->submitted = true;
-	crash(CRASH_WRITE_BEFORE);
-	if (!t->registered && w->n == TAIL_WRITE_BYTES) {       // pins the memory: not for a store that writes little
-		ring_register_memory(t->ring, t->writes[0].data, (size_t)TAIL_WRITES * TAIL_WRITE_BYTES);
-		t->registered = true;
-	}
-	ring_submit(t->ring, &w->op);
-	crash(CRASH_WRITE_SUBMITTED);
-	t->filling = (t->filling + 1) % TAIL_WRITES;
+	t->filling = next_of(t->filling);
+	writes_advance(t);
 }
 
 static void put(struct tail *t, const void *data, size_t n)
@@ -192,6 +236,7 @@ static void put(struct tail *t, const void *data, size_t n)
 	while (n && !t->failed) {
 		struct tail_write *w = &t->writes[t->filling];
 		size_t k = TAIL_WRITE_BYTES - w->n < n ? TAIL_WRITE_BYTES - w->n : n;
+		k = k < COPY_BYTES ? k : COPY_BYTES;
 		memcpy(w->data + w->n, p, k);
 		w->n += k;
 		w->fresh = true;
@@ -199,7 +244,9 @@ static void put(struct tail *t, const void *data, size_t n)
 		n -= k;
 		t->end += k;
 		if (w->n == TAIL_WRITE_BYTES)
-			write_submit(t);
+			write_queue(t);
+		else
+			writes_advance(t);
 	}
 }
 
@@ -211,6 +258,8 @@ static void set_aside(struct tail *t, uint64_t upto)
 		return;
 	uint64_t from = s->set_aside > t->end ? s->set_aside : t->end;
 	uint64_t n = from < SET_ASIDE_MIN ? SET_ASIDE_MIN : from < SET_ASIDE_MAX ? from : SET_ASIDE_MAX;
+	n = n < t->step ? t->step : n;
+	t->step = n;
 	if (from < t->shard_bytes && n > t->shard_bytes - from)
 		n = t->shard_bytes - from;
 	if (n < upto - from)
@@ -220,28 +269,37 @@ static void set_aside(struct tail *t, uint64_t upto)
 	s->set_aside = from + n;
 }
 
-void tail_append(struct tail *t, const struct content_id *key, const void *record, uint32_t n, struct shard_frame *ret_frame)
+void tail_append(struct tail *t, const struct record *record, struct shard_frame *ret_frame)
 {
 	static const uint8_t zeros[8];
 	uint8_t header[SHARD_FRAME_BYTES];
-	struct shard_frame f = {.offset = t->end, .number = t->next_number++, .record_bytes = n, .key = *key};
-	set_aside(t, t->end + shard_frame_size(n));
-	shard_frame_encode(t->shard.seed, &f, record, header);
+	size_t n;
+	const void *bytes = record_bytes(record, &n);
+	struct shard_frame f = {.offset = t->end, .number = t->next_number++, .record_bytes = (uint32_t)n, .key = *record_key(record)};
+	set_aside(t, t->end + shard_frame_size(f.record_bytes));
+	shard_frame_encode(t->shard.seed, &f, record_crc(record), header);
 	put(t, header, sizeof header);
-	put(t, record, n);
-	put(t, zeros, (size_t)(shard_frame_size(n) - SHARD_FRAME_BYTES - n));
+	put(t, bytes, n);
+	put(t, zeros, (size_t)(shard_frame_size(f.record_bytes) - SHARD_FRAME_BYTES - n));
 	*ret_frame = f;
 }
 
-int tail_flush(struct tail *t, uint64_t *ret_good)
+int tail_flush(struct tail *t)
 {
-	write_submit(t);
-	for (size_t i = 0; i < TAIL_WRITES; i++)              // from the oldest on: the first error decides
-		write_complete(t, &t->writes[(t->filling + i) % TAIL_WRITES]);
+	write_queue(t);
+	while (tail_wait(t))
+		;
 	int rc = t->failed;
 	t->failed = 0;
-	*ret_good = t->end;
 	return rc;
+}
+
+void tail_abandon(struct tail *t)
+{
+	t->failed = t->failed ? t->failed : -ECANCELED;
+	while (tail_wait(t))
+		;
+	t->failed = 0;
 }
 
 const struct sidecar_entry *tail_commit(struct tail *t, const struct shard_frame *f, const struct record *record)
@@ -265,24 +323,24 @@ int tail_cut(struct tail *t)
 int tail_sync(struct tail *t)
 {
 	struct ring_op op = {.kind = RING_FSYNC, .fd = t->shard.fd};
+	uint64_t end = t->shard.end;
 	crash(CRASH_FSYNC_BEFORE);
-	ring_submit(t->ring, &op);
-	int rc = ring_complete(t->ring, &op);
+	for (ring_submit(t->ring, &op); op.busy; writes_advance(t))
+		ring_reap(t->ring);
 	crash(CRASH_FSYNC_AFTER);
-	if (rc == 0)
-		t->shard.synced = t->shard.end;
-	return rc;
+	if (op.result == 0)
+		t->shard.synced = end;
+	return op.result;
 }
 
 int tail_seal(struct tail *t)
 {
 	struct tail_shard *s = &t->shard;
 	uint8_t seal[SHARD_SEAL_BYTES];
-	uint64_t good;
 	shard_seal_encode(s->seed, s->end, s->next_number, seal);
 	crash(CRASH_SEAL_BEFORE);
 	put(t, seal, sizeof seal);
-	uint64_t size = s->end + (tail_flush(t, &good) == 0 ? sizeof seal : 0);
+	uint64_t size = s->end + (tail_flush(t) == 0 ? sizeof seal : 0);
 	crash(CRASH_SEAL_WRITTEN);
 	if (ftruncate(s->fd, (off_t)size) < 0)      // a seal written in part, and space set aside
 		return -errno;

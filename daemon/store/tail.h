@@ -36,9 +36,11 @@ struct tail {
 	struct ring *ring;
 	struct tail_shard shard;
 	struct tail_write *writes;
-	unsigned filling;
+	unsigned oldest, filling;    // of the writes: at the disk or waiting for it [oldest, filling), being gathered
 	bool registered;             // the buffers, or it was tried
-	uint64_t end, next_number;   // including what is gathered or in flight; equal to the shard's after tail_flush
+	uint64_t step;               // in which space was last set aside
+	uint64_t end, next_number;   // including what is gathered or on its way
+	uint64_t good;               // everything before this is in the kernel
 	int failed;                  // of the writes since the last flush: the first error
 };
 
@@ -48,16 +50,18 @@ void tail_done(struct tail *t);      // closes without synchronising
 int tail_adopt(struct tail *t, struct tail_shard *shard);       // goes on with a recovered shard; takes it over, also on failure. -errno
 int tail_create(struct tail *t, uint32_t id, struct error *err);
 
-// Gathers one frame; its offset and number into *ret_frame. Nothing is promised before tail_flush. Stop when t->failed
-// is not 0: bytes are no longer taken.
-void tail_append(struct tail *t, const struct content_id *key, const void *record, uint32_t n, struct shard_frame *ret_frame);
-// Waits for all writes. *ret_good: before this offset everything is in the kernel. Returns the first error; the caller then says with
-// tail_commit which frames count and calls tail_cut.
-int tail_flush(struct tail *t, uint64_t *ret_good);
+// Gathers one frame; its offset and number into *ret_frame. t->good tells what has become of those before. Stop when t->failed is not 0:
+// bytes are no longer taken.
+void tail_append(struct tail *t, const struct record *record, struct shard_frame *ret_frame);
+bool tail_wait(struct tail *t);      // until the write at the disk is over; false: there is none
+// Waits for all writes. Returns the first error; the caller then says with tail_commit which frames count (those before t->good) and
+// calls tail_cut.
+int tail_flush(struct tail *t);
+void tail_abandon(struct tail *t);   // what is not committed counts for nothing; waits for what the kernel has of it
 // In order: this frame is whole; it becomes part of the shard. Returns its entry (NULL: no memory for it), the shard's own.
 const struct sidecar_entry *tail_commit(struct tail *t, const struct shard_frame *f, const struct record *record);
 int tail_cut(struct tail *t);      // the file ends with the last committed frame again; -errno: write no more to this shard
-int tail_sync(struct tail *t);     // fsync of what is committed. A failure is final: write no more to this shard
+int tail_sync(struct tail *t);     // fsync of what is committed, while writes go on. A failure is final: write no more to this shard
 void tail_drop(struct tail *t, struct tail_shard *ret_shard);      // lets go of the shard (into *ret_shard; NULL: closes it)
 // Seal, fsync, index file. -errno when the fsync failed or the shard could not be left clean: as for tail_sync. The shard stays open.
 int tail_seal(struct tail *t);

@@ -18,8 +18,11 @@
 
 #define N_RECORDS 48
 #define SHARD_BYTES 8192        // about 12 records: a run rotates four times
+#define N_LARGE 64              // of 720 KiB: writes follow one another while others are gathered, and one fsync does not cover all
 
-static struct record *records[N_RECORDS];
+static struct record *small[N_RECORDS], *large[N_LARGE], **records = small;
+static unsigned n_records = N_RECORDS;
+static uint64_t shard_bytes = SHARD_BYTES;
 
 static enum store_durability durability_of(unsigned i)
 {
@@ -38,8 +41,8 @@ static void on_ack(void *arg, const struct error *err)
 // What acknowledged records owe: found with their bytes while open, and after opening anew.
 static void expect_kept(const char *d, const struct ack *acks)
 {
-	struct store *s = fixture_open(d, SHARD_BYTES);
-	for (unsigned i = 0; i < N_RECORDS; i++) {
+	struct store *s = fixture_open(d, shard_bytes);
+	for (unsigned i = 0; i < n_records; i++) {
 		int rc = fixture_expect(s, records[i]);
 		if (!(rc == 0 || (rc == -ENOENT && (acks[i].failed || durability_of(i) == STORE_NONE))))
 			fail_msg("record %u, %sacknowledged: %s", i, acks[i].failed ? "not " : "", strerror(-rc));
@@ -48,21 +51,22 @@ static void expect_kept(const char *d, const struct ack *acks)
 	store_close(s);
 }
 
-// Appends everything with the armed fault in the way, the first half one at a time, the rest in a burst. Returns how many were refused.
-static unsigned run(const char *d, struct ack acks[N_RECORDS])
+// Appends everything with the armed fault in the way, of small ones the first half one at a time, the rest in a burst. Returns how many were
+// refused.
+static unsigned run(const char *d, struct ack acks[])
 {
 	unsigned n_failed = 0;
-	memset(acks, 0, N_RECORDS * sizeof *acks);
-	struct store *s = fixture_open(d, SHARD_BYTES);
-	for (unsigned i = 0; i < N_RECORDS; i++) {
+	memset(acks, 0, n_records * sizeof *acks);
+	struct store *s = fixture_open(d, shard_bytes);
+	for (unsigned i = 0; i < n_records; i++) {
 		assert_int_equal(store_append(s, records[i], durability_of(i), on_ack, &acks[i], NULL), 0);
-		while (i < N_RECORDS / 2 && !__atomic_load_n(&acks[i].n_calls, __ATOMIC_ACQUIRE))
+		while (records == small && i < n_records / 2 && !__atomic_load_n(&acks[i].n_calls, __ATOMIC_ACQUIRE))
 			usleep(20);
-		if (i < N_RECORDS / 2 && !acks[i].failed && durability_of(i) != STORE_NONE)
+		if (records == small && i < n_records / 2 && !acks[i].failed && durability_of(i) != STORE_NONE)
 			assert_int_equal(fixture_expect(s, records[i]), 0);
 	}
 	store_close(s);
-	for (unsigned i = 0; i < N_RECORDS; i++) {
+	for (unsigned i = 0; i < n_records; i++) {
 		assert_int_equal(acks[i].n_calls, 1);
 		n_failed += acks[i].failed;
 	}
@@ -86,7 +90,7 @@ static void try_opening(enum fault_kind kind, uint64_t nth, int result, long par
 // n_max. Only a full disk may cost records.
 static void try_everywhere(enum fault_kind kind, int result, long part, uint64_t n_times, unsigned n_max, unsigned stride)
 {
-	struct ack acks[N_RECORDS];
+	struct ack acks[N_LARGE];
 	bool reached = true;
 	unsigned nth;
 	if (getenv("KD_TORTURE"))
@@ -95,7 +99,7 @@ static void try_everywhere(enum fault_kind kind, int result, long part, uint64_t
 		if (nth <= 4)
 			try_opening(kind, nth, result, part, n_times);
 		char *d = fixture_directory();
-		struct store *s = fixture_open(d, SHARD_BYTES);
+		struct store *s = fixture_open(d, shard_bytes);
 		store_close(s);
 		fault_disarm();
 		fault_arm(kind, nth, n_times, result, part);
@@ -171,6 +175,26 @@ static void a_cut_fails_after_a_failed_write(void **state)
 		store_close(s);
 		fixture_remove(d);
 	}
+}
+
+// Writes and fsyncs while others are under way.
+static void large_records(void **state)
+{
+	(void)state;
+	records = large;
+	n_records = N_LARGE;
+	static const uint64_t sizes[] = {UINT64_C(1) << 30, 10 << 20};        // one shard, five of them
+	for (size_t i = 0; i < 2; i++) {
+		shard_bytes = sizes[i];
+		try_everywhere(FAULT_WRITE, -EIO, 0, 1, 64, 4);
+		try_everywhere(FAULT_WRITE, -ENOSPC, 5000, 1, 64, 5);
+		try_everywhere(FAULT_WRITE, 0, -4096, 1, 64, 5);
+		try_everywhere(FAULT_FSYNC, -EIO, 0, 1, 50, i ? 5 : 1);
+		try_everywhere(FAULT_FSYNC, -EIO, 0, UINT64_MAX, 3, 1);
+	}
+	records = small;
+	n_records = N_RECORDS;
+	shard_bytes = SHARD_BYTES;
 }
 
 static bool ring_works;
@@ -289,7 +313,9 @@ int main(void)
 	if (!ring_works)
 		printf("no faults through io_uring here: pwrite and fsync only\n");
 	for (unsigned i = 0; i < N_RECORDS; i++)
-		records[i] = fixture_record(i, 8, 4 + i % 40);
+		small[i] = fixture_record(i, 8, 4 + i % 40);
+	for (unsigned i = 0; i < N_LARGE; i++)
+		large[i] = fixture_record(1000 + i, 2048, 64);
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_write_fails),
 		cmocka_unit_test(a_write_fails_after_some_bytes),
@@ -297,6 +323,7 @@ int main(void)
 		cmocka_unit_test(an_fsync_fails),
 		cmocka_unit_test(every_fsync_fails),
 		cmocka_unit_test(a_cut_fails_after_a_failed_write),
+		cmocka_unit_test(large_records),
 		cmocka_unit_test(submitting_fails),
 		cmocka_unit_test(the_store_heals_when_a_lasting_fault_ends),
 		cmocka_unit_test(a_failed_fsync_moves_what_was_only_flushed),
@@ -304,6 +331,8 @@ int main(void)
 	};
 	int rc = cmocka_run_group_tests(tests, NULL, NULL);
 	for (unsigned i = 0; i < N_RECORDS; i++)
-		record_unref(records[i]);
+		record_unref(small[i]);
+	for (unsigned i = 0; i < N_LARGE; i++)
+		record_unref(large[i]);
 	return rc;
 }

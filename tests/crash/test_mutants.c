@@ -95,7 +95,7 @@ static void put_right(struct image *m, unsigned i)
 	memcpy(record + RECORD_CRC_AT, &crc, 4);
 	memcpy(f.key.bytes, record + 48, sizeof f.key.bytes);
 	memset(record + n, 0, (size_t)shard_frame_size(n) - SHARD_FRAME_BYTES - n);
-	shard_frame_encode(m->seed, &f, record, m->bytes + f.offset);
+	shard_frame_encode(m->seed, &f, crc32c(0, record, f.record_bytes), m->bytes + f.offset);
 }
 
 static unsigned read_everything(const struct image *m)

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/crc32c.h"
 #include "daemon/store/scan.h"
 #include "tests/unit/store_fixture.h"
 
@@ -54,7 +55,7 @@ static struct image *image_new(size_t n_bytes, uint32_t max_record, bool sealed)
 			record[i] = (uint8_t)(rng() % 4 ? rng() : 0);
 		size_t size = (size_t)shard_frame_size(f.record_bytes);
 		memset(m->bytes + m->n, 0, size);
-		shard_frame_encode(h.seed, &f, record, m->bytes + m->n);
+		shard_frame_encode(h.seed, &f, crc32c(0, record, f.record_bytes), m->bytes + m->n);
 		memcpy(m->bytes + m->n + SHARD_FRAME_BYTES, record, f.record_bytes);
 		assert_true(m->n_records < MAX_RECORDS);
 		m->frames[m->n_records++] = f;
@@ -284,10 +285,10 @@ static void bytes_inside_a_record_are_not_taken_for_a_frame(void **state)
 	uint8_t *bytes = calloc(1, n + 64);
 	assert_non_null(bytes);
 	memcpy(bytes, outer->bytes, outer->n);
-	shard_frame_encode(h.seed, &f, inner->bytes, bytes + f.offset);
+	shard_frame_encode(h.seed, &f, crc32c(0, inner->bytes, f.record_bytes), bytes + f.offset);
 	memcpy(bytes + f.offset + SHARD_FRAME_BYTES, inner->bytes, inner->n);
 	struct shard_frame last = {.offset = outer->n + size, .number = f.number + 1, .record_bytes = 8};
-	shard_frame_encode(h.seed, &last, inner->bytes, bytes + last.offset);
+	shard_frame_encode(h.seed, &last, crc32c(0, inner->bytes, last.record_bytes), bytes + last.offset);
 	memcpy(bytes + last.offset + SHARD_FRAME_BYTES, inner->bytes, 8);
 	n = (size_t)last.offset + 64;
 	bytes[f.offset + 4] ^= 1;        // the length

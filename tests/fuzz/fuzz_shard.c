@@ -61,7 +61,7 @@ static void put_right(uint8_t *bytes, size_t n, uint32_t seed)
 			memcpy(record, bytes + at + SHARD_FRAME_BYTES, f.record_bytes);
 			size_t size = (size_t)shard_frame_size(f.record_bytes);
 			memset(bytes + at + SHARD_FRAME_BYTES + f.record_bytes, 0, size - SHARD_FRAME_BYTES - f.record_bytes);
-			shard_frame_encode(seed, &f, record, bytes + at);
+			shard_frame_encode(seed, &f, crc32c(0, record, f.record_bytes), bytes + at);
 		} else if (memcmp(bytes + at, "KDSE", 4) == 0) {
 			uint64_t number;
 			memcpy(&number, bytes + at + 8, 8);
