@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Speed of a store: bench_store DIR [RECORD_TOKENS TOP_K N_RECORDS [none|flushed|durable]]. Appends records made beforehand at each
-// durability (or this one), from one thread, as fast as the queue takes them; then finds them, then reads the directory through.
-// One CSV row per figure. peer_fio.sh holds the appends against fio.
+// Speed of a store: bench_store DIR [RECORD_TOKENS TOP_K N_RECORDS [none|flushed|durable|asked]]. Appends records made beforehand at each
+// durability (or this one, or with "asked" each that is read from standard input, a line at a time), from one thread, as fast as the queue
+// takes them; then finds them, then reads the directory through. One CSV row per figure. peer_fio.sh holds the appends against fio.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,10 +36,30 @@ static struct store *open_store(const char *directory)
 
 static const char *const durabilities[] = {"none", "flushed", "durable"};
 
+// Not measured, as with fio: the first use of the buffers, which a daemon meets once.
+#define N_WARM 128
+
+static void bench_warm(struct store *s)
+{
+	struct store_stats stats;
+	for (uint64_t i = 0; i < N_WARM; i++) {
+		struct record *r = fixture_record(UINT64_MAX - i, 512, 64);
+		struct error err;
+		if (store_append(s, r, STORE_FLUSHED, NULL, NULL, &err) < 0)
+			die("append", &err);
+		record_unref(r);
+	}
+	do {
+		usleep(200);
+		store_stats(s, &stats);
+	} while (stats.queued_bytes);
+}
+
 static void bench_append(const char *directory, struct record **records, size_t n, size_t n_bytes, enum store_durability durability)
 {
 	struct error err;
 	struct store *s = open_store(directory);
+	bench_warm(s);
 	double start = now();
 	for (size_t i = 0; i < n; i++) {
 		int rc;
@@ -56,8 +76,8 @@ static void bench_append(const char *directory, struct record **records, size_t 
 	double written = now();
 	store_close(s);
 	double closed = now();
-	if (stats.n_appended != n)
-		fprintf(stderr, "bench_store: only %llu of %zu records were appended\n", (unsigned long long)stats.n_appended, n);
+	if (stats.n_appended != n + N_WARM)
+		fprintf(stderr, "bench_store: only %llu of %zu records were appended\n", (unsigned long long)stats.n_appended - N_WARM, n);
 	printf("append_%s_%s%s,%.0f,MB/s,%.0f,records/s,with_fsync_at_close,%.0f,MB/s\n", durabilities[durability],
 	       stats.uring ? "uring" : "pwrite", stats.direct ? "_direct" : "",
 	       (double)n_bytes / (written - start) / 1e6, (double)n / (written - start), (double)n_bytes / (closed - start) / 1e6);
@@ -107,13 +127,21 @@ static int bench_run(const char *where, struct record **records, size_t n, size_
 	return 0;
 }
 
+static int durability_of(const char *word)
+{
+	for (int i = 0; i < 3; i++)
+		if (strcmp(word, durabilities[i]) == 0)
+			return i;
+	return -1;
+}
+
 int main(int argc, char **argv)
 {
-	int only = -1;
-	for (int i = 0; argc == 6 && i < 3; i++)
-		only = strcmp(argv[5], durabilities[i]) == 0 ? i : only;
-	if ((argc != 2 && argc != 5 && argc != 6) || (argc == 6 && only < 0)) {
-		fprintf(stderr, "usage: bench_store DIRECTORY [RECORD_TOKENS TOP_K N_RECORDS [none|flushed|durable]]\n");
+	bool asked = argc == 6 && strcmp(argv[5], "asked") == 0;
+	int only = argc == 6 ? durability_of(argv[5]) : -1;
+	char word[16];
+	if ((argc != 2 && argc != 5 && argc != 6) || (argc == 6 && only < 0 && !asked)) {
+		fprintf(stderr, "usage: bench_store DIRECTORY [RECORD_TOKENS TOP_K N_RECORDS [none|flushed|durable|asked]]\n");
 		return 2;
 	}
 	uint32_t n_tokens = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 0) : 512, top_k = argc > 2 ? (uint32_t)strtoul(argv[3], NULL, 0) : 64;
@@ -129,7 +157,12 @@ int main(int argc, char **argv)
 	}
 	printf("records,%zu,%zu,bytes_each\n", n, n_bytes / n);
 	int rc = 0;
-	for (int d = STORE_NONE; d <= STORE_DURABLE && rc == 0; d++)
+	fflush(stdout);
+	while (asked && rc == 0 && scanf("%15s", word) == 1 && durability_of(word) >= 0) {
+		rc = bench_run(argv[1], records, n, n_bytes, (enum store_durability)durability_of(word), false);
+		fflush(stdout);
+	}
+	for (int d = STORE_NONE; d <= STORE_DURABLE && rc == 0 && !asked; d++)
 		if (only < 0 || only == d)
 			rc = bench_run(argv[1], records, n, n_bytes, (enum store_durability)d, only < 0 && d == STORE_DURABLE);
 	for (size_t i = 0; i < n; i++)

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # The store's writer against fio on the same directory: peer_fio.sh DIRECTORY [ROUNDS [MEGABYTES]]. Runs the two in turn, block size and
 # durability alike (O_DIRECT writes of 4 MiB one at a time; durable: an fsync for every 32 MiB; flushed: none but the last), and prints
-# one CSV row per durability: store, fio, ratio of their medians. Also fio's best over queue depths, for the record. FIO names the program.
+# one CSV row per durability: medians of store and fio, median of the ratios of neighbours (which a busy machine disturbs least) and their
+# range. Also fio over queue depths, for the record. FIO names the program.
 set -euo pipefail
 dir=${1:?usage: peer_fio.sh DIRECTORY [ROUNDS [MEGABYTES]]}; rounds=${2:-5}; megabytes=${3:-768}
 fio=${FIO:-fio}
@@ -19,10 +20,17 @@ run_fio() {    # DEPTH FSYNC-EVERY
 		python3 -c 'import json, sys; j = json.load(sys.stdin)["jobs"][0]; print(round(j["write"]["io_bytes"] / j["job_runtime"] / 1e3))'
 	rm -f "$work/f"
 }
-run_store() { "$bench" "$work" 512 64 $((megabytes * 1000 / 181)) "$1" | awk -F, '/^append/ { print $7 }'; }
+coproc STORE { exec "$bench" "$work" 512 64 $((megabytes * 1000 / 181)) asked; }
+read -r line <&"${STORE[0]}"         # its records are made
+run_store() {
+	local line
+	echo "$1" >&"${STORE[1]}"
+	read -r line <&"${STORE[0]}"
+	cut -d, -f7 <<<"$line"
+}
 median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 
-echo "durability,store_MB/s,fio_MB/s,ratio,rounds,load"
+echo "durability,store_MB/s,fio_MB/s,ratio,lowest,highest,rounds,load"
 for durability in flushed durable; do
 	every=0; [ $durability = flushed ] || every=8
 	: >"$work/store"; : >"$work/fio"
@@ -30,9 +38,11 @@ for durability in flushed durable; do
 		run_store $durability >>"$work/store"
 		run_fio 1 $every >>"$work/fio"
 	done
-	s=$(median <"$work/store"); f=$(median <"$work/fio")
-	echo "$durability,$s,$f,$(awk "BEGIN { printf \"%.2f\", $s / $f }"),$rounds,$(cut -d' ' -f1 /proc/loadavg)"
+	ratios=$(paste "$work/store" "$work/fio" | awk '{ printf "%.2f\n", $1 / $2 }' | sort -n)
+	echo "$durability,$(median <"$work/store"),$(median <"$work/fio"),$(median <<<"$ratios"),$(head -1 <<<"$ratios"),$(tail -1 <<<"$ratios"),\
+$rounds,$(cut -d' ' -f1 /proc/loadavg)"
 done
+eval "exec ${STORE[1]}>&-"
 for depth in 1 2 4 8; do
 	echo "fio_depth_$depth,,$(for ((i = 0; i < rounds; i++)); do run_fio $depth 0; done | median)"
 done
