@@ -171,7 +171,8 @@ struct backend_ops {
 				 const struct act *cache, const struct attention_shape *shape);
 	void (*swiglu)(struct backend *be, struct act *y /*(rows,F)*/, const struct act *gate_up /*(rows,2F): gate then up*/, uint32_t rows,
 			uint32_t F);
-	void (*gelu)(struct backend *be, struct act *y /*(rows,F), may be x*/, const struct act *x /*(rows,F)*/, enum gelu form, uint32_t rows, uint32_t F);
+	void (*gelu)(struct backend *be, struct act *y /*(rows,F), may be x*/, const struct act *x /*(rows,F)*/, enum gelu form, uint32_t rows,
+		     uint32_t F);
 	void (*widen)(struct backend *be, struct real *y, const struct act *x, size_t n);     // y = x
 	void (*narrow)(struct backend *be, struct act *y, const struct real *x, size_t n);    // y = x, rounded
 	void (*pick_rows)(struct backend *be, struct act *y /*(n,C)*/, const struct act *x /*(T,C)*/, const uint32_t *rows /*host (n)*/,
@@ -198,7 +199,8 @@ struct backend_ops {
 			struct real *dbias /*(N) += or NULL*/,
 				const struct act *dy /*(rows,N)*/, const struct act *x, const struct weight *w, uint32_t rows);
 	void (*linear_real_backward)(struct backend *be, struct act *dx /*(rows,K) or NULL*/, struct real *dw /*(N,K) += or NULL*/,
-				     struct real *dbias /*(N) += or NULL*/, const struct real *dy /*(rows,N)*/, const struct act *x, const struct weight *w, uint32_t rows);
+				     struct real *dbias /*(N) += or NULL*/, const struct real *dy /*(rows,N)*/, const struct act *x,
+				     const struct weight *w, uint32_t rows);
 	void (*head_norm_backward)(struct backend *be, struct act *dx /*(T,W), may be dy*/, struct real *dq_gain, struct real *dk_gain,
 			const struct act *dy,
 				   const struct act *x, const struct real *q_gain, const struct real *k_gain, const struct attention_shape *shape, float epsilon);

@@ -43,21 +43,28 @@ static struct act *make_act(struct maker *m, size_t width)
 static void make_layer(struct maker *m, const struct architecture *a, bool training, struct layer_activations *ret)
 {
 	size_t C = a->width, F = a->ffn_width, D = a->head_size, W = (a->n_heads + 2 * (size_t)a->n_kv_heads) * D;
+	bool apart = training && a->post_norm;
 	ret->x_attention = make_real(m, C);
+	ret->r_attention = apart ? make_real(m, C) : ret->x_attention;
 	ret->h_attention = make_act(m, C);
 	ret->qkv = make_act(m, W);
 	ret->qkv_plain = training && a->qk_norm ? make_act(m, W) : ret->qkv;
 	ret->heads = make_act(m, a->n_heads * D);
 	ret->lse = training ? make_real(m, a->n_heads) : NULL;
 	ret->x_ffn = training ? make_real(m, C) : ret->x_attention;
+	ret->r_ffn = apart ? make_real(m, C) : ret->x_ffn;
 	ret->h_ffn = make_act(m, C);
-	ret->gate_up = make_act(m, 2 * F);
+	ret->gate_up = make_act(m, architecture_up_width(a));
 	ret->ffn = make_act(m, F);
 }
 
 static void free_layer(struct backend *be, struct layer_activations *l)
 {
 	const struct backend_ops *ops = be->ops;
+	if (l->r_ffn != l->x_ffn)
+		ops->real_free(be, l->r_ffn);
+	if (l->r_attention != l->x_attention)
+		ops->real_free(be, l->r_attention);
 	if (l->x_ffn != l->x_attention)
 		ops->real_free(be, l->x_ffn);
 	if (l->qkv_plain != l->qkv)
@@ -78,8 +85,35 @@ static void make_gradients(struct maker *m, const struct architecture *a, struct
 	ret->dh = make_act(m, a->width);
 	ret->dqkv = make_act(m, (a->n_heads + 2 * (size_t)a->n_kv_heads) * a->head_size);
 	ret->dheads = make_act(m, (size_t)a->n_heads * a->head_size);
-	ret->dgate_up = make_act(m, 2 * (size_t)a->ffn_width);
+	ret->dgate_up = make_act(m, architecture_up_width(a));
 	ret->dffn = make_act(m, a->ffn_width);
+	ret->dtransformed = a->masked ? make_act(m, a->width) : NULL;
+}
+
+static void make_head(struct maker *m, const struct architecture *a, bool training, struct activations *ret)
+{
+	size_t C = a->width;
+	ret->final = make_act(m, C);
+	ret->head = ret->final;
+	if (!a->masked)
+		return;
+	ret->transformed = make_act(m, C);
+	ret->activated = training ? make_act(m, C) : ret->transformed;
+	ret->x_head = make_real(m, C);
+	ret->head = make_act(m, C);
+}
+
+static void free_head(struct activations *a)
+{
+	const struct backend_ops *ops = a->backend->ops;
+	if (a->head != a->final)
+		ops->act_free(a->backend, a->head);
+	if (a->activated != a->transformed)
+		ops->act_free(a->backend, a->activated);
+	ops->act_free(a->backend, a->transformed);
+	ops->act_free(a->backend, a->final);
+	ops->real_free(a->backend, a->x_head);
+	ops->act_free(a->backend, a->dtransformed);
 }
 
 int activations_new(const struct weights *w, uint32_t max_positions, bool training, struct activations **ret, struct error *err)
@@ -94,7 +128,7 @@ int activations_new(const struct weights *w, uint32_t max_positions, bool traini
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %u layers", a->n_layers);
 	}
 	*x = (struct activations){.backend = w->backend, .n_layers = a->n_layers, .max_positions = max_positions, .training = training,
-				  .shape = {a->n_heads, a->n_kv_heads, a->head_size, (float)(1 / sqrt(a->head_size)), false}, .layers = layers};
+				  .shape = {a->n_heads, a->n_kv_heads, a->head_size, (float)(1 / sqrt(a->head_size)), a->masked}, .layers = layers};
 	for (uint32_t i = 0; i < a->n_layers; i++) {
 		if (training || i == 0)
 			make_layer(&m, a, training, &layers[i]);
@@ -102,7 +136,8 @@ int activations_new(const struct weights *w, uint32_t max_positions, bool traini
 			layers[i] = layers[0];
 	}
 	x->x_final = training ? make_real(&m, a->width) : layers[0].x_attention;
-	x->final = make_act(&m, a->width);
+	x->r_final = training && a->post_norm ? make_real(&m, a->width) : x->x_final;
+	make_head(&m, a, training, x);
 	if (training)
 		make_gradients(&m, a, x);
 	if (m.result < 0) {
@@ -118,9 +153,11 @@ struct activations *activations_free(struct activations *a)
 	if (!a)
 		return NULL;
 	const struct backend_ops *ops = a->backend->ops;
+	if (a->r_final != a->x_final)
+		ops->real_free(a->backend, a->r_final);
 	if (a->training)
 		ops->real_free(a->backend, a->x_final);
-	ops->act_free(a->backend, a->final);
+	free_head(a);
 	ops->real_free(a->backend, a->dx);
 	ops->act_free(a->backend, a->dh);
 	ops->act_free(a->backend, a->dqkv);

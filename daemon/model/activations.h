@@ -7,17 +7,24 @@
 // Inputs of one layer's operations. Without training every layer has the same arrays (each is dead once the next has been computed)
 // and x_ffn is x_attention; with training each layer keeps its own.
 struct layer_activations {
-	struct real *x_attention;        // (T, C) the residual stream as the attention half found it
+	struct real *x_attention;        // (T, C) what the norm before the attention half reads: the residual stream, or (post-norm) the sum
+	struct real *r_attention;        // (T, C) what the half adds to: x_attention, or (post-norm) its norm
 	struct act *h_attention;         // (T, C) normed
 	struct act *qkv_plain;           // (T, W) before the head norm; qkv itself where there is none (or nothing is kept)
 	struct act *qkv;                 // (T, W) rotated
 	struct act *heads;               // (T, NH D) what attention gave
 	struct real *lse;                // (T, NH); NULL without training
-	struct real *x_ffn;              // (T, C) the residual stream as the feed-forward half found it
+	struct real *x_ffn, *r_ffn;      // (T, C) the same of the feed-forward half
 	struct act *h_ffn;               // (T, C) normed
-	struct act *gate_up;             // (T, 2F)
+	struct act *gate_up;             // (T, 2F), or (T, F) without a gate
 	struct act *ffn;                 // (T, F)
 };
+
+// The form of GELU of an architecture that has it.
+static inline enum gelu forward_gelu(const struct architecture *a)
+{
+	return a->activation == ACTIVATION_GELU_TANH ? GELU_TANH : GELU_ERF;
+}
 
 struct activations {
 	struct backend *backend;
@@ -25,12 +32,15 @@ struct activations {
 	bool training;
 	struct attention_shape shape;
 	struct layer_activations *layers;    // (n_layers)
-	struct real *x_final;                // (T, C) the residual stream after the last layer
+	struct real *x_final, *r_final;      // (T, C) as x_attention and r_attention, after the last layer
 	struct act *final;                   // (T, C) normed
+	// Masked models: final, multiplied, through GELU (also as real), normed; else `head` is `final`.
+	struct act *transformed, *activated, *head;
+	struct real *x_head;
 	forward_tap_fn *tap;                 // or NULL
 	void *tap_arg;
 	struct cache *cache;                 // of layouts with slots; or NULL
 	// Training only: gradients, one array for all layers.
 	struct real *dx;                     // (T, C) of the residual stream
-	struct act *dh, *dqkv, *dheads, *dgate_up, *dffn;
+	struct act *dh, *dqkv, *dheads, *dgate_up, *dffn, *dtransformed;
 };

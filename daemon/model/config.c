@@ -56,22 +56,41 @@ int architecture_check(const struct architecture *a, struct error *err)
 		return r;
 	if (a->n_heads % a->n_kv_heads)
 		return error_set(err, ERROR_INVALID, "n_kv_heads", "%u heads are not a multiple of %u key/value heads", a->n_heads, a->n_kv_heads);
-	if (a->head_size % 2)
+	if (a->head_size % 2 && !a->learned_positions)
 		return error_set(err, ERROR_INVALID, "head_size", "head size %u is odd; rotation needs pairs", a->head_size);
 	if (a->bos_id < -1 || a->eos_id < -1)
 		return error_set(err, ERROR_INVALID, a->bos_id < -1 ? "bos_id" : "eos_id", "token id below -1 (-1 = none)");
-	return check_rope(a, err);
+	if (a->n_token_types > 65536)
+		return error_set(err, ERROR_INVALID, "type_vocab_size", "%u token types; supported: up to 65536", a->n_token_types);
+	if ((a->post_norm || a->masked) && a->norm != NORM_LAYER)
+		return error_set(err, ERROR_UNSUPPORTED, NULL, "post-norm blocks and masked models have layer norms");
+	if (a->qk_norm && a->masked)
+		return error_set(err, ERROR_UNSUPPORTED, NULL, "masked models with Q/K norms");
+	return a->learned_positions ? 0 : check_rope(a, err);
+}
+
+static uint64_t layer_parameters(const struct architecture *a)
+{
+	uint64_t C = a->width, D = a->head_size, W = (a->n_heads + 2 * (uint64_t)a->n_kv_heads) * D, up = architecture_up_width(a);
+	uint64_t norm = a->norm == NORM_LAYER ? 2 * C : C, n = 2 * norm + W * C + C * a->n_heads * D + (up + a->ffn_width) * C;
+	if (a->qkv_bias)
+		n += W;
+	if (a->qk_norm)
+		n += 2 * D;
+	if (a->linear_bias)
+		n += 2 * C + up;
+	return n;
 }
 
 uint64_t architecture_n_parameters(const struct architecture *a)
 {
-	uint64_t C = a->width, F = a->ffn_width, D = a->head_size, W = (a->n_heads + 2 * (uint64_t)a->n_kv_heads) * D;
-	uint64_t layer = 2 * C + W * C + C * a->n_heads * D + 3 * F * C;
-	if (a->qkv_bias)
-		layer += W;
-	if (a->qk_norm)
-		layer += 2 * D;
-	return a->n_layers * layer + C + (a->tied_head ? 1 : 2) * (uint64_t)a->vocab_size * C;
+	uint64_t C = a->width, V = a->vocab_size, norm = a->norm == NORM_LAYER ? 2 * C : C;
+	uint64_t n = a->n_layers * layer_parameters(a) + norm + (a->tied_head ? 1 : 2) * V * C + a->n_token_types * C;
+	if (a->learned_positions)
+		n += a->context_length * C;
+	if (a->masked)
+		n += C * C + C + norm + V;
+	return n;
 }
 
 // transformers' "llama3" rule in its own precision (float32) and order: frequencies whose wavelength is long against the original

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Architecture of a decoder, read from config.json (Hugging Face) or GGUF metadata. Everything here has been checked
+// Architecture of a transformer, read from config.json (Hugging Face) or GGUF metadata. Everything here has been checked
 // against the limits below, so later arithmetic on these numbers cannot overflow.
 #pragma once
 
@@ -13,15 +13,20 @@ struct gguf;
 // DIVISORS: GGUF's rope_freqs tensor, one divisor per frequency, where it is not one of the well-known llama3 settings.
 enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_LLAMA3, ROPE_SCALING_DIVISORS };
 
+enum architecture_norm { NORM_RMS, NORM_LAYER };      // a layer norm has a bias
+
+// What stands between the two products of the feed-forward half. SWIGLU is gated: silu(gate) * up.
+enum architecture_activation { ACTIVATION_SWIGLU, ACTIVATION_GELU_ERF, ACTIVATION_GELU_TANH };
+
 #define ARCHITECTURE_MAX_HEAD_SIZE 1024
 
 struct architecture {
-	char name[32];                 // "llama", "qwen2", "qwen3", "mistral"
+	char name[32];                 // "llama", "qwen2", "qwen3", "mistral", "gpt2", "bert"
 	uint32_t n_layers;             // <= 1024
 	uint32_t width;                // C <= 65536
 	uint32_t ffn_width;            // F <= 1 << 20
 	uint32_t n_heads, n_kv_heads;  // n_heads a multiple of n_kv_heads
-	uint32_t head_size;            // D, even, <= 1024
+	uint32_t head_size;            // D, <= 1024; even where positions rotate
 	// V, the real vocabulary, <= 1 << 24: ids that have a token. Model files may pad the embedding with more rows; weights and
 	// tables are cut to V, so that no logit of a padding row can ever be served or counted in an lse. config.json and GGUF give
 	// the padded height; model_file_open lowers it to what the tokenizer has.
@@ -33,11 +38,27 @@ struct architecture {
 	double rope_factor, rope_low_frequency_factor, rope_high_frequency_factor;
 	uint32_t rope_original_context;
 	float rope_divisors[ARCHITECTURE_MAX_HEAD_SIZE / 2];      // (D/2) ROPE_SCALING_DIVISORS only
+	enum architecture_norm norm;
+	enum architecture_activation activation;
+	// A block adds to the rows it found and norms what it reads (pre-norm), or norms what it has added to them (post-norm, BERT).
+	bool post_norm;
+	bool linear_bias;              // biases on the attention output and in the feed-forward half
+	bool learned_positions;        // a row for each of context_length positions is added to the embedding; nothing rotates
+	uint32_t n_token_types;        // rows of the token-type table, whose row 0 is added to every position; 0 = no table
+	// The model was trained to name masked tokens: every row sees its whole sequence, row i is the distribution *at* token i, and the
+	// head is BERT's (dense, GELU, layer norm, a bias for each token). Else row i is the distribution after token i.
+	bool masked;
 	bool tied_head;                // the LM head is the embedding
-	bool qkv_bias;                 // Qwen2
+	bool qkv_bias;                 // Qwen2, GPT-2, BERT
 	bool qk_norm;                  // Qwen3
 	int32_t bos_id, eos_id;        // -1 = none
 };
+
+// Width of what the first product of the feed-forward half gives: gate and up, or up alone.
+static inline uint64_t architecture_up_width(const struct architecture *a)
+{
+	return (a->activation == ACTIVATION_SWIGLU ? 2 : 1) * (uint64_t)a->ffn_width;
+}
 
 // Parses and checks config.json; unknown architectures, activations or scalings are refused by name.
 int architecture_from_json(const char *json, size_t n, struct architecture *ret, struct error *err);

@@ -58,7 +58,7 @@ static int read_sizes(const struct source *s, struct architecture *a)
 	if ((r = read_size(s, "block_count", 0, &a->n_layers)) < 0 || (r = read_size(s, "embedding_length", 0, &a->width)) < 0 ||
 	    (r = read_size(s, "feed_forward_length", 0, &a->ffn_width)) < 0 || (r = read_size(s, "attention.head_count", 0, &a->n_heads)) < 0 ||
 	    (r = read_size(s, "context_length", 0, &a->context_length)) < 0 ||
-	    (r = read_real(s, "attention.layer_norm_rms_epsilon", 0, &epsilon)) < 0)
+	    (r = read_real(s, a->norm == NORM_LAYER ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 0, &epsilon)) < 0)
 		return r;
 	if (a->n_heads == 0)
 		return error_set(s->err, ERROR_INVALID, "attention.head_count", "GGUF metadata: %s.attention.head_count is 0", s->family);
@@ -217,7 +217,7 @@ static int read_token(const struct source *s, const char *key, int32_t *ret)
 
 static int find_family(struct source *s, char ret_name[32])
 {
-	static const char *const supported[] = {"llama", "qwen2", "qwen3"};
+	static const char *const supported[] = {"llama", "qwen2", "qwen3", "gpt2"};
 	const char *name = NULL;
 	size_t n = 0;
 	int r = gguf_get_string(s->file, "general.architecture", &name, &n, s->err);
@@ -231,7 +231,7 @@ static int find_family(struct source *s, char ret_name[32])
 		}
 	}
 	return error_set(s->err, ERROR_UNSUPPORTED, "general.architecture",
-			 "GGUF metadata: architecture %.*s is not supported (supported: llama, qwen2, qwen3)", n < 32 ? (int)n : 32, name);
+			 "GGUF metadata: architecture %.*s is not supported (supported: llama, qwen2, qwen3, gpt2)", n < 32 ? (int)n : 32, name);
 }
 
 int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err)
@@ -239,13 +239,19 @@ int architecture_from_gguf(const struct gguf *file, struct architecture *ret, st
 	struct architecture a = {.bos_id = -1, .eos_id = -1};
 	struct source s = {.file = file, .err = err};
 	struct tensor t;
-	int r;
-	if ((r = find_family(&s, a.name)) < 0 || (r = read_sizes(&s, &a)) < 0 || (r = check_features(&s, &a)) < 0 ||
-	    (r = read_rope(&s, &a)) < 0 || (r = read_vocabulary(&s, &a)) < 0 ||
+	int r = find_family(&s, a.name);
+	if (r < 0)
+		return r;
+	if (!strcmp(a.name, "gpt2")) {
+		a.norm = NORM_LAYER;
+		a.activation = ACTIVATION_GELU_TANH;
+		a.learned_positions = a.linear_bias = true;
+	}
+	if ((r = read_sizes(&s, &a)) < 0 || (r = check_features(&s, &a)) < 0 || (!a.learned_positions && (r = read_rope(&s, &a)) < 0) || (r = read_vocabulary(&s, &a)) < 0 ||
 	    (r = read_token(&s, "tokenizer.ggml.bos_token_id", &a.bos_id)) < 0 || (r = read_token(&s, "tokenizer.ggml.eos_token_id", &a.eos_id)) < 0)
 		return r;
 	a.tied_head = gguf_find(file, "output.weight", &t) == -ENOENT;
-	a.qkv_bias = gguf_find(file, "blk.0.attn_q.bias", &t) == 0;
+	a.qkv_bias = gguf_find(file, a.learned_positions ? "blk.0.attn_qkv.bias" : "blk.0.attn_q.bias", &t) == 0;
 	a.qk_norm = gguf_find(file, "blk.0.attn_q_norm.weight", &t) == 0;
 	if ((r = architecture_check(&a, err)) < 0)
 		return r;

@@ -7,27 +7,32 @@
 
 #include "common/error.h"
 #include "daemon/model/config.h"
+#include "daemon/model/config_json.h"
 #include "daemon/model/document.h"
 
-#define NAME "config.json"
 #define MAX_VALUES 100000      // id2label maps and the like; what matters takes under 100
 
 static const struct family {
 	const char *name, *class;
 	uint32_t default_head_size;      // 0: width / heads
+	int (*read)(const json_t *o, struct architecture *a, struct error *err);    // all but the name; NULL: as Llama's
+	json_t *(*write)(const struct architecture *a);
 } families[] = {
-	{"llama", "LlamaForCausalLM", 0}, {"mistral", "MistralForCausalLM", 0}, {"qwen2", "Qwen2ForCausalLM", 0}, {"qwen3", "Qwen3ForCausalLM", 128},
+	{"llama", "LlamaForCausalLM", 0, NULL, NULL},
+	{"mistral", "MistralForCausalLM", 0, NULL, NULL},
+	{"qwen2", "Qwen2ForCausalLM", 0, NULL, NULL},
+	{"qwen3", "Qwen3ForCausalLM", 128, NULL, NULL},
+	{"gpt2", "GPT2LMHeadModel", 0, config_read_gpt2, config_write_gpt2},
+	{"bert", "BertForMaskedLM", 0, config_read_bert, config_write_bert},
 };
 #define N_FAMILIES (sizeof families / sizeof *families)
-#define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
-
-#define REFUSE(key, ...) error_set(err, ERROR_UNSUPPORTED, key, NAME ": " __VA_ARGS__)
+#define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GPT2LMHeadModel, BertForMaskedLM"
 
 static int find_family(const json_t *o, const struct family **ret, struct error *err)
 {
 	const json_t *list = json_object_get(o, "architectures");
 	const char *class = json_string_value(json_array_get(list, 0)), *type = NULL;
-	int r = document_string(o, NAME, "model_type", &type, err);
+	int r = document_string(o, CONFIG_NAME, "model_type", &type, err);
 	if (r < 0 && r != -ENOENT)
 		return r;
 	for (size_t i = 0; i < N_FAMILIES; i++) {
@@ -36,16 +41,15 @@ static int find_family(const json_t *o, const struct family **ret, struct error 
 			return 0;
 		}
 	}
-	return REFUSE("architectures", "architecture %.64s is not supported (supported: " SUPPORTED ")", class ? class : type ? type : "(none named)");
+	return CONFIG_REFUSE("architectures", "architecture %.64s is not supported (supported: " SUPPORTED ")", class ? class : type ? type : "(none named)");
 }
 
-// An integer that must be there, or has a fallback (0: none).
-static int read_size(const json_t *o, const char *key, uint64_t fallback, uint32_t *ret, struct error *err)
+int config_read_size(const json_t *o, const char *key, uint64_t fallback, uint32_t *ret, struct error *err)
 {
 	uint64_t v = fallback;
-	int r = document_u64(o, NAME, key, 0, UINT32_MAX, &v, err);
+	int r = document_u64(o, CONFIG_NAME, key, 0, UINT32_MAX, &v, err);
 	if (r == -ENOENT)
-		r = fallback ? 0 : error_set(err, ERROR_INVALID, key, NAME ": %s is missing", key);
+		r = fallback ? 0 : error_set(err, ERROR_INVALID, key, CONFIG_NAME ": %s is missing", key);
 	*ret = (uint32_t)v;
 	return r;
 }
@@ -54,32 +58,32 @@ static int read_sizes(const json_t *o, const struct family *f, struct architectu
 {
 	double epsilon = 1e-6;
 	int r;
-	if ((r = read_size(o, "num_hidden_layers", 0, &a->n_layers, err)) < 0 || (r = read_size(o, "hidden_size", 0, &a->width, err)) < 0 ||
-	    (r = read_size(o, "intermediate_size", 0, &a->ffn_width, err)) < 0 ||
-	    (r = read_size(o, "num_attention_heads", 0, &a->n_heads, err)) < 0 || (r = read_size(o, "vocab_size", 0, &a->vocab_size, err)) < 0 ||
-	    (r = read_size(o, "max_position_embeddings", 0, &a->context_length, err)) < 0)
+	if ((r = config_read_size(o, "num_hidden_layers", 0, &a->n_layers, err)) < 0 || (r = config_read_size(o, "hidden_size", 0, &a->width, err)) < 0 ||
+	    (r = config_read_size(o, "intermediate_size", 0, &a->ffn_width, err)) < 0 ||
+	    (r = config_read_size(o, "num_attention_heads", 0, &a->n_heads, err)) < 0 || (r = config_read_size(o, "vocab_size", 0, &a->vocab_size, err)) < 0 ||
+	    (r = config_read_size(o, "max_position_embeddings", 0, &a->context_length, err)) < 0)
 		return r;
 	if (a->n_heads == 0)
-		return error_set(err, ERROR_INVALID, "num_attention_heads", NAME ": num_attention_heads is 0");
+		return error_set(err, ERROR_INVALID, "num_attention_heads", CONFIG_NAME ": num_attention_heads is 0");
 	// Only Llama counts the key/value heads as the heads when the key is absent; the others have a fixed default nobody relies on.
-	if ((r = read_size(o, "num_key_value_heads", strcmp(f->name, "llama") ? 0 : a->n_heads, &a->n_kv_heads, err)) < 0)
+	if ((r = config_read_size(o, "num_key_value_heads", strcmp(f->name, "llama") ? 0 : a->n_heads, &a->n_kv_heads, err)) < 0)
 		return r;
 	uint32_t share = a->width / a->n_heads;
-	if ((r = read_size(o, "head_dim", f->default_head_size ? f->default_head_size : share, &a->head_size, err)) < 0)
+	if ((r = config_read_size(o, "head_dim", f->default_head_size ? f->default_head_size : share, &a->head_size, err)) < 0)
 		return r;
-	if ((r = document_real(o, NAME, "rms_norm_eps", &epsilon, err)) < 0 && r != -ENOENT)
+	if ((r = document_real(o, CONFIG_NAME, "rms_norm_eps", &epsilon, err)) < 0 && r != -ENOENT)
 		return r;
 	a->norm_epsilon = (float)epsilon;
 	return 0;
 }
 
-static int refuse_if_set(const json_t *o, const char *key, const char *what, struct error *err)
+int config_refuse_set(const json_t *o, const char *key, const char *what, struct error *err)
 {
 	bool v = false;
-	int r = document_bool(o, NAME, key, &v, err);
+	int r = document_bool(o, CONFIG_NAME, key, &v, err);
 	if (r < 0 && r != -ENOENT)
 		return r;
-	return v ? REFUSE(key, "%s (%s) is not supported", key, what) : 0;
+	return v ? CONFIG_REFUSE(key, "%s (%s) is not supported", key, what) : 0;
 }
 
 // A window at least as long as the context has no effect. Mistral's default, when the key is absent, is a window of 4096.
@@ -90,49 +94,54 @@ static int check_window(const json_t *o, const struct architecture *a, struct er
 	size_t i;
 	json_array_foreach(types, i, type)
 		if (!json_is_string(type) || strcmp(json_string_value(type), "full_attention"))
-			return REFUSE("layer_types", "layer_types[%zu] is not full_attention: sliding windows are not supported", i);
+			return CONFIG_REFUSE("layer_types", "layer_types[%zu] is not full_attention: sliding windows are not supported", i);
 	if (strcmp(a->name, "mistral"))
-		return refuse_if_set(o, "use_sliding_window", "sliding attention window", err);
-	int r = document_u64(o, NAME, "sliding_window", 0, UINT32_MAX, &window, err);
+		return config_refuse_set(o, "use_sliding_window", "sliding attention window", err);
+	int r = document_u64(o, CONFIG_NAME, "sliding_window", 0, UINT32_MAX, &window, err);
 	if (r == -ENOENT && !json_object_get(o, "sliding_window"))
 		window = 4096;
 	else if (r < 0 && r != -ENOENT)
 		return r;
-	return window >= a->context_length ? 0 : REFUSE("sliding_window", "a sliding window of %llu in a context of %u is not supported",
+	return window >= a->context_length ? 0 : CONFIG_REFUSE("sliding_window", "a sliding window of %llu in a context of %u is not supported",
 							(unsigned long long)window, a->context_length);
 }
 
 static int check_features(const json_t *o, const struct architecture *a, struct error *err)
 {
 	const char *activation = NULL;
-	int r = document_string(o, NAME, "hidden_act", &activation, err);
+	int r = document_string(o, CONFIG_NAME, "hidden_act", &activation, err);
 	if (r < 0 && r != -ENOENT)
 		return r;
 	if (activation && strcmp(activation, "silu"))
-		return REFUSE("hidden_act", "hidden_act %.32s is not supported (supported: silu)", activation);
-	if ((r = refuse_if_set(o, "mlp_bias", "bias in the feed-forward layers", err)) < 0 ||
+		return CONFIG_REFUSE("hidden_act", "hidden_act %.32s is not supported (supported: silu)", activation);
+	if ((r = config_refuse_set(o, "mlp_bias", "bias in the feed-forward layers", err)) < 0 ||
 	    // Llama and Qwen3 then have a bias on the attention output too, which Qwen2 never has.
-	    (r = refuse_if_set(o, "attention_bias", "bias on the attention output", err)) < 0)
+	    (r = config_refuse_set(o, "attention_bias", "bias on the attention output", err)) < 0)
 		return r;
+	return check_window(o, a, err);
+}
+
+static int check_quantised(const json_t *o, struct error *err)
+{
 	const json_t *quantised = json_object_get(o, "quantization_config");
 	if (quantised && !json_is_null(quantised))
-		return REFUSE("quantization_config", "quantised safetensors are not supported (supported: F32 F16 BF16; or GGUF)");
-	return check_window(o, a, err);
+		return CONFIG_REFUSE("quantization_config", "quantised safetensors are not supported (supported: F32 F16 BF16; or GGUF)");
+	return 0;
 }
 
 static int check_partial_rotary(const json_t *o, struct error *err)
 {
 	double v = 1;
-	int r = document_real(o, NAME, "partial_rotary_factor", &v, err);
+	int r = document_real(o, CONFIG_NAME, "partial_rotary_factor", &v, err);
 	if (r < 0 && r != -ENOENT)
 		return r;
-	return v == 1 ? 0 : REFUSE("partial_rotary_factor", "partial_rotary_factor %g is not supported (supported: 1)", v);
+	return v == 1 ? 0 : CONFIG_REFUSE("partial_rotary_factor", "partial_rotary_factor %g is not supported (supported: 1)", v);
 }
 
 static int need_real(const json_t *o, const char *key, double *ret, struct error *err)
 {
-	int r = document_real(o, NAME, key, ret, err);
-	return r == -ENOENT ? error_set(err, ERROR_INVALID, key, NAME ": the rope scaling needs %s", key) : r;
+	int r = document_real(o, CONFIG_NAME, key, ret, err);
+	return r == -ENOENT ? error_set(err, ERROR_INVALID, key, CONFIG_NAME ": the rope scaling needs %s", key) : r;
 }
 
 static int read_llama3(const json_t *o, struct architecture *a, struct error *err)
@@ -141,7 +150,7 @@ static int read_llama3(const json_t *o, struct architecture *a, struct error *er
 	if ((r = need_real(o, "low_freq_factor", &a->rope_low_frequency_factor, err)) < 0 ||
 	    (r = need_real(o, "high_freq_factor", &a->rope_high_frequency_factor, err)) < 0)
 		return r;
-	return read_size(o, "original_max_position_embeddings", a->context_length, &a->rope_original_context, err);
+	return config_read_size(o, "original_max_position_embeddings", a->context_length, &a->rope_original_context, err);
 }
 
 // Old files: "rope_theta" beside "rope_scaling": {"type" or "rope_type": ...}; new ones: all of it in "rope_parameters". As in
@@ -152,28 +161,28 @@ static int read_rope(const json_t *o, struct architecture *a, struct error *err)
 	const char *key, *type = "default";
 	a->rope_theta = 10000;
 	int r = check_partial_rotary(o, err);
-	if (r < 0 || ((r = document_real(o, NAME, "rope_theta", &a->rope_theta, err)) < 0 && r != -ENOENT))
+	if (r < 0 || ((r = document_real(o, CONFIG_NAME, "rope_theta", &a->rope_theta, err)) < 0 && r != -ENOENT))
 		return r;
 	if (!scaling || json_is_null(scaling))
 		scaling = json_object_get(o, "rope_parameters");
 	if (!scaling || json_is_null(scaling))
 		return 0;
 	if (!json_is_object(scaling))
-		return error_set(err, ERROR_INVALID, "rope_scaling", NAME ": rope parameters must be an object");
+		return error_set(err, ERROR_INVALID, "rope_scaling", CONFIG_NAME ": rope parameters must be an object");
 	json_object_foreach((json_t *)(uintptr_t)scaling, key, v)
 		if (json_is_object(v))
-			return REFUSE("rope_parameters", "rope parameters per layer type (%.32s) are not supported", key);
+			return CONFIG_REFUSE("rope_parameters", "rope parameters per layer type (%.32s) are not supported", key);
 	if ((r = check_partial_rotary(scaling, err)) < 0 ||
-	    ((r = document_real(scaling, NAME, "rope_theta", &a->rope_theta, err)) < 0 && r != -ENOENT))
+	    ((r = document_real(scaling, CONFIG_NAME, "rope_theta", &a->rope_theta, err)) < 0 && r != -ENOENT))
 		return r;
-	if ((r = document_string(scaling, NAME, "rope_type", &type, err)) == -ENOENT)
-		r = document_string(scaling, NAME, "type", &type, err);
+	if ((r = document_string(scaling, CONFIG_NAME, "rope_type", &type, err)) == -ENOENT)
+		r = document_string(scaling, CONFIG_NAME, "type", &type, err);
 	if (r < 0 && r != -ENOENT)
 		return r;
 	if (!strcmp(type, "default"))
 		return 0;
 	if (strcmp(type, "linear") && strcmp(type, "llama3"))
-		return REFUSE("rope_type", "rope scaling %.32s is not supported (supported: default, linear, llama3)", type);
+		return CONFIG_REFUSE("rope_type", "rope scaling %.32s is not supported (supported: default, linear, llama3)", type);
 	a->rope_scaling = strcmp(type, "linear") ? ROPE_SCALING_LLAMA3 : ROPE_SCALING_LINEAR;
 	if ((r = need_real(scaling, "factor", &a->rope_factor, err)) < 0)
 		return r;
@@ -190,9 +199,19 @@ static int read_token(const json_t *o, const char *key, int32_t *ret, struct err
 	if (!v || json_is_null(v))
 		return 0;
 	if (!json_is_integer(v) || json_integer_value(v) < -1 || json_integer_value(v) > INT32_MAX)
-		return error_set(err, ERROR_INVALID, key, NAME ": %s must be a token id", key);
+		return error_set(err, ERROR_INVALID, key, CONFIG_NAME ": %s must be a token id", key);
 	*ret = (int32_t)json_integer_value(v);
 	return 0;
+}
+
+static int read_llama(const json_t *o, const struct family *f, struct architecture *a, struct error *err)
+{
+	int r;
+	a->qkv_bias = !strcmp(f->name, "qwen2");
+	a->qk_norm = !strcmp(f->name, "qwen3");
+	if ((r = read_sizes(o, f, a, err)) < 0 || (r = check_features(o, a, err)) < 0)
+		return r;
+	return read_rope(o, a, err);
 }
 
 int architecture_from_json(const char *json, size_t n, struct architecture *ret, struct error *err)
@@ -200,18 +219,16 @@ int architecture_from_json(const char *json, size_t n, struct architecture *ret,
 	struct architecture a = {.bos_id = -1, .eos_id = -1};
 	const struct family *f = NULL;
 	json_t *o = NULL;
-	int r = document_parse(json, n, NAME, MAX_VALUES, &o, err);
+	int r = document_parse(json, n, CONFIG_NAME, MAX_VALUES, &o, err);
 	if (r < 0)
 		return r;
 	if ((r = find_family(o, &f, err)) < 0)
 		goto out;
 	snprintf(a.name, sizeof a.name, "%s", f->name);
-	a.qkv_bias = !strcmp(f->name, "qwen2");
-	a.qk_norm = !strcmp(f->name, "qwen3");
-	if ((r = read_sizes(o, f, &a, err)) < 0 || (r = check_features(o, &a, err)) < 0 || (r = read_rope(o, &a, err)) < 0 ||
+	if ((r = check_quantised(o, err)) < 0 || (r = f->read ? f->read(o, &a, err) : read_llama(o, f, &a, err)) < 0 ||
 	    (r = read_token(o, "bos_token_id", &a.bos_id, err)) < 0 || (r = read_token(o, "eos_token_id", &a.eos_id, err)) < 0)
 		goto out;
-	r = document_bool(o, NAME, "tie_word_embeddings", &a.tied_head, err);
+	r = document_bool(o, CONFIG_NAME, "tie_word_embeddings", &a.tied_head, err);
 	if (r == 0 || r == -ENOENT)
 		r = architecture_check(&a, err);
 out:
@@ -225,6 +242,8 @@ out:
 static const struct family *family_of(const struct architecture *a)
 {
 	size_t i = 0;
+	if (a->learned_positions)
+		return &families[a->masked ? 5 : 4];
 	if (a->qk_norm || a->qkv_bias)
 		return a->qk_norm && a->qkv_bias ? NULL : &families[a->qk_norm ? 3 : 2];
 	if (!strcmp(a->name, "mistral"))
@@ -232,7 +251,7 @@ static const struct family *family_of(const struct architecture *a)
 	return &families[i];
 }
 
-static json_t *token_json(int32_t id)
+json_t *config_token_json(int32_t id)
 {
 	return id < 0 ? json_null() : json_integer(id);
 }
@@ -249,8 +268,7 @@ static json_t *rope_json(const struct architecture *a)
 	return json_null();
 }
 
-// The shortest decimal that reads back as the same float: 1e-05 rather than 9.9999997e-06.
-static double decimal_of(float f)
+double config_decimal_of(float f)
 {
 	char text[32];
 	double v = (double)f;
@@ -260,6 +278,25 @@ static double decimal_of(float f)
 			break;
 	}
 	return v;
+}
+
+static json_t *write_llama(const struct architecture *a, const struct family *f)
+{
+	int r = 0;
+	json_t *o = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:f, s:o, s:b}",
+		"num_hidden_layers", (json_int_t)a->n_layers, "hidden_size",
+		(json_int_t)a->width, "intermediate_size", (json_int_t)a->ffn_width, "num_attention_heads", (json_int_t)a->n_heads,
+		"num_key_value_heads", (json_int_t)a->n_kv_heads, "head_dim", (json_int_t)a->head_size,
+		"max_position_embeddings", (json_int_t)a->context_length, "rms_norm_eps", config_decimal_of(a->norm_epsilon),
+		"hidden_act", "silu", "rope_theta", a->rope_theta, "rope_scaling", rope_json(a), "attention_bias", 0);
+	if (o && f == &families[0])
+		r = json_object_set_new(o, "mlp_bias", json_false());
+	if (o && f == &families[1])
+		r = json_object_set_new(o, "sliding_window", json_null());
+	if (r == 0)
+		return o;
+	json_decref(o);
+	return NULL;
 }
 
 int architecture_to_json(const struct architecture *a, char **ret_json, struct error *err)
@@ -272,21 +309,15 @@ int architecture_to_json(const struct architecture *a, char **ret_json, struct e
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "no class of transformers has both QKV biases and Q/K norms");
 	if (a->rope_scaling == ROPE_SCALING_DIVISORS)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "rope_freqs.weight of this GGUF cannot be written as a rope scaling of transformers");
-	json_t *o = json_pack("{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:f, s:o, s:b, s:b, s:o, s:o, s:s}",
-		"architectures", f->class, "model_type", f->name, "num_hidden_layers", (json_int_t)a->n_layers, "hidden_size",
-		(json_int_t)a->width, "intermediate_size", (json_int_t)a->ffn_width, "num_attention_heads", (json_int_t)a->n_heads,
-		"num_key_value_heads", (json_int_t)a->n_kv_heads, "head_dim", (json_int_t)a->head_size, "vocab_size",
-		(json_int_t)a->vocab_size, "max_position_embeddings", (json_int_t)a->context_length, "rms_norm_eps", decimal_of(a->norm_epsilon),
-		"hidden_act", "silu", "rope_theta", a->rope_theta, "rope_scaling", rope_json(a), "tie_word_embeddings", (int)a->tied_head,
-		"attention_bias", 0, "bos_token_id", token_json(a->bos_id), "eos_token_id", token_json(a->eos_id), "torch_dtype", "float32");
-	if (o && f == &families[0])
-		r = json_object_set_new(o, "mlp_bias", json_false());
-	if (o && f == &families[1])
-		r = json_object_set_new(o, "sliding_window", json_null());
-	char *text = o && r == 0 ? json_dumps(o, JSON_INDENT(2)) : NULL;
+	json_t *o = json_pack("{s:[s], s:s, s:I, s:b, s:o, s:o, s:s}", "architectures", f->class, "model_type", f->name, "vocab_size",
+		(json_int_t)a->vocab_size, "tie_word_embeddings", (int)a->tied_head, "bos_token_id", config_token_json(a->bos_id), "eos_token_id",
+		config_token_json(a->eos_id), "torch_dtype", "float32");
+	json_t *own = f->write ? f->write(a) : write_llama(a, f);
+	char *text = o && own && json_object_update(o, own) == 0 ? json_dumps(o, JSON_INDENT(2)) : NULL;
+	json_decref(own);
 	json_decref(o);
 	if (!text)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for " NAME);
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for " CONFIG_NAME);
 	*ret_json = text;
 	return 0;
 }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The trunk as a list of operations: embedding, then per layer attention and feed-forward, each added to the residual stream.
+// Pre-norm: x -> x + f(norm(x)). Post-norm: norm(x) is the stream too, so norm(x) + f(norm(x)) is what the next norm reads. Both are the
+// same list, with one norm before each half and one at the end.
 #include "daemon/model/forward.h"
 
 #include <assert.h>
@@ -8,12 +10,55 @@
 #include "daemon/model/cache.h"
 
 // y = x + product: with training x is kept, so the sum goes to another array.
-static void add_product(struct backend *be, struct real *y, const struct real *x, const struct act *h, const struct weight *w, uint32_t T,
-			uint32_t C)
+static void add_product(struct backend *be, struct real *y, const struct real *x, const struct act *h, const struct weight *w,
+			const struct real *bias, uint32_t T, uint32_t C)
 {
 	if (y != x)
 		be->ops->real_copy(be, y, x, (size_t)T * C);
-	be->ops->linear_real(be, y, true, h, w, NULL, T);
+	be->ops->linear_real(be, y, true, h, w, bias, T);
+}
+
+// h = norm(x), and so is r, where a half goes on from the norm. Only layer norms have a bias.
+static void norm(const struct weights *w, struct act *h, struct real *r, const struct real *x, const struct real *gain,
+		 const struct real *bias, uint32_t T)
+{
+	const struct architecture *a = &w->architecture;
+	if (bias)
+		w->backend->ops->layernorm(w->backend, h, a->post_norm ? r : NULL, x, gain, bias, a->norm_epsilon, T, a->width);
+	else
+		w->backend->ops->rmsnorm(w->backend, h, x, gain, a->norm_epsilon, T, a->width);
+}
+
+static void activate(const struct weights *w, struct act *y, const struct act *gate_up, uint32_t T)
+{
+	const struct architecture *a = &w->architecture;
+	if (a->activation == ACTIVATION_SWIGLU)
+		w->backend->ops->swiglu(w->backend, y, gate_up, T, a->ffn_width);
+	else
+		w->backend->ops->gelu(w->backend, y, gate_up, forward_gelu(a), T, a->ffn_width);
+}
+
+static void embed(const struct weights *w, struct real *x)
+{
+	const struct backend_ops *ops = w->backend->ops;
+	uint32_t C = w->architecture.width;
+	ops->embed(w->backend, x, w->embedding);
+	if (w->vectors.positions)
+		ops->embed_add(w->backend, x, w->vectors.positions, true, C);
+	if (w->vectors.token_types)
+		ops->embed_add(w->backend, x, w->vectors.token_types, false, C);
+}
+
+// What the head of a masked model reads.
+static void transform(const struct weights *w, struct activations *a, uint32_t T)
+{
+	struct backend *be = a->backend;
+	const struct architecture *arch = &w->architecture;
+	uint32_t C = arch->width;
+	be->ops->linear(be, a->transformed, a->final, w->transform, w->vectors.transform_bias, T);
+	be->ops->gelu(be, a->activated, a->transformed, forward_gelu(arch), T, C);
+	be->ops->widen(be, a->x_head, a->activated, (size_t)T * C);
+	be->ops->layernorm(be, a->head, NULL, a->x_head, w->vectors.transform_norm, w->vectors.transform_norm_bias, arch->norm_epsilon, T, C);
 }
 
 static void show(const struct activations *a, enum forward_tap what, uint32_t layer, const struct real *x, const struct act *y)
@@ -39,32 +84,35 @@ struct act *forward(const struct weights *w, struct activations *a, const struct
 	struct backend *be = a->backend;
 	const struct backend_ops *ops = be->ops;
 	const struct architecture *arch = &w->architecture;
-	uint32_t T = layout->n_positions, C = arch->width, F = arch->ffn_width;
-	assert(T <= a->max_positions && (!layout->slots || (a->cache && !a->training)));
+	uint32_t T = layout->n_positions, C = arch->width;
+	assert(T <= a->max_positions && (!layout->slots || (a->cache && !a->training && !arch->masked)));
 	ops->begin(be, layout);
-	ops->embed(be, a->layers[0].x_attention, w->embedding);
-	show(a, FORWARD_HIDDEN, 0, a->layers[0].x_attention, NULL);
+	embed(w, a->layers[0].x_attention);
 	for (uint32_t i = 0; i < a->n_layers; i++) {
 		const struct layer_weights *lw = &w->layers[i];
 		const struct layer_activations *l = &a->layers[i];
 		struct real *x_next = i + 1 < a->n_layers ? a->layers[i + 1].x_attention : a->x_final;
 
-		ops->rmsnorm(be, l->h_attention, l->x_attention, lw->attention_norm, arch->norm_epsilon, T, C);
+		norm(w, l->h_attention, l->r_attention, l->x_attention, lw->attention_norm, lw->attention_norm_bias, T);
+		show(a, FORWARD_HIDDEN, i, l->r_attention, NULL);
 		ops->linear(be, l->qkv_plain, l->h_attention, lw->qkv, lw->qkv_bias, T);
 		if (lw->q_norm)
 			ops->head_norm(be, l->qkv, l->qkv_plain, lw->q_norm, lw->k_norm, &a->shape, arch->norm_epsilon);
 		show(a, FORWARD_QKV, i, NULL, l->qkv);
-		ops->rope(be, l->qkv, w->cosine, w->sine, &a->shape, false);
+		if (w->cosine)
+			ops->rope(be, l->qkv, w->cosine, w->sine, &a->shape, false);
 		attend(a, l, i, layout->slots != NULL);
-		add_product(be, l->x_ffn, l->x_attention, l->heads, lw->out, T, C);
+		add_product(be, l->x_ffn, l->r_attention, l->heads, lw->out, lw->out_bias, T, C);
 
-		ops->rmsnorm(be, l->h_ffn, l->x_ffn, lw->ffn_norm, arch->norm_epsilon, T, C);
-		ops->linear(be, l->gate_up, l->h_ffn, lw->gate_up, NULL, T);
-		ops->swiglu(be, l->ffn, l->gate_up, T, F);
-		add_product(be, x_next, l->x_ffn, l->ffn, lw->down, T, C);
-		show(a, FORWARD_HIDDEN, i + 1, x_next, NULL);
+		norm(w, l->h_ffn, l->r_ffn, l->x_ffn, lw->ffn_norm, lw->ffn_norm_bias, T);
+		ops->linear(be, l->gate_up, l->h_ffn, lw->gate_up, lw->up_bias, T);
+		activate(w, l->ffn, l->gate_up, T);
+		add_product(be, x_next, l->r_ffn, l->ffn, lw->down, lw->down_bias, T, C);
 	}
-	ops->rmsnorm(be, a->final, a->x_final, w->final_norm, arch->norm_epsilon, T, C);
+	norm(w, a->final, a->r_final, a->x_final, w->vectors.final_norm, w->vectors.final_norm_bias, T);
+	show(a, FORWARD_HIDDEN, a->n_layers, a->r_final, NULL);
 	show(a, FORWARD_FINAL, 0, NULL, a->final);
-	return a->final;
+	if (arch->masked)
+		transform(w, a, T);
+	return a->head;
 }

@@ -18,7 +18,7 @@ struct activations *activations_free(struct activations *a);
 // embedding's HIDDEN (layer 0), then for each block i from 0 its QKV (layer i) and the HIDDEN after it (layer i + 1), then FINAL (layer
 // 0).
 enum forward_tap {
-	FORWARD_HIDDEN,          // x (T, C): the residual stream after `layer` blocks
+	FORWARD_HIDDEN,          // x (T, C): the residual stream after `layer` blocks (post-norm: normed)
 	FORWARD_QKV,             // y (T, W): q, k, v of block `layer`, after the head norm, before rotation
 	FORWARD_FINAL,           // y (T, C): after the final norm
 };
@@ -31,7 +31,8 @@ void activations_tap(struct activations *a, forward_tap_fn *tap, void *arg);
 struct cache;
 void activations_cache(struct activations *a, struct cache *cache);
 
-// Runs the trunk; returns the rows after the final norm (T, C), owned by `a`, valid until the next forward.
+// Runs the trunk; returns the rows that the head reads (T, C): after the final norm, and (masked models) the head's own transform. Owned by
+// `a`, valid until the next forward.
 struct act *forward(const struct weights *w, struct activations *a, const struct layout *layout);
 
 // Adds to every parameter's gradient. dfinal is d loss / d (rows that forward returned), (T, C). The LM head's part is head_backward's.

@@ -12,6 +12,8 @@
 
 static const struct { const char *name, *gguf; } of_model[] = {
 	{"model.embed_tokens.weight", "token_embd.weight"}, {"model.norm.weight", "output_norm.weight"}, {"lm_head.weight", "output.weight"},
+	{"transformer.wte.weight", "token_embd.weight"}, {"transformer.wpe.weight", "position_embd.weight"},
+	{"transformer.ln_f.weight", "output_norm.weight"}, {"transformer.ln_f.bias", "output_norm.bias"},
 }, of_layer[] = {
 	{"input_layernorm.weight", "attn_norm.weight"}, {"self_attn.q_proj.weight", "attn_q.weight"}, {"self_attn.k_proj.weight", "attn_k.weight"},
 	{"self_attn.v_proj.weight", "attn_v.weight"}, {"self_attn.q_proj.bias", "attn_q.bias"}, {"self_attn.k_proj.bias", "attn_k.bias"},
@@ -19,30 +21,41 @@ static const struct { const char *name, *gguf; } of_model[] = {
 	{"self_attn.k_norm.weight", "attn_k_norm.weight"}, {"self_attn.o_proj.weight", "attn_output.weight"},
 	{"post_attention_layernorm.weight", "ffn_norm.weight"}, {"mlp.gate_proj.weight", "ffn_gate.weight"},
 	{"mlp.up_proj.weight", "ffn_up.weight"}, {"mlp.down_proj.weight", "ffn_down.weight"},
+}, of_gpt2_layer[] = {
+	{"ln_1.weight", "attn_norm.weight"}, {"ln_1.bias", "attn_norm.bias"}, {"attn.c_attn.weight", "attn_qkv.weight"},
+	{"attn.c_attn.bias", "attn_qkv.bias"}, {"attn.c_proj.weight", "attn_output.weight"}, {"attn.c_proj.bias", "attn_output.bias"},
+	{"ln_2.weight", "ffn_norm.weight"}, {"ln_2.bias", "ffn_norm.bias"}, {"mlp.c_fc.weight", "ffn_up.weight"}, {"mlp.c_fc.bias", "ffn_up.bias"},
+	{"mlp.c_proj.weight", "ffn_down.weight"}, {"mlp.c_proj.bias", "ffn_down.bias"},
 };
+#define N(list) (sizeof(list) / sizeof *(list))
 
-// "model.layers.17.rest" -> 17 and "rest", or NULL.
-static const char *layer_part(const char *name, unsigned *ret_layer)
+// "model.layers.17.rest" or "transformer.h.17.rest" -> 17 and "rest", or NULL.
+static const char *layer_part(const char *name, unsigned *ret_layer, bool *ret_gpt2)
 {
 	int n = 0;
-	if (sscanf(name, "model.layers.%4u.%n", ret_layer, &n) != 1 || n == 0)
-		return NULL;
-	return name + n;
+	*ret_gpt2 = false;
+	if (sscanf(name, "model.layers.%4u.%n", ret_layer, &n) == 1 && n)
+		return name + n;
+	*ret_gpt2 = true;
+	if (sscanf(name, "transformer.h.%4u.%n", ret_layer, &n) == 1 && n)
+		return name + n;
+	return NULL;
 }
 
 int gguf_source_name(const char *name, char ret_name[GGUF_SOURCE_NAME])
 {
 	unsigned layer;
-	const char *rest = layer_part(name, &layer);
-	for (size_t i = 0; !rest && i < sizeof of_model / sizeof *of_model; i++) {
+	bool gpt2;
+	const char *rest = layer_part(name, &layer, &gpt2);
+	for (size_t i = 0; !rest && i < N(of_model); i++) {
 		if (!strcmp(name, of_model[i].name)) {
 			snprintf(ret_name, GGUF_SOURCE_NAME, "%s", of_model[i].gguf);
 			return 0;
 		}
 	}
-	for (size_t i = 0; rest && i < sizeof of_layer / sizeof *of_layer; i++) {
-		if (!strcmp(rest, of_layer[i].name)) {
-			snprintf(ret_name, GGUF_SOURCE_NAME, "blk.%u.%s", layer, of_layer[i].gguf);
+	for (size_t i = 0; rest && i < (gpt2 ? N(of_gpt2_layer) : N(of_layer)); i++) {
+		if (!strcmp(rest, gpt2 ? of_gpt2_layer[i].name : of_layer[i].name)) {
+			snprintf(ret_name, GGUF_SOURCE_NAME, "blk.%u.%s", layer, gpt2 ? of_gpt2_layer[i].gguf : of_layer[i].gguf);
 			return 0;
 		}
 	}
@@ -76,7 +89,8 @@ int gguf_source_read(const struct gguf *file, const struct architecture *a, cons
 	int r = gguf_source_name(name, gguf);
 	if (r < 0 || (r = gguf_read(file, gguf, ret_tensor, err)) < 0)
 		return r;
-	const char *rest = strcmp(a->name, "llama") ? NULL : layer_part(name, &layer);
+	bool gpt2;
+	const char *rest = strcmp(a->name, "llama") ? NULL : layer_part(name, &layer, &gpt2);
 	bool q = rest && !strncmp(rest, "self_attn.q_proj.", 17), k = rest && !strncmp(rest, "self_attn.k_proj.", 17);
 	// A vector of a block type (a bias in Q8_0) has no rows that could be moved.
 	if ((q || k) && ret_tensor->n_dims == 1 && dtype_block_elements(ret_tensor->dtype) > 1)

@@ -93,7 +93,7 @@ static void logits_of(struct head *h, const struct act *hidden, const uint32_t *
 {
 	const struct backend_ops *ops = h->backend->ops;
 	ops->pick_rows(h->backend, h->x, hidden, rows, n, h->weights->architecture.width);
-	ops->linear_real(h->backend, to, false, h->x, h->weights->head, NULL, n);
+	ops->linear_real(h->backend, to, false, h->x, h->weights->head, h->weights->vectors.head_bias, n);
 }
 
 struct real *head_logits(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n)
@@ -176,8 +176,8 @@ int head_train(struct head *h, const struct act *hidden, const uint32_t *rows, u
 		if (!dhidden)
 			continue;
 		ops->softmax_grad(h->backend, h->logits, n_tile, V, h->grads);
-		ops->linear_real_backward(h->backend, ops->act_at(h->dx, (size_t)first * C), h->weights->head_gradient, NULL, h->logits, h->x,
-					  h->weights->head, n_tile);
+		ops->linear_real_backward(h->backend, ops->act_at(h->dx, (size_t)first * C), h->weights->head_gradient,
+					  h->weights->vector_gradients.head_bias, h->logits, h->x, h->weights->head, n_tile);
 	}
 	if (dhidden)
 		ops->put_rows(h->backend, dhidden, h->dx, rows, n, T, C);

@@ -41,23 +41,48 @@ static int find_in_gguf(void *file, const char *name, struct tensor *ret_tensor,
 	return gguf_source_read(m->gguf, &m->architecture, name, ret_tensor, err);
 }
 
+#define MAX_NAME 128
+
+// What old files call it: without "transformer." (GPT-2); a layer norm's gain gamma and its bias beta (BERT).
+static void old_name(const char *name, char ret_name[MAX_NAME])
+{
+	static const char prefix[] = "transformer.", gain[] = "LayerNorm.weight", bias[] = "LayerNorm.bias";
+	snprintf(ret_name, MAX_NAME, "%s", strncmp(name, prefix, sizeof prefix - 1) ? name : name + sizeof prefix - 1);
+	size_t n = strlen(ret_name);
+	if (n >= sizeof gain && !strcmp(ret_name + n - (sizeof gain - 1), gain))
+		snprintf(ret_name + n - 6, 6, "gamma");
+	if (n >= sizeof bias && !strcmp(ret_name + n - (sizeof bias - 1), bias))
+		snprintf(ret_name + n - 4, 5, "beta");
+}
+
+// The name under which a safetensors file has it: the present one, unless only the old one is there.
+static const char *stored_name(const struct model_file *m, const char *name, char buffer[MAX_NAME])
+{
+	struct tensor t;
+	if (!m->architecture.learned_positions || safetensors_find(m->safetensors, name, &t, NULL) == 0)
+		return name;
+	old_name(name, buffer);
+	return safetensors_find(m->safetensors, buffer, &t, NULL) == 0 ? buffer : name;
+}
+
 static int find_in_safetensors(void *file, const char *name, struct tensor *ret_tensor, struct error *err)
 {
 	struct model_file *m = file;
-	return safetensors_read(m->safetensors, name, ret_tensor, err);
+	char old[MAX_NAME];
+	return safetensors_read(m->safetensors, stored_name(m, name, old), ret_tensor, err);
 }
 
 struct tensor_source model_file_source(struct model_file *file)
 {
-	return (struct tensor_source){file, file->gguf ? find_in_gguf : find_in_safetensors, release};
+	return (struct tensor_source){file, file->gguf ? find_in_gguf : find_in_safetensors, release, file->gguf != NULL};
 }
 
 // Without reading.
 static int describe(const struct model_file *m, const char *name, struct tensor *ret_tensor, struct error *err)
 {
-	char gguf[GGUF_SOURCE_NAME];
+	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
 	if (!m->gguf)
-		return safetensors_find(m->safetensors, name, ret_tensor, err);
+		return safetensors_find(m->safetensors, stored_name(m, name, old), ret_tensor, err);
 	return gguf_source_name(name, gguf) < 0 ? -ENOENT : gguf_find(m->gguf, gguf, ret_tensor);
 }
 
@@ -71,24 +96,39 @@ static const char *tensor_name(const struct model_file *m, size_t i)
 	return m->gguf ? gguf_name(m->gguf, i) : safetensors_name(m->safetensors, i);
 }
 
-// Tensors that carry nothing the architecture does not say already: rotation tables that old exporters saved, and a second copy of a tied
-// head (which transformers ignores as well).
+// Tensors that carry nothing the architecture does not say already: rotation tables and masks that old exporters saved, a second copy of a
+// tied head; and BERT's other head with what only it reads. transformers ignores them as well.
 static bool may_be_ignored(const struct model_file *m, const char *name)
 {
-	static const char end[] = ".rotary_emb.inv_freq";
+	static const struct { const char *begin, *end; bool gpt2, bert; } ignored[] = {
+		{"", ".rotary_emb.inv_freq", false, false}, {"", ".attn.bias", true, false}, {"", ".attn.masked_bias", true, false},
+		{"bert.embeddings.position_ids", "", false, true}, {"bert.pooler.", "", false, true}, {"cls.seq_relationship.", "", false, true},
+		{"cls.predictions.decoder.bias", "", false, true},
+	};
+	const struct architecture *a = &m->architecture;
+	char head[96];
 	size_t n = strlen(name);
 	if (m->gguf)
 		return !strcmp(name, "rope_freqs.weight");
-	return (m->architecture.tied_head && !strcmp(name, "lm_head.weight")) || (n >= sizeof end && !strcmp(name + n - (sizeof end - 1), end));
+	parameters_name(a, PARAMETER_HEAD, head);
+	if (a->tied_head && !strcmp(name, head))
+		return true;
+	for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) {
+		size_t begin = strlen(ignored[i].begin), end = strlen(ignored[i].end);
+		bool ours = ignored[i].bert ? a->masked : ignored[i].gpt2 ? a->learned_positions && !a->masked : true;
+		if (ours && n > end && !strncmp(name, ignored[i].begin, begin) && !strcmp(name + n - end, ignored[i].end))
+			return true;
+	}
+	return false;
 }
 
 static bool is_parameter(const struct model_file *m, const char *name)
 {
-	char gguf[GGUF_SOURCE_NAME];
+	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
 	for (size_t i = 0; i < m->n_parameters; i++) {
 		if (m->gguf && gguf_source_name(m->list[i].name, gguf) < 0)
 			continue;
-		if (!strcmp(name, m->gguf ? gguf : m->list[i].name))
+		if (!strcmp(name, m->gguf ? gguf : stored_name(m, m->list[i].name, old)))
 			return true;
 	}
 	return false;
@@ -247,9 +287,9 @@ static uint32_t run_length(const uint32_t *rows, uint32_t from, uint32_t n)
 
 static int read_run(const struct model_file *m, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
 {
-	char gguf[GGUF_SOURCE_NAME];
+	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
 	if (!m->gguf)
-		return safetensors_read_rows(m->safetensors, name, first, n, to, err);
+		return safetensors_read_rows(m->safetensors, stored_name(m, name, old), first, n, to, err);
 	int r = gguf_source_name(name, gguf);
 	return r < 0 ? r : gguf_read_rows(m->gguf, gguf, first, n, to, err);
 }
@@ -291,6 +331,11 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 			 a->qkv_bias, a->qk_norm, (double)a->norm_epsilon, a->rope_theta, (int)a->rope_scaling, a->rope_factor,
 			 a->rope_low_frequency_factor, a->rope_high_frequency_factor, a->rope_original_context);
 	hasher_update(h, text, (size_t)n);
+	if (a->norm == NORM_LAYER) {      // Llama's descendants keep the ids they had before there were others
+		n = snprintf(text, sizeof text, "%d %d %d %d %d %u\n", a->activation, a->post_norm, a->linear_bias, a->learned_positions, a->masked,
+			     a->n_token_types);
+		hasher_update(h, text, (size_t)n);
+	}
 	for (uint32_t i = 0; a->rope_scaling == ROPE_SCALING_DIVISORS && i < a->head_size / 2; i++) {
 		n = snprintf(text, sizeof text, "%a\n", (double)a->rope_divisors[i]);
 		hasher_update(h, text, (size_t)n);
@@ -314,7 +359,7 @@ int model_file_weights_id(struct model_file *file, struct content_id *ret_id, st
 				 (unsigned long long)p->dims[1]);
 		hasher_update(h, text, (size_t)n);
 		hasher_update(h, t.data, t.n_bytes);
-		weights_release(&source, &t);
+		weights_release(&source, p, &t);
 	}
 	struct content_id id = {0};
 	if (h)

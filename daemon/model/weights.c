@@ -11,6 +11,7 @@
 #include "daemon/model/weights_internal.h"
 
 #define MAX_PARTS 3
+#define TURN 32      // rows written side by side: what lies between two reads stays in the cache
 
 // Loading walks the list of parameters in order; the first failure sticks and later steps do nothing.
 struct loading {
@@ -20,11 +21,6 @@ struct loading {
 	int result;
 	struct error *err;
 };
-
-static bool may_be_padded(const struct parameter *p)
-{
-	return !strcmp(p->name, "model.embed_tokens.weight") || !strcmp(p->name, "lm_head.weight");
-}
 
 static int shape_error(const struct parameter *p, const struct tensor *t, struct error *err)
 {
@@ -37,6 +33,58 @@ static int shape_error(const struct parameter *p, const struct tensor *t, struct
 	return error_set(err, ERROR_INVALID, p->name, "tensor %s has %u dimensions; the architecture needs %u", p->name, t->n_dims, p->n_dims);
 }
 
+static int turned_shape_error(const struct parameter *p, const struct tensor *t, struct error *err)
+{
+	struct parameter stored = *p;
+	stored.dims[0] = p->dims[1];
+	stored.dims[1] = p->dims[0];
+	return shape_error(&stored, t, err);
+}
+
+static bool is_turned(const struct tensor_source *source, const struct parameter *p)
+{
+	return p->transposed && !source->row_major;
+}
+
+// Whether t has the rows of p, or may have them cut from it; its bytes are then cut to them.
+static bool cut_to_shape(const struct parameter *p, struct tensor *t)
+{
+	bool fits = t->n_dims == p->n_dims && (p->n_dims == 1 || t->dims[1] == p->dims[1]) &&
+		    (t->dims[0] == p->dims[0] || (p->of_vocabulary && t->dims[0] > p->dims[0]));
+	size_t bytes = fits && p->n_dims == 2 ? dtype_row_bytes(t->dtype, p->dims[1]) * p->dims[0] : fits ? dtype_row_bytes(t->dtype, p->dims[0]) : 0;
+	if (!fits || !bytes || bytes > t->n_bytes)
+		return false;
+	t->dims[0] = p->dims[0];
+	t->n_bytes = bytes;
+	return true;
+}
+
+// t (dims[1], dims[0]) of p becomes an array of our own, (dims[0], dims[1]).
+static int turn(const struct tensor_source *source, const struct parameter *p, struct tensor *t, struct error *err)
+{
+	uint64_t N = p->dims[0], K = p->dims[1];
+	size_t element = dtype_block_bytes(t->dtype);
+	if (t->n_dims != 2 || t->dims[0] != K || t->dims[1] != N || t->n_bytes < dtype_row_bytes(t->dtype, N) * K)
+		return turned_shape_error(p, t, err);
+	if (dtype_block_elements(t->dtype) != 1)
+		return error_set(err, ERROR_UNSUPPORTED, p->name, "tensor %s is stored transposed: type %s is not supported", p->name,
+				 dtype_name(t->dtype));
+	const uint8_t *from = t->data;
+	uint8_t *to = malloc(N * K * element);
+	if (!to)
+		return error_set(err, ERROR_MEMORY, p->name, "no memory for tensor %s", p->name);
+	for (uint64_t first = 0; first < N; first += TURN)
+		for (uint64_t k = 0; k < K; k++)
+			for (uint64_t n = first; n < N && n < first + TURN; n++)
+				memcpy(to + (n * K + k) * element, from + (k * N + n) * element, element);
+	if (source->release)
+		source->release(source->file, t);
+	t->data = to;
+	t->dims[0] = N;
+	t->dims[1] = K;
+	return 0;
+}
+
 int weights_find(const struct tensor_source *source, const struct parameter *p, struct tensor *ret_tensor, struct error *err)
 {
 	int r = source->find(source->file, p->name, ret_tensor, err);
@@ -44,23 +92,20 @@ int weights_find(const struct tensor_source *source, const struct parameter *p, 
 		return error_set(err, ERROR_INVALID, p->name, "tensor %s is missing", p->name);
 	if (r < 0)
 		return r;
-	struct tensor *t = ret_tensor;
-	bool fits = t->n_dims == p->n_dims && (p->n_dims == 1 || t->dims[1] == p->dims[1]) &&
-		    (t->dims[0] == p->dims[0] || (may_be_padded(p) && t->dims[0] > p->dims[0]));
-	size_t bytes = fits && p->n_dims == 2 ? dtype_row_bytes(t->dtype, p->dims[1]) * p->dims[0] : fits ? dtype_row_bytes(t->dtype, p->dims[0]) : 0;
-	if (!fits || !bytes || bytes > t->n_bytes) {
-		r = shape_error(p, t, err);
-		weights_release(source, t);
-		return r;
-	}
-	t->dims[0] = p->dims[0];
-	t->n_bytes = bytes;
-	return 0;
+	if (is_turned(source, p))
+		r = turn(source, p, ret_tensor, err);
+	else if (!cut_to_shape(p, ret_tensor))
+		r = shape_error(p, ret_tensor, err);
+	if (r < 0 && source->release)
+		source->release(source->file, ret_tensor);
+	return r;
 }
 
-void weights_release(const struct tensor_source *source, struct tensor *t)
+void weights_release(const struct tensor_source *source, const struct parameter *p, struct tensor *t)
 {
-	if (source->release)
+	if (is_turned(source, p))
+		free((void *)(uintptr_t)t->data);
+	else if (source->release)
 		source->release(source->file, t);
 }
 
@@ -79,12 +124,12 @@ static struct weight *load_matrix(struct loading *g, uint32_t n)
 			g->result = -ENOMEM;
 	}
 	for (uint32_t i = 0; i < n_found; i++)
-		weights_release(g->source, &parts[i]);
+		weights_release(g->source, g->next + i, &parts[i]);
 	g->next += n;
 	return m;
 }
 
-// The next n parameters (vectors), one after the other.
+// The next n parameters (vectors, or tables to add rows of), one after the other.
 static struct real *load_vector(struct loading *g, uint32_t n)
 {
 	const struct backend_ops *ops = g->w->backend->ops;
@@ -102,7 +147,7 @@ static struct real *load_vector(struct loading *g, uint32_t n)
 		g->result = weights_find(g->source, &p[i], &t, g->err);
 		if (g->result == 0) {
 			dtype_to_float(t.dtype, t.data, values + (p[i].offset - p[0].offset), p[i].n);
-			weights_release(g->source, &t);
+			weights_release(g->source, &p[i], &t);
 		}
 	}
 	if (g->result == 0)
@@ -115,22 +160,60 @@ static struct real *load_vector(struct loading *g, uint32_t n)
 	return NULL;
 }
 
+// A gain and, of a layer norm, its bias.
+static void load_norm(struct loading *g, struct real **ret_gain, struct real **ret_bias)
+{
+	*ret_gain = load_vector(g, 1);
+	if (g->w->architecture.norm == NORM_LAYER)
+		*ret_bias = load_vector(g, 1);
+}
+
 // In the order of parameters.c.
 static void load_layer(struct loading *g, struct layer_weights *l)
 {
 	const struct architecture *a = &g->w->architecture;
-	l->attention_norm = load_vector(g, 1);
-	l->qkv = load_matrix(g, 3);
+	uint32_t n_qkv = parameters_qkv_parts(a);
+	load_norm(g, &l->attention_norm, &l->attention_norm_bias);
+	l->qkv = load_matrix(g, n_qkv);
 	if (a->qkv_bias)
-		l->qkv_bias = load_vector(g, 3);
+		l->qkv_bias = load_vector(g, n_qkv);
 	if (a->qk_norm) {
 		l->q_norm = load_vector(g, 1);
 		l->k_norm = load_vector(g, 1);
 	}
 	l->out = load_matrix(g, 1);
-	l->ffn_norm = load_vector(g, 1);
-	l->gate_up = load_matrix(g, 2);
+	if (a->linear_bias)
+		l->out_bias = load_vector(g, 1);
+	load_norm(g, &l->ffn_norm, &l->ffn_norm_bias);
+	l->gate_up = load_matrix(g, a->activation == ACTIVATION_SWIGLU ? 2 : 1);
+	if (a->linear_bias)
+		l->up_bias = load_vector(g, 1);
 	l->down = load_matrix(g, 1);
+	if (a->linear_bias)
+		l->down_bias = load_vector(g, 1);
+}
+
+static void load_embeddings(struct loading *g)
+{
+	struct weights *w = g->w;
+	w->embedding = load_matrix(g, 1);
+	if (w->architecture.learned_positions)
+		w->vectors.positions = load_vector(g, 1);
+	if (w->architecture.n_token_types)
+		w->vectors.token_types = load_vector(g, 1);
+}
+
+static void load_head(struct loading *g)
+{
+	struct weights *w = g->w;
+	load_norm(g, &w->vectors.final_norm, &w->vectors.final_norm_bias);
+	if (w->architecture.masked) {
+		w->transform = load_matrix(g, 1);
+		w->vectors.transform_bias = load_vector(g, 1);
+		load_norm(g, &w->vectors.transform_norm, &w->vectors.transform_norm_bias);
+		w->vectors.head_bias = load_vector(g, 1);
+	}
+	w->head = w->architecture.tied_head ? w->embedding : load_matrix(g, 1);
 }
 
 static int make_rope_tables(struct weights *w, struct error *err)
@@ -161,6 +244,8 @@ int weights_new_empty(struct backend *be, const struct architecture *a, uint32_t
 	int r = architecture_check(a, err);
 	if (r < 0)
 		return r;
+	if (a->learned_positions && max_positions > a->context_length)
+		max_positions = a->context_length;
 	if (max_positions < 1 || max_positions > 1u << 24)
 		return error_set(err, ERROR_INVALID, "max_positions", "%u positions; supported: 1 to %u", max_positions, 1u << 24);
 	struct weights *w = calloc(1, sizeof *w);
@@ -173,7 +258,7 @@ int weights_new_empty(struct backend *be, const struct architecture *a, uint32_t
 	w->backend = be;
 	w->architecture = *a;
 	w->max_positions = max_positions;
-	r = make_rope_tables(w, err);
+	r = a->learned_positions ? 0 : make_rope_tables(w, err);
 	if (r < 0) {
 		weights_free(w);
 		return r;
@@ -194,13 +279,11 @@ int weights_load(struct backend *be, const struct architecture *a, const struct 
 	if (r < 0)
 		goto out;
 	struct loading g = {.w = w, .source = source, .next = list, .err = err};
-	w->embedding = load_matrix(&g, 1);
+	load_embeddings(&g);
 	for (uint32_t i = 0; i < a->n_layers && g.result == 0; i++)
 		load_layer(&g, &w->layers[i]);
 	if (g.result == 0)
-		w->final_norm = load_vector(&g, 1);
-	if (g.result == 0)
-		w->head = a->tied_head ? w->embedding : load_matrix(&g, 1);
+		load_head(&g);
 	r = g.result ? g.result : backend_sync(be, err);
 out:
 	free(list);
@@ -231,11 +314,19 @@ static void free_layer(struct weights *w, struct layer_weights *l)
 	free_matrix(w, l->down);
 	if (w->parameters)      // vectors are places in the flat array
 		return;
-	free_vector(w, l->attention_norm);
-	free_vector(w, l->ffn_norm);
-	free_vector(w, l->q_norm);
-	free_vector(w, l->k_norm);
-	free_vector(w, l->qkv_bias);
+	struct real *vectors[] = {l->attention_norm, l->attention_norm_bias, l->ffn_norm, l->ffn_norm_bias, l->q_norm, l->k_norm, l->qkv_bias,
+				  l->out_bias, l->up_bias, l->down_bias};
+	for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++)
+		free_vector(w, vectors[i]);
+}
+
+static void free_model_vectors(struct weights *w)
+{
+	const struct model_vectors *v = &w->vectors;
+	struct real *vectors[] = {v->positions, v->token_types, v->final_norm, v->final_norm_bias, v->transform_bias, v->transform_norm,
+				  v->transform_norm_bias, v->head_bias};
+	for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++)
+		free_vector(w, vectors[i]);
 }
 
 static void free_parameters(struct weights *w)
@@ -258,10 +349,11 @@ struct weights *weights_free(struct weights *w)
 	if (w->head != w->embedding)
 		free_matrix(w, w->head);
 	free_matrix(w, w->embedding);
+	free_matrix(w, w->transform);
 	for (uint32_t i = 0; i < w->architecture.n_layers; i++)
 		free_layer(w, &w->layers[i]);
 	if (!w->parameters)
-		free_vector(w, w->final_norm);
+		free_model_vectors(w);
 	free_vector(w, w->cosine);
 	free_vector(w, w->sine);
 	free_parameters(w);

@@ -15,17 +15,30 @@ struct checkpoint_tensor;
 struct layer_weights {
 	struct real *attention_norm, *ffn_norm;       // (C)
 	struct real *q_norm, *k_norm;                 // (D) or NULL
+	struct real *attention_norm_bias, *ffn_norm_bias;    // (C) of layer norms, or NULL
 	struct real *qkv_bias;                        // (W) or NULL
+	struct real *out_bias, *up_bias, *down_bias;  // (C), (2F or F), (C) or NULL
 	struct weight *qkv;                           // (W, C) rows: q heads, k heads, v heads
 	struct weight *out;                           // (C, NH D)
-	struct weight *gate_up;                       // (2F, C) rows: gate then up
+	struct weight *gate_up;                       // (2F, C) rows: gate then up; (F, C) where there is no gate
 	struct weight *down;                          // (C, F)
 };
 
 // Gradients of the same shapes, places in parameters->gradient (NULL where the layer has no such weight).
 struct layer_gradients {
-	struct real *attention_norm, *ffn_norm, *q_norm, *k_norm, *qkv_bias;
+	struct real *attention_norm, *ffn_norm, *q_norm, *k_norm, *attention_norm_bias, *ffn_norm_bias;
+	struct real *qkv_bias, *out_bias, *up_bias, *down_bias;
 	struct real *qkv, *out, *gate_up, *down;
+};
+
+// What a model has once, beside the embedding and the head: NULL where it has none. A masked model's head reads
+// layernorm(gelu(rows transformᵀ + transform_bias)).
+struct model_vectors {
+	struct real *positions;                       // (context_length, C)
+	struct real *token_types;                     // (n_token_types, C)
+	struct real *final_norm, *final_norm_bias;    // (C)
+	struct real *transform_bias, *transform_norm, *transform_norm_bias;    // (C)
+	struct real *head_bias;                       // (V)
 };
 
 struct weights {
@@ -33,24 +46,28 @@ struct weights {
 	struct architecture architecture;
 	struct weight *embedding;                     // (V, C)
 	struct layer_weights *layers;
-	struct real *final_norm;                      // (C)
+	struct model_vectors vectors;
+	struct weight *transform;                     // (C, C) of masked models, or NULL
 	struct weight *head;                          // (V, C); the embedding's own when tied
-	struct real *cosine, *sine;                   // rotation tables (max_positions, D/2)
+	struct real *cosine, *sine;                   // rotation tables (max_positions, D/2); NULL where positions are learned
 	uint32_t max_positions;
 	// Trainable only, else NULL:
 	struct parameters *parameters;                // owner of the storage
 	struct layer_gradients *gradients;            // (n_layers)
-	struct real *embedding_gradient, *final_norm_gradient;
+	struct real *embedding_gradient, *transform_gradient;
+	struct model_vectors vector_gradients;
 	struct real *head_gradient;                   // the embedding's own when tied
 };
 
 // Where tensors come from: Hugging Face names ("model.layers.0.self_attn.q_proj.weight"); GGUF names and its permuted q/k rows are
 // translated by the source. find returns -ENOENT for an absent name (err untouched). What find gave is valid until release, which
 // must be called for each (NULL: nothing to release): a source reads a tensor when asked, so that loading holds one matrix at a time.
+// Matrices lie as Hugging Face stores them: GPT-2's are transposed, unless `row_major` (GGUF).
 struct tensor_source {
 	void *file;
 	int (*find)(void *file, const char *name, struct tensor *ret_tensor, struct error *err);
 	void (*release)(void *file, struct tensor *tensor);
+	bool row_major;
 };
 
 int weights_load(struct backend *be, const struct architecture *a, const struct tensor_source *source, uint32_t max_positions,
@@ -58,9 +75,20 @@ int weights_load(struct backend *be, const struct architecture *a, const struct 
 struct weights *weights_free(struct weights *w);
 
 // Trainable parameters: value, gradient and AdamW moments are flat device arrays of the same length and order.
-struct parameter { char name[96]; uint32_t n_dims; uint64_t dims[2]; size_t offset, n; bool decay; /* weight decay applies: matrices */ };
+struct parameter {
+	char name[96];
+	uint32_t n_dims;
+	uint64_t dims[2];
+	size_t offset, n;
+	bool decay;                                   // weight decay applies: matrices
+	bool transposed;                              // Hugging Face stores it as (dims[1], dims[0])
+	bool of_vocabulary;                           // a row for each token: files may have more (padding)
+};
 // Every parameter of an architecture in storage order; the caller frees *ret_list.
 int parameters_list(const struct architecture *a, struct parameter **ret_list, size_t *ret_n, struct error *err);
+// The name of what every model has.
+enum parameter_role { PARAMETER_EMBEDDING, PARAMETER_HEAD, PARAMETER_FINAL_NORM };
+void parameters_name(const struct architecture *a, enum parameter_role role, char ret_name[96]);
 struct parameters {
 	size_t n_values, n_parameters;
 	struct parameter *list;                       // Hugging Face names, in storage order (q, k, v adjacent; gate, up adjacent)

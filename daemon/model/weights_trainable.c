@@ -45,36 +45,74 @@ static void bind_matrix(struct binding *b, uint32_t n, struct weight **ret_matri
 		b->result = -ENOMEM;
 }
 
+static void bind_norm(struct binding *b, struct real **ret_gain, struct real **ret_bias, struct real **ret_gain_gradient,
+		      struct real **ret_bias_gradient)
+{
+	bind_vector(b, 1, ret_gain, ret_gain_gradient);
+	if (b->w->architecture.norm == NORM_LAYER)
+		bind_vector(b, 1, ret_bias, ret_bias_gradient);
+}
+
 static void bind_layer(struct binding *b, struct layer_weights *l, struct layer_gradients *g)
 {
 	const struct architecture *a = &b->w->architecture;
-	bind_vector(b, 1, &l->attention_norm, &g->attention_norm);
-	bind_matrix(b, 3, &l->qkv, &g->qkv);
+	uint32_t n_qkv = parameters_qkv_parts(a);
+	bind_norm(b, &l->attention_norm, &l->attention_norm_bias, &g->attention_norm, &g->attention_norm_bias);
+	bind_matrix(b, n_qkv, &l->qkv, &g->qkv);
 	if (a->qkv_bias)
-		bind_vector(b, 3, &l->qkv_bias, &g->qkv_bias);
+		bind_vector(b, n_qkv, &l->qkv_bias, &g->qkv_bias);
 	if (a->qk_norm) {
 		bind_vector(b, 1, &l->q_norm, &g->q_norm);
 		bind_vector(b, 1, &l->k_norm, &g->k_norm);
 	}
 	bind_matrix(b, 1, &l->out, &g->out);
-	bind_vector(b, 1, &l->ffn_norm, &g->ffn_norm);
-	bind_matrix(b, 2, &l->gate_up, &g->gate_up);
+	if (a->linear_bias)
+		bind_vector(b, 1, &l->out_bias, &g->out_bias);
+	bind_norm(b, &l->ffn_norm, &l->ffn_norm_bias, &g->ffn_norm, &g->ffn_norm_bias);
+	bind_matrix(b, a->activation == ACTIVATION_SWIGLU ? 2 : 1, &l->gate_up, &g->gate_up);
+	if (a->linear_bias)
+		bind_vector(b, 1, &l->up_bias, &g->up_bias);
 	bind_matrix(b, 1, &l->down, &g->down);
+	if (a->linear_bias)
+		bind_vector(b, 1, &l->down_bias, &g->down_bias);
+}
+
+static void bind_embeddings(struct binding *b)
+{
+	struct weights *w = b->w;
+	bind_matrix(b, 1, &w->embedding, &w->embedding_gradient);
+	if (w->architecture.learned_positions)
+		bind_vector(b, 1, &w->vectors.positions, &w->vector_gradients.positions);
+	if (w->architecture.n_token_types)
+		bind_vector(b, 1, &w->vectors.token_types, &w->vector_gradients.token_types);
+}
+
+static void bind_head(struct binding *b)
+{
+	struct weights *w = b->w;
+	struct model_vectors *v = &w->vectors, *g = &w->vector_gradients;
+	bind_norm(b, &v->final_norm, &v->final_norm_bias, &g->final_norm, &g->final_norm_bias);
+	if (w->architecture.masked) {
+		bind_matrix(b, 1, &w->transform, &w->transform_gradient);
+		bind_vector(b, 1, &v->transform_bias, &g->transform_bias);
+		bind_norm(b, &v->transform_norm, &v->transform_norm_bias, &g->transform_norm, &g->transform_norm_bias);
+		bind_vector(b, 1, &v->head_bias, &g->head_bias);
+	}
+	if (w->architecture.tied_head) {
+		w->head = w->embedding;
+		w->head_gradient = w->embedding_gradient;
+	} else {
+		bind_matrix(b, 1, &w->head, &w->head_gradient);
+	}
 }
 
 static int bind(struct weights *w, struct error *err)
 {
 	struct binding b = {.w = w, .err = err};
-	bind_matrix(&b, 1, &w->embedding, &w->embedding_gradient);
+	bind_embeddings(&b);
 	for (uint32_t i = 0; i < w->architecture.n_layers; i++)
 		bind_layer(&b, &w->layers[i], &w->gradients[i]);
-	bind_vector(&b, 1, &w->final_norm, &w->final_norm_gradient);
-	if (w->architecture.tied_head) {
-		w->head = w->embedding;
-		w->head_gradient = w->embedding_gradient;
-	} else {
-		bind_matrix(&b, 1, &w->head, &w->head_gradient);
-	}
+	bind_head(&b);
 	return b.result;
 }
 
@@ -126,7 +164,8 @@ static bool name_ends_with(const char *name, const char *end)
 // sqrt(2 n_layers), so that its variance does not grow with depth (GPT-2).
 static void start_parameter(const struct weights *w, const struct parameter *p, uint64_t key, float *buffer)
 {
-	bool residual = name_ends_with(p->name, "o_proj.weight") || name_ends_with(p->name, "down_proj.weight");
+	bool residual = name_ends_with(p->name, "o_proj.weight") || name_ends_with(p->name, "down_proj.weight") ||
+			name_ends_with(p->name, ".c_proj.weight");
 	float scale = residual ? (float)(0.02 / sqrt(2.0 * w->architecture.n_layers)) : 0.02f;
 	float constant = name_ends_with(p->name, ".bias") ? 0 : 1;
 	for (size_t done = 0; done < p->n; done += CHUNK) {
@@ -167,6 +206,8 @@ void weights_refresh(struct weights *w)
 	ops->weight_refresh(w->backend, w->embedding);
 	if (w->head != w->embedding)
 		ops->weight_refresh(w->backend, w->head);
+	if (w->transform)
+		ops->weight_refresh(w->backend, w->transform);
 	for (uint32_t i = 0; i < w->architecture.n_layers; i++) {
 		ops->weight_refresh(w->backend, w->layers[i].qkv);
 		ops->weight_refresh(w->backend, w->layers[i].out);
@@ -207,7 +248,7 @@ int weights_fill_array(struct weights *w, struct real *array, const struct tenso
 		r = weights_find(source, &p->list[i], &t, err);
 		if (r == 0) {
 			fill_parameter(w, array, &p->list[i], &t, buffer, capacity);
-			weights_release(source, &t);
+			weights_release(source, &p->list[i], &t);
 		}
 	}
 	free(buffer);
@@ -223,16 +264,22 @@ int weights_fill(struct weights *w, const struct tensor_source *source, struct e
 	return backend_sync(w->backend, err);
 }
 
-static void convert(enum dtype dtype, const double *from, size_t n, uint8_t *to)
+static void convert_one(enum dtype dtype, double from, uint8_t *to)
 {
-	for (size_t i = 0; i < n; i++) {
-		float f = (float)from[i];
-		uint16_t h = dtype == DTYPE_BF16 ? float_to_bf16(f) : float_to_f16(f);
-		if (dtype == DTYPE_F32)
-			memcpy(to + 4 * i, &f, 4);
-		else
-			memcpy(to + 2 * i, &h, 2);
-	}
+	float f = (float)from;
+	uint16_t h = dtype == DTYPE_BF16 ? float_to_bf16(f) : float_to_f16(f);
+	if (dtype == DTYPE_F32)
+		memcpy(to, &f, 4);
+	else
+		memcpy(to, &h, 2);
+}
+
+// Elements first..first+n-1 of p, each to where the file has it.
+static void convert(enum dtype dtype, const struct parameter *p, const double *from, size_t first, size_t n, uint8_t *to)
+{
+	size_t element = dtype_block_bytes(dtype), N = p->dims[0], K = p->dims[1];
+	for (size_t i = first; i < first + n; i++)
+		convert_one(dtype, from[i - first], to + element * (p->transposed ? i % K * N + i / K : i));
 }
 
 static int export_parameter(const struct weights *w, const struct real *array, enum dtype dtype, const struct parameter *p, double *buffer,
@@ -242,15 +289,15 @@ static int export_parameter(const struct weights *w, const struct real *array, e
 	size_t element = dtype_block_bytes(dtype);
 	uint8_t *bytes = malloc(p->n * element);
 	char *name = strdup(p->name);
-	*ret = (struct checkpoint_tensor){name, {.dtype = dtype, .n_dims = p->n_dims, .dims = {p->dims[0], p->dims[1]}, .data = bytes,
-						 .n_bytes = p->n * element}};
+	*ret = (struct checkpoint_tensor){name, {.dtype = dtype, .n_dims = p->n_dims, .dims = {p->dims[p->transposed], p->dims[!p->transposed]},
+						 .data = bytes, .n_bytes = p->n * element}};
 	if (!bytes || !name)
 		return -ENOMEM;
 	for (size_t done = 0; done < p->n; done += CHUNK) {
 		size_t n = p->n - done < CHUNK ? p->n - done : CHUNK;
 		// real_at is pointer arithmetic: the cast gives nothing away.
 		ops->real_read(w->backend, buffer, ops->real_at((struct real *)(uintptr_t)array, p->offset + done), n);
-		convert(dtype, buffer, n, bytes + done * element);
+		convert(dtype, p, buffer, done, n, bytes);
 	}
 	return 0;
 }

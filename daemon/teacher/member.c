@@ -128,9 +128,11 @@ void member_close(struct member *m)
 int member_read_rows(const struct member *m, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n, float *ret_values,
 		     struct error *err)
 {
-	static const char *const names[] = {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"};
+	static const enum parameter_role roles[] = {PARAMETER_EMBEDDING, PARAMETER_HEAD, PARAMETER_FINAL_NORM};
+	char name[96];
 	if (tensor == TEACHER_HEAD && m->info->architecture.tied_head)
 		tensor = TEACHER_EMBEDDING;
-	int r = model_file_read_rows(m->file, names[tensor], ids, n, ret_values, err);
-	return r == -ENOENT ? error_set(err, ERROR_INTERNAL, "tensor", "the model file has no %s", names[tensor]) : r;
+	parameters_name(&m->info->architecture, roles[tensor], name);
+	int r = model_file_read_rows(m->file, name, ids, n, ret_values, err);
+	return r == -ENOENT ? error_set(err, ERROR_INTERNAL, "tensor", "the model file has no %s", name) : r;
 }

@@ -347,7 +347,7 @@ static int array_load(const char *folder, struct weights *w, int i, struct error
 	if (path_join(path, folder, array_files[i]))
 		return corrupt(err, folder, "its path is too long");
 	int r = safetensors_open(path, &file, err);
-	struct tensor_source source = {file, source_find, source_release};
+	struct tensor_source source = {.file = file, .find = source_find, .release = source_release};
 	r = r ? r : weights_fill_array(w, array_at(w, i), &source, err);
 	safetensors_close(file);
 	return r;

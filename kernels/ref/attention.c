@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention within each sequence, causal unless the shape says otherwise, heads grouped: query head h reads key/value head h / (NH / NKV). Keys and values stand in the
-// batch's own rows, or in a cache, where a list of slots says which row is whose.
+// Attention within each sequence, causal unless the shape says otherwise, heads grouped: query head h reads key/value head h / (NH / NKV).
+// Keys and values stand in the batch's own rows, or in a cache, where a list of slots says which row is whose.
 // Scores are computed twice (maximum first) instead of kept, so no scratch depends on the length.
 #include <math.h>
 #include <string.h>
@@ -104,7 +104,8 @@ void ref_attention_cached(struct backend *be, struct act *y, const struct act *q
 	}
 }
 
-// Adds what row t of query head h, which saw the rows start..last, gives to the gradients: p = softmax, ds = p (dp - dy.y), dq += ds k, dk += ds q, dv += p dy.
+// Adds what row t of query head h, which saw the rows start..last, gives to the gradients: p = softmax, ds = p (dp - dy.y), dq += ds k,
+// dk += ds q, dv += p dy.
 static void attend_backward(double *dqkv, const struct heads *x, const double *dy, const double *y, double lse, size_t start, size_t last,
 			    size_t t, size_t h, double scale)
 {

@@ -15,7 +15,7 @@ Files (little-endian; u32, f32, f64):
                      over the seeded ids of all rows of a text.
   models/NAME/       a Hugging Face directory with seeded random weights, and golden.bin: magic "KDGM", n_sequences, V; per sequence:
                      n_tokens, tokens, logits f32 (n_tokens, V), computed in float64
-  train.bin          magic "KDGB": see train() below
+  train*.bin         magic "KDGB": see train() below
   models/NAME/tokenizer.json    of the models that signals() serves: 96 tokens, one per printable character
   models/NAME/signals.bin, mixture.bin, teacher_signals.bin    see signals(), mixture() and teacher_signals() below
 """
@@ -103,6 +103,9 @@ def teacher(path):
 # (b) Tiny models: one for each thing an architecture may have.
 COMMON = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=96,
               max_position_embeddings=128, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2)
+GPT2 = dict(n_embd=32, n_layer=2, n_head=4, vocab_size=96, n_positions=128, bos_token_id=1, eos_token_id=2)
+BERT = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=96, max_position_embeddings=128,
+            pad_token_id=0)
 
 
 def plain_rope(theta=10000.0):
@@ -111,7 +114,7 @@ def plain_rope(theta=10000.0):
 
 def tiny_models():
     import torch
-    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+    from transformers import BertConfig, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
     llama3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
               "original_max_position_embeddings": 32}
     linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
@@ -124,7 +127,20 @@ def tiny_models():
         "qwen3": (Qwen3Config(**COMMON, head_dim=16, tie_word_embeddings=True, rope_parameters=plain_rope()), torch.bfloat16),
         "train": (LlamaConfig(**{**COMMON, "hidden_size": 16, "intermediate_size": 24, "vocab_size": 64}, tie_word_embeddings=False,
                               rope_parameters=plain_rope()), torch.float32),
+        "gpt2": (GPT2Config(**GPT2), torch.float32),
+        "gpt2-old": (GPT2Config(**{**GPT2, "n_inner": 40, "activation_function": "gelu"}, tie_word_embeddings=False), torch.bfloat16),
+        "bert": (BertConfig(**BERT), torch.float32),
+        "bert-old": (BertConfig(**{**BERT, "hidden_act": "gelu_new", "type_vocab_size": 1}), torch.bfloat16),
+        "train-gpt2": (GPT2Config(**{**GPT2, "n_embd": 16, "n_inner": 24, "vocab_size": 64}), torch.float32),
+        "train-bert": (BertConfig(**{**BERT, "hidden_size": 16, "intermediate_size": 24, "vocab_size": 64}), torch.float32),
     }
+
+
+def open_model(where, **options):
+    """A model by the class that its config.json names."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    masked = "bert" in json.loads((where / "config.json").read_text())["model_type"]
+    return (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(where, **options)
 
 
 def randomise(model, seed):
@@ -136,7 +152,8 @@ def randomise(model, seed):
         if p.dim() == 1:
             p.data = noise * 0.5 if name.endswith("bias") else 1 + 0.3 * noise
         else:
-            p.data = noise * (1.0 if "embed" in name else 1.5 / p.shape[1] ** 0.5)
+            inputs = p.shape[0] if ".c_" in name else p.shape[1]        # GPT-2 keeps its matrices transposed
+            p.data = noise * (1.0 if "embed" in name or "wte" in name or "wpe" in name else 1.5 / inputs ** 0.5)
 
 
 def old_style_config(path):
@@ -149,19 +166,40 @@ def old_style_config(path):
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def tiny():
+def old_style_names(where):
+    """Tensors as the first published GPT-2 and BERT have them: other names, and what no masked or causal head reads."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from safetensors.torch import load_file, save_file
+    path = where / "model.safetensors"
+    old = {}
+    for name, t in load_file(path).items():
+        name = name.removeprefix("transformer.")
+        old[name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")] = t
+    if "wte.weight" in old:
+        old.update({f"h.{i}.attn.bias": torch.ones(1, 1, 4, 4) for i in range(2)})
+    else:
+        old.update({"bert.pooler.dense.weight": torch.ones(32, 32), "cls.seq_relationship.bias": torch.ones(2),
+                    "bert.embeddings.position_ids": torch.arange(128)[None]})
+    save_file(old, path, metadata={"format": "pt"})
+
+
+def tiny(only=None):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
     for seed, (name, (config, dtype)) in enumerate(tiny_models().items()):
+        if only and name not in only:
+            continue
         where = HERE / "models" / name
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+        model = (AutoModelForMaskedLM if "bert" in name else AutoModelForCausalLM).from_config(config, dtype=torch.float64)
         randomise(model, seed)
         model.to(dtype).save_pretrained(where, max_shard_size="24KB" if name == "llama3" else "5GB")
         for extra in where.glob("generation_config.json"):
             extra.unlink()
         if name in ("llama", "llama3", "qwen2"):
             old_style_config(where / "config.json")
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float64, attn_implementation="sdpa").eval()
+        if name.endswith("-old"):
+            old_style_names(where)
+        model = open_model(where, dtype=torch.float64, attn_implementation="sdpa").eval()
         generator = torch.Generator().manual_seed(100 + seed)
         out = b"KDGM" + u32(4, config.vocab_size)
         for length in (1, 3, 22, 70) if name == "llama3" else (1, 3, 9, 22):
@@ -376,18 +414,19 @@ def teacher_generate(path):
 
 
 # (e) Backward and five AdamW steps on the model "train", in float64.
-def train():
-    """train.bin: magic, n_steps, n_support; f64: w_ce, w_kd, temperature, learning rate, beta1, beta2, epsilon, weight decay, maximal
-    gradient norm. Per step: n_sequences, per sequence n_tokens and tokens; n_rows (all rows that have a label, in order), per row:
+def train(which="train"):
+    """WHICH.bin, for the models train, train-gpt2 and train-bert: magic, n_steps, n_support; f64: w_ce, w_kd, temperature, learning rate, beta1, beta2, epsilon, weight decay, maximal
+    gradient norm. Per step: n_sequences, per sequence n_tokens and tokens; n_rows (all rows that have a label, in order: the token after, or, of
+    a masked model, the token itself), per row:
     support ids, teacher probabilities at the temperature f64 (the rest is the tail); loss f64, gradient norm f64.
     Then n_parameters, each: bytes of the name, name, n, gradient of the first step f32[n], value after the last step f32[n].
 
     loss = mean over rows of w_ce CE + w_kd T^2 KL(teacher; student), both with the ids outside the support as one symbol.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     n_steps, n_support, w_ce, w_kd, T, rate, betas, epsilon, decay, clip = 5, 4, 0.4, 0.6, 2.0, 1e-2, (0.9, 0.95), 1e-8, 0.1, 1.0
-    model = AutoModelForCausalLM.from_pretrained(HERE / "models" / "train", dtype=torch.float64, attn_implementation="sdpa").train()
+    model = open_model(HERE / "models" / which, dtype=torch.float64, attn_implementation="sdpa").eval()      # no dropout
+    masked = "bert" in which
     V = model.config.vocab_size
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -397,13 +436,15 @@ def train():
     out = b"KDGB" + u32(n_steps, n_support) + f64(w_ce, w_kd, T, rate, *betas, epsilon, decay, clip)
     first = {}
     for step in range(n_steps):
-        sequences = [torch.randint(0, V, (n,), generator=generator) for n in (9 + step, 6)]
+        # PyTorch leaves out what BERT's padding token, 0, would learn as an input
+        sequences = [torch.randint(int(masked), V, (n,), generator=generator) for n in (9 + step, 6)]
         out += u32(len(sequences)) + b"".join(u32(len(s), *s.tolist()) for s in sequences)
-        n_rows = sum(len(s) - 1 for s in sequences)
+        n_rows = sum(len(s) - (not masked) for s in sequences)
         out += u32(n_rows)
         total = 0
         for s in sequences:
-            z = model(s[None]).logits[0, :-1]
+            z = model(s[None]).logits[0]
+            z, labels = (z, s) if masked else (z[:-1], s[1:])
             p_full = torch.softmax(torch.randn(z.shape, generator=generator, dtype=torch.float64) * 3 / T, 1)
             support = torch.stack([torch.randperm(V, generator=generator)[:n_support] for _ in range(len(z))])
             p = p_full.gather(1, support)
@@ -412,7 +453,7 @@ def train():
             log_q_tail = torch.logsumexp(log_q.masked_fill(~outside, -torch.inf), 1)
             p_tail = 1 - p.sum(1)
             kl = (p * (p.log() - log_q.gather(1, support))).sum(1) + p_tail * (p_tail.log() - log_q_tail)
-            ce = torch.nn.functional.cross_entropy(z, s[1:], reduction="none")
+            ce = torch.nn.functional.cross_entropy(z, labels, reduction="none")
             total = total + (w_ce * ce + w_kd * T * T * kl).sum()
             out += b"".join(u32(*i.tolist()) + f64(*q.tolist()) for i, q in zip(support, p))
         loss = total / n_rows
@@ -427,17 +468,19 @@ def train():
     out += u32(len(first))
     for name, q in model.named_parameters():
         out += u32(len(name)) + name.encode() + u32(q.numel()) + f32(first[name].flatten()) + f32(q.detach().flatten())
-    (HERE / "train.bin").write_bytes(out)
+    (HERE / f"{which}.bin").write_bytes(out)
 
 
 def main():
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdserved"
     parser = argparse.ArgumentParser(description="Makes the golden files with PyTorch and transformers.")
-    parser.add_argument("parts", nargs="*", help="tiny, train, teacher, signals, mixture, teacher_signals, generate, teacher_generate (default: all)")
+    parser.add_argument("parts", nargs="*", help="tiny, train, train-gpt2, train-bert, teacher, signals, mixture, teacher_signals, generate, teacher_generate (default: all)")
+    parser.add_argument("--models", nargs="*", help="the tiny models to make (default: all)")
     parser.add_argument("--teacher", type=Path, default=cache / "SmolLM2-135M-Instruct.Q4_1.gguf", help="the GGUF file")
     parser.add_argument("--venv", type=Path, default=cache / "golden-venv", help="virtual environment to make when packages are missing")
     arguments = parser.parse_args()
-    makers = {"tiny": tiny, "train": train, "teacher": lambda: teacher(arguments.teacher), "signals": signals, "mixture": mixture,
+    makers = {"tiny": lambda: tiny(arguments.models), "train": train, "train-gpt2": lambda: train("train-gpt2"),
+              "train-bert": lambda: train("train-bert"), "teacher": lambda: teacher(arguments.teacher), "signals": signals, "mixture": mixture,
               "teacher_signals": lambda: teacher_signals(arguments.teacher), "generate": generate,
               "teacher_generate": lambda: teacher_generate(arguments.teacher)}
     if unknown := set(arguments.parts) - set(makers):

@@ -6,7 +6,8 @@
 
 #include "tests/golden/golden.h"
 
-static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "train"};
+static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "train",
+				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert"};
 #define N_NAMES (sizeof names / sizeof *names)
 
 // Asks for the logits of the whole vocabulary at each of n rows.

@@ -141,7 +141,7 @@ static void assert_all(struct weights *w, const struct memory *m)
 	struct backend *be = w->backend;
 	assert_matrix(be, w->embedding, m, "model.embed_tokens.weight", 1, 8);
 	assert_matrix(be, w->head, m, "lm_head.weight", 1, 8);
-	assert_vector(be, w->final_norm, m, "model.norm.weight", 1);
+	assert_vector(be, w->vectors.final_norm, m, "model.norm.weight", 1);
 	const struct layer_weights *l = &w->layers[1];
 	assert_matrix(be, l->qkv, m, "model.layers.1.self_attn.q_proj.weight", 3, 8);
 	assert_matrix(be, l->out, m, "model.layers.1.self_attn.o_proj.weight", 1, 16);
@@ -161,7 +161,7 @@ static void loaded_matrices_hold_the_sources_rows(void **state)
 	struct backend *be = open_ref();
 	for (enum dtype t = DTYPE_F32; t <= DTYPE_BF16; t += 2) {
 		struct memory m = memory_new(&a, t);
-		struct tensor_source source = {&m, memory_find, memory_release};
+		struct tensor_source source = {.file = &m, .find = memory_find, .release = memory_release};
 		struct weights *w = NULL;
 		assert_int_equal(weights_load(be, &a, &source, 16, &w, NULL), 0);
 		assert_int_equal(m.held, 0);
@@ -178,7 +178,7 @@ static void trainable_is_filled_and_exported_unchanged(void **state)
 	struct architecture a = tiny();
 	struct backend *be = open_ref();
 	struct memory m = memory_new(&a, DTYPE_F32);
-	struct tensor_source source = {&m, memory_find, memory_release};
+	struct tensor_source source = {.file = &m, .find = memory_find, .release = memory_release};
 	struct weights *w = NULL;
 	assert_int_equal(weights_new_trainable(be, &a, 1, 16, &w, NULL), 0);
 	assert_int_equal(w->parameters->n_values, architecture_n_parameters(&a));
@@ -223,7 +223,7 @@ static void gradients_lie_beside_values(void **state)
 		{"model.layers.1.mlp.gate_proj.weight", w->gradients[1].gate_up},
 		{"model.layers.0.mlp.down_proj.weight", w->gradients[0].down},
 		{"model.layers.0.post_attention_layernorm.weight", w->gradients[0].ffn_norm},
-		{"model.norm.weight", w->final_norm_gradient},
+		{"model.norm.weight", w->vector_gradients.final_norm},
 		{"lm_head.weight", w->head_gradient},
 	};
 	for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
@@ -288,7 +288,7 @@ static void bad_tensors_are_named(void **state)
 	struct architecture a = tiny();
 	struct backend *be = open_ref();
 	struct memory m = memory_new(&a, DTYPE_F32);
-	struct tensor_source source = {&m, memory_find, memory_release};
+	struct tensor_source source = {.file = &m, .find = memory_find, .release = memory_release};
 	struct weights *w = NULL;
 	struct error err = {0};
 	for (size_t p = 0; p < m.n; p++) {      // each one missing in turn: every clean-up path
@@ -317,7 +317,7 @@ static void padding_rows_of_the_vocabulary_are_cut(void **state)
 	struct architecture a = tiny();
 	struct backend *be = open_ref();
 	struct memory m = memory_new(&a, DTYPE_F32);
-	struct tensor_source source = {&m, memory_find, memory_release};
+	struct tensor_source source = {.file = &m, .find = memory_find, .release = memory_release};
 	const char *padded[] = {"model.embed_tokens.weight", "lm_head.weight"};
 	for (int i = 0; i < 2; i++) {
 		struct weights *w = NULL;
