@@ -88,8 +88,8 @@ static void model_fields(struct buffer *b, const struct teacher_info *info, cons
 {
 	const struct architecture *a = &info->architecture;
 	buffer_printf(
-		b, ",\"architecture\":\"%s\",\"context_length\":%" PRIu32 ",\"n_parameters\":%" PRIu64 ",\"dtype\":\"%s\",\"description\":",
-		a->name, a->context_length, info->n_parameters, info->dtype);
+		b, ",\"architecture\":\"%s\",\"objective\":\"%s\",\"context_length\":%" PRIu32 ",\"n_parameters\":%" PRIu64 ",\"dtype\":\"%s\",\"description\":",
+		a->name, a->masked ? "masked" : "causal", a->context_length, info->n_parameters, info->dtype);
 	buffer_string(b, info->description, strlen(info->description));
 	buffer_printf(b,
 		      ",\"n_layers\":%" PRIu32 ",\"width\":%" PRIu32 ",\"n_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32

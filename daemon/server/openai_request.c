@@ -189,6 +189,8 @@ int openai_submit(struct exchange *x, struct error *err)
 {
 	struct openai *o = x->own;
 	const struct openai_ask *a = &o->ask;
+	if (openai_teacher(x)->architecture.masked)
+		return error_set(err, ERROR_UNSUPPORTED, "model", "this teacher names masked tokens and completes nothing: ask /v1/score");
 	int e = resolve_counts(x, &o->ask, err);
 	if (!e)
 		e = openai_writer_reserve(&o->writer, larger(a->logprobs, a->prompt_logprobs), err);

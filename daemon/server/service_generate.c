@@ -30,7 +30,10 @@ static int check(const struct service *s, struct request *r, struct error *err)
 	if (r->choice.is_mixture)
 		return error_set(err, ERROR_UNSUPPORTED, "mixture", "several teachers do not generate together");
 	uint32_t n;
-	struct generation_limits limits = limits_of(s, &teacher_infos(s->teacher, &n)[r->choice.members[0]]);
+	const struct teacher_info *info = &teacher_infos(s->teacher, &n)[r->choice.members[0]];
+	if (info->architecture.masked)
+		return error_set(err, ERROR_UNSUPPORTED, "teacher", "teacher \"%.60s\" names masked tokens: it does not generate", info->name);
+	struct generation_limits limits = limits_of(s, info);
 	return generation_check(r, &limits, err);
 }
 

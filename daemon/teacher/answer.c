@@ -55,7 +55,7 @@ struct answer *answer_close(struct answer *a)
 	return NULL;
 }
 
-static void mark_needs(struct answer *a, const struct request_item *item)
+static void mark_needs(struct answer *a, const struct request_item *item, uint32_t after)
 {
 	const struct query *q = &item->query;
 	memset(a->needs, 0, item->sequence.n_tokens);
@@ -63,7 +63,7 @@ static void mark_needs(struct answer *a, const struct request_item *item)
 		memset(a->needs + q->first, NEED_ROW, query_rows(q));
 	for (uint32_t s = 0; s < q->n_spans; s++)
 		for (uint32_t i = q->spans[s].begin; i < q->spans[s].end; i++)
-			a->needs[i - 1] |= NEED_OWN;
+			a->needs[i - after] |= NEED_OWN;
 }
 
 // The next rows that anybody needs, from *position on.
@@ -114,12 +114,12 @@ static int answer_chunk(struct answer *a, const struct plan *plan, const struct 
 	return r;
 }
 
-static void sum_spans(const struct answer *a, const struct query *q, struct record_rows *rows)
+static void sum_spans(const struct answer *a, const struct query *q, uint32_t after, struct record_rows *rows)
 {
 	for (uint32_t s = 0; s < q->n_spans; s++) {
 		double sum = 0;
 		for (uint32_t i = q->spans[s].begin; i < q->spans[s].end; i++)
-			sum += a->own[i - 1];
+			sum += a->own[i - after];
 		rows->span_sums[s] = (float)sum;
 	}
 }
@@ -133,7 +133,8 @@ static int fill_rows(struct answer *a, const struct answer_input *in, struct req
 	uint32_t position = 0;
 	uint32_t tile_rows = head_tile_rows(in->members[0].head);
 	plan_init(&plan, a, item, in->choice->is_mixture || item->query.n_keep ? tile_rows / 2 : tile_rows);
-	mark_needs(a, item);
+	plan.after = in->after;
+	mark_needs(a, item, in->after);
 	int r = features_keep(a, in->index, rows, &not_finite, &item->error);
 	while (!r) {
 		fill_chunk(a, &plan, in->rows, &position);
@@ -144,7 +145,7 @@ static int fill_rows(struct answer *a, const struct answer_input *in, struct req
 			counts->n_not_finite += a->sweep[i].not_finite;
 		counts->n_rows += a->n;
 	}
-	sum_spans(a, &item->query, rows);
+	sum_spans(a, &item->query, in->after, rows);
 	item->not_finite = not_finite || counts->n_not_finite;
 	return r;
 }

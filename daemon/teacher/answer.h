@@ -27,6 +27,7 @@ struct answer_input {
 	const struct head_member *members; // (choice->n_members) with the hidden rows of the whole batch
 	const uint32_t *rows;              // (n_tokens) which of them each position of the sequence is: one after the other, but for a shared prefix
 	uint32_t index;                    // the item's number in the batch
+	uint32_t after;                    // a row's own token is so many tokens after it: 1, or 0 of masked models (the token itself)
 };
 
 struct answer_counts { uint64_t n_rows, n_not_finite; };      // read from the head

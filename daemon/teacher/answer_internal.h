@@ -27,13 +27,14 @@ struct plan {
 	uint32_t n_temperatures, one, half;    // places of T = 1 and T = 1/2, where needed
 	float temperatures[PLAN_TEMPERATURES];
 	struct draw_key key;
+	uint32_t after;                    // answer_input's
 	size_t row_bytes;                  // of the results of a row in the arena
 	uint32_t chunk_rows;
 };
 
 // What is wanted of a position.
 #define NEED_ROW 1u                        // a row of the record
-#define NEED_OWN 2u                        // ln p of the token that follows, for a span
+#define NEED_OWN 2u                        // ln p of the own token, for a span
 
 // Hidden states and such of one item, read while they passed by.
 struct features;
@@ -42,7 +43,7 @@ struct answer {
 	struct answer_limits limits;
 	struct backend *backend;
 	uint8_t *needs;                    // (max_tokens) NEED_*
-	double *own;                       // (max_tokens) ln p of the token that follows
+	double *own;                       // (max_tokens) ln p of each position's own token
 	// of a chunk:
 	uint32_t n, positions[ANSWER_CHUNK_ROWS], rows[ANSWER_CHUNK_ROWS], n_top[ANSWER_CHUNK_ROWS];
 	bool has_own[ANSWER_CHUNK_ROWS];   // gathered[0] is the own token's

@@ -61,8 +61,8 @@ static uint32_t ask_gather(const struct plan *plan, struct answer *a, uint32_t i
 	const struct query *q = plan->query;
 	const struct id_lists *lists = &q->gather;
 	bool row = a->needs[position] & NEED_ROW, own = (row && q->own) || (a->needs[position] & NEED_OWN);
-	bool follows = own && position + 1 < plan->sequence->n_tokens;
-	uint32_t n = 0, id = follows ? query_keep_position(q, plan->sequence->tokens[position + 1]) : UINT32_MAX;
+	bool there = own && position + plan->after < plan->sequence->n_tokens;
+	uint32_t n = 0, id = there ? query_keep_position(q, plan->sequence->tokens[position + plan->after]) : UINT32_MAX;
 	a->has_own[i] = id != UINT32_MAX;
 	if (a->has_own[i])
 		to[n++] = id;

@@ -90,6 +90,8 @@ static int resolve_mixture(const struct choice_query *q, const struct teacher_in
 		int r = choice_find(q->members[i].name, field, teachers, n_teachers, &c->members[i], err);
 		if (!r)
 			r = check_member(q, i, c, err);
+		if (!r && teachers[c->members[i]].architecture.masked != teachers[c->members[0]].architecture.masked)
+			r = error_set(err, ERROR_INVALID, field, "a teacher that names masked tokens and one that names the next do not mix");
 		if (r)
 			return r;
 		c->weights[i] = q->members[i].weight;

@@ -69,12 +69,12 @@ static int describe(struct member *m, const struct backend *be, struct error *er
 	return 0;
 }
 
-// The cache is for generation, and for scores that begin alike.
+// The cache is for generation, and for scores that begin alike: nothing for a masked model, whose rows see what follows.
 static int open_generator(struct member *m, struct backend *be, const struct tokenizer *tokenizer, const struct teacher_options *options,
 			  struct error *err)
 {
 	const struct teacher_info *info = m->info;
-	if (!options->cache_tokens)
+	if (!options->cache_tokens || info->architecture.masked)
 		return 0;
 	int r = cache_open(m->weights, options->cache_tokens, &m->schedule.cache, err);
 	if (r)

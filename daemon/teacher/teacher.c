@@ -92,7 +92,9 @@ static void take_in(struct teacher *t, struct request_item *item)
 static void count_slots(struct teacher *t)
 {
 	uint64_t n_used = 0, n_idle = 0;
-	for (uint32_t i = 0; i < t->n_members && t->options.cache_tokens; i++) {
+	for (uint32_t i = 0; i < t->n_members; i++) {
+		if (!t->members[i].schedule.cache)
+			continue;
 		struct cache_usage u = cache_usage(t->members[i].schedule.cache);
 		n_used += u.n_used;
 		n_idle += u.n_idle;
@@ -151,7 +153,8 @@ static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, s
 	const struct batch *b = t->batch;
 	struct request_item *item = b->items[index].item;
 	struct answer_counts counts;
-	struct answer_input in = {.choice = &p->choice, .members = p->members, .rows = b->rows + b->items[index].rows, .index = index};
+	struct answer_input in = {.choice = &p->choice, .members = p->members, .rows = b->rows + b->items[index].rows, .index = index,
+				  .after = !t->infos[p->choice.members[0]].architecture.masked};
 	(void)answer_make(t->answer, &in, item, &counts);    // an error is the item's own
 	int device = backend_sync(t->backend, err);
 	if (device) {
@@ -390,12 +393,12 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 		.n_dropped = atomic_load(&t->n_dropped),
 		.n_not_finite = atomic_load(&t->n_not_finite),
 		.n_shared = atomic_load(&t->n_shared),
-		.n_slots = (uint64_t)t->n_members * t->options.cache_tokens,
 		.n_slots_used = atomic_load(&t->n_slots_used),
 		.n_slots_idle = atomic_load(&t->n_slots_idle),
 		.busy_ms = began && now > began ? now - began : 0,
 	};
 	for (uint32_t i = 0; i < t->n_members; i++) {
+		ret_stats->n_slots += t->infos[i].architecture.masked ? 0 : t->options.cache_tokens;
 		struct generator_counters *g = &t->members[i].generated;
 		ret_stats->n_generated += atomic_load(&g->n_tokens);
 		ret_stats->n_reused += atomic_load(&g->n_reused);
