@@ -146,7 +146,7 @@ static int run(struct export *e, int (*run_format)(struct export *e))
 
 static int run_python(const struct export *e)
 {
-	const char *arguments[16] = {"python3", "-m", "kdclient.export", e->directory, "--format", e->format, "--output", e->path};
+	const char *arguments[16] = {python_interpreter(), "-m", "kdclient.export", e->directory, "--format", e->format, "--output", e->path};
 	char limit[24];
 	unsigned n = 8;
 	if (e->overwrite)

@@ -148,7 +148,7 @@ static int import_lines(void *arg, FILE *f)
 
 static int import_parquet(struct import *i)
 {
-	const char *arguments[] = {"python3", "-m", "kdclient.export", "--lines", i->path, NULL};
+	const char *arguments[] = {python_interpreter(), "-m", "kdclient.export", "--lines", i->path, NULL};
 	i->file_bytes = 0;
 	return python_run(i->k, arguments, import_lines, i);
 }

@@ -68,5 +68,6 @@ int export_lines(struct export *e);
 
 // ---- kdclient for Python (store_python.c)
 
-// Runs it (arguments[0] "python3", ..., NULL); `take` (NULL: nothing) reads what it prints. An exit status; what failed was told.
+const char *python_interpreter(void);    // python3, or what the environment says
+// Runs it (arguments[0] the interpreter, ..., NULL); `take` (NULL: nothing) reads what it prints. An exit status; what failed was told.
 int python_run(struct kdctl *k, const char *const *arguments, int (*take)(void *arg, FILE *f), void *arg);

@@ -132,11 +132,12 @@ class Rows:
         """Importance weights of the drawn ids: their expectation is the probability (with draws from the tail: outside the top-k)."""
         if self.draw_counts is None or self.query.draws is None:
             raise _missing("draws")
-        weights = self.draw_counts / np.float32(self.query.draws.n)
+        logs: npt.NDArray[np.float64] = np.zeros(len(self.draw_counts))
         if self.draw_log_ratios is not None:
-            weights = weights * np.exp(self.draw_log_ratios)
+            logs = self.draw_log_ratios.astype(np.float64)
         elif self.query.draws.tail and self.tail is not None:
-            weights = weights * np.exp(self.tail)[self.draw_rows()]
+            logs = self.tail.astype(np.float64)[self.draw_rows()]
+        weights = self.draw_counts * np.exp(logs) / self.query.draws.n    # as the server's: rounded once
         return weights.astype(np.float32)
 
     def arrays(self) -> Dict[str, npt.NDArray[Any]]:

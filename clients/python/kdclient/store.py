@@ -143,9 +143,20 @@ class Store:
         for content_key in self._kept:
             yield self[content_key]
 
-    def __getitem__(self, content_key: str) -> Rows:
+    def keys(self) -> Iterator[str]:
+        """Every record's content key, in the order in which they were written."""
+        return iter(self._kept)
+
+    def place(self, content_key: str) -> Kept:
+        return self._kept[content_key]
+
+    def record(self, content_key: str) -> bytes:
+        """A record's bytes, not unpacked."""
         kept = self._kept[content_key]
-        return record.decode(self._shards[kept.shard].read(kept), cached=True)
+        return self._shards[kept.shard].read(kept)
+
+    def __getitem__(self, content_key: str) -> Rows:
+        return record.decode(self.record(content_key), cached=True)
 
     def find(self, teacher: str, tokens: Any, **question: Unpack[Question]) -> Optional[Rows]:
         """The answer to a question that was asked before: the teacher's fingerprint, the tokens, and what is asked, as for
