@@ -174,6 +174,7 @@ static const char *type_words(enum config_type type)
 	switch (type) {
 	case CONFIG_INTEGER: return "a whole number";
 	case CONFIG_SIZE: return "a size (digits, then K, M, G or T)";
+	case CONFIG_AMOUNT: return "a size (digits, then K, M, G or T) or a share (0.9)";
 	case CONFIG_DURATION: return "a duration (digits, then ms, s, min or h)";
 	case CONFIG_REAL: return "a number";
 	case CONFIG_BOOL: return "yes or no";
@@ -211,6 +212,20 @@ static int set_number(const struct config_option *o, void *field, const char *va
 	return 0;
 }
 
+static int set_amount(const struct config_option *o, struct config_amount *field, const char *value, const char *where, struct error *err)
+{
+	struct config_amount amount = {0};
+	int r = strchr(value, '.') ? read_real(value, &amount.share) : *value ? read_units(value, size_units, &amount.bytes) : 0;
+	if (r == 0 && *value && !amount.bytes && !(amount.share > 0 && amount.share <= 1))
+		r = -EINVAL;
+	if (r)
+		return error_set(err, ERROR_INVALID, o->name, "%s: %s = %s: expected %s", where, o->name, value, type_words(o->type));
+	if (amount.bytes && (r = check_range(o, (double)amount.bytes, value, where, err)))
+		return r;
+	*field = amount;
+	return 0;
+}
+
 static int set_string(char **field, const char *value)
 {
 	char *copy = NULL;
@@ -230,6 +245,8 @@ static int set_value(const struct config_option *o, void *target, const char *va
 		return set_string(field, value) ? error_set(err, ERROR_MEMORY, o->name, "%s: out of memory", where) : 0;
 	case CONFIG_LIST:
 		return list_add(field, value, origin) ? error_set(err, ERROR_MEMORY, o->name, "%s: out of memory", where) : 0;
+	case CONFIG_AMOUNT:
+		return set_amount(o, field, value, where, err);
 	case CONFIG_BOOL:
 		if (read_bool(value, field) == 0)
 			return 0;
@@ -404,6 +421,7 @@ static const char *value_word(const struct config_option *o)
 	case CONFIG_CHOICE: return o->choices;
 	case CONFIG_BOOL: return "yes|no";
 	case CONFIG_SIZE: return "SIZE";
+	case CONFIG_AMOUNT: return "SIZE|SHARE";
 	case CONFIG_DURATION: return "DURATION";
 	case CONFIG_INTEGER: return "N";
 	case CONFIG_REAL: return "X";
@@ -436,6 +454,8 @@ void config_print_man(FILE *to, const struct config_option *table, size_t n)
 			fprintf(to, "From %.15g to %.15g%s%s.\n", o->min, o->max, *o->unit ? " " : "", o->unit);
 		if (o->type == CONFIG_DURATION)
 			fprintf(to, "From %.15g to %.15g ms.\n", o->min, o->max);
+		if (o->type == CONFIG_AMOUNT)
+			fprintf(to, "From %.15g to %.15g%s%s, or a share up to 1.0.\n", o->min, o->max, *o->unit ? " " : "", o->unit);
 		fprintf(to, *o->fallback ? "Default: %s.\n" : "Default: unset.\n", o->fallback);
 	}
 }

@@ -15,11 +15,15 @@ enum config_type {
 	CONFIG_LIST,         // struct config_list of strings: the key may be repeated
 	CONFIG_INTEGER,      // int64_t
 	CONFIG_SIZE,         // uint64_t bytes; K, M, G, T suffixes (powers of 1024)
+	CONFIG_AMOUNT,       // struct config_amount: a size as above, or with a decimal point a share of all there is; min, max: of the size
 	CONFIG_DURATION,     // uint64_t milliseconds; ms, s, min, h suffixes, plain = seconds
 	CONFIG_REAL,         // double
 	CONFIG_BOOL,         // bool; yes/no, on/off, true/false, 1/0
 	CONFIG_CHOICE,       // int index into `choices` ("auto|cpu|cuda|ref")
 };
+
+// One of the two, or, when the value is empty, neither.
+struct config_amount { uint64_t bytes; double share; };
 
 // Settings of a higher origin replace those of a lower one; within one origin they add up. An empty value empties the list.
 enum config_origin { CONFIG_FROM_DEFAULT, CONFIG_FROM_FILE, CONFIG_FROM_COMMAND };

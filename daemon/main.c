@@ -109,7 +109,9 @@ static int open_teacher(struct daemon *d, struct error *err)
 		return r;
 	struct teacher_options t = {
 		.sources = sources, .n_sources = (uint32_t)o->teacher.n, .device = options_device(o), .numeric = numerics[o->numeric],
-		.n_threads = (uint32_t)o->threads, .max_tokens = (uint32_t)o->max_tokens, .batch_tokens = (uint32_t)o->batch_tokens, .max_top_k = (uint32_t)o->max_top_k,
+		.n_threads = (uint32_t)o->threads,
+		.gpu_memory_bytes = o->gpu_memory.bytes, .gpu_memory_share = o->gpu_memory.share, .max_tokens = (uint32_t)o->max_tokens,
+			.batch_tokens = (uint32_t)o->batch_tokens, .max_top_k = (uint32_t)o->max_top_k,
 		.max_gather = (uint32_t)o->max_gather, .max_draws = (uint32_t)o->max_draws,
 		.cache_tokens = (uint32_t)o->cache_tokens, .max_generating = (uint32_t)o->max_generating,
 		.generate_batch = (uint32_t)o->generate_batch, .event_fd = d->event_fd,
@@ -221,10 +223,12 @@ static void announce_ready(struct daemon *d)
 	d->was_ready = true;
 	describe_teachers(d, t, n);
 	for (uint32_t i = 0; i < n; i++)
-		log_notice("teacher %s: %s, %.1f million parameters, %s, on %s (%s, %s), loaded in %.1f s", t[i].name, t[i].architecture.name,
-			   (double)t[i].n_parameters * 1e-6, t[i].dtype, t[i].device, t[i].numeric, t[i].description, t[i].load_seconds);
-	if (strcmp(options_device(&d->options), "auto") == 0 && strcmp(t->device, "cpu") == 0)
-		log_notice("device = auto: no usable GPU, the teacher runs on the CPU");
+		log_notice("teacher %s: %s, %.1f million parameters, %s, on %s (%s, %s), loaded in %.1f s, "
+			   "of it %.2f s for %.2f GiB of weights (%.2f s per GiB)", t[i].name, t[i].architecture.name,
+			   (double)t[i].n_parameters * 1e-6, t[i].dtype, t[i].device, t[i].numeric, t[i].description, t[i].load_seconds, t[i].upload_seconds,
+				(double)t[i].upload_bytes * 0x1p-30, teacher_upload_rate(&t[i]));
+	if (*t->fallback)
+		log_notice("device = auto: %s: the teacher runs on the CPU", t->fallback);
 	sd_notifyf(0, "READY=1\nSTATUS=Serving %s on %s", t->name, t->device);
 }
 

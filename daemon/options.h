@@ -13,6 +13,7 @@ struct error;
 #define OPTION_C_LIST struct config_list
 #define OPTION_C_INTEGER int64_t
 #define OPTION_C_SIZE uint64_t
+#define OPTION_C_AMOUNT struct config_amount
 #define OPTION_C_DURATION uint64_t
 #define OPTION_C_REAL double
 #define OPTION_C_BOOL bool

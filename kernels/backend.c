@@ -26,6 +26,7 @@ struct opened {
 	struct backend backend;          // first: callers hold a pointer to it
 	bool failed;
 	char failure[256];
+	char fallback[sizeof((struct error *)NULL)->message];
 };
 
 static int open_one(const struct backend_ops *ops, const struct backend_options *options, struct backend **ret_backend, struct error *err)
@@ -43,16 +44,30 @@ static int open_one(const struct backend_ops *ops, const struct backend_options 
 	return 0;
 }
 
+static void set_fallback(struct backend *be, const char *why)
+{
+	struct opened *o = (struct opened *)be;
+	snprintf(o->fallback, sizeof o->fallback, "%s", why);
+	be->fallback = o->fallback;
+}
+
 static int open_best(const struct backend_options *options, struct backend **ret_backend, struct error *err)
 {
-	int r = error_set(err, ERROR_UNSUPPORTED, "device", "this build has no backend for \"auto\"");
+	struct error passed = {0};
+	int r = error_set(&passed, ERROR_UNSUPPORTED, "device", "this build has no CUDA backend");
 	for (size_t i = 0; i < N_BACKENDS; i++) {
 		if (backends[i] == &backend_ref_ops)
 			continue;
-		r = open_one(backends[i], options, ret_backend, err);
+		struct error why = {0};
+		r = open_one(backends[i], options, ret_backend, &why);
+		if (r == 0 && backends[i] == &backend_cpu_ops)
+			set_fallback(*ret_backend, passed.message);
+		passed = why;
 		if (r != -EOPNOTSUPP)    // a device that is there but broken is an error, not a reason to go on quietly
-			return r;
+			break;
 	}
+	if (r < 0 && err)
+		*err = passed;
 	return r;
 }
 

@@ -31,15 +31,25 @@ struct backend;
 
 enum backend_numeric { BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16 };
 
-// What the caller will make, counted before it makes it (the model's *_need functions). A device with memory of its own reserves it at
-// open, in one piece, or refuses with the numbers; from then on it asks the device for nothing more. All 0: not counted, each array is
-// asked for.
-struct backend_need {
+// What the caller will make, counted before it makes it (the model's *_need functions), by what it is for. A device with memory of its own
+// reserves it at open, in one piece, or refuses with the numbers; from then on it asks the device for nothing more. All 0: not counted,
+// each array is asked for.
+enum backend_part { BACKEND_PART_WEIGHTS, BACKEND_PART_WORK, BACKEND_PART_HEAD, BACKEND_PART_CACHE, BACKEND_PART_TRAINING,
+		   N_BACKEND_PARTS };
+
+struct backend_count {
 	uint64_t n_real, n_act;          // elements of all arrays
 	uint64_t n_weight;               // elements of loaded matrices
+	uint64_t n_view;                 // elements of trainable ones
 	uint64_t n_arrays;               // arrays and matrices
+};
+
+struct backend_need {
+	struct backend_count parts[N_BACKEND_PARTS];
 	uint64_t n_slots;                // longest list of cache slots of a layout
 };
+
+#define BACKEND_MAX_HEAD_ROWS 1024       // no backend's head_rows is larger: what is counted before one is open
 
 struct backend_options {
 	uint32_t n_threads;              // 0 = all processors this process may use
@@ -85,7 +95,8 @@ struct sweep_row {
 	uint32_t n_draws;                // 0 = none
 	bool draw_tail;                  // the proposal leaves out the row's top-k ids
 	double draw_tau;                 // proposal t(id) = e^(tau logit) / sum
-	const double *uniforms;          // (n_draws) ascending, in [0, 1): draw i is the lowest id whose t summed over ids up to it exceeds uniforms[i]
+	// (n_draws) ascending, in [0, 1): draw i is the lowest id whose t summed over ids up to it exceeds uniforms[i]
+	const double *uniforms;
 	// results
 	bool not_finite;                 // some logit is NaN or infinite: nothing else is filled
 	double max_logit;
@@ -117,7 +128,8 @@ struct adamw { double learning_rate, beta1, beta2, epsilon, weight_decay, grad_s
 
 struct backend_ops {
 	const char *name;                // "ref", "cpu", "cuda"
-	uint32_t head_rows;              // rows of logits best held at once: a tile that stays in cache (cpu), that fills the device (cuda)
+	uint32_t head_rows;              // rows of logits best held at once: a tile that stays in cache (cpu), that fills the device (cuda);
+	                                 // at most BACKEND_MAX_HEAD_ROWS
 	int (*open)(struct backend *be, const struct backend_options *options, struct error *err);
 	void (*close)(struct backend *be);
 	void (*sync)(struct backend *be);
@@ -225,6 +237,9 @@ struct backend {
 	void *device;                    // the implementation's own state
 	const char *numeric;             // "f64", "f32", "f32-fast" (longer sums), "bf16": part of a teacher's fingerprint
 	const char *description;         // "2 threads, AVX2" for logs and status
+	const char *fallback;            // opened as "auto": why the better device was not taken; NULL when none was passed over
+	uint64_t n_allocations;          // times arrays or scratch were asked for, of the device or of its reserve
+	uint64_t memory_bytes;           // taken of the device's own memory now, work buffers included; 0 for a device without any
 };
 
 // name: "cpu", "cuda", "ref"; "auto" = cuda where a usable device is, else cpu. -EOPNOTSUPP when not built in or not usable.

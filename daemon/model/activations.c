@@ -7,8 +7,9 @@
 
 #include "common/error.h"
 
-// Allocates until the first failure, so a list of arrays needs one check.
-struct maker { struct backend *backend; struct error *err; size_t rows; int result; };
+// Allocates until the first failure, so a list of arrays needs one check. With `count` nothing is made: the same lists say how much it
+// would be, so that what is counted cannot differ from what is made.
+struct maker { struct backend *backend; struct backend_count *count; struct error *err; size_t rows; int result; };
 
 static size_t maker_size(struct maker *m, size_t width)
 {
@@ -21,7 +22,11 @@ static size_t maker_size(struct maker *m, size_t width)
 static struct real *make_real(struct maker *m, size_t width)
 {
 	size_t n = maker_size(m, width);
-	if (m->result < 0)
+	if (m->result == 0 && m->count) {
+		m->count->n_real += n;
+		m->count->n_arrays++;
+	}
+	if (m->result < 0 || m->count)
 		return NULL;
 	struct real *x = m->backend->ops->real_new(m->backend, n, m->err);
 	if (!x)
@@ -32,7 +37,11 @@ static struct real *make_real(struct maker *m, size_t width)
 static struct act *make_act(struct maker *m, size_t width)
 {
 	size_t n = maker_size(m, width);
-	if (m->result < 0)
+	if (m->result == 0 && m->count) {
+		m->count->n_act += n;
+		m->count->n_arrays++;
+	}
+	if (m->result < 0 || m->count)
 		return NULL;
 	struct act *x = m->backend->ops->act_new(m->backend, n, m->err);
 	if (!x)
@@ -116,10 +125,37 @@ static void free_head(struct activations *a)
 	ops->act_free(a->backend, a->dtransformed);
 }
 
+// x holds the layers' places.
+static void make_arrays(struct maker *m, const struct architecture *a, bool training, struct activations *x)
+{
+	for (uint32_t i = 0; i < a->n_layers; i++) {
+		if (training || i == 0)
+			make_layer(m, a, training, &x->layers[i]);
+		else
+			x->layers[i] = x->layers[0];
+	}
+	x->x_final = training ? make_real(m, a->width) : x->layers[0].x_attention;
+	x->r_final = training && a->post_norm ? make_real(m, a->width) : x->x_final;
+	make_head(m, a, training, x);
+	if (training)
+		make_gradients(m, a, x);
+}
+
+int activations_need(const struct architecture *a, uint32_t max_positions, bool training, struct backend_need *need, struct error *err)
+{
+	struct maker m = {.count = &need->parts[training ? BACKEND_PART_TRAINING : BACKEND_PART_WORK], .err = err, .rows = max_positions};
+	struct activations x = {.layers = calloc(a->n_layers, sizeof *x.layers)};
+	if (!x.layers)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for %u layers", a->n_layers);
+	make_arrays(&m, a, training, &x);
+	free(x.layers);
+	return m.result;
+}
+
 int activations_new(const struct weights *w, uint32_t max_positions, bool training, struct activations **ret, struct error *err)
 {
 	const struct architecture *a = &w->architecture;
-	struct maker m = {w->backend, err, max_positions, 0};
+	struct maker m = {.backend = w->backend, .err = err, .rows = max_positions};
 	struct activations *x = calloc(1, sizeof *x);
 	struct layer_activations *layers = calloc(a->n_layers, sizeof *layers);
 	if (!x || !layers) {
@@ -129,17 +165,7 @@ int activations_new(const struct weights *w, uint32_t max_positions, bool traini
 	}
 	*x = (struct activations){.backend = w->backend, .n_layers = a->n_layers, .max_positions = max_positions, .training = training,
 				  .shape = {a->n_heads, a->n_kv_heads, a->head_size, (float)(1 / sqrt(a->head_size)), a->masked}, .layers = layers};
-	for (uint32_t i = 0; i < a->n_layers; i++) {
-		if (training || i == 0)
-			make_layer(&m, a, training, &layers[i]);
-		else
-			layers[i] = layers[0];
-	}
-	x->x_final = training ? make_real(&m, a->width) : layers[0].x_attention;
-	x->r_final = training && a->post_norm ? make_real(&m, a->width) : x->x_final;
-	make_head(&m, a, training, x);
-	if (training)
-		make_gradients(&m, a, x);
+	make_arrays(&m, a, training, x);
 	if (m.result < 0) {
 		activations_free(x);
 		return m.result;

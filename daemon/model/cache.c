@@ -28,12 +28,35 @@ struct cache {
 	struct cache_node root;                          // of no tokens
 };
 
+static int layer_elements(const struct architecture *a, uint32_t n_slots, size_t *ret_n, struct error *err)
+{
+	size_t width = 2 * (size_t)a->n_kv_heads * a->head_size;
+	if (__builtin_mul_overflow(width, (size_t)n_slots, ret_n))
+		return error_set(err, ERROR_TOO_LARGE, "cache-tokens", "%u places of width %zu", n_slots, width);
+	return 0;
+}
+
+int cache_need(const struct architecture *a, uint32_t n_slots, struct backend_need *need, struct error *err)
+{
+	size_t n = 0;
+	int r = layer_elements(a, n_slots, &n, err);
+	uint64_t all = 0;
+	if (r == 0 && __builtin_mul_overflow((uint64_t)n, (uint64_t)a->n_layers, &all))
+		r = error_set(err, ERROR_TOO_LARGE, "cache-tokens", "%u places in %u layers", n_slots, a->n_layers);
+	if (r < 0)
+		return r;
+	need->parts[BACKEND_PART_CACHE].n_act += all;
+	need->parts[BACKEND_PART_CACHE].n_arrays += a->n_layers;
+	return 0;
+}
+
 int cache_open(const struct weights *w, uint32_t n_slots, struct cache **ret_cache, struct error *err)
 {
 	const struct architecture *a = &w->architecture;
-	size_t width = 2 * (size_t)a->n_kv_heads * a->head_size, n;
-	if (__builtin_mul_overflow(width, (size_t)n_slots, &n))
-		return error_set(err, ERROR_TOO_LARGE, "cache-tokens", "%u places of width %zu", n_slots, width);
+	size_t n;
+	int r = layer_elements(a, n_slots, &n, err);
+	if (r < 0)
+		return r;
 	struct cache *c = calloc(1, sizeof *c);
 	if (c) {
 		*c = (struct cache){.backend = w->backend, .n_layers = a->n_layers, .n_slots = n_slots, .n_free = n_slots};

@@ -14,6 +14,8 @@
 #include <stdint.h>
 
 struct act;
+struct architecture;
+struct backend_need;
 struct cache;
 struct cache_node;
 struct error;
@@ -28,6 +30,8 @@ struct cache_sequence {
 
 // Reserves n_slots for every layer of the model.
 int cache_open(const struct weights *w, uint32_t n_slots, struct cache **ret_cache, struct error *err);
+// Adds to *need what cache_open will make.
+int cache_need(const struct architecture *a, uint32_t n_slots, struct backend_need *need, struct error *err);
 struct cache *cache_close(struct cache *c);                // no sequence under way; NULL is fine; returns NULL
 struct act *cache_layer(struct cache *c, uint32_t layer);  // (n_slots, 2 NKV D), for the backend's cache operations
 

@@ -12,6 +12,8 @@ struct error;
 // Work arrays for at most max_positions rows; with `training` the per-layer inputs that backward needs are kept.
 struct activations;
 int activations_new(const struct weights *w, uint32_t max_positions, bool training, struct activations **ret, struct error *err);
+// Adds to *need what activations_new will make.
+int activations_need(const struct architecture *a, uint32_t max_positions, bool training, struct backend_need *need, struct error *err);
 struct activations *activations_free(struct activations *a);
 
 // What passes by in forward can be looked at, as soon as it stands and before it is overwritten. Training or not, the order is: the

@@ -22,6 +22,18 @@ struct head {
 	struct act *dx;                  // (max_rows, C) gradients of the picked rows; NULL for immutable weights
 };
 
+int head_need(const struct architecture *a, uint32_t max_rows, bool training, bool beside, struct backend_need *need, struct error *err)
+{
+	struct backend_count *count = &need->parts[BACKEND_PART_HEAD];
+	uint64_t tile = max_rows < BACKEND_MAX_HEAD_ROWS ? max_rows : BACKEND_MAX_HEAD_ROWS, n;
+	if (__builtin_mul_overflow((uint64_t)max_rows, (uint64_t)a->width, &n))
+		return error_set(err, ERROR_TOO_LARGE, NULL, "a head for %u rows of width %u", max_rows, a->width);
+	count->n_real += beside ? 0 : tile * a->vocab_size;
+	count->n_act += tile * a->width + (training ? n : 0);
+	count->n_arrays += 3;
+	return 0;
+}
+
 int head_open(const struct weights *w, uint32_t max_rows, struct head **ret_head, struct error *err)
 {
 	struct backend *be = w->backend;

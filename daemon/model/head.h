@@ -7,11 +7,14 @@
 
 #include "kernels/backend.h"
 
+struct architecture;
 struct error;
 struct weights;
 struct head;
 
 int head_open(const struct weights *w, uint32_t max_rows, struct head **ret_head, struct error *err);
+// Adds to *need what head_open (beside: head_open_beside) will make on the device whose tiles are largest; elsewhere it is less.
+int head_need(const struct architecture *a, uint32_t max_rows, bool training, bool beside, struct backend_need *need, struct error *err);
 // Another model's, of the same vocabulary and backend, for scoring: its tiles lie where `owner` has its own, who must outlive it.
 int head_open_beside(const struct weights *w, struct head *owner, struct head **ret_head, struct error *err);
 struct head *head_close(struct head *h);

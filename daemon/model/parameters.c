@@ -154,9 +154,9 @@ int parameters_list(const struct architecture *a, struct parameter **ret_list, s
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the list of parameters");
 	add(&p, "", names->embedding, "weight", a->vocab_size, a->width)->of_vocabulary = true;
 	if (a->learned_positions)
-		add(&p, "", names->positions, "weight", a->context_length, a->width);
+		add(&p, "", names->positions, "weight", a->context_length, a->width)->table = true;
 	if (a->n_token_types)
-		add(&p, "", names->token_types, "weight", a->n_token_types, a->width);
+		add(&p, "", names->token_types, "weight", a->n_token_types, a->width)->table = true;
 	for (uint32_t i = 0; i < a->n_layers; i++)
 		add_layer(&p, a, names, i);
 	add_boundary_norm(&p, a, names, a->n_layers);

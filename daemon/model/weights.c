@@ -123,8 +123,10 @@ static struct weight *load_matrix(struct loading *g, uint32_t n)
 		if (!m)
 			g->result = -ENOMEM;
 	}
-	for (uint32_t i = 0; i < n_found; i++)
+	for (uint32_t i = 0; i < n_found; i++) {
+		g->w->file_bytes += parts[i].n_bytes;
 		weights_release(g->source, g->next + i, &parts[i]);
+	}
 	g->next += n;
 	return m;
 }
@@ -147,6 +149,7 @@ static struct real *load_vector(struct loading *g, uint32_t n)
 		g->result = weights_find(g->source, &p[i], &t, g->err);
 		if (g->result == 0) {
 			dtype_to_float(t.dtype, t.data, values + (p[i].offset - p[0].offset), p[i].n);
+			g->w->file_bytes += t.n_bytes;
 			weights_release(g->source, &p[i], &t);
 		}
 	}
@@ -214,6 +217,27 @@ static void load_head(struct loading *g)
 		w->vectors.head_bias = load_vector(g, 1);
 	}
 	w->head = w->architecture.tied_head ? w->embedding : load_matrix(g, 1);
+}
+
+// Every parameter as if it had an array of its own: fused ones need less.
+int weights_need(const struct architecture *a, uint32_t max_positions, bool trainable, struct backend_need *need, struct error *err)
+{
+	struct backend_count *count = &need->parts[trainable ? BACKEND_PART_TRAINING : BACKEND_PART_WEIGHTS];
+	struct parameter *list;
+	size_t n;
+	int r = parameters_list(a, &list, &n, err);
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < n; i++) {
+		bool matrix = list[i].n_dims == 2 && !list[i].table;
+		count->n_real += trainable ? 4 * list[i].n : matrix ? 0 : list[i].n;       // value, gradient, two moments
+		count->n_weight += !trainable && matrix ? list[i].n : 0;
+		count->n_view += trainable && matrix ? list[i].n : 0;
+	}
+	count->n_real += a->learned_positions ? 0 : 2 * (uint64_t)max_positions * (a->head_size / 2);
+	count->n_arrays += n + 2 + (trainable ? 4 : 0);
+	free(list);
+	return 0;
 }
 
 static int make_rope_tables(struct weights *w, struct error *err)

@@ -51,6 +51,7 @@ struct weights {
 	struct weight *head;                          // (V, C); the embedding's own when tied
 	struct real *cosine, *sine;                   // rotation tables (max_positions, D/2); NULL where positions are learned
 	uint32_t max_positions;
+	uint64_t file_bytes;                          // of what weights_load read
 	// Trainable only, else NULL:
 	struct parameters *parameters;                // owner of the storage
 	struct layer_gradients *gradients;            // (n_layers)
@@ -73,6 +74,8 @@ struct tensor_source {
 int weights_load(struct backend *be, const struct architecture *a, const struct tensor_source *source, uint32_t max_positions,
 		 struct weights **ret_weights, struct error *err);
 struct weights *weights_free(struct weights *w);
+// Adds to *need what weights_load (trainable: weights_new_trainable) will make: no less, and at most some rounding more.
+int weights_need(const struct architecture *a, uint32_t max_positions, bool trainable, struct backend_need *need, struct error *err);
 
 // Trainable parameters: value, gradient and AdamW moments are flat device arrays of the same length and order.
 struct parameter {
@@ -82,6 +85,7 @@ struct parameter {
 	size_t offset, n;
 	bool decay;                                   // weight decay applies: matrices
 	bool transposed;                              // Hugging Face stores it as (dims[1], dims[0])
+	bool table;                                   // its rows are added to others: an array of numbers, not a matrix
 	bool of_vocabulary;                           // a row for each token: files may have more (padding)
 };
 // Every parameter of an architecture in storage order; the caller frees *ret_list.

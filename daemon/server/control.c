@@ -136,6 +136,29 @@ static void store_status(struct buffer *b, struct store *store)
 		      t.failing ? "true" : "false");
 }
 
+static void device_status(struct buffer *b, struct teacher *teacher, const struct teacher_stats *t)
+{
+	uint32_t n;
+	const struct teacher_info *infos = teacher_infos(teacher, &n);
+	buffer_printf(b,
+		      ",\"device\":{\"name\":\"%s\",\"numeric\":\"%s\",\"memory_bytes\":%" PRIu64 ",\"late_allocations\":%" PRIu64 ",\"description\":",
+		      infos->device, infos->numeric, t->memory_bytes, t->n_late_allocations);
+	buffer_string(b, infos->description, strlen(infos->description));
+	if (*infos->fallback) {
+		buffer_text(b, ",\"fallback\":");
+		buffer_string(b, infos->fallback, strlen(infos->fallback));
+	}
+	buffer_text(b, "},\"load\":{");
+	for (uint32_t i = 0; i < n; i++) {
+		buffer_text(b, i ? "," : "");
+		buffer_string(b, infos[i].name, strlen(infos[i].name));
+		buffer_printf(b, ":{\"seconds\":%.3f,\"upload_seconds\":%.3f,\"upload_bytes\":%" PRIu64 ",\"seconds_per_gib\":%.3f}",
+			      infos[i].load_seconds,
+			      infos[i].upload_seconds, infos[i].upload_bytes, teacher_upload_rate(&infos[i]));
+	}
+	buffer_text(b, "}");
+}
+
 static int get_status(const struct control_input *in, struct control_reply *out, struct error *err)
 {
 	struct service *s = in->service;
@@ -159,6 +182,8 @@ static int get_status(const struct control_input *in, struct control_reply *out,
 	buffer_printf(b, ",\"sequences\":{\"cached\":%" PRIu64 ",\"computed\":%" PRIu64 "}", t.n_cached, t.n_computed);
 	buffer_printf(b, ",\"forward\":{\"passes\":%" PRIu64 ",\"mixed_passes\":%" PRIu64 ",\"positions\":%" PRIu64 "}", passes.n_passes,
 		      passes.n_mixed_passes, passes.n_positions);
+	if (control_check_loaded(s, NULL) == 0)
+		device_status(b, service_teacher(s), &passes);
 	if (service_store(s))
 		store_status(b, service_store(s));
 	if (service_supervisor(s))

@@ -76,6 +76,27 @@ static void encode_requests(struct buffer *b, struct service *s)
 	gauge(b, "kd_reserved_bytes_limit", "The limit of kd_reserved_bytes.", (double)t.limits.bytes);
 }
 
+static void encode_infos(struct buffer *b, const struct teacher_info *infos, uint32_t n)
+{
+	char id[CONTENT_ID_HEX];
+	head(b, "kd_teacher_info", "gauge", "The teachers; the value is 1.");
+	for (uint32_t i = 0; i < n; i++) {
+		content_id_to_hex(&infos[i].fingerprint, id);
+		buffer_printf(b, "kd_teacher_info{id=\"%s\",architecture=\"%s\",device=\"%s\",numeric=\"%s\"} 1\n", id, infos[i].architecture.name,
+			      infos[i].device, infos[i].numeric);
+	}
+	head(b, "kd_teacher_upload_seconds", "gauge", "Reading a teacher's weights and bringing them to the device.");
+	for (uint32_t i = 0; i < n; i++) {
+		content_id_to_hex(&infos[i].fingerprint, id);
+		buffer_printf(b, "kd_teacher_upload_seconds{id=\"%s\"} %.6f\n", id, infos[i].upload_seconds);
+	}
+	head(b, "kd_teacher_upload_bytes", "gauge", "Those weights, as they lie in the file.");
+	for (uint32_t i = 0; i < n; i++) {
+		content_id_to_hex(&infos[i].fingerprint, id);
+		buffer_printf(b, "kd_teacher_upload_bytes{id=\"%s\"} %" PRIu64 "\n", id, infos[i].upload_bytes);
+	}
+}
+
 static void encode_teacher(struct buffer *b, struct service *s)
 {
 	struct teacher *teacher = service_teacher(s);
@@ -98,19 +119,17 @@ static void encode_teacher(struct buffer *b, struct service *s)
 	gauge(b, "kd_cache_slots", "Places in the cache of keys and values.", (double)t.n_slots);
 	gauge(b, "kd_cache_slots_used", "Those that hold something.", (double)t.n_slots_used);
 	gauge(b, "kd_cache_slots_idle", "Those that hold it for whoever begins alike, and can make room.", (double)t.n_slots_idle);
+	counter(b, "kd_device_late_allocations_total", "Times the device was asked for memory after the start, where all is reserved.",
+		t.n_late_allocations);
+	gauge(b, "kd_device_memory_bytes", "Of the device's own memory, reserved at start; 0 on the CPU.", (double)t.memory_bytes);
 	gauge(b, "kd_sequences_waiting", "Sequences waiting for the teacher.", (double)t.n_waiting);
 	histogram(b, "kd_forward_seconds", "Duration of the trunk's forward passes.", teacher_pass_seconds(teacher));
 	if (teacher_state(teacher) != TEACHER_READY)
 		return;
 	uint32_t n;
 	const struct teacher_info *infos = teacher_infos(teacher, &n);
-	head(b, "kd_teacher_info", "gauge", "The teachers; the value is 1.");
-	for (uint32_t i = 0; i < n; i++) {
-		char id[CONTENT_ID_HEX];
-		content_id_to_hex(&infos[i].fingerprint, id);
-		buffer_printf(b, "kd_teacher_info{id=\"%s\",architecture=\"%s\",device=\"%s\",numeric=\"%s\"} 1\n", id, infos[i].architecture.name,
-			      infos[i].device, infos[i].numeric);
-	}
+	gauge(b, "kd_device_fallback", "1 when device = auto found no usable GPU and the teachers run on the CPU.", *infos->fallback != 0);
+	encode_infos(b, infos, n);
 }
 
 static void encode_store(struct buffer *b, struct store *store)

@@ -53,6 +53,11 @@ struct batch *batch_free(struct batch *b)
 	return NULL;
 }
 
+uint64_t batch_max_listed(uint32_t capacity, uint32_t max_tokens)
+{
+	return (uint64_t)MAX_LISTED * capacity + max_tokens;       // the first goes whatever its length
+}
+
 void batch_backlog_init(struct batch_backlog *backlog)
 {
 	backlog->first = NULL;

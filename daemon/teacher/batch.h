@@ -53,6 +53,9 @@ struct batch_backlog { struct queue_item *first, **end; };
 int batch_new(uint32_t capacity, struct batch **ret_batch, struct error *err);
 struct batch *batch_free(struct batch *b);                 // NULL is fine; returns NULL
 
+// Positions of scores that one pass lists, at most: the longest slots of its layout, but for what is generated.
+uint64_t batch_max_listed(uint32_t capacity, uint32_t max_tokens);
+
 void batch_backlog_init(struct batch_backlog *backlog);
 void batch_backlog_append(struct batch_backlog *backlog, struct queue_item *item);
 struct queue_item *batch_backlog_pop(struct batch_backlog *backlog);      // NULL when empty

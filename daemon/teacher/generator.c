@@ -343,7 +343,10 @@ static void take_result(struct generator *g, uint32_t i, struct real *logits)
 		return;
 	}
 	if (!given) {
-		s->tokens[s->n_known++] = choose(g, i, logits, &logit, &sampled);
+		uint32_t id = choose(g, i, logits, &logit, &sampled);
+		if (backend_failed(g->options.backend))
+			return;            // what was read of it is no answer: nobody may see it
+		s->tokens[s->n_known++] = id;
 		atomic_fetch_add(&g->options.counters->n_tokens, 1);
 	}
 	uint32_t at = r->position + 1 - s->n_prompt;
@@ -387,6 +390,9 @@ int generator_take(struct generator *g, const struct act *hidden, struct error *
 			return r;
 		for (uint32_t i = 0; i < n; i++)
 			take_result(g, i, logits);
+		r = backend_sync(be, err);
+		if (r)
+			return r;
 	}
 	end_samples(g);
 	return 0;

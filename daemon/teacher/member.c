@@ -13,7 +13,9 @@
 #include "daemon/model/head.h"
 #include "daemon/model/model.h"
 #include "daemon/teacher/answer.h"
+#include "daemon/teacher/batch.h"
 #include "daemon/teacher/generator.h"
+#include "daemon/teacher/rehearsal.h"
 #include "kernels/backend.h"
 
 static uint32_t smaller(uint32_t a, uint32_t b)
@@ -55,6 +57,28 @@ uint32_t member_capacity(const struct member *m, const struct teacher_options *o
 	return larger(capacity, options->cache_tokens ? options->max_generating + SCHEDULE_MIN_PROMPT : 0);
 }
 
+// A layout lists the slots of every position its sequences read: those of samples, and of scores that share prefixes (see batch.h).
+static uint64_t longest_slots(const struct member *m, uint32_t capacity, const struct teacher_options *options)
+{
+	return (uint64_t)options->max_generating * m->info->max_tokens + batch_max_listed(capacity, m->info->max_tokens);
+}
+
+int member_need(const struct member *m, bool owner, uint32_t capacity, const struct teacher_options *options, struct backend_need *need,
+		struct error *err)
+{
+	const struct architecture *a = &m->info->architecture;
+	int r = weights_need(a, m->info->max_tokens, false, need, err);
+	if (!r)
+		r = activations_need(a, capacity, false, need, err);
+	if (!r)
+		r = head_need(a, ANSWER_CHUNK_ROWS, false, !owner, need, err);
+	if (r || !options->cache_tokens)
+		return r;
+	uint64_t slots = longest_slots(m, capacity, options);
+	need->n_slots = need->n_slots > slots ? need->n_slots : slots;
+	return cache_need(a, options->cache_tokens, need, err);
+}
+
 static int describe(struct member *m, const struct backend *be, struct error *err)
 {
 	struct teacher_info *info = m->info;
@@ -64,6 +88,7 @@ static int describe(struct member *m, const struct backend *be, struct error *er
 	snprintf(info->numeric, sizeof info->numeric, "%s", be->numeric);
 	snprintf(info->device, sizeof info->device, "%s", be->ops->name);
 	snprintf(info->description, sizeof info->description, "%s", be->description);
+	snprintf(info->fallback, sizeof info->fallback, "%s", be->fallback ? be->fallback : "");
 	struct provenance p = teacher_provenance(info);
 	info->fingerprint = provenance_fingerprint(&p);
 	return 0;
@@ -92,12 +117,16 @@ int member_load(struct member *m, struct backend *be, struct head *owner, const 
 	double began = clock_seconds();
 	struct tensor_source source = model_file_source(m->file);
 	int r = weights_load(be, &m->info->architecture, &source, m->info->max_tokens, &m->weights, err);
+	m->info->upload_seconds = clock_seconds() - began;
+	m->info->upload_bytes = r ? 0 : m->weights->file_bytes;
 	if (!r)
 		r = activations_new(m->weights, capacity, false, &m->activations, err);
 	if (!r)
 		r = owner ? head_open_beside(m->weights, owner, &m->head, err) : head_open(m->weights, ANSWER_CHUNK_ROWS, &m->head, err);
 	if (!r)
 		r = open_generator(m, be, tokenizer, options, err);
+	if (!r)
+		r = rehearsal_run(m, be, err);
 	if (!r)
 		r = backend_sync(be, err);
 	if (!r)

@@ -8,6 +8,7 @@
 
 struct activations;
 struct backend;
+struct backend_need;
 struct error;
 struct head;
 struct model_file;
@@ -29,6 +30,9 @@ int member_open(struct member *m, const struct teacher_source *source, const str
 		struct tokenizer **ret_tokenizer, struct error *err);
 // Rows of the longest pass.
 uint32_t member_capacity(const struct member *m, const struct teacher_options *options);
+// Adds to *need all that member_load will make. owner: as there.
+int member_need(const struct member *m, bool owner, uint32_t capacity, const struct teacher_options *options, struct backend_need *need,
+		struct error *err);
 // Loads it: every buffer it will ever use. owner: of the place of logits, NULL for the first. Then info is complete.
 int member_load(struct member *m, struct backend *be, struct head *owner, const struct tokenizer *tokenizer, uint32_t capacity,
 		const struct teacher_options *options, struct error *err);

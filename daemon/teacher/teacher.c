@@ -103,6 +103,12 @@ static void count_slots(struct teacher *t)
 	atomic_store(&t->n_slots_idle, n_idle);
 }
 
+static void count_memory(struct teacher *t)
+{
+	atomic_store(&t->n_late_allocations, t->backend->n_allocations - t->n_allocations);
+	atomic_store(&t->memory_bytes, t->backend->memory_bytes);
+}
+
 static void drop_dead(struct teacher *t, struct schedule *s)
 {
 	struct batch_backlog alive;
@@ -211,6 +217,7 @@ static void run_pass(struct teacher *t, struct pass *p)
 		poison(t, &err);    // generations are dropped before the next pass
 	answer_unwatch(t->answer);
 	count_slots(t);
+	count_memory(t);
 	atomic_store(&t->pass_began_ms, 0);
 }
 
@@ -257,10 +264,13 @@ static void *engine(void *arg)
 	struct teacher *t = arg;
 	struct error err = {0};
 	pthread_setname_np(pthread_self(), "engine");
-	if (teacher_load(t, &err))
+	if (teacher_load(t, &err)) {
 		poison(t, &err);
-	else
+	} else {
+		t->n_allocations = t->backend->n_allocations;
+		count_memory(t);
 		set_state(t, TEACHER_READY);
+	}
 	while (collect(t)) {
 		if (!is_idle(t))    // else all of it was over
 			run_next(t);
@@ -344,6 +354,11 @@ void teacher_error(const struct teacher *t, struct error *ret_error)
 	*ret_error = t->error;
 }
 
+double teacher_upload_rate(const struct teacher_info *info)
+{
+	return info->upload_bytes ? info->upload_seconds / ((double)info->upload_bytes * 0x1p-30) : 0;
+}
+
 const struct teacher_info *teacher_info(const struct teacher *t)
 {
 	return &t->infos[0];
@@ -395,6 +410,8 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 		.n_shared = atomic_load(&t->n_shared),
 		.n_slots_used = atomic_load(&t->n_slots_used),
 		.n_slots_idle = atomic_load(&t->n_slots_idle),
+		.n_late_allocations = atomic_load(&t->n_late_allocations),
+		.memory_bytes = atomic_load(&t->memory_bytes),
 		.busy_ms = began && now > began ? now - began : 0,
 	};
 	for (uint32_t i = 0; i < t->n_members; i++) {

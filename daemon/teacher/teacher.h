@@ -25,6 +25,8 @@ struct teacher_options {
 	uint32_t n_sources;
 	const char *device, *numeric;                // numeric: "auto", "f32", "bf16"
 	uint32_t n_threads;
+	uint64_t gpu_memory_bytes;                   // what a GPU may give: bytes, or a share of all it has; both 0: what is free
+	double gpu_memory_share;
 	uint32_t max_tokens;                         // per sequence; lowered to the model's context
 	uint32_t batch_tokens;
 	uint32_t cache_tokens;                       // places in each teacher's cache of keys and values; 0 = none, and no generation
@@ -50,8 +52,13 @@ struct teacher_info {
 	uint64_t n_parameters;
 	char dtype[16], numeric[16], device[16], description[96];
 	uint32_t max_tokens, max_top_k;              // after lowering
-	double load_seconds;
+	double load_seconds;                         // of all; of it:
+	double upload_seconds;                       // reading the weights and bringing them to the device,
+	uint64_t upload_bytes;                       // which are so many in the file
+	char fallback[256];                          // device "auto": why not the GPU; "" when there is nothing to say
 };
+
+double teacher_upload_rate(const struct teacher_info *info);    // seconds per GiB of the file's weights
 
 struct teacher_stats {
 	uint64_t n_passes, n_mixed_passes;           // forward passes; those with sequences of more than one request
@@ -63,6 +70,8 @@ struct teacher_stats {
 	uint64_t n_generated, n_reused;              // tokens chosen; positions of prompts found in the cache
 	uint64_t n_generating;                       // samples, waiting or under way
 	uint64_t n_slots, n_slots_used, n_slots_idle;    // places in the cache; idle: kept for who begins alike
+	uint64_t n_late_allocations;                 // times the device was asked for memory after READY: a fault, if not 0 (cuda)
+	uint64_t memory_bytes;                       // of the device's own memory, taken at start; 0 on a device without any
 	uint64_t busy_ms;                            // how long the pass under way has taken; 0 when idle
 };
 

@@ -34,7 +34,8 @@ struct teacher {
 	uint32_t turn;                         // whose pass was the last: a member's number, or n_members for a mixture's
 	// counters
 	atomic_uint_fast64_t n_passes, n_mixed, n_sequences, n_positions, n_rows, n_dropped, n_not_finite, pass_began_ms;
-	atomic_uint_fast64_t n_shared, n_slots_used, n_slots_idle;
+	atomic_uint_fast64_t n_shared, n_slots_used, n_slots_idle, n_late_allocations, memory_bytes;
+	uint64_t n_allocations;                // of the backend, when it was READY
 	struct histogram pass_seconds;
 };
 

@@ -17,7 +17,13 @@ static uint32_t larger(uint32_t a, uint32_t b)
 static int open_backend(struct teacher *t, uint32_t max_rows, struct error *err)
 {
 	const char *numeric = t->options.numeric;
-	struct backend_options options = {.n_threads = t->options.n_threads, .max_rows = max_rows};
+	struct backend_options options = {.n_threads = t->options.n_threads, .max_rows = max_rows, .memory_bytes = t->options.gpu_memory_bytes,
+		.memory_share = t->options.gpu_memory_share};
+	for (uint32_t i = 0; i < t->n_members; i++) {
+		int r = member_need(&t->members[i], i == 0, max_rows, &t->options, &options.need, err);
+		if (r)
+			return r;
+	}
 	if (strcmp(numeric, "f32") == 0)
 		options.numeric = BACKEND_NUMERIC_F32;
 	if (strcmp(numeric, "bf16") == 0)

@@ -65,12 +65,25 @@ static int arrays_new(struct student *s, struct error *err)
 	return 0;
 }
 
+// Everything device_open will make.
+static int need_of(const struct student *s, const struct architecture *a, struct backend_need *need, struct error *err)
+{
+	uint32_t max_rows = s->options.micro_batch * s->options.sequence_length;
+	int r = weights_need(a, s->options.sequence_length, true, need, err);
+	r = r ? r : activations_need(a, max_rows, true, need, err);
+	r = r ? r : head_need(a, max_rows, true, false, need, err);
+	need->parts[BACKEND_PART_TRAINING].n_act += (uint64_t)max_rows * a->width;
+	need->parts[BACKEND_PART_TRAINING].n_arrays++;
+	return r;
+}
+
 static int device_open(struct student *s, const struct architecture *a, const struct tensor_source *source, struct error *err)
 {
 	const struct student_options *o = &s->options;
 	uint32_t max_rows = o->micro_batch * o->sequence_length;
 	struct backend_options b = {.n_threads = o->n_threads, .max_rows = max_rows};
-	int r = backend_open(o->device, &b, &s->backend, err);
+	int r = need_of(s, a, &b.need, err);
+	r = r ? r : backend_open(o->device, &b, &s->backend, err);
 	r = r ? r : weights_new_trainable(s->backend, a, o->seed, o->sequence_length, &s->weights, err);
 	if (r == 0 && source)
 		r = weights_fill(s->weights, source, err);

@@ -40,6 +40,7 @@ static float *array_new(struct backend *be, size_t n, struct error *err)
 {
 	float *x = memory_floats(n);
 
+	be->n_allocations++;
 	if (!x)
 		error_set(err, ERROR_MEMORY, NULL, "no memory for an array of %zu floats", n);
 	else
@@ -53,6 +54,7 @@ float *memory_shared(struct backend *be, size_t n_floats)
 
 	if (n_floats > cpu->shared_floats) {
 		float *p = memory_floats(n_floats);
+		be->n_allocations++;
 		if (!p) {
 			backend_fail(be, "no memory for scratch of %zu floats", n_floats);
 			return NULL;
@@ -73,6 +75,7 @@ bool memory_own(struct backend *be, size_t n_floats)
 		return true;
 	for (int i = 0; i < cpu->n_threads; i++) {
 		float *p = memory_floats(n_floats);
+		be->n_allocations++;
 		if (!p) {
 			backend_fail(be, "no memory for scratch of %zu floats a thread", n_floats);
 			return false;

@@ -57,6 +57,7 @@ struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, u
 	if (tensor_stack_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
 		return NULL;
 	w = calloc(1, sizeof *w);
+	be->n_allocations++;
 	if (!w) {
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix");
 		return NULL;
@@ -78,6 +79,7 @@ struct weight *cpu_weight_view(struct backend *be, struct real *array, uint32_t 
 {
 	const struct cpu *cpu = cpu_of(be);
 	struct weight *w = calloc(1, sizeof *w);
+	be->n_allocations++;
 
 	if (!w) {
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix view");

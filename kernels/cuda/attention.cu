@@ -6,7 +6,8 @@
 #define LANES 64
 
 // n keys or values of one kv head into shared memory as floats; columns D..D_MAX are zero.
-template <int D_MAX, typename A> static __device__ void load_keys(float (*to)[D_MAX], const A *from, const attention_input<A> &in, const cuda_tile &at,
+template <int D_MAX, typename A> static __device__ void load_keys(float (*to)[D_MAX], const A *from, const attention_input<A> &in,
+								  const cuda_tile &at,
 								  uint32_t first, uint32_t n)
 {
 	for (uint32_t i = threadIdx.x; i < n * D_MAX; i += blockDim.x) {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Private to attention*.cu: where queries, keys and values lie, for a whole batch and for a cache alike.
 //
-// A block of threads takes the heads of one kv head for a tile of rows; a lane is one row and one of its heads: lane l is row l / group, head
-// l % group of them, so that few rows of many heads fill a block too. Keys are walked in steps that begin at position 0 of the sequence,
-// and what a lane computes depends on its own query and the keys up to its own position, in that order: a key it must not see adds an
-// exact 0, and a step of only such keys rescales by an exact 1. So a row has the same bits in any batch, tile or pass.
+// A block of threads takes the heads of one kv head for a tile of rows; a lane is one row and one of its heads: lane l is row l / group,
+// head l % group of them, so that few rows of many heads fill a block too. Keys are walked in steps that begin at position 0 of the
+// sequence, and what a lane computes depends on its own query and the keys up to its own position, in that order: a key it must not see
+// adds an exact 0, and a step of only such keys rescales by an exact 1. So a row has the same bits in any batch, tile or pass.
 #pragma once
 
 #include "kernels/cuda/cuda.cuh"

@@ -88,7 +88,8 @@ template <int D_MAX, int TILE, typename A> static __global__ void query_kernel(b
 // Queries first..first+n-1 of a sequence (counted from its start) for one head: their rows, gradients, delta and lse.
 template <int D_MAX, int TILE> struct query_tile { float q[TILE][D_MAX], dy[TILE][D_MAX], delta[TILE], lse[TILE]; };
 
-template <int D_MAX, int TILE, typename A> static __device__ void query_tile_load(query_tile<D_MAX, TILE> *t, const backward_input<A> &in, uint32_t head,
+template <int D_MAX, int TILE, typename A> static __device__ void query_tile_load(query_tile<D_MAX, TILE> *t, const backward_input<A> &in,
+										  uint32_t head,
 										  size_t query, uint32_t n)
 {
 	uint32_t NH = in.shape.n_heads, D = in.shape.head_size;
@@ -147,7 +148,8 @@ template <int D_MAX, int TILE, typename A> static void launch(backend *be, const
 	cuda_launch(be, "attention_backward", dim3(n_tiles, in.shape.n_kv_heads), ROWS, 0, key_kernel<D_MAX, TILE, A>, in);
 }
 
-void cuda_attention_backward(backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y, const struct real *lse,
+void cuda_attention_backward(backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y,
+			     const struct real *lse,
 			     const struct attention_shape *s)
 {
 	cuda *c = cuda_of(be);

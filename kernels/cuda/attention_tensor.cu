@@ -15,7 +15,8 @@ extern __shared__ uint4 cuda_dynamic_shared[];
 template <int D> static constexpr size_t shared_bytes() { return 2 * 2 * KEYS * (D + PAD) * sizeof(__nv_bfloat16); }
 
 // One step of keys and values to shared memory: rows past the end and columns past the head size become zeros.
-template <int D> static __device__ void load_step(__nv_bfloat16 (*keys)[D + PAD], __nv_bfloat16 (*values)[D + PAD], const attention_input<__nv_bfloat16> &in,
+template <int D> static __device__ void load_step(__nv_bfloat16 (*keys)[D + PAD], __nv_bfloat16 (*values)[D + PAD],
+						  const attention_input<__nv_bfloat16> &in,
 						  const cuda_tile &at, uint32_t first, uint32_t end)
 {
 	for (uint32_t i = threadIdx.x; i < KEYS * (D / 8); i += THREADS) {
@@ -45,7 +46,8 @@ static __device__ __forceinline__ uint32_t load_pair(const attention_input<__nv_
 	return *(const uint32_t *)(in.q + (at.row + l / group) * in.q_stride + (blockIdx.y * group + l % group) * (size_t)D + d);
 }
 
-template <int D> static __device__ void running_init(running<D> *r, const attention_input<__nv_bfloat16> &in, const cuda_tile &at, uint32_t l)
+template <int D> static __device__ void running_init(running<D> *r, const attention_input<__nv_bfloat16> &in, const cuda_tile &at,
+						     uint32_t l)
 {
 	uint32_t group = in.shape.n_heads / in.shape.n_kv_heads, t = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -117,7 +119,8 @@ static __device__ __forceinline__ uint32_t pack_pair(float low, float high)
 	return word;
 }
 
-template <int D> static __device__ void multiply_values(running<D> *r, const float (&p)[KEYS / 8][4], const __nv_bfloat16 (*values)[D + PAD])
+template <int D> static __device__ void multiply_values(running<D> *r, const float (&p)[KEYS / 8][4],
+							const __nv_bfloat16 (*values)[D + PAD])
 {
 	uint32_t lane = threadIdx.x % CUDA_WARP, row = lane % 16, column = lane / 16 * 8, b[4];
 #pragma unroll
@@ -133,7 +136,8 @@ template <int D> static __device__ void multiply_values(running<D> *r, const flo
 	}
 }
 
-template <int D> static __device__ void running_done(const running<D> &r, __nv_bfloat16 *y, float *lse, const attention_input<__nv_bfloat16> &in,
+template <int D> static __device__ void running_done(const running<D> &r, __nv_bfloat16 *y, float *lse,
+						     const attention_input<__nv_bfloat16> &in,
 						     const cuda_tile &at, uint32_t l)
 {
 	uint32_t group = in.shape.n_heads / in.shape.n_kv_heads, size = in.shape.head_size, t = threadIdx.x % 4 * 2;
@@ -155,13 +159,15 @@ template <int D> static __device__ void running_done(const running<D> &r, __nv_b
 	}
 }
 
-template <int D> static __global__ void __launch_bounds__(THREADS) attention_kernel(__nv_bfloat16 *y, float *lse, attention_input<__nv_bfloat16> in)
+template <int D> static __global__ void __launch_bounds__(THREADS) attention_kernel(__nv_bfloat16 *y, float *lse,
+										    attention_input<__nv_bfloat16> in)
 {
 	__nv_bfloat16 (*keys)[KEYS][D + PAD] = (__nv_bfloat16 (*)[KEYS][D + PAD])cuda_dynamic_shared, (*values)[KEYS][D + PAD] = keys + 2;
 	cuda_tile at = in.tiles[blockIdx.x];
 	uint32_t group = in.shape.n_heads / in.shape.n_kv_heads, first_lane = threadIdx.x / CUDA_WARP * 16, n_lanes = at.n_rows * group;
 	uint32_t end = keys_of_tile(in.shape, at);
-	uint32_t seen = first_lane < n_lanes ? keys_of_row(in.shape, at, at.position + min(first_lane + 15, n_lanes - 1) / group) : 1;    // by this warp
+	// by this warp
+	uint32_t seen = first_lane < n_lanes ? keys_of_row(in.shape, at, at.position + min(first_lane + 15, n_lanes - 1) / group) : 1;
 	float scale = in.shape.scale * 1.4426950408889634f, s[KEYS / 8][4];
 	running<D> r;
 	running_init(&r, in, at, first_lane + threadIdx.x % CUDA_WARP / 4);
@@ -187,7 +193,8 @@ template <int D> static __global__ void __launch_bounds__(THREADS) attention_ker
 template <int D> static void launch(backend *be, __nv_bfloat16 *y, float *lse, const attention_input<__nv_bfloat16> &in, uint32_t n_tiles)
 {
 	if (shared_bytes<D>() > 48u << 10 &&
-	    !cuda_check(be, cudaFuncSetAttribute(attention_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes<D>()), "attention"))
+	    !cuda_check(be, cudaFuncSetAttribute(attention_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes<D>()),
+			"attention"))
 		return;
 	cuda_launch(be, "attention", dim3(n_tiles, in.shape.n_kv_heads), THREADS, shared_bytes<D>(), attention_kernel<D>, y, lse, in);
 }

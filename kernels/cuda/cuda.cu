@@ -221,7 +221,7 @@ const cuda_tiles *cuda_tiles_of(backend *be, int which, uint32_t n_rows, bool ca
 static int open_cuda(backend *be, const backend_options *options, struct error *err);
 
 #define CUDA_OPERATIONS(act_at_function) \
-	.name = "cuda", .head_rows = 1024, .open = open_cuda, .close = cuda_close, .sync = cuda_sync, \
+	.name = "cuda", .head_rows = BACKEND_MAX_HEAD_ROWS, .open = open_cuda, .close = cuda_close, .sync = cuda_sync, \
 	.real_new = cuda_real_new, .real_free = cuda_real_free, .real_at = cuda_real_at, \
 	.act_new = cuda_act_new, .act_free = cuda_act_free, .act_at = act_at_function, \
 	.real_write = cuda_real_write, .real_read = cuda_real_read, .act_write = cuda_act_write, .act_read = cuda_act_read, \
@@ -237,7 +237,8 @@ static int open_cuda(backend *be, const backend_options *options, struct error *
 	.embed_add_backward = cuda_embed_add_backward, .rmsnorm_backward = cuda_rmsnorm_backward, .layernorm_backward = cuda_layernorm_backward, \
 	.linear_backward = cuda_linear_backward, .linear_real_backward = cuda_linear_real_backward, \
 	.head_norm_backward = cuda_head_norm_backward, .attention_backward = cuda_attention_backward, \
-	.swiglu_backward = cuda_swiglu_backward, .gelu_backward = cuda_gelu_backward, .put_rows = cuda_put_rows, .softmax_grad = cuda_softmax_grad, \
+	.swiglu_backward = cuda_swiglu_backward, .gelu_backward = cuda_gelu_backward, .put_rows = cuda_put_rows, \
+	.softmax_grad = cuda_softmax_grad, \
 	.sum_squares = cuda_sum_squares, .adamw = cuda_adamw
 
 extern "C" const struct backend_ops backend_cuda_ops = {CUDA_OPERATIONS(cuda_act_at_bf16)};

@@ -120,10 +120,16 @@ static inline uint32_t blocks_of(uint64_t n, uint32_t per_block)
 // N neighbours, loaded and stored at once.
 template <typename A, int N> struct alignas(sizeof(A) * N) cuda_pack { A v[N]; };
 template <int N, typename A> static __device__ __forceinline__ cuda_pack<A, N> load_pack(const A *p) { return *(const cuda_pack<A, N> *)p; }
-template <typename A, int N> static __device__ __forceinline__ void store_pack(A *p, const cuda_pack<A, N> &x) { *(cuda_pack<A, N> *)p = x; }
+template <typename A, int N> static __device__ __forceinline__ void store_pack(A *p, const cuda_pack<A, N> &x)
+{
+	*(cuda_pack<A, N> *)p = x;
+}
 
 // Whether rows of n elements that begin at p may be read N at a time.
-template <int N, typename A> static inline bool packs_fit(const A *p, uint64_t n) { return n % N == 0 && (uintptr_t)p % (sizeof(A) * N) == 0; }
+template <int N, typename A> static inline bool packs_fit(const A *p, uint64_t n)
+{
+	return n % N == 0 && (uintptr_t)p % (sizeof(A) * N) == 0;
+}
 
 // f is called with the number of elements to take at a time, N or 1, as an integral constant.
 template <int N, typename F> static inline void with_packs(bool fit, F f)
@@ -169,8 +175,8 @@ static __device__ inline float block_max(float v, float *shared)
 	return max;
 }
 
-// One product, row-major: C (M,N) = A (M,K) op(B) (+ C when add). b_transposed: B is (N,K) and used as Bᵀ; else B is (K,N). a_transposed: A is
-// (K,M) and used as Aᵀ. Types CUDA_R_32F or CUDA_R_16BF (A and B alike); accumulation in float.
+// One product, row-major: C (M,N) = A (M,K) op(B) (+ C when add). b_transposed: B is (N,K) and used as Bᵀ; else B is (K,N). a_transposed:
+// A is (K,M) and used as Aᵀ. Types CUDA_R_32F or CUDA_R_16BF (A and B alike); accumulation in float.
 struct cuda_gemm {
 	uint32_t M, N, K;
 	const void *a, *b;
@@ -209,10 +215,12 @@ void cuda_layernorm_backward(backend *be, struct real *dx, struct real *dgain, s
 			    const struct real *dz, const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
 void cuda_rmsnorm(backend *be, struct act *y, const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
 void cuda_linear(backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows);
-void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows);
+void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias,
+		      uint32_t rows);
 void cuda_head_norm(backend *be, struct act *y, const struct act *x, const struct real *q_gain, const struct real *k_gain,
 		    const struct attention_shape *shape, float epsilon);
-void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape, bool inverse);
+void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape,
+	       bool inverse);
 void cuda_attention(backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape);
 void cuda_cache_write(backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *shape);
 void cuda_attention_cached(backend *be, struct act *y, const struct act *qkv, const struct act *cache, const struct attention_shape *shape);
@@ -228,15 +236,18 @@ void cuda_mix(backend *be, struct real *y, bool add, const struct real *x, doubl
 void cuda_mix_log(backend *be, struct real *y, uint32_t n, uint32_t V);
 void cuda_sweep(backend *be, const struct real *logits, uint32_t n, uint32_t V, struct sweep_row *rows);
 void cuda_embed_backward(backend *be, struct real *dw, const struct real *dx, uint32_t C);
-void cuda_rmsnorm_backward(backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x, const struct real *gain,
+void cuda_rmsnorm_backward(backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x,
+			   const struct real *gain,
 			   float epsilon, uint32_t rows, uint32_t C);
 void cuda_linear_backward(backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,
 			  const struct weight *w, uint32_t rows);
 void cuda_linear_real_backward(backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct real *dy, const struct act *x,
 			       const struct weight *w, uint32_t rows);
-void cuda_head_norm_backward(backend *be, struct act *dx, struct real *dq_gain, struct real *dk_gain, const struct act *dy, const struct act *x,
+void cuda_head_norm_backward(backend *be, struct act *dx, struct real *dq_gain, struct real *dk_gain, const struct act *dy,
+			     const struct act *x,
 			     const struct real *q_gain, const struct real *k_gain, const struct attention_shape *shape, float epsilon);
-void cuda_attention_backward(backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y, const struct real *lse,
+void cuda_attention_backward(backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y,
+			     const struct real *lse,
 			     const struct attention_shape *shape);
 void cuda_swiglu_backward(backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows, uint32_t F);
 void cuda_put_rows(backend *be, struct act *dx, const struct act *dy, const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);

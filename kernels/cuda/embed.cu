@@ -55,7 +55,8 @@ void cuda_embed_backward(backend *be, struct real *dw, const struct real *dx, ui
 	cuda *c = cuda_of(be);
 	if (backend_failed(be) || !c->n_positions)
 		return;
-	cuda_launch(be, "embed_backward", c->n_positions, CUDA_BLOCK, 0, embed_backward_kernel, real_of(dw), real_of(dx), (const uint32_t *)c->tokens,
+	cuda_launch(be, "embed_backward", c->n_positions, CUDA_BLOCK, 0, embed_backward_kernel, real_of(dw), real_of(dx),
+		    (const uint32_t *)c->tokens,
 		    c->n_positions, C);
 }
 

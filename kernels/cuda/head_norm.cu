@@ -11,7 +11,8 @@ static __device__ float warp_sum(float v)
 	return v;
 }
 
-template <typename A> static __global__ void head_norm_kernel(A *y, const A *x, const float *q_gain, const float *k_gain, attention_shape s, float epsilon,
+template <typename A> static __global__ void head_norm_kernel(A *y, const A *x, const float *q_gain, const float *k_gain, attention_shape s,
+							      float epsilon,
 							      uint64_t n)
 {
 	uint64_t i = (uint64_t)blockIdx.x * WARPS + threadIdx.x / CUDA_WARP;
@@ -38,7 +39,8 @@ void cuda_head_norm(backend *be, struct act *y, const struct act *x, const struc
 		return;
 	with_act(c, [&](auto *type) {
 		using A = ACT_TYPE(type);
-		cuda_launch(be, "head_norm", (uint32_t)((n + WARPS - 1) / WARPS), CUDA_BLOCK, 0, head_norm_kernel<A>, (A *)y, (const A *)x, real_of(q_gain),
+		cuda_launch(be, "head_norm", (uint32_t)((n + WARPS - 1) / WARPS), CUDA_BLOCK, 0, head_norm_kernel<A>, (A *)y, (const A *)x,
+			    real_of(q_gain),
 			    real_of(k_gain), *s, epsilon, n);
 	});
 }
@@ -94,13 +96,15 @@ template <typename A> struct gain_term {
 };
 
 // Gradients of both gains over n positions, whose scales fit the scratch buffer beside the partial sums.
-template <typename A> static void gains_add(backend *be, float *dq_gain, float *dk_gain, const A *dy, const A *x, const attention_shape *s, float epsilon,
+template <typename A> static void gains_add(backend *be, float *dq_gain, float *dk_gain, const A *dy, const A *x, const attention_shape *s,
+					    float epsilon,
 					    uint32_t n)
 {
 	uint32_t normed = s->n_heads + s->n_kv_heads, D = s->head_size;
 	uint64_t n_heads = (uint64_t)n * normed;
 	float *scales = (float *)cuda_of(be)->scratch;
-	cuda_launch(be, "head_norm_backward", (uint32_t)((n_heads + WARPS - 1) / WARPS), CUDA_BLOCK, 0, scales_kernel<A>, scales, x, *s, epsilon, n_heads);
+	cuda_launch(be, "head_norm_backward", (uint32_t)((n_heads + WARPS - 1) / WARPS), CUDA_BLOCK, 0, scales_kernel<A>, scales, x, *s, epsilon,
+		    n_heads);
 	gain_term<A> term = {dy, x, scales, 0, s->n_heads, normed, normed + s->n_kv_heads, D};
 	columns_add(be, "head_norm_backward", dq_gain, n * s->n_heads, D, n_heads * sizeof(float), term);
 	term.first = s->n_heads;
@@ -108,7 +112,8 @@ template <typename A> static void gains_add(backend *be, float *dq_gain, float *
 	columns_add(be, "head_norm_backward", dk_gain, n * s->n_kv_heads, D, n_heads * sizeof(float), term);
 }
 
-void cuda_head_norm_backward(backend *be, struct act *dx, struct real *dq_gain, struct real *dk_gain, const struct act *dy, const struct act *x,
+void cuda_head_norm_backward(backend *be, struct act *dx, struct real *dq_gain, struct real *dk_gain, const struct act *dy,
+			     const struct act *x,
 			     const struct real *q_gain, const struct real *k_gain, const struct attention_shape *s, float epsilon)
 {
 	cuda *c = cuda_of(be);

@@ -17,7 +17,8 @@ static __device__ layernorm_moments moments_of(const float *x, float epsilon, ui
 }
 
 // z may be x: a thread writes only what it alone reads after the sums.
-template <typename A> static __global__ void layernorm_kernel(A *y, float *z, const float *x, const float *gain, const float *bias, float epsilon, uint32_t C)
+template <typename A> static __global__ void layernorm_kernel(A *y, float *z, const float *x, const float *gain, const float *bias,
+							      float epsilon, uint32_t C)
 {
 	__shared__ float shared[CUDA_WARP];
 	size_t at = (size_t)blockIdx.x * C;
@@ -31,14 +32,16 @@ template <typename A> static __global__ void layernorm_kernel(A *y, float *z, co
 	}
 }
 
-void cuda_layernorm(backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain, const struct real *bias, float epsilon,
+void cuda_layernorm(backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain, const struct real *bias,
+		    float epsilon,
 		    uint32_t rows, uint32_t C)
 {
 	if (backend_failed(be) || !rows)
 		return;
 	with_act(cuda_of(be), [&](auto *type) {
 		using A = ACT_TYPE(type);
-		cuda_launch(be, "layernorm", rows, CUDA_BLOCK, 0, layernorm_kernel<A>, (A *)y, real_of(z), real_of(x), real_of(gain), real_of(bias), epsilon, C);
+		cuda_launch(be, "layernorm", rows, CUDA_BLOCK, 0, layernorm_kernel<A>, (A *)y, real_of(z), real_of(x), real_of(gain), real_of(bias),
+			    epsilon, C);
 	});
 }
 
@@ -57,7 +60,8 @@ static __global__ void moments_kernel(layernorm_moments *to, const float *x, flo
 }
 
 // d n = gain dy; dx = inverse (d n - mean(d n) - n mean(d n n))
-template <typename A> static __global__ void backward_kernel(float *dx, bool add, result_gradient<A> d, const float *x, const float *gain, const layernorm_moments *of_rows,
+template <typename A> static __global__ void backward_kernel(float *dx, bool add, result_gradient<A> d, const float *x, const float *gain,
+							     const layernorm_moments *of_rows,
 							     uint32_t C)
 {
 	__shared__ float shared[CUDA_WARP];
@@ -95,7 +99,8 @@ template <typename A> struct layernorm_bias_term {
 };
 
 // Gains and biases before dx, which may take the place of dz.
-void cuda_layernorm_backward(backend *be, struct real *dx, struct real *dgain, struct real *dbias, const struct act *dy, const struct real *dz,
+void cuda_layernorm_backward(backend *be, struct real *dx, struct real *dgain, struct real *dbias, const struct act *dy,
+			     const struct real *dz,
 			     const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C)
 {
 	cuda *c = cuda_of(be);

@@ -74,7 +74,8 @@ static cublasStatus_t prefer(cublasLtMatmulPreference_t p, const cuda_gemm *g)
 {
 	size_t workspace = CUDA_WORKSPACE_BYTES;
 	// Weight gradients may be summed in parts, in a fixed order; rows of the batch may not, for the parts would depend on their number.
-	uint32_t reductions = g->a_transposed ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE, c = row_alignment(g->N, g->out), b = row_alignment(g->b_transposed ? g->K : g->N, g->in),
+	uint32_t reductions = g->a_transposed ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE,
+		c = row_alignment(g->N, g->out), b = row_alignment(g->b_transposed ? g->K : g->N, g->in),
 		 a = row_alignment(g->a_transposed ? g->M : g->K, g->in);
 	const struct { cublasLtMatmulPreferenceAttributes_t which; const void *value; size_t bytes; } attributes[] = {
 		{CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
@@ -126,7 +127,8 @@ static cuda_gemm_plan *plan_of(backend *be, const cuda_gemm *g)
 		if (p->M == M && p->N == g->N && p->K == K && p->a_transposed == g->a_transposed && p->b_transposed == g->b_transposed &&
 		    p->add == g->add && p->in == g->in && p->out == g->out)
 			return p;
-	cuda_gemm_plan *p = new (std::nothrow) cuda_gemm_plan{M, g->N, K, g->a_transposed, g->b_transposed, g->add, g->in, g->out, {}, 0, {}, c->plans};
+	cuda_gemm_plan *p = new (std::nothrow) cuda_gemm_plan{M, g->N, K, g->a_transposed, g->b_transposed, g->add, g->in, g->out, {}, 0, {},
+							      c->plans};
 	if (!p)
 		backend_fail(be, "no memory for a product's plan");
 	if (!p || !choose(be, g, &p->algorithm)) {
@@ -164,7 +166,8 @@ void cuda_gemm_run(backend *be, const cuda_gemm *g)
 			return;
 		p->rows = rows;
 	}
-	cuda_check_blas(be, cublasLtMatmul(c->blas, p->last.operation, &alpha, g->b, p->last.b, g->a, p->last.a, &beta, g->c, p->last.c, g->c, p->last.c,
+	cuda_check_blas(be, cublasLtMatmul(c->blas, p->last.operation, &alpha, g->b, p->last.b, g->a, p->last.a, &beta, g->c, p->last.c, g->c,
+					   p->last.c,
 					   &p->algorithm, c->workspace, CUDA_WORKSPACE_BYTES, c->stream), "a product");
 }
 
@@ -201,7 +204,8 @@ void cuda_linear(backend *be, struct act *y, const struct act *x, const struct w
 	with_act(c, [&](auto *type) { bias_add(be, (ACT_TYPE(type) *)y, bias, rows, w->n_rows); });
 }
 
-void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows)
+void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias,
+		      uint32_t rows)
 {
 	cuda_gemm g = {rows, w->n_rows, w->n_columns, x, w->data, y, false, true, add, act_data_type(cuda_of(be)), CUDA_R_32F};
 	cuda_gemm_run(be, &g);

@@ -27,30 +27,39 @@ static double gib(uint64_t bytes) { return (double)bytes / (1u << 30); }
 // What the backend itself makes beside the caller's arrays.
 static uint64_t own_bytes(const struct backend_options *o)
 {
-	return CUDA_WORKSPACE_BYTES + CUDA_SCRATCH_BYTES + ((uint64_t)o->max_rows + 1) * (3 * sizeof(uint32_t) + 4 * sizeof(cuda_tile)) + (64u << 10);
+	return CUDA_WORKSPACE_BYTES + CUDA_SCRATCH_BYTES +
+	       ((uint64_t)o->max_rows + 1) * (3 * sizeof(uint32_t) + 4 * sizeof(cuda_tile)) + (64u << 10);
 }
 
-static int refuse(uint64_t need, uint64_t limit, uint64_t free_bytes, uint64_t total, struct error *err)
+static size_t act_bytes(const cuda *c) { return c->bf16 ? sizeof(__nv_bfloat16) : sizeof(float); }
+
+static int refuse(const cuda *c, const backend_need *n, uint64_t need, uint64_t free_bytes, uint64_t total, struct error *err)
 {
+	uint64_t limit = c->arena->limit_bytes;
 	bool never = need > limit || need > total;
+	char parts[160];
+	plan_describe(n, act_bytes(c), parts, sizeof parts);
 	return error_set(err, never ? ERROR_TOO_LARGE : ERROR_MEMORY, "gpu-memory",
-			 "%.2f GiB of GPU memory are needed: %.2f are free of %.2f, and %.2f may be taken; lower batch-tokens or max-tokens, or take a smaller model",
-			 gib(need), gib(free_bytes), gib(total), gib(limit < total ? limit : total));
+			 "%.2f GiB of GPU memory are needed (%s, buffers %.2f); %.2f may be taken, %.2f are free of %.2f", gib(need), parts,
+			 gib(need - plan_need_bytes(n, act_bytes(c))), gib(limit < total ? limit : total), gib(free_bytes), gib(total));
 }
 
-static int reserve(cuda *c, uint64_t bytes, uint64_t limit, struct error *err)
+static int reserve(backend *be, const backend_need *need, uint64_t bytes, struct error *err)
 {
+	cuda *c = cuda_of(be);
 	size_t free_bytes = 0, total = 0;
 	cudaMemGetInfo(&free_bytes, &total);
-	if (bytes > limit || bytes > free_bytes)
-		return refuse(bytes, limit, free_bytes, total, err);
+	if (bytes > c->arena->limit_bytes || bytes > free_bytes)
+		return refuse(c, need, bytes, free_bytes, total, err);
 	cudaError_t e = cudaMalloc(&c->arena->base, bytes);
 	if (e != cudaSuccess) {
 		cudaGetLastError();    // not sticky
 		c->arena->base = NULL;
-		return refuse(bytes, limit, free_bytes, total, err);
+		return refuse(c, need, bytes, free_bytes, total, err);
 	}
 	arena_init(&c->arena->places, bytes);
+	be->n_allocations++;
+	be->memory_bytes = bytes;
 	return 0;
 }
 
@@ -58,7 +67,7 @@ int cuda_arena_open(backend *be, const struct backend_options *o, struct error *
 {
 	cuda *c = cuda_of(be);
 	size_t free_bytes = 0, total = 0;
-	uint64_t need = plan_need_bytes(&o->need, c->bf16 ? sizeof(__nv_bfloat16) : sizeof(float));
+	uint64_t need = plan_need_bytes(&o->need, act_bytes(c));
 	c->arena = new (std::nothrow) cuda_arena();
 	if (!c->arena)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend cuda");
@@ -68,7 +77,7 @@ int cuda_arena_open(backend *be, const struct backend_options *o, struct error *
 	c->max_slots = o->need.n_slots;
 	if (!need)
 		return 0;
-	return reserve(c, need > UINT64_MAX - own_bytes(o) ? UINT64_MAX : need + own_bytes(o), c->arena->limit_bytes, err);
+	return reserve(be, &o->need, need > UINT64_MAX - own_bytes(o) ? UINT64_MAX : need + own_bytes(o), err);
 }
 
 void cuda_arena_close(cuda *c)
@@ -83,10 +92,12 @@ void cuda_arena_close(cuda *c)
 	c->arena = NULL;
 }
 
-static void *take_place(cuda *c, size_t bytes, const char *what, struct error *err)
+static void *take_place(backend *be, size_t bytes, const char *what, struct error *err)
 {
+	cuda *c = cuda_of(be);
 	struct arena *places = &c->arena->places;
 	uint64_t offset = arena_take(places, bytes);
+	be->n_allocations++;
 	if (offset != ARENA_NONE)
 		return c->arena->base + offset;
 	error_set(err, ERROR_MEMORY, "gpu-memory", "%s needs %zu bytes of GPU memory; of the %llu reserved at start %llu are left", what, bytes,
@@ -94,9 +105,9 @@ static void *take_place(cuda *c, size_t bytes, const char *what, struct error *e
 	return NULL;
 }
 
-static void *take_own(cuda *c, size_t bytes, const char *what, struct error *err)
+static void *take_own(backend *be, size_t bytes, const char *what, struct error *err)
 {
-	cuda_arena *a = c->arena;
+	cuda_arena *a = cuda_of(be)->arena;
 	void *p = NULL;
 	uint64_t left = a->limit_bytes > a->used_bytes ? a->limit_bytes - a->used_bytes : 0;
 	if (bytes > left) {
@@ -112,6 +123,8 @@ static void *take_own(cuda *c, size_t bytes, const char *what, struct error *err
 	}
 	a->sizes[p] = bytes;
 	a->used_bytes += bytes;
+	be->n_allocations++;
+	be->memory_bytes = a->used_bytes;
 	return p;
 }
 
@@ -122,7 +135,7 @@ void *cuda_alloc(backend *be, size_t bytes, const char *what, struct error *err)
 		error_set(err, ERROR_UNAVAILABLE, NULL, "%s: the device has failed", what);
 		return NULL;
 	}
-	void *p = c->arena->base ? take_place(c, bytes, what, err) : take_own(c, bytes, what, err);
+	void *p = c->arena->base ? take_place(be, bytes, what, err) : take_own(be, bytes, what, err);
 	if (p && !cuda_check(be, cudaMemsetAsync(p, 0, bytes, c->stream), "zeroing an array")) {
 		error_set(err, ERROR_UNAVAILABLE, NULL, "%s: the device has failed", what);
 		cuda_release(be, p);
@@ -144,6 +157,7 @@ void cuda_release(backend *be, void *p)
 	if (found == a->sizes.end())
 		return;
 	a->used_bytes -= found->second;
+	be->memory_bytes = a->used_bytes;
 	a->sizes.erase(found);
 	cudaFree(p);
 }
@@ -178,8 +192,6 @@ bool cuda_send(backend *be, void *to, const void *from, size_t bytes, const char
 	}
 	return !backend_failed(be);
 }
-
-static size_t act_bytes(const cuda *c) { return c->bf16 ? sizeof(__nv_bfloat16) : sizeof(float); }
 
 struct real *cuda_real_new(backend *be, size_t n, struct error *err)
 {

@@ -37,7 +37,8 @@ void cuda_rmsnorm(backend *be, struct act *y, const struct real *x, const struct
 }
 
 // dx += s (g dy - x s^2/C sum(g dy x)) with s = 1/sqrt(mean x^2 + epsilon), which the gain's gradient needs too
-template <typename A> static __global__ void backward_kernel(float *dx, float *scales, const A *dy, const float *x, const float *gain, float epsilon, uint32_t C)
+template <typename A> static __global__ void backward_kernel(float *dx, float *scales, const A *dy, const float *x, const float *gain,
+							     float epsilon, uint32_t C)
 {
 	__shared__ float shared[CUDA_WARP];
 	size_t at = (size_t)blockIdx.x * C;
@@ -61,7 +62,8 @@ template <typename A> struct gain_term {
 	__device__ float operator()(uint32_t t, uint32_t i) const { return to_float(dy[(size_t)t * C + i]) * x[(size_t)t * C + i] * scales[t]; }
 };
 
-void cuda_rmsnorm_backward(backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x, const struct real *gain,
+void cuda_rmsnorm_backward(backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x,
+			   const struct real *gain,
 			   float epsilon, uint32_t rows, uint32_t C)
 {
 	cuda *c = cuda_of(be);
@@ -70,7 +72,8 @@ void cuda_rmsnorm_backward(backend *be, struct real *dx, struct real *dgain, con
 	float *scales = (float *)c->scratch;    // (rows): max_rows is far below CUDA_SCRATCH_BYTES / 4
 	with_act(c, [&](auto *type) {
 		using A = ACT_TYPE(type);
-		cuda_launch(be, "rmsnorm_backward", rows, CUDA_BLOCK, 0, backward_kernel<A>, real_of(dx), scales, (const A *)dy, real_of(x), real_of(gain),
+		cuda_launch(be, "rmsnorm_backward", rows, CUDA_BLOCK, 0, backward_kernel<A>, real_of(dx), scales, (const A *)dy, real_of(x),
+			    real_of(gain),
 			    epsilon, C);
 		gain_term<A> term = {(const A *)dy, real_of(x), scales, C};
 		columns_add(be, "rmsnorm_backward", real_of(dgain), rows, C, rows * sizeof(float), term);

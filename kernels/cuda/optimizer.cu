@@ -24,7 +24,8 @@ double cuda_sum_squares(backend *be, const struct real *x, size_t n)
 	cuda_launch(be, "sum_squares", CUDA_BLOCK, CUDA_BLOCK, 0, sum_squares_kernel, c->partial, real_of(x), (uint64_t)n);
 	const double *partial = (const double *)c->results;
 	if (!backend_failed(be) &&
-	    cuda_check(be, cudaMemcpyAsync(c->results, c->partial, CUDA_BLOCK * sizeof *partial, cudaMemcpyDeviceToHost, c->stream), "sum_squares") &&
+	    cuda_check(be, cudaMemcpyAsync(c->results, c->partial, CUDA_BLOCK * sizeof *partial, cudaMemcpyDeviceToHost, c->stream),
+		       "sum_squares") &&
 	    cuda_check(be, cudaStreamSynchronize(c->stream), "sum_squares"))
 		for (int i = 0; i < CUDA_BLOCK; i++)
 			sum += partial[i];

@@ -2,6 +2,8 @@
 // See plan.h. The error numbers are cudaError_t's, stable across toolkits; cuda.cu asserts at compile time that they still agree.
 #include "kernels/cuda/plan.h"
 
+#include <stdio.h>
+
 #include "kernels/backend.h"
 #include "kernels/cuda/arena.h"
 
@@ -19,13 +21,35 @@ static bool add_product(uint64_t *sum, uint64_t n, uint64_t bytes)
 	return !__builtin_mul_overflow(n, bytes, &product) && !__builtin_add_overflow(*sum, product, sum);
 }
 
+uint64_t plan_part_bytes(const struct backend_count *count, size_t act_bytes)
+{
+	uint64_t bytes = 0;
+	size_t view_bytes = act_bytes == sizeof(float) ? 0 : act_bytes;          // a float matrix is its own copy
+	bool fits = add_product(&bytes, count->n_real, sizeof(float)) && add_product(&bytes, count->n_act, act_bytes) &&
+		    add_product(&bytes, count->n_weight, act_bytes) && add_product(&bytes, count->n_view, view_bytes) &&
+		    add_product(&bytes, count->n_arrays, ARENA_ALIGNMENT);       // what rounding up may add
+	return fits ? bytes : UINT64_MAX;
+}
+
 uint64_t plan_need_bytes(const struct backend_need *need, size_t act_bytes)
 {
 	uint64_t bytes = 0;
-	bool fits = add_product(&bytes, need->n_real, sizeof(float)) && add_product(&bytes, need->n_act, act_bytes) &&
-		    add_product(&bytes, need->n_weight, act_bytes) && add_product(&bytes, need->n_slots, sizeof(uint32_t)) &&
-		    add_product(&bytes, need->n_arrays, ARENA_ALIGNMENT);    // what rounding up may add
+	bool fits = add_product(&bytes, need->n_slots, sizeof(uint32_t));
+	for (int i = 0; i < N_BACKEND_PARTS && fits; i++)
+		fits = add_product(&bytes, 1, plan_part_bytes(&need->parts[i], act_bytes));
 	return fits ? bytes : UINT64_MAX;
+}
+
+void plan_describe(const struct backend_need *need, size_t act_bytes, char *to, size_t n)
+{
+	static const char *const names[N_BACKEND_PARTS] = {"weights", "work", "head", "cache", "training"};
+	size_t at = 0;
+	*to = '\0';
+	for (int i = 0; i < N_BACKEND_PARTS; i++) {
+		uint64_t bytes = plan_part_bytes(&need->parts[i], act_bytes);
+		int more = bytes && at < n ? snprintf(to + at, n - at, "%s%s %.2f", at ? ", " : "", names[i], (double)bytes / (1u << 30)) : 0;
+		at += more > 0 ? (size_t)more : 0;
+	}
 }
 
 uint64_t plan_limit(uint64_t bytes, double share, uint64_t free_bytes, uint64_t total_bytes)

@@ -11,11 +11,15 @@
 extern "C" {
 #endif
 
+struct backend_count;
 struct backend_need;
 
-// Bytes of arrays and matrices of that need, with element sizes as on the device and every array rounded up; UINT64_MAX when 64 bits do
-// not hold them. 0 for a need of nothing.
+// Bytes of arrays and matrices of one part, or of all and the list of slots, with element sizes as on the device and every array rounded
+// up; UINT64_MAX when 64 bits do not hold them. 0 for a need of nothing.
+uint64_t plan_part_bytes(const struct backend_count *count, size_t act_bytes);
 uint64_t plan_need_bytes(const struct backend_need *need, size_t act_bytes);
+// What there is too much of, for people: "weights 14.96, work 0.50" (GiB); parts of nothing are left out. Always ends with a zero.
+void plan_describe(const struct backend_need *need, size_t act_bytes, char *to, size_t n);
 
 // What the backend may take: the smaller of `bytes` and `share` of the device's total memory, where given (0 = not); else what is free, all
 // but a margin for the driver.

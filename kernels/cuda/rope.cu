@@ -3,7 +3,8 @@
 #include "kernels/cuda/cuda.cuh"
 
 // One block per row; a thread takes N neighbouring pairs of one head.
-template <int N, typename A> static __global__ void rope_kernel(A *qkv, const float *cosine, const float *sine, const uint32_t *positions, attention_shape s,
+template <int N, typename A> static __global__ void rope_kernel(A *qkv, const float *cosine, const float *sine, const uint32_t *positions,
+								attention_shape s,
 								float sign)
 {
 	uint32_t half = s.head_size / 2, turned = s.n_heads + s.n_kv_heads;
@@ -24,7 +25,8 @@ template <int N, typename A> static __global__ void rope_kernel(A *qkv, const fl
 	}
 }
 
-void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *s, bool inverse)
+void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *s,
+	       bool inverse)
 {
 	cuda *c = cuda_of(be);
 	uint32_t half = s->head_size / 2;

@@ -10,7 +10,8 @@ template <int N, typename A> static __global__ void rows_kernel(A *y, const A *x
 		store_pack(y + (put ? listed : here) + i, load_pack<N>(x + (put ? here : listed) + i));
 }
 
-static void move_rows(backend *be, const char *what, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C, bool put)
+static void move_rows(backend *be, const char *what, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C,
+		      bool put)
 {
 	cuda *c = cuda_of(be);
 	assert(n <= c->max_rows);

@@ -49,7 +49,10 @@ struct descriptions {
 	std::vector<grad_row> rows;
 	std::vector<grad_term> terms;
 	std::vector<grad_correction> corrections;
-	size_t bytes() const { return rows.size() * sizeof(grad_row) + terms.size() * sizeof(grad_term) + corrections.size() * sizeof(grad_correction); }
+	size_t bytes() const
+	{
+		return rows.size() * sizeof(grad_row) + terms.size() * sizeof(grad_term) + corrections.size() * sizeof(grad_correction);
+	}
 };
 
 static void append_row(descriptions *d, const struct softmax_grad_row *r)

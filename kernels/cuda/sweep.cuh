@@ -14,7 +14,8 @@ struct sweep_plan {
 	uint64_t results;               // first 8-byte place of the results
 };
 
-// Results of a row, in 8-byte places: these, then ln of each sum (of e^((z - max) / T)), gathered, drawn ids (as doubles), their logits, and the top-k as pairs.
+// Results of a row, in 8-byte places: these, then ln of each sum (of e^((z - max) / T)), gathered, drawn ids (as doubles), their logits,
+// and the top-k as pairs.
 enum { SWEEP_MAX, SWEEP_ENTROPY, SWEEP_MEAN, SWEEP_TAIL, SWEEP_DRAW_LSE, SWEEP_SORTED, SWEEP_FIXED };
 struct sweep_pair { uint32_t id; float logit; };
 

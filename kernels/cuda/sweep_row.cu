@@ -112,7 +112,8 @@ static __device__ __forceinline__ void collect(const row &r, float x, uint32_t i
 }
 
 // Sums of 2^(scale (z - max)) at n_sums scales; the first also weighted by z - max. Logits of at least `bound` are collected.
-template <int n_sums> static __device__ void add_up(const row &r, float max, float bound, const float *scales, double *ret_sums, double *ret_weighted)
+template <int n_sums> static __device__ void add_up(const row &r, float max, float bound, const float *scales, double *ret_sums,
+						    double *ret_weighted)
 {
 	double sums[n_sums ? n_sums : 1] = {0}, weighted = 0;
 	walk(r, [&](uint32_t id, const auto &v) {
@@ -316,8 +317,8 @@ static __device__ void sum_chunks(const row &r, const proposal &t)
 	__syncthreads();
 }
 
-// The lowest id whose share and those below it exceed `want`: its chunk by bisection, then id by id. A want that rounding put beyond the sum
-// goes to the last id that can be drawn.
+// The lowest id whose share and those below it exceed `want`: its chunk by bisection, then id by id. A want that rounding put beyond the
+// sum goes to the last id that can be drawn.
 static __device__ uint32_t draw_one(const row &r, const proposal &t, double want)
 {
 	uint32_t size = chunk_ids(r.V), low = 0, high = r.m->last_chunk, id = 0;

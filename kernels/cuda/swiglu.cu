@@ -33,7 +33,8 @@ void cuda_swiglu(backend *be, struct act *y, const struct act *gate_up, uint32_t
 }
 
 // silu'(g) = s (1 + g (1 - s)), s = sigmoid(g)
-template <int N, typename A> static __global__ void swiglu_backward_kernel(A *dgate_up, const A *dy, const A *gate_up, uint64_t n, uint32_t F)
+template <int N, typename A> static __global__ void swiglu_backward_kernel(A *dgate_up, const A *dy, const A *gate_up, uint64_t n,
+									   uint32_t F)
 {
 	for (uint64_t i = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) * N; i < n; i += (uint64_t)gridDim.x * blockDim.x * N) {
 		uint64_t at = i + i / F * F;
@@ -60,7 +61,8 @@ void cuda_swiglu_backward(backend *be, struct act *dgate_up, const struct act *d
 		bool fit = packs_fit<MOST>((const A *)dy, F) && packs_fit<MOST>((const A *)gate_up, F) && packs_fit<MOST>((const A *)dgate_up, F);
 		with_packs<MOST>(fit, [&](auto width) {
 			constexpr int N = decltype(width)::value;
-			cuda_launch(be, "swiglu_backward", blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, swiglu_backward_kernel<N, A>, (A *)dgate_up, (const A *)dy,
+			cuda_launch(be, "swiglu_backward", blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, swiglu_backward_kernel<N, A>, (A *)dgate_up,
+				    (const A *)dy,
 				    (const A *)gate_up, n, F);
 		});
 	});

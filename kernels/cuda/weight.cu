@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrices on the device in act's type. A model file's bytes travel as they are, through pinned memory, and become numbers on the device: the
-// host only copies, and while it fills one pinned half the other is under way.
+// Matrices on the device in act's type. A model file's bytes travel as they are, through pinned memory, and become numbers on the device:
+// the host only copies, and while it fills one pinned half the other is under way.
 #include "kernels/cuda/cuda.cuh"
 
 #include <new>
@@ -20,7 +20,8 @@ template <typename A> static __device__ __forceinline__ void put_value(A *to, fl
 #include "kernels/dtype_block.h"
 
 // Block i of `elements` values: a thread each.
-template <typename A> static __global__ void blocks_kernel(A *to, const uint8_t *from, enum dtype type, uint32_t elements, uint32_t block_bytes, uint64_t n)
+template <typename A> static __global__ void blocks_kernel(A *to, const uint8_t *from, enum dtype type, uint32_t elements,
+							   uint32_t block_bytes, uint64_t n)
 {
 	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
 		const uint8_t *block = from + i * block_bytes;
@@ -57,7 +58,8 @@ template <typename A> static void upload_part(backend *be, A *to, const struct t
 		uint64_t n = n_blocks - done < per_step ? n_blocks - done : per_step;
 		uint8_t *raw = (uint8_t *)cuda_of(be)->scratch;
 		if (cuda_send(be, raw, from + done * block_bytes, n * block_bytes, "uploading a matrix"))
-			cuda_launch(be, "uploading a matrix", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, blocks_kernel<A>, to + done * elements, (const uint8_t *)raw,
+			cuda_launch(be, "uploading a matrix", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, blocks_kernel<A>, to + done * elements,
+				    (const uint8_t *)raw,
 				    part->dtype, elements, block_bytes, n);
 	}
 }

@@ -6,9 +6,10 @@
 #include "common/error.h"
 #include "kernels/ref/ref.h"
 
-static double *values_new(size_t n, struct error *err)
+static double *values_new(struct backend *be, size_t n, struct error *err)
 {
 	double *values = calloc(n ? n : 1, sizeof *values);    // calloc checks the product
+	be->n_allocations++;
 	if (!values)
 		error_set(err, ERROR_MEMORY, NULL, "no memory for an array of %zu doubles", n);
 	return values;
@@ -16,8 +17,7 @@ static double *values_new(size_t n, struct error *err)
 
 struct real *ref_real_new(struct backend *be, size_t n, struct error *err)
 {
-	(void)be;
-	return (struct real *)values_new(n, err);
+	return (struct real *)values_new(be, n, err);
 }
 
 void ref_real_free(struct backend *be, struct real *x)
@@ -33,8 +33,7 @@ struct real *ref_real_at(struct real *x, size_t i)
 
 struct act *ref_act_new(struct backend *be, size_t n, struct error *err)
 {
-	(void)be;
-	return (struct act *)values_new(n, err);
+	return (struct act *)values_new(be, n, err);
 }
 
 void ref_act_free(struct backend *be, struct act *x)

@@ -22,6 +22,7 @@ struct weight *ref_weight_load(struct backend *be, const struct tensor *parts, u
 	if (tensor_stack_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
 		return NULL;
 	struct weight *w = calloc(1, sizeof *w);
+	be->n_allocations++;
 	float *row = calloc(n_columns, sizeof *row);
 	double *values = calloc(n_rows, n_columns * sizeof *values);
 	if (!w || !row || !values) {
@@ -43,8 +44,8 @@ out:
 
 struct weight *ref_weight_view(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err)
 {
-	(void)be;
 	struct weight *w = calloc(1, sizeof *w);
+	be->n_allocations++;
 	if (!w) {
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix view");
 		return NULL;

@@ -16,6 +16,7 @@ struct settings {
 	int64_t integer;
 	uint64_t size, duration;
 	double real;
+	struct config_amount amount;
 	bool flag;
 	int choice;
 };
@@ -27,6 +28,7 @@ static const struct config_option table[] = {
 	{"max-body", CONFIG_SIZE, 1024, 1 << 30, "32M", "", "bytes", "how big", offsetof(struct settings, size)},
 	{"timeout", CONFIG_DURATION, 100, 3600000, "10s", "", "", "how long", offsetof(struct settings, duration)},
 	{"rate", CONFIG_REAL, 0, 1, "0.5", "", "", "how fast", offsetof(struct settings, real)},
+	{"memory", CONFIG_AMOUNT, 1024, 1 << 30, "", "", "bytes", "how much", offsetof(struct settings, amount)},
 	{"flag", CONFIG_BOOL, 0, 0, "no", "", "", "whether", offsetof(struct settings, flag)},
 	{"device", CONFIG_CHOICE, 0, 0, "auto", "auto|cpu|cuda|ref", "", "which", offsetof(struct settings, choice)},
 };
@@ -55,6 +57,20 @@ static int set(struct settings *s, const char *name, const char *value, struct e
 static int read_text(struct settings *s, const char *text, struct error *err)
 {
 	return config_read_text(table, N_TABLE, s, text, strlen(text), "test.conf", err);
+}
+
+static void an_amount_is_a_size_or_a_share(void **state)
+{
+	struct settings *s = *state;
+	assert_true(s->amount.bytes == 0 && s->amount.share == 0);
+	assert_int_equal(set(s, "memory", "0.9", NULL), 0);
+	assert_true(s->amount.bytes == 0 && s->amount.share == 0.9);
+	assert_int_equal(set(s, "memory", "512M", NULL), 0);
+	assert_true(s->amount.bytes == 512 << 20 && s->amount.share == 0);
+	assert_int_equal(set(s, "memory", "1.0", NULL), 0);
+	assert_true(s->amount.share == 1);
+	assert_int_equal(set(s, "memory", "", NULL), 0);
+	assert_true(s->amount.bytes == 0 && s->amount.share == 0);
 }
 
 static void defaults_are_the_rows(void **state)
@@ -131,6 +147,13 @@ static void bad_values_name_their_key_and_line(void **state)
 		{"max-body = 99999999999T", "max-body", "size"},
 		{"timeout = 1 day", "timeout", "duration"},
 		{"rate = nan", "rate", "number"},
+		{"memory = 1.5", "memory", "share"},
+		{"memory = 0.0", "memory", "share"},
+		{"memory = -0.5", "memory", "share"},
+		{"memory = 0", "memory", "share"},
+		{"memory = 0.9G", "memory", "share"},
+		{"memory = 1", "memory", "below"},
+		{"memory = 2G", "memory", "above"},
 		{"rate = 0x1", "rate", "number"},
 		{"rate = 2", "rate", "above"},
 		{"rate = 1.5.2", "rate", "number"},
@@ -213,7 +236,7 @@ static void help_names_every_option(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(defaults_are_the_rows), TEST(a_file_sets_every_type), TEST(plain_durations_are_seconds),
+		TEST(defaults_are_the_rows), TEST(an_amount_is_a_size_or_a_share), TEST(a_file_sets_every_type), TEST(plain_durations_are_seconds),
 		TEST(lists_add_up_and_command_lines_replace_files), TEST(an_empty_string_unsets), TEST(bad_values_name_their_key_and_line),
 		TEST(zero_bytes_are_refused), TEST(a_failed_set_leaves_the_old_value), TEST(a_missing_file_is_named),
 		TEST(the_example_reads_back_as_the_defaults), TEST(help_names_every_option),

@@ -29,11 +29,35 @@ static void a_need_counts_every_element_or_says_it_cannot(void **state)
 	(void)state;
 	struct backend_need need = {0};
 	assert_true(plan_need_bytes(&need, 2) == 0);
-	need = (struct backend_need){.n_real = 10, .n_act = 20, .n_weight = 30, .n_arrays = 3, .n_slots = 5};
-	assert_true(plan_need_bytes(&need, 2) == 40 + 40 + 60 + 3 * ARENA_ALIGNMENT + 20);
-	assert_true(plan_need_bytes(&need, 4) == 40 + 80 + 120 + 3 * ARENA_ALIGNMENT + 20);
-	need.n_weight = UINT64_MAX / 3;
+	struct backend_count *weights = &need.parts[BACKEND_PART_WEIGHTS], *cache = &need.parts[BACKEND_PART_CACHE];
+	*weights = (struct backend_count){.n_real = 10, .n_weight = 30, .n_view = 7, .n_arrays = 2};
+	*cache = (struct backend_count){.n_act = 20, .n_arrays = 1};
+	need.n_slots = 5;
+	assert_true(plan_need_bytes(&need, 2) == 40 + 40 + 60 + 14 + 3 * ARENA_ALIGNMENT + 20);
+	assert_true(plan_need_bytes(&need, 4) == 40 + 80 + 120 + 3 * ARENA_ALIGNMENT + 20);      // a float view is its own copy
+	assert_true(plan_part_bytes(cache, 2) == 40 + ARENA_ALIGNMENT);
+	weights->n_weight = UINT64_MAX / 3;
+	assert_true(plan_part_bytes(weights, 4) == UINT64_MAX);
 	assert_true(plan_need_bytes(&need, 4) == UINT64_MAX);
+	weights->n_weight = UINT64_MAX / 5;      // each part fits, not their sum
+	cache->n_act = UINT64_MAX / 5;
+	assert_true(plan_part_bytes(weights, 4) < UINT64_MAX && plan_part_bytes(cache, 4) < UINT64_MAX);
+	assert_true(plan_need_bytes(&need, 4) == UINT64_MAX);
+}
+
+static void a_need_is_told_by_its_parts(void **state)
+{
+	(void)state;
+	char text[160], small[12];
+	struct backend_need need = {0};
+	plan_describe(&need, 2, text, sizeof text);
+	assert_string_equal(text, "");
+	need.parts[BACKEND_PART_WEIGHTS].n_weight = UINT64_C(3) << 29;
+	need.parts[BACKEND_PART_TRAINING].n_real = 1 << 27;
+	plan_describe(&need, 2, text, sizeof text);
+	assert_string_equal(text, "weights 3.00, training 0.50");
+	plan_describe(&need, 2, small, sizeof small);
+	assert_string_equal(small, "weights 3.0");
 }
 
 static void places_in_the_reserve_do_not_overlap(void **state)
@@ -124,6 +148,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_limit_is_the_smaller_of_what_was_said),
 		cmocka_unit_test(a_need_counts_every_element_or_says_it_cannot),
+		cmocka_unit_test(a_need_is_told_by_its_parts),
 		cmocka_unit_test(places_in_the_reserve_do_not_overlap),
 		cmocka_unit_test(a_reserve_gives_no_more_than_it_has),
 		cmocka_unit_test(chunks_cover_all_rows_and_fit),

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda_bf16.h"
+#include "emulate.h"
 
 #define FULL_ALIGNMENT 16    // of the widest loads
 
@@ -44,7 +45,8 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t desc, cublasL
 	return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDataType_t type, uint64_t rows, uint64_t columns, int64_t stride)
+cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDataType_t type, uint64_t rows, uint64_t columns,
+					  int64_t stride)
 {
 	*layout = new emulate_matrix{type, rows, columns, stride};
 	return CUBLAS_STATUS_SUCCESS;
@@ -156,7 +158,8 @@ static void multiply(const product &p)
 		}
 }
 
-cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void *alpha, const void *a, cublasLtMatrixLayout_t al, const void *b,
+cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const void *alpha, const void *a, cublasLtMatrixLayout_t al,
+			      const void *b,
 			      cublasLtMatrixLayout_t bl, const void *beta, const void *c, cublasLtMatrixLayout_t cl, void *d, cublasLtMatrixLayout_t dl,
 			      const cublasLtMatmulAlgo_t *algorithm, void *, size_t, cudaStream_t stream)
 {
@@ -166,6 +169,10 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
 			return CUBLAS_STATUS_INVALID_VALUE;
 	if (c != d || cl->stride != dl->stride || al->type != bl->type)
 		return CUBLAS_STATUS_NOT_SUPPORTED;
+	if (emulate_due(EMULATE_PRODUCT)) {
+		emulate_break(cudaErrorIllegalAddress);
+		return CUBLAS_STATUS_EXECUTION_FAILED;
+	}
 	product p = {*desc, *al, *bl, *dl, a, b, d, *(const float *)alpha, *(const float *)beta};
 	return emulate_enqueue(stream, [p] { multiply(p); }) ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS;
 }

@@ -19,5 +19,6 @@ static inline __nv_bfloat16 __float2bfloat16_rn(float f)
 	return __nv_bfloat16{(uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16)};
 }
 static inline float __bfloat162float(__nv_bfloat16 x) { return x; }
-static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return __nv_bfloat162{__float2bfloat16_rn(x), __float2bfloat16_rn(y)}; }
+static inline __nv_bfloat162 __floats2bfloat162_rn(float x,
+						   float y) { return __nv_bfloat162{__float2bfloat16_rn(x), __float2bfloat16_rn(y)}; }
 static inline float2 __bfloat1622float2(__nv_bfloat162 v) { return float2{v.x, v.y}; }

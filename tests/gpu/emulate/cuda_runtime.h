@@ -108,7 +108,8 @@ template <typename T> static inline T __ldcs(const T *p) { return *p; }
 // ---- the runtime
 
 enum cudaError_t {
-	cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInitializationError = 3, cudaErrorInsufficientDriver = 35,
+	cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInitializationError = 3,
+		cudaErrorInsufficientDriver = 35,
 	cudaErrorDevicesUnavailable = 46, cudaErrorNoDevice = 100, cudaErrorIllegalAddress = 700, cudaErrorSystemNotReady = 802
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
@@ -155,13 +156,11 @@ template <typename K> static inline cudaError_t cudaFuncSetAttribute(K *kernel, 
 }
 // Gives the stream a block-by-block run of `thread`, which each thread of each block calls.
 cudaError_t emulate_launch(const cudaLaunchConfig_t *config, const void *kernel, std::function<void()> thread);
-template <typename... P, typename... G> static inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), G... arguments)
+template <typename... P, typename... G> static inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...),
+										     G... arguments)
 {
 	return emulate_launch(config, (const void *)kernel, [=] { kernel(arguments...); });
 }
 // Gives the stream one piece of work.
 cudaError_t emulate_enqueue(cudaStream_t s, std::function<void()> work);
 
-// ---- for tests: the device's memory, and a failure that sticks from the n-th launch on
-void emulate_set_memory(size_t bytes);
-void emulate_fail_launch(uint64_t n);

@@ -65,7 +65,9 @@ static uint3 block_index;
 static const std::function<void()> *body;
 static void *home;                              // the scheduler's stack pointer
 static std::map<const void *, size_t> allowed_shared;
-static uint64_t n_launches, failing_launch = UINT64_MAX;
+#if defined(__SANITIZE_THREAD__)
+static uint64_t n_launches;                     // an address to synchronise on
+#endif
 #if defined(__SANITIZE_ADDRESS__)
 static void *home_fake;
 static const void *home_stack;
@@ -374,16 +376,14 @@ cudaError_t emulate_launch(const cudaLaunchConfig_t *c, const void *kernel, std:
 	auto allowed = allowed_shared.find(kernel);
 	size_t most = allowed == allowed_shared.end() ? PLAIN_SHARED_BYTES : allowed->second;
 	uint64_t n = (uint64_t)c->blockDim.x * c->blockDim.y * c->blockDim.z;
-	if (n_launches++ >= failing_launch)
+	if (emulate_due(EMULATE_LAUNCH))
 		return emulate_break(cudaErrorIllegalAddress);
-	if (!n || n > MAX_THREADS || c->blockDim.z > 64 || c->dynamicSmemBytes > most || !c->gridDim.x || c->gridDim.x > INT32_MAX || !c->gridDim.y ||
+	if (!n || n > MAX_THREADS || c->blockDim.z > 64 || c->dynamicSmemBytes > most || !c->gridDim.x || c->gridDim.x > INT32_MAX ||
+	    !c->gridDim.y ||
 	    c->gridDim.y > UINT16_MAX || !c->gridDim.z || c->gridDim.z > UINT16_MAX)
 		return cudaErrorInvalidValue;
 	cudaLaunchConfig_t config = *c;
+	if (emulate_due(EMULATE_KERNEL))
+		return emulate_enqueue(c->stream, [] { emulate_break(cudaErrorIllegalAddress); });
 	return emulate_enqueue(c->stream, [config, thread] { run_grid(&config, &thread); });
-}
-
-void emulate_fail_launch(uint64_t n)
-{
-	failing_launch = n == UINT64_MAX ? n : n_launches + n;
 }

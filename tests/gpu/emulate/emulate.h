@@ -3,6 +3,9 @@
 #pragma once
 
 #include "cuda_runtime.h"
+#include "faults.h"
 
 // From now on every call answers e, as a device does whose context is poisoned.
 cudaError_t emulate_break(cudaError_t e);
+// Counts one of the kind; true when this is the one that is to fail.
+bool emulate_due(emulate_kind kind);

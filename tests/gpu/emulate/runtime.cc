@@ -33,11 +33,38 @@ cudaError_t emulate_break(cudaError_t e)
 	return e;
 }
 
-void emulate_set_memory(size_t bytes)
+// ---- what a test does to the device
+
+static uint64_t counts[N_EMULATE_KINDS], failing[N_EMULATE_KINDS];        // failing: that count; 0 = none
+
+void emulate_fail(emulate_kind kind, uint64_t n) { failing[kind] = counts[kind] + n; }
+uint64_t emulate_count(emulate_kind kind) { return counts[kind]; }
+void emulate_set_memory(size_t bytes) { total_bytes = bytes; }
+
+void emulate_mend()
 {
-	total_bytes = bytes;
-	broken = cudaSuccess;      // a test begins anew
+	broken = cudaSuccess;
+	memset(failing, 0, sizeof failing);
 }
+
+static void read_environment()
+{
+	static const char *const names[N_EMULATE_KINDS] = {"launch", "kernel", "product", "copy", "wait", "allocation"};
+	const char *fail = getenv("EMULATE_FAIL"), *memory = getenv("EMULATE_MEMORY");
+	const char *colon = fail ? strchr(fail, ':') : NULL;
+	for (int i = 0; colon && i < N_EMULATE_KINDS; i++)
+		if (!strncmp(fail, names[i], colon - fail) && !names[i][colon - fail])
+			failing[i] = strtoull(colon + 1, NULL, 10);
+	if (memory)
+		total_bytes = strtoull(memory, NULL, 10);
+}
+
+bool emulate_due(emulate_kind kind)
+{
+	return ++counts[kind] == failing[kind];
+}
+
+// ---- streams
 
 static void drain(emulate_stream *s)
 {
@@ -57,7 +84,14 @@ cudaError_t emulate_enqueue(cudaStream_t s, std::function<void()> work)
 	return broken;
 }
 
-cudaError_t cudaSetDevice(int device) { return device ? cudaErrorNoDevice : broken; }
+cudaError_t cudaSetDevice(int device)
+{
+	static bool read;
+	if (!read)
+		read_environment();
+	read = true;
+	return device || getenv("EMULATE_NO_DEVICE") ? cudaErrorNoDevice : broken;
+}
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 {
@@ -93,6 +127,8 @@ cudaError_t emulate_malloc(void **p, size_t bytes)
 	*p = NULL;
 	if (broken)
 		return broken;
+	if (emulate_due(EMULATE_ALLOCATION))
+		return cudaErrorMemoryAllocation;
 	if (bytes > total_bytes - used_bytes || !(*p = poisoned(&device_memory, bytes)))
 		return cudaErrorMemoryAllocation;
 	used_bytes += bytes;
@@ -102,7 +138,7 @@ cudaError_t emulate_malloc(void **p, size_t bytes)
 cudaError_t emulate_malloc_host(void **p, size_t bytes)
 {
 	*p = NULL;
-	if (!broken)
+	if (!broken && !emulate_due(EMULATE_ALLOCATION))
 		*p = poisoned(&host_memory, bytes);
 	return *p ? cudaSuccess : broken ? broken : cudaErrorMemoryAllocation;
 }
@@ -148,6 +184,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
+	if (!broken && emulate_due(EMULATE_WAIT))
+		return emulate_break(cudaErrorIllegalAddress);
 	if (!broken)
 		drain(s);
 	return broken;
@@ -185,6 +223,8 @@ static void wait_for(emulate_event *e, uint64_t n)
 
 cudaError_t cudaEventSynchronize(cudaEvent_t e)
 {
+	if (!broken && emulate_due(EMULATE_WAIT))
+		return emulate_break(cudaErrorIllegalAddress);
 	if (!broken && e->stream)
 		wait_for(e, e->recorded);
 	return broken;
@@ -211,9 +251,13 @@ static bool inside(const std::map<void *, size_t> &list, const void *p, size_t n
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t s)
 {
+	if (!broken && emulate_due(EMULATE_COPY))
+		return emulate_break(cudaErrorIllegalAddress);
 	bool to_device = inside(device_memory, to, n), from_device = inside(device_memory, from, n);
 	if (!n)
 		return emulate_enqueue(s, [] {});
+	if (broken)
+		return broken;
 	if (to_device != (kind != cudaMemcpyDeviceToHost) || from_device != (kind != cudaMemcpyHostToDevice))
 		return cudaErrorInvalidValue;
 	if (kind != cudaMemcpyHostToDevice || inside(host_memory, from, n))

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a test may do to the emulated device: give it another size, count what is asked of it, and make it fail. A program that is not a
+// test's own is told by its environment: EMULATE_FAIL=KIND:N, as emulate_fail(KIND, N), once it runs; EMULATE_MEMORY=BYTES.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum emulate_kind {
+	EMULATE_LAUNCH,          // a kernel the device refuses
+	EMULATE_KERNEL,          // a kernel that faults while it runs: the call that gave it succeeded, a later one says so
+	EMULATE_PRODUCT,         // a product, likewise refused
+	EMULATE_COPY,
+	EMULATE_WAIT,            // for a stream or an event
+	EMULATE_ALLOCATION,      // of device or pinned memory; the only kind after which the device is as it was
+	N_EMULATE_KINDS
+};
+
+// The n-th (from 1, counted from now on) of the kind fails; after any but an allocation every call does, until emulate_mend.
+void emulate_fail(enum emulate_kind kind, uint64_t n);
+void emulate_mend(void);
+uint64_t emulate_count(enum emulate_kind kind);            // since the program began
+void emulate_set_memory(size_t bytes);
+
+#ifdef __cplusplus
+}
+#endif
