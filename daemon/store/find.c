@@ -96,12 +96,12 @@ static bool same_sequence(const struct record *record, const struct store_questi
 	return same;
 }
 
-int find_extract(struct record *record, const struct store_question *q, struct record **ret_record)
+int find_extract(struct record *record, const struct store_question *q, bool rounded, struct record **ret_record)
 {
 	if (!same_sequence(record, q))
 		return -ENOENT;
 	if (!query_equal(record_query(record), q->query))
-		return part_extract(record, q->query, ret_record, NULL);
+		return (rounded ? part_extract_rounded : part_extract)(record, q->query, ret_record, NULL);
 	*ret_record = record_ref(record);
 	return 0;
 }
@@ -115,7 +115,7 @@ static int find_contained(struct store *s, const struct store_question *q, struc
 		struct record *record;
 		if (find_at(s, NULL, places[i], &record, NULL) < 0)
 			continue;
-		rc = find_extract(record, q, ret_record);
+		rc = find_extract(record, q, s->rounded, ret_record);
 		record_unref(record);
 	}
 	if (rc == 0)

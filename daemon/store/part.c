@@ -192,6 +192,7 @@ struct part {
 	const struct record_rows *from;
 	struct record_rows *to;
 	uint32_t shift;                  // row r of `to` is row r + shift of `from`
+	bool rounded;                    // what rounding leaves open is taken as it stands
 };
 
 static uint32_t row_n_top(const struct record_rows *rows, uint32_t row)
@@ -236,7 +237,7 @@ static bool top_extract(const struct part *p, uint32_t row)
 	const float *logits = from->logits + (row + p->shift) * stored;
 	size_t n_from = row_n_top(from, row + p->shift), n = n_from < k ? n_from : k;
 	// Rounded values that are equal may have been either way round.
-	if (!exact(&from->query) && n < n_from && logits[n - 1] == logits[n])
+	if (!p->rounded && !exact(&from->query) && n < n_from && logits[n - 1] == logits[n])
 		return false;
 	for (size_t i = 0; i < k; i++) {
 		to->ids[row * k + i] = i < n ? ids[i] : RECORD_NO_ID;
@@ -347,7 +348,10 @@ static bool rows_extract(const struct part *p)
 	size_t width = from->query.n_keep ? from->query.n_keep : from->vocab_size;
 	bool held = true;
 	for (uint32_t row = 0; held && row < to->n_rows; row++) {
-		held = from->status[row + p->shift] == ROW_OK;
+		to->status[row] = from->status[row + p->shift];
+		held = to->status[row] == ROW_OK || p->rounded;
+		if (to->status[row] != ROW_OK)         // holds no numbers
+			continue;
 		if (held && to->ids)
 			held = top_extract(p, row);
 		if (held && to->dense)
@@ -395,14 +399,14 @@ static bool rounds_to_itself(const struct record *stored, const struct record_ro
 	return same;
 }
 
-int part_extract(const struct record *stored, const struct query *asked, struct record **ret_record, struct error *err)
+static int extract(const struct record *stored, const struct query *asked, bool rounded, struct record **ret_record, struct error *err)
 {
-	struct part p = {0};
+	struct part p = {.rounded = rounded};
 	struct record_rows *from = NULL;
 	if (!part_covers(record_query(stored), asked))
 		return error_set(err, ERROR_NOT_FOUND, NULL, "the record does not hold this");
 	int r = record_decode(stored, &from, err);
-	if (r == 0 && has_values(asked) && has_values(&from->query) && !exact(&from->query) && !rounds_to_itself(stored, from))
+	if (r == 0 && !rounded && has_values(asked) && has_values(&from->query) && !exact(&from->query) && !rounds_to_itself(stored, from))
 		r = error_set(err, ERROR_NOT_FOUND, NULL, "the record's rounded values cannot be cut");
 	if (r == 0)
 		r = record_rows_new(&from->teacher, from->vocab_size, &from->sequence, asked, &p.to, err);
@@ -416,4 +420,14 @@ int part_extract(const struct record *stored, const struct query *asked, struct 
 	record_rows_free(p.to);
 	record_rows_free(from);
 	return r;
+}
+
+int part_extract(const struct record *stored, const struct query *asked, struct record **ret_record, struct error *err)
+{
+	return extract(stored, asked, false, ret_record, err);
+}
+
+int part_extract_rounded(const struct record *stored, const struct query *asked, struct record **ret_record, struct error *err)
+{
+	return extract(stored, asked, true, ret_record, err);
 }

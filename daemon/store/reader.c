@@ -101,7 +101,7 @@ static void reading_finish(struct store_reader *r, struct reading *g, const stru
 	if (rc == 0)
 		rc = shards_check(g->bytes, g->op.n_done, g->seed, &g->place, NULL, &record, NULL);
 	if (rc == 0)
-		rc = find_extract(record, q, ret_record);
+		rc = find_extract(record, q, r->store->rounded, ret_record);
 	if (rc == 0) {
 		atomic_fetch_add(&p->counters.n_hits, 1);
 		if (*ret_record != record)

@@ -62,6 +62,7 @@ int store_open(const struct store_options *options, struct store **ret_store, st
 	s->parts.directory = (struct directory){.fd = -1, .lock = -1};
 	s->parts.pending.max_bytes = options->queue_bytes ? options->queue_bytes : QUEUE_BYTES;
 	s->read_only = options->read_only;
+	s->rounded = options->rounded;
 	s->path = strdup(options->directory);
 	s->parts.index = index_new();
 	int rc = 0;

@@ -22,6 +22,7 @@ struct store_options {
 	const char *directory;           // made (0750) when missing
 	uint64_t shard_bytes;            // rotate after this many; 0 = 256 MiB
 	uint64_t queue_bytes;            // appends waiting; more is -EAGAIN; 0 = 64 MiB
+	bool rounded;                    // smaller answers are cut out of rounded values as they stand (part_extract_rounded): for trainers
 	bool read_only;                  // no lock, no recovery writes, no thread; finds what another process appends, a moment later
 };
 

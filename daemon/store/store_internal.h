@@ -14,7 +14,7 @@ struct scan;
 struct store {
 	struct store_parts parts;
 	char *path;
-	bool read_only;
+	bool read_only, rounded;
 	bool stopping;               // under the index's lock
 	bool started;
 	pthread_t thread;
@@ -32,7 +32,7 @@ int find_exact(struct store *s, const struct content_id *key, struct record **re
 // The record at a place; key NULL: whichever it is. Forgets places whose bytes are not the ones written.
 int find_at(struct store *s, const struct content_id *key, struct index_entry place, struct record **ret_record, struct error *err);
 // Whether the record holds the answer to the question; then the answer (perhaps the record itself).
-int find_extract(struct record *record, const struct store_question *q, struct record **ret_record);
+int find_extract(struct record *record, const struct store_question *q, bool rounded, struct record **ret_record);
 // Places that may hold an answer, the likeliest first; at most FIND_CANDIDATES.
 #define FIND_CANDIDATES 4
 unsigned find_candidates(struct store *s, const struct store_question *q, struct index_entry ret_places[FIND_CANDIDATES]);

@@ -150,7 +150,7 @@ static bool contains(struct record *large, const struct record *small)
 	if (record_sequence(small, &sequence) < 0)
 		return false;
 	struct store_question q = {.teacher = record_teacher(small), .sequence = &sequence, .query = record_query(small)};
-	bool same = find_extract(large, &q, &cut) == 0;
+	bool same = find_extract(large, &q, false, &cut) == 0;
 	if (same) {
 		size_t n, k;
 		const void *a = record_bytes(cut, &n), *b = record_bytes(small, &k);

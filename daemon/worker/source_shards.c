@@ -152,7 +152,7 @@ static int store_add(struct source_shards *s, const char *name, size_t n, struct
 	*one = (struct shards_store){.directory = strndup(name, n)};
 	if (!one->directory)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
-	struct store_options o = {.directory = one->directory, .read_only = true};
+	struct store_options o = {.directory = one->directory, .read_only = true, .rounded = true};
 	int r = store_open(&o, &one->store, &why);
 	r = r ? r : store_reader_open(one->store, SHARDS_DEPTH, &one->reader, &why);
 	return r ? error_set(err, why.code, "teacher", "%s", why.message) : 0;

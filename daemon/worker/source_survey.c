@@ -168,7 +168,7 @@ static bool holds(struct record *record, const struct query *question)
 	struct record *part = NULL;
 	if (query_equal(record_query(record), question))
 		return true;
-	int r = part_extract(record, question, &part, NULL);
+	int r = part_extract_rounded(record, question, &part, NULL);
 	record_unref(part);
 	return r == 0;
 }

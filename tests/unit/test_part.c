@@ -248,6 +248,45 @@ static void a_row_that_is_not_finite_is_not_cut(void **state)
 	record_rows_free(rows);
 }
 
+static void a_trainer_takes_rounded_values_as_they_stand(void **state)
+{
+	(void)state;
+	struct query wide, less;
+	struct record_rows *rows, *cut;
+	struct record *stored, *part;
+	query_init(&wide);
+	wide.top_k = 8;
+	wide.values = QUERY_VALUES_F16;
+	less = wide;
+	less.top_k = 4;
+	less.first = 1;
+	oracle_check(&wide, &sequence);
+	oracle_check(&less, &sequence);
+	struct record *whole = oracle_answer(&sequence, &wide);
+	assert_int_equal(record_decode(whole, &rows, NULL), 0);
+	for (uint32_t j = 0; j < 8; j++)               // of row 6 all but the first are equal: nobody can tell which are the four largest
+		rows->ids[6 * 8 + j] = 10 * j, rows->logits[6 * 8 + j] = rows->max_logit[6] - (j ? 3 : 0);
+	rows->status[3] = ROW_NOT_FINITE;
+	assert_int_equal(record_encode(rows, &stored, NULL), 0);
+	assert_int_equal(part_extract(stored, &less, &part, NULL), -ENOENT);
+	assert_int_equal(part_extract_rounded(stored, &less, &part, NULL), 0);
+	assert_int_equal(record_decode(part, &cut, NULL), 0);
+	for (uint32_t r = 0; r < cut->n_rows; r++) {
+		assert_int_equal(cut->status[r], r == 2 ? ROW_NOT_FINITE : ROW_OK);
+		for (uint32_t j = 0; j < 4 && r != 2; j++) {
+			assert_int_equal(cut->ids[r * 4 + j], rows->ids[(r + 1) * 8 + j]);
+			assert_float_equal(cut->logits[r * 4 + j], rows->logits[(r + 1) * 8 + j], 1e-3f * (1 + rows->max_logit[r + 1]));
+		}
+	}
+	less.top_k = 9;
+	assert_int_equal(part_extract_rounded(stored, &less, &part, NULL), -ENOENT);
+	record_rows_free(cut);
+	record_rows_free(rows);
+	record_unref(part);
+	record_unref(stored);
+	record_unref(whole);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -256,6 +295,7 @@ int main(void)
 		cmocka_unit_test(gathered_ids_come_from_wherever_they_are),
 		cmocka_unit_test(more_is_refused),
 		cmocka_unit_test(a_row_that_is_not_finite_is_not_cut),
+		cmocka_unit_test(a_trainer_takes_rounded_values_as_they_stand),
 	};
 	oracle_sequence(3, &sequence);
 	int rc = cmocka_run_group_tests(tests, NULL, NULL);
