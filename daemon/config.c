@@ -25,26 +25,37 @@ static void *field_of(const struct config_option *o, void *target)
 static void list_clear(struct config_list *list)
 {
 	for (size_t i = 0; i < list->n; i++)
-		free(list->items[i]);
-	free(list->items);
-	list->items = NULL;
+		free(list->items[i]), free(list->where[i]);
+	free(list->items), free(list->where);
+	list->items = list->where = NULL;
 	list->n = 0;
 }
 
-static int list_add(struct config_list *list, const char *value, enum config_origin origin)
+static int array_grow(char ***array, size_t n)
+{
+	char **longer = reallocarray(*array, n + 1, sizeof *longer);
+	if (!longer)
+		return -ENOMEM;
+	*array = longer;
+	return 0;
+}
+
+static int list_add(struct config_list *list, const char *value, enum config_origin origin, const char *where)
 {
 	if (origin != list->origin || !*value)
 		list_clear(list);
 	list->origin = origin;
 	if (!*value)
 		return 0;
-	char **items = realloc(list->items, (list->n + 1) * sizeof *items);
-	if (!items)
+	if (array_grow(&list->items, list->n) || array_grow(&list->where, list->n))
 		return -ENOMEM;
-	list->items = items;
-	if (!(items[list->n] = strdup(value)))
+	char *item = strdup(value), *place = strdup(where);
+	if (!item || !place) {
+		free(item), free(place);
 		return -ENOMEM;
-	list->n++;
+	}
+	list->items[list->n] = item;
+	list->where[list->n++] = place;
 	return 0;
 }
 
@@ -244,7 +255,7 @@ static int set_value(const struct config_option *o, void *target, const char *va
 	case CONFIG_STRING:
 		return set_string(field, value) ? error_set(err, ERROR_MEMORY, o->name, "%s: out of memory", where) : 0;
 	case CONFIG_LIST:
-		return list_add(field, value, origin) ? error_set(err, ERROR_MEMORY, o->name, "%s: out of memory", where) : 0;
+		return list_add(field, value, origin, where) ? error_set(err, ERROR_MEMORY, o->name, "%s: out of memory", where) : 0;
 	case CONFIG_AMOUNT:
 		return set_amount(o, field, value, where, err);
 	case CONFIG_BOOL:

@@ -27,7 +27,12 @@ struct config_amount { uint64_t bytes; double share; };
 
 // Settings of a higher origin replace those of a lower one; within one origin they add up. An empty value empties the list.
 enum config_origin { CONFIG_FROM_DEFAULT, CONFIG_FROM_FILE, CONFIG_FROM_COMMAND };
-struct config_list { char **items; size_t n; enum config_origin origin; };
+struct config_list {
+	char **items;                    // (n)
+	char **where;                    // (n) "run.conf:12", "--loss": for errors that are found later
+	size_t n;
+	enum config_origin origin;
+};
 
 struct config_option {
 	const char *name;                // "socket": the key in files and --socket on command lines; words joined by '-'

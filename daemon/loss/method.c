@@ -11,13 +11,13 @@ const struct parameter_row common_parameters[N_COMMON] = {
 	[COMMON_T2_SCALE] = {"t2-scale", PARAMETER_SWITCH, 0, 1, "on", "", "times T squared, which keeps the gradient's size when T changes"},
 	[COMMON_TOP_K] = {"top-k", PARAMETER_COUNT, 1, 16777216, "64", "", "ids of the teacher at each position"},
 	[COMMON_SUPPORT] = {"support", PARAMETER_SUPPORT, 1, 65536, "teacher", "", "whose likeliest ids: teacher, student:K or both:K"},
+	[COMMON_TEACHER] = {"teacher", PARAMETER_TEXT, 0, 0, "", "", "which teacher, where a run has several; else its only one"},
 	[COMMON_FORM] = {"form", PARAMETER_CHOICE, 0, 0, "ghost",
 			 "ghost|uniform|teacher-renormalised|renormalised|truncated|draws|head-draws|label-tail",
 			 "how a sparse row is completed"},
 	[COMMON_TAIL] = {"tail", PARAMETER_SWITCH, 0, 1, "off", "", "ask for the teacher's mass outside its top-k (T = 1), else 1 - sum"},
 	[COMMON_DRAWS] = {"draws", PARAMETER_COUNT, 1, 65536, "50", "", "ids drawn at each position, with the forms that draw"},
 	[COMMON_TAU] = {"tau", PARAMETER_NUMBER, 0.01, 100, "1", "", "they are drawn from p to this power; weights make up for it"},
-	[COMMON_TEACHER] = {"teacher", PARAMETER_TEXT, 0, 0, "", "", "which teacher, where a run has several; else its only one"},
 };
 
 #define ALPHA(fallback, help) {"alpha", PARAMETER_SCHEDULE, 0, 0.999, fallback, "", help}
@@ -34,7 +34,7 @@ static const struct method table[] = {
 	{"jeffreys", METHOD_FORMS | METHOD_BY_STUDENT, NULL, "forward and reverse KL, summed", divergence_jeffreys, {{0}}},
 	{"jsd", METHOD_FORMS, NULL, "beta KL(p; m) + (1 - beta) KL(q; m), m = beta p + (1 - beta) q", divergence_jsd,
 	 {{"beta", PARAMETER_SCHEDULE, 0, 1, "0.5", "", "share of the teacher in the mixture m"},
-	  {"normalise-beta", PARAMETER_SWITCH, 0, 1, "off", "", "over beta (1 - beta): forward-kl at 0, reverse-kl at 1; else 0 at both ends"}}},
+	  {"normalise-beta", PARAMETER_SWITCH, 0, 1, "off", "", "over beta (1 - beta), so forward-kl at 0 and reverse-kl at 1"}}},
 	{"skew-forward-kl", METHOD_FORMS, NULL, "KL(p; alpha p + (1 - alpha) q)", divergence_skew_forward,
 	 {ALPHA("0.1", "share of the teacher in the mixture")}},
 	{"skew-reverse-kl", METHOD_FORMS | METHOD_BY_STUDENT, NULL, "KL(q; (1 - alpha) p + alpha q)", divergence_skew_reverse,
@@ -179,8 +179,6 @@ void method_print(FILE *to)
 			fputs("of every loss on the teacher's row\n", to);
 		if (i == COMMON_FORM)
 			fputs("of those that are sums over a whole row\n", to);
-		if (i == COMMON_TEACHER)
-			fputs("of every loss on the teacher's row\n", to);
 		parameter_print(to, &common_parameters[i], common_parameters[i].fallback);
 	}
 	for (size_t i = 0; i < N_METHODS; i++) {

@@ -10,7 +10,7 @@
 #include "daemon/loss/objective_internal.h"
 
 #define TERM_MAX_TEXT 1024
-#define TERM_NAME_MAX 48
+#define TERM_NAME_MAX 28       // with a word before it, a key of a run's progress
 
 struct line { const char *where; const struct method *method; };
 
@@ -96,11 +96,11 @@ static int support_read(const struct line *l, struct term *t, const struct param
 
 static int text_read(const struct line *l, const struct parameter_row *p, const char *value, char **to, struct error *err)
 {
-	static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-";
+	static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789_-";
 	if (!*value)
 		return 0;
 	if (strlen(value) > TERM_NAME_MAX || strspn(value, letters) != strlen(value))
-		return refuse(l, p->name, value, "letters, digits, '.', '_' and '-' are expected, at most 48", err);
+		return refuse(l, p->name, value, "a-z, 0-9, _ and - are expected, at most 28", err);
 	*to = strdup(value);
 	return *to ? 0 : error_set(err, ERROR_MEMORY, "loss", "out of memory");
 }

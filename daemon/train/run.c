@@ -13,7 +13,7 @@
 #include "common/error.h"
 
 #define RUN_STATUS_MAX_BYTES (1 << 20)
-#define RUN_MAX_PROGRESS_KEYS 64       // a worker has about twenty
+#define RUN_MAX_PROGRESS_KEYS 64       // a worker has about twenty, and three of each loss
 #define RUN_MAX_KEY 40
 #define RUN_MAX_TEXT 256
 

@@ -5,6 +5,7 @@
 
 #include "common/error.h"
 #include "common/sequence.h"
+#include "daemon/loss/objective.h"
 
 #define OPTION(field, name, type, min, max, fallback, choices, unit, help) \
 	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct run_settings, field)},
@@ -81,6 +82,41 @@ static int teacher_check(const struct run_settings *s, struct error *err)
 	return 0;
 }
 
+int settings_objective(const struct run_settings *s, struct objective **ret, struct error *err)
+{
+	struct objective *o = NULL;
+	int r = objective_new(&o) ? error_set(err, ERROR_MEMORY, "loss", "out of memory") : 0;
+	for (size_t i = 0; r == 0 && i < s->losses.n; i++)
+		r = objective_add(o, s->losses.items[i], s->losses.where[i], err);
+	if (r == 0 && s->losses.n == 0)
+		r = objective_add(o, OBJECTIVE_DEFAULT, "default", err);
+	r = r ? r : objective_check(o, err);
+	if (r) {
+		objective_free(o);
+		return r;
+	}
+	*ret = o;
+	return 0;
+}
+
+static int losses_check(const struct run_settings *s, struct error *err)
+{
+	struct objective *o = NULL;
+	int64_t n_positions = s->micro_batch * s->sequence_length;
+	int r = settings_objective(s, &o, err);
+	if (r)
+		return r;
+	int64_t width = objective_width(o, UINT32_MAX);
+	uint32_t own_k = objective_own_k(o);
+	objective_free(o);
+	if (own_k && settings_shards(s))
+		return error_set(err, ERROR_UNSUPPORTED, "loss", "support=student and support=both need a live teacher: shards hold what was asked");
+	if (n_positions > (INT64_C(1) << 28) / width)
+		return error_set(err, ERROR_TOO_LARGE, "loss", "%lld ids for each of %lld positions are too many to hold at once", (long long)width,
+				 (long long)n_positions);
+	return 0;
+}
+
 int settings_check(const struct run_settings *s, struct error *err)
 {
 	if (!s->student)
@@ -88,17 +124,13 @@ int settings_check(const struct run_settings *s, struct error *err)
 	int r = teacher_check(s, err);
 	if (r)
 		return r;
-	if (s->kd_weight == 0 && s->ce_weight == 0)
-		return error_set(err, ERROR_INVALID, "kd-weight", "is 0 and so is ce-weight: there is nothing to learn");
 	if (s->steps == 0 && s->epochs == 0)
 		return error_set(err, ERROR_INVALID, "steps", "is 0 and so is epochs");
 	if (s->micro_batch * s->sequence_length > 1 << 20)
 		return error_set(err, ERROR_TOO_LARGE, "micro-batch", "%lld sequences of %lld tokens are over 1048576 positions",
 				 (long long)s->micro_batch, (long long)s->sequence_length);
-	if (s->micro_batch * s->sequence_length > (INT64_C(1) << 28) / (s->top_k + 1))
-		return error_set(err, ERROR_TOO_LARGE, "top-k", "%lld ids for each of %lld positions are too many to hold at once", (long long)s->top_k,
-				 (long long)(s->micro_batch * s->sequence_length));
-	return student_check(s, err);
+	r = losses_check(s, err);
+	return r ? r : student_check(s, err);
 }
 
 const char *settings_device(const struct run_settings *s)

@@ -9,6 +9,7 @@
 #include "daemon/config.h"
 
 struct error;
+struct objective;
 
 enum run_missing { RUN_MISSING_FAIL, RUN_MISSING_SKIP };
 enum run_order { RUN_ORDER_SHUFFLED, RUN_ORDER_SEQUENTIAL };
@@ -17,12 +18,12 @@ enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 struct run_settings {
 	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student;
 	struct config_list corpus;
-	bool corpus_specials, tied_head, t2_scale;
+	struct config_list losses;
+	bool corpus_specials, tied_head;
 	uint64_t patience;             // ms
 	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;
-	int64_t micro_batch, accumulate, steps, warmup, top_k, seed, evaluate_every, checkpoint_every, keep, threads;
+	int64_t micro_batch, accumulate, steps, warmup, seed, evaluate_every, checkpoint_every, keep, threads;
 	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip;
-	double kd_weight, ce_weight, temperature;
 	int missing, order, export_type, values, device;
 };
 
@@ -33,4 +34,6 @@ void settings_done(struct run_settings *s);                        // harmless t
 int settings_check(const struct run_settings *s, struct error *err);
 // The directories of teacher = shards:DIR[,DIR...]; NULL: a live teacher.
 const char *settings_shards(const struct run_settings *s);
+// What the lines "loss" say, not yet begun; the caller frees it.
+int settings_objective(const struct run_settings *s, struct objective **ret, struct error *err);
 const char *settings_device(const struct run_settings *s);         // "auto", "cpu", ...

@@ -12,6 +12,7 @@
 #include "config.h"
 #include "daemon/idle.h"
 #include "daemon/log.h"
+#include "daemon/loss/method.h"
 #include "daemon/worker/trainer.h"
 
 #define EXIT_USAGE 2
@@ -27,12 +28,12 @@ static void on_stop(int number)
 
 struct arguments {
 	const char *config, *output, *default_server;
-	bool resume, check, example;
+	bool resume, check, example, list;
 	int progress_fd;
 };
 
 enum argument { ARGUMENT_CONFIG = 256, ARGUMENT_OUTPUT, ARGUMENT_DEFAULT_SERVER, ARGUMENT_RESUME, ARGUMENT_PROGRESS_FD, ARGUMENT_CHECK,
-		ARGUMENT_EXAMPLE, ARGUMENT_HELP, ARGUMENT_VERSION, ARGUMENT_SETTING };
+		ARGUMENT_EXAMPLE, ARGUMENT_LIST, ARGUMENT_HELP, ARGUMENT_VERSION, ARGUMENT_SETTING };
 
 static const struct option own_options[] = {
 	{"config", required_argument, NULL, ARGUMENT_CONFIG},
@@ -42,6 +43,7 @@ static const struct option own_options[] = {
 	{"progress-fd", required_argument, NULL, ARGUMENT_PROGRESS_FD},
 	{"check-config", no_argument, NULL, ARGUMENT_CHECK},
 	{"print-example", no_argument, NULL, ARGUMENT_EXAMPLE},
+	{"list-losses", no_argument, NULL, ARGUMENT_LIST},
 	{"help", no_argument, NULL, ARGUMENT_HELP},
 	{"version", no_argument, NULL, ARGUMENT_VERSION},
 };
@@ -60,6 +62,7 @@ static void print_help(void)
 	     "  --progress-fd N               JSON lines on descriptor N (used by the daemon); stop when its reader is gone\n"
 	     "  --check-config                read the settings, report, leave\n"
 	     "  --print-example               a commented RUN.conf\n"
+	     "  --list-losses                 the losses that \"loss\" can name, with their parameters\n"
 	     "  --help, --version\n\n"
 	     "Settings, also keys of RUN.conf:");
 	config_print_help(stdout, table, n);
@@ -99,6 +102,7 @@ static int own_take(struct arguments *a, int which)
 	case ARGUMENT_RESUME: a->resume = true; return 0;
 	case ARGUMENT_CHECK: a->check = true; return 0;
 	case ARGUMENT_EXAMPLE: a->example = true; return 0;
+	case ARGUMENT_LIST: a->list = true; return 0;
 	case ARGUMENT_PROGRESS_FD:
 		a->progress_fd = (int)strtol(optarg, &end, 10);
 		if (*end || end == optarg || a->progress_fd < 3 || a->progress_fd > 1023) {
@@ -191,6 +195,10 @@ int main(int argc, char **argv)
 	if (a.example) {
 		const struct config_option *table = settings_table(&n);
 		config_print_example(stdout, table, n);
+		return EXIT_SUCCESS;
+	}
+	if (a.list) {
+		method_print(stdout);
 		return EXIT_SUCCESS;
 	}
 	status = settings_read(argc, argv, &a, &s);

@@ -20,6 +20,7 @@
 #include "daemon/worker/trainer.h"
 
 #define PREPARE_TOKEN_MAX 256
+#define PREPARE_HELD_OUT_TOP_K 64      // teacher ids of evaluation where training asks for none
 
 static int path_make(struct trainer *t, const char *leaf, char **ret, struct error *err)
 {
@@ -172,30 +173,13 @@ static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error 
 	const struct run_settings *s = t->settings;
 	struct student_options o = {
 		.device = settings_device(s), .n_threads = (uint32_t)s->threads, .sequence_length = (uint32_t)s->sequence_length,
-		.micro_batch = (uint32_t)s->micro_batch, .top_k = (uint32_t)s->top_k, .seed = (uint64_t)s->seed,
-		.loss = {.kd_weight = s->kd_weight, .ce_weight = s->ce_weight, .temperature = s->temperature, .t2_scale = s->t2_scale},
+		.micro_batch = (uint32_t)s->micro_batch, .top_k = t->held_out_query.top_k, .seed = (uint64_t)s->seed, .objective = t->objective,
 	};
-	if (s->top_k > vocab_size)
-		return error_set(err, ERROR_INVALID, "top-k", "%lld is more than the vocabulary of %u", (long long)s->top_k, vocab_size);
 	if (strcmp(s->student, "random") != 0)
 		return given_student_open(t, &o, vocab_size, err);
 	struct architecture a = random_architecture(t, vocab_size);
 	int r = architecture_check(&a, err);
 	return r ? r : student_open(&o, &a, NULL, &t->student, err);
-}
-
-static void query_make(struct trainer *t)
-{
-	const struct run_settings *s = t->settings;
-	query_init(&t->query);
-	t->query.top_k = (uint32_t)s->top_k;
-	t->query.temperatures[t->query.n_temperatures++] = 1;
-	if ((float)s->temperature != 1)
-		t->query.temperatures[t->query.n_temperatures++] = (float)s->temperature;
-	t->query.last = -2;            // the last token has no label
-	t->query.values = (enum query_values)s->values;
-	t->held_out_query = t->query;
-	t->held_out_query.own = true;  // for the teacher's own perplexity
 }
 
 static void plan_make(struct trainer *t)
@@ -212,6 +196,55 @@ static void plan_make(struct trainer *t)
 	t->state.dataset = dataset_id(t->dataset);
 	t->state.n_held_out = dataset_n_held_out(t->dataset);
 	t->state.sequential = s->order == RUN_ORDER_SEQUENTIAL;
+	t->state.n_adaptive = objective_n_state(t->objective);
+}
+
+// Evaluation is at temperature 1 over the teacher's top-k; what training asks too is asked here as well, so that answers that were kept serve
+// a run whatever part of them it holds out.
+static void held_out_query_make(struct trainer *t)
+{
+	struct query *q = &t->held_out_query;
+	uint32_t least = PREPARE_HELD_OUT_TOP_K < t->vocab_size ? PREPARE_HELD_OUT_TOP_K : t->vocab_size;
+	*q = t->query;
+	if (q->top_k == 0)
+		q->top_k = least;
+	q->own = true;                 // for the teacher's own perplexity
+}
+
+void trainer_query(const struct trainer *t, uint64_t step, struct query *ret)
+{
+	query_init(ret);
+	ret->last = -2;                // the last token has no label
+	ret->values = (enum query_values)t->settings->values;
+	objective_query(t->objective, step, (uint64_t)t->settings->seed, t->vocab_size, ret);
+}
+
+static int objective_check_teachers(const struct trainer *t, struct error *err)
+{
+	for (uint32_t i = 0; i < objective_n_terms(t->objective); i++)
+		if (objective_teacher(t->objective, i))
+			return error_set(err, ERROR_UNSUPPORTED, "loss", "loss %s: teacher=%s: a run has one teacher, the one its server answers for",
+					 objective_name(t->objective, i), objective_teacher(t->objective, i));
+	return 0;
+}
+
+static int objective_prepare(struct trainer *t, struct error *err)
+{
+	char words[320];
+	int r = objective_check_teachers(t, err);
+	if (r)
+		return r;
+	if (objective_begin(t->objective, t->steps, t->vocab_size))
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	for (uint32_t i = 0; i < objective_n_terms(t->objective); i++) {
+		const char *bias = objective_bias(t->objective, i, t->vocab_size);
+		objective_describe(t->objective, i, words, sizeof words);
+		log_info("loss %s", words);
+		if (bias)
+			log_notice("loss %s: %s", objective_name(t->objective, i), bias);
+	}
+	t->report.objective = t->objective;
+	return 0;
 }
 
 static int resume(struct trainer *t, struct error *err)
@@ -234,25 +267,32 @@ static int resume(struct trainer *t, struct error *err)
 	if (r)
 		return r;
 	t->state = saved;
+	objective_restore(t->objective, saved.adaptive);
 	log_info("resumed after step %llu", (unsigned long long)saved.step);
 	return 0;
 }
 
 int trainer_prepare(struct trainer *t, struct error *err)
 {
-	int r = folder_open(t, err);
+	int r = settings_objective(t->settings, &t->objective, err);
+	r = r ? r : folder_open(t, err);
 	r = r ? r : paths_make(t, err);
 	if (r)
 		return r;
 	trainer_say(t, "starting");
-	query_make(t);
 	r = teacher_open(t, err);
-	r = r ? r : tokenizer_open(t, err);
+	if (r)
+		return r;
+	t->vocab_size = answers_info(t->answers)->vocab_size;
+	trainer_query(t, 0, &t->query);
+	held_out_query_make(t);
+	r = tokenizer_open(t, err);
 	r = r ? r : corpus_open(t, err);
 	if (r)
 		return r;
 	plan_make(t);
-	r = student_prepare(t, answers_info(t->answers)->vocab_size, err);
+	r = objective_prepare(t, err);
+	r = r ? r : student_prepare(t, t->vocab_size, err);
 	r = r ? r : resume(t, err);
 	if (r)
 		return r;

@@ -61,6 +61,36 @@ static void evaluations_add(json_t *j, const struct progress_report *r)
 	number_add(j, "teacher_perplexity", exp(r->last.teacher_ce));
 }
 
+// "loss_forward_kl": the supervisor takes flat names.
+static const char *key_of(const char *prefix, const char *name, char *key, size_t room)
+{
+	snprintf(key, room, "%s%s", prefix, name);
+	for (char *p = key; *p; p++)
+		if (*p == '-')
+			*p = '_';
+	return key;
+}
+
+static void losses_add(json_t *j, const struct progress_report *r)
+{
+	char key[64];
+	for (uint32_t i = 0; i < objective_n_terms(r->objective); i++) {
+		const char *name = objective_name(r->objective, i);
+		number_add(j, key_of("loss_", name, key, sizeof key), r->values[i]);
+		number_add(j, key_of("kl_", name, key, sizeof key), r->divergences[i]);
+	}
+}
+
+// In words: form, support, weight, temperature of each.
+static void objective_add_words(json_t *j, const struct objective *o)
+{
+	char key[64], words[256];
+	for (uint32_t i = 0; i < objective_n_terms(o); i++) {
+		objective_describe(o, i, words, sizeof words);
+		json_object_set_new(j, key_of("objective_", objective_name(o, i), key, sizeof key), json_string(words));
+	}
+}
+
 static json_t *report_to_json(const struct progress_report *r)
 {
 	json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "state", r->state, "device", r->device, "step", (json_int_t)r->step, "steps",
@@ -68,10 +98,11 @@ static json_t *report_to_json(const struct progress_report *r)
 			      (json_int_t)r->n_parameters);
 	if (!j)
 		return NULL;
+	if (r->objective)
+		objective_add_words(j, r->objective);
 	if (r->tokens_per_second > 0) {        // not before the first step of this process
 		number_add(j, "loss", r->loss);
-		number_add(j, "kd", r->kd);
-		number_add(j, "ce", r->ce);
+		losses_add(j, r);
 		number_add(j, "learning_rate", r->learning_rate);
 		number_add(j, "gradient_norm", r->gradient_norm);
 		number_add(j, "tokens_per_second", r->tokens_per_second);

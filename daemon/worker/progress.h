@@ -13,7 +13,9 @@ struct progress_report {
 	const char *state;                     // "starting", "waiting", "running", "stopped", "succeeded"
 	const char *device;
 	uint64_t step, steps;
-	double loss, kd, ce;                   // means over the positions of this step
+	double loss;                           // means over the positions of this step: the weighted sum,
+	const struct objective *objective;     // each of its terms, and those less the teacher's entropy (NAN: not known)
+	double values[OBJECTIVE_MAX_TERMS], divergences[OBJECTIVE_MAX_TERMS];
 	double learning_rate, gradient_norm, tokens_per_second;
 	uint64_t n_parameters;                 // of the student
 	uint64_t n_positions, n_masked;        // of the whole run

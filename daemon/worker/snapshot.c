@@ -75,6 +75,32 @@ static json_t *evaluation_to_json(const struct student_evaluation *e)
 			 isfinite(e->teacher_ce) ? e->teacher_ce : -1.0, "n_positions", (json_int_t)e->n_positions);
 }
 
+static json_t *adaptive_to_json(const struct snapshot_state *s)
+{
+	json_t *list = json_array();
+	for (uint64_t i = 0; i < s->n_adaptive; i++)
+		if (json_array_append_new(list, json_real(s->adaptive[i]))) {
+			json_decref(list);
+			return NULL;
+		}
+	return list;
+}
+
+// Checkpoints of before there were any have none.
+static bool adaptive_from_json(const json_t *j, struct snapshot_state *s)
+{
+	const json_t *list = json_object_get(j, "adaptive");
+	s->n_adaptive = json_array_size(list);
+	if ((list && !json_is_array(list)) || s->n_adaptive > SNAPSHOT_MAX_ADAPTIVE)
+		return false;
+	for (size_t i = 0; i < s->n_adaptive; i++) {
+		s->adaptive[i] = json_number_value(json_array_get(list, i));
+		if (!json_is_number(json_array_get(list, i)))
+			return false;
+	}
+	return true;
+}
+
 static json_t *state_to_json(const struct snapshot_state *s)
 {
 	char teacher[CONTENT_ID_HEX], dataset[CONTENT_ID_HEX];
@@ -87,9 +113,14 @@ static json_t *state_to_json(const struct snapshot_state *s)
 			      "sequence_length", (json_int_t)s->sequence_length, "batch", (json_int_t)s->batch,
 			      "n_held_out", (json_int_t)s->n_held_out, "sequential", (json_int_t)s->sequential,
 			      "n_evaluations", (json_int_t)s->n_evaluations);
+	int bad = j ? json_object_set_new(j, "adaptive", adaptive_to_json(s)) : 0;
+	if (bad) {
+		json_decref(j);
+		return NULL;
+	}
 	if (!j || !s->n_evaluations)
 		return j;
-	int bad = json_object_set_new(j, "before", evaluation_to_json(&s->before));
+	bad = json_object_set_new(j, "before", evaluation_to_json(&s->before));
 	bad |= json_object_set_new(j, "last", evaluation_to_json(&s->last));
 	bad |= json_object_set_new(j, "best", evaluation_to_json(&s->best));
 	if (bad) {
@@ -140,6 +171,7 @@ static bool state_from_json(const json_t *j, struct snapshot_state *s)
 		    integer_of(j, "n_masked", &s->n_masked) && number_of(j, "seconds", &s->seconds) && id_of(j, "teacher", &s->teacher) &&
 		    id_of(j, "dataset", &s->dataset) && integer_of(j, "seed", &s->seed) && integer_of(j, "sequence_length", &s->sequence_length) &&
 		    integer_of(j, "batch", &s->batch) && integer_of(j, "n_held_out", &s->n_held_out) && integer_of(j, "sequential", &s->sequential) &&
+		    adaptive_from_json(j, s) &&
 		    integer_of(j, "n_evaluations", &s->n_evaluations);
 	if (good && s->n_evaluations)
 		good = evaluation_from_json(json_object_get(j, "before"), &s->before) && evaluation_from_json(json_object_get(j, "last"), &s->last) &&
@@ -392,6 +424,7 @@ int snapshot_compare(const struct snapshot_state *saved, const struct snapshot_s
 		: saved->batch != now->batch                                           ? "micro-batch"
 		: saved->n_held_out != now->n_held_out                                 ? "held-out"
 		: saved->sequential != now->sequential                                 ? "order"
+		: saved->n_adaptive != now->n_adaptive                                 ? "loss"
 											: NULL;
 	if (!what)
 		return 0;

@@ -11,6 +11,8 @@
 
 struct weights;
 
+#define SNAPSHOT_MAX_ADAPTIVE (4 * OBJECTIVE_MAX_TERMS)
+
 // Where a run is. What must be the same when it goes on (the questions it asks and their order) is checked by snapshot_compare.
 struct snapshot_state {
 	uint64_t step;                         // optimizer steps done
@@ -20,6 +22,8 @@ struct snapshot_state {
 	struct content_id teacher, dataset;
 	uint64_t seed, sequence_length, batch; // batch: sequences per step
 	uint64_t n_held_out, sequential;       // sequences kept from training; 1 = trained in the order of the list's making
+	uint64_t n_adaptive;                   // what the objective's adaptive schedules remember
+	double adaptive[SNAPSHOT_MAX_ADAPTIVE];
 	uint64_t n_evaluations;                // the three below are set when it is not 0
 	struct student_evaluation before, last, best;
 };

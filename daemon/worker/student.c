@@ -4,12 +4,15 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/error.h"
 #include "common/record.h"
+#include "daemon/loss/divergence.h"
 #include "daemon/model/forward.h"
 #include "daemon/model/head.h"
 #include "daemon/model/weights.h"
+#include "daemon/worker/support.h"
 #include "kernels/backend.h"
 
 // One position of the packed micro-batch: its teacher row and its label.
@@ -34,17 +37,25 @@ struct student {
 	struct position *positions;    // (n_rows)
 	struct sweep_row *swept;       // (n_rows)
 	uint32_t n_rows;
-	float temperatures[2];         // 1 and, when it is another, T
+	float temperatures[OBJECTIVE_MAX_TERMS + 1];   // 1, then those of the objective's step
 	uint32_t n_temperatures;
-	uint32_t *gather, *top_ids, *correction_ids;           // (max_rows, k + 1), (max_rows), (max_rows, k + 1)
-	double *gathered, *lse, *top_logits, *corrections;     // (max_rows, k + 1), (max_rows, 2), (max_rows), (max_rows, k + 1)
-	struct loss_storage *storage;  // (max_rows)
+	size_t wide;                   // ids of a position, at most
+	uint32_t *gather, *top_ids;    // (max_rows, wide), (max_rows)
+	double *gathered, *lse, *top_logits;   // (max_rows, wide), (max_rows, OBJECTIVE_MAX_TERMS + 1), (max_rows)
+	double *corrections;           // (max_rows, wide) and, of each row, its softmax terms:
+	float *softmax_temperatures;   // (max_rows, OBJECTIVE_MAX_SOFTMAX)
+	double *softmax_lse, *softmax_scales;
+	struct support support;        // of the row in hand
+	struct pair pair;              // for evaluation
 	struct student_sums *sums;     // of the call in progress
 };
 
-static int arrays_new(struct student *s, struct error *err)
+static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 {
-	size_t n = (size_t)s->options.micro_batch * s->options.sequence_length, wide = s->options.top_k + (size_t)1;
+	size_t n = (size_t)s->options.micro_batch * s->options.sequence_length, wide = objective_width(s->options.objective, vocab_size);
+	uint32_t top_k = objective_top_k(s->options.objective);
+	wide += s->options.top_k > top_k ? s->options.top_k - top_k : 0;       // evaluation may be told of more
+	s->wide = wide = wide < vocab_size ? wide : vocab_size;
 	s->tokens = calloc(n, sizeof *s->tokens);
 	s->places = calloc(n, sizeof *s->places);
 	s->starts = calloc((size_t)s->options.micro_batch + 1, sizeof *s->starts);
@@ -52,15 +63,17 @@ static int arrays_new(struct student *s, struct error *err)
 	s->positions = calloc(n, sizeof *s->positions);
 	s->swept = calloc(n, sizeof *s->swept);
 	s->gather = reallocarray(NULL, n, wide * sizeof *s->gather);
-	s->correction_ids = reallocarray(NULL, n, wide * sizeof *s->correction_ids);
 	s->gathered = reallocarray(NULL, n, wide * sizeof *s->gathered);
 	s->corrections = reallocarray(NULL, n, wide * sizeof *s->corrections);
 	s->top_ids = calloc(n, sizeof *s->top_ids);
 	s->top_logits = calloc(n, sizeof *s->top_logits);
-	s->lse = calloc(n, 2 * sizeof *s->lse);
-	s->storage = calloc(n, sizeof *s->storage);
-	if (!s->tokens || !s->places || !s->starts || !s->rows || !s->positions || !s->swept || !s->gather || !s->correction_ids ||
-	    !s->gathered || !s->corrections || !s->top_ids || !s->top_logits || !s->lse || !s->storage)
+	s->lse = calloc(n, (OBJECTIVE_MAX_TERMS + 1) * sizeof *s->lse);
+	s->softmax_temperatures = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_temperatures);
+	s->softmax_lse = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_lse);
+	s->softmax_scales = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_scales);
+	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->gather && s->gathered && s->corrections &&
+		    s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales;
+	if (!good || support_init(&s->support, vocab_size, (uint32_t)wide) || pair_init(&s->pair, (uint32_t)wide + 1))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a micro-batch of %zu positions", n);
 	return 0;
 }
@@ -105,12 +118,7 @@ int student_open(const struct student_options *options, const struct architectur
 	if (!s)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	s->options = *options;
-	s->temperatures[s->n_temperatures++] = 1;
-	if ((float)options->loss.temperature != 1)
-		s->temperatures[s->n_temperatures++] = (float)options->loss.temperature;
-	s->options.loss.temperature = (double)(float)options->loss.temperature;
-	s->options.loss.vocab_size = a->vocab_size;
-	int r = arrays_new(s, err);
+	int r = arrays_new(s, a->vocab_size, err);
 	r = r ? r : device_open(s, a, source, err);
 	if (r) {
 		student_close(s);
@@ -131,8 +139,10 @@ struct student *student_close(struct student *s)
 	weights_free(s->weights);
 	backend_close(s->backend);
 	free(s->tokens), free(s->places), free(s->starts), free(s->rows), free(s->positions), free(s->swept);
-	free(s->gather), free(s->correction_ids), free(s->gathered), free(s->corrections);
-	free(s->top_ids), free(s->top_logits), free(s->lse), free(s->storage);
+	free(s->gather), free(s->gathered), free(s->corrections), free(s->top_ids), free(s->top_logits), free(s->lse);
+	free(s->softmax_temperatures), free(s->softmax_lse), free(s->softmax_scales);
+	support_done(&s->support);
+	pair_done(&s->pair);
 	free(s);
 	return NULL;
 }
@@ -147,69 +157,100 @@ const char *student_device(const struct student *s)
 	return s->device;
 }
 
+static bool has_temperature(const struct record_rows *t, float temperature)
+{
+	for (uint32_t i = 0; i < t->query.n_temperatures; i++)
+		if (t->query.temperatures[i] == temperature)
+			return true;
+	return false;
+}
+
 static int teacher_check(const struct student *s, const struct record_rows *t, struct error *err)
 {
-	if (t->sequence.n_tokens > s->options.sequence_length || t->query.top_k > s->options.top_k)
+	if (t->sequence.n_tokens > s->options.sequence_length)
 		return error_set(err, ERROR_INTERNAL, NULL, "the teacher's answer is larger than the question");
-	if (t->vocab_size != s->options.loss.vocab_size)
+	if (t->vocab_size != s->support.vocab_size)
 		return error_set(err, ERROR_CONFLICT, "student", "the teacher has %u tokens in its vocabulary, the student %u", t->vocab_size,
-				 s->options.loss.vocab_size);
+				 s->support.vocab_size);
+	for (uint32_t i = 0; i < s->n_temperatures; i++)
+		if (!has_temperature(t, s->temperatures[i]))
+			return error_set(err, ERROR_INTERNAL, NULL, "the teacher was not asked at temperature %g", (double)s->temperatures[i]);
 	return 0;
 }
 
-// What to read from one row of the student's logits: lse at each temperature, the logits at the teacher's ids and at the label.
-static void row_ask(struct student *s, uint32_t i, const struct position *p, bool best)
+// What to read from one row of the student's logits: lse at each temperature, the logits at the ids that matter.
+static int row_ask(struct student *s, uint32_t i, const struct position *p, bool best, struct error *err)
 {
-	size_t wide = s->options.top_k + (size_t)1;
-	uint32_t k = p->teacher->query.top_k, *gather = s->gather + i * wide;
-	for (uint32_t j = 0; j < k; j++)
-		gather[j] = p->teacher->ids[(size_t)p->row * k + j];
-	gather[k] = p->label;
-	s->swept[i] = (struct sweep_row){.top_k = best, .n_temperatures = s->n_temperatures, .temperatures = s->temperatures, .n_gather = k + 1,
-					 .gather = gather, .lse = s->lse + 2 * (size_t)i, .ids = s->top_ids + i, .logits = s->top_logits + i,
-					 .gathered = s->gathered + i * wide};
-	s->storage[i] = (struct loss_storage){.ids = s->correction_ids + i * wide, .corrections = s->corrections + i * wide};
+	uint32_t *gather = s->gather + i * s->wide;
+	int r = support_make(&s->support, p->teacher, p->row, p->label, err);
+	if (r)
+		return r;
+	memcpy(gather, s->support.ids, s->support.n * sizeof *gather);
+	s->swept[i] = (struct sweep_row){.top_k = best, .n_temperatures = s->n_temperatures, .temperatures = s->temperatures,
+					 .n_gather = s->support.n, .gather = gather, .want_mean = objective_wants_mean(s->options.objective),
+					 .lse = s->lse + i * (size_t)(OBJECTIVE_MAX_TERMS + 1), .ids = s->top_ids + i,
+					 .logits = s->top_logits + i, .gathered = s->gathered + i * s->wide};
+	return 0;
 }
 
 // Lists the positions of one sequence that can be learned from: answered, and with a token that follows.
-static uint32_t sequence_list(struct student *s, const struct record_rows *t, uint32_t start, bool best)
+static int sequence_list(struct student *s, const struct record_rows *t, uint32_t start, bool best, uint64_t *n_masked, struct error *err)
 {
-	uint32_t n_masked = 0;
 	for (uint32_t row = 0; row < t->n_rows; row++) {
 		uint32_t at = (uint32_t)t->query.first + row;
 		if (at + 1 >= t->sequence.n_tokens)
 			break;
 		if (t->status[row] != ROW_OK) {
-			n_masked++;
+			++*n_masked;
 			continue;
 		}
 		struct position p = {t, row, t->sequence.tokens[at + 1]};
 		s->rows[s->n_rows] = start + at;
 		s->positions[s->n_rows] = p;
-		row_ask(s, s->n_rows++, &p, best);
+		int r = row_ask(s, s->n_rows++, &p, best, err);
+		if (r)
+			return r;
 	}
-	return n_masked;
+	return 0;
 }
 
-static int batch_pack(struct student *s, const struct record_rows *const *sequences, uint32_t n, bool best, uint64_t *n_masked,
+// In training at the objective's temperatures, in evaluation at 1 alone.
+static void temperatures_set(struct student *s, bool evaluation)
+{
+	s->temperatures[0] = 1;
+	s->n_temperatures = 1 + (evaluation ? 0 : objective_temperatures(s->options.objective, s->temperatures + 1));
+}
+
+static void tokens_pack(struct student *s, const uint32_t *tokens, uint32_t n, uint32_t *T)
+{
+	for (uint32_t k = 0; k < n; k++, ++*T) {
+		s->tokens[*T] = tokens[k];
+		s->places[*T] = k;
+	}
+}
+
+static void layout_make(struct student *s, uint32_t n, uint32_t T)
+{
+	s->starts[n] = T;
+	s->layout = (struct layout){.n_positions = T, .n_sequences = n, .tokens = s->tokens, .positions = s->places, .starts = s->starts};
+}
+
+static int batch_pack(struct student *s, const struct record_rows *const *sequences, uint32_t n, bool evaluation, uint64_t *n_masked,
 		      struct error *err)
 {
 	uint32_t T = 0;
 	s->n_rows = 0;
+	temperatures_set(s, evaluation);
 	for (uint32_t i = 0; i < n; i++) {
 		const struct record_rows *t = sequences[i];
 		int r = teacher_check(s, t, err);
+		s->starts[i] = T;
+		r = r ? r : sequence_list(s, t, T, evaluation, n_masked, err);
 		if (r)
 			return r;
-		s->starts[i] = T;
-		*n_masked += sequence_list(s, t, T, best);
-		for (uint32_t k = 0; k < t->sequence.n_tokens; k++, T++) {
-			s->tokens[T] = t->sequence.tokens[k];
-			s->places[T] = k;
-		}
+		tokens_pack(s, t->sequence.tokens, t->sequence.n_tokens, &T);
 	}
-	s->starts[n] = T;
-	s->layout = (struct layout){.n_positions = T, .n_sequences = n, .tokens = s->tokens, .positions = s->places, .starts = s->starts};
+	layout_make(s, n, T);
 	return 0;
 }
 
@@ -218,20 +259,33 @@ static double lse_of(const struct record_rows *t, uint32_t row, float temperatur
 	for (uint32_t i = 0; i < t->query.n_temperatures; i++)
 		if (t->query.temperatures[i] == temperature)
 			return (double)t->lse[(size_t)row * t->query.n_temperatures + i];
-	return NAN;                    // was not asked for: the loss is then not finite, and that is refused
+	return NAN;                    // teacher_check has seen to it
 }
 
-static void row_sides(const struct student *s, uint32_t i, const struct sweep_row *swept, float temperature,
-		      struct loss_teacher *ret_teacher, struct loss_student *ret_student)
+// What is known of a position; the temperatures' lists must outlive it.
+struct position_lists { double temperatures[OBJECTIVE_MAX_TERMS + 1], teacher_lse[OBJECTIVE_MAX_TERMS + 1]; };
+
+// first: the first of the student's temperatures that the position is seen at.
+static int position_make(struct student *s, uint32_t i, const struct sweep_row *swept, uint32_t first, struct position_lists *lists,
+			 struct loss_position *ret, struct error *err)
 {
 	const struct position *p = &s->positions[i];
-	uint32_t k = p->teacher->query.top_k;
-	*ret_teacher = (struct loss_teacher){.k = k, .ids = k ? p->teacher->ids + (size_t)p->row * k : NULL,
-					     .logits = k ? p->teacher->logits + (size_t)p->row * k : NULL,
-					     .lse = lse_of(p->teacher, p->row, temperature)};
-	bool other = temperature != 1;
-	*ret_student = (struct loss_student){.logits = swept->gathered, .lse_kd = swept->lse[other], .lse = swept->lse[0],
-					     .label_logit = swept->gathered[k]};
+	int r = support_make(&s->support, p->teacher, p->row, p->label, err);
+	if (r)
+		return r;
+	support_position(&s->support, p->teacher, p->row, ret);
+	ret->n_temperatures = s->n_temperatures - first;
+	for (uint32_t k = 0; k < ret->n_temperatures; k++) {
+		lists->temperatures[k] = (double)s->temperatures[first + k];
+		lists->teacher_lse[k] = lse_of(p->teacher, p->row, s->temperatures[first + k]);
+	}
+	ret->temperatures = lists->temperatures;
+	ret->teacher_lse = lists->teacher_lse;
+	ret->student = swept->gathered;
+	ret->student_lse = swept->lse + first;
+	ret->student_lse_1 = swept->lse[0];
+	ret->student_mean = swept->want_mean ? swept->mean : NAN;
+	return 0;
 }
 
 static int row_not_finite(struct error *err)
@@ -239,23 +293,30 @@ static int row_not_finite(struct error *err)
 	return error_set(err, ERROR_NOT_FINITE, NULL, "the student's logits are not finite: training has diverged (try a lower learning-rate)");
 }
 
+static struct gradient gradient_of(struct student *s, uint32_t i, uint32_t n)
+{
+	size_t at = (size_t)i * OBJECTIVE_MAX_SOFTMAX;
+	struct gradient g = {0, s->softmax_temperatures + at, s->softmax_lse + at, s->softmax_scales + at, s->corrections + i * s->wide};
+	memset(g.corrections, 0, n * sizeof *g.corrections);
+	return g;
+}
+
 static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
 		     struct error *err)
 {
 	struct student *s = arg;
-	const struct loss_options *o = &s->options.loss;
 	for (uint32_t i = 0; i < n; i++) {
-		struct loss_teacher teacher;
-		struct loss_student student;
-		if (swept[i].not_finite)
+		struct loss_position x;
+		struct position_lists lists;
+		int r = swept[i].not_finite ? row_not_finite(err) : position_make(s, first + i, &swept[i], 1, &lists, &x, err);
+		if (r)
+			return r;
+		struct gradient g = gradient_of(s, first + i, x.n);
+		objective_position(s->options.objective, &x, &s->sums->objective, &g);
+		if (!isfinite(s->sums->objective.total))
 			return row_not_finite(err);
-		row_sides(s, first + i, &swept[i], (float)o->temperature, &teacher, &student);
-		struct loss_value v = loss_position(o, &teacher, &student, s->positions[first + i].label, &s->storage[first + i], &ret_grad[i]);
-		if (!isfinite(v.total))
-			return row_not_finite(err);
-		s->sums->kd += v.kd;
-		s->sums->ce += v.ce;
-		s->sums->total += v.total;
+		x.ids = s->gather + (first + i) * s->wide;     // the support's own are those of the row in hand
+		gradient_finish(&g, &x, &ret_grad[i]);
 	}
 	return 0;
 }
@@ -275,20 +336,55 @@ int student_train(struct student *s, const struct record_rows *const *sequences,
 	return backend_sync(s->backend, err);
 }
 
-static int row_evaluate(const struct student *s, uint32_t i, struct student_evaluation *sums, struct error *err)
+int student_likeliest(struct student *s, const uint32_t *const *sequences, uint32_t n, uint32_t length, uint32_t k, uint32_t *ret_ids,
+		      struct error *err)
+{
+	static const float one = 1;
+	uint32_t T = 0;
+	double *logits = reallocarray(NULL, (size_t)n * length, k * sizeof *logits);
+	if (!logits)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the student's likeliest ids");
+	s->n_rows = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		s->starts[i] = T;
+		for (uint32_t at = 0; at + 1 < length; at++) {
+			size_t row = s->n_rows;
+			s->rows[row] = T + at;
+			s->swept[row] = (struct sweep_row){.top_k = k, .n_temperatures = 1, .temperatures = &one, .lse = s->lse + row,
+							   .ids = ret_ids + row * k, .logits = logits + row * k};
+			s->n_rows++;
+		}
+		tokens_pack(s, sequences[i], length, &T);
+	}
+	layout_make(s, n, T);
+	head_score(s->head, forward(s->weights, s->activations, &s->layout), s->rows, s->n_rows, s->swept);
+	int r = backend_sync(s->backend, err);
+	for (uint32_t i = 0; r == 0 && i < s->n_rows; i++)
+		r = s->swept[i].not_finite ? row_not_finite(err) : 0;
+	free(logits);
+	return r;
+}
+
+static const struct pair_view bucket_view = {LOSS_SUPPORT_TEACHER, LOSS_FORM_GHOST, UINT32_MAX, 0, false, 0};
+
+static int row_evaluate(struct student *s, uint32_t i, struct student_evaluation *sums, struct error *err)
 {
 	const struct position *p = &s->positions[i];
 	const struct record_rows *t = p->teacher;
 	const struct sweep_row *swept = &s->swept[i];
-	struct loss_teacher teacher;
-	struct loss_student student;
-	if (swept->not_finite)
-		return row_not_finite(err);
-	row_sides(s, i, swept, 1, &teacher, &student);
-	sums->kl += loss_bucket_kl(&teacher, student.logits, student.lse, 1, s->options.loss.vocab_size);
-	sums->ce += student.lse - student.label_logit;
-	sums->agreement += teacher.k > 0 && teacher.ids[0] == swept->ids[0];
-	sums->teacher_ce += t->own_logit ? teacher.lse - (double)t->own_logit[p->row] : NAN;
+	struct loss_position x;
+	struct position_lists lists;
+	struct divergence d = {.slope = s->corrections};
+	int r = swept->not_finite ? row_not_finite(err) : position_make(s, i, swept, 0, &lists, &x, err);
+	if (r)
+		return r;
+	pair_make(&s->pair, &x, &bucket_view);
+	if (s->pair.n)
+		divergence_forward_kl(&s->pair, NULL, &d);
+	sums->kl += d.value;
+	sums->ce += x.student_lse_1 - x.student[x.label];
+	sums->agreement += x.n_top > 0 && x.ids[0] == swept->ids[0];
+	sums->teacher_ce += t->own_logit ? x.teacher_lse[0] - (double)t->own_logit[p->row] : NAN;
 	sums->n_positions++;
 	return isfinite(sums->kl) && isfinite(sums->ce) ? 0 : row_not_finite(err);
 }

@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "daemon/worker/loss.h"
+#include "daemon/loss/objective.h"
 
 struct architecture;
 struct error;
@@ -20,9 +20,9 @@ struct student_options {
 	uint32_t n_threads;
 	uint32_t sequence_length;      // L
 	uint32_t micro_batch;          // most sequences of one call
-	uint32_t top_k;                // of the teacher's rows
+	uint32_t top_k;                // most ids of the teacher's in a row
 	uint64_t seed;                 // of a random start
-	struct loss_options loss;      // its temperature is used as a float, as the teacher's query has it
+	struct objective *objective;   // begun; the caller's, which sets its step
 };
 
 // With source NULL the start is random, else filled from it. Owns the backend and the weights.
@@ -34,7 +34,7 @@ const char *student_device(const struct student *s);   // for people: "cpu, 2 th
 
 // Sums over positions; zero it before the first micro-batch of a step.
 struct student_sums {
-	double kd, ce, total;
+	struct objective_sums objective;
 	uint64_t n_positions;
 	uint64_t n_masked;             // rows the teacher could not answer for
 };
@@ -42,6 +42,11 @@ struct student_sums {
 // Sequences of one micro-batch with what the teacher said of them (rows first..last of each; a row's label is the token after it).
 // Adds to the gradients and to *sums. ERROR_NOT_FINITE when the student itself has left the numbers.
 int student_train(struct student *s, const struct record_rows *const *sequences, uint32_t n, struct student_sums *sums, struct error *err);
+
+// The k likeliest ids of the student itself after each token but the last of n sequences (at most micro_batch) of `length` tokens: ret_ids
+// (n, length - 1, k), descending. No gradients. ERROR_NOT_FINITE as above.
+int student_likeliest(struct student *s, const uint32_t *const *sequences, uint32_t n, uint32_t length, uint32_t k, uint32_t *ret_ids,
+		      struct error *err);
 
 // Means over positions, at temperature 1 whatever the training temperature is.
 struct student_evaluation {

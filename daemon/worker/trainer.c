@@ -87,6 +87,7 @@ struct trainer *trainer_close(struct trainer *t)
 	free(t->held_out);
 	free(t->rows);
 	student_close(t->student);
+	objective_free(t->objective);
 	dataset_free(t->dataset);
 	tokenizer_close(t->tokenizer);
 	progress_close(t->progress);
@@ -110,7 +111,9 @@ static int ask_ahead(struct trainer *t, uint32_t ahead, struct error *err)
 	while (r == 0 && t->n_outstanding < ahead && t->asked < t->steps * t->state.batch) {
 		for (uint32_t i = 0; i < n; i++)
 			sequences[i] = dataset_train_at(t->dataset, t->asked + i);
-		r = answers_submit(t->answers, &t->query, sequences, n, err);
+		struct query query;
+		trainer_query(t, t->asked / t->state.batch, &query);
+		r = answers_submit(t->answers, &query, sequences, n, err);
 		if (r == 0) {
 			t->asked += n;
 			t->n_outstanding++;
@@ -125,7 +128,8 @@ static int ask_ahead(struct trainer *t, uint32_t ahead, struct error *err)
 static void ahead_adapt(struct trainer *t, double waited, double seconds)
 {
 	const struct run_settings *s = t->settings;
-	uint64_t numbers = (uint64_t)(s->micro_batch * s->sequence_length * (s->top_k + 2)) * t->ahead;
+	uint64_t width = objective_width(t->objective, t->vocab_size) + (uint64_t)1;
+	uint64_t numbers = (uint64_t)(s->micro_batch * s->sequence_length) * width * t->ahead;
 	if (settings_shards(s) && waited > TRAINER_WAIT_SHARE * seconds && t->ahead < TRAINER_AHEAD_MAX && numbers < TRAINER_AHEAD_NUMBERS)
 		t->ahead *= 2;
 }
@@ -161,9 +165,11 @@ static void step_account(struct trainer *t, const struct student_sums *sums, dou
 	t->state.seconds += seconds;
 	t->trained += seconds;
 	t->step_seconds = t->step_seconds > 0 ? 0.9 * t->step_seconds + 0.1 * seconds : seconds;
-	t->report.loss = sums->total / n;
-	t->report.kd = sums->kd / n;
-	t->report.ce = sums->ce / n;
+	t->report.loss = sums->objective.total / n;
+	for (uint32_t i = 0; i < OBJECTIVE_MAX_TERMS; i++) {
+		t->report.values[i] = sums->objective.values[i] / n;
+		t->report.divergences[i] = (sums->objective.values[i] - sums->objective.entropies[i]) / n;
+	}
 	t->report.learning_rate = optimizer_rate(&t->optimizer, t->state.step);
 	t->report.gradient_norm = norm;
 	double rate = (double)t->n_tokens / seconds, before = t->report.tokens_per_second;
@@ -176,6 +182,7 @@ static int step(struct trainer *t, struct error *err)
 	struct student_sums sums = {0};
 	double begin = clock_seconds(), norm = 0;
 	t->n_tokens = 0;
+	objective_step(t->objective, t->state.step);
 	for (int64_t i = 0; i < t->settings->accumulate; i++) {
 		int r = trainer_stopping(t) ? -ECANCELED : micro_batch_train(t, &sums, err);
 		if (r)
@@ -186,9 +193,11 @@ static int step(struct trainer *t, struct error *err)
 		return error_set(err, ERROR_NOT_FINITE, "teacher", "there is no usable answer for any position of step %llu",
 				 (unsigned long long)t->state.step + 1);
 	int r = t->n_empty ? 0 : optimizer_step(&t->optimizer, student_weights(t->student), t->state.step + 1, sums.n_positions, &norm, err);
-	if (r == 0)
-		step_account(t, &sums, norm, clock_seconds() - begin);
-	return r;
+	if (r)
+		return r;
+	objective_end_step(t->objective, &sums.objective, sums.n_positions);
+	step_account(t, &sums, norm, clock_seconds() - begin);
+	return 0;
 }
 
 // The teacher's answers for the held-out sequences: asked once, in micro-batches, before training asks for anything.
@@ -236,6 +245,8 @@ static int evaluate(struct trainer *t, struct error *err)
 
 static int checkpoint(struct trainer *t, struct error *err)
 {
+	t->state.n_adaptive = objective_n_state(t->objective);
+	objective_state(t->objective, t->state.adaptive);
 	return snapshot_save(t->checkpoints, student_weights(t->student), &t->state, (uint32_t)t->settings->keep, err);
 }
 

@@ -34,12 +34,14 @@ struct trainer {
 	struct answers *answers;
 	struct tokenizer *tokenizer;
 	struct dataset *dataset;
+	struct objective *objective;
 	struct student *student;
 	struct optimizer_options optimizer;
-	struct query query, held_out_query;
+	struct query query, held_out_query;    // query: of the first step, whose kind all are
 	struct record_rows **held_out;         // (n_held_out) the teacher's answers, asked once
 	uint32_t n_held_out;
 	struct snapshot_state state;
+	uint32_t vocab_size;                   // of the teacher
 	uint64_t steps;                        // of the whole run
 	uint64_t asked;                        // position of the next sequence to ask for
 	uint32_t n_outstanding;                // micro-batches asked for and not yet taken
@@ -65,5 +67,7 @@ int trainer_run(struct trainer *t, enum trainer_end *ret_end, struct error *err)
 struct trainer *trainer_close(struct trainer *t);      // returns NULL; NULL is fine
 
 int trainer_prepare(struct trainer *t, struct error *err);     // prepare.c, for trainer_open
+// What is asked about the sequences of a step; query_done it.
+void trainer_query(const struct trainer *t, uint64_t step, struct query *ret);
 bool trainer_stopping(const struct trainer *t);
 void trainer_say(struct trainer *t, const char *state);        // a progress report

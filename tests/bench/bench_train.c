@@ -2,6 +2,7 @@
 // Training speed of the worker's student without a server: answers are made up, since speed does not depend on values here. Prints one
 // CSV row: bench_train [DEVICE [THREADS [STEPS]]]. The student: 8 layers, width 384, feed-forward 1024, 49152 tokens, tied head
 // (33.0 million parameters); 4 sequences of 512 tokens, top-k 64.
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -85,10 +86,14 @@ int main(int argc, char **argv)
 	struct error err = {0};
 	struct record_rows *answers[BATCH] = {NULL};
 	struct student *s = NULL;
+	struct objective *objective = NULL;
+	int r = objective_new(&objective) ? -ENOMEM : 0;
+	r = r ? r : objective_add(objective, "forward-kl", "bench", &err);
+	r = r ? r : objective_add(objective, "cross-entropy weight=0.1", "bench", &err);
+	r = r ? r : objective_begin(objective, 1, VOCABULARY);
 	struct student_options o = {.device = argc > 1 ? argv[1] : "cpu", .n_threads = argc > 2 ? (uint32_t)atoi(argv[2]) : 0,
 				    .sequence_length = LENGTH, .micro_batch = BATCH, .top_k = TOP_K, .seed = 1,
-				    .loss = {.kd_weight = 1, .ce_weight = .1, .temperature = 1, .t2_scale = true}};
-	int r = 0;
+				    .objective = objective};
 	for (uint32_t i = 0; r == 0 && i < BATCH; i++)
 		r = answer_make(i, &answers[i], &err);
 	r = r ? r : student_open(&o, &architecture, NULL, &s, &err);
@@ -96,6 +101,7 @@ int main(int argc, char **argv)
 	if (r)
 		fprintf(stderr, "bench_train: %s\n", err.message);
 	student_close(s);
+	objective_free(objective);
 	for (int i = 0; i < BATCH; i++)
 		record_rows_free(answers[i]);
 	return r ? EXIT_FAILURE : EXIT_SUCCESS;

@@ -11,16 +11,16 @@ import unittest
 
 import kdserved
 import tiny_model
-from test_training import FILES, WORKER, corpus, metrics, read
+from test_training import FILES, LOSSES, WORKER, conf, corpus, metrics, read
 
 SHAPE = {"sequence-length": 48, "micro-batch": 4, "accumulate": 2, "warmup": 3, "learning-rate": 0.01, "student-width": 32,
-         "student-layers": 2, "student-heads": 4, "student-kv-heads": 2, "student-ffn-width": 64, "student-context": 64, "top-k": 16,
-         "ce-weight": 0.1, "temperature": 2, "evaluate-every": 8, "checkpoint-every": 6, "held-out-max": 8, "threads": 1}
+         "student-layers": 2, "student-heads": 4, "student-kv-heads": 2, "student-ffn-width": 64, "student-context": 64,
+         "loss": LOSSES, "evaluate-every": 8, "checkpoint-every": 6, "held-out-max": 8, "threads": 1}
 
 
 def text_of(**keys):
     keys = {**SHAPE, **{k.replace("_", "-"): v for k, v in keys.items()}}
-    return "".join("%s = %s\n" % pair for pair in keys.items() if pair[1] is not None)
+    return conf(keys)
 
 
 def last_report(output):
@@ -128,7 +128,7 @@ class Offline(unittest.TestCase):
     def test_without_a_corpus_it_trains_on_what_is_there(self):
         for order in ("shuffled", "sequential"):
             output = self.output + order
-            err = self.run_well(output, self.offline(order=order, top_k=8, temperature=1, epochs=2))
+            err = self.run_well(output, self.offline(order=order, loss=["forward-kl top-k=8", LOSSES[1]], epochs=2))
             self.assertIn("shards: ", err)
             said = last_report(output)
             self.assertEqual(said["masked"], 0)
@@ -240,8 +240,8 @@ class Offline(unittest.TestCase):
         self.refused(["store"], status=78, store=self.own)
         self.refused(["names no directory"], status=78, teacher="shards:")
         self.refused(["/nowhere"], teacher="shards:/nowhere")
-        self.refused(["do not hold 32 ids", "16 ids"], top_k=32)
-        self.refused(["do not hold 16 ids", "temperature 1, 3"], temperature=3)
+        self.refused(["do not hold 32 ids", "16 ids"], loss="forward-kl temperature=2 top-k=32")
+        self.refused(["do not hold 16 ids", "temperature 1, 3"], loss="forward-kl temperature=3 top-k=16")
         self.refused(["longer than sequence-length"], sequence_length=20)
 
     # ---- several teachers

@@ -12,6 +12,7 @@ import tiny_model
 
 WORKER = os.path.join(kdserved.BUILD, "kdserved-worker")
 WORDS = "the tin hen and then an onion in the inn near them on the thin path another hand than the winter there over".split()
+LOSSES = ["forward-kl temperature=2 top-k=16", "cross-entropy weight=0.1"]
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -30,10 +31,16 @@ def settings(directory, **more):
         f.write(corpus())
     keys = {"corpus": path, "sequence-length": 48, "micro-batch": 4, "accumulate": 2, "steps": 24, "warmup": 3, "learning-rate": 0.01,
             "student-width": 32, "student-layers": 2, "student-heads": 4, "student-kv-heads": 2, "student-ffn-width": 64,
-            "student-context": 64, "top-k": 16, "ce-weight": 0.1, "temperature": 2, "evaluate-every": 8, "checkpoint-every": 6,
+            "student-context": 64, "loss": LOSSES, "evaluate-every": 8, "checkpoint-every": 6,
             "held-out-max": 8, "threads": 1}
     keys.update({k.replace("_", "-"): v for k, v in more.items()})
-    return "".join("%s = %s\n" % (k, v) for k, v in keys.items())
+    return conf(keys)
+
+
+def conf(keys):
+    """Lines of a run's configuration; a list is a key that is repeated, None is one that is left out."""
+    lists = {k: v if isinstance(v, list) else [v] for k, v in keys.items() if v is not None}
+    return "".join("%s = %s\n" % (k, one) for k, v in lists.items() for one in v)
 
 
 def metrics(directory):
@@ -43,7 +50,7 @@ def metrics(directory):
         for line in f:
             report = json.loads(line)
             if "loss" in report:
-                steps[report["step"]] = {k: report[k] for k in ("loss", "kd", "ce", "gradient_norm", "learning_rate", "held_out_kl")}
+                steps[report["step"]] = {k: report[k] for k in ("loss", "loss_forward_kl", "gradient_norm", "learning_rate", "held_out_kl")}
     return steps
 
 
@@ -77,6 +84,10 @@ class Training(unittest.TestCase):
                 self.assertEqual(run["state"], "succeeded", run)
                 said = run["progress"]
                 self.assertEqual((said["step"], said["steps"], said["masked"]), (24, 24, 0))
+                self.assertEqual(said["objective_forward_kl"],
+                                 "forward-kl: weight 1, temperature 2 (times T^2), the teacher's 16 likeliest ids, form ghost")
+                self.assertEqual(said["objective_cross_entropy"], "cross-entropy: weight 0.1")
+                self.assertAlmostEqual(said["loss"], said["loss_forward_kl"] + 0.1 * said["loss_cross_entropy"])
                 self.assertLess(said["held_out_kl"], 0.9 * said["held_out_kl_before"])
                 self.assertEqual(daemon.get("/v1/runs")[1]["runs"][0]["id"], "learn")
                 self.assertEqual(set(os.listdir(os.path.join(directory, "learn", "student"))), FILES)
@@ -88,6 +99,15 @@ class Training(unittest.TestCase):
         status, run = daemon.get("/v1/runs/" + name)
         self.assertEqual(status, 200)
         return run if run["state"] in ("succeeded", "failed", "stopped") else None
+
+    def test_a_bad_loss_is_refused_before_anything_starts(self):
+        with kdserved.Daemon() as daemon:
+            output = os.path.join(daemon.directory, "out")
+            said = self.finish(self.worker(daemon, output, settings(daemon.directory, loss=["forward-kl", "jsd beta=2"])), expect=78)
+            self.assertRegex(said, r"out\.conf:\d+: loss jsd: beta=2: from 0 to 1 is expected")
+            self.assertFalse(os.path.exists(output))
+            text = settings(daemon.directory, loss="forward-kl teacher=other")
+            self.assertIn("teacher=other", self.finish(self.worker(daemon, output, text), expect=1))
 
     def test_killed_and_resumed_is_the_same_as_never_stopped(self):
         with kdserved.Daemon() as daemon:
@@ -171,10 +191,10 @@ class Training(unittest.TestCase):
     def test_a_teacher_as_student_has_no_distance(self):
         with kdserved.Daemon() as daemon:
             output = os.path.join(daemon.directory, "out")
-            text = settings(daemon.directory, steps=1, student=daemon.model, learning_rate=0, ce_weight=0, values="f32")
+            text = settings(daemon.directory, steps=1, student=daemon.model, learning_rate=0, loss=LOSSES[0], values="f32")
             self.finish(self.worker(daemon, output, text))
             step = metrics(output)[1]
-            self.assertLess(abs(step["kd"]), 1e-5)
+            self.assertLess(abs(step["loss_forward_kl"]), 1e-5)
             self.assertLess(abs(step["held_out_kl"]), 1e-5)
             # The tokenizer that was exported means the same, and so do the weights.
             self.assertEqual(json.loads(read(output, "student", "config.json"))["hidden_size"], tiny_model.WIDTH)

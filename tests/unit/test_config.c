@@ -116,6 +116,7 @@ static void lists_add_up_and_command_lines_replace_files(void **state)
 	assert_int_equal(read_text(s, "socket = one\nsocket = two\n", NULL), 0);
 	assert_int_equal(s->list.n, 2);
 	assert_string_equal(s->list.items[0], "one");
+	assert_string_equal(s->list.where[1], "test.conf:2");
 	assert_int_equal(config_set(table, N_TABLE, s, "socket", "three", "--socket", NULL), 0);
 	assert_int_equal(config_set(table, N_TABLE, s, "socket", "four", "--socket", NULL), 0);
 	assert_int_equal(s->list.n, 2);

@@ -273,7 +273,7 @@ static void every_fault_is_named_with_line_loss_and_key(void **state)
 		{"forward-kl support=student", "support=student: teacher, student:K or both:K is expected"},
 		{"forward-kl support=student:0", "support=0: from 1 to 65536 is expected"},
 		{"forward-kl support=student:x", "support=x: a whole number is expected"},
-		{"forward-kl name=a/b", "name=a/b: letters, digits"},
+		{"forward-kl name=a/b", "name=a/b: a-z, 0-9"},
 		{"forward-kl draws=5", "draws: is for form=draws and form=head-draws"},
 		{"forward-kl form=draws temperature=2", "form: draws are at temperature 1"},
 		{"forward-kl form=draws support=both:4", "form: draws come from the teacher"},

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import subprocess
 import sys
 import unittest
 
@@ -26,6 +27,29 @@ class RunDef(unittest.TestCase):
         described = {m[0]: m[1] for m in re.findall(r'^\.BR ([a-z0-9-]+)(?: " = ([^"]*)")?$', section, re.M)}
         self.assertEqual(described, rows())
 
+    def test_manual_has_each_loss_and_its_parameters(self):
+        """The section LOSSES says what --list-losses says."""
+        worker = os.path.join(os.environ.get("top_builddir", "."), "kdserved-worker")
+        said = subprocess.run([worker, "--list-losses"], capture_output=True, text=True, check=True).stdout
+        wanted = []
+        for line in said.splitlines():
+            parameter = re.fullmatch(r"    ([a-z0-9-]+)=(\S*)(?: \((.*)\))?: (.*)", line)
+            if parameter:
+                name, default, values, text = parameter.groups()
+                wanted += [(name, default), text[0].upper() + text[1:] + (" (%s)." % values if values else ".")]
+            else:
+                name, _, text = line.partition(": ")
+                wanted += [name if text else name[0].upper() + name[1:]] + ([text + "."] if text else [])
+        section = read("man/kdserved-worker.8").split(".SH LOSSES")[1].split(".SH ")[0].replace("\\-", "-")
+        section = section[section.index("\n.SS ") + 1:]
+        found = []
+        for line in section.splitlines():
+            parameter = re.fullmatch(r'\.BR ([a-z0-9-]+) "=(.*)"', line)
+            if line != ".TP":
+                found.append(parameter.groups() if parameter else line.removeprefix(".SS "))
+        self.assertGreater(len(wanted), 100)
+        self.assertEqual(found, wanted)
+
     def test_recipes_use_known_keys(self):
         recipes = glob.glob(os.path.join(TOP, "etc/recipes/*.conf"))
         self.assertTrue(recipes)
@@ -33,6 +57,9 @@ class RunDef(unittest.TestCase):
             for line in read(path).splitlines():
                 if "=" in line and not line.startswith("#"):
                     self.assertIn(line.split("=")[0].strip(), rows(), path)
+            worker = os.path.join(os.environ.get("top_builddir", "."), "kdserved-worker")
+            checked = subprocess.run([worker, "--config", path, "--check-config"], capture_output=True, text=True)
+            self.assertEqual(checked.returncode, 0, checked.stderr)
 
 
 if __name__ == "__main__":

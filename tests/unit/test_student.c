@@ -25,12 +25,27 @@ static const struct architecture architecture = {
 	.context_length = 16, .norm_epsilon = 1e-5f, .rope_theta = 10000, .tied_head = true, .bos_id = -1, .eos_id = -1,
 };
 
-static struct student *student_new(double temperature, double ce_weight)
+static struct objective *objective;
+
+static int objective_done(void **state)
 {
-	struct student_options o = {.device = "ref", .n_threads = 1, .sequence_length = L, .micro_batch = 3, .top_k = K, .seed = 5,
-				    .loss = {.kd_weight = 1, .ce_weight = ce_weight, .temperature = temperature, .t2_scale = true}};
+	(void)state;
+	objective = objective_free(objective);
+	return 0;
+}
+
+static struct student *student_new(const char *first, const char *second)
+{
 	struct student *s = NULL;
 	struct error err = {0};
+	objective_free(objective);
+	assert_int_equal(objective_new(&objective), 0);
+	assert_int_equal(objective_add(objective, first, "test", NULL), 0);
+	if (second)
+		assert_int_equal(objective_add(objective, second, "test", NULL), 0);
+	assert_int_equal(objective_begin(objective, 10, V), 0);
+	struct student_options o = {.device = "ref", .n_threads = 1, .sequence_length = L, .micro_batch = 3, .top_k = K, .seed = 5,
+				    .objective = objective};
 	if (student_open(&o, &architecture, NULL, &s, &err))
 		fail_msg("%s", err.message);
 	return s;
@@ -86,7 +101,7 @@ static double *gradient_take(struct student *s)
 static void sums_and_gradients_do_not_depend_on_the_split(void **state)
 {
 	(void)state;
-	struct student *s = student_new(2, .5);
+	struct student *s = student_new("forward-kl temperature=2 top-k=3", "cross-entropy weight=0.5");
 	size_t n_values = student_weights(s)->parameters->n_values;
 	struct record_rows *r[3] = {rows_new(1, V), rows_new(2, V), rows_new(3, V)};
 	const struct record_rows *const *view = (const struct record_rows *const *)r;
@@ -98,7 +113,9 @@ static void sums_and_gradients_do_not_depend_on_the_split(void **state)
 	double *b = gradient_take(s);
 	assert_int_equal(whole.n_positions, 3 * (L - 1));
 	assert_int_equal(parts.n_positions, whole.n_positions);
-	assert_true(fabs(whole.total - parts.total) < 1e-10 && fabs(whole.total - (whole.kd + .5 * whole.ce)) < 1e-10);
+	const double *values = whole.objective.values;
+	assert_true(fabs(whole.objective.total - parts.objective.total) < 1e-10);
+	assert_true(fabs(whole.objective.total - (values[0] + .5 * values[1])) < 1e-10);
 	for (size_t i = 0; i < n_values; i++) {
 		largest = fmax(largest, fabs(a[i]));
 		assert_true(fabs(a[i] - b[i]) < 1e-10);
@@ -113,7 +130,7 @@ static void sums_and_gradients_do_not_depend_on_the_split(void **state)
 static void gradient_is_the_change_of_the_total(void **state)
 {
 	(void)state;
-	struct student *s = student_new(2, .5);
+	struct student *s = student_new("forward-kl temperature=2 top-k=3", "cross-entropy weight=0.5");
 	struct weights *w = student_weights(s);
 	struct record_rows *r = rows_new(9, V);
 	const struct record_rows *const view[1] = {r};
@@ -130,7 +147,7 @@ static void gradient_is_the_change_of_the_total(void **state)
 			w->backend->ops->real_write(w->backend, at, &moved, 1);
 			weights_refresh(w);
 			assert_int_equal(student_train(s, view, 1, &moved_sums, NULL), 0);
-			total[k] = moved_sums.total;
+			total[k] = moved_sums.objective.total;
 		}
 		w->backend->ops->real_write(w->backend, at, &(float){(float)value}, 1);
 		double step = (double)((float)value + 1e-3f) - (double)((float)value - 1e-3f);
@@ -144,7 +161,7 @@ static void gradient_is_the_change_of_the_total(void **state)
 static void masked_rows_are_counted_and_teach_nothing(void **state)
 {
 	(void)state;
-	struct student *s = student_new(1, 0);
+	struct student *s = student_new("forward-kl top-k=3", NULL);
 	struct record_rows *r = rows_new(4, V);
 	const struct record_rows *const view[1] = {r};
 	struct student_sums clean = {0}, masked = {0}, none = {0};
@@ -155,7 +172,7 @@ static void masked_rows_are_counted_and_teach_nothing(void **state)
 	assert_int_equal(student_train(s, view, 1, &masked, NULL), 0);
 	assert_int_equal(masked.n_masked, 1);
 	assert_int_equal(masked.n_positions, L - 2);
-	assert_true(isfinite(masked.total) && masked.total < clean.total);
+	assert_true(isfinite(masked.objective.total) && masked.objective.total < clean.objective.total);
 	free(gradient_take(s));
 	memset(r->status, ROW_NOT_FINITE, r->n_rows);
 	assert_int_equal(student_train(s, view, 1, &none, NULL), 0);
@@ -171,7 +188,7 @@ static void masked_rows_are_counted_and_teach_nothing(void **state)
 static void another_vocabulary_is_refused(void **state)
 {
 	(void)state;
-	struct student *s = student_new(1, 0);
+	struct student *s = student_new("forward-kl top-k=3", NULL);
 	struct record_rows *r = rows_new(4, V + 1);
 	const struct record_rows *const view[1] = {r};
 	struct student_sums sums = {0};
@@ -185,7 +202,7 @@ static void another_vocabulary_is_refused(void **state)
 static void evaluation_is_at_temperature_one_and_moves_nothing(void **state)
 {
 	(void)state;
-	struct student *hot = student_new(2, 0), *plain = student_new(1, 1);
+	struct student *hot = student_new("forward-kl temperature=2 top-k=3", NULL);
 	struct record_rows *r[4] = {rows_new(1, V), rows_new(2, V), rows_new(3, V), rows_new(4, V)};
 	const struct record_rows *const *view = (const struct record_rows *const *)r;
 	struct student_evaluation a, b;
@@ -195,15 +212,17 @@ static void evaluation_is_at_temperature_one_and_moves_nothing(void **state)
 	for (size_t i = 0; i < student_weights(hot)->parameters->n_values; i++)
 		assert_true(g[i] == 0);
 	free(g);
+	student_close(hot);
+	struct student *plain = student_new("forward-kl top-k=3", "cross-entropy");
 	assert_int_equal(student_evaluate(plain, view, 4, &b, NULL), 0);
 	assert_int_equal(a.n_positions, 4 * (L - 1));
 	assert_true(a.kl == b.kl && a.ce == b.ce && a.agreement == b.agreement && isnan(a.teacher_ce));
 	assert_int_equal(student_train(plain, view, 3, &sums, NULL), 0);
 	assert_int_equal(student_train(plain, view + 3, 1, &sums, NULL), 0);
-	assert_true(fabs(sums.kd / (double)sums.n_positions - a.kl) < 1e-12 && fabs(sums.ce / (double)sums.n_positions - a.ce) < 1e-12);
+	double n = (double)sums.n_positions;
+	assert_true(fabs(sums.objective.values[0] / n - a.kl) < 1e-12 && fabs(sums.objective.values[1] / n - a.ce) < 1e-12);
 	for (int i = 0; i < 4; i++)
 		record_rows_free(r[i]);
-	student_close(hot);
 	student_close(plain);
 }
 
@@ -216,5 +235,5 @@ int main(void)
 		cmocka_unit_test(another_vocabulary_is_refused),
 		cmocka_unit_test(evaluation_is_at_temperature_one_and_moves_nothing),
 	};
-	return cmocka_run_group_tests(tests, NULL, NULL);
+	return cmocka_run_group_tests(tests, NULL, objective_done);
 }

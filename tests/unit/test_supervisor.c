@@ -268,7 +268,7 @@ static void bad_questions_are_refused_by_name(void **state)
 	static const struct { const char *name, *config, *field; } cases[] = {
 		{"../up", "corpus = /a\n", "name"}, {"", "corpus = /a\n", "name"}, {"Capital", "corpus = /a\n", "name"},
 		{NULL, "steps = 5\n", "corpus"}, {NULL, "corpus = /a\nsteps = many\n", "steps"}, {NULL, "corpus = relative\n", "corpus"},
-		{NULL, "corpus = /a\nkd-weight = 0\n", "kd-weight"}, {NULL, "corpus = /a\nstudent-width = 100\nstudent-heads = 6\n", "student-width"},
+		{NULL, "corpus = /a\nloss = fkl\n", "loss"}, {NULL, "corpus = /a\nstudent-width = 100\nstudent-heads = 6\n", "student-width"},
 		{NULL, "corpus = /a\nstudent = ../model\n", "student"}, {NULL, "corpus = /a\nunknown-key = 1\n", "unknown-key"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// The ids that matter at one position, each once, with what the teacher said of them: its top-k, the ids asked for (the student's own), the
+// drawn ones, the label. One scratch for any number of positions.
+#pragma once
+
+#include <stdint.h>
+
+#include "daemon/loss/pair.h"
+
+struct error;
+struct record_rows;
+
+struct support {
+	uint32_t vocab_size, room;             // room: most ids of a position
+	uint32_t n, n_top, n_own, n_drawn, label;
+	uint32_t *ids, *own, *drawn;           // (room) own and drawn are slots: places in ids
+	double *teacher, *weights;             // (room) NAN where the teacher was not asked
+	uint32_t *slots, *marks, mark;         // (vocab_size) of an id, where its mark is the present one
+};
+
+int support_init(struct support *s, uint32_t vocab_size, uint32_t room);       // -ENOMEM
+void support_done(struct support *s);                                          // harmless on zeroed memory
+// Of row `row`, whose next token is `label`. ERROR_INTERNAL when there are more ids than room.
+int support_make(struct support *s, const struct record_rows *rows, uint32_t row, uint32_t label, struct error *err);
+// The teacher's side of the position; the student's is the caller's to add.
+void support_position(const struct support *s, const struct record_rows *rows, uint32_t row, struct loss_position *ret);
