@@ -10,6 +10,8 @@
 
 #include "clients/kdclient.h"
 
+struct tokenizer;
+
 struct kdctl {
 	const char *server;              // unix:PATH or tcp:HOST:PORT
 	const char *token_file;          // NULL = none
@@ -18,11 +20,14 @@ struct kdctl {
 	bool json;                       // for machines
 	const char *command;             // for messages: "score"
 	struct kd_client *client;        // NULL until kdctl_connect
+	struct tokenizer *tokenizer;     // NULL: the server tokenizes; else this does (tokenizer.h), which is the command's
+	bool specials;                   // with it: special tokens written in a text become their ids
 };
 
 int command_status(struct kdctl *k, int argc, char **argv);
 int command_model(struct kdctl *k, int argc, char **argv);
 int command_score(struct kdctl *k, int argc, char **argv);
+int command_capture(struct kdctl *k, int argc, char **argv);
 int command_generate(struct kdctl *k, int argc, char **argv);
 int command_select(struct kdctl *k, int argc, char **argv);
 int command_train(struct kdctl *k, int argc, char **argv);

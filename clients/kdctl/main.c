@@ -22,6 +22,7 @@ static const struct {
 	{"status", command_status, "", "is the server well"},
 	{"model", command_model, "", "which teacher it holds"},
 	{"score", command_score, "FILE", "score a text (- = stdin) or JSON lines and sum up"},
+	{"capture", command_capture, "CORPUS... --store DIR", "score a corpus into a directory of records; goes on where it ended"},
 	{"generate", command_generate, "--prompt TEXT", "let the teacher continue a text"},
 	{"select", command_select, "METHOD FILE", "which items of a corpus to learn from (no server needed)"},
 	{"train", command_train, "RUN.conf", "start a training run and follow it"},

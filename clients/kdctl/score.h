@@ -15,10 +15,15 @@
 
 enum source_format { SOURCE_AUTO, SOURCE_TEXT, SOURCE_LINES, SOURCE_U16, SOURCE_U32, SOURCE_NPY };
 
+// What becomes of a document longer than `length`: several sequences, or (kdctl capture) one at most.
+enum too_long { LONG_SPLIT, LONG_REFUSE, LONG_CUT };
+
 struct score_options {
 	const char *path;
 	enum source_format format;
 	uint32_t length;                 // tokens of one sequence
+	enum too_long too_long;          // of lines
+	bool tolerant;                   // a line that cannot be read is an item that is refused
 	uint32_t batch, in_flight;       // sequences of one request, requests under way
 	uint32_t flags, deadline_ms;     // of each request
 	bool sum;                        // a span over each whole sequence
@@ -40,6 +45,7 @@ void score_options_done(struct score_options *o);
 struct item {
 	struct item *next;
 	uint64_t number;                 // from 0
+	uint64_t line;                   // of the input, from 1; 0 = it has none
 	uint64_t end;                    // where the input was after it, in bytes
 	uint32_t *tokens;                // all arrays are owned
 	uint32_t n_tokens, n_spans;
@@ -67,7 +73,10 @@ struct source {
 	FILE *file;
 	uint64_t n_bytes, at;            // of the input (0 = not known), and read so far
 	uint64_t n_items, n_lines, n_empty;
+	uint64_t n_cut, n_cut_tokens;    // documents of which only the beginning was taken, and what of them was not
 	bool ended;                      // nothing more can be read
+	bool quiet;                      // what fails is not said but kept as the fault of the line
+	struct kd_error fault;           // code "" = none
 	struct id_list tokens;            // read, of which `taken` are given out
 	size_t taken;
 	bool complete;                   // they end here: a line's, a row's, the file's
@@ -81,7 +90,7 @@ struct source {
 int source_open(struct kdctl *k, const struct score_options *o, struct source *ret);
 void source_close(struct source *s);
 int source_next(struct source *s, struct item **ret);          // *ret NULL at the end
-int source_fail(const struct source *s, const char *format, ...) __attribute__((format(printf, 2, 3)));        // returns 1
+int source_fail(struct source *s, const char *format, ...) __attribute__((format(printf, 2, 3)));        // returns 1
 
 // source_lines.c and source_tokens.c: more tokens; sets complete or ended.
 int source_fill_line(struct source *s);

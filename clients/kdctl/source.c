@@ -8,14 +8,19 @@
 
 #include "clients/kdctl/score.h"
 
-int source_fail(const struct source *s, const char *format, ...)
+int source_fail(struct source *s, const char *format, ...)
 {
-	char text[400];
+	char text[sizeof s->fault.message];
 	const char *path = strcmp(s->options->path, "-") == 0 ? "standard input" : s->options->path;
 	va_list arguments;
 	va_start(arguments, format);
 	vsnprintf(text, sizeof text, format, arguments);
 	va_end(arguments);
+	if (s->quiet) {
+		s->fault = (struct kd_error){.code = "invalid"};
+		snprintf(s->fault.message, sizeof s->fault.message, "%s", text);
+		return 1;
+	}
 	return s->n_lines ? kdctl_fail(s->k, "%s: line %zu: %s", path, (size_t)s->n_lines, text) : kdctl_fail(s->k, "%s: %s", path, text);
 }
 
@@ -79,6 +84,7 @@ static int take(struct source *s, size_t n, struct item **ret)
 	i->n_tokens = (uint32_t)n;
 	i->number = s->n_items++;
 	i->end = s->at;
+	i->line = s->n_lines;
 	if (s->options->sum && !add_sum(i)) {
 		item_free(i);
 		return kdctl_fail(s->k, "no memory");
@@ -87,11 +93,49 @@ static int take(struct source *s, size_t n, struct item **ret)
 	return 0;
 }
 
+// The line that could not be read, as an item without tokens.
+static int take_fault(struct source *s, struct item **ret)
+{
+	struct item *i = calloc(1, sizeof *i);
+	if (!i)
+		return kdctl_fail(s->k, "no memory");
+	i->number = s->n_items++;
+	i->end = s->at;
+	i->line = s->n_lines;
+	item_refuse(i, &s->fault);
+	s->fault.code[0] = '\0';
+	s->part = item_free(s->part);
+	s->tokens.n = s->taken = 0;
+	*ret = i;
+	return 0;
+}
+
+// A whole document of n tokens that is longer than a sequence may be.
+static int take_long(struct source *s, size_t n, struct item **ret)
+{
+	struct kd_error why = {.code = "too_large"};
+	size_t length = s->options->length;
+	int status = take(s, s->options->too_long == LONG_CUT ? length : n, ret);
+	if (status)
+		return status;
+	if (s->options->too_long == LONG_CUT) {
+		s->taken += n - length;
+		s->n_cut++;
+		s->n_cut_tokens += n - length;
+		return 0;
+	}
+	snprintf(why.message, sizeof why.message, "%zu tokens, at most %zu are allowed", n, length);
+	item_refuse(*ret, &why);
+	return 0;
+}
+
 int source_next(struct source *s, struct item **ret)
 {
 	*ret = NULL;
 	for (;;) {
 		size_t n = s->tokens.n - s->taken, length = s->options->length;
+		if (n > length && s->options->format == SOURCE_LINES && s->options->too_long != LONG_SPLIT)
+			return take_long(s, n, ret);
 		if (s->part && n > length)
 			return source_fail(s, "%zu tokens are more than --length %zu, and what the line asks of its own cannot be cut", n, length);
 		if (n >= length || (n && s->complete))
@@ -100,7 +144,7 @@ int source_next(struct source *s, struct item **ret)
 			return 0;
 		int status = fill(s);
 		if (status)
-			return status;
+			return *s->fault.code ? take_fault(s, ret) : status;
 	}
 }
 

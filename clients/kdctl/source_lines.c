@@ -112,6 +112,10 @@ static int read_tokens(struct source *s, const json_t *j)
 		s->tokens.n += status ? 0 : n;
 		free(ids);
 	} else if (json_is_array(tokens) && !text) {
+		uint32_t id;
+		for (size_t i = 0; i < json_array_size(tokens); i++)
+			if (!to_id(json_array_get(tokens, i), &id))
+				return source_fail(s, "tokens[%zu]: not a token id", i);
 		status = id_list_append_json(s->k, tokens, &s->tokens);
 	} else {
 		return source_fail(s, "{\"text\":\"...\"} or {\"tokens\":[..]} is expected");
@@ -149,8 +153,12 @@ int source_fill_line(struct source *s)
 	s->complete = true;
 	while (n && strchr(" \t\r\n", s->text[n - 1]))
 		n--;
-	if (n)
-		return read_line(s, s->text, (size_t)n);
-	s->n_empty++;
-	return 0;
+	if (!n) {
+		s->n_empty++;
+		return 0;
+	}
+	s->quiet = s->options->tolerant;
+	int status = read_line(s, s->text, (size_t)n);
+	s->quiet = false;
+	return status;
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Texts become tokens: the server tokenizes (it has the teacher's tokenizer), in pieces.
+// Texts become tokens: the server tokenizes (it has the teacher's tokenizer), or a copy of its tokenizer here; in pieces.
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "clients/kdctl/kdctl.h"
+#include "common/error.h"
+#include "daemon/model/tokenizer.h"
 
 int id_list_append_json(struct kdctl *k, const json_t *list, struct id_list *t)
 {
@@ -61,8 +63,25 @@ size_t text_piece(const char *text, size_t n)
 	return i;
 }
 
+static int tokenize_here(struct kdctl *k, const char *text, size_t n, bool first, struct id_list *t)
+{
+	struct tokens tokens = {0};
+	struct error err = {0};
+	// No text makes more tokens than an ill-formed byte does, whose U+FFFD has three bytes.
+	int r = tokenizer_encode(k->tokenizer, text, n, k->specials, first, 3 * n + 16, &tokens, &err);
+	int status = r ? kdctl_fail_with(k, err.field, err.message) : id_list_reserve(k, t, tokens.n);
+	if (!status && tokens.n) {
+		memcpy(t->ids + t->n, tokens.ids, tokens.n * sizeof *t->ids);
+		t->n += tokens.n;
+	}
+	tokens_done(&tokens);
+	return status;
+}
+
 int text_tokenize_piece(struct kdctl *k, const char *text, size_t n, uint64_t at, bool first, struct id_list *t)
 {
+	if (k->tokenizer)
+		return tokenize_here(k, text, n, first, t);
 	json_t *piece = json_stringn(text, n);
 	if (!piece)
 		return kdctl_fail(k, "the text is not UTF-8 between bytes %" PRIu64 " and %" PRIu64, at, at + n);
