@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "clients/kdctl/capture.h"
+#include "clients/kdctl/store.h"
 #include "common/error.h"
 #include "common/output.h"
 
@@ -22,28 +23,11 @@ static void add_list(json_t *j, const char *name, const uint32_t *ids, uint32_t 
 		json_object_set_new(j, name, list);
 }
 
-// As it was asked, before it meets a sequence; names as in /v1/score.
+// As it was asked, before it meets a sequence; names as in /v1/score. Lists in full: they are part of what a capture is.
 static json_t *question(const struct query *q)
 {
-	static const char *const values[] = {[QUERY_VALUES_F32] = "f32", [QUERY_VALUES_F16] = "f16", [QUERY_VALUES_U8] = "u8"};
-	json_t *temperatures = json_array(), *j = json_object();
-	for (uint32_t i = 0; i < q->n_temperatures; i++)
-		json_array_append_new(temperatures, json_real((double)q->temperatures[i]));
-	json_object_set_new(j, "first", json_integer(q->first));
-	json_object_set_new(j, "last", json_integer(q->last));
-	json_object_set_new(j, "top_k", json_integer(q->top_k));
-	json_object_set_new(j, "temperatures", temperatures);
-	json_object_set_new(j, "values", json_string(values[q->values]));
-	const struct { const char *name; bool asked; } flags[] = {{"own", q->own}, {"entropy", q->entropy}, {"max_prob", q->max_prob},
-		{"argmax", q->argmax}, {"sum_squares", q->sum_squares}, {"tail", q->tail}, {"dense", q->dense}};
-	for (size_t i = 0; i < sizeof flags / sizeof *flags; i++)
-		if (flags[i].asked)
-			json_object_set_new(j, flags[i].name, json_true());
-	if (q->top_mass > 0)
-		json_object_set_new(j, "top_mass", json_real((double)q->top_mass));
-	if (q->draws.n)
-		json_object_set_new(j, "draws", json_pack("{s:I, s:f, s:I, s:b}", "n", (json_int_t)q->draws.n, "tau", (double)q->draws.tau,
-							  "seed", (json_int_t)q->draws.seed, "tail", (int)q->draws.tail));
+	json_t *j = json_object();
+	store_add_query(j, q);
 	if (q->gather.n_lists)
 		add_list(j, "gather", q->gather.ids, q->gather.offsets[1]);
 	add_list(j, "keep", q->keep, q->n_keep);
