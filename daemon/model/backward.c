@@ -6,8 +6,8 @@
 #include "daemon/model/activations.h"
 #include "daemon/model/forward.h"
 
-static void norm(const struct weights *w, struct real *dx, struct real *dgain, struct real *dbias, const struct act *dh, const struct real *x,
-		 const struct real *gain, uint32_t T)
+static void norm(const struct weights *w, struct real *dx, struct real *dgain, struct real *dbias, const struct act *dh,
+		 const struct real *x, const struct real *gain, uint32_t T)
 {
 	const struct architecture *a = &w->architecture;
 	struct backend *be = w->backend;

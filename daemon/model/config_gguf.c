@@ -247,8 +247,9 @@ int architecture_from_gguf(const struct gguf *file, struct architecture *ret, st
 		a.activation = ACTIVATION_GELU_TANH;
 		a.learned_positions = a.linear_bias = true;
 	}
-	if ((r = read_sizes(&s, &a)) < 0 || (r = check_features(&s, &a)) < 0 || (!a.learned_positions && (r = read_rope(&s, &a)) < 0) || (r = read_vocabulary(&s, &a)) < 0 ||
-	    (r = read_token(&s, "tokenizer.ggml.bos_token_id", &a.bos_id)) < 0 || (r = read_token(&s, "tokenizer.ggml.eos_token_id", &a.eos_id)) < 0)
+	if ((r = read_sizes(&s, &a)) < 0 || (r = check_features(&s, &a)) < 0 || (!a.learned_positions && (r = read_rope(&s, &a)) < 0) ||
+	    (r = read_vocabulary(&s, &a)) < 0 || (r = read_token(&s, "tokenizer.ggml.bos_token_id", &a.bos_id)) < 0 ||
+	    (r = read_token(&s, "tokenizer.ggml.eos_token_id", &a.eos_id)) < 0)
 		return r;
 	a.tied_head = gguf_find(file, "output.weight", &t) == -ENOENT;
 	a.qkv_bias = gguf_find(file, a.learned_positions ? "blk.0.attn_qkv.bias" : "blk.0.attn_q.bias", &t) == 0;

@@ -41,7 +41,8 @@ static int find_family(const json_t *o, const struct family **ret, struct error 
 			return 0;
 		}
 	}
-	return CONFIG_REFUSE("architectures", "architecture %.64s is not supported (supported: " SUPPORTED ")", class ? class : type ? type : "(none named)");
+	return CONFIG_REFUSE("architectures", "architecture %.64s is not supported (supported: " SUPPORTED ")",
+			     class ? class : type ? type : "(none named)");
 }
 
 int config_read_size(const json_t *o, const char *key, uint64_t fallback, uint32_t *ret, struct error *err)
@@ -58,9 +59,11 @@ static int read_sizes(const json_t *o, const struct family *f, struct architectu
 {
 	double epsilon = 1e-6;
 	int r;
-	if ((r = config_read_size(o, "num_hidden_layers", 0, &a->n_layers, err)) < 0 || (r = config_read_size(o, "hidden_size", 0, &a->width, err)) < 0 ||
+	if ((r = config_read_size(o, "num_hidden_layers", 0, &a->n_layers, err)) < 0 ||
+	    (r = config_read_size(o, "hidden_size", 0, &a->width, err)) < 0 ||
 	    (r = config_read_size(o, "intermediate_size", 0, &a->ffn_width, err)) < 0 ||
-	    (r = config_read_size(o, "num_attention_heads", 0, &a->n_heads, err)) < 0 || (r = config_read_size(o, "vocab_size", 0, &a->vocab_size, err)) < 0 ||
+	    (r = config_read_size(o, "num_attention_heads", 0, &a->n_heads, err)) < 0 ||
+	    (r = config_read_size(o, "vocab_size", 0, &a->vocab_size, err)) < 0 ||
 	    (r = config_read_size(o, "max_position_embeddings", 0, &a->context_length, err)) < 0)
 		return r;
 	if (a->n_heads == 0)

@@ -277,3 +277,93 @@ int source_text_nfc(struct source_text *t, const struct source_text *in, size_t 
 		source_text_done(t);
 	return ret;
 }
+
+// ---- BERT
+
+static int mark_append_text(struct source_text *t, uint32_t c, uint32_t begin, uint32_t end)
+{
+	char bytes[4];
+
+	return text_append(t, bytes, unicode_utf8_encode(c, bytes), begin, end);
+}
+
+// The ranges that BERT calls Chinese; its own slip (2B920 for 2B820) is kept, for it decides ids.
+static bool is_ideograph(uint32_t c)
+{
+	return (c >= 0x4e00 && c <= 0x9fff) || (c >= 0x3400 && c <= 0x4dbf) || (c >= 0x20000 && c <= 0x2a6df) ||
+	       (c >= 0x2a700 && c <= 0x2b81f) || (c >= 0x2b920 && c <= 0x2ceaf) || (c >= 0xf900 && c <= 0xfaff) ||
+	       (c >= 0x2f800 && c <= 0x2fa1f);
+}
+
+// One character, cleaned and set apart.
+static int clean_character(struct source_text *t, uint32_t c, uint32_t begin, uint32_t end, const struct bert_normalizer *how)
+{
+	bool apart = how->ideographs && is_ideograph(c);
+	int ret = 0;
+
+	if (how->clean && unicode_is_removed(c))
+		return 0;
+	if (how->clean && unicode_class(c) == UNICODE_SPACE)
+		c = ' ';
+	if (apart)
+		ret = text_append(t, " ", 1, begin, end);
+	if (!ret)
+		ret = mark_append_text(t, c, begin, end);
+	return ret || !apart ? ret : text_append(t, " ", 1, begin, end);
+}
+
+static int lower_append(struct source_text *t, const struct mark *mark, bool lower)
+{
+	uint32_t parts[2] = { mark->c };
+	unsigned n = lower ? unicode_lower(mark->c, parts) : 1;
+	int ret = 0;
+
+	for (unsigned i = 0; i < n && !ret; i++)
+		ret = mark_append_text(t, parts[i], mark->begin, mark->end);
+	return ret;
+}
+
+// Canonical order, marks left out.
+static int segment_strip(struct source_text *t, struct marks *m, const struct bert_normalizer *how)
+{
+	int ret = 0;
+
+	if (how->strip_accents)
+		marks_sort(m);
+	for (size_t i = 0; i < m->n && !ret; i++)
+		if (!how->strip_accents || !unicode_is_mark(m->list[i].c))
+			ret = lower_append(t, &m->list[i], how->lower);
+	m->n = 0;
+	return ret;
+}
+
+int source_text_bert(struct source_text *t, const struct source_text *in, size_t begin, size_t end, const struct bert_normalizer *how)
+{
+	struct source_text clean = { 0 };
+	struct marks marks = { 0 };
+	unsigned n;
+	int ret = 0;
+
+	memset(t, 0, sizeof(*t));
+	for (size_t i = begin; i < end && !ret; i += n) {
+		uint32_t c = unicode_utf8_decode(in->bytes + i, &n);
+
+		ret = clean_character(&clean, c, source_text_begin(in, i), source_text_end(in, i + n - 1), how);
+	}
+	for (size_t i = 0; i < clean.n && !ret; i += n) {
+		uint32_t c = unicode_utf8_decode(clean.bytes + i, &n);
+
+		if (!unicode_combining_class(c))      // a new segment: nothing moves across it
+			ret = segment_strip(t, &marks, how);
+		if (!ret)
+			ret = how->strip_accents ? marks_decompose(&marks, c, clean.begin[i], clean.end[i + n - 1]) :
+				marks_append(&marks, c, clean.begin[i], clean.end[i + n - 1]);
+	}
+	if (!ret)
+		ret = segment_strip(t, &marks, how);
+	source_text_done(&clean);
+	free(marks.list);
+	if (ret)
+		source_text_done(t);
+	return ret;
+}

@@ -22,6 +22,9 @@ static inline uint32_t source_text_end(const struct source_text *t, size_t i) { 
 int source_text_init(struct source_text *t, const char *bytes, size_t n);
 // NFC of bytes [begin, end) of `in`: a view where nothing changes. A composed character refers to all the bytes it was made of. -ENOMEM.
 int source_text_nfc(struct source_text *t, const struct source_text *in, size_t begin, size_t end);
+// BERT's: characters taken out or made spaces, ideographs set apart, accents taken off (NFD without \p{Mn}), lower case. -ENOMEM.
+struct bert_normalizer { bool clean, ideographs, strip_accents, lower; };
+int source_text_bert(struct source_text *t, const struct source_text *in, size_t begin, size_t end, const struct bert_normalizer *how);
 // A view of bytes [begin, end) of `in`, which must outlive it.
 void source_text_view(struct source_text *t, const struct source_text *in, size_t begin, size_t end);
 void source_text_done(struct source_text *t);

@@ -78,11 +78,31 @@ static int encode_piece(struct encoding *e, const struct source_text *text, size
 	return ret;
 }
 
+static int encode_words(struct encoding *e, const struct source_text *text, size_t begin, size_t end)
+{
+	struct wordpiece_token tokens[WORDPIECE_MAX_CHARACTERS];
+	const struct tokenizer *t = e->tokenizer;
+	size_t at = begin, from, to;
+	int ret = 0;
+
+	while (!ret && wordpiece_next(text->bytes, end, &at, &from, &to)) {
+		size_t n = wordpiece_encode(&t->wordpiece, &t->vocabulary, text->bytes + from, to - from, tokens);
+
+		for (size_t i = 0; i < n && !ret; i++)
+			ret = token_push(e, tokens[i].id, source_text_begin(text, from + tokens[i].begin),
+					 source_text_end(text, from + tokens[i].end - 1));
+	}
+	return ret;
+}
+
 // Text without added tokens.
 static int encode_plain(struct encoding *e, const struct source_text *text, size_t begin, size_t end)
 {
 	size_t from, to;
 	int ret;
+
+	if (e->tokenizer->wordpiece.on)
+		return encode_words(e, text, begin, end);
 
 	pretokenizer_start(&e->walk, text->bytes + begin, end - begin);
 	while ((ret = pretokenizer_next(&e->walk, &from, &to, e->err)) == 1)
@@ -119,7 +139,9 @@ static int encode_part(struct encoding *e, const struct source_text *text, size_
 		return 0;
 	if (normalized)
 		return encode_plain(e, text, begin, end);
-	if (e->tokenizer->nfc)
+	if (e->tokenizer->wordpiece.on)
+		ret = source_text_bert(&part, text, begin, end, &e->tokenizer->wordpiece.normalizer);
+	else if (e->tokenizer->nfc)
 		ret = source_text_nfc(&part, text, begin, end);
 	else
 		source_text_view(&part, text, begin, end);
@@ -169,11 +191,24 @@ out:
 	return rc;
 }
 
+// One token's part of the text; returns its bytes.
+static size_t join(const struct tokenizer *t, const char *bytes, size_t n, bool first, char *to)
+{
+	bool space = false;
+	size_t skip = t->wordpiece.on && !first ? wordpiece_join(&t->wordpiece, bytes, n, &space) : 0;
+
+	if (space)
+		*to++ = ' ';
+	memcpy(to, bytes + skip, n - skip);
+	return space + n - skip;
+}
+
 int tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, char **ret_text, size_t *ret_n,
 		     struct error *err)
 {
 	const struct vocabulary *v = &t->vocabulary;
 	size_t n_bytes = 0, at = 0;
+	bool first = true;
 	char *text;
 
 	for (size_t i = 0; i < n; i++) {
@@ -183,7 +218,7 @@ int tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t n, b
 			snprintf(field, sizeof(field), "tokens[%zu]", i);
 			return error_set(err, ERROR_INVALID, field, "id %u is not in the vocabulary", ids[i]);
 		}
-		if (__builtin_add_overflow(n_bytes, v->tokens[ids[i]].n, &n_bytes))
+		if (__builtin_add_overflow(n_bytes, (size_t)v->tokens[ids[i]].n + t->wordpiece.on, &n_bytes))    // a space before each
 			return error_set(err, ERROR_TOO_LARGE, "tokens", "the text is too long");
 	}
 	text = malloc(n_bytes + 1);
@@ -194,8 +229,8 @@ int tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t n, b
 
 		if (skip_special && token->flags & TOKEN_SPECIAL)
 			continue;
-		memcpy(text + at, v->bytes + token->offset, token->n);
-		at += token->n;
+		at += join(t, v->bytes + token->offset, token->n, first, text + at);
+		first = false;
 	}
 	text[at] = 0;
 	*ret_text = text;

@@ -48,6 +48,15 @@ static void hash_template(struct hasher *h, const struct template_ids *ids)
 		hash_u32(h, ids->ids[i]);
 }
 
+static void hash_wordpiece(struct hasher *h, const struct wordpiece *w)
+{
+	const struct bert_normalizer *n = &w->normalizer;
+
+	hash_u32(h, (uint32_t)(n->clean | n->ideographs << 1 | n->strip_accents << 2 | n->lower << 3 | w->cleanup << 4));
+	hash_u32(h, w->unknown);
+	hash_u32(h, w->max_characters);
+}
+
 static int id_compute(struct tokenizer *t, struct error *err)
 {
 	static const char name[] = "kdserved tokenizer 1\n";
@@ -73,6 +82,8 @@ static int id_compute(struct tokenizer *t, struct error *err)
 	hash_u32(h, (uint32_t)(t->nfc | t->ignore_merges << 1));
 	hash_template(h, &t->before);
 	hash_template(h, &t->after);
+	if (t->wordpiece.on)
+		hash_wordpiece(h, &t->wordpiece);
 	t->id = hasher_free(h);
 	return 0;
 }

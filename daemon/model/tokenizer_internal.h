@@ -2,12 +2,15 @@
 // What the tokenizer's files share. A reader (tokenizer_json.c, tokenizer_gguf.c) fills one of these and calls tokenizer_finish().
 #pragma once
 
+#include <jansson.h>
+
 #include "common/error.h"
 #include "daemon/model/added.h"
 #include "daemon/model/bpe.h"
 #include "daemon/model/pretokenizer.h"
 #include "daemon/model/tokenizer.h"
 #include "daemon/model/vocabulary.h"
+#include "daemon/model/wordpiece.h"
 
 #define TOKENIZER_MAX_TEMPLATE 16
 
@@ -15,7 +18,8 @@ struct template_ids { uint32_t ids[TOKENIZER_MAX_TEMPLATE]; unsigned n; };
 
 struct tokenizer {
 	struct vocabulary vocabulary;
-	struct bpe bpe;
+	struct bpe bpe;                            // empty where wordpiece.on
+	struct wordpiece wordpiece;
 	struct pretokenizer pretokenizer;
 	struct added added;
 	bool nfc;                                  // normalizer
@@ -24,6 +28,16 @@ struct tokenizer {
 	int32_t bos, eos;                          // -1 = none known
 	struct content_id id;
 };
+
+// Shared by the readers of tokenizer.json.
+int tokenizer_json_refuse(struct error *err, const char *field, const char *format, ...) __attribute__((format(printf, 3, 4)));
+int tokenizer_json_vocabulary(struct tokenizer *t, json_t *vocab, bool literal, struct error *err);
+bool tokenizer_json_is_wordpiece(const json_t *root);
+// All but the added tokens and the template.
+int tokenizer_json_wordpiece(struct tokenizer *t, const json_t *root, struct error *err);
+// For the writer: a tokenizer of the WordPiece kind's members; NULL without memory. vocab is taken over.
+json_t *tokenizer_json_wordpiece_model(const struct tokenizer *t, json_t *vocab);
+json_t *tokenizer_json_wordpiece_normalizer(const struct tokenizer *t);
 
 // Checks the whole, derives what look-ups need and computes the id.
 int tokenizer_finish(struct tokenizer *t, struct error *err);

@@ -9,9 +9,9 @@
 
 #include "daemon/model/tokenizer_internal.h"
 
-static int refuse(struct error *err, const char *field, const char *format, ...) __attribute__((format(printf, 3, 4)));
+#define refuse tokenizer_json_refuse
 
-static int refuse(struct error *err, const char *field, const char *format, ...)
+int tokenizer_json_refuse(struct error *err, const char *field, const char *format, ...)
 {
 	char what[200];
 	va_list ap;
@@ -111,7 +111,7 @@ static int check_added(const struct tokenizer *t, const json_t *vocab, uint64_t 
 	return 0;
 }
 
-static int read_vocabulary(struct tokenizer *t, json_t *vocab, struct error *err)
+int tokenizer_json_vocabulary(struct tokenizer *t, json_t *vocab, bool literal, struct error *err)
 {
 	uint64_t max_id = 0;
 	const char *spelling;
@@ -144,7 +144,7 @@ static int read_vocabulary(struct tokenizer *t, json_t *vocab, struct error *err
 		id = (uint32_t)json_integer_value(value);
 		if (vocabulary_find(&t->vocabulary, spelling, n, true) == id)
 			continue;
-		if ((ret = vocabulary_append(&t->vocabulary, id, spelling, n, false, err)))
+		if ((ret = vocabulary_append(&t->vocabulary, id, spelling, n, literal, err)))
 			return ret;
 	}
 	return 0;
@@ -190,7 +190,7 @@ static int read_model(struct tokenizer *t, const json_t *model, struct error *er
 		if (!is_off(json_object_get(model, off[i])))
 			return refuse(err, "model", "model with %s", off[i]);
 	if ((ret = get_flag(model, "ignore_merges", false, &t->ignore_merges, err)) ||
-	    (ret = read_vocabulary(t, json_object_get(model, "vocab"), err)))
+	    (ret = tokenizer_json_vocabulary(t, json_object_get(model, "vocab"), false, err)))
 		return ret;
 	return read_merges(t, json_object_get(model, "merges"), err);
 }
@@ -313,10 +313,24 @@ static int read_template(struct tokenizer *t, const json_t *template, struct err
 	return side == &t->after ? 0 : refuse(err, "post_processor", "a template without A");
 }
 
+// "cls" and "sep": [text, id], around the text.
+static int read_bert_processing(struct tokenizer *t, const json_t *post, struct error *err)
+{
+	int ret = get_id(json_array_get(json_object_get(post, "cls"), 1), "post_processor", &t->before.ids[0], err);
+
+	if (!ret)
+		ret = get_id(json_array_get(json_object_get(post, "sep"), 1), "post_processor", &t->after.ids[0], err);
+	t->before.n = t->after.n = 1;
+	return ret;
+}
+
 static int read_post_processor(struct tokenizer *t, const json_t *post, struct error *err)
 {
 	unsigned n_templates = 0;
 	int ret = 0;
+
+	if (is_type(post, "BertProcessing"))
+		return read_bert_processing(t, post, err);
 
 	for (size_t i = 0, n = sequence_size(post, "processors"); i < n && !ret; i++) {
 		const json_t *step = sequence_get(post, "processors", i);
@@ -339,6 +353,16 @@ static int read_decoder(const json_t *decoder, struct error *err)
 	return n == 1 ? 0 : refuse(err, "decoder", "a decoder other than one ByteLevel");
 }
 
+static int read_byte_level_parts(struct tokenizer *t, const json_t *root, struct error *err)
+{
+	int ret;
+
+	if ((ret = read_model(t, json_object_get(root, "model"), err)) || (ret = read_normalizer(t, json_object_get(root, "normalizer"), err)) ||
+	    (ret = read_pretokenizer(t, json_object_get(root, "pre_tokenizer"), err)))
+		return ret;
+	return read_decoder(json_object_get(root, "decoder"), err);
+}
+
 static int read_root(struct tokenizer *t, json_t *root, struct error *err)
 {
 	static const char *const known[] = { "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
@@ -356,11 +380,9 @@ static int read_root(struct tokenizer *t, json_t *root, struct error *err)
 		if (i == sizeof(known) / sizeof(known[0]))
 			return refuse(err, "tokenizer.json", "member \"%.60s\"", key);
 	}
-	if ((ret = read_added(t, json_object_get(root, "added_tokens"), err)) || (ret = read_model(t, json_object_get(root, "model"), err)) ||
-	    (ret = read_normalizer(t, json_object_get(root, "normalizer"), err)) ||
-	    (ret = read_pretokenizer(t, json_object_get(root, "pre_tokenizer"), err)) ||
-	    (ret = read_post_processor(t, json_object_get(root, "post_processor"), err)) ||
-	    (ret = read_decoder(json_object_get(root, "decoder"), err)))
+	if ((ret = read_added(t, json_object_get(root, "added_tokens"), err)) ||
+	    (ret = tokenizer_json_is_wordpiece(root) ? tokenizer_json_wordpiece(t, root, err) : read_byte_level_parts(t, root, err)) ||
+	    (ret = read_post_processor(t, json_object_get(root, "post_processor"), err)))
 		return ret;
 	// The file names neither; the template tells what stands around a text.
 	t->bos = t->before.n ? (int32_t)t->before.ids[0] : -1;

@@ -156,6 +156,8 @@ static json_t *template_to_json(const struct tokenizer *t)
 
 static json_t *post_processor_to_json(const struct tokenizer *t)
 {
+	if (t->wordpiece.on && !t->before.n && !t->after.n)
+		return json_null();
 	return t->before.n || t->after.n ? template_to_json(t) : byte_level_to_json(true);
 }
 
@@ -171,8 +173,18 @@ static int dump(json_t *root, size_t flags, char **ret_json, size_t *ret_n, stru
 	return 0;
 }
 
+static json_t *wordpiece_to_json(const struct tokenizer *t)
+{
+	return json_pack("{s:s, s:n, s:n, s:o, s:o, s:{s:s}, s:o, s:{s:s, s:s, s:b}, s:o}", "version", "1.0", "truncation", "padding",
+			 "added_tokens", added_to_json(&t->added), "normalizer", tokenizer_json_wordpiece_normalizer(t), "pre_tokenizer", "type", "BertPreTokenizer",
+			 "post_processor", post_processor_to_json(t), "decoder", "type", "WordPiece", "prefix", WORDPIECE_PREFIX, "cleanup",
+			 t->wordpiece.cleanup, "model", tokenizer_json_wordpiece_model(t, vocabulary_to_json(&t->vocabulary)));
+}
+
 int tokenizer_to_json(const struct tokenizer *t, char **ret_json, size_t *ret_n, struct error *err)
 {
+	if (t->wordpiece.on)
+		return dump(wordpiece_to_json(t), JSON_COMPACT, ret_json, ret_n, err);
 	json_t *model = json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",
 				  "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0, "ignore_merges",
 				  t->ignore_merges, "vocab", vocabulary_to_json(&t->vocabulary), "merges", merges_to_json(t));

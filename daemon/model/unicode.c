@@ -58,6 +58,44 @@ bool unicode_is_unstable(uint32_t c)
 	return i < unicode_unstable_n && c <= unicode_unstable[2 * i + 1];
 }
 
+static bool in_ranges(const uint32_t *ranges, size_t n, uint32_t c)
+{
+	size_t i = row_find(ranges, n, 2, c);
+
+	return i < n && c <= ranges[2 * i + 1];
+}
+
+bool unicode_is_punctuation(uint32_t c)
+{
+	return in_ranges(unicode_punctuation, unicode_punctuation_n, c);
+}
+
+bool unicode_is_removed(uint32_t c)
+{
+	return in_ranges(unicode_removed, unicode_removed_n, c);
+}
+
+bool unicode_is_mark(uint32_t c)
+{
+	return c >= 0x300 && in_ranges(unicode_marks, unicode_marks_n, c);
+}
+
+unsigned unicode_lower(uint32_t c, uint32_t ret_lower[2])
+{
+	size_t i = row_find(unicode_lower_runs, unicode_lower_runs_n, 4, c);
+	const uint32_t *run = unicode_lower_runs + 4 * i;
+
+	ret_lower[0] = c;
+	ret_lower[1] = 0x307;
+	if (c == 0x130) {
+		ret_lower[0] = 'i';
+		return 2;
+	}
+	if (i < unicode_lower_runs_n && c <= run[1] && (c - run[0]) % run[3] == 0)
+		ret_lower[0] = c + run[2];
+	return 1;
+}
+
 bool unicode_decompose(uint32_t c, uint32_t ret_parts[2])
 {
 	uint32_t syllable = c - HANGUL_SYLLABLES;

@@ -28,6 +28,12 @@ bool unicode_is_unstable(uint32_t c);
 bool unicode_decompose(uint32_t c, uint32_t ret_parts[2]);       // one step; the second part is 0 when there is one only
 uint32_t unicode_compose(uint32_t first, uint32_t second);       // 0 = they do not compose
 
+// As BERT's normalizer and pre-tokenizer see a character (unicode_wordpiece.c).
+bool unicode_is_punctuation(uint32_t c);       // \p{P}, and the symbols of ASCII
+bool unicode_is_removed(uint32_t c);           // controls, formats, private use, U+FFFD
+bool unicode_is_mark(uint32_t c);              // \p{Mn}
+unsigned unicode_lower(uint32_t c, uint32_t ret_lower[2]);       // how many characters: 1, or 2 for U+0130
+
 // UTF-8. unicode_utf8_length: bytes of the well-formed character at p (n >= 1 bytes left), or minus the length of the maximal
 // ill-formed subsequence there (what one U+FFFD replaces, Unicode chapter 3.9).
 int unicode_utf8_length(const uint8_t *p, size_t n);
@@ -58,4 +64,7 @@ static inline uint32_t unicode_utf8_decode(const char *text, unsigned *ret_n)
 // unstable (first, last) 2; decompositions (character, part, part) 3; compositions 1: an index of a decomposition, ordered by parts.
 extern const uint32_t unicode_class_changes[], unicode_combining[], unicode_unstable[], unicode_decompositions[];
 extern const uint16_t unicode_compositions[];
+// unicode_wordpiece.c (generated): ranges (first, last), and for lower case (first, last, difference, step).
+extern const uint32_t unicode_punctuation[], unicode_removed[], unicode_marks[], unicode_lower_runs[];
+extern const size_t unicode_punctuation_n, unicode_removed_n, unicode_marks_n, unicode_lower_runs_n;
 extern const size_t unicode_class_changes_n, unicode_combining_n, unicode_unstable_n, unicode_decompositions_n, unicode_compositions_n;

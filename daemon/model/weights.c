@@ -51,7 +51,7 @@ static bool cut_to_shape(const struct parameter *p, struct tensor *t)
 {
 	bool fits = t->n_dims == p->n_dims && (p->n_dims == 1 || t->dims[1] == p->dims[1]) &&
 		    (t->dims[0] == p->dims[0] || (p->of_vocabulary && t->dims[0] > p->dims[0]));
-	size_t bytes = fits && p->n_dims == 2 ? dtype_row_bytes(t->dtype, p->dims[1]) * p->dims[0] : fits ? dtype_row_bytes(t->dtype, p->dims[0]) : 0;
+	size_t bytes = !fits ? 0 : p->n_dims == 2 ? dtype_row_bytes(t->dtype, p->dims[1]) * p->dims[0] : dtype_row_bytes(t->dtype, p->dims[0]);
 	if (!fits || !bytes || bytes > t->n_bytes)
 		return false;
 	t->dims[0] = p->dims[0];

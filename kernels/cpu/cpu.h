@@ -75,8 +75,8 @@ void cpu_embed_backward(struct backend *be, struct real *dw, const struct real *
 
 void cpu_embed_add(struct backend *be, struct real *x, const struct real *table, bool by_position, uint32_t C);
 void cpu_embed_add_backward(struct backend *be, struct real *dtable, const struct real *dx, bool by_position, uint32_t C);
-void cpu_layernorm(struct backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain, const struct real *bias,
-		   float epsilon, uint32_t rows, uint32_t C);
+void cpu_layernorm(struct backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain,
+		   const struct real *bias, float epsilon, uint32_t rows, uint32_t C);
 void cpu_layernorm_backward(struct backend *be, struct real *dx, struct real *dgain, struct real *dbias, const struct act *dy,
 			    const struct real *dz, const struct real *x, const struct real *gain, float epsilon, uint32_t rows, uint32_t C);
 void cpu_rmsnorm(struct backend *be, struct act *y, const struct real *x, const struct real *gain, float epsilon, uint32_t rows,

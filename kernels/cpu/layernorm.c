@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Layer norm of rows. Backward in three steps: each row's mean and deviation; gradients of gain and bias, where each thread owns columns and
-// rows add in order; then dx, which may take the place of dz.
+// Layer norm of rows. Backward in three steps: each row's mean and deviation; gradients of gain and bias, where each thread owns columns
+// and rows add in order; then dx, which may take the place of dz.
 #include "kernels/cpu/cpu.h"
 
 #define COLUMNS 64
 
-void cpu_layernorm(struct backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain, const struct real *bias,
-		   float epsilon, uint32_t rows, uint32_t C)
+void cpu_layernorm(struct backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain,
+		   const struct real *bias, float epsilon, uint32_t rows, uint32_t C)
 {
 	const struct cpu *cpu = cpu_of(be);
 

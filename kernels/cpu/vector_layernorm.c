@@ -45,7 +45,8 @@ INLINE vf gradient_at(const float *dy, const float *dz, size_t i, size_t n)
 	return d;
 }
 
-void VECTOR(layernorm_gains)(float *dgain, float *dbias, const float *dy, const float *dz, const float *x, struct layernorm_moments m, size_t n)
+void VECTOR(layernorm_gains)(float *dgain, float *dbias, const float *dy, const float *dz, const float *x,
+			     struct layernorm_moments m, size_t n)
 {
 	for (size_t i = 0; i < n; i += LANES) {
 		vf d = gradient_at(dy, dz, i, n);

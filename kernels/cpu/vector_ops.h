@@ -11,7 +11,8 @@ float VECTOR(rmsnorm_backward)(float *dx, bool add, float *dgain, const float *d
 void VECTOR(gain_backward)(float *dgain, const float *dy, const float *x, float inverse_rms_of_x, size_t n);
 void VECTOR(layernorm)(float *y, float *z, const float *x, const float *gain, const float *bias, float epsilon, size_t n);
 struct layernorm_moments VECTOR(layernorm_moments)(const float *x, float epsilon, size_t n);
-void VECTOR(layernorm_gains)(float *dgain, float *dbias, const float *dy, const float *dz, const float *x, struct layernorm_moments m, size_t n);
+void VECTOR(layernorm_gains)(float *dgain, float *dbias, const float *dy, const float *dz, const float *x,
+			     struct layernorm_moments m, size_t n);
 void VECTOR(layernorm_backward)(float *dx, bool add, const float *dy, const float *dz, const float *x, const float *gain,
 				struct layernorm_moments m, size_t n);
 void VECTOR(gelu_erf)(float *y, const float *x, size_t n);

@@ -17,8 +17,8 @@ static struct moments moments_of(const double *x, size_t n, double epsilon)
 	return (struct moments){mean, 1 / sqrt(variance / (double)n + epsilon)};
 }
 
-void ref_layernorm(struct backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain, const struct real *bias,
-		   float epsilon, uint32_t rows, uint32_t C)
+void ref_layernorm(struct backend *be, struct act *y, struct real *z, const struct real *x, const struct real *gain,
+		   const struct real *bias, float epsilon, uint32_t rows, uint32_t C)
 {
 	(void)be;
 	for (size_t r = 0; r < rows; r++) {

@@ -7,6 +7,7 @@
 fragments.json  pieces of text, from which make_line() here and line_make() in tests/unit/test_tokenizer_golden.c build the same lines
 base.json       a byte-level BPE trained here, without pre-tokenization, so that merges cross every boundary a pattern should cut
 variants.json   members that replace base.json's, one set for each family of tokenizers
+wordpiece.json  BERT's kind, whole: uncased, cased, and one that only strips accents
 expected.json   for each variant: the ids of the first lines, then the CRC-32 (of little-endian u32 ids) of each block of 20 lines
 "teacher" is the tokenizer in the SmolLM2 GGUF. `transformers` reads it with the plain GPT-2 pattern, for GGUF names only "smollm";
 SmolLM2's own tokenizer.json cuts digits first (Digits, then ByteLevel), so that is put in place here.
@@ -132,6 +133,40 @@ def train(fragments):
     return json.loads(tokenizer.to_str())
 
 
+def train_wordpiece(fragments, normalizer):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    random = Random(2)
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(**normalizer)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=900, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + SPECIAL[:2], show_progress=False,
+                                        limit_alphabet=300)
+    tokenizer.train_from_iterator([make_line(random, fragments).decode("utf-8", "replace") for _ in range(3000)], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    kept = sorted((i, t) for t, i in model["vocab"].items() if "\0" not in t)      # which a key of JSON in C cannot hold
+    return {**model, "vocab": {t: i for i, (_, t) in enumerate(kept)}}
+
+
+def make_wordpiece(fragments):
+    names = ["[CLS]", "[SEP]"]
+    specials = {n: {"id": n, "ids": [i], "tokens": [n]} for i, n in enumerate(names, 2)}
+    single = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]
+    pair = single + [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": specials}
+    kinds = {"bert": (dict(clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True), template, True),
+             "bert-cased": (dict(clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=False),
+                            {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}, False),
+             "bert-accents": (dict(clean_text=False, handle_chinese_chars=False, strip_accents=True, lowercase=False), None, True)}
+    out = {}
+    for name, (normalizer, post, cleanup) in kinds.items():
+        model = train_wordpiece(fragments, normalizer)
+        tokens = [added(model["vocab"][t], t, True, **({"rstrip": True} if "start" in t else {})) for t in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] + SPECIAL[:2]]
+        out[name] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens, "normalizer": {"type": "BertNormalizer", **normalizer},
+                     "pre_tokenizer": {"type": "BertPreTokenizer"}, "post_processor": post,
+                     "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": cleanup}, "model": model}
+    return out
+
+
 def expect(tokenizer, lines):
     """ids of the first lines and a checksum of each block; every second block without specials, so that both ways are compared."""
     full, checks, block = [], [], b""
@@ -195,6 +230,13 @@ def main():
     expected = {}
     for name, changes in variants.items():
         expected[name] = expect(Tokenizer.from_str(json.dumps(apply(base, changes))), lines)
+    wordpiece = make_wordpiece(fragments)
+    write("wordpiece.json", wordpiece, separators=(",", ":"))
+    for name, spec in wordpiece.items():
+        tokenizer = Tokenizer.from_str(json.dumps(spec))
+        expected[name] = expect(tokenizer, lines)
+        tokenizer.encode_special_tokens = False
+        expected[name]["decoded"] = [tokenizer.decode(ids, skip_special_tokens=i % 2 == 0) for i, ids in enumerate(expected[name]["full"])]
     if arguments.teacher:
         expected["teacher"] = expect(teacher_tokenizer(arguments.teacher), lines)
     elif (HERE / "expected.json").exists():

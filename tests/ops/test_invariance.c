@@ -100,7 +100,8 @@ static void model_open(struct model *m, uint32_t n_threads, enum backend_numeric
 static void model_close(struct model *m)
 {
 	const struct backend_ops *ops = m->be->ops;
-	struct real *reals[] = {m->table, m->dtable, m->gain, m->dgain, m->bias, m->dbias, m->cosine, m->sine, m->x, m->dx, m->x0, m->lse, m->logits};
+	struct real *reals[] = {m->table, m->dtable, m->gain, m->dgain, m->bias, m->dbias, m->cosine, m->sine, m->x,
+				m->dx, m->x0, m->lse, m->logits};
 	struct act *acts[] = {m->h, m->qkv, m->y, m->gate_up, m->ffn, m->deep, m->dh, m->dqkv, m->dgate_up, m->dffn, m->ddeep};
 	for (size_t i = 0; i < sizeof reals / sizeof *reals; i++)
 		ops->real_free(m->be, reals[i]);

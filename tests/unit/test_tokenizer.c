@@ -183,7 +183,9 @@ static void refuse_check(const char *member, const char *value, const char *reas
 static void bad_files_are_refused_with_the_reason(void **state)
 {
 	static const struct { const char *member, *value, *reason; } cases[] = {
-		{ "model", "{\"type\":\"WordPiece\",\"vocab\":{}}", "model type WordPiece is not supported" },
+		{ "model", "{\"type\":\"WordPiece\",\"vocab\":{}}", "WordPiece with a normalizer other than BertNormalizer is not supported" },
+		{ "post_processor", "{\"type\":\"BertProcessing\",\"sep\":[\"x\",-1]}", "an id is not a whole number" },
+		{ "model", "{\"type\":\"Unigram\",\"vocab\":[]}", "model type Unigram is not supported" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}", "empty" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]}", "given twice" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":16777216},\"merges\":[]}", "over the limit" },
@@ -204,7 +206,7 @@ static void bad_files_are_refused_with_the_reason(void **state)
 		  "\"pattern\":{\"Regex\":\"a(\"}},{\"type\":\"ByteLevel\",\"add_prefix_space\":false}]}", "does not compile" },
 		{ "pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"behavior\":\"Removed\","
 		  "\"pattern\":{\"Regex\":\"a\"}},{\"type\":\"ByteLevel\",\"add_prefix_space\":false}]}", "Split behavior Removed" },
-		{ "post_processor", "{\"type\":\"BertProcessing\"}", "post_processor type BertProcessing" },
+		{ "post_processor", "{\"type\":\"RobertaProcessing\"}", "post_processor type RobertaProcessing" },
 		{ "post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"s\"}},{\"Sequence\":{\"id\":\"A\"}}],"
 		  "\"special_tokens\":{\"s\":{\"ids\":[77]}}}", "id 77 is not in the vocabulary" },
 		{ "decoder", "{\"type\":\"WordPiece\"}", "decoder type WordPiece" },

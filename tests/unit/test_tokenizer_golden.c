@@ -14,12 +14,13 @@
 
 static struct tokenizer *variant_open(const char *name)
 {
-	json_t *base = golden_load("base.json"), *variants = golden_load("variants.json");
-	json_t *whole = golden_variant(base, json_object_get(variants, name));
+	json_t *base = golden_load("base.json"), *variants = golden_load("variants.json"), *wordpiece = golden_load("wordpiece.json");
+	json_t *bert = json_object_get(wordpiece, name), *whole = bert ? json_incref(bert) : golden_variant(base, json_object_get(variants, name));
 	struct tokenizer *t = golden_open(whole);
 
 	json_decref(base);
 	json_decref(variants);
+	json_decref(wordpiece);
 	json_decref(whole);
 	return t;
 }
@@ -73,13 +74,51 @@ static void lines_under_unknown_patterns_are_the_references(void **state)
 	variant_check("regex");
 }
 
-static void each_variant_has_an_id_of_its_own(void **state)
+static void wordpiece_lines_are_the_references(void **state)
 {
-	static const char *const names[] = { "gpt2", "smollm", "llama3", "qwen2", "regex" };
-	struct content_id ids[5];
+	(void)state;
+	variant_check("bert");
+	variant_check("bert-cased");
+	variant_check("bert-accents");
+}
+
+// The first lines' ids as text, every other one without special tokens.
+static void wordpiece_ids_decode_as_the_reference_does(void **state)
+{
+	static const char *const names[] = { "bert", "bert-cased", "bert-accents" };
+	json_t *expected = golden_load("expected.json"), *lines, *ids, *item;
+	size_t i, j, n;
 
 	(void)state;
-	for (int i = 0; i < 5; i++) {
+	for (int k = 0; k < 3; k++) {
+		struct tokenizer *t = variant_open(names[k]);
+		const json_t *texts = json_object_get(json_object_get(expected, names[k]), "decoded");
+
+		lines = json_object_get(json_object_get(expected, names[k]), "full");
+		assert_true(json_array_size(lines) > 10 && json_array_size(texts) == json_array_size(lines));
+		json_array_foreach(lines, i, ids) {
+			uint32_t numbers[4096];
+			char *text = NULL;
+
+			assert_in_range(json_array_size(ids), 0, 4096);
+			json_array_foreach(ids, j, item)
+				numbers[j] = (uint32_t)json_integer_value(item);
+			assert_int_equal(tokenizer_decode(t, numbers, json_array_size(ids), i % 2 == 0, &text, &n, NULL), 0);
+			assert_string_equal(text, json_string_value(json_array_get(texts, i)));
+			free(text);
+		}
+		tokenizer_close(t);
+	}
+	json_decref(expected);
+}
+
+static void each_variant_has_an_id_of_its_own(void **state)
+{
+	static const char *const names[] = { "gpt2", "smollm", "llama3", "qwen2", "regex", "bert", "bert-cased", "bert-accents" };
+	struct content_id ids[8];
+
+	(void)state;
+	for (int i = 0; i < 8; i++) {
 		struct tokenizer *t = variant_open(names[i]);
 
 		ids[i] = tokenizer_id(t);
@@ -95,6 +134,7 @@ int main(void)
 		cmocka_unit_test(gpt2_lines_are_the_references), cmocka_unit_test(smollm_lines_are_the_references),
 		cmocka_unit_test(llama3_lines_are_the_references), cmocka_unit_test(qwen2_lines_are_the_references),
 		cmocka_unit_test(lines_under_unknown_patterns_are_the_references), cmocka_unit_test(each_variant_has_an_id_of_its_own),
+		cmocka_unit_test(wordpiece_lines_are_the_references), cmocka_unit_test(wordpiece_ids_decode_as_the_reference_does),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
