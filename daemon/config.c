@@ -125,7 +125,7 @@ static const struct config_unit size_units[] = {
 	{"", 1}, {"K", UINT64_C(1) << 10}, {"M", UINT64_C(1) << 20}, {"G", UINT64_C(1) << 30}, {"T", UINT64_C(1) << 40}, {NULL, 0},
 };
 static const struct config_unit duration_units[] = {
-	{"", 1000}, {"ms", 1}, {"s", 1000}, {"min", 60000}, {"h", 3600000}, {NULL, 0},
+	{"", 1000}, {"ms", 1}, {"s", 1000}, {"min", 60000}, {"h", 3600000}, {"d", 86400000}, {NULL, 0},
 };
 
 static int read_integer(const char *text, int64_t *ret_value)

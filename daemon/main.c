@@ -122,7 +122,8 @@ static int open_teacher(struct daemon *d, struct error *err)
 static int open_store(struct daemon *d, struct error *err)
 {
 	const struct options *o = &d->options;
-	struct store_options s = {.directory = o->store, .shard_bytes = o->store_shard, .queue_bytes = o->store_queue};
+	struct store_options s = {.directory = o->store, .shard_bytes = o->store_shard, .queue_bytes = o->store_queue,
+				  .max_bytes = o->store_max_bytes, .max_age_s = (o->store_max_age + 999) / 1000};
 	struct store_stats stats;
 	if (!o->store)
 		return 0;

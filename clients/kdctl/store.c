@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -22,6 +23,7 @@ static const struct {
 	{"cat", store_cat, "DIR [KEY]", "records as JSON lines"},
 	{"stat", store_stat, "DIR", "what is in it, and what its bytes are spent on"},
 	{"verify", store_verify, "DIR [KEY]", "checks every byte; exit status 1 when something is damaged"},
+	{"prune", store_prune, "LIMITS DIR", "removes the oldest shards"},
 	{"export", store_export, "DIR --output FILE", "records as a file that needs no kdserved to be read"},
 	{"import", store_import, "DIR FILE ...", "adds the records of such files"},
 };
@@ -109,6 +111,34 @@ bool store_threads(const char *text, unsigned *ret_threads)
 		v = CPU_COUNT(&processors);
 	*ret_threads = v > SURVEY_MAX_THREADS ? SURVEY_MAX_THREADS : (unsigned)v;
 	return true;
+}
+
+struct unit { const char *suffix; uint64_t factor; };
+
+static bool read_units(const char *text, const struct unit *units, uint64_t *ret_value)
+{
+	char *end;
+	errno = 0;
+	unsigned long long v = strtoull(text, &end, 10);
+	if (*text < '0' || *text > '9' || errno)
+		return false;
+	for (; units->suffix; units++)
+		if (strcmp(end, units->suffix) == 0)
+			return v && !__builtin_mul_overflow(v, units->factor, ret_value);
+	return false;
+}
+
+bool store_size(const char *text, uint64_t *ret_bytes)
+{
+	static const struct unit units[] = {{"", 1}, {"K", UINT64_C(1) << 10}, {"M", UINT64_C(1) << 20}, {"G", UINT64_C(1) << 30},
+					    {"T", UINT64_C(1) << 40}, {NULL, 0}};
+	return read_units(text, units, ret_bytes);
+}
+
+bool store_duration(const char *text, uint64_t *ret_s)
+{
+	static const struct unit units[] = {{"", 1}, {"s", 1}, {"min", 60}, {"h", 3600}, {"d", 86400}, {"w", 7 * 86400}, {NULL, 0}};
+	return read_units(text, units, ret_s);
 }
 
 void store_report_damage(const struct kdctl *k, const char *place, uint64_t offset, uint64_t n_bytes, const char *message)

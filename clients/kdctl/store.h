@@ -13,6 +13,7 @@ int store_ls(struct kdctl *k, int argc, char **argv);
 int store_cat(struct kdctl *k, int argc, char **argv);
 int store_verify(struct kdctl *k, int argc, char **argv);
 int store_stat(struct kdctl *k, int argc, char **argv);
+int store_prune(struct kdctl *k, int argc, char **argv);
 
 // getopt_long with the options that all have (--json, --help: prints `help`): the next option that is the command's own, -1 at the end of
 // them, or -2: leave with *ret_status.
@@ -23,6 +24,8 @@ int store_option(struct kdctl *k, int argc, char **argv, const struct option *op
 int store_expect_directory(const struct kdctl *k, const char *directory);                // 0, or 1 (said why)
 int store_failure(const struct kdctl *k, const struct error *err);                       // says it; returns 1
 bool store_threads(const char *text, unsigned *ret_threads);                             // 1 to 64; NULL: as many as processors
+bool store_size(const char *text, uint64_t *ret_bytes);                                  // "10G"; above 0
+bool store_duration(const char *text, uint64_t *ret_s);                                  // "30d"; above 0
 // A damaged place: a line on stderr, and with --json one on stdout.
 void store_report_damage(const struct kdctl *k, const char *place, uint64_t offset, uint64_t n_bytes, const char *message);
 void store_bytes_text(uint64_t n, char ret_text[24]);                                    // "1.5 GiB"

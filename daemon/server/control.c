@@ -131,8 +131,10 @@ static void store_status(struct buffer *b, struct store *store)
 	store_stats(store, &t);
 	buffer_printf(b,
 		      ",\"store\":{\"records\":%" PRIu64 ",\"shards\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"hits\":%" PRIu64
-		      ",\"contained\":%" PRIu64 ",\"misses\":%" PRIu64 ",\"appended\":%" PRIu64 ",\"corrupt\":%" PRIu64 ",\"uring\":%s,\"failing\":%s}",
-		      t.n_records, t.n_shards, t.n_bytes, t.n_hits, t.n_contained, t.n_misses, t.n_appended, t.n_corrupt, t.uring ? "true" : "false",
+		      ",\"contained\":%" PRIu64 ",\"misses\":%" PRIu64 ",\"appended\":%" PRIu64 ",\"removed_shards\":%" PRIu64
+		      ",\"corrupt\":%" PRIu64 ",\"uring\":%s,\"failing\":%s}",
+		      t.n_records, t.n_shards, t.n_bytes, t.n_hits, t.n_contained, t.n_misses, t.n_appended, t.n_removed_shards, t.n_corrupt,
+		      t.uring ? "true" : "false",
 		      t.failing ? "true" : "false");
 }
 

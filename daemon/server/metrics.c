@@ -147,6 +147,8 @@ static void encode_store(struct buffer *b, struct store *store)
 	counter(b, "kd_store_misses_total", "Questions not found.", t.n_misses);
 	counter(b, "kd_store_failed_appends_total", "Records the disk refused.", t.n_failed_appends);
 	counter(b, "kd_store_corrupt_total", "Damaged records met.", t.n_corrupt);
+	counter(b, "kd_store_removed_shards_total", "Shards removed by store-max-bytes and store-max-age.", t.n_removed_shards);
+	counter(b, "kd_store_removed_bytes_total", "Their bytes.", t.removed_bytes);
 	counter(b, "kd_store_recovered_bytes_total", "Bytes cut from a torn tail at start.", t.recovered_bytes);
 	gauge(b, "kd_store_queued_bytes", "Bytes waiting for the disk.", (double)t.queued_bytes);
 	gauge(b, "kd_store_uring", "1 when io_uring is in use, 0 after falling back to pwrite.", t.uring);

@@ -28,6 +28,7 @@ struct line {
 	struct pending_item *next;       // the first that has not been gathered; NULL: all are
 	bool waiting;                    // a settled one waits for an fsync
 	bool grows;                      // from the queue
+	uint32_t next_id;                // of shards, when the line began
 };
 
 static uint64_t now_ms(void)
@@ -285,7 +286,7 @@ static int line_sync(struct appender *a, struct line *l, struct error *err)
 // More to write at once? While the disk is busy there is time to wait for it. Not after a failure: that is dealt with first.
 static bool line_grow(struct appender *a, struct line *l)
 {
-	if (!l->grows || a->retired.fd >= 0 || a->backoff_ms)
+	if (!l->grows || a->retired.fd >= 0 || a->backoff_ms || (a->pauses && a->next_id != l->next_id))
 		return false;
 	while (!line_take(a, l)) {
 		if (!tail_wait(&a->tail))
@@ -416,7 +417,7 @@ static void back_off(struct appender *a)
 void appender_drain(struct appender *a)
 {
 	struct error err;
-	struct line l = {.grows = true};
+	struct line l = {.grows = true, .next_id = a->next_id};
 	line_take(a, &l);
 	if (a->backoff_ms && now_ms() < a->retry_at_ms) {
 		error_set(&err, ERROR_STORE, NULL, "store %s: the disk refused lately; not tried", a->parts->directory.path);

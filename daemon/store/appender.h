@@ -16,7 +16,7 @@
 // What store_stats reports, counted where it happens.
 struct store_counters {
 	_Atomic uint64_t n_bytes, n_appended, appended_bytes, n_duplicates, n_hits, n_misses, n_failed_appends, n_corrupt, recovered_bytes,
-		n_overflows, n_contained;
+		n_overflows, n_contained, n_removed_shards, removed_bytes;
 	atomic_bool uring, direct, failing;
 };
 
@@ -35,6 +35,7 @@ struct appender {
 	struct tail_shard retired;       // its last fsync failed: what it had not covered is to be written again
 	uint64_t shard_bytes;
 	uint32_t next_id;                // of the next new shard
+	bool pauses;                     // appender_drain returns when it has begun a shard: the store has something to do then
 	uint64_t retry_at_ms, backoff_ms;
 };
 
@@ -43,6 +44,6 @@ int appender_init(struct appender *a, struct store_parts *parts, uint64_t shard_
 		  struct error *err);
 void appender_done(struct appender *a);      // makes everything durable first; NULL-safe for a zeroed one
 
-// Takes items from the queue until it is empty, or until a failure has been dealt with. Every item taken is acknowledged or failed, made
-// findable or not, and freed when this returns.
+// Takes items from the queue until it is empty, a failure has been dealt with, or (see pauses) a shard was begun. Every item taken is
+// acknowledged or failed, made findable or not, and freed when this returns.
 void appender_drain(struct appender *a);

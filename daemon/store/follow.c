@@ -86,7 +86,29 @@ static void shard_follow(struct store *s, bool more_shards)
 	index_unlock(s->parts.index);
 }
 
-// A shard that is gone (pruned or compacted by the one writer) leaves places behind that fail to open: they count as absent.
+// Shards that the writer has removed: their places are forgotten, who reads one of them may finish. Both lists ascend.
+static void removed_follow(struct store *s, const uint32_t *ids, size_t n)
+{
+	struct shards *shards = &s->parts.shards;
+	size_t n_gone = 0, k = 0;
+	index_lock(s->parts.index);
+	uint32_t *gone = shards->n > n || (shards->n && n && shards->files[0].id < ids[0]) ? malloc(shards->n * sizeof *gone) : NULL;
+	for (size_t i = 0; gone && i < shards->n; i++) {
+		while (k < n && ids[k] < shards->files[i].id)
+			k++;
+		if ((k == n || ids[k] != shards->files[i].id) && !shards->files[i].gone)
+			gone[n_gone++] = shards->files[i].id;
+	}
+	index_unlock(s->parts.index);
+	if (n_gone)
+		index_remove_shards(s->parts.index, gone, n_gone);
+	index_lock(s->parts.index);
+	for (size_t i = 0; i < n_gone; i++)
+		shards_remove(shards, gone[i]);
+	index_unlock(s->parts.index);
+	free(gone);
+}
+
 static void directory_follow(struct store *s)
 {
 	uint32_t *ids = NULL;
@@ -100,6 +122,7 @@ static void directory_follow(struct store *s)
 	for (; i < n; i++)
 		if (recover_shard(&s->parts, ids[i], &s->newest, NULL) < 0)
 			break;
+	removed_follow(s, ids, n);       // last: what was rewritten has its new place by now
 	free(ids);
 }
 

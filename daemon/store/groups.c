@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Open addressing; the slots of a group lie on one probe path. In parts that grow on their own, as the index is. Nothing is removed: a key
-// that the index no longer knows is passed over by whoever looks it up.
+// Open addressing; the slots of a group lie on one probe path. In parts that grow on their own, as the index is. A key that the index
+// no longer knows is passed over by whoever looks it up, and swept away when shards are removed.
 #include "daemon/store/groups.h"
 
 #include <errno.h>
@@ -126,4 +126,40 @@ unsigned groups_find(const struct groups *g, uint64_t group, uint64_t ret_keys[G
 		if (p->slots[i].group == group)
 			ret_keys[n++] = p->slots[i].key;
 	return n;
+}
+
+// What follows moves back into the hole unless that would put it before its own place.
+static void slot_remove(const struct groups *g, struct part *p, uint64_t hole)
+{
+	uint64_t mask = p->n_slots - 1;
+	p->n_used--;
+	for (uint64_t i = (hole + 1) & mask; p->slots[i].group; i = (i + 1) & mask) {
+		uint64_t home = hash(g, p->slots[i].group) & mask;
+		if (((i - home) & mask) < ((i - hole) & mask))
+			continue;
+		p->slots[hole] = p->slots[i];
+		hole = i;
+	}
+	p->slots[hole] = (struct slot){0};
+}
+
+bool groups_remove_lost(struct groups *g, struct groups_sweep *sweep, size_t n, groups_lost_fn *lost, const void *arg)
+{
+	for (; n && sweep->part < N_PARTS; n--) {
+		struct part *p = &g->parts[sweep->part];
+		if (p->n_slots != sweep->n_slots)       // it has grown: anew
+			sweep->at = 0;
+		sweep->n_slots = p->n_slots;
+		if (sweep->at == p->n_slots) {
+			sweep->part++;
+			sweep->at = sweep->n_slots = 0;
+			continue;
+		}
+		const struct slot *s = &p->slots[sweep->at];
+		if (s->group && lost(arg, s->key))
+			slot_remove(g, p, sweep->at);
+		else
+			sweep->at++;
+	}
+	return sweep->part < N_PARTS;
 }

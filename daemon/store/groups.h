@@ -4,6 +4,8 @@
 // The caller holds the index's lock.
 #pragma once
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "common/sequence.h"
@@ -20,4 +22,9 @@ uint64_t group_of_record(const struct record *record);      // 0: no memory
 struct groups *groups_new(uint64_t salt);             // NULL: no memory
 struct groups *groups_free(struct groups *g);         // returns NULL; NULL is fine
 int groups_append(struct groups *g, uint64_t group, uint64_t key);       // nothing for group 0. -ENOMEM
+
+// Removes pairs whose key is lost: looks at up to n slots (begin with a zeroed sweep). False when all have been looked at.
+struct groups_sweep { unsigned part; uint64_t at, n_slots; };
+typedef bool groups_lost_fn(const void *arg, uint64_t key);
+bool groups_remove_lost(struct groups *g, struct groups_sweep *sweep, size_t n, groups_lost_fn *lost, const void *arg);
 unsigned groups_find(const struct groups *g, uint64_t group, uint64_t ret_keys[GROUP_MAX]);     // how many

@@ -9,12 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 
 #include "daemon/store/groups.h"
 
 #define N_PARTS 64
 #define PART_START 64            // slots of a new part; a power of two
 #define PREFIX_BYTES 12
+#define SWEEP_SLOTS 4096         // looked at while the lock is held
 #define HALF_BYTES 8             // of the prefix: these choose the slot, and are what groups.h keeps
 
 struct slot {
@@ -45,7 +47,11 @@ struct index *index_new(void)
 	if (!index)
 		return NULL;
 	pthread_mutex_init(&index->lock, NULL);
-	pthread_cond_init(&index->changed, NULL);
+	pthread_condattr_t monotonic;
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&index->changed, &monotonic);
+	pthread_condattr_destroy(&monotonic);
 	// Clients choose tokens, hence (by trial) keys: a secret salt keeps them from choosing slots.
 	if (getrandom(&index->salt, sizeof index->salt, GRND_NONBLOCK) != sizeof index->salt)
 		index->salt = (uint64_t)(uintptr_t)index * UINT64_C(0x9e3779b97f4a7c15);
@@ -69,6 +75,17 @@ struct index *index_free(struct index *index)
 void index_lock(struct index *index) { pthread_mutex_lock(&index->lock); }
 void index_unlock(struct index *index) { pthread_mutex_unlock(&index->lock); }
 void index_wait(struct index *index) { pthread_cond_wait(&index->changed, &index->lock); }
+void index_wait_ms(struct index *index, uint64_t ms)
+{
+	struct timespec until;
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += (time_t)(ms / 1000);
+	until.tv_nsec += (long)(ms % 1000) * 1000000;
+	until.tv_sec += until.tv_nsec / 1000000000;
+	until.tv_nsec %= 1000000000;
+	pthread_cond_timedwait(&index->changed, &index->lock, &until);
+}
+
 void index_wake(struct index *index) { pthread_cond_broadcast(&index->changed); }
 
 static uint64_t hash(const struct index *index, const uint8_t prefix[HALF_BYTES])
@@ -164,17 +181,10 @@ int index_append(struct index *index, const struct content_id *key, const struct
 	return 0;
 }
 
-void index_remove(struct index *index, const struct content_id *key, const struct index_entry *entry)
+static void slot_remove(const struct index *index, struct part *part, uint64_t hole)
 {
-	uint64_t h = hash(index, key->bytes);
-	struct part *part = part_of(index, h);
-	if (!part->n_used)
-		return;
 	uint64_t mask = part->n_slots - 1;
 	struct slot *slots = part->slots;
-	uint64_t hole = (uint64_t)(slot_find(part, h, key->bytes, PREFIX_BYTES) - slots);
-	if (!slots[hole].record_bytes || slots[hole].shard != entry->shard || slots[hole].offset != entry->offset)
-		return;
 	part->n_used--;
 	// No tombstones: what follows moves back into the hole unless that would put it before its own place.
 	for (uint64_t i = (hole + 1) & mask; slots[i].record_bytes; i = (i + 1) & mask) {
@@ -185,6 +195,68 @@ void index_remove(struct index *index, const struct content_id *key, const struc
 		hole = i;
 	}
 	slots[hole].record_bytes = 0;
+}
+
+void index_remove(struct index *index, const struct content_id *key, const struct index_entry *entry)
+{
+	uint64_t h = hash(index, key->bytes);
+	struct part *part = part_of(index, h);
+	if (!part->n_used)
+		return;
+	const struct slot *slot = slot_find(part, h, key->bytes, PREFIX_BYTES);
+	if (slot->record_bytes && slot->shard == entry->shard && slot->offset == entry->offset)
+		slot_remove(index, part, (uint64_t)(slot - part->slots));
+}
+
+static bool among(const uint32_t *ids, size_t n, uint32_t id)
+{
+	size_t low = 0;
+	while (n > 1) {
+		size_t half = n / 2;
+		low += ids[low + half] <= id ? half : 0;
+		n -= half;
+	}
+	return n && ids[low] == id;
+}
+
+// SWEEP_SLOTS of the part from *at on; false at its end. A part that has grown meanwhile is begun anew.
+static bool part_sweep(struct index *index, struct part *part, uint64_t *at, uint64_t *n_slots, const uint32_t *ids, size_t n)
+{
+	if (part->n_slots != *n_slots)
+		*at = 0;
+	*n_slots = part->n_slots;
+	for (uint64_t left = SWEEP_SLOTS; left && *at < part->n_slots; left--) {
+		const struct slot *slot = &part->slots[*at];
+		if (slot->record_bytes && among(ids, n, slot->shard))
+			slot_remove(index, part, *at);      // another may have moved here
+		else
+			++*at;
+	}
+	return *at < part->n_slots;
+}
+
+static bool key_is_lost(const void *arg, uint64_t key)
+{
+	return !find(arg, (const uint8_t *)&key, HALF_BYTES);
+}
+
+void index_remove_shards(struct index *index, const uint32_t *ids, size_t n)
+{
+	bool more = true;
+	for (size_t i = 0; i < N_PARTS; i++) {
+		uint64_t at = 0, n_slots = 0;
+		do {
+			index_lock(index);
+			more = part_sweep(index, &index->parts[i], &at, &n_slots, ids, n);
+			index_unlock(index);
+		} while (more);
+	}
+	struct groups_sweep sweep = {0};
+	do {
+		index_lock(index);
+		more = groups_remove_lost(index->groups, &sweep, SWEEP_SLOTS, key_is_lost, index);
+		index_unlock(index);
+	} while (more);
 }
 
 uint64_t index_count(const struct index *index)

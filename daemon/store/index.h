@@ -25,7 +25,12 @@ struct index *index_free(struct index *index);      // returns NULL; NULL is fin
 void index_lock(struct index *index);
 void index_unlock(struct index *index);
 void index_wait(struct index *index);
+void index_wait_ms(struct index *index, uint64_t ms);       // at most so long
 void index_wake(struct index *index);
+
+// Forgets every place in these shards (ids ascend). Takes the lock, for a short section at a time; a place that moves meanwhile may slip
+// through, and is found to be gone by who looks there.
+void index_remove_shards(struct index *index, const uint32_t *ids, size_t n);
 
 // The caller holds the lock.
 int index_find(const struct index *index, const struct content_id *key, struct index_entry *ret_entry);         // -ENOENT

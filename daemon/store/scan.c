@@ -14,6 +14,8 @@
 
 #define WINDOW_BYTES (256u * 1024)      // a read of this size costs little more than one of 4 KiB, and 1000 small frames fit
 
+#define SEAL_BLOCK 4096u               // of the write with which a shard is sealed
+
 static int file_read(int fd, uint8_t *to, size_t n, uint64_t offset)
 {
 	size_t done = 0;
@@ -219,6 +221,24 @@ static int scan_record(struct scan *s, const struct shard_frame *f, struct scan_
 	return 0;
 }
 
+// Behind the seal: a writer writes whole blocks and cuts the file at the seal a moment later, so the zeros of its block are no damage.
+static int scan_sealed(struct scan *s, struct scan_item *item, struct error *err)
+{
+	static const uint8_t zeros[SEAL_BLOCK];
+	uint64_t n = s->size - s->position;
+	if (n < SEAL_BLOCK) {
+		const uint8_t *p = scan_view(s, s->position, (size_t)n, err);
+		if (!p)
+			return err->code == ERROR_MEMORY ? -ENOMEM : -EIO;
+		if (memcmp(p, zeros, (size_t)n) == 0)
+			n = 0;
+	}
+	item->kind = n ? SCAN_TORN : SCAN_END;
+	item->n_bytes = n;
+	s->size = s->position;
+	return 0;
+}
+
 int scan_next(struct scan *s, struct scan_item *ret_item, struct error *err)
 {
 	struct error local;
@@ -227,12 +247,8 @@ int scan_next(struct scan *s, struct scan_item *ret_item, struct error *err)
 	*ret_item = (struct scan_item){.kind = SCAN_END, .offset = s->position};
 	if (s->position >= s->size)
 		return 0;
-	if (s->sealed) {
-		ret_item->kind = SCAN_TORN;
-		ret_item->n_bytes = s->size - s->position;
-		s->size = s->position;
-		return 0;
-	}
+	if (s->sealed)
+		return scan_sealed(s, ret_item, err);
 	struct shard_frame f;
 	uint64_t number = 0;
 	int kind = scan_probe(s, s->position, &f, &number, err);

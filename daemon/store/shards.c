@@ -65,7 +65,7 @@ static void shards_close_one(struct shards *s)
 int shards_acquire(struct shards *s, uint32_t id, int *ret_fd, uint32_t *ret_seed, struct error *err)
 {
 	struct shards_file *f = shards_find(s, id);
-	if (!f || f->id != id)
+	if (!f || f->id != id || f->gone)
 		return error_set(err, ERROR_NOT_FOUND, NULL, "no shard %08x", id);
 	if (f->fd < 0) {
 		char name[DIRECTORY_NAME_MAX];
@@ -85,11 +85,31 @@ int shards_acquire(struct shards *s, uint32_t id, int *ret_fd, uint32_t *ret_see
 	return 0;
 }
 
+static void file_forget(struct shards *s, struct shards_file *f)
+{
+	if (f->fd >= 0) {
+		close(f->fd);
+		s->n_open--;
+	}
+	s->n--;
+	memmove(f, f + 1, (size_t)(&s->files[s->n] - f) * sizeof *f);
+}
+
 void shards_release(struct shards *s, uint32_t id)
 {
 	struct shards_file *f = shards_find(s, id);
-	if (f && f->id == id && f->n_users > 0)
-		f->n_users--;
+	if (f && f->id == id && f->n_users > 0 && --f->n_users == 0 && f->gone)
+		file_forget(s, f);
+}
+
+void shards_remove(struct shards *s, uint32_t id)
+{
+	struct shards_file *f = shards_find(s, id);
+	if (!f || f->id != id)
+		return;
+	f->gone = true;
+	if (f->n_users == 0)
+		file_forget(s, f);
 }
 
 int shards_check(const uint8_t *bytes, size_t n, uint32_t seed, const struct index_entry *place, const struct content_id *key,

@@ -18,6 +18,7 @@ struct shards_file {
 	uint32_t id;
 	uint32_t seed;
 	bool readable;               // false: the header is damaged or another shard's
+	bool gone;                   // removed; forgotten when the last user has gone
 	int fd;                      // -1 when not open
 	uint32_t n_users;
 };
@@ -41,3 +42,4 @@ int shards_read(int fd, uint32_t seed, const struct index_entry *place, const st
 int shards_check(const uint8_t *bytes, size_t n, uint32_t seed, const struct index_entry *place, const struct content_id *key,
 		 struct record **ret_record, struct error *err);
 void shards_release(struct shards *s, uint32_t id);
+void shards_remove(struct shards *s, uint32_t id);         // its file is gone: who reads it may finish

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/error.h"
 #include "daemon/store/scan.h"
@@ -16,6 +17,33 @@
 
 #define SHARD_BYTES (UINT64_C(256) << 20)
 #define QUEUE_BYTES (UINT64_C(64) << 20)
+#define RETAIN_EVERY_MS 60000
+
+static uint64_t now_ms(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+static bool store_retains(const struct store *s)
+{
+	return s->retention.max_bytes || s->retention.max_age_s;
+}
+
+// Once a minute, and when a shard was begun.
+static bool retention_due(const struct store *s)
+{
+	return store_retains(s) && (s->appender.next_id != s->retained_next_id || now_ms() >= s->retain_at_ms);
+}
+
+static void store_retain(struct store *s)
+{
+	const struct tail_shard *current = &s->appender.tail.shard;
+	s->retained_next_id = s->appender.next_id;
+	s->retain_at_ms = now_ms() + RETAIN_EVERY_MS;
+	retention_apply(&s->parts, &s->retention, current->fd >= 0 ? current->id : UINT32_MAX);
+}
 
 static void *store_run(void *arg)
 {
@@ -26,9 +54,17 @@ static void *store_run(void *arg)
 		if (s->parts.pending.queue.first) {
 			index_unlock(index);
 			appender_drain(&s->appender);
+			if (retention_due(s))        // the queue may not be empty for hours
+				store_retain(s);
+			index_lock(index);
+		} else if (!s->stopping && retention_due(s)) {
+			index_unlock(index);
+			store_retain(s);
 			index_lock(index);
 		} else if (s->stopping) {
 			break;
+		} else if (store_retains(s)) {
+			index_wait_ms(index, RETAIN_EVERY_MS);
 		} else {
 			index_wait(index);
 		}
@@ -63,6 +99,7 @@ int store_open(const struct store_options *options, struct store **ret_store, st
 	s->parts.pending.max_bytes = options->queue_bytes ? options->queue_bytes : QUEUE_BYTES;
 	s->read_only = options->read_only;
 	s->rounded = options->rounded;
+	s->retention = (struct retention){options->max_bytes, options->max_age_s};
 	s->path = strdup(options->directory);
 	s->parts.index = index_new();
 	int rc = 0;
@@ -76,6 +113,7 @@ int store_open(const struct store_options *options, struct store **ret_store, st
 	if (rc == 0 && !s->read_only) {
 		uint64_t shard_bytes = options->shard_bytes ? options->shard_bytes : SHARD_BYTES;
 		rc = appender_init(&s->appender, &s->parts, shard_bytes, &current, next_id, err);
+		s->appender.pauses = store_retains(s);
 		if (rc == 0)
 			rc = store_start(s, err);
 	}
@@ -144,6 +182,7 @@ void store_stats(struct store *s, struct store_stats *ret)
 	*ret = (struct store_stats){
 		.n_bytes = atomic_load(&c->n_bytes), .n_appended = atomic_load(&c->n_appended),
 		.appended_bytes = atomic_load(&c->appended_bytes), .n_duplicates = atomic_load(&c->n_duplicates),
+		.n_removed_shards = atomic_load(&c->n_removed_shards), .removed_bytes = atomic_load(&c->removed_bytes),
 		.n_contained = atomic_load(&c->n_contained), .n_hits = atomic_load(&c->n_hits), .n_misses = atomic_load(&c->n_misses),
 		.n_failed_appends = atomic_load(&c->n_failed_appends), .n_corrupt = atomic_load(&c->n_corrupt),
 		.recovered_bytes = atomic_load(&c->recovered_bytes),

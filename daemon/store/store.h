@@ -23,6 +23,8 @@ struct store_options {
 	uint64_t shard_bytes;            // rotate after this many; 0 = 256 MiB
 	uint64_t queue_bytes;            // appends waiting; more is -EAGAIN; 0 = 64 MiB
 	bool rounded;                    // smaller answers are cut out of rounded values as they stand (part_extract_rounded): for trainers
+	uint64_t max_bytes;              // the oldest shards are removed beyond this; 0 = no limit. May be passed by the shard being written
+	uint64_t max_age_s;              // shards not written to for so long are removed; 0 = never
 	bool read_only;                  // no lock, no recovery writes, no thread; finds what another process appends, a moment later
 };
 
@@ -69,6 +71,7 @@ struct store_stats {
 	uint64_t n_failed_appends, n_corrupt;              // n_corrupt: damaged records met
 	uint64_t recovered_bytes;                          // cut from a torn tail at open
 	uint64_t queued_bytes;
+	uint64_t n_removed_shards, removed_bytes;          // let go of by max_bytes and max_age_s, since open
 	uint64_t n_overflows;                              // completions the ring had to hold back; none are lost
 	bool uring;                                        // false: fell back to pwrite
 	bool direct;                                       // the shard being written bypasses the page cache (O_DIRECT)

@@ -7,6 +7,7 @@
 
 #include "daemon/store/appender.h"
 #include "daemon/store/recover.h"
+#include "daemon/store/retention.h"
 #include "daemon/store/store.h"
 
 struct scan;
@@ -18,7 +19,10 @@ struct store {
 	bool stopping;               // under the index's lock
 	bool started;
 	pthread_t thread;
-	struct appender appender;    // the thread's
+	struct appender appender;    // the thread's, as the next three
+	struct retention retention;
+	uint64_t retain_at_ms;       // when to look again
+	uint32_t retained_next_id;   // what the next shard's id was then: it has changed when a shard was begun
 	struct scan *parked;         // where store_next stopped, under the index's lock; NULL while in use
 	// read-only: how far the newest shard has been read (follow.c)
 	atomic_flag following;       // set: some thread is at it

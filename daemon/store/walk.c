@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "common/error.h"
 #include "daemon/store/scan.h"
@@ -29,13 +30,33 @@ static int walk_resume(struct scan **scan, int fd, uint32_t id, const struct sto
 	return rc;
 }
 
+// The file was longer by now than when the scan began: what ended there, or did not hold, may be whole. True: look again from `c` on.
+static bool walk_grown(struct scan *scan, uint64_t size, const struct store_cursor *c)
+{
+	struct stat st;
+	int fd = scan->fd;
+	uint32_t id = scan->header.id;
+	if (scan->sealed || fstat(fd, &st) < 0 || (uint64_t)st.st_size <= size)
+		return false;
+	scan_done(scan);
+	if (scan_init(scan, fd, id, NULL) < 0)
+		return false;
+	scan->position = c->position > scan->position ? c->position : scan->position;
+	scan->next_number = c->n_record;
+	return true;
+}
+
 // One step within a shard: 0 with a record, -EBADMSG with damage, 1 when there was nothing to report, -ENOENT at the shard's end.
 static int walk_step(struct scan *scan, bool newest, struct store_cursor *c, struct record **ret_record, struct error *err)
 {
 	struct scan_item item;
+	struct store_cursor before = {.position = scan->position, .n_record = scan->next_number};
+	uint64_t size = scan->size;
 	int rc = scan_next(scan, &item, err);
 	if (rc < 0)
 		return rc;
+	if (item.kind != SCAN_RECORD && item.kind != SCAN_SEAL && walk_grown(scan, size, &before))
+		return 1;
 	c->position = scan->position;
 	c->n_record = scan->next_number;
 	switch (item.kind) {
@@ -105,7 +126,9 @@ int store_next(struct store *s, struct store_cursor *c, struct record **ret_reco
 		if (id != c->shard)
 			*c = (struct store_cursor){.shard = id};
 		if (rc < 0) {
-			c->shard = id + 1;
+			*c = (struct store_cursor){.shard = id + 1};
+			if (rc == -ENOENT)           // removed by the process that writes: not damage
+				continue;
 			snprintf(ret_place, 96, "%08" PRIx32 ".shard", id);
 			return -EBADMSG;
 		}

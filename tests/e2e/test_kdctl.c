@@ -77,6 +77,8 @@ static void wrong_usage_is_one_line_and_2(void **state)
 		{"train --name ../x a", "--name ../x"},
 		{"runs a b", "plot ID is expected"}, {"store", "are expected"}, {"store ls", "a DIR is expected"}, {"store cat a b c", "a DIR is expected"},
 		{"store frob /tmp", "frob: ls, cat, "}, {"store verify --threads 0 /tmp", "--threads 0"}, {"store verify --frob", "--frob"},
+		{"store prune /tmp", "--max-bytes, --older-than or both"}, {"store prune --max-bytes 0 /tmp", "--max-bytes 0"},
+		{"store prune --older-than 3y /tmp", "--older-than 3y"}, {"store prune --max-bytes 99999999999T /tmp", "--max-bytes"},
 		{"store stat", "a DIR is expected"}, {"store stat --threads", "--threads"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
@@ -360,6 +362,8 @@ static void looks_into_a_store(void **state)
 	expect(o, 0, "\"kind\":\"top-4 f32 own\"");
 	expect(o, 0, "\"teachers\":[{");
 	expect(run_store("store stat --server unix:/nonexistent/socket", directory, ""), 1, "/nonexistent/socket");
+	expect(run_store("store prune --older-than 1w --max-bytes 1", directory, ""), 0, "0 shards (0 bytes) removed, 1 (");
+	expect(run_store("store prune --json --dry-run --max-bytes 1G", directory, ""), 0, "{\"summary\":{\"shards\":0,\"bytes\":0,\"left_shards\":1,");
 	damage_store(directory);
 	o = run_store("store verify --json", directory, "");
 	expect(o, 1, "{\"damage\":{\"place\":\"00000000.shard:");
