@@ -27,7 +27,7 @@ static const char help[] =
 static const struct {
 	const char *name;
 	int (*run)(struct export *e);        // NULL: kdclient for Python
-} formats[] = {{"jsonl", export_lines}, {"npz", NULL}, {"parquet", NULL}};
+} formats[] = {{"jsonl", export_lines}, {"safetensors", export_tensors}, {"npz", NULL}, {"parquet", NULL}};
 #define N_FORMATS (sizeof formats / sizeof *formats)
 
 // ---- the records
@@ -39,20 +39,29 @@ static bool wanted(const struct export *e, const struct record *record)
 	return !e->teacher || strncmp(teacher, e->teacher, strlen(e->teacher)) == 0;
 }
 
+static void damaged(struct export *e, const char *place, const char *what)
+{
+	e->n_damaged++;
+	if (!e->quiet)
+		kdctl_fail(e->k, "%s: %s", place, what);
+}
+
 static int take(struct export *e, const struct record *record, const char *place, export_take_fn *fn, void *arg)
 {
 	struct record_rows *rows = NULL;
 	struct error err = {0};
 	if (record_decode(record, &rows, &err)) {
-		e->n_damaged++;
-		kdctl_fail(e->k, "%s: %s", place, err.message);
+		damaged(e, place, err.message);
 		return 0;
 	}
-	int status = fn(arg, record, rows, &err) ? kdctl_fail(e->k, "%s: %s", place, err.message) : 0;
+	int r = fn(arg, record, rows, &e->err);
+	bool disk = e->err.code == ERROR_IO || e->err.code == ERROR_STORE;      // no fault of the record's
 	record_rows_free(rows);
+	if (r)
+		return disk ? kdctl_fail(e->k, "%s", e->err.message) : kdctl_fail(e->k, "%s: %s", place, e->err.message);
 	e->n_records++;
 	e->n_rows += record_n_rows(record);
-	return status;
+	return 0;
 }
 
 static void show(struct export *e, const char *verb)
@@ -81,9 +90,10 @@ int export_walk(struct export *e, const char *verb, export_take_fn *fn, void *ar
 		if (r == -ENOENT)
 			break;
 		if (r) {
-			status = kdctl_fail(e->k, "%s: %s", place, err.message);
-			e->n_damaged += r == -EBADMSG;
-			status = r == -EBADMSG ? 0 : status;
+			if (r == -EBADMSG)
+				damaged(e, place, err.message);
+			else
+				status = kdctl_fail(e->k, "%s: %s", place, err.message);
 			continue;
 		}
 		if (wanted(e, record))
@@ -115,9 +125,8 @@ static void print_totals(const struct export *e)
 
 static int write_file(struct export *e, int (*run)(struct export *e))
 {
-	struct error err = {0};
-	struct output output = {.path = e->path, .fd = STDOUT_FILENO, .err = &err};
-	int r = to_stdout(e) ? 0 : output_open(&output, e->path, &err), status = 0;
+	struct output output = {.path = e->path, .fd = STDOUT_FILENO, .err = &e->err};
+	int r = to_stdout(e) ? 0 : output_open(&output, e->path, &e->err), status = 0;
 	e->output = &output;
 	if (!r)
 		status = run(e);
@@ -126,7 +135,7 @@ static int write_file(struct export *e, int (*run)(struct export *e))
 	if (to_stdout(e))
 		return status;
 	r = output_close(&output, r ? r : status ? -ECANCELED : 0);
-	return status ? status : r ? kdctl_fail(e->k, "%s", err.message) : 0;
+	return status ? status : r ? kdctl_fail(e->k, "%s", e->err.message) : 0;
 }
 
 static int run(struct export *e, int (*run_format)(struct export *e))

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "clients/kdctl/store_tensors.h"
 #include "clients/kdctl/store_transfer.h"
 #include "common/error.h"
 #include "daemon/store/store.h"
@@ -144,6 +145,28 @@ static int import_lines(void *arg, FILE *f)
 	return status;
 }
 
+// ---- arrays
+
+static int import_tensors(struct import *i, int fd)
+{
+	struct tensors t;
+	struct error err = {0};
+	char note[64];
+	int status = 0;
+	if (tensors_open(&t, fd, &err))
+		return kdctl_fail(i->k, "%s: %s%s%s", i->path, err.field, *err.field ? ": " : "", err.message);
+	for (uint64_t n = 0; !status && n < t.n_records; n++) {
+		struct record *record;
+		if (tensors_record(&t, n, &record, &err))
+			status = kdctl_fail(i->k, "%s: record %" PRIu64 ": %s%s%s", i->path, n + 1, err.field, *err.field ? ": " : "", err.message);
+		else
+			status = append(i, record);
+		snprintf(note, sizeof note, "%" PRIu64 " records imported", i->n_records);
+		progress_show(&i->progress, (double)n, (double)t.n_records, note);
+	}
+	return status;
+}
+
 // ---- files
 
 static int import_parquet(struct import *i)
@@ -158,17 +181,21 @@ static int import_file(struct import *i, const char *path)
 {
 	bool standard = strcmp(path, "-") == 0;
 	FILE *f = standard ? stdin : fopen(path, "re");
-	char head[8] = "";
+	char head[9] = "";
 	struct stat s;
 	int status;
 	i->path = path;
 	if (!f || fstat(fileno(f), &s))
 		return kdctl_fail(i->k, "%s: %s", path, strerror(errno));
 	i->file_bytes = S_ISREG(s.st_mode) ? (uint64_t)s.st_size : 0;
-	if (!standard && S_ISREG(s.st_mode) && pread(fileno(f), head, sizeof head, 0) >= 4 && memcmp(head, "PAR1", 4) == 0)
+	if (!standard && S_ISREG(s.st_mode) && pread(fileno(f), head, sizeof head, 0) < 0)
+		status = kdctl_fail(i->k, "%s: %s", path, strerror(errno));
+	else if (memcmp(head, "PAR1", 4) == 0)
 		status = import_parquet(i);
 	else if (standard || *head == '{' || !i->file_bytes)
 		status = import_lines(i, f);
+	else if (head[8] == '{')         // behind the header's length
+		status = import_tensors(i, fileno(f));
 	else
 		status = kdctl_fail(i->k, "%s: neither jsonl nor safetensors nor parquet", path);
 	if (!standard)

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "common/error.h"
 
 #define FLAG(name) {#name, offsetof(struct query, name)}
 const struct question_flag question_flags[N_QUESTION_FLAGS] = {FLAG(dense), FLAG(own), FLAG(entropy), FLAG(max_prob), FLAG(argmax),

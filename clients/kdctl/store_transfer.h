@@ -9,10 +9,10 @@
 #include <stdio.h>
 
 #include "clients/kdctl/kdctl.h"
+#include "common/error.h"
 #include "common/record.h"
 
 struct buffer;
-struct error;
 struct pull;
 struct output;
 
@@ -55,9 +55,10 @@ struct export {
 	struct kdctl *k;
 	const char *directory, *path, *format, *teacher;         // teacher: how its fingerprint begins, NULL = any
 	uint64_t limit;                                          // of records; UINT64_MAX = none
-	bool overwrite;
+	bool overwrite, quiet;                                   // quiet: damage was told before
 	struct store *store;
 	struct output *output;
+	struct error err;                                        // the output's, and of what takes records
 	struct progress progress;
 	uint64_t n_records, n_rows, n_damaged, record_bytes, total_bytes;
 };
@@ -65,6 +66,7 @@ typedef int export_take_fn(void *arg, const struct record *record, const struct 
 // Each record asked for. An exit status; damage met on the way is told and counted in n_damaged.
 int export_walk(struct export *e, const char *verb, export_take_fn *take, void *arg);
 int export_lines(struct export *e);
+int export_tensors(struct export *e);
 
 // ---- kdclient for Python (store_python.c)
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stores written as npz by kdclient: every number, the question in kdctl's words, and a file that is whole or not there."""
+import json
 import os
 import resource
+import struct
 import subprocess
 import sys
 import unittest
@@ -80,6 +82,18 @@ class Npz(unittest.TestCase):
                 self.assertEqual(self.of(i, "feature_widths", "width_at").tolist(), [f.shape[1] for f in r.features])
                 seen.add("features")
         self.assertEqual(len(seen), 13)    # the store has them all
+
+    def test_kdctl_writes_the_same_arrays_as_safetensors(self):
+        path = self.folder.file("rows.safetensors")
+        kdctl("store", "export", self.folder.store, "--output", path)
+        with open(path, "rb") as f:
+            header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+            data = f.read()
+        self.assertEqual(set(header) - {"__metadata__"}, set(self.arrays.files))
+        for name, array in self.arrays.items():
+            begin, end = header[name]["data_offsets"]
+            self.assertEqual((header[name]["dtype"].lower(), header[name]["shape"]), (array.dtype.kind + str(8 * array.itemsize), list(array.shape)))
+            self.assertEqual(data[begin:end], array.tobytes(), name)
 
     def test_what_was_not_asked_is_not_a_number(self):
         for i, r in enumerate(self.rows):

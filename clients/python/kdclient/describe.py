@@ -27,7 +27,8 @@ def checksum(rows: Rows) -> int:
 
 
 def _number(value: float) -> float:
-    return float("%.9g" % value)    # 1.1 and not the 1.10000002 that the nearest float is
+    """1.1 and not the 1.10000002 that the nearest float is; 1 and not 1.0: as kdctl writes it."""
+    return int(value) if value == int(value) and abs(value) < 1e9 else float("%.9g" % value)
 
 
 def question(query: Query) -> Dict[str, Any]:

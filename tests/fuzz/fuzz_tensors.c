@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// A safetensors file that kdctl store import reads. What becomes a record decodes; what does not has a reason.
+#include <stdlib.h>
+
+#include "clients/kdctl/store_tensors.h"
+#include "common/error.h"
+#include "tests/fuzz/fuzz.h"
+
+#define MOST_RECORDS 64
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct tensors t;
+	struct error err = {0};
+	if (tensors_open_bytes(&t, data, size, &err)) {
+		if (err.code == ERROR_NONE)
+			abort();
+		return 0;
+	}
+	for (uint64_t i = 0; i < t.n_records && i < MOST_RECORDS; i++) {
+		struct record *record;
+		struct record_rows *rows;
+		err = (struct error){0};
+		if (tensors_record(&t, i, &record, &err) == 0) {
+			if (record_decode(record, &rows, NULL))
+				abort();
+			record_rows_free(rows);
+			record_unref(record);
+		} else if (err.code == ERROR_NONE) {
+			abort();
+		}
+	}
+	return 0;
+}
