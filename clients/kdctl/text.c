@@ -69,7 +69,7 @@ static int tokenize_here(struct kdctl *k, const char *text, size_t n, bool first
 	struct error err = {0};
 	// No text makes more tokens than an ill-formed byte does, whose U+FFFD has three bytes.
 	int r = tokenizer_encode(k->tokenizer, text, n, k->specials, first, 3 * n + 16, &tokens, &err);
-	int status = r ? kdctl_fail_with(k, err.field, err.message) : id_list_reserve(k, t, tokens.n);
+	int status = r ? kdctl_fail(k, "%s", err.message) : id_list_reserve(k, t, tokens.n);
 	if (!status && tokens.n) {
 		memcpy(t->ids + t->n, tokens.ids, tokens.n * sizeof *t->ids);
 		t->n += tokens.n;
