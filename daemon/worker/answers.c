@@ -59,32 +59,38 @@ static struct job *job_free(struct job *job)
 	return NULL;
 }
 
-int source_question(const struct source *s, const struct query *asked, const struct sequence *sequence, struct query *ret, struct error *err)
+int source_question(const struct source *s, const struct query *asked, const struct sequence *sequence, const struct id_lists *gather,
+		    struct query *ret, struct error *err)
 {
-	struct query_limits limits = {.max_tokens = s->info.max_tokens, .max_top_k = s->info.max_top_k, .vocab_size = s->info.vocab_size};
-	if (query_copy(ret, asked)) {
+	struct query_limits limits = {.max_tokens = s->info.max_tokens, .max_top_k = s->info.max_top_k, .vocab_size = s->info.vocab_size,
+				      .max_gather = s->info.max_gather, .max_draws = s->info.max_draws};
+	struct query whole = *asked;           // a view: nothing of it is freed
+	if (gather)
+		whole.gather = *gather;
+	if (query_copy(ret, &whole)) {
 		query_init(ret);
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	}
 	return query_check(ret, sequence, &limits, NULL, err);
 }
 
-static int job_fill(const struct answers *a, struct job *job, const struct query *query, const struct sequence *sequences, struct error *err)
+static int job_fill(const struct answers *a, struct job *job, const struct query *query, const struct sequence *sequences,
+		    const struct id_lists *gather, struct error *err)
 {
 	if (query_copy(&job->asked, query))
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	for (uint32_t i = 0; i < job->n; i++) {
 		if (sequence_init(&job->sequences[i], sequences[i].tokens, sequences[i].n_tokens))
 			return error_set(err, ERROR_MEMORY, NULL, "out of memory");
-		int r = source_question(a->source, query, &job->sequences[i], &job->queries[i], err);
+		int r = source_question(a->source, query, &job->sequences[i], gather ? &gather[i] : NULL, &job->queries[i], err);
 		if (r)
 			return r;
 	}
 	return 0;
 }
 
-static int job_new(const struct answers *a, const struct query *query, const struct sequence *sequences, uint32_t n, struct job **ret,
-		   struct error *err)
+static int job_new(const struct answers *a, const struct query *query, const struct sequence *sequences, const struct id_lists *gather,
+		   uint32_t n, struct job **ret, struct error *err)
 {
 	struct job *job = calloc(1, sizeof *job);
 	if (job) {
@@ -93,7 +99,7 @@ static int job_new(const struct answers *a, const struct query *query, const str
 		job->queries = calloc(n, sizeof *job->queries);
 		job->rows = calloc(n, sizeof *job->rows);
 	}
-	int r = job && job->sequences && job->queries && job->rows ? job_fill(a, job, query, sequences, err)
+	int r = job && job->sequences && job->queries && job->rows ? job_fill(a, job, query, sequences, gather, err)
 		: error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	if (r)
 		job_free(job);
@@ -235,7 +241,7 @@ static int some_count(struct answers *a, const struct query *query, const struct
 	struct job *job = NULL;
 	struct question questions[ANSWERS_COUNT_TOGETHER];
 	size_t n_questions = 0;
-	int r = job_new(a, query, sequences, n, &job, err);
+	int r = job_new(a, query, sequences, NULL, n, &job, err);
 	if (r)
 		return r;
 	questions_add(job, questions, &n_questions);
@@ -269,10 +275,11 @@ int answers_survey(struct answers *a, const struct query *query, uint32_t max_to
 	return a->source->ops->survey(a->source, query, max_tokens, told, arg, ret, err);
 }
 
-int answers_submit(struct answers *a, const struct query *query, const struct sequence *sequences, uint32_t n, struct error *err)
+int answers_submit(struct answers *a, const struct query *query, const struct sequence *sequences, const struct id_lists *gather,
+		   uint32_t n, struct error *err)
 {
 	struct job *job = NULL;
-	int r = job_new(a, query, sequences, n, &job, err);
+	int r = job_new(a, query, sequences, gather, n, &job, err);
 	if (r)
 		return r;
 	pthread_mutex_lock(&a->lock);

@@ -14,6 +14,7 @@
 #include "common/query.h"
 
 struct answers;
+struct id_lists;
 struct error;
 struct record_rows;
 
@@ -36,7 +37,7 @@ void answers_close(struct answers *a);         // NULL is fine
 struct answers_info {
 	struct content_id teacher;
 	uint32_t vocab_size;
-	uint32_t max_tokens, max_top_k;        // of a question
+	uint32_t max_tokens, max_top_k, max_gather, max_draws; // of a question
 	bool described;                        // whether it is known what the fingerprint is made of:
 	struct provenance provenance;
 };
@@ -62,8 +63,10 @@ typedef int answers_told_fn(void *arg, const struct sequence *s, struct error *e
 int answers_survey(struct answers *a, const struct query *query, uint32_t max_tokens, answers_told_fn *told, void *arg,
 		   struct answers_survey *ret, struct error *err);
 
-// Asks one query of n sequences; everything is copied. Any number may be outstanding.
-int answers_submit(struct answers *a, const struct query *query, const struct sequence *sequences, uint32_t n, struct error *err);
+// Asks one query of n sequences; everything is copied. Any number may be outstanding. gather (n), or NULL: the ids asked about in each, row
+// by row, beside the query, which then names none itself.
+int answers_submit(struct answers *a, const struct query *query, const struct sequence *sequences, const struct id_lists *gather,
+		   uint32_t n, struct error *err);
 // Waits for the oldest question: fills ret_rows (as many as were asked, in order), each the caller's to free.
 int answers_next(struct answers *a, struct record_rows **ret_rows, struct error *err);
 

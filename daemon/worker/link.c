@@ -255,9 +255,10 @@ int link_ask(struct link *l, const struct query *q, const struct kd_sequence *se
 	int r = connect_once(l, err);
 	if (r)
 		return r;
-	struct kd_query query = {.size = sizeof query, .top_k = q->top_k, .own = q->own, .entropy = q->entropy,
+	struct kd_query query = {.size = sizeof query, .top_k = q->top_k, .own = q->own, .entropy = q->entropy, .tail = q->tail,
 				 .values = values[q->values], .n_temperatures = q->n_temperatures,
-				 .temperatures = q->temperatures, .first = q->first, .last = q->last};
+				 .temperatures = q->temperatures, .first = q->first, .last = q->last,
+				 .draws = {q->draws.n, q->draws.tau, q->draws.seed, q->draws.tail}};
 	struct kd_request request = {.size = sizeof request, .query = &query, .sequences = sequences, .n_sequences = n};
 	return kd_submit(l->client, &request, &id, &why) ? client_error(err, &why) : events_take(l, n, take, arg, err);
 }

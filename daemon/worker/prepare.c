@@ -17,10 +17,10 @@
 #include "daemon/worker/answers.h"
 #include "daemon/worker/corpus.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/questions.h"
 #include "daemon/worker/trainer.h"
 
 #define PREPARE_TOKEN_MAX 256
-#define PREPARE_HELD_OUT_TOP_K 64      // teacher ids of evaluation where training asks for none
 
 static int path_make(struct trainer *t, const char *leaf, char **ret, struct error *err)
 {
@@ -199,26 +199,6 @@ static void plan_make(struct trainer *t)
 	t->state.n_adaptive = objective_n_state(t->objective);
 }
 
-// Evaluation is at temperature 1 over the teacher's top-k; what training asks too is asked here as well, so that answers that were kept serve
-// a run whatever part of them it holds out.
-static void held_out_query_make(struct trainer *t)
-{
-	struct query *q = &t->held_out_query;
-	uint32_t least = PREPARE_HELD_OUT_TOP_K < t->vocab_size ? PREPARE_HELD_OUT_TOP_K : t->vocab_size;
-	*q = t->query;
-	if (q->top_k == 0)
-		q->top_k = least;
-	q->own = true;                 // for the teacher's own perplexity
-}
-
-void trainer_query(const struct trainer *t, uint64_t step, struct query *ret)
-{
-	query_init(ret);
-	ret->last = -2;                // the last token has no label
-	ret->values = (enum query_values)t->settings->values;
-	objective_query(t->objective, step, (uint64_t)t->settings->seed, t->vocab_size, ret);
-}
-
 static int objective_check_teachers(const struct trainer *t, struct error *err)
 {
 	for (uint32_t i = 0; i < objective_n_terms(t->objective); i++)
@@ -284,8 +264,7 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	if (r)
 		return r;
 	t->vocab_size = answers_info(t->answers)->vocab_size;
-	trainer_query(t, 0, &t->query);
-	held_out_query_make(t);
+	questions_prepare(t);
 	r = tokenizer_open(t, err);
 	r = r ? r : corpus_open(t, err);
 	if (r)

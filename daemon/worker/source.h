@@ -37,8 +37,9 @@ struct source {
 int source_server_open(const struct answers_options *options, const atomic_bool *closing, struct source **ret, struct error *err);
 int source_shards_open(const struct answers_options *options, const atomic_bool *closing, struct source **ret, struct error *err);
 
-// The question as the teacher's limits allow it, canonical; query_done it, also after a failure.
-int source_question(const struct source *s, const struct query *asked, const struct sequence *sequence, struct query *ret, struct error *err);
+// The question as the teacher's limits allow it, with `gather` where that is not NULL, canonical; query_done it, also after a failure.
+int source_question(const struct source *s, const struct query *asked, const struct sequence *sequence, const struct id_lists *gather,
+		    struct query *ret, struct error *err);
 
 static inline bool source_ending(const struct source *s)
 {

@@ -26,6 +26,7 @@ struct asking {
 	struct source_server *server;
 	const struct question *questions;
 	uint32_t *places;                      // which question each of its sequences is
+	struct kd_lists *gather;               // of each of its sequences
 };
 
 static void record_keep(struct source_server *s, struct record *record)
@@ -82,6 +83,16 @@ static void answers_recall(struct source_server *s, const struct question *quest
 	}
 }
 
+// The ids asked about in one sequence alone; a kd_lists is a view of them.
+static const struct kd_lists *gather_of(const struct asking *asking, uint32_t i, uint32_t place)
+{
+	const struct id_lists *g = &asking->questions[i].query->gather;
+	if (!g->n_lists)
+		return NULL;
+	asking->gather[place] = (struct kd_lists){g->n_lists, g->offsets, g->ids};
+	return &asking->gather[place];
+}
+
 // Fills the arrays with what is still missing, at most `room`; returns how many.
 static uint32_t missing_list(struct asking *asking, size_t n_questions, uint32_t room, struct kd_sequence *sequences)
 {
@@ -90,7 +101,9 @@ static uint32_t missing_list(struct asking *asking, size_t n_questions, uint32_t
 		const struct question *q = &asking->questions[i];
 		if (!*q->rows) {
 			asking->places[n] = i;
-			sequences[n++] = (struct kd_sequence){.tokens = q->sequence->tokens, .n_tokens = q->sequence->n_tokens};
+			sequences[n] = (struct kd_sequence){.tokens = q->sequence->tokens, .n_tokens = q->sequence->n_tokens,
+							    .gather = gather_of(asking, i, n)};
+			n++;
 		}
 	}
 	return n;
@@ -100,8 +113,8 @@ static int server_answer(struct source *base, const struct query *asked, const s
 {
 	struct source_server *s = (struct source_server *)base;
 	struct kd_sequence *sequences = calloc(n, sizeof *sequences);
-	struct asking asking = {s, questions, calloc(n, sizeof *asking.places)};
-	int r = sequences && asking.places ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	struct asking asking = {s, questions, calloc(n, sizeof *asking.places), calloc(n, sizeof *asking.gather)};
+	int r = sequences && asking.places && asking.gather ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	uint32_t some;
 	if (r)
 		goto out;
@@ -115,6 +128,7 @@ static int server_answer(struct source *base, const struct query *asked, const s
 	atomic_store(&base->counters.n_reconnects, s->link.n_reconnects);
 out:
 	free(asking.places);
+	free(asking.gather);
 	free(sequences);
 	return r;
 }
@@ -167,7 +181,8 @@ static int info_fill(struct source_server *s, struct error *err)
 	json_t *model = json_loadb(body, n, JSON_REJECT_DUPLICATES, NULL);
 	free(body);
 	*info = (struct answers_info){.teacher = s->link.teacher, .vocab_size = s->link.server.vocab_size,
-				      .max_tokens = s->link.server.max_tokens, .max_top_k = s->link.server.max_top_k};
+				      .max_tokens = s->link.server.max_tokens, .max_top_k = s->link.server.max_top_k,
+				      .max_gather = s->link.server.max_gather, .max_draws = s->link.server.max_draws};
 	provenance_take(info, model);
 	json_decref(model);
 	if (info->vocab_size < 1 || info->vocab_size > QUERY_MAX_VOCABULARY)

@@ -336,27 +336,31 @@ int student_train(struct student *s, const struct record_rows *const *sequences,
 	return backend_sync(s->backend, err);
 }
 
-int student_likeliest(struct student *s, const uint32_t *const *sequences, uint32_t n, uint32_t length, uint32_t k, uint32_t *ret_ids,
-		      struct error *err)
+// Every position but the last of each sequence, asking for the k likeliest ids.
+static void likeliest_ask(struct student *s, const struct sequence *sequences, uint32_t n, uint32_t k, uint32_t *ids, double *logits)
 {
 	static const float one = 1;
 	uint32_t T = 0;
-	double *logits = reallocarray(NULL, (size_t)n * length, k * sizeof *logits);
-	if (!logits)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for the student's likeliest ids");
 	s->n_rows = 0;
 	for (uint32_t i = 0; i < n; i++) {
 		s->starts[i] = T;
-		for (uint32_t at = 0; at + 1 < length; at++) {
-			size_t row = s->n_rows;
+		for (uint32_t at = 0; at + 1 < sequences[i].n_tokens; at++) {
+			size_t row = s->n_rows++;
 			s->rows[row] = T + at;
 			s->swept[row] = (struct sweep_row){.top_k = k, .n_temperatures = 1, .temperatures = &one, .lse = s->lse + row,
-							   .ids = ret_ids + row * k, .logits = logits + row * k};
-			s->n_rows++;
+							   .ids = ids + row * k, .logits = logits + row * k};
 		}
-		tokens_pack(s, sequences[i], length, &T);
+		tokens_pack(s, sequences[i].tokens, sequences[i].n_tokens, &T);
 	}
 	layout_make(s, n, T);
+}
+
+int student_likeliest(struct student *s, const struct sequence *sequences, uint32_t n, uint32_t k, uint32_t *ret_ids, struct error *err)
+{
+	double *logits = reallocarray(NULL, (size_t)n * s->options.sequence_length, k * sizeof *logits);
+	if (!logits)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the student's likeliest ids");
+	likeliest_ask(s, sequences, n, k, ret_ids, logits);
 	head_score(s->head, forward(s->weights, s->activations, &s->layout), s->rows, s->n_rows, s->swept);
 	int r = backend_sync(s->backend, err);
 	for (uint32_t i = 0; r == 0 && i < s->n_rows; i++)

@@ -11,6 +11,7 @@
 struct architecture;
 struct error;
 struct record_rows;
+struct sequence;
 struct student;
 struct tensor_source;
 struct weights;
@@ -43,10 +44,9 @@ struct student_sums {
 // Adds to the gradients and to *sums. ERROR_NOT_FINITE when the student itself has left the numbers.
 int student_train(struct student *s, const struct record_rows *const *sequences, uint32_t n, struct student_sums *sums, struct error *err);
 
-// The k likeliest ids of the student itself after each token but the last of n sequences (at most micro_batch) of `length` tokens: ret_ids
-// (n, length - 1, k), descending. No gradients. ERROR_NOT_FINITE as above.
-int student_likeliest(struct student *s, const uint32_t *const *sequences, uint32_t n, uint32_t length, uint32_t k, uint32_t *ret_ids,
-		      struct error *err);
+// The k likeliest ids of the student itself after each token but the last of n sequences (at most micro_batch), one sequence after another:
+// ret_ids (sum of n_tokens - 1, k), descending. No gradients. ERROR_NOT_FINITE as above.
+int student_likeliest(struct student *s, const struct sequence *sequences, uint32_t n, uint32_t k, uint32_t *ret_ids, struct error *err);
 
 // Means over positions, at temperature 1 whatever the training temperature is.
 struct student_evaluation {

@@ -16,6 +16,7 @@
 #include "daemon/worker/answers.h"
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/export.h"
+#include "daemon/worker/questions.h"
 
 #define TRAINER_WAIT_SHARE 0.01        // of a micro-batch's time: more is a reason to look further ahead
 #define TRAINER_AHEAD_NUMBERS (1u << 26)       // ids and logits held for that: half a GiB
@@ -100,29 +101,6 @@ struct trainer *trainer_close(struct trainer *t)
 	return NULL;
 }
 
-// Asks for the next micro-batches of the stream until `ahead` are outstanding or the run has no more.
-static int ask_ahead(struct trainer *t, uint32_t ahead, struct error *err)
-{
-	uint32_t n = (uint32_t)t->settings->micro_batch;
-	struct sequence *sequences = calloc(n, sizeof *sequences);
-	if (!sequences)
-		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
-	int r = 0;
-	while (r == 0 && t->n_outstanding < ahead && t->asked < t->steps * t->state.batch) {
-		for (uint32_t i = 0; i < n; i++)
-			sequences[i] = dataset_train_at(t->dataset, t->asked + i);
-		struct query query;
-		trainer_query(t, t->asked / t->state.batch, &query);
-		r = answers_submit(t->answers, &query, sequences, n, err);
-		if (r == 0) {
-			t->asked += n;
-			t->n_outstanding++;
-		}
-	}
-	free(sequences);
-	return r;
-}
-
 // A server answers at its own pace whatever is asked of it; a disk is the faster the more it knows of what will be wanted. What is trained,
 // and in which order, does not depend on this.
 static void ahead_adapt(struct trainer *t, double waited, double seconds)
@@ -137,7 +115,7 @@ static void ahead_adapt(struct trainer *t, double waited, double seconds)
 static int micro_batch_train(struct trainer *t, struct student_sums *sums, struct error *err)
 {
 	uint32_t n = (uint32_t)t->settings->micro_batch;
-	int r = ask_ahead(t, 1, err);
+	int r = questions_ask(t, 1, err);
 	double before = clock_seconds();
 	r = r ? r : answers_next(t->answers, t->rows, err);
 	double waited = clock_seconds() - before;
@@ -145,7 +123,7 @@ static int micro_batch_train(struct trainer *t, struct student_sums *sums, struc
 	if (r)
 		return r;
 	t->n_outstanding--;
-	r = ask_ahead(t, t->ahead, err);
+	r = questions_ask(t, t->ahead, err);
 	r = r ? r : student_train(t->student, (const struct record_rows *const *)t->rows, n, sums, err);
 	for (uint32_t i = 0; i < n; i++) {
 		t->n_tokens += t->rows[i]->sequence.n_tokens;
@@ -211,7 +189,7 @@ static int held_out_ask(struct trainer *t, struct error *err)
 	t->n_held_out = n;
 	for (uint32_t i = 0; i < n; i++) {
 		struct sequence s = dataset_held_out_at(t->dataset, i);
-		int r = answers_submit(t->answers, &t->held_out_query, &s, 1, err);
+		int r = answers_submit(t->answers, &t->held_out_query, &s, NULL, 1, err);
 		if (r)
 			return r;
 	}

@@ -67,7 +67,5 @@ int trainer_run(struct trainer *t, enum trainer_end *ret_end, struct error *err)
 struct trainer *trainer_close(struct trainer *t);      // returns NULL; NULL is fine
 
 int trainer_prepare(struct trainer *t, struct error *err);     // prepare.c, for trainer_open
-// What is asked about the sequences of a step; query_done it.
-void trainer_query(const struct trainer *t, uint64_t step, struct query *ret);
 bool trainer_stopping(const struct trainer *t);
 void trainer_say(struct trainer *t, const char *state);        // a progress report

@@ -13,6 +13,7 @@ import tiny_model
 WORKER = os.path.join(kdserved.BUILD, "kdserved-worker")
 WORDS = "the tin hen and then an onion in the inn near them on the thin path another hand than the winter there over".split()
 LOSSES = ["forward-kl temperature=2 top-k=16", "cross-entropy weight=0.1"]
+KEYS = {"loss", "gradient_norm", "learning_rate", "held_out_kl"}
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -50,7 +51,7 @@ def metrics(directory):
         for line in f:
             report = json.loads(line)
             if "loss" in report:
-                steps[report["step"]] = {k: report[k] for k in ("loss", "loss_forward_kl", "gradient_norm", "learning_rate", "held_out_kl")}
+                steps[report["step"]] = {k: v for k, v in report.items() if k in KEYS or k.startswith(("loss_", "kl_"))}
     return steps
 
 
@@ -129,6 +130,29 @@ class Training(unittest.TestCase):
             for name in FILES:
                 self.assertEqual(read(parts, "student", name), read(whole, "student", name), name)
 
+    def test_every_kind_of_loss_resumes_where_it_was(self):
+        """The student's own ids, draws, TAID's state and schedules: killed and resumed, the same losses."""
+        losses = [["reverse-kl support=both:6 top-k=8", "taid top-k=8 rate=0.01"],
+                  ["jsd support=student:8", "cross-entropy weight=linear:0.02:0 smoothing=0.1"],
+                  ["forward-kl form=draws draws=12", "soft-cross-entropy temperature=linear:1:2 top-k=8"],
+                  ["forward-kl form=head-draws top-k=4 draws=6 tau=0.8", "dkd top-k=4", "logit-mse top-k=4"],
+                  ["forward-kl form=uniform tail=on top-k=8", "top-n-ranking support=both:4 top-k=4"]]
+        with kdserved.Daemon() as daemon:
+            for i, lines in enumerate(losses):
+                text = settings(daemon.directory, loss=lines, steps=9, checkpoint_every=4, evaluate_every=3)
+                whole, parts = os.path.join(daemon.directory, "whole%d" % i), os.path.join(daemon.directory, "parts%d" % i)
+                said = self.finish(self.worker(daemon, whole, text))
+                self.assertEqual(said.count(": weight "), len(lines), said)
+                process = self.worker(daemon, parts, text)
+                checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 4)
+                kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                process.stderr.close()
+                self.finish(self.worker(daemon, parts, text, "--resume"))
+                self.assertEqual(metrics(parts), metrics(whole), lines)
+                self.assertLess(metrics(whole)[9]["held_out_kl"], metrics(whole)[1]["held_out_kl"], lines)
+
     def test_a_damaged_checkpoint_is_passed_over(self):
         with kdserved.Daemon() as daemon:
             output = os.path.join(daemon.directory, "out")
@@ -191,10 +215,15 @@ class Training(unittest.TestCase):
     def test_a_teacher_as_student_has_no_distance(self):
         with kdserved.Daemon() as daemon:
             output = os.path.join(daemon.directory, "out")
-            text = settings(daemon.directory, steps=1, student=daemon.model, learning_rate=0, loss=LOSSES[0], values="f32")
+            losses = [LOSSES[0], "reverse-kl support=student:16", "jsd support=both:8 top-k=8", "skew-reverse-kl", "jeffreys top-k=16", "taid",
+                      "dkd", "adaptive-kl", "alpha-beta", "dac-kl", "logit-mse of=log-prob"]
+            text = settings(daemon.directory, steps=1, student=daemon.model, learning_rate=0, loss=losses, values="f32")
             self.finish(self.worker(daemon, output, text))
             step = metrics(output)[1]
-            self.assertLess(abs(step["loss_forward_kl"]), 1e-5)
+            self.assertEqual(sum(k.startswith("loss_") for k in step), len(losses))
+            for name in step:
+                if name.startswith("loss_"):
+                    self.assertLess(abs(step[name]), 1e-5, name)
             self.assertLess(abs(step["held_out_kl"]), 1e-5)
             # The tokenizer that was exported means the same, and so do the weights.
             self.assertEqual(json.loads(read(output, "student", "config.json"))["hidden_size"], tiny_model.WIDTH)

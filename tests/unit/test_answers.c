@@ -115,7 +115,7 @@ static void submit(struct answers *a, uint64_t first, uint64_t step, uint32_t n)
 	struct query q = asked();
 	for (uint32_t i = 0; i < n; i++)
 		oracle_sequence(first + i * step, &sequences[i]);
-	assert_int_equal(answers_submit(a, &q, sequences, n, NULL), 0);
+	assert_int_equal(answers_submit(a, &q, sequences, NULL, n, NULL), 0);
 	for (uint32_t i = 0; i < n; i++)
 		sequence_done(&sequences[i]);
 }

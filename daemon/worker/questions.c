@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// Questions are asked some micro-batches ahead, so that the teacher works while the student trains. A question that names the student's own
+// likeliest ids cannot be asked before the student is what it will be when it learns from the answer: those are asked within a step alone,
+// where its parameters stand still. So the ids are exact, and a run that goes on after a stop asks what it would have asked.
+#include "daemon/worker/questions.h"
+
+#include <stdlib.h>
+
+#include "common/error.h"
+#include "daemon/worker/answers.h"
+#include "daemon/worker/dataset.h"
+#include "daemon/worker/trainer.h"
+
+#define QUESTIONS_HELD_OUT_TOP_K 64    // teacher ids of evaluation where training asks for none
+
+static void step_query(const struct trainer *t, uint64_t step, struct query *ret)
+{
+	query_init(ret);
+	ret->last = -2;                // the last token has no label
+	ret->values = (enum query_values)t->settings->values;
+	objective_query(t->objective, step, (uint64_t)t->settings->seed, t->vocab_size, ret);
+}
+
+// Evaluation is at temperature 1 over the teacher's top-k; what training asks too is asked here as well, so that answers that were kept
+// serve a run whatever part of them it holds out.
+void questions_prepare(struct trainer *t)
+{
+	uint32_t least = QUESTIONS_HELD_OUT_TOP_K < t->vocab_size ? QUESTIONS_HELD_OUT_TOP_K : t->vocab_size;
+	step_query(t, 0, &t->query);
+	t->held_out_query = t->query;
+	if (t->held_out_query.top_k == 0)
+		t->held_out_query.top_k = least;
+	t->held_out_query.own = true;  // for the teacher's own perplexity
+}
+
+// The student's k likeliest ids at each position, as the lists of each sequence; *ret_ids is what they lie in.
+static int own_ids(struct trainer *t, const struct sequence *sequences, uint32_t n, uint32_t k, struct id_lists *lists, uint32_t **ret_ids,
+		   struct error *err)
+{
+	size_t n_rows = 0, longest = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		n_rows += sequences[i].n_tokens - 1;
+		longest = sequences[i].n_tokens > longest ? sequences[i].n_tokens : longest;
+	}
+	uint32_t *ids = *ret_ids = reallocarray(NULL, n_rows * k + longest, sizeof *ids), *offsets = ids ? ids + n_rows * k : NULL;
+	if (!ids)
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	for (uint32_t row = 0; row < longest; row++)
+		offsets[row] = row * k;                        // the same for all: a shorter sequence reads fewer
+	int r = student_likeliest(t->student, sequences, n, k, ids, err);
+	for (uint32_t i = 0; i < n; i++) {
+		lists[i] = (struct id_lists){sequences[i].n_tokens - 1, offsets, ids};
+		ids += (size_t)(sequences[i].n_tokens - 1) * k;
+	}
+	return r;
+}
+
+static int micro_batch_ask(struct trainer *t, struct sequence *sequences, struct id_lists *lists, uint32_t n, struct error *err)
+{
+	uint32_t k = objective_own_k(t->objective), *ids = NULL;
+	struct query query;
+	int r = 0;
+	for (uint32_t i = 0; i < n; i++)
+		sequences[i] = dataset_train_at(t->dataset, t->asked + i);
+	step_query(t, t->asked / t->state.batch, &query);
+	if (k)
+		r = own_ids(t, sequences, n, k < t->vocab_size ? k : t->vocab_size, lists, &ids, err);
+	r = r ? r : answers_submit(t->answers, &query, sequences, k ? lists : NULL, n, err);
+	free(ids);
+	return r;
+}
+
+int questions_ask(struct trainer *t, uint32_t ahead, struct error *err)
+{
+	uint32_t n = (uint32_t)t->settings->micro_batch;
+	uint64_t end = (objective_own_k(t->objective) ? t->state.step + 1 : t->steps) * t->state.batch;
+	struct sequence *sequences = calloc(n, sizeof *sequences);
+	struct id_lists *lists = calloc(n, sizeof *lists);
+	int r = sequences && lists ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	while (r == 0 && t->n_outstanding < ahead && t->asked < end) {
+		r = micro_batch_ask(t, sequences, lists, n, err);
+		if (r == 0) {
+			t->asked += n;
+			t->n_outstanding++;
+		}
+	}
+	free(lists);
+	free(sequences);
+	return r;
+}
