@@ -126,6 +126,8 @@ struct softmax_grad_row {
 
 struct adamw { double learning_rate, beta1, beta2, epsilon, weight_decay, grad_scale; uint64_t step; /* from 1 */ };
 
+struct lion { double learning_rate, beta1, beta2, weight_decay, grad_scale; };
+
 struct backend_ops {
 	const char *name;                // "ref", "cpu", "cuda"
 	uint32_t head_rows;              // rows of logits best held at once: a tile that stays in cache (cpu), that fills the device (cuda);
@@ -230,6 +232,12 @@ struct backend_ops {
 	// Optimiser.
 	double (*sum_squares)(struct backend *be, const struct real *x, size_t n);    // implies sync; fixed order
 	void (*adamw)(struct backend *be, struct real *w, struct real *m, struct real *v, const struct real *g, size_t n, const struct adamw *a);
+	// With g' = grad_scale g: w (1 - learning_rate weight_decay) - learning_rate sign(beta1 m + (1 - beta1) g'); then
+	// m = beta2 m + (1 - beta2) g'. sign(0) = 0.
+	void (*lion)(struct backend *be, struct real *w, struct real *m, const struct real *g, size_t n, const struct lion *l);
+	// x becomes the nearest point of its grid: for each `group` columns of a row (group divides columns) scale = max|x| / (2^(bits-1) - 1),
+	// x = scale * round(x / scale), halves to even. 2 <= bits <= 16.
+	void (*fake_quantize)(struct backend *be, struct real *x /*(rows,columns)*/, uint32_t rows, uint32_t columns, uint32_t group, uint32_t bits);
 };
 
 struct backend {

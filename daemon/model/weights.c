@@ -360,8 +360,6 @@ static void free_parameters(struct weights *w)
 		return;
 	free_vector(w, p->value);
 	free_vector(w, p->gradient);
-	free_vector(w, p->moment1);
-	free_vector(w, p->moment2);
 	free(p->list);
 	free(p);
 }

@@ -77,7 +77,7 @@ struct weights *weights_free(struct weights *w);
 // Adds to *need what weights_load (trainable: weights_new_trainable) will make: no less, and at most some rounding more.
 int weights_need(const struct architecture *a, uint32_t max_positions, bool trainable, struct backend_need *need, struct error *err);
 
-// Trainable parameters: value, gradient and AdamW moments are flat device arrays of the same length and order.
+// Trainable parameters: value and gradient are flat device arrays of the same length and order, as are those of an optimizer.
 struct parameter {
 	char name[96];
 	uint32_t n_dims;
@@ -96,14 +96,14 @@ void parameters_name(const struct architecture *a, enum parameter_role role, cha
 struct parameters {
 	size_t n_values, n_parameters;
 	struct parameter *list;                       // Hugging Face names, in storage order (q, k, v adjacent; gate, up adjacent)
-	struct real *value, *gradient, *moment1, *moment2;
+	struct real *value, *gradient;
 };
 // Random start: normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers), norms 1; a pure function of (architecture, seed).
 int weights_new_trainable(struct backend *be, const struct architecture *a, uint64_t seed, uint32_t max_positions,
 			  struct weights **ret_weights, struct error *err);
 // Overwrites every parameter from a source (dequantised); a missing or misshapen tensor is an error naming it.
 int weights_fill(struct weights *w, const struct tensor_source *source, struct error *err);
-// The same for any array in parameter layout (value, moment1, moment2): for resuming.
+// The same for any array in parameter layout (value, an optimizer's): for resuming.
 int weights_fill_array(struct weights *w, struct real *array, const struct tensor_source *source, struct error *err);
 void weights_refresh(struct weights *w);      // after values changed (weights_fill does it itself): every trainable matrix anew
 // Host copies of an array in parameter layout as named tensors (F32, F16 or BF16), for checkpoint_write_safetensors.

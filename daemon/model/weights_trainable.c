@@ -129,7 +129,7 @@ static int new_arrays(struct weights *w, struct error *err)
 		return r;
 	const struct parameter *last = &p->list[p->n_parameters - 1];
 	p->n_values = last->offset + last->n;
-	struct real **arrays[] = {&p->value, &p->gradient, &p->moment1, &p->moment2};
+	struct real **arrays[] = {&p->value, &p->gradient};
 	for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
 		if (!(*arrays[i] = ops->real_new(w->backend, p->n_values, err)))
 			return -ENOMEM;

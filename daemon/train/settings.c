@@ -6,6 +6,7 @@
 #include "common/error.h"
 #include "common/sequence.h"
 #include "daemon/loss/objective.h"
+#include "daemon/train/group.h"
 
 #define OPTION(field, name, type, min, max, fallback, choices, unit, help) \
 	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct run_settings, field)},
@@ -117,11 +118,25 @@ static int losses_check(const struct run_settings *s, struct error *err)
 	return 0;
 }
 
+static int optimizer_check(const struct run_settings *s, struct error *err)
+{
+	struct group g;
+	if (s->parameters.n > GROUP_MAX)
+		return error_set(err, ERROR_TOO_LARGE, "parameters", "at most %d lines", GROUP_MAX);
+	for (size_t i = 0; i < s->parameters.n; i++) {
+		int r = group_parse(s->parameters.items[i], &g, err);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
 int settings_check(const struct run_settings *s, struct error *err)
 {
 	if (!s->student)
 		return error_set(err, ERROR_INVALID, "student", "is empty: random, or the path of a model");
 	int r = teacher_check(s, err);
+	r = r ? r : optimizer_check(s, err);
 	if (r)
 		return r;
 	if (s->steps == 0 && s->epochs == 0)

@@ -13,18 +13,20 @@ struct objective;
 
 enum run_missing { RUN_MISSING_FAIL, RUN_MISSING_SKIP };
 enum run_order { RUN_ORDER_SHUFFLED, RUN_ORDER_SEQUENTIAL };
+enum run_optimizer { RUN_OPTIMIZER_ADAMW, RUN_OPTIMIZER_LION };
+enum run_quantize { RUN_QUANTIZE_NONE, RUN_QUANTIZE_INT8, RUN_QUANTIZE_INT4 };
+enum run_export { RUN_EXPORT_LAST, RUN_EXPORT_BEST };
 enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 
 struct run_settings {
 	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student;
-	struct config_list corpus;
-	struct config_list losses;
+	struct config_list corpus, losses, parameters;
 	bool corpus_specials, tied_head;
 	uint64_t patience;             // ms
 	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;
-	int64_t micro_batch, accumulate, steps, warmup, seed, evaluate_every, checkpoint_every, keep, threads;
-	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip;
-	int missing, order, export_type, values, device;
+	int64_t micro_batch, accumulate, steps, warmup, seed, evaluate_every, early_stop, checkpoint_every, keep, threads;
+	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip, average;
+	int optimizer, quantize, export_which, missing, order, export_type, values, device;
 };
 
 const struct config_option *settings_table(size_t *ret_n);

@@ -1,10 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
+// With a grid the optimizer trains `master`, and the student's matrices are its nearest points on the grid: the gradient at the grid's
+// point is taken for the master's (straight through, Bengio et al., arXiv 1308.3432).
 #include "daemon/worker/optimizer.h"
 
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "common/error.h"
 #include "daemon/model/weights.h"
+
+#define AVERAGE_COLUMNS 4096           // an array as rows for the device's `mix`
+#define GRID_GROUP 32                  // columns that share a scale at less than 8 bits, as GGUF's Q4_0 has them
+
+struct rule { double learning_rate, weight_decay; };           // factor, and absolute
+
+struct optimizer {
+	struct optimizer_options options;
+	struct weights *weights;
+	struct rule *rules;                    // (n_parameters)
+	struct real *moment1, *moment2;        // moment2: AdamW alone
+	struct real *average, *master;         // NULL = not kept
+	bool swapped;
+};
 
 double optimizer_rate(const struct optimizer_options *o, uint64_t step)
 {
@@ -16,26 +34,155 @@ double optimizer_rate(const struct optimizer_options *o, uint64_t step)
 	return o->learning_rate * (o->min_ratio + (1 - o->min_ratio) * 0.5 * (1 + cos(M_PI * done)));
 }
 
-// Neighbours in storage that are treated alike go to the device as one array.
-static void parameters_update(struct weights *w, const struct adamw *plain, double weight_decay)
+static int rules_make(struct optimizer *o, struct error *err)
 {
-	struct backend *be = w->backend;
-	struct parameters *p = w->parameters;
-	for (size_t i = 0; i < p->n_parameters;) {
-		size_t from = p->list[i].offset, n = 0;
-		bool decay = p->list[i].decay;
-		for (; i < p->n_parameters && p->list[i].decay == decay && p->list[i].offset == from + n; i++)
-			n += p->list[i].n;
-		struct adamw a = *plain;
-		a.weight_decay = decay ? weight_decay : 0;
-		be->ops->adamw(be, be->ops->real_at(p->value, from), be->ops->real_at(p->moment1, from), be->ops->real_at(p->moment2, from),
-			       be->ops->real_at(p->gradient, from), n, &a);
+	const struct optimizer_options *options = &o->options;
+	const struct parameters *p = o->weights->parameters;
+	bool used[GROUP_MAX] = {0};
+	o->rules = calloc(p->n_parameters, sizeof *o->rules);
+	if (!o->rules)
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	for (size_t i = 0; i < p->n_parameters; i++) {
+		const struct group *g = group_find(options->groups, options->n_groups, p->list[i].name);
+		double decay = p->list[i].decay ? options->weight_decay : 0;
+		o->rules[i] = (struct rule){g ? g->learning_rate : 1, g && !isnan(g->weight_decay) ? g->weight_decay : decay};
+		if (g)
+			used[g - options->groups] = true;
+	}
+	for (size_t i = 0; i < options->n_groups; i++)
+		if (!used[i])
+			return error_set(err, ERROR_INVALID, "parameters", "%s: no parameter of the student is left to it (a later line counts first)",
+					 options->groups[i].pattern);
+	return 0;
+}
+
+// A matrix of a layer: embedding and head keep their values, as quantised models usually do.
+static bool on_grid(const struct parameter *p)
+{
+	return p->n_dims == 2 && (strstr(p->name, "layers.") || strstr(p->name, "layer.") || strstr(p->name, ".h."));
+}
+
+// The student's parameters become `from`, on the grid where they have one.
+static void parameters_set(struct optimizer *o, const struct real *from)
+{
+	struct backend *be = o->weights->backend;
+	const struct parameters *p = o->weights->parameters;
+	be->ops->real_copy(be, p->value, from, p->n_values);
+	for (size_t i = 0; i < p->n_parameters; i++) {
+		const struct parameter *one = &p->list[i];
+		uint32_t rows = (uint32_t)one->dims[0], columns = (uint32_t)one->dims[1];
+		uint32_t group = o->options.bits < 8 && columns % GRID_GROUP == 0 ? GRID_GROUP : columns;
+		if (o->master && on_grid(one))
+			be->ops->fake_quantize(be, be->ops->real_at(p->value, one->offset), rows, columns, group, o->options.bits);
 	}
 }
 
-int optimizer_step(const struct optimizer_options *o, struct weights *w, uint64_t step, uint64_t n_positions, double *ret_norm,
-		   struct error *err)
+static int arrays_new(struct optimizer *o, struct error *err)
 {
+	struct backend *be = o->weights->backend;
+	const struct parameters *p = o->weights->parameters;
+	struct { struct real **array; bool wanted, copied; } all[] = {
+		{&o->moment1, true, false}, {&o->moment2, o->options.kind == OPTIMIZER_ADAMW, false},
+		{&o->average, o->options.average > 0, true}, {&o->master, o->options.bits > 0, true},
+	};
+	for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+		if (!all[i].wanted)
+			continue;
+		*all[i].array = be->ops->real_new(be, p->n_values, err);
+		if (!*all[i].array)
+			return error_errno(ERROR_MEMORY);
+		if (all[i].copied)
+			be->ops->real_copy(be, *all[i].array, p->value, p->n_values);
+	}
+	return 0;
+}
+
+int optimizer_new(const struct optimizer_options *options, struct weights *w, struct optimizer **ret, struct error *err)
+{
+	struct optimizer *o = calloc(1, sizeof *o);
+	if (!o)
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	o->options = *options;
+	o->weights = w;
+	int r = rules_make(o, err);
+	r = r ? r : arrays_new(o, err);
+	if (r == 0 && o->master) {
+		parameters_set(o, o->master);
+		weights_refresh(w);
+	}
+	r = r ? r : backend_sync(w->backend, err);
+	if (r) {
+		optimizer_free(o);
+		return r;
+	}
+	*ret = o;
+	return 0;
+}
+
+struct optimizer *optimizer_free(struct optimizer *o)
+{
+	if (!o)
+		return NULL;
+	struct backend *be = o->weights->backend;
+	be->ops->real_free(be, o->moment1);
+	be->ops->real_free(be, o->moment2);
+	be->ops->real_free(be, o->average);
+	be->ops->real_free(be, o->master);
+	free(o->rules);
+	free(o);
+	return NULL;
+}
+
+static void span_update(struct optimizer *o, size_t from, size_t n, const struct rule *rule, uint64_t step, double grad_scale)
+{
+	const struct optimizer_options *options = &o->options;
+	struct backend *be = o->weights->backend;
+	const struct backend_ops *ops = be->ops;
+	const struct parameters *p = o->weights->parameters;
+	double rate = optimizer_rate(options, step) * rule->learning_rate;
+	struct real *value = ops->real_at(o->master ? o->master : p->value, from), *gradient = ops->real_at(p->gradient, from);
+	if (options->kind == OPTIMIZER_LION) {
+		struct lion l = {rate, options->beta1, options->beta2, rule->weight_decay, grad_scale};
+		ops->lion(be, value, ops->real_at(o->moment1, from), gradient, n, &l);
+		return;
+	}
+	struct adamw a = {rate, options->beta1, options->beta2, options->epsilon, rule->weight_decay, grad_scale, step};
+	ops->adamw(be, value, ops->real_at(o->moment1, from), ops->real_at(o->moment2, from), gradient, n, &a);
+}
+
+// Neighbours in storage that are treated alike go to the device as one array. What has no learning rate is left as it is.
+static void parameters_update(struct optimizer *o, uint64_t step, double grad_scale)
+{
+	const struct parameters *p = o->weights->parameters;
+	for (size_t i = 0; i < p->n_parameters;) {
+		size_t from = p->list[i].offset, n = 0;
+		const struct rule rule = o->rules[i];
+		for (; i < p->n_parameters && o->rules[i].learning_rate == rule.learning_rate && o->rules[i].weight_decay == rule.weight_decay &&
+		       p->list[i].offset == from + n; i++)
+			n += p->list[i].n;
+		if (rule.learning_rate > 0)
+			span_update(o, from, n, &rule, step, grad_scale);
+	}
+}
+
+static void average_update(struct optimizer *o)
+{
+	struct backend *be = o->weights->backend;
+	const struct parameters *p = o->weights->parameters;
+	for (size_t from = 0; from < p->n_values;) {
+		size_t left = p->n_values - from;
+		uint32_t rows = left < AVERAGE_COLUMNS ? 1 : left / AVERAGE_COLUMNS > 65536 ? 65536 : (uint32_t)(left / AVERAGE_COLUMNS);
+		uint32_t columns = left < AVERAGE_COLUMNS ? (uint32_t)left : AVERAGE_COLUMNS;
+		struct real *average = be->ops->real_at(o->average, from);
+		be->ops->mix(be, average, false, average, o->options.average, NULL, rows, columns);
+		be->ops->mix(be, average, true, be->ops->real_at(o->master ? o->master : p->value, from), 1 - o->options.average, NULL, rows, columns);
+		from += (size_t)rows * columns;
+	}
+}
+
+int optimizer_step(struct optimizer *o, uint64_t step, uint64_t n_positions, double *ret_norm, struct error *err)
+{
+	struct weights *w = o->weights;
 	struct backend *be = w->backend;
 	struct parameters *p = w->parameters;
 	double norm = sqrt(be->ops->sum_squares(be, p->gradient, p->n_values)) / (double)n_positions;
@@ -44,10 +191,12 @@ int optimizer_step(const struct optimizer_options *o, struct weights *w, uint64_
 		return r;
 	if (!isfinite(norm))
 		return error_set(err, ERROR_NOT_FINITE, "gradient", "the gradient of step %llu is not finite", (unsigned long long)step);
-	double scale = o->clip > 0 && norm > o->clip ? o->clip / norm : 1;
-	struct adamw a = {.learning_rate = optimizer_rate(o, step), .beta1 = o->beta1, .beta2 = o->beta2, .epsilon = o->epsilon,
-			  .grad_scale = scale / (double)n_positions, .step = step};
-	parameters_update(w, &a, o->weight_decay);
+	double scale = o->options.clip > 0 && norm > o->options.clip ? o->options.clip / norm : 1;
+	parameters_update(o, step, scale / (double)n_positions);
+	if (o->master)
+		parameters_set(o, o->master);
+	if (o->average)
+		average_update(o);
 	be->ops->real_zero(be, p->gradient, p->n_values);
 	weights_refresh(w);
 	r = backend_sync(be, err);
@@ -55,4 +204,31 @@ int optimizer_step(const struct optimizer_options *o, struct weights *w, uint64_
 		return r;
 	*ret_norm = norm;
 	return 0;
+}
+
+void optimizer_swap_average(struct optimizer *o)
+{
+	struct backend *be = o->weights->backend;
+	const struct parameters *p = o->weights->parameters;
+	if (!o->average)
+		return;
+	if (o->swapped) {
+		be->ops->real_copy(be, p->value, p->gradient, p->n_values);
+		be->ops->real_zero(be, p->gradient, p->n_values);
+	} else {
+		be->ops->real_copy(be, p->gradient, p->value, p->n_values);
+		parameters_set(o, o->average);
+	}
+	o->swapped = !o->swapped;
+	weights_refresh(o->weights);
+}
+
+uint32_t optimizer_arrays(const struct optimizer *o, struct optimizer_array ret[OPTIMIZER_MAX_ARRAYS])
+{
+	const struct optimizer_array all[] = {{"moment1", o->moment1}, {"moment2", o->moment2}, {"average", o->average}, {"master", o->master}};
+	uint32_t n = 0;
+	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+		if (all[i].array)
+			ret[n++] = all[i];
+	return n;
 }

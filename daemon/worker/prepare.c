@@ -50,6 +50,7 @@ static int paths_make(struct trainer *t, struct error *err)
 	char *metrics = NULL;
 	int r = path_make(t, "checkpoints", &t->checkpoints, err);
 	r = r ? r : path_make(t, "student", &t->student_path, err);
+	r = r ? r : path_make(t, "best.safetensors", &t->best_path, err);
 	r = r ? r : path_make(t, "metrics.jsonl", &metrics, err);
 	r = r ? r : progress_open(metrics, t->options.progress_fd, &t->progress, err);
 	free(metrics);
@@ -188,8 +189,6 @@ static void plan_make(struct trainer *t)
 	uint64_t batch = (uint64_t)(s->micro_batch * s->accumulate);
 	double by_epochs = ceil(s->epochs * (double)dataset_n_train(t->dataset) / (double)batch);
 	t->steps = s->steps ? (uint64_t)s->steps : (uint64_t)fmax(1, fmin(by_epochs, 1e9));
-	t->optimizer = (struct optimizer_options){s->learning_rate, s->min_ratio, (uint64_t)s->warmup, t->steps, s->beta1, s->beta2, s->epsilon,
-						  s->weight_decay, s->clip};
 	t->state.seed = (uint64_t)s->seed;
 	t->state.sequence_length = (uint64_t)s->sequence_length;
 	t->state.batch = batch;
@@ -227,8 +226,30 @@ static int objective_prepare(struct trainer *t, struct error *err)
 	return 0;
 }
 
+static int optimizer_prepare(struct trainer *t, struct error *err)
+{
+	static const uint32_t bits[] = {[RUN_QUANTIZE_NONE] = 0, [RUN_QUANTIZE_INT8] = 8, [RUN_QUANTIZE_INT4] = 4};
+	const struct run_settings *s = t->settings;
+	t->groups = calloc(s->parameters.n ? s->parameters.n : 1, sizeof *t->groups);
+	if (!t->groups)
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	for (size_t i = 0; i < s->parameters.n; i++) {
+		int r = group_parse(s->parameters.items[i], &t->groups[i], err);
+		if (r)
+			return r;
+	}
+	t->optimizing = (struct optimizer_options){
+		.kind = s->optimizer == RUN_OPTIMIZER_LION ? OPTIMIZER_LION : OPTIMIZER_ADAMW, .learning_rate = s->learning_rate,
+		.min_ratio = s->min_ratio, .warmup = (uint64_t)s->warmup, .steps = t->steps, .beta1 = s->beta1, .beta2 = s->beta2,
+		.epsilon = s->epsilon, .weight_decay = s->weight_decay, .clip = s->clip, .groups = t->groups, .n_groups = s->parameters.n,
+		.average = s->average, .bits = bits[s->quantize],
+	};
+	return optimizer_new(&t->optimizing, student_weights(t->student), &t->optimizer, err);
+}
+
 static int resume(struct trainer *t, struct error *err)
 {
+	struct snapshot_arrays arrays = {.weights = student_weights(t->student)};
 	struct snapshot_state saved;
 	struct error skipped;
 	if (!t->options.resume) {
@@ -236,7 +257,8 @@ static int resume(struct trainer *t, struct error *err)
 			return error_set(err, ERROR_CONFLICT, "output", "%s holds checkpoints: give --resume or another folder", t->options.output);
 		return 0;
 	}
-	int r = snapshot_load(t->checkpoints, student_weights(t->student), &saved, &skipped, err);
+	arrays.n = optimizer_arrays(t->optimizer, arrays.list);
+	int r = snapshot_load(t->checkpoints, &arrays, &saved, &skipped, err);
 	if (skipped.code)
 		log_warning("%s: passed over", skipped.message);
 	if (r == -ENOENT) {
@@ -272,6 +294,7 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	plan_make(t);
 	r = objective_prepare(t, err);
 	r = r ? r : student_prepare(t, t->vocab_size, err);
+	r = r ? r : optimizer_prepare(t, err);
 	r = r ? r : resume(t, err);
 	if (r)
 		return r;

@@ -23,12 +23,16 @@
 #define SNAPSHOT_PARTIAL ".new-"
 #define SNAPSHOT_STATE_MAX (64 << 10)
 
-static const char *const array_files[3] = {"parameters.safetensors", "moment1.safetensors", "moment2.safetensors"};
-
-static struct real *array_at(const struct weights *w, int i)
+// Array 0 are the parameters.
+static struct optimizer_array array_at(const struct snapshot_arrays *a, uint32_t i)
 {
-	struct real *arrays[3] = {w->parameters->value, w->parameters->moment1, w->parameters->moment2};
-	return arrays[i];
+	return i ? a->list[i - 1] : (struct optimizer_array){"parameters", a->weights->parameters->value};
+}
+
+static int array_path(char ret_path[PATH_MAX], const char *folder, const struct optimizer_array *array)
+{
+	int n = snprintf(ret_path, PATH_MAX, "%s/%s.safetensors", folder, array->name);
+	return n >= 0 && n < PATH_MAX ? 0 : -ENAMETOOLONG;
 }
 
 static int path_join(char ret_path[PATH_MAX], const char *directory, const char *leaf)
@@ -106,7 +110,7 @@ static json_t *state_to_json(const struct snapshot_state *s)
 	char teacher[CONTENT_ID_HEX], dataset[CONTENT_ID_HEX];
 	content_id_to_hex(&s->teacher, teacher);
 	content_id_to_hex(&s->dataset, dataset);
-	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "version", (json_int_t)2,
+	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "version", (json_int_t)3,
 			      "step", (json_int_t)s->step, "position", (json_int_t)s->position,
 			      "n_positions", (json_int_t)s->n_positions, "n_masked", (json_int_t)s->n_masked, "seconds", s->seconds,
 			      "teacher", teacher, "dataset", dataset, "seed", (json_int_t)s->seed,
@@ -123,6 +127,7 @@ static json_t *state_to_json(const struct snapshot_state *s)
 	bad = json_object_set_new(j, "before", evaluation_to_json(&s->before));
 	bad |= json_object_set_new(j, "last", evaluation_to_json(&s->last));
 	bad |= json_object_set_new(j, "best", evaluation_to_json(&s->best));
+	bad |= json_object_set_new(j, "best_evaluation", json_integer((json_int_t)s->best_evaluation));
 	if (bad) {
 		json_decref(j);
 		return NULL;
@@ -165,7 +170,7 @@ static bool state_from_json(const json_t *j, struct snapshot_state *s)
 {
 	uint64_t version;
 	*s = (struct snapshot_state){0};
-	if (!integer_of(j, "version", &version) || version != 2)
+	if (!integer_of(j, "version", &version) || version != 3)
 		return false;
 	bool good = integer_of(j, "step", &s->step) && integer_of(j, "position", &s->position) && integer_of(j, "n_positions", &s->n_positions) &&
 		    integer_of(j, "n_masked", &s->n_masked) && number_of(j, "seconds", &s->seconds) && id_of(j, "teacher", &s->teacher) &&
@@ -175,7 +180,8 @@ static bool state_from_json(const json_t *j, struct snapshot_state *s)
 		    integer_of(j, "n_evaluations", &s->n_evaluations);
 	if (good && s->n_evaluations)
 		good = evaluation_from_json(json_object_get(j, "before"), &s->before) && evaluation_from_json(json_object_get(j, "last"), &s->last) &&
-		       evaluation_from_json(json_object_get(j, "best"), &s->best);
+		       evaluation_from_json(json_object_get(j, "best"), &s->best) &&
+		       integer_of(j, "best_evaluation", &s->best_evaluation);
 	return good;
 }
 
@@ -203,26 +209,32 @@ static void folder_remove(const char *path)
 	rmdir(path);
 }
 
-static int array_save(const char *folder, const struct weights *w, int i, json_t *files, struct error *err)
+int snapshot_array_write(const char *path, const struct weights *w, const struct real *array, struct error *err)
 {
-	char path[PATH_MAX];
 	struct checkpoint_tensor *tensors = NULL;
 	size_t n = 0;
-	uint64_t bytes = 0;
-	uint32_t crc = 0;
-	int r = path_join(path, folder, array_files[i]);
-	if (r)
-		return error_system(err, r, NULL, "the path of the checkpoint is too long");
-	r = weights_export(w, array_at(w, i), DTYPE_F32, &tensors, &n, err);
+	int r = weights_export(w, array, DTYPE_F32, &tensors, &n, err);
 	r = r ? r : checkpoint_write_safetensors(path, tensors, n, err);
 	weights_export_free(tensors, n);
+	return r;
+}
+
+static int array_save(const char *folder, const struct weights *w, const struct optimizer_array *array, json_t *files, struct error *err)
+{
+	char path[PATH_MAX];
+	uint64_t bytes = 0;
+	uint32_t crc = 0;
+	int r = array_path(path, folder, array);
+	if (r)
+		return error_system(err, r, NULL, "the path of the checkpoint is too long");
+	r = snapshot_array_write(path, w, array->array, err);
 	if (r)
 		return r;
 	r = file_checksum(path, &bytes, &crc);
 	if (r)
 		return error_system(err, r, NULL, "cannot read back %s", path);
 	json_t *entry = json_pack("{s:I, s:I}", "bytes", (json_int_t)bytes, "crc32c", (json_int_t)crc);
-	return json_object_set_new(files, array_files[i], entry) ? error_set(err, ERROR_MEMORY, NULL, "out of memory") : 0;
+	return json_object_set_new(files, array->name, entry) ? error_set(err, ERROR_MEMORY, NULL, "out of memory") : 0;
 }
 
 static int state_save(const char *folder, json_t *j, struct error *err)
@@ -241,14 +253,16 @@ static int state_save(const char *folder, json_t *j, struct error *err)
 	return r;
 }
 
-static int partial_write(const char *folder, const struct weights *w, const struct snapshot_state *state, struct error *err)
+static int partial_write(const char *folder, const struct snapshot_arrays *arrays, const struct snapshot_state *state, struct error *err)
 {
 	json_t *files = json_object(), *j = state_to_json(state);
 	int r = 0;
 	if (!files || !j)
 		r = error_set(err, ERROR_MEMORY, NULL, "out of memory");
-	for (int i = 0; r == 0 && i < 3; i++)
-		r = array_save(folder, w, i, files, err);
+	for (uint32_t i = 0; r == 0 && i <= arrays->n; i++) {
+		struct optimizer_array array = array_at(arrays, i);
+		r = array_save(folder, arrays->weights, &array, files, err);
+	}
 	if (r == 0 && json_object_set(j, "files", files))
 		r = error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	r = r ? r : state_save(folder, j, err);
@@ -290,7 +304,8 @@ static void folders_prune(const char *directory, int (*which)(const struct diren
 	free(names);
 }
 
-int snapshot_save(const char *directory, const struct weights *w, const struct snapshot_state *state, uint32_t keep, struct error *err)
+int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, const struct snapshot_state *state, uint32_t keep,
+		  struct error *err)
 {
 	char leaf[64], partial[PATH_MAX], final[PATH_MAX];
 	if (mkdir(directory, 0750) < 0 && errno != EEXIST)
@@ -304,7 +319,7 @@ int snapshot_save(const char *directory, const struct weights *w, const struct s
 	folder_remove(partial);
 	if (mkdir(partial, 0750) < 0)
 		return error_system(err, errno, NULL, "cannot make %s", partial);
-	r = partial_write(partial, w, state, err);
+	r = partial_write(partial, arrays, state, err);
 	if (r) {
 		folder_remove(partial);
 		return r;
@@ -344,18 +359,29 @@ static int state_read(const char *folder, struct snapshot_state *ret_state, json
 	return 0;
 }
 
-static int files_verify(const char *folder, const json_t *j, struct error *err)
+static int file_verify(const char *folder, const json_t *files, const struct optimizer_array *array, struct error *err)
 {
 	char path[PATH_MAX], what[96];
-	for (int i = 0; i < 3; i++) {
-		const json_t *said = json_object_get(json_object_get(j, "files"), array_files[i]);
-		uint64_t bytes, bytes_said, crc_said;
-		uint32_t crc;
-		if (!integer_of(said, "bytes", &bytes_said) || !integer_of(said, "crc32c", &crc_said) || path_join(path, folder, array_files[i]) ||
-		    file_checksum(path, &bytes, &crc) || bytes != bytes_said || crc != crc_said) {
-			snprintf(what, sizeof what, "%s is missing or damaged", array_files[i]);
-			return corrupt(err, folder, what);
-		}
+	const json_t *said = json_object_get(files, array->name);
+	uint64_t bytes, bytes_said, crc_said;
+	uint32_t crc;
+	if (integer_of(said, "bytes", &bytes_said) && integer_of(said, "crc32c", &crc_said) && array_path(path, folder, array) == 0 &&
+	    file_checksum(path, &bytes, &crc) == 0 && bytes == bytes_said && crc == crc_said)
+		return 0;
+	snprintf(what, sizeof what, "%s.safetensors is missing or damaged", array->name);
+	return corrupt(err, folder, what);
+}
+
+static int files_verify(const char *folder, const json_t *j, const struct snapshot_arrays *arrays, struct error *err)
+{
+	const json_t *files = json_object_get(j, "files");
+	if (json_object_size(files) != arrays->n + 1)
+		return corrupt(err, folder, "it is of another optimizer");
+	for (uint32_t i = 0; i <= arrays->n; i++) {
+		struct optimizer_array array = array_at(arrays, i);
+		int r = file_verify(folder, files, &array, err);
+		if (r)
+			return r;
 	}
 	return 0;
 }
@@ -372,33 +398,41 @@ static void source_release(void *file, struct tensor *tensor)
 	tensor->data = NULL;
 }
 
-static int array_load(const char *folder, struct weights *w, int i, struct error *err)
+int snapshot_array_read(const char *path, struct weights *w, struct real *array, struct error *err)
 {
-	char path[PATH_MAX];
 	struct safetensors *file = NULL;
-	if (path_join(path, folder, array_files[i]))
-		return corrupt(err, folder, "its path is too long");
 	int r = safetensors_open(path, &file, err);
 	struct tensor_source source = {.file = file, .find = source_find, .release = source_release};
-	r = r ? r : weights_fill_array(w, array_at(w, i), &source, err);
+	r = r ? r : weights_fill_array(w, array, &source, err);
 	safetensors_close(file);
 	return r;
 }
 
-static int one_load(const char *folder, struct weights *w, struct snapshot_state *ret_state, struct error *err)
+static int array_load(const char *folder, struct weights *w, const struct optimizer_array *array, struct error *err)
+{
+	char path[PATH_MAX];
+	if (array_path(path, folder, array))
+		return corrupt(err, folder, "its path is too long");
+	return snapshot_array_read(path, w, array->array, err);
+}
+
+static int one_load(const char *folder, const struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *err)
 {
 	json_t *j = NULL;
 	int r = state_read(folder, ret_state, &j, err);
-	r = r ? r : files_verify(folder, j, err);
+	r = r ? r : files_verify(folder, j, arrays, err);
 	json_decref(j);
-	for (int i = 0; r == 0 && i < 3; i++)
-		r = array_load(folder, w, i, err);
+	for (uint32_t i = 0; r == 0 && i <= arrays->n; i++) {
+		struct optimizer_array array = array_at(arrays, i);
+		r = array_load(folder, arrays->weights, &array, err);
+	}
 	if (r == 0)
-		weights_refresh(w);
+		weights_refresh(arrays->weights);
 	return r;
 }
 
-int snapshot_load(const char *directory, struct weights *w, struct snapshot_state *ret_state, struct error *ret_skipped, struct error *err)
+int snapshot_load(const char *directory, const struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *ret_skipped,
+		  struct error *err)
 {
 	char folder[PATH_MAX];
 	struct dirent **names;
@@ -408,7 +442,7 @@ int snapshot_load(const char *directory, struct weights *w, struct snapshot_stat
 		return n == -ENOENT ? n : error_system(err, n, NULL, "cannot read %s", directory);
 	for (int i = n - 1; i >= 0; i--) {
 		if (r)
-			r = path_join(folder, directory, names[i]->d_name) ? -ENAMETOOLONG : one_load(folder, w, ret_state, ret_skipped);
+			r = path_join(folder, directory, names[i]->d_name) ? -ENAMETOOLONG : one_load(folder, arrays, ret_state, ret_skipped);
 		free(names[i]);
 	}
 	free(names);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checkpoints of a run: DIR/step-NNNNNNNNN/ with the parameters, AdamW's moments and state.json. Written beside, synced, renamed into
+// Checkpoints of a run: DIR/step-NNNNNNNNN/ with the parameters, the optimizer's arrays and state.json. Written beside, synced, renamed into
 // place; every file's size and checksum stand in state.json, and a checkpoint that does not verify is passed over for the one before.
 #pragma once
 
@@ -7,6 +7,7 @@
 
 #include "common/sequence.h"
 #include "common/error.h"
+#include "daemon/worker/optimizer.h"
 #include "daemon/worker/student.h"
 
 struct weights;
@@ -26,12 +27,26 @@ struct snapshot_state {
 	double adaptive[SNAPSHOT_MAX_ADAPTIVE];
 	uint64_t n_evaluations;                // the three below are set when it is not 0
 	struct student_evaluation before, last, best;
+	uint64_t best_evaluation;              // which one it was, from 0
+};
+
+// What a checkpoint holds: the parameters, and arrays of the same layout, each in a file of its name.
+struct snapshot_arrays {
+	struct weights *weights;
+	uint32_t n;
+	struct optimizer_array list[OPTIMIZER_MAX_ARRAYS];
 };
 
 // Writes DIR/step-N and removes all but the newest `keep` and what an interrupted write left.
-int snapshot_save(const char *directory, const struct weights *w, const struct snapshot_state *state, uint32_t keep, struct error *err);
-// The newest checkpoint that verifies: fills parameters and moments. -ENOENT (err untouched) when there is none at all; ERROR_CORRUPT
+int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, const struct snapshot_state *state, uint32_t keep,
+		  struct error *err);
+// The newest checkpoint that verifies: fills parameters and arrays; one that has other arrays does not. -ENOENT (err untouched) when there is none at all; ERROR_CORRUPT
 // when none of those there verifies. *ret_skipped: why the last one passed over was, its code ERROR_NONE when none was.
-int snapshot_load(const char *directory, struct weights *w, struct snapshot_state *ret_state, struct error *ret_skipped, struct error *err);
+int snapshot_load(const char *directory, const struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *ret_skipped,
+		  struct error *err);
 // ERROR_CONFLICT naming the setting when `now` would not continue what `saved` began.
 int snapshot_compare(const struct snapshot_state *saved, const struct snapshot_state *now, struct error *err);
+
+// One array in parameter layout as a file of its own, whole or not at all; and back.
+int snapshot_array_write(const char *path, const struct weights *w, const struct real *array, struct error *err);
+int snapshot_array_read(const char *path, struct weights *w, struct real *array, struct error *err);

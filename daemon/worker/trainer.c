@@ -87,6 +87,8 @@ struct trainer *trainer_close(struct trainer *t)
 		record_rows_free(t->held_out[i]);
 	free(t->held_out);
 	free(t->rows);
+	optimizer_free(t->optimizer);
+	free(t->groups);
 	student_close(t->student);
 	objective_free(t->objective);
 	dataset_free(t->dataset);
@@ -94,6 +96,7 @@ struct trainer *trainer_close(struct trainer *t)
 	progress_close(t->progress);
 	free(t->checkpoints);
 	free(t->student_path);
+	free(t->best_path);
 	free(t->token);
 	if (t->lock_fd >= 0)
 		close(t->lock_fd);
@@ -148,7 +151,7 @@ static void step_account(struct trainer *t, const struct student_sums *sums, dou
 		t->report.values[i] = sums->objective.values[i] / n;
 		t->report.divergences[i] = (sums->objective.values[i] - sums->objective.entropies[i]) / n;
 	}
-	t->report.learning_rate = optimizer_rate(&t->optimizer, t->state.step);
+	t->report.learning_rate = optimizer_rate(&t->optimizing, t->state.step);
 	t->report.gradient_norm = norm;
 	double rate = (double)t->n_tokens / seconds, before = t->report.tokens_per_second;
 	t->report.tokens_per_second = before > 0 ? 0.9 * before + 0.1 * rate : rate;
@@ -170,7 +173,7 @@ static int step(struct trainer *t, struct error *err)
 	if (t->n_empty > (settings_shards(t->settings) ? TRAINER_EMPTY_STEPS : 0))
 		return error_set(err, ERROR_NOT_FINITE, "teacher", "there is no usable answer for any position of step %llu",
 				 (unsigned long long)t->state.step + 1);
-	int r = t->n_empty ? 0 : optimizer_step(&t->optimizer, student_weights(t->student), t->state.step + 1, sums.n_positions, &norm, err);
+	int r = t->n_empty ? 0 : optimizer_step(t->optimizer, t->state.step + 1, sums.n_positions, &norm, err);
 	if (r)
 		return r;
 	objective_end_step(t->objective, &sums.objective, sums.n_positions);
@@ -203,18 +206,48 @@ static int held_out_ask(struct trainer *t, struct error *err)
 	return 0;
 }
 
+// The parameters as they are evaluated: with an average it stands in their place.
+static int best_save(struct trainer *t, struct error *err)
+{
+	const struct weights *w = student_weights(t->student);
+	return snapshot_array_write(t->best_path, w, w->parameters->value, err);
+}
+
+static int best_load(struct trainer *t, struct error *err)
+{
+	struct weights *w = student_weights(t->student);
+	int r = snapshot_array_read(t->best_path, w, w->parameters->value, err);
+	if (r)
+		return r;
+	weights_refresh(w);
+	return backend_sync(w->backend, err);
+}
+
+// Numbers of the evaluation just made; the best so far is kept where it is to become the student.
+static int evaluation_take(struct trainer *t, struct error *err)
+{
+	struct snapshot_state *s = &t->state;
+	bool first = s->n_evaluations++ == 0;
+	if (first)
+		s->before = s->last;
+	if (!first && s->last.kl >= s->best.kl)
+		return 0;
+	s->best = s->last;
+	s->best_evaluation = s->n_evaluations - 1;
+	return t->settings->export_which == RUN_EXPORT_BEST ? best_save(t, err) : 0;
+}
+
 static int evaluate(struct trainer *t, struct error *err)
 {
 	struct snapshot_state *s = &t->state;
 	if (t->n_held_out == 0)
 		return 0;
+	optimizer_swap_average(t->optimizer);
 	int r = student_evaluate(t->student, (const struct record_rows *const *)t->held_out, t->n_held_out, &s->last, err);
+	r = r ? r : evaluation_take(t, err);
+	optimizer_swap_average(t->optimizer);
 	if (r)
 		return r;
-	if (s->n_evaluations == 0)
-		s->before = s->last;
-	if (s->n_evaluations++ == 0 || s->last.kl < s->best.kl)
-		s->best = s->last;
 	log_info("step %llu/%llu: held-out KL to the teacher %.4f (%.4f before), perplexity %.2f (teacher %.2f), agreement %.1f %%",
 		 (unsigned long long)s->step, (unsigned long long)t->steps, s->last.kl, s->before.kl, exp(s->last.ce), exp(s->last.teacher_ce),
 		 100 * s->last.agreement);
@@ -223,9 +256,11 @@ static int evaluate(struct trainer *t, struct error *err)
 
 static int checkpoint(struct trainer *t, struct error *err)
 {
+	struct snapshot_arrays arrays = {.weights = student_weights(t->student)};
+	arrays.n = optimizer_arrays(t->optimizer, arrays.list);
 	t->state.n_adaptive = objective_n_state(t->objective);
 	objective_state(t->objective, t->state.adaptive);
-	return snapshot_save(t->checkpoints, student_weights(t->student), &t->state, (uint32_t)t->settings->keep, err);
+	return snapshot_save(t->checkpoints, &arrays, &t->state, (uint32_t)t->settings->keep, err);
 }
 
 static bool due(int64_t every, uint64_t step)
@@ -233,10 +268,18 @@ static bool due(int64_t every, uint64_t step)
 	return every && step % (uint64_t)every == 0;
 }
 
+// So many evaluations in a row were no better than one before them.
+static bool stalled(const struct trainer *t)
+{
+	const struct snapshot_state *s = &t->state;
+	uint64_t patience = (uint64_t)t->settings->early_stop;
+	return patience && s->n_evaluations && s->n_evaluations - 1 - s->best_evaluation >= patience;
+}
+
 static int steps_run(struct trainer *t, struct error *err)
 {
 	const struct run_settings *s = t->settings;
-	while (t->state.step < t->steps) {
+	while (t->state.step < t->steps && !stalled(t)) {
 		int r = step(t, err);
 		if (r)
 			return r;
@@ -245,6 +288,7 @@ static int steps_run(struct trainer *t, struct error *err)
 			r = evaluate(t, err);
 		if (r)
 			return r;
+		last = last || stalled(t);
 		trainer_say(t, "running");     // before the checkpoint: a resumed run repeats steps, it never leaves one out
 		if (last || due(s->checkpoint_every, t->state.step))
 			r = checkpoint(t, err);
@@ -257,7 +301,13 @@ static int steps_run(struct trainer *t, struct error *err)
 static int finish(struct trainer *t, struct error *err)
 {
 	static const enum dtype types[] = {[RUN_EXPORT_F32] = DTYPE_F32, [RUN_EXPORT_BF16] = DTYPE_BF16, [RUN_EXPORT_F16] = DTYPE_F16};
-	int r = export_student(t->student_path, student_weights(t->student), t->tokenizer, types[t->settings->export_type], err);
+	int r = 0;
+	if (stalled(t))
+		log_notice("stopped early: %lld evaluations were no better than that of KL %.4f", (long long)t->settings->early_stop, t->state.best.kl);
+	optimizer_swap_average(t->optimizer);
+	if (t->settings->export_which == RUN_EXPORT_BEST && t->state.n_evaluations)
+		r = best_load(t, err);
+	r = r ? r : export_student(t->student_path, student_weights(t->student), t->tokenizer, types[t->settings->export_type], err);
 	if (r)
 		return r;
 	log_notice("done: %llu steps, student in %s", (unsigned long long)t->state.step, t->student_path);

@@ -28,7 +28,7 @@ struct trainer {
 	struct trainer_options options;
 	const struct run_settings *settings;
 	int lock_fd;
-	char *checkpoints, *student_path, *token;
+	char *checkpoints, *student_path, *best_path, *token;
 	struct progress *progress;
 	struct progress_report report;
 	struct answers *answers;
@@ -36,7 +36,9 @@ struct trainer {
 	struct dataset *dataset;
 	struct objective *objective;
 	struct student *student;
-	struct optimizer_options optimizer;
+	struct optimizer_options optimizing;
+	struct optimizer *optimizer;
+	struct group *groups;                  // of optimizing
 	struct query query, held_out_query;    // query: of the first step, whose kind all are
 	struct record_rows **held_out;         // (n_held_out) the teacher's answers, asked once
 	uint32_t n_held_out;

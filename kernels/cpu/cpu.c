@@ -170,4 +170,6 @@ const struct backend_ops backend_cpu_ops = {
 	.softmax_grad = cpu_softmax_grad,
 	.sum_squares = cpu_sum_squares,
 	.adamw = cpu_adamw,
+	.lion = cpu_lion,
+	.fake_quantize = cpu_fake_quantize,
 };

@@ -135,4 +135,6 @@ void cpu_sweep(struct backend *be, const struct real *logits, uint32_t n, uint32
 void cpu_softmax_grad(struct backend *be, struct real *logits, uint32_t n, uint32_t V, const struct softmax_grad_row *rows);
 
 double cpu_sum_squares(struct backend *be, const struct real *x, size_t n);
+void cpu_lion(struct backend *be, struct real *w, struct real *m, const struct real *g, size_t n, const struct lion *l);
+void cpu_fake_quantize(struct backend *be, struct real *x, uint32_t rows, uint32_t columns, uint32_t group, uint32_t bits);
 void cpu_adamw(struct backend *be, struct real *w, struct real *m, struct real *v, const struct real *g, size_t n, const struct adamw *a);

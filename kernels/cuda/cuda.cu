@@ -239,7 +239,7 @@ static int open_cuda(backend *be, const backend_options *options, struct error *
 	.head_norm_backward = cuda_head_norm_backward, .attention_backward = cuda_attention_backward, \
 	.swiglu_backward = cuda_swiglu_backward, .gelu_backward = cuda_gelu_backward, .put_rows = cuda_put_rows, \
 	.softmax_grad = cuda_softmax_grad, \
-	.sum_squares = cuda_sum_squares, .adamw = cuda_adamw
+	.sum_squares = cuda_sum_squares, .adamw = cuda_adamw, .lion = cuda_lion, .fake_quantize = cuda_fake_quantize
 
 extern "C" const struct backend_ops backend_cuda_ops = {CUDA_OPERATIONS(cuda_act_at_bf16)};
 static const struct backend_ops float_ops = {CUDA_OPERATIONS(cuda_act_at_float)};

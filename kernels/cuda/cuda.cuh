@@ -253,4 +253,6 @@ void cuda_swiglu_backward(backend *be, struct act *dgate_up, const struct act *d
 void cuda_put_rows(backend *be, struct act *dx, const struct act *dy, const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);
 void cuda_softmax_grad(backend *be, struct real *logits, uint32_t n, uint32_t V, const struct softmax_grad_row *rows);
 double cuda_sum_squares(backend *be, const struct real *x, size_t n);
+void cuda_lion(backend *be, struct real *w, struct real *m, const struct real *g, size_t n, const struct lion *l);
+void cuda_fake_quantize(backend *be, struct real *x, uint32_t rows, uint32_t columns, uint32_t group, uint32_t bits);
 void cuda_adamw(backend *be, struct real *w, struct real *m, struct real *v, const struct real *g, size_t n, const struct adamw *a);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// AdamW as PyTorch defines it, and the gradient's sum of squares in a fixed order.
+// Optimiser steps, and the gradient's sum of squares in a fixed order.
 #include "kernels/cuda/cuda.cuh"
 
 #include <math.h>
@@ -51,4 +51,49 @@ void cuda_adamw(backend *be, struct real *w, struct real *m, struct real *v, con
 	cuda_launch(be, "adamw", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, adamw_kernel, real_of(w), real_of(m), real_of(v), real_of(g), n,
 		    (float)a->beta1, (float)a->beta2, (float)a->epsilon, (float)(1 - a->learning_rate * a->weight_decay),
 		    (float)a->grad_scale, (float)(a->learning_rate / correction1), (float)correction2);
+}
+
+static __global__ void lion_kernel(float *w, float *m, const float *g, uint64_t n, float beta1, float beta2, float rate, float decay,
+				   float grad_scale)
+{
+	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
+		float gi = g[i] * grad_scale, direction = beta1 * m[i] + (1 - beta1) * gi;
+		w[i] = w[i] * decay - (direction > 0 ? rate : direction < 0 ? -rate : 0);
+		m[i] = beta2 * m[i] + (1 - beta2) * gi;
+	}
+}
+
+void cuda_lion(backend *be, struct real *w, struct real *m, const struct real *g, size_t n, const struct lion *l)
+{
+	if (backend_failed(be) || !n)
+		return;
+	cuda_launch(be, "lion", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, lion_kernel, real_of(w), real_of(m), real_of(g), (uint64_t)n,
+		    (float)l->beta1, (float)l->beta2, (float)l->learning_rate, (float)(1 - l->learning_rate * l->weight_decay),
+		    (float)l->grad_scale);
+}
+
+// One warp per group: its largest value, then every one to the nearest point of the grid.
+static __global__ void fake_quantize_kernel(float *x, uint64_t n_groups, uint32_t group, float steps)
+{
+	uint64_t warp = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) / CUDA_WARP, n_warps = (uint64_t)gridDim.x * blockDim.x / CUDA_WARP;
+	uint32_t lane = threadIdx.x % CUDA_WARP;
+	for (uint64_t k = warp; k < n_groups; k += n_warps) {
+		float *v = x + k * group, max = 0;
+		for (uint32_t i = lane; i < group; i += CUDA_WARP)
+			max = fmaxf(max, fabsf(v[i]));
+		for (int offset = CUDA_WARP / 2; offset; offset /= 2)
+			max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, offset));
+		float scale = max / steps;
+		for (uint32_t i = lane; i < group && scale > 0; i += CUDA_WARP)
+			v[i] = scale * rintf(v[i] / scale);
+	}
+}
+
+void cuda_fake_quantize(backend *be, struct real *x, uint32_t rows, uint32_t columns, uint32_t group, uint32_t bits)
+{
+	uint64_t n_groups = (uint64_t)rows * columns / group;
+	if (backend_failed(be) || !n_groups)
+		return;
+	cuda_launch(be, "fake_quantize", blocks_of(n_groups * CUDA_WARP, CUDA_BLOCK), CUDA_BLOCK, 0, fake_quantize_kernel, real_of(x), n_groups,
+		    group, (float)((1u << (bits - 1)) - 1));
 }

@@ -23,3 +23,29 @@ void ref_adamw(struct backend *be, struct real *w, struct real *m, struct real *
 		weight[i] -= a->learning_rate * (moment1[i] / correction1) / (sqrt(moment2[i] / correction2) + a->epsilon);
 	}
 }
+
+void ref_lion(struct backend *be, struct real *w, struct real *m, const struct real *g, size_t n, const struct lion *l)
+{
+	double *weight = ref_real(w), *moment = ref_real(m);
+	(void)be;
+	for (size_t i = 0; i < n; i++) {
+		double grad = ref_real_in(g)[i] * l->grad_scale, direction = l->beta1 * moment[i] + (1 - l->beta1) * grad;
+		weight[i] *= 1 - l->learning_rate * l->weight_decay;
+		weight[i] -= l->learning_rate * ((direction > 0) - (direction < 0));
+		moment[i] = l->beta2 * moment[i] + (1 - l->beta2) * grad;
+	}
+}
+
+void ref_fake_quantize(struct backend *be, struct real *x, uint32_t rows, uint32_t columns, uint32_t group, uint32_t bits)
+{
+	double steps = (double)((1u << (bits - 1)) - 1);
+	(void)be;
+	for (size_t from = 0; from < (size_t)rows * columns; from += group) {
+		double *v = ref_real(x) + from, max = 0;
+		for (uint32_t i = 0; i < group; i++)
+			max = fmax(max, fabs(v[i]));
+		double scale = max / steps;
+		for (uint32_t i = 0; i < group && scale > 0; i++)
+			v[i] = scale * rint(v[i] / scale);
+	}
+}

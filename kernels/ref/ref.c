@@ -140,4 +140,6 @@ const struct backend_ops backend_ref_ops = {
 	.softmax_grad = ref_softmax_grad,
 	.sum_squares = ref_sum_squares,
 	.adamw = ref_adamw,
+	.lion = ref_lion,
+	.fake_quantize = ref_fake_quantize,
 };

@@ -113,4 +113,6 @@ void ref_sweep(struct backend *be, const struct real *logits, uint32_t n, uint32
 void ref_softmax_grad(struct backend *be, struct real *logits, uint32_t n, uint32_t V, const struct softmax_grad_row *rows);
 
 double ref_sum_squares(struct backend *be, const struct real *x, size_t n);
+void ref_lion(struct backend *be, struct real *w, struct real *m, const struct real *g, size_t n, const struct lion *l);
+void ref_fake_quantize(struct backend *be, struct real *x, uint32_t rows, uint32_t columns, uint32_t group, uint32_t bits);
 void ref_adamw(struct backend *be, struct real *w, struct real *m, struct real *v, const struct real *g, size_t n, const struct adamw *a);

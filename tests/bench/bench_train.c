@@ -59,26 +59,32 @@ static int bench(struct student *s, struct record_rows *const *answers, int step
 {
 	struct optimizer_options o = {.learning_rate = 1e-4, .min_ratio = 1, .steps = (uint64_t)steps, .beta1 = .9, .beta2 = .95, .epsilon = 1e-8,
 				      .weight_decay = .1, .clip = 1};
-	double best = 1e9, total = 0, optimizer = 0, norm;
+	double best = 1e9, total = 0, optimizer_seconds = 0, norm;
+	struct optimizer *optimizer = NULL;
+	int r = optimizer_new(&o, student_weights(s), &optimizer, err);
+	if (r)
+		return r;
 	for (int i = 0; i <= steps; i++) {     // the first one warms up
 		struct student_sums sums = {0};
 		double begin = clock_seconds();
-		int r = student_train(s, (const struct record_rows *const *)answers, BATCH, &sums, err);
+		r = student_train(s, (const struct record_rows *const *)answers, BATCH, &sums, err);
 		double middle = clock_seconds();
-		r = r ? r : optimizer_step(&o, student_weights(s), (uint64_t)i + 1, sums.n_positions, &norm, err);
+		r = r ? r : optimizer_step(optimizer, (uint64_t)i + 1, sums.n_positions, &norm, err);
 		if (r)
-			return r;
+			goto out;
 		double end = clock_seconds();
 		if (i == 0)
 			continue;
 		best = end - begin < best ? end - begin : best;
 		total += end - begin;
-		optimizer += end - middle;
+		optimizer_seconds += end - middle;
 	}
 	printf("device,parameters,tokens_per_step,top_k,steps,tokens_per_second,best_tokens_per_second,optimizer_ms\n");
 	printf("\"%s\",%llu,%d,%d,%d,%.0f,%.0f,%.1f\n", student_device(s), (unsigned long long)architecture_n_parameters(&architecture),
-	       BATCH * LENGTH, TOP_K, steps, steps * BATCH * LENGTH / total, BATCH * LENGTH / best, 1000 * optimizer / steps);
-	return 0;
+	       BATCH * LENGTH, TOP_K, steps, steps * BATCH * LENGTH / total, BATCH * LENGTH / best, 1000 * optimizer_seconds / steps);
+out:
+	optimizer_free(optimizer);
+	return r;
 }
 
 int main(int argc, char **argv)

@@ -111,8 +111,26 @@ class Training(unittest.TestCase):
             self.assertIn("teacher=other", self.finish(self.worker(daemon, output, text), expect=1))
 
     def test_killed_and_resumed_is_the_same_as_never_stopped(self):
+        self.killed_and_resumed()
+
+    def test_every_array_of_an_optimizer_is_resumed(self):
+        self.killed_and_resumed(optimizer="lion", learning_rate=0.002, average=0.9, quantize="int8", export="best",
+                                parameters="model.embed_tokens.* learning-rate=0.5 weight-decay=0")
+
+    def test_a_run_that_no_longer_learns_ends_early_with_its_best_student(self):
         with kdserved.Daemon() as daemon:
-            text = settings(daemon.directory, steps=60)
+            output = os.path.join(daemon.directory, "out")
+            said = self.finish(self.worker(daemon, output, settings(daemon.directory, steps=200, warmup=0, learning_rate=3, evaluate_every=2,
+                                                                    early_stop=3, export="best")))
+            self.assertIn("stopped early", said)
+            steps = metrics(output)
+            self.assertLess(max(steps), 200)
+            best = read(output, "best.safetensors")
+            self.assertEqual(read(output, "student", "model.safetensors")[-64:], best[-64:])
+
+    def killed_and_resumed(self, **more):
+        with kdserved.Daemon() as daemon:
+            text = settings(daemon.directory, steps=60, **more)
             whole, parts = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "parts")
             self.finish(self.worker(daemon, whole, text))
             for seen in (12, 30):

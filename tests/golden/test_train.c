@@ -13,7 +13,7 @@
 #define MAX_SUPPORT 8
 
 // `after`: a row's label is so many tokens after it (a masked model: 0, its own).
-struct training { uint32_t after; double w_ce, w_kd, temperature, rate, beta1, beta2, epsilon, decay, max_norm; uint32_t n_support; };
+struct training { uint32_t after; double w_ce, w_kd, temperature, rate, beta1, beta2, epsilon, decay, max_norm; uint32_t n_support; struct real *moments[2]; };
 
 // One step: the batch, and for each row that has a label what the teacher said.
 struct step {
@@ -106,7 +106,7 @@ static void update(struct golden_model *m, const struct training *t, double norm
 	for (size_t i = 0; i < p->n_parameters; i++) {
 		size_t at = p->list[i].offset;
 		a.weight_decay = p->list[i].decay ? t->decay : 0;
-		ops->adamw(m->backend, ops->real_at(p->value, at), ops->real_at(p->moment1, at), ops->real_at(p->moment2, at),
+		ops->adamw(m->backend, ops->real_at(p->value, at), ops->real_at(t->moments[0], at), ops->real_at(t->moments[1], at),
 			   ops->real_at(p->gradient, at), p->list[i].n, &a);
 	}
 	weights_refresh(m->weights);
@@ -239,6 +239,8 @@ static void compare(const char *name, const char *device, enum backend_numeric n
 	t.after = !m.weights->architecture.masked;
 	double *start = read_all(&m, m.weights->parameters->value), *gradient = NULL;
 	struct step *s = golden_array(1, sizeof *s);
+	for (int i = 0; i < 2; i++)
+		assert_non_null(t.moments[i] = m.backend->ops->real_new(m.backend, m.weights->parameters->n_values, NULL));
 	for (uint32_t i = 1; i <= n_steps; i++) {
 		step_read(s, &t, &g);
 		double norm = take_step(&m, s);
@@ -251,6 +253,8 @@ static void compare(const char *name, const char *device, enum backend_numeric n
 		update(&m, &t, norm, i);
 	}
 	assert_parameters(&m, &g, start, gradient, &b);
+	for (int i = 0; i < 2; i++)
+		m.backend->ops->real_free(m.backend, t.moments[i]);
 	golden_model_close(&m);
 	golden_close(&g);
 	free(s);

@@ -211,3 +211,60 @@ void adamw_matches_ref(void **state)
 		assert_twin(p, "adamw v", v, (struct bound){1e-12, 16 * EPS_F32});
 	}
 }
+
+void lion_matches_ref(void **state)
+{
+	struct pair *p = *state;
+	static const size_t sizes[] = {1, 7, 100003};
+	for (int i = 0; i < 3; i++) {
+		pair_reset(p, sizes[i]);
+		size_t n = sizes[i];
+		struct twin w = twin_random(p, n, 0.1f), zero = twin_random(p, n, 0);
+		struct twin m = twin_of_ref(p, zero.ref, n);
+		for (int step = 0; step < 4; step++) {
+			struct twin g = twin_random(p, n, 0.01f);
+			struct lion l = {1e-3, 0.9, 0.99, 0.1, 0.5};
+			p->ref->ops->lion(p->ref, w.ref, m.ref, g.ref, n, &l);
+			p->be->ops->lion(p->be, w.be, m.be, g.be, n, &l);
+		}
+		assert_twin(p, "lion w", w, (struct bound){1e-3 * 16 * EPS_F32, 8 * EPS_F32});
+		assert_twin(p, "lion m", m, (struct bound){0.01 * 8 * EPS_F32, 8 * EPS_F32});
+	}
+}
+
+// Values lie off the middle between two points of the grid, where rounding decides: 3 + a step's third, one of each group its largest.
+void fake_quantize_matches_ref(void **state)
+{
+	struct pair *p = *state;
+	static const struct { uint32_t rows, columns, group, bits; } grids[] = {
+		{1, 1, 1, 8}, {3, 64, 32, 4}, {5, 96, 96, 8}, {2, 7, 7, 2}, {129, 160, 32, 4}, {4, 33, 11, 3},
+	};
+	for (size_t s = 0; s < sizeof grids / sizeof *grids; s++) {
+		size_t n = (size_t)grids[s].rows * grids[s].columns;
+		int steps = (1 << (grids[s].bits - 1)) - 1;
+		pair_reset(p, s);
+		float *values = malloc(n * sizeof *values);
+		struct twin x = twin_random(p, n, 1);
+		assert_non_null(values);
+		for (size_t i = 0; i < n; i++) {
+			int level = (int)(i * 7919 % (size_t)(2 * steps + 1)) - steps;
+			bool largest = i % grids[s].group == 0;
+			float scale = 0.01f * (float)(1 + i / grids[s].group % 5);
+			values[i] = largest ? scale * (float)steps : scale * ((float)level + (abs(level) < steps && i % 2 ? 0.33f : 0));
+		}
+		p->ref->ops->real_write(p->ref, x.ref, values, n);
+		x = twin_of_ref(p, x.ref, n);
+		p->ref->ops->fake_quantize(p->ref, x.ref, grids[s].rows, grids[s].columns, grids[s].group, grids[s].bits);
+		p->be->ops->fake_quantize(p->be, x.be, grids[s].rows, grids[s].columns, grids[s].group, grids[s].bits);
+		assert_twin(p, "fake_quantize", x, (struct bound){1e-7, 8 * EPS_F32});
+		double *got = malloc(n * sizeof *got);
+		assert_non_null(got);
+		p->ref->ops->real_read(p->ref, got, x.ref, n);
+		for (size_t i = 0; i < n; i++) {
+			double scale = 0.01f * (float)(1 + i / grids[s].group % 5), level = got[i] / scale;
+			assert_true(fabs(level - rint(level)) < 1e-4 && fabs(got[i] - (double)values[i]) <= scale * 0.34);
+		}
+		free(got);
+		free(values);
+	}
+}

@@ -99,3 +99,5 @@ void swiglu_backward_matches_ref(void **state);
 void softmax_grad_matches_ref(void **state);
 void sum_squares_matches_ref(void **state);
 void adamw_matches_ref(void **state);
+void lion_matches_ref(void **state);
+void fake_quantize_matches_ref(void **state);

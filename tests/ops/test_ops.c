@@ -63,6 +63,8 @@ static const struct CMUnitTest tests[] = {
 	OP(softmax_grad_matches_ref),
 	OP(sum_squares_matches_ref),
 	OP(adamw_matches_ref),
+	OP(lion_matches_ref),
+	OP(fake_quantize_matches_ref),
 };
 
 // AUTO may be one of the others: a form is held to account once.

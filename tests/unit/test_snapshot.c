@@ -23,6 +23,8 @@ struct fixture {
 	char directory[64];
 	struct backend *backend;
 	struct weights *weights;
+	struct optimizer *optimizer;
+	struct snapshot_arrays arrays;
 };
 
 static int setup(void **state)
@@ -36,6 +38,9 @@ static int setup(void **state)
 	assert_non_null(mkdtemp(f->directory));
 	assert_int_equal(backend_open("cpu", &o, &f->backend, NULL), 0);
 	assert_int_equal(weights_new_trainable(f->backend, &a, 3, 16, &f->weights, NULL), 0);
+	assert_int_equal(optimizer_new(&(struct optimizer_options){.learning_rate = 1, .steps = 1}, f->weights, &f->optimizer, NULL), 0);
+	f->arrays.weights = f->weights;
+	f->arrays.n = optimizer_arrays(f->optimizer, f->arrays.list);
 	*state = f;
 	return 0;
 }
@@ -49,6 +54,7 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 static int teardown(void **state)
 {
 	struct fixture *f = *state;
+	optimizer_free(f->optimizer);
 	weights_free(f->weights);
 	backend_close(f->backend);
 	nftw(f->directory, remove_one, 8, FTW_DEPTH | FTW_PHYS);
@@ -60,7 +66,7 @@ static int teardown(void **state)
 static void arrays_fill(struct fixture *f, float salt)
 {
 	struct parameters *p = f->weights->parameters;
-	struct real *arrays[3] = {p->value, p->moment1, p->moment2};
+	struct real *arrays[3] = {p->value, f->arrays.list[0].array, f->arrays.list[1].array};
 	float *x = malloc(p->n_values * sizeof *x);
 	for (int k = 0; k < 3; k++) {
 		for (size_t i = 0; i < p->n_values; i++)
@@ -73,7 +79,7 @@ static void arrays_fill(struct fixture *f, float salt)
 static double *arrays_read(struct fixture *f)
 {
 	struct parameters *p = f->weights->parameters;
-	struct real *arrays[3] = {p->value, p->moment1, p->moment2};
+	struct real *arrays[3] = {p->value, f->arrays.list[0].array, f->arrays.list[1].array};
 	double *x = malloc(3 * p->n_values * sizeof *x);
 	for (int k = 0; k < 3; k++)
 		f->backend->ops->real_read(f->backend, x + (size_t)k * p->n_values, arrays[k], p->n_values);
@@ -83,7 +89,7 @@ static double *arrays_read(struct fixture *f)
 static struct snapshot_state state_of(uint64_t step)
 {
 	struct snapshot_state s = {.step = step, .position = 8 * step, .n_positions = 77 * step, .n_masked = 1, .seconds = 1.0 / 3, .seed = 9,
-				   .sequence_length = 64, .batch = 8, .n_held_out = 5, .sequential = 1, .n_evaluations = 2};
+				   .sequence_length = 64, .batch = 8, .n_held_out = 5, .sequential = 1, .n_evaluations = 2, .best_evaluation = 1};
 	memset(&s.teacher, 0xab, sizeof s.teacher);
 	memset(&s.dataset, 0xcd, sizeof s.dataset);
 	s.before = (struct student_evaluation){1.0 / 7, 2.0 / 7, 3.0 / 7, 4.0 / 7, 100};
@@ -97,7 +103,7 @@ static void save(struct fixture *f, uint64_t step, uint32_t keep)
 	struct snapshot_state s = state_of(step);
 	struct error err = {0};
 	arrays_fill(f, (float)step);
-	if (snapshot_save(f->directory, f->weights, &s, keep, &err))
+	if (snapshot_save(f->directory, &f->arrays, &s, keep, &err))
 		fail_msg("%s", err.message);
 }
 
@@ -109,7 +115,7 @@ static void assert_loads(struct fixture *f, uint64_t step, bool skipped)
 	arrays_fill(f, (float)step);
 	double *right = arrays_read(f);
 	arrays_fill(f, 1234);
-	if (snapshot_load(f->directory, f->weights, &s, &skip, &err))
+	if (snapshot_load(f->directory, &f->arrays, &s, &skip, &err))
 		fail_msg("%s", err.message);
 	double *got = arrays_read(f);
 	assert_memory_equal(got, right, 3 * f->weights->parameters->n_values * sizeof *got);
@@ -136,9 +142,9 @@ static void nothing_there_is_not_an_error_of_the_disk(void **state)
 	struct snapshot_state s;
 	struct error skip, err = {0};
 	char path[128];
-	assert_int_equal(snapshot_load(f->directory, f->weights, &s, &skip, &err), -ENOENT);
+	assert_int_equal(snapshot_load(f->directory, &f->arrays, &s, &skip, &err), -ENOENT);
 	snprintf(path, sizeof path, "%s/absent", f->directory);
-	assert_int_equal(snapshot_load(path, f->weights, &s, &skip, &err), -ENOENT);
+	assert_int_equal(snapshot_load(path, &f->arrays, &s, &skip, &err), -ENOENT);
 	assert_int_equal(err.code, ERROR_NONE);
 }
 
@@ -202,8 +208,20 @@ static void all_damaged_is_an_error_not_a_fresh_start(void **state)
 	struct error skip, err = {0};
 	save(f, 1, 2);
 	damage(f, 1, "moment2.safetensors", -1, false);
-	assert_int_equal(snapshot_load(f->directory, f->weights, &s, &skip, &err), error_errno(ERROR_CORRUPT));
+	assert_int_equal(snapshot_load(f->directory, &f->arrays, &s, &skip, &err), error_errno(ERROR_CORRUPT));
 	assert_non_null(strstr(err.message, "moment2.safetensors"));
+}
+
+static void one_of_another_optimizer_is_not_gone_on_with(void **state)
+{
+	struct fixture *f = *state;
+	struct snapshot_state s;
+	struct error skip, err = {0};
+	save(f, 1, 2);
+	f->arrays.n--;
+	assert_int_equal(snapshot_load(f->directory, &f->arrays, &s, &skip, &err), error_errno(ERROR_CORRUPT));
+	assert_non_null(strstr(err.message, "another optimizer"));
+	f->arrays.n++;
 }
 
 static void what_would_change_the_run_is_named(void **state)
@@ -234,6 +252,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(nothing_there_is_not_an_error_of_the_disk, setup, teardown),
 		cmocka_unit_test_setup_teardown(only_the_newest_are_kept_and_half_written_ones_go, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_damaged_one_is_passed_over_for_the_one_before, setup, teardown),
+		cmocka_unit_test_setup_teardown(one_of_another_optimizer_is_not_gone_on_with, setup, teardown),
 		cmocka_unit_test_setup_teardown(all_damaged_is_an_error_not_a_fresh_start, setup, teardown),
 		cmocka_unit_test(what_would_change_the_run_is_named),
 	};
