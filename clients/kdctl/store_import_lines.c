@@ -131,7 +131,8 @@ static void read_exact(struct line *l)
 static int check_paid(const struct line *l, struct error *err)
 {
 	const struct query *q = &l->query;
-	uint64_t width = (q->dense ? q->n_keep ? q->n_keep : l->vocab_size : 0) + (uint64_t)q->top_k + q->n_temperatures;
+	uint64_t top_k = q->top_mass != 0 ? 1 : q->top_k;        // by mass a row may have one id where top_k allows thousands
+	uint64_t width = (q->dense ? q->n_keep ? q->n_keep : l->vocab_size : 0) + top_k + q->n_temperatures;
 	uint64_t paid = NUMBERS_FOR_A_BYTE * (uint64_t)(l->text.end - l->text.begin);
 	uint64_t rows = query_rows(q), n = rows * width + rows * (q->gather.n_lists == 1 ? q->gather.offsets[1] : 0);
 	if (n > paid)      // rows below 2^31, width below 2^26

@@ -272,6 +272,26 @@ static void a_short_line_cannot_ask_for_much(void **state)
 	assert_non_null(strstr(err.message, "which are not in"));
 }
 
+// By mass a row may have one id where top_k allows the whole vocabulary.
+static void few_ids_of_many_allowed_come_back(void **state)
+{
+	(void)state;
+	struct query q;
+	query_init(&q);
+	q.top_k = 40000;
+	q.top_mass = 0.5f;
+	struct record_rows *rows = rows_random(1, &q, 3, 50000, false);
+	for (uint32_t row = 0; row < 3; row++) {
+		rows->n_top[row] = 1;
+		for (uint32_t i = 1; i < q.top_k; i++) {
+			rows->ids[row * q.top_k + i] = RECORD_NO_ID;
+			rows->logits[row * q.top_k + i] = 0;
+		}
+	}
+	round_trip(encode(rows));
+	record_rows_free(rows);
+}
+
 static void numbers_are_read_to_the_bit(void **state)
 {
 	(void)state;
@@ -300,7 +320,8 @@ int main(void)
 		cmocka_unit_test(rounded_values_come_back_to_the_bit), cmocka_unit_test(rows_and_bytes_must_agree),
 		cmocka_unit_test(examples_of_the_manual_come_back),
 		cmocka_unit_test(what_does_not_fit_is_refused), cmocka_unit_test(notes_and_missing_claims_are_no_fault),
-		cmocka_unit_test(a_short_line_cannot_ask_for_much), cmocka_unit_test(numbers_are_read_to_the_bit),
+		cmocka_unit_test(a_short_line_cannot_ask_for_much), cmocka_unit_test(few_ids_of_many_allowed_come_back),
+		cmocka_unit_test(numbers_are_read_to_the_bit),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
