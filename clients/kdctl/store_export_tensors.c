@@ -71,7 +71,8 @@ static void add_teachers(const struct tensor_file *f, struct buffer *b)
 		content_id_to_hex(&notes[i].fingerprint, id);
 		content_id_to_hex(&notes[i].weights, weights);
 		content_id_to_hex(&notes[i].tokenizer, tokenizer);
-		buffer_printf(&list, "%s\"%s\":{\"weights\":\"%s\",\"tokenizer\":\"%s\",\"numeric\":", i ? "," : "", id, weights, tokenizer);
+		buffer_printf(&list, "%s\"%s\":{\"weights\":\"%s\",\"tokenizer\":\"%s\",\"numeric\":", i ? "," : "", id, weights,
+			      tokenizer);
 		buffer_string(&list, notes[i].numeric, strlen(notes[i].numeric));
 		buffer_text(&list, ",\"name\":");
 		buffer_string(&list, notes[i].name, strlen(notes[i].name));
@@ -103,8 +104,8 @@ static uint64_t place(struct tensor_file *f)
 
 static void add_header(const struct tensor_file *f, struct buffer *b)
 {
-	buffer_printf(b, "{\"__metadata__\":{\"format\":\"kdserved-records 1\",\"program\":\"kdctl %s\",\"records\":\"%" PRIu64 "\",\"rows\":\"%" PRIu64
-		      "\",\"teachers\":", kd_version(), f->e->n_records, f->n_bytes[COLUMN_STATUS]);
+	buffer_printf(b, "{\"__metadata__\":{\"format\":\"kdserved-records 1\",\"program\":\"kdctl %s\",\"records\":\"%" PRIu64
+		      "\",\"rows\":\"%" PRIu64 "\",\"teachers\":", kd_version(), f->e->n_records, f->n_bytes[COLUMN_STATUS]);
 	add_teachers(f, b);
 	buffer_text(b, "}");
 	for (size_t c = 0; c < N_COLUMNS; c++) {

@@ -11,10 +11,10 @@
 #include "clients/kdctl/store_transfer.h"
 #include "common/error.h"
 
-enum member { M_VERSION, M_KEY, M_TEACHER, M_VOCAB_SIZE, M_CHECKSUM, M_TOKENS, M_QUESTION, M_WIDTHS, M_MAX_LOGIT, M_ROWS, M_SPANS, M_POOLED, M_RECORD,
-	N_MEMBERS };
-static const char *const member_names[N_MEMBERS] = {"version", "key", "teacher", "vocab_size", "checksum", "tokens", "question", "feature_widths",
-	"max_logit", "rows", "spans", "pooled", "record"};
+enum member { M_VERSION, M_KEY, M_TEACHER, M_VOCAB_SIZE, M_CHECKSUM, M_TOKENS, M_QUESTION, M_WIDTHS, M_MAX_LOGIT, M_ROWS, M_SPANS,
+	M_POOLED, M_RECORD, N_MEMBERS };
+static const char *const member_names[N_MEMBERS] = {"version", "key", "teacher", "vocab_size", "checksum", "tokens", "question",
+	"feature_widths", "max_logit", "rows", "spans", "pooled", "record"};
 
 struct line {
 	struct pull text;                       // of the whole line; its failure is everyone's
@@ -153,10 +153,10 @@ static int make_rows(struct line *l, struct error *err)
 
 // ---- rows
 
-enum row_member { R_STATUS, R_LSE, R_IDS, R_LOGITS, R_DENSE, R_OWN, R_ENTROPY, R_MAX_PROB, R_ARGMAX, R_SUM_SQUARES, R_TAIL, R_GATHER, R_DRAWS,
-	R_FEATURES, N_ROW_MEMBERS };
-static const char *const row_names[N_ROW_MEMBERS] = {"status", "lse", "ids", "logits", "dense", "own_logit", "entropy", "max_prob", "argmax",
-	"sum_squares", "tail", "gather", "draws", "features"};
+enum row_member { R_STATUS, R_LSE, R_IDS, R_LOGITS, R_DENSE, R_OWN, R_ENTROPY, R_MAX_PROB, R_ARGMAX, R_SUM_SQUARES, R_TAIL, R_GATHER,
+	R_DRAWS, R_FEATURES, N_ROW_MEMBERS };
+static const char *const row_names[N_ROW_MEMBERS] = {"status", "lse", "ids", "logits", "dense", "own_logit", "entropy", "max_prob",
+	"argmax", "sum_squares", "tail", "gather", "draws", "features"};
 
 // What a row of status ok has, as bits.
 static uint32_t members_asked(const struct record_rows *rows)
@@ -265,7 +265,7 @@ static float read_number(struct pull *t, float absent)
 static void read_row_member(struct pull *t, enum row_member m, struct record_rows *rows, uint32_t row)
 {
 	const struct query *q = &rows->query;
-	size_t width = q->n_keep ? q->n_keep : rows->vocab_size;
+	size_t width = q->n_keep ? q->n_keep : rows->vocab_size, at;
 	switch (m) {
 	case R_LSE: pull_f32_list(t, rows->lse + (size_t)row * q->n_temperatures, q->n_temperatures, 0); break;
 	case R_IDS: read_top_ids(t, rows, row); break;
@@ -277,7 +277,8 @@ static void read_row_member(struct pull *t, enum row_member m, struct record_row
 	case R_SUM_SQUARES: rows->sum_squares[row] = read_number(t, 0); break;
 	case R_TAIL: rows->tail[row] = read_number(t, -INFINITY); break;
 	case R_GATHER:
-		pull_f32_list(t, rows->gathered + record_gather_at(rows, row), record_gather_at(rows, row + 1) - record_gather_at(rows, row), 0);
+		at = record_gather_at(rows, row);
+		pull_f32_list(t, rows->gathered + at, record_gather_at(rows, row + 1) - at, 0);
 		break;
 	case R_DRAWS: read_row_draws(t, rows, row); break;
 	case R_FEATURES: read_vectors(t, rows, row, 0); break;
@@ -363,7 +364,7 @@ static int read_widths(struct line *l, struct error *err)
 		pull_fail(&l->text, "other than one width for each feature");
 	int r = 0;
 	for (uint32_t i = 0; i < l->query.n_features && !l->text.failed && !r; i++) {
-		total += widths.ids[i] * (l->query.pooling == QUERY_POOLING_NONE ? n_rows : 1);     // 64 times below 2^63 at most: checked each time
+		total += widths.ids[i] * (l->query.pooling == QUERY_POOLING_NONE ? n_rows : 1);     // each below 2^63, what was before is paid
 		if (!widths.ids[i] || total > paid)
 			pull_fail(&l->text, "widths of features whose numbers are not there");
 		else

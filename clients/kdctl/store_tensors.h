@@ -11,7 +11,7 @@
 struct error;
 
 enum column_type { COLUMN_U8, COLUMN_I32, COLUMN_I64, COLUMN_F32 };
-enum column_unit { PER_RECORD, PER_RECORD_AT, PER_ROW, PER_ROW_AT, COLUMN_FLAT };    // _AT: offsets, one more than there are records or rows
+enum column_unit { PER_RECORD, PER_RECORD_AT, PER_ROW, PER_ROW_AT, COLUMN_FLAT };    // _AT: offsets, one more than records or rows
 
 enum column {
 	COLUMN_VERSION, COLUMN_KEY, COLUMN_TEACHER, COLUMN_VOCAB_SIZE, COLUMN_CHECKSUM,

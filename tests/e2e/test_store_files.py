@@ -175,7 +175,8 @@ class Files(unittest.TestCase):
             data = f.read()
         n, = struct.unpack_from("<Q", data)
         header = json.loads(data[8:8 + n])
-        for name in ("key", "teacher", "tokens", "lse", "logits", "ids", "top_at", "draw_counts", "question", "gather", "features", "vocab_size"):
+        for name in ("key", "teacher", "tokens", "lse", "logits", "ids", "top_at", "draw_counts", "question", "gather", "features",
+                     "vocab_size"):
             changed = bytearray(data)
             changed[8 + n + header[name]["data_offsets"][1] - 1] ^= 1
             changed[8 + n + header[name]["data_offsets"][0]] ^= 1

@@ -12,7 +12,8 @@ import support
 from kdserved import BUILD
 
 KDCTL = os.path.join(BUILD, "kdctl")
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.path.abspath(os.path.join(support.TOP, "clients", "python")), "KDSERVED_PYTHON": sys.executable}
+ENVIRONMENT = {**os.environ, "KDSERVED_PYTHON": sys.executable,
+               "PYTHONPATH": os.path.abspath(os.path.join(support.TOP, "clients", "python"))}
 
 
 def kdctl(*arguments, status=0, **more):
@@ -43,7 +44,8 @@ class Folder:
 
     def text(self, store=None):
         """The records of a store as lines; two stores with the same have the same bytes in them."""
-        return subprocess.run([KDCTL, "store", "export", store or self.store, "--output", "-"], check=True, capture_output=True, text=True).stdout
+        command = [KDCTL, "store", "export", store or self.store, "--output", "-"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def remove(self):
         shutil.rmtree(self.path)

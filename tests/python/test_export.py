@@ -92,7 +92,8 @@ class Npz(unittest.TestCase):
         self.assertEqual(set(header) - {"__metadata__"}, set(self.arrays.files))
         for name, array in self.arrays.items():
             begin, end = header[name]["data_offsets"]
-            self.assertEqual((header[name]["dtype"].lower(), header[name]["shape"]), (array.dtype.kind + str(8 * array.itemsize), list(array.shape)))
+            dtype = array.dtype.kind + str(8 * array.itemsize)
+            self.assertEqual((header[name]["dtype"].lower(), header[name]["shape"]), (dtype, list(array.shape)))
             self.assertEqual(data[begin:end], array.tobytes(), name)
 
     def test_what_was_not_asked_is_not_a_number(self):

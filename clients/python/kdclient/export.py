@@ -48,7 +48,8 @@ class Progress:
         now = time.monotonic()
         if self._shown and (done == self._total or now - self._drawn > REDRAW_SECONDS):
             filled = BAR_WIDTH * done // max(self._total, 1)
-            print("\r\033[K[%s%s] %d records exported" % ("#" * filled, "." * (BAR_WIDTH - filled), done), end="", file=sys.stderr, flush=True)
+            bar = "#" * filled + "." * (BAR_WIDTH - filled)
+            print("\r\033[K[%s] %d records exported" % (bar, done), end="", file=sys.stderr, flush=True)
             self._drawn = now
 
     def stop(self) -> None:
