@@ -248,7 +248,7 @@ static int on_teacher(struct daemon *d)
 		teacher_error(d->teacher, &err);
 		log_error("teacher: %s%s%s", err.field, *err.field ? ": " : "", err.message);
 		sd_notifyf(0, "STATUS=The teacher failed: %s", err.message);
-		return !d->was_ready && is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
+		return d->was_ready ? EXIT_DEVICE : is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
 	default:
 		return -1;
 	}

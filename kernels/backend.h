@@ -135,6 +135,8 @@ struct backend_ops {
 	int (*open)(struct backend *be, const struct backend_options *options, struct error *err);
 	void (*close)(struct backend *be);
 	void (*sync)(struct backend *be);
+	// Whether the attention operations take heads of that shape, to be asked before anything is loaded: 0, or ERROR_UNSUPPORTED.
+	int (*check_shape)(struct backend *be, const struct attention_shape *shape, struct error *err);
 
 	// Memory. new returns NULL (and sets err) when the device has none left; arrays start zeroed; every free accepts NULL.
 	// real_at/act_at are pointer arithmetic.

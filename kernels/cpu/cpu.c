@@ -76,6 +76,14 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 	return 0;
 }
 
+static int cpu_check_shape(struct backend *be, const struct attention_shape *shape, struct error *err)
+{
+	(void)be;
+	(void)shape;
+	(void)err;
+	return 0;        // any
+}
+
 static void cpu_sync(struct backend *be)
 {
 	(void)be;    // every operation is complete when it returns
@@ -119,6 +127,7 @@ const struct backend_ops backend_cpu_ops = {
 	.open = cpu_open,
 	.close = cpu_close,
 	.sync = cpu_sync,
+	.check_shape = cpu_check_shape,
 	.real_new = cpu_real_new,
 	.real_free = cpu_real_free,
 	.real_at = cpu_real_at,

@@ -3,7 +3,7 @@
 // the plain one, in float, for float32 acts and head sizes that are not whole vectors: a thread is a lane, keys pass through shared memory.
 #include "kernels/cuda/attention.cuh"
 
-#define LANES 64
+#define LANES CUDA_MAX_GROUP
 
 // n keys or values of one kv head into shared memory as floats; columns D..D_MAX are zero.
 template <int D_MAX, typename A> static __device__ void load_keys(float (*to)[D_MAX], const A *from, const attention_input<A> &in,
@@ -78,10 +78,7 @@ template <int D_MAX, int TILE, typename A> static __global__ void attention_kern
 template <typename A> static void attend_plain(backend *be, A *y, float *lse, attention_input<A> in, bool cached)
 {
 	uint32_t D = in.shape.head_size, group = in.shape.n_heads / in.shape.n_kv_heads;
-	if (D > 256 || group > LANES) {
-		backend_fail(be, "attention with heads of %u values, %u to a key: the CUDA backend takes up to 256, and %d", D, group, LANES);
-		return;
-	}
+	assert(D <= CUDA_MAX_HEAD_SIZE && group <= CUDA_MAX_GROUP);
 	const cuda_tiles *tiles = cuda_tiles_of(be, 0, LANES / group, cached);
 	if (!tiles)
 		return;

@@ -155,10 +155,7 @@ void cuda_attention_backward(backend *be, struct act *dqkv, const struct act *dy
 	cuda *c = cuda_of(be);
 	if (backend_failed(be) || !c->n_positions)
 		return;
-	if (s->head_size > 256) {
-		backend_fail(be, "attention heads of %u values: the CUDA backend takes up to 256", s->head_size);
-		return;
-	}
+	assert(s->head_size <= CUDA_MAX_HEAD_SIZE);
 	const cuda_tiles *tiles = cuda_tiles_of(be, 1, ROWS, false);
 	if (!tiles)
 		return;

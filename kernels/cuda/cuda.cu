@@ -144,6 +144,15 @@ static int cuda_open(backend *be, const backend_options *options, struct error *
 	return r;
 }
 
+// What the kernels keep of a row, and of the heads that share its keys, has a fixed size.
+static int cuda_check_shape(backend *, const attention_shape *s, struct error *err)
+{
+	if (s->head_size <= CUDA_MAX_HEAD_SIZE && s->n_heads / s->n_kv_heads <= CUDA_MAX_GROUP)
+		return 0;
+	return error_set(err, ERROR_UNSUPPORTED, "device", "attention heads of %u values, %u to a key: the CUDA backend takes up to %d, and %d",
+			 s->head_size, s->n_heads / s->n_kv_heads, CUDA_MAX_HEAD_SIZE, CUDA_MAX_GROUP);
+}
+
 static void cuda_sync(backend *be)
 {
 	if (!backend_failed(be))
@@ -221,7 +230,7 @@ const cuda_tiles *cuda_tiles_of(backend *be, int which, uint32_t n_rows, bool ca
 static int open_cuda(backend *be, const backend_options *options, struct error *err);
 
 #define CUDA_OPERATIONS(act_at_function) \
-	.name = "cuda", .head_rows = BACKEND_MAX_HEAD_ROWS, .open = open_cuda, .close = cuda_close, .sync = cuda_sync, \
+	.name = "cuda", .head_rows = BACKEND_MAX_HEAD_ROWS, .open = open_cuda, .close = cuda_close, .sync = cuda_sync, .check_shape = cuda_check_shape, \
 	.real_new = cuda_real_new, .real_free = cuda_real_free, .real_at = cuda_real_at, \
 	.act_new = cuda_act_new, .act_free = cuda_act_free, .act_at = act_at_function, \
 	.real_write = cuda_real_write, .real_read = cuda_real_read, .act_write = cuda_act_write, .act_read = cuda_act_read, \

@@ -24,6 +24,8 @@ extern "C" {
 #define CUDA_WORKSPACE_BYTES (64u << 20)    // cuBLASLt's own
 #define CUDA_RESULT_BYTES (16u << 20)       // pinned: results of a sweep on their way to the host
 #define CUDA_STAGING_BYTES (4u << 20)       // pinned, one of two halves: lists on their way to the device
+#define CUDA_MAX_HEAD_SIZE 256              // of attention: a row of it lies in registers
+#define CUDA_MAX_GROUP 64                   // query heads that share a key
 #define CUDA_BLOCK 256
 #define CUDA_WARP 32
 

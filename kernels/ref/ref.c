@@ -47,6 +47,14 @@ static int ref_open(struct backend *be, const struct backend_options *options, s
 	return 0;
 }
 
+static int ref_check_shape(struct backend *be, const struct attention_shape *shape, struct error *err)
+{
+	(void)be;
+	(void)shape;
+	(void)err;
+	return 0;        // any
+}
+
 static void ref_sync(struct backend *be)
 {
 	(void)be;    // every operation is complete when it returns
@@ -89,6 +97,7 @@ const struct backend_ops backend_ref_ops = {
 	.open = ref_open,
 	.close = ref_close,
 	.sync = ref_sync,
+	.check_shape = ref_check_shape,
 	.real_new = ref_real_new,
 	.real_free = ref_real_free,
 	.real_at = ref_real_at,

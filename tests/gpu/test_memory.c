@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA backend's reserve, on the emulated device (8 GiB): what was counted is there and nothing more; what does not fit is refused
 // with the numbers, before anything is loaded.
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -61,10 +62,28 @@ static void what_does_not_fit_is_refused_with_the_numbers(void **state)
 	assert_int_equal(err.code, ERROR_TOO_LARGE);
 }
 
+static void a_shape_it_cannot_do_is_refused_before_anything_is_loaded(void **state)
+{
+	(void)state;
+	static const struct { struct attention_shape shape; bool good; } cases[] = {
+		{{4, 2, 256, 1, false}, true}, {{64, 1, 16, 1, true}, true}, {{4, 2, 258, 1, false}, false}, {{65, 1, 16, 1, false}, false},
+		{{130, 2, 16, 1, false}, false}, {{1, 1, 1024, 1, true}, false},
+	};
+	assert_int_equal(open_with(0, 0, 0), 0);
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		err = (struct error){0};
+		assert_int_equal(be->ops->check_shape(be, &cases[i].shape, &err), cases[i].good ? 0 : -EOPNOTSUPP);
+		assert_true(cases[i].good || strstr(err.message, "CUDA backend takes up to 256, and 64"));
+	}
+	assert_int_equal(backend_sync(be, &err), 0);
+	backend_close(be);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_reserve_holds_what_was_counted),
+		cmocka_unit_test(a_shape_it_cannot_do_is_refused_before_anything_is_loaded),
 		cmocka_unit_test(what_does_not_fit_is_refused_with_the_numbers),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

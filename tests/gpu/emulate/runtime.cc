@@ -2,6 +2,7 @@
 // The emulated device's memory, streams and events. A stream does nothing until somebody waits for it: a copy that is read too early
 // still holds the poison that memory is filled with, and pinned memory written too early reaches the device as it is then.
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include <deque>
@@ -47,9 +48,21 @@ void emulate_mend()
 	memset(failing, 0, sizeof failing);
 }
 
+static const char *const names[N_EMULATE_KINDS] = {"launch", "kernel", "product", "copy", "wait", "allocation"};
+
+static void write_counts()
+{
+	FILE *f = fopen(getenv("EMULATE_COUNTS"), "w");
+	for (int i = 0; f && i < N_EMULATE_KINDS; i++)
+		fprintf(f, "%s %llu\n", names[i], (unsigned long long)counts[i]);
+	if (f)
+		fclose(f);
+}
+
 static void read_environment()
 {
-	static const char *const names[N_EMULATE_KINDS] = {"launch", "kernel", "product", "copy", "wait", "allocation"};
+	if (getenv("EMULATE_COUNTS"))
+		atexit(write_counts);
 	const char *fail = getenv("EMULATE_FAIL"), *memory = getenv("EMULATE_MEMORY");
 	const char *colon = fail ? strchr(fail, ':') : NULL;
 	for (int i = 0; colon && i < N_EMULATE_KINDS; i++)
