@@ -16,6 +16,7 @@
 struct options {
 	const char *teacher, *device, *numeric;
 	uint32_t threads, length, sequences, top_k, passes;
+	bool full;                 // two temperatures, own and entropy, else lse at temperature 1 alone
 };
 
 struct bench {
@@ -26,13 +27,16 @@ struct bench {
 	struct head *head;
 	uint32_t T, *tokens, *positions, *starts, *rows;
 	struct sweep_row *out;
-	double *lse, *logits;
+	double *lse, *logits, *own;
 	uint32_t *ids;
 };
 
+// Medians, in seconds. product: what the head's matrix alone takes; the rest of the head is what is read from it.
+struct times { double pass, head, product; };
+
 static const char usage[] =
 	"usage: bench_score --teacher PATH [--device auto|cpu|cuda|ref] [--numeric auto|f32|bf16] [--threads N]\n"
-	"                   [--length N] [--sequences N] [--top-k N] [--passes N]\n";
+	"                   [--length N] [--sequences N] [--top-k N] [--passes N] [--full]\n";
 
 static int parse_number(const char *text, uint32_t *ret)
 {
@@ -48,7 +52,8 @@ static int parse_options(int argc, char **argv, struct options *o)
 {
 	static const struct option table[] = {
 		{"teacher", 1, NULL, 't'}, {"device", 1, NULL, 'd'}, {"numeric", 1, NULL, 'n'}, {"threads", 1, NULL, 'j'},
-		{"length", 1, NULL, 'l'}, {"sequences", 1, NULL, 's'}, {"top-k", 1, NULL, 'k'}, {"passes", 1, NULL, 'p'}, {0},
+		{"length", 1, NULL, 'l'}, {"sequences", 1, NULL, 's'}, {"top-k", 1, NULL, 'k'}, {"passes", 1, NULL, 'p'},
+		{"full", 0, NULL, 'f'}, {0},
 	};
 	int c, r = 0;
 	while ((c = getopt_long(argc, argv, "", table, NULL)) != -1 && r == 0) {
@@ -61,6 +66,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case 's': r = parse_number(optarg, &o->sequences); break;
 		case 'k': r = parse_number(optarg, &o->top_k); break;
 		case 'p': r = parse_number(optarg, &o->passes); break;
+		case 'f': o->full = true; break;
 		default: r = -1;
 		}
 	}
@@ -78,10 +84,13 @@ static int bench_open(struct bench *b, const struct options *o, struct error *er
 	b->T = o->length * o->sequences;
 	struct backend_options options = {.n_threads = o->threads, .numeric = numeric_of(o->numeric), .max_rows = b->T};
 	int r = model_file_open(o->teacher, &b->file, err);
-	if (r < 0 || (r = backend_open(o->device, &options, &b->backend, err)) < 0)
+	if (r < 0)
 		return r;
 	struct tensor_source source = model_file_source(b->file);
 	const struct architecture *a = model_file_architecture(b->file);
+	if ((r = weights_need(a, o->length, false, &options.need, err)) < 0 || (r = activations_need(a, b->T, false, &options.need, err)) < 0 ||
+	    (r = head_need(a, b->T, false, false, &options.need, err)) < 0 || (r = backend_open(o->device, &options, &b->backend, err)) < 0)
+		return r;
 	if (o->top_k > a->vocab_size)
 		return error_set(err, ERROR_INVALID, "top-k", "more than the vocabulary of %u", a->vocab_size);
 	if ((r = weights_load(b->backend, a, &source, o->length, &b->weights, err)) < 0 ||
@@ -92,26 +101,34 @@ static int bench_open(struct bench *b, const struct options *o, struct error *er
 
 static int bench_fill(struct bench *b, const struct options *o, struct error *err)
 {
-	static const float temperature = 1;
+	static const float temperatures[] = {1, 2};
+	uint32_t n_temperatures = o->full ? 2 : 1;
 	size_t T = b->T, n_top = T * o->top_k;
 	b->tokens = calloc(T, sizeof *b->tokens);
 	b->positions = calloc(T, sizeof *b->positions);
 	b->rows = calloc(T, sizeof *b->rows);
 	b->starts = calloc((size_t)o->sequences + 1, sizeof *b->starts);
 	b->out = calloc(T, sizeof *b->out);
-	b->lse = calloc(T, sizeof *b->lse);
+	b->lse = calloc(T, n_temperatures * sizeof *b->lse);
+	b->own = calloc(T, sizeof *b->own);
 	b->ids = calloc(n_top + 1, sizeof *b->ids);
 	b->logits = calloc(n_top + 1, sizeof *b->logits);
-	if (!b->tokens || !b->positions || !b->rows || !b->starts || !b->out || !b->lse || !b->ids || !b->logits)
+	if (!b->tokens || !b->positions || !b->rows || !b->starts || !b->out || !b->lse || !b->own || !b->ids || !b->logits)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %zu positions", T);
 	uint32_t random = 1;
+	struct sweep_row row = {.top_k = o->top_k, .n_temperatures = n_temperatures, .temperatures = temperatures, .n_gather = o->full,
+				.want_entropy = o->full};
 	for (uint32_t t = 0; t < b->T; t++) {
 		random = random * 1664525u + 1013904223u;
 		b->tokens[t] = (random >> 8) % b->weights->architecture.vocab_size;
 		b->positions[t] = t % o->length;
 		b->rows[t] = t;
-		b->out[t] = (struct sweep_row){.top_k = o->top_k, .n_temperatures = 1, .temperatures = &temperature, .lse = &b->lse[t],
-					       .ids = b->ids + (size_t)t * o->top_k, .logits = b->logits + (size_t)t * o->top_k};
+		b->out[t] = row;
+		b->out[t].lse = b->lse + (size_t)t * n_temperatures;
+		b->out[t].ids = b->ids + (size_t)t * o->top_k;
+		b->out[t].logits = b->logits + (size_t)t * o->top_k;
+		b->out[t].gather = b->tokens + (t + 1 < b->T ? t + 1 : t);
+		b->out[t].gathered = b->own + t;
 	}
 	for (uint32_t s = 0; s <= o->sequences; s++)
 		b->starts[s] = s * o->length;
@@ -131,6 +148,7 @@ static void bench_close(struct bench *b)
 	free(b->starts);
 	free(b->out);
 	free(b->lse);
+	free(b->own);
 	free(b->ids);
 	free(b->logits);
 }
@@ -148,9 +166,18 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-// Seconds of trunk and head of each pass, the first one apart: it touches memory for the first time.
-static int bench_run(struct bench *b, const struct options *o, double *seconds, double *head_seconds, struct error *err)
+static double median(double *values, uint32_t n)
 {
+	qsort(values, n, sizeof *values, by_value);
+	return values[n / 2];
+}
+
+// Seconds of trunk and head of each pass, then of the head's product once more without a sweep; the first pass apart: it touches memory
+// for the first time.
+static int bench_passes(struct bench *b, const struct options *o, double *seconds, double *head_seconds, double *product_seconds,
+			struct error *err)
+{
+	uint32_t tile = head_tile_rows(b->head);
 	struct layout layout = {.n_positions = b->T, .n_sequences = o->sequences, .tokens = b->tokens,
 					.positions = b->positions, .starts = b->starts};
 	for (uint32_t i = 0; i <= o->passes; i++) {
@@ -161,20 +188,38 @@ static int bench_run(struct bench *b, const struct options *o, double *seconds, 
 		head_score(b->head, hidden, b->rows, b->T, b->out);
 		if (r < 0 || (r = backend_sync(b->backend, err)) < 0)
 			return r;
-		seconds[i ? i - 1 : 0] = now() - begin;
-		head_seconds[i ? i - 1 : 0] = now() - middle;
-		fprintf(stderr, "pass %u of %u: %.0f tokens/s\n", i, o->passes, b->T / (now() - begin));
+		double end = now();
+		for (uint32_t first = 0; first < b->T; first += tile)
+			head_logits(b->head, hidden, b->rows + first, b->T - first < tile ? b->T - first : tile);
+		if ((r = backend_sync(b->backend, err)) < 0)
+			return r;
+		seconds[i ? i - 1 : 0] = end - begin;
+		head_seconds[i ? i - 1 : 0] = end - middle;
+		product_seconds[i ? i - 1 : 0] = now() - end;
+		fprintf(stderr, "pass %u of %u: %.0f tokens/s\n", i, o->passes, b->T / (end - begin));
 	}
 	return 0;
 }
 
-static void print_row(const struct bench *b, const struct options *o, double seconds, double head_seconds)
+static int bench_run(struct bench *b, const struct options *o, struct times *ret, struct error *err)
+{
+	double *all = calloc(3 * (size_t)o->passes, sizeof *all);
+	int r = all ? bench_passes(b, o, all, all + o->passes, all + 2 * (size_t)o->passes, err) :
+		error_set(err, ERROR_MEMORY, NULL, "no memory for %u passes", o->passes);
+	if (r == 0)
+		*ret = (struct times){median(all, o->passes), median(all + o->passes, o->passes), median(all + 2 * (size_t)o->passes, o->passes)};
+	free(all);
+	return r;
+}
+
+static void print_row(const struct bench *b, const struct options *o, const struct times *t)
 {
 	struct rusage used;
 	getrusage(RUSAGE_SELF, &used);
-	printf("device,numeric,description,sequences,length,top_k,passes,tokens_per_s,seconds,head_seconds,peak_rss_mib\n");
-	printf("%s,%s,\"%s\",%u,%u,%u,%u,%.1f,%.3f,%.3f,%ld\n", b->backend->ops->name, b->backend->numeric, b->backend->description, o->sequences,
-	       o->length, o->top_k, o->passes, b->T / seconds, seconds, head_seconds, used.ru_maxrss / 1024);
+	puts("device,numeric,description,sequences,length,top_k,full,passes,tokens_per_s,seconds,head_seconds,product_seconds,device_mib,peak_rss_mib");
+	printf("%s,%s,\"%s\",%u,%u,%u,%d,%u,%.1f,%.5f,%.5f,%.5f,%llu,%ld\n", b->backend->ops->name, b->backend->numeric, b->backend->description,
+	       o->sequences, o->length, o->top_k, o->full, o->passes, b->T / t->pass, t->pass, t->head, t->product,
+	       (unsigned long long)(b->backend->memory_bytes >> 20), used.ru_maxrss / 1024);
 }
 
 int main(int argc, char **argv)
@@ -182,7 +227,7 @@ int main(int argc, char **argv)
 	struct options o = {.device = "auto", .numeric = "auto", .length = 512, .sequences = 4, .top_k = 64, .passes = 5};
 	struct error err = {0};
 	struct bench b = {0};
-	double *seconds = NULL, *head_seconds = NULL;
+	struct times times;
 	if (argc > 1 && strcmp(argv[1], "--help") == 0) {
 		fputs(usage, stdout);
 		return 0;
@@ -194,21 +239,12 @@ int main(int argc, char **argv)
 	int r = bench_open(&b, &o, &err);
 	if (r == 0)
 		r = bench_fill(&b, &o, &err);
-	seconds = calloc(o.passes, sizeof *seconds);
-	head_seconds = calloc(o.passes, sizeof *head_seconds);
-	if (r == 0 && (!seconds || !head_seconds))
-		r = error_set(&err, ERROR_MEMORY, NULL, "no memory for %u passes", o.passes);
 	if (r == 0)
-		r = bench_run(&b, &o, seconds, head_seconds, &err);
-	if (r == 0) {
-		qsort(seconds, o.passes, sizeof *seconds, by_value);
-		qsort(head_seconds, o.passes, sizeof *head_seconds, by_value);
-		print_row(&b, &o, seconds[o.passes / 2], head_seconds[o.passes / 2]);
-	} else {
+		r = bench_run(&b, &o, &times, &err);
+	if (r == 0)
+		print_row(&b, &o, &times);
+	else
 		fprintf(stderr, "bench_score: %s\n", err.message);
-	}
 	bench_close(&b);
-	free(seconds);
-	free(head_seconds);
 	return r < 0;
 }

@@ -19,7 +19,6 @@ END = time.monotonic() + float(os.environ.get("BENCH_SECONDS", "560"))
 FIELDS = ["date", "gpu", "driver", "shape", "stage", "what", "figure", "unit"]
 # layers, width, feed-forward, heads, kv heads, head size, vocabulary
 SHAPES = {"8b": (32, 4096, 14336, 32, 8, 128, 128256), "1b": (16, 2048, 8192, 32, 8, 64, 128256)}
-LENGTHS = [(512, 16), (2048, 4), (8192, 1)]     # 8192 tokens in each pass
 
 
 def machine():
@@ -86,15 +85,52 @@ def rate_of_peak():
     return float("nan")
 
 
+def used_memory(pid):
+    """MiB that the process holds on the GPU, context and libraries included; 0 while it holds none."""
+    lines = subprocess.run(["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"], capture_output=True, text=True).stdout
+    return max([int(line.split(",")[1]) for line in lines.splitlines() if line.split(",")[0].strip() == str(pid)] + [0])
+
+
+def bench_score(shape, length, sequences, k, full=False, watch=False):
+    """One row of bench_score in a process of its own; watch adds peak_mib, the most it was seen to hold on the GPU."""
+    command = [bundle + "/bin/bench_score", "--teacher", f"{MODELS}/{shape}", "--device", "cuda", "--length", str(length), "--sequences", str(sequences),
+               "--top-k", str(k), "--passes", "7"] + (["--full"] if full else [])
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    peak_mib, end = 0, time.monotonic() + 200
+    while p.poll() is None and time.monotonic() < end:      # its output is small: the pipes do not fill
+        peak_mib = max(peak_mib, used_memory(p.pid) if watch else 0)
+        time.sleep(0.05)
+    if p.poll() is None:
+        p.kill()
+    output, errors = p.communicate()
+    if p.returncode:
+        raise RuntimeError(errors[-400:])
+    return dict(next(csv.DictReader(io.StringIO(output))), peak_mib=peak_mib)
+
+
+def epilogue(shape, length, sequences):
+    """What reading k = 64, two temperatures, own and entropy from the logits costs, over the trunk and the head's product at every position."""
+    r = bench_score(shape, length, sequences, 64, full=True)
+    bare = float(r["seconds"]) - float(r["head_seconds"]) + float(r["product_seconds"])
+    return [(f"epilogue {sequences}x{length} k=64, 2 temperatures, own, entropy", float(r["seconds"]) / bare - 1, "of the bare pass"),
+            (f"epilogue {sequences}x{length} trunk alone", float(r["seconds"]) - float(r["head_seconds"]), "s"),
+            (f"epilogue {sequences}x{length} product of the head alone", float(r["product_seconds"]), "s")]
+
+
+def memory(shape):
+    """The most memory held on the GPU for 8192 positions: k = 1 and 256, one sequence and 64."""
+    rows = []
+    for length, sequences, k in ((2048, 4, 1), (2048, 4, 256), (8192, 1, 64), (128, 64, 64)):
+        r = bench_score(shape, length, sequences, k, watch=True)
+        rows += [(f"memory {sequences}x{length} k={k} reserved", float(r["device_mib"]), "MiB"), (f"memory {sequences}x{length} k={k} peak", r["peak_mib"], "MiB")]
+    return rows
+
+
 def kdserved(shape, length, sequences):
-    """bench_score in a process of its own: the median pass, and the share of it that the head (product and sweep) takes."""
+    """The median pass, and the share of it that the head (product and sweep) takes."""
     rows = []
     for k in (64, 256) if length == 2048 else (64,):
-        p = subprocess.run([bundle + "/bin/bench_score", "--teacher", f"{MODELS}/{shape}", "--device", "cuda", "--length", str(length), "--sequences",
-                            str(sequences), "--top-k", str(k), "--passes", "7"], capture_output=True, text=True, timeout=200)
-        if p.returncode:
-            raise RuntimeError(p.stderr[-400:])
-        r = next(csv.DictReader(io.StringIO(p.stdout)))
+        r = bench_score(shape, length, sequences, k)
         tflops = float(r["tokens_per_s"]) * flop_per_token(shape, length) / 1e12
         rows += [(f"kdserved {sequences}x{length} k={k}", float(r["tokens_per_s"]), "tokens/s"), (f"kdserved {sequences}x{length} k={k} rate", tflops, "TFLOP/s"),
                  (f"kdserved {sequences}x{length} k={k} share of the matrix rate", tflops / rate_of_peak(), ""),
@@ -165,12 +201,16 @@ def make_model(shape):
 
 def main():
     os.makedirs(out, exist_ok=True)
-    stages = [("peak", "-", 40, peak)]
-    for shape in ("1b", "8b"):
-        for length, sequences in sorted(LENGTHS, key=lambda x: x[0] != 2048):
-            for peer in (kdserved, transformers):
-                stages.append((f"{peer.__name__} {shape} {length}", shape, 120, lambda f=peer, a=(shape, length, sequences): (make_model(a[0]), f(*a))[1]))
-    stages += [("training", "33m", 60, training), ("torch training", "33m", 120, torch_training)]
+    # What a short loan must bring home first: the 8B shape at 2048, what reading costs, the peer, memory; then the rest.
+    def stage(f, shape, *args, seconds=120):
+        name = " ".join([f.__name__, shape, *map(str, args[:1])])
+        return name, shape, seconds, lambda: (make_model(shape), f(shape, *args))[1]
+
+    stages = [("peak", "-", 40, peak), stage(kdserved, "8b", 2048, 4), stage(epilogue, "8b", 2048, 4), stage(transformers, "8b", 2048, 4),
+              stage(memory, "8b", seconds=150), ("training", "33m", 60, training), ("torch training", "33m", 120, torch_training)]
+    stages += [stage(f, "8b", length, n) for length, n in ((512, 16), (8192, 1)) for f in (kdserved, transformers)]
+    stages += [stage(f, "1b", length, n) for length, n in ((2048, 4), (512, 16), (8192, 1)) for f in (kdserved, transformers)]
+    stages += [stage(epilogue, "1b", 2048, 4), stage(memory, "1b")]
     known, failed = done_stages(), 0
     for name, shape, seconds, run in stages:
         if name in known:
