@@ -119,10 +119,22 @@ static int open_teacher(struct daemon *d, struct error *err)
 	return teacher_open(&t, &d->teacher, err);
 }
 
+// In the store's thread.
+static void on_store_failing(void *arg, const struct error *why)
+{
+	const struct daemon *d = arg;
+	if (why)
+		log_warning("%s: answers are not stored until there is space again; questions are answered", why->message);
+	else
+		log_notice("store %s: answers are stored again", d->options.store);
+	sd_notifyf(0, "STATUS=%s", why ? why->message : "Answers are stored again");
+}
+
 static int open_store(struct daemon *d, struct error *err)
 {
 	const struct options *o = &d->options;
-	struct store_options s = {.directory = o->store, .shard_bytes = o->store_shard, .queue_bytes = o->store_queue,
+	struct store_options s = {.failing = on_store_failing, .failing_arg = d,
+				  .directory = o->store, .shard_bytes = o->store_shard, .queue_bytes = o->store_queue,
 				  .max_bytes = o->store_max_bytes, .max_age_s = (o->store_max_age + 999) / 1000};
 	struct store_stats stats;
 	if (!o->store)

@@ -50,9 +50,13 @@ static int get_live(const struct control_input *in, struct control_reply *out, s
 
 static int get_ready(const struct control_input *in, struct control_reply *out, struct error *err)
 {
+	struct store *store = service_store(in->service);
+	struct store_stats t = {0};
 	int r = service_check_ready(in->service, err);
+	if (!r && store)
+		store_stats(store, &t);
 	if (!r)
-		buffer_text(&out->body, "{\"ready\":true}");
+		buffer_text(&out->body, t.failing ? "{\"ready\":true,\"degraded\":[\"store\"]}" : "{\"ready\":true}");
 	return r;
 }
 

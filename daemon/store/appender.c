@@ -404,14 +404,21 @@ static void rescue(struct appender *a)
 
 // ---- the queue
 
+static void set_failing(struct appender *a, bool failing, const struct error *why)
+{
+	struct store_parts *p = a->parts;
+	if (atomic_exchange(&p->counters.failing, failing) != failing && p->failing)
+		p->failing(p->failing_arg, why);
+}
+
 // After a refusal appends fail at once for a while, so that a full disk is not asked for every record.
-static void back_off(struct appender *a)
+static void back_off(struct appender *a, const struct error *why)
 {
 	a->backoff_ms = a->backoff_ms ? a->backoff_ms * 2 : BACKOFF_MIN_MS;
 	if (a->backoff_ms > BACKOFF_MAX_MS)
 		a->backoff_ms = BACKOFF_MAX_MS;
 	a->retry_at_ms = now_ms() + a->backoff_ms;
-	atomic_store(&a->parts->counters.failing, true);
+	set_failing(a, true, why);
 }
 
 void appender_drain(struct appender *a)
@@ -426,10 +433,10 @@ void appender_drain(struct appender *a)
 		if (a->retired.fd >= 0)
 			rescue(a);
 		if (rc < 0)
-			back_off(a);
+			back_off(a, &err);
 		else if (a->backoff_ms) {
 			a->backoff_ms = 0;
-			atomic_store(&a->parts->counters.failing, false);
+			set_failing(a, false, NULL);
 		}
 	}
 	for (struct pending_item *item = l.next; item; item = item->next) {

@@ -27,6 +27,8 @@ struct store_parts {
 	struct pending pending;
 	struct shards shards;
 	struct store_counters counters;
+	store_failing_fn *failing;
+	void *failing_arg;
 };
 
 struct appender {

@@ -96,6 +96,8 @@ int store_open(const struct store_options *options, struct store **ret_store, st
 	if (!s)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a store");
 	s->parts.directory = (struct directory){.fd = -1, .lock = -1};
+	s->parts.failing = options->failing;
+	s->parts.failing_arg = options->failing_arg;
 	s->parts.pending.max_bytes = options->queue_bytes ? options->queue_bytes : QUEUE_BYTES;
 	s->read_only = options->read_only;
 	s->rounded = options->rounded;

@@ -18,6 +18,9 @@ enum store_durability {
 	STORE_DURABLE,       // acknowledged after a later fsync succeeded (survives a power cut)
 };
 
+// The disk began to refuse appends (why says so), or takes them again (NULL). From the store's thread.
+typedef void store_failing_fn(void *arg, const struct error *why);
+
 struct store_options {
 	const char *directory;           // made (0750) when missing
 	uint64_t shard_bytes;            // rotate after this many; 0 = 256 MiB
@@ -25,6 +28,8 @@ struct store_options {
 	bool rounded;                    // smaller answers are cut out of rounded values as they stand (part_extract_rounded): for trainers
 	uint64_t max_bytes;              // the oldest shards are removed beyond this; 0 = no limit. May be passed by the shard being written
 	uint64_t max_age_s;              // shards not written to for so long are removed; 0 = never
+	store_failing_fn *failing;       // may be NULL
+	void *failing_arg;
 	bool read_only;                  // no lock, no recovery writes, no thread; finds what another process appends, a moment later
 };
 
