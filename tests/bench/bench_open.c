@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How long a large store takes to open: bench_open fill DIR MEGABYTES [RECORD_TOKENS TOP_K] makes one and is then killed, so that its newest
-// shard is left as a crash leaves it; bench_open open DIR opens it as a writer and prints one CSV row. Records share their rows and differ in
-// a token: they are encoded once, their keys and checksums are their own. recovery.sh runs both, and a daemon.
+// How long a large store takes to open: bench_open fill DIR MEGABYTES [RECORD_TOKENS TOP_K] makes one and is then killed, so that its
+// newest shard is left as a crash leaves it; bench_open open DIR opens it as a writer and prints one CSV row. Records share their rows and
+// differ in a token: they are encoded once, their keys and checksums are their own. recovery.sh runs both, and a daemon.
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>

@@ -38,8 +38,13 @@ start_daemon() {    # NAME ARGUMENTS...
 
 ("$build/tests/bench/bench_open" fill "$work/store" "$megabytes" "$@" || true) 2>/dev/null
 [ "${INDEX:-yes}" = yes ] || rm "$work"/store/*.index
-cp -a "$work/store/$(ls "$work/store" | grep shard | tail -1)" "$work/newest"      # opening mends it: each start finds it as the crash left it
-again() { cp -a "$work/newest" "$work/store/$(ls "$work/store" | grep shard | tail -1)"; [ "${INDEX:-yes}" = yes ] || rm -f "$work"/store/*.index; forget; }
+newest=$(ls "$work/store" | grep shard | tail -1)
+cp -a "$work/store/$newest" "$work/newest"
+again() {      # opening mends the newest shard: each start finds it as the crash left it
+	cp -a "$work/newest" "$work/store/$newest"
+	[ "${INDEX:-yes}" = yes ] || rm -f "$work"/store/*.index
+	forget
+}
 again
 "$build/tests/bench/bench_open" open "$work/store"
 [ -n "${TEACHER:-}" ] || exit 0
