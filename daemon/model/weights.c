@@ -220,9 +220,9 @@ static void load_head(struct loading *g)
 }
 
 // Every parameter as if it had an array of its own: fused ones need less.
-int weights_need(const struct architecture *a, uint32_t max_positions, bool trainable, struct backend_need *need, struct error *err)
+int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t n_arrays, struct backend_need *need, struct error *err)
 {
-	struct backend_count *count = &need->parts[trainable ? BACKEND_PART_TRAINING : BACKEND_PART_WEIGHTS];
+	struct backend_count *count = &need->parts[n_arrays ? BACKEND_PART_TRAINING : BACKEND_PART_WEIGHTS];
 	struct parameter *list;
 	size_t n;
 	int r = parameters_list(a, &list, &n, err);
@@ -230,12 +230,12 @@ int weights_need(const struct architecture *a, uint32_t max_positions, bool trai
 		return r;
 	for (size_t i = 0; i < n; i++) {
 		bool matrix = list[i].n_dims == 2 && !list[i].table;
-		count->n_real += trainable ? 4 * list[i].n : matrix ? 0 : list[i].n;       // value, gradient, two moments
-		count->n_weight += !trainable && matrix ? list[i].n : 0;
-		count->n_view += trainable && matrix ? list[i].n : 0;
+		count->n_real += n_arrays ? n_arrays * list[i].n : matrix ? 0 : list[i].n;
+		count->n_weight += !n_arrays && matrix ? list[i].n : 0;
+		count->n_view += n_arrays && matrix ? list[i].n : 0;
 	}
 	count->n_real += a->learned_positions ? 0 : 2 * (uint64_t)max_positions * (a->head_size / 2);
-	count->n_arrays += n + 2 + (trainable ? 4 : 0);
+	count->n_arrays += n + 2 + n_arrays;
 	free(list);
 	return 0;
 }

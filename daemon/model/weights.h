@@ -74,8 +74,9 @@ struct tensor_source {
 int weights_load(struct backend *be, const struct architecture *a, const struct tensor_source *source, uint32_t max_positions,
 		 struct weights **ret_weights, struct error *err);
 struct weights *weights_free(struct weights *w);
-// Adds to *need what weights_load (trainable: weights_new_trainable) will make: no less, and at most some rounding more.
-int weights_need(const struct architecture *a, uint32_t max_positions, bool trainable, struct backend_need *need, struct error *err);
+// Adds to *need what weights_load will make: no less, and at most some rounding more. With n_arrays what weights_new_trainable will, and
+// others of its caller's in parameter layout: value, gradient and an optimizer's.
+int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t n_arrays, struct backend_need *need, struct error *err);
 
 // Trainable parameters: value and gradient are flat device arrays of the same length and order, as are those of an optimizer.
 struct parameter {

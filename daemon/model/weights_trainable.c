@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Trainable weights: four flat device arrays (value, gradient, two moments) in the order of parameters.c, matrices as views of the first.
+// Trainable weights: two flat device arrays (value and gradient) in the order of parameters.c, matrices as views of the first.
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>

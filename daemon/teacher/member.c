@@ -67,7 +67,7 @@ int member_need(const struct member *m, bool owner, uint32_t capacity, const str
 		struct error *err)
 {
 	const struct architecture *a = &m->info->architecture;
-	int r = weights_need(a, m->info->max_tokens, false, need, err);
+	int r = weights_need(a, m->info->max_tokens, 0, need, err);
 	if (!r)
 		r = activations_need(a, capacity, false, need, err);
 	if (!r)

@@ -223,6 +223,11 @@ void optimizer_swap_average(struct optimizer *o)
 	weights_refresh(o->weights);
 }
 
+uint32_t optimizer_n_arrays(const struct optimizer_options *options)
+{
+	return 1u + (options->kind == OPTIMIZER_ADAMW) + (options->average > 0) + (options->bits > 0);
+}
+
 uint32_t optimizer_arrays(const struct optimizer *o, struct optimizer_array ret[OPTIMIZER_MAX_ARRAYS])
 {
 	const struct optimizer_array all[] = {{"moment1", o->moment1}, {"moment2", o->moment2}, {"average", o->average}, {"master", o->master}};

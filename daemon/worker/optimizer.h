@@ -47,5 +47,6 @@ void optimizer_swap_average(struct optimizer *o);
 
 // What a checkpoint must hold beside the parameters, in parameter layout; returns how many.
 #define OPTIMIZER_MAX_ARRAYS 4
+uint32_t optimizer_n_arrays(const struct optimizer_options *options);
 struct optimizer_array { const char *name; struct real *array; };
 uint32_t optimizer_arrays(const struct optimizer *o, struct optimizer_array ret[OPTIMIZER_MAX_ARRAYS]);

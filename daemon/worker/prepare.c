@@ -175,6 +175,7 @@ static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error 
 	struct student_options o = {
 		.device = settings_device(s), .n_threads = (uint32_t)s->threads, .sequence_length = (uint32_t)s->sequence_length,
 		.micro_batch = (uint32_t)s->micro_batch, .top_k = t->held_out_query.top_k, .seed = (uint64_t)s->seed, .objective = t->objective,
+		.n_arrays = optimizer_n_arrays(&t->optimizing),
 	};
 	if (strcmp(s->student, "random") != 0)
 		return given_student_open(t, &o, vocab_size, err);
@@ -226,7 +227,8 @@ static int objective_prepare(struct trainer *t, struct error *err)
 	return 0;
 }
 
-static int optimizer_prepare(struct trainer *t, struct error *err)
+// What the optimizer will be: the student's device is opened with room for its arrays.
+static int optimizer_plan(struct trainer *t, struct error *err)
 {
 	static const uint32_t bits[] = {[RUN_QUANTIZE_NONE] = 0, [RUN_QUANTIZE_INT8] = 8, [RUN_QUANTIZE_INT4] = 4};
 	const struct run_settings *s = t->settings;
@@ -244,7 +246,7 @@ static int optimizer_prepare(struct trainer *t, struct error *err)
 		.epsilon = s->epsilon, .weight_decay = s->weight_decay, .clip = s->clip, .groups = t->groups, .n_groups = s->parameters.n,
 		.average = s->average, .bits = bits[s->quantize],
 	};
-	return optimizer_new(&t->optimizing, student_weights(t->student), &t->optimizer, err);
+	return 0;
 }
 
 static int resume(struct trainer *t, struct error *err)
@@ -293,8 +295,9 @@ int trainer_prepare(struct trainer *t, struct error *err)
 		return r;
 	plan_make(t);
 	r = objective_prepare(t, err);
+	r = r ? r : optimizer_plan(t, err);
 	r = r ? r : student_prepare(t, t->vocab_size, err);
-	r = r ? r : optimizer_prepare(t, err);
+	r = r ? r : optimizer_new(&t->optimizing, student_weights(t->student), &t->optimizer, err);
 	r = r ? r : resume(t, err);
 	if (r)
 		return r;

@@ -82,7 +82,7 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 static int need_of(const struct student *s, const struct architecture *a, struct backend_need *need, struct error *err)
 {
 	uint32_t max_rows = s->options.micro_batch * s->options.sequence_length;
-	int r = weights_need(a, s->options.sequence_length, true, need, err);
+	int r = weights_need(a, s->options.sequence_length, 2 + s->options.n_arrays, need, err);
 	r = r ? r : activations_need(a, max_rows, true, need, err);
 	r = r ? r : head_need(a, max_rows, true, false, need, err);
 	need->parts[BACKEND_PART_TRAINING].n_act += (uint64_t)max_rows * a->width;

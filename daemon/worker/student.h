@@ -23,6 +23,7 @@ struct student_options {
 	uint32_t micro_batch;          // most sequences of one call
 	uint32_t top_k;                // most ids of the teacher's in a row
 	uint64_t seed;                 // of a random start
+	uint32_t n_arrays;             // that the caller will make beside the parameters, in their layout: its optimizer's
 	struct objective *objective;   // begun; the caller's, which sets its step
 };
 

@@ -98,7 +98,7 @@ int main(int argc, char **argv)
 	r = r ? r : objective_add(objective, "cross-entropy weight=0.1", "bench", &err);
 	r = r ? r : objective_begin(objective, 1, VOCABULARY);
 	struct student_options o = {.device = argc > 1 ? argv[1] : "cpu", .n_threads = argc > 2 ? (uint32_t)atoi(argv[2]) : 0,
-				    .sequence_length = LENGTH, .micro_batch = BATCH, .top_k = TOP_K, .seed = 1,
+				    .sequence_length = LENGTH, .micro_batch = BATCH, .top_k = TOP_K, .n_arrays = 2, .seed = 1,
 				    .objective = objective};
 	for (uint32_t i = 0; r == 0 && i < BATCH; i++)
 		r = answer_make(i, &answers[i], &err);

@@ -110,7 +110,7 @@ struct parts {
 static void count(const struct architecture *a, bool training, struct backend_need *need)
 {
 	struct error err = {0};
-	int r = weights_need(a, MAX_ROWS, training, need, &err);
+	int r = weights_need(a, MAX_ROWS, training ? 2 : 0, need, &err);
 	r = r ? r : activations_need(a, MAX_ROWS, training, need, &err);
 	r = r ? r : head_need(a, MAX_ROWS, training, false, need, &err);
 	if (!training) {
