@@ -151,7 +151,7 @@ class Training(unittest.TestCase):
     def test_every_kind_of_loss_resumes_where_it_was(self):
         """The student's own ids, draws, TAID's state and schedules: killed and resumed, the same losses."""
         losses = [["reverse-kl support=both:6 top-k=8", "taid top-k=8 rate=0.01"],
-                  ["jsd support=student:8", "cross-entropy weight=linear:0.02:0 smoothing=0.1"],
+                  ["jsd support=student:40 normalise-beta=on", "cross-entropy weight=linear:0.001:0 smoothing=0.1"],
                   ["forward-kl form=draws draws=12", "soft-cross-entropy temperature=linear:1:2 top-k=8"],
                   ["forward-kl form=head-draws top-k=4 draws=6 tau=0.8", "dkd top-k=4", "logit-mse top-k=4"],
                   ["forward-kl form=uniform tail=on top-k=8", "top-n-ranking support=both:4 top-k=4"]]
