@@ -233,8 +233,8 @@ class Training(unittest.TestCase):
     def test_a_teacher_as_student_has_no_distance(self):
         with kdserved.Daemon() as daemon:
             output = os.path.join(daemon.directory, "out")
-            losses = [LOSSES[0], "reverse-kl support=student:16", "jsd support=both:8 top-k=8", "skew-reverse-kl", "jeffreys top-k=16", "taid",
-                      "dkd", "adaptive-kl", "alpha-beta", "dac-kl", "logit-mse of=log-prob"]
+            losses = [LOSSES[0], "reverse-kl support=student:16", "jsd support=both:8 top-k=8", "skew-reverse-kl",
+                      "jeffreys top-k=16", "taid", "dkd", "adaptive-kl", "alpha-beta", "dac-kl", "logit-mse of=log-prob"]
             text = settings(daemon.directory, steps=1, student=daemon.model, learning_rate=0, loss=losses, values="f32")
             self.finish(self.worker(daemon, output, text))
             step = metrics(output)[1]
