@@ -23,6 +23,8 @@ static const struct {
 	{"cat", store_cat, "DIR [KEY]", "records as JSON lines"},
 	{"stat", store_stat, "DIR", "what is in it, and what its bytes are spent on"},
 	{"verify", store_verify, "DIR [KEY]", "checks every byte; exit status 1 when something is damaged"},
+	{"compact", store_compact, "DIR", "rewrites shards without copies and contained records"},
+	{"merge", store_merge, "DIR FROM ...", "adds the records of other directories"},
 	{"prune", store_prune, "LIMITS DIR", "removes the oldest shards"},
 	{"export", store_export, "DIR --output FILE", "records as a file that needs no kdserved to be read"},
 	{"import", store_import, "DIR FILE ...", "adds the records of such files"},

@@ -14,6 +14,8 @@ int store_cat(struct kdctl *k, int argc, char **argv);
 int store_verify(struct kdctl *k, int argc, char **argv);
 int store_stat(struct kdctl *k, int argc, char **argv);
 int store_prune(struct kdctl *k, int argc, char **argv);
+int store_compact(struct kdctl *k, int argc, char **argv);
+int store_merge(struct kdctl *k, int argc, char **argv);
 
 // getopt_long with the options that all have (--json, --help: prints `help`): the next option that is the command's own, -1 at the end of
 // them, or -2: leave with *ret_status.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Its one complication is the wish for one piece: chunks go round in a memory that is mapped twice in a row, so whatever lies in it is in one
-// piece also across its end. What is longer than that memory is read on its own.
+// Its one complication is the wish for one piece: chunks go round in a memory that is mapped twice in a row, so whatever lies in it
+// is in one piece also across its end. What is longer than that memory is read on its own.
 #include "daemon/store/stream.h"
 
 #include <errno.h>

@@ -86,8 +86,8 @@ static int compare_places(const void *a, const void *b)
 	return c ? c : compare_u64(x->offset, y->offset);
 }
 
-// Copies of a key together, the one that is to stay first: one that may move before one that stays in any case, then the later one, which is
-// the one that counts.
+// Copies of a key together, the one that is to stay first: one that may move before one that stays in any case, then the later one,
+// which is the one that counts.
 static int compare_keys(const void *a, const void *b)
 {
 	const struct surplus_entry *x = a, *y = b;

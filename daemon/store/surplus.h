@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which records of a store say nothing that others do not: second copies of a key, and answers that a larger record contains. Holds 64 bytes
-// for each record.
+// Which records of a store say nothing that others do not: second copies of a key, and answers that a larger record contains.
+// Holds 64 bytes for each record.
 #pragma once
 
 #include <stdbool.h>

@@ -300,7 +300,7 @@ static void pass_shard(struct pass *p)
 		p->totals.n_shards = 1;
 		p->totals.shard_bytes = size;
 		if (rc < 0)
-			damage_report(p, false, 0, size, err.message);
+			damage_report(p, false, 0, 0, err.message);
 		else
 			rc = pass_frames(p);
 		p->totals.n_sealed = p->scan.sealed;

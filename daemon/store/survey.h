@@ -19,7 +19,7 @@ struct survey_item {
 	unsigned thread;                 // whose, from 0 on: for totals without a lock
 	uint32_t shard;
 	const char *place;               // "0000002a.shard:4096", "0000002a.index"
-	uint64_t offset, n_bytes;        // of the frame, or of what is damaged; n_bytes 0: not known
+	uint64_t offset, n_bytes;        // of the frame, or of what is damaged; n_bytes 0: all from there on, or an index
 	struct record *record;           // NULL: damage
 	const char *message;             // damage: what is wrong
 };

@@ -77,6 +77,8 @@ static void wrong_usage_is_one_line_and_2(void **state)
 		{"train --name ../x a", "--name ../x"},
 		{"runs a b", "plot ID is expected"}, {"store", "are expected"}, {"store ls", "a DIR is expected"}, {"store cat a b c", "a DIR is expected"},
 		{"store frob /tmp", "frob: ls, cat, "}, {"store verify --threads 0 /tmp", "--threads 0"}, {"store verify --frob", "--frob"},
+		{"store compact", "a DIR is expected"}, {"store compact --shard 3 /tmp", "--shard 3"}, {"store compact --threads x /tmp", "--threads x"},
+		{"store merge /tmp", "at least one other"}, {"store merge /tmp /tmp/.", "is the directory to merge into"},
 		{"store prune /tmp", "--max-bytes, --older-than or both"}, {"store prune --max-bytes 0 /tmp", "--max-bytes 0"},
 		{"store prune --older-than 3y /tmp", "--older-than 3y"}, {"store prune --max-bytes 99999999999T /tmp", "--max-bytes"},
 		{"store stat", "a DIR is expected"}, {"store stat --threads", "--threads"},
@@ -332,9 +334,43 @@ static void damage_store(const char *directory)
 
 static struct outcome run_store(const char *action, const char *directory, const char *rest)
 {
-	char arguments[256];
+	char arguments[512];
 	snprintf(arguments, sizeof arguments, "%s %s %s", action, directory, rest);
 	return run("", arguments);
+}
+
+static void merges_and_compacts_stores(void **state)
+{
+	(void)state;
+	char from[] = "/tmp/kdserved-test-XXXXXX", into[64], command[128];
+	assert_non_null(mkdtemp(from));
+	fill_store(from);
+	snprintf(into, sizeof into, "%s/into", from);
+	expect(run_store("store merge", into, from), 0, "3 records of 1 directories: 3 added");
+	expect(run_store("store merge --json", into, from), 0, "\"added\":0,\"added_bytes\":0,\"there\":3,\"damaged\":0}}");
+	struct outcome o = run_store("store cat", from, "");
+	expect(run_store("store cat", into, ""), 0, o.text);
+	expect(run_store("store verify", into, ""), 0, "3 records verified, 20 rows");
+	expect(run_store("store compact", into, ""), 0, "3 records: 0 second copies and 0 contained");
+	expect(run_store("store compact --json --keep-contained", into, ""), 0, "\"rewritten\":0,\"left\":0,");
+	expect(run_store("store prune --max-bytes 1", into, ""), 0, "0 shards (0 bytes) removed, 1 (");
+	damage_store(from);
+	snprintf(command, sizeof command, "%s/more", from);
+	o = run_store("store merge", command, from);
+	expect(o, 1, "00000000.shard:");
+	expect(o, 1, "2 added");
+	expect(run_store("store compact", from, ""), 1, "1 damaged places: 0 dropped, 1 shards left as they are");
+	expect(run_store("store compact --drop-damaged", from, ""), 0, "1 damaged places: 1 dropped, 0 shards left as they are");
+	expect(run_store("store verify", from, ""), 0, "2 records verified");
+	struct store *store;
+	assert_int_equal(store_open(&(struct store_options){.directory = into}, &store, NULL), 0);
+	expect(run_store("store compact", into, ""), 1, "another process");
+	expect(run_store("store prune --max-bytes 1", into, ""), 1, "another process");
+	expect(run_store("store merge", into, from), 1, "another process");
+	expect(run_store("store prune --dry-run --max-bytes 1", into, ""), 0, "would be left");
+	store_close(store);
+	snprintf(command, sizeof command, "rm -r '%s'", from);
+	assert_int_equal(system(command), 0);
 }
 
 static void looks_into_a_store(void **state)
@@ -389,6 +425,7 @@ int main(void)
 		cmocka_unit_test(continues_a_text),
 		cmocka_unit_test(follows_a_run_to_its_end),
 		cmocka_unit_test(looks_into_a_store),
+		cmocka_unit_test(merges_and_compacts_stores),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
