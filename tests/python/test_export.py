@@ -137,6 +137,7 @@ class Npz(unittest.TestCase):
         said = kdctl("store", "export", self.folder.store, "--output", path, status=1,
                      preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
         self.assertEqual(len(said.splitlines()), 1, said)
+        self.assertIn(path + ": File too large", said)
         self.assertEqual([n for n in os.listdir(self.folder.path) if n.startswith("full")], [])
 
     def test_damage_is_told_and_the_rest_exported(self):

@@ -177,8 +177,10 @@ def main(arguments: Optional[List[str]] = None) -> int:
         fail("%s: it exists: --overwrite writes it anew" % asked.output)
     try:
         source = export(asked.directory, asked.output, asked.format, asked.teacher, asked.limit)
-    except (OSError, KdError) as error:
+    except KdError as error:
         fail(str(error))
+    except OSError as error:
+        fail("%s: %s" % (error.filename or asked.output, error.strerror or error))
     if asked.json:
         print(json.dumps({"records": source.records, "rows": source.rows, "damaged": source.damaged}, separators=(",", ":")))
     else:
