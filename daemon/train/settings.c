@@ -39,6 +39,8 @@ static int student_check(const struct run_settings *s, struct error *err)
 {
 	if (strcmp(s->student, "random") != 0)
 		return 0;
+	if (s->from_layers)
+		return error_set(err, ERROR_INVALID, "student-from-layers", "is set, but student is random: which model's layers?");
 	if (s->heads % s->kv_heads)
 		return error_set(err, ERROR_INVALID, "student-kv-heads", "%lld does not divide student-heads (%lld)", (long long)s->kv_heads,
 				 (long long)s->heads);

@@ -19,7 +19,7 @@ enum run_export { RUN_EXPORT_LAST, RUN_EXPORT_BEST };
 enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 
 struct run_settings {
-	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student;
+	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *from_layers;
 	struct config_list corpus, losses, parameters;
 	bool corpus_specials, tied_head;
 	uint64_t patience;             // ms

@@ -17,6 +17,7 @@
 #include "daemon/worker/answers.h"
 #include "daemon/worker/corpus.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/layers.h"
 #include "daemon/worker/questions.h"
 #include "daemon/worker/trainer.h"
 
@@ -151,12 +152,21 @@ static int same_tokenizer(const struct trainer *t, struct model_file *file, stru
 static int given_student_open(struct trainer *t, const struct student_options *o, uint32_t vocab_size, struct error *err)
 {
 	struct model_file *file = NULL;
+	struct layers layers;
 	int r = model_file_open(t->settings->student, &file, err);
 	r = r ? r : same_tokenizer(t, file, err);
 	if (r)
 		goto out;
-	const struct architecture *a = model_file_architecture(file);
+	struct architecture shape = *model_file_architecture(file);
+	const struct architecture *a = &shape;
 	struct tensor_source source = model_file_source(file);
+	if (t->settings->from_layers) {
+		r = layers_parse(t->settings->from_layers, a->n_layers, &layers, err);
+		if (r)
+			goto out;
+		source = layers_source(&layers, &source);
+		shape.n_layers = layers.n;
+	}
 	if (a->vocab_size != vocab_size)
 		r = error_set(err, ERROR_CONFLICT, "student", "its vocabulary has %u tokens, the teacher's %u", a->vocab_size, vocab_size);
 	else if (a->context_length < o->sequence_length)

@@ -60,6 +60,14 @@ def read(*path):
         return f.read()
 
 
+def tensors(directory):
+    """name -> bytes, of a model.safetensors"""
+    data = read(directory, "model.safetensors")
+    n = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:8 + n])
+    return {name: data[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]] for name, t in header.items() if name != "__metadata__"}
+
+
 class Training(unittest.TestCase):
     def worker(self, daemon, output, text, *arguments):
         config = output + ".conf"
@@ -229,6 +237,22 @@ class Training(unittest.TestCase):
             daemon = kdserved.Daemon(directory=daemon.directory, model=other)
             self.assertIn("error: ", self.finish(process, expect=1))
             daemon.stop()
+
+    def test_a_student_of_some_layers_of_the_teacher(self):
+        with kdserved.Daemon() as daemon:
+            output = os.path.join(daemon.directory, "out")
+            text = settings(daemon.directory, student=daemon.model, student_from_layers="1", steps=1, learning_rate=0)
+            self.finish(self.worker(daemon, output, text))
+            with open(os.path.join(output, "student", "config.json")) as f:
+                self.assertEqual(json.load(f)["num_hidden_layers"], 1)
+            teacher, student = tensors(daemon.model), tensors(os.path.join(output, "student"))
+            self.assertTrue(any(".layers.0." in name for name in student))
+            for name, values in student.items():
+                self.assertEqual(values, teacher[name.replace(".layers.0.", ".layers.1.")], name)
+            for layers in ("2", "0,", "a", "uniform:3", "-1"):
+                said = self.finish(self.worker(daemon, output + layers, settings(daemon.directory, student=daemon.model, student_from_layers=layers)),
+                                   expect=1)
+                self.assertIn("student-from-layers", said)
 
     def test_a_teacher_as_student_has_no_distance(self):
         with kdserved.Daemon() as daemon:
