@@ -15,8 +15,10 @@
 #include "daemon/model/packing.h"
 #include "daemon/worker/answers.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/questions.h"
 #include "daemon/worker/trainer.h"
 
+#define CORPUS_STEPS_CHECKED 32        // spread over the run, the first and the last among them
 #define CORPUS_LIST "sequences.list"
 #define CORPUS_LIST_MAX ((size_t)1 << 36)      // 2^32 tokens and where they end
 
@@ -236,4 +238,32 @@ int corpus_open(struct trainer *t, struct error *err)
 		 (unsigned long long)dataset_n_train(t->dataset), t->settings->corpus.n ? "" : "up to ", (uint32_t)t->settings->sequence_length,
 		 (unsigned long long)dataset_n_held_out(t->dataset));
 	return 0;
+}
+
+// A sequence that has the answer to the first step's question but not to this one's.
+static int step_check(struct trainer *t, uint64_t step, struct error *err)
+{
+	struct query query;
+	struct sequence s = dataset_train_at(t->dataset, step * t->state.batch);
+	bool has = true, had = true;
+	uint32_t missing;
+	char asked[80];
+	questions_at(t, step, &query);
+	int r = query_equal(&query, &t->query) ? 0 : answers_count(t->answers, &query, &s, 1, &has, &missing, err);
+	if (r == 0 && !has)
+		r = answers_count(t->answers, &t->query, &s, 1, &had, &missing, err);
+	query_say(&query, asked, sizeof asked);
+	query_done(&query);
+	if (r == 0 && !has && had)
+		r = error_set(err, ERROR_NOT_FOUND, "loss", "a schedule asks %s at step %" PRIu64 ", which the shards do not hold", asked, step + 1);
+	return r;
+}
+
+int corpus_check_schedules(struct trainer *t, struct error *err)
+{
+	uint64_t n = t->steps < CORPUS_STEPS_CHECKED ? t->steps : CORPUS_STEPS_CHECKED;
+	int r = 0;
+	for (uint64_t i = 0; r == 0 && i < n && settings_shards(t->settings); i++)
+		r = step_check(t, (uint64_t)((unsigned __int128)i * (t->steps - 1) / (n > 1 ? n - 1 : 1)), err);
+	return r;
 }

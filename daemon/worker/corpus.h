@@ -8,3 +8,5 @@ struct trainer;
 // Fills t->dataset, split. Offline the list is fixed here: what a resumed run trains on is what it began with, whatever was stored since.
 // Needs answers, tokenizer and the question; may take `own` out of held_out_query.
 int corpus_open(struct trainer *t, struct error *err);
+// Once the steps are planned: whether shards answer what schedules will ask in the course of the run, by samples.
+int corpus_check_schedules(struct trainer *t, struct error *err);

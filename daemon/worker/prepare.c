@@ -306,6 +306,7 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	plan_make(t);
 	r = objective_prepare(t, err);
 	r = r ? r : optimizer_plan(t, err);
+	r = r ? r : corpus_check_schedules(t, err);
 	r = r ? r : student_prepare(t, t->vocab_size, err);
 	r = r ? r : optimizer_new(&t->optimizing, student_weights(t->student), &t->optimizer, err);
 	r = r ? r : resume(t, err);

@@ -13,7 +13,7 @@
 
 #define QUESTIONS_HELD_OUT_TOP_K 64    // teacher ids of evaluation where training asks for none
 
-static void step_query(const struct trainer *t, uint64_t step, struct query *ret)
+void questions_at(const struct trainer *t, uint64_t step, struct query *ret)
 {
 	query_init(ret);
 	ret->last = -2;                // the last token has no label
@@ -26,7 +26,7 @@ static void step_query(const struct trainer *t, uint64_t step, struct query *ret
 void questions_prepare(struct trainer *t)
 {
 	uint32_t least = QUESTIONS_HELD_OUT_TOP_K < t->vocab_size ? QUESTIONS_HELD_OUT_TOP_K : t->vocab_size;
-	step_query(t, 0, &t->query);
+	questions_at(t, 0, &t->query);
 	t->held_out_query = t->query;
 	if (t->held_out_query.top_k == 0)
 		t->held_out_query.top_k = least;
@@ -62,7 +62,7 @@ static int micro_batch_ask(struct trainer *t, struct sequence *sequences, struct
 	int r = 0;
 	for (uint32_t i = 0; i < n; i++)
 		sequences[i] = dataset_train_at(t->dataset, t->asked + i);
-	step_query(t, t->asked / t->state.batch, &query);
+	questions_at(t, t->asked / t->state.batch, &query);
 	if (k)
 		r = own_ids(t, sequences, n, k < t->vocab_size ? k : t->vocab_size, lists, &ids, err);
 	r = r ? r : answers_submit(t->answers, &query, sequences, k ? lists : NULL, n, err);

@@ -243,6 +243,8 @@ class Offline(unittest.TestCase):
         self.refused(["do not hold 32 ids", "16 ids"], loss="forward-kl temperature=2 top-k=32")
         self.refused(["do not hold 16 ids", "temperature 1, 3"], loss="forward-kl temperature=3 top-k=16")
         self.refused(["longer than sequence-length"], sequence_length=20)
+        self.refused(["a schedule asks", "at step"], temperature=None, ce_weight=None, top_k=None,
+                     loss="forward-kl temperature=linear:2:4 top-k=16")
 
     # ---- several teachers
 
