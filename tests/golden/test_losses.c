@@ -133,7 +133,7 @@ static struct record_rows *answer(const struct lessons *l, const struct objectiv
 	return r;
 }
 
-static double step_take(const struct lessons *l, struct student *student, struct objective *o, uint64_t step)
+static double step_take(const struct lessons *l, struct student *student, struct optimizer *optimizer, struct objective *o, uint64_t step)
 {
 	struct record_rows *answers[MAX_SEQUENCES];
 	struct sequence sequences[MAX_SEQUENCES];
@@ -149,7 +149,7 @@ static double step_take(const struct lessons *l, struct student *student, struct
 	for (uint32_t i = 0; i < l->n_sequences; i++)
 		answers[i] = answer(l, o, step, i, own);
 	if (student_train(student, (const struct record_rows *const *)answers, l->n_sequences, &sums, &err) ||
-	    optimizer_step(&l->optimizer, student_weights(student), step + 1, sums.n_positions, &norm, &err))
+	    optimizer_step(optimizer, step + 1, sums.n_positions, &norm, &err))
 		fail_msg("%s", err.message);
 	assert_int_equal(sums.n_positions, l->n_sequences * (l->length - 1));
 	objective_end_step(o, &sums.objective, sums.n_positions);
@@ -186,19 +186,23 @@ static void method_compare(const struct lessons *l, struct golden_file *g, struc
 	struct objective *o = objective_read(l, g, first, sizeof first);
 	struct tensor_source source = model_file_source(file);
 	struct student_options options = {.device = device, .n_threads = 1, .sequence_length = l->length, .micro_batch = l->n_sequences,
-					  .top_k = l->V < 8 ? l->V : 8, .seed = 1, .objective = o};
+					  .top_k = l->V < 8 ? l->V : 8, .seed = 1, .objective = o,
+					  .n_arrays = optimizer_n_arrays(&l->optimizer)};
 	struct student *student = NULL;
+	struct optimizer *optimizer = NULL;
 	double worst = 0, last = 0;
-	if (student_open(&options, model_file_architecture(file), &source, &student, &err))
+	if (student_open(&options, model_file_architecture(file), &source, &student, &err) ||
+	    optimizer_new(&l->optimizer, student_weights(student), &optimizer, &err))
 		fail_msg("%s", err.message);
 	for (uint32_t i = 0; i < l->n_steps; i++) {
 		double want = reader_f64(&g->reader);
-		last = step_take(l, student, o, i);
+		last = step_take(l, student, optimizer, o, i);
 		if (!(fabs(last - want) <= 5e-5 * fabs(want)))
 			fail_msg("%s, step %u: %.9g, PyTorch %.9g", first, i + 1, last, want);
 		worst = fmax(worst, fabs(last - want) / fabs(want));
 	}
 	printf("# %s: after %u steps %.6f, largest relative difference %.1e\n", first, l->n_steps, last, worst);
+	optimizer_free(optimizer);
 	student_close(student);
 	objective_free(o);
 }
