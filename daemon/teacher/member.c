@@ -72,7 +72,7 @@ int member_need(const struct member *m, bool owner, uint32_t capacity, const str
 		r = activations_need(a, capacity, false, need, err);
 	if (!r)
 		r = head_need(a, ANSWER_CHUNK_ROWS, false, !owner, need, err);
-	if (r || !options->cache_tokens)
+	if (r || !options->cache_tokens || a->masked)
 		return r;
 	uint64_t slots = longest_slots(m, capacity, options);
 	need->n_slots = need->n_slots > slots ? need->n_slots : slots;

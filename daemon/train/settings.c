@@ -41,7 +41,7 @@ static int student_check(const struct run_settings *s, struct error *err)
 		return 0;
 	if (s->from_layers)
 		return error_set(err, ERROR_INVALID, "student-from-layers", "is set, but student is random: which model's layers?");
-	if (s->heads % s->kv_heads)
+	if (!settings_is_gpt2(s) && s->heads % s->kv_heads)
 		return error_set(err, ERROR_INVALID, "student-kv-heads", "%lld does not divide student-heads (%lld)", (long long)s->kv_heads,
 				 (long long)s->heads);
 	if (s->width % s->heads || (s->width / s->heads) % 2)
@@ -148,6 +148,11 @@ int settings_check(const struct run_settings *s, struct error *err)
 				 (long long)s->micro_batch, (long long)s->sequence_length);
 	r = losses_check(s, err);
 	return r ? r : student_check(s, err);
+}
+
+bool settings_is_gpt2(const struct run_settings *s)
+{
+	return s->family == 1;
 }
 
 const char *settings_device(const struct run_settings *s)

@@ -26,7 +26,7 @@ struct run_settings {
 	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;
 	int64_t micro_batch, accumulate, steps, warmup, seed, evaluate_every, early_stop, checkpoint_every, keep, threads;
 	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip, average;
-	int optimizer, quantize, export_which, missing, order, export_type, values, device;
+	int optimizer, quantize, export_which, missing, order, export_type, values, device, family;
 };
 
 const struct config_option *settings_table(size_t *ret_n);
@@ -38,4 +38,5 @@ int settings_check(const struct run_settings *s, struct error *err);
 const char *settings_shards(const struct run_settings *s);
 // What the lines "loss" say, not yet begun; the caller frees it.
 int settings_objective(const struct run_settings *s, struct objective **ret, struct error *err);
+bool settings_is_gpt2(const struct run_settings *s);             // student-family; GPT-2 has a key/value head for each head
 const char *settings_device(const struct run_settings *s);         // "auto", "cpu", ...

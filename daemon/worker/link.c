@@ -146,6 +146,27 @@ static int teacher_choose(struct link *l, struct error *err)
 	return r || strcmp(id, kd_server(l->client)->teacher) == 0 ? r : client_open(l, id, err);
 }
 
+// Rows of a teacher that names masked tokens are about the token they stand at: no label of ours is.
+static int objective_check(struct link *l, const char *id, struct error *err)
+{
+	char *body = NULL;
+	size_t n = 0, i;
+	const json_t *one;
+	int r = get_once(l, "/v1/model", &body, &n, err);
+	if (r)
+		return r;
+	json_t *model = json_loadb(body, n, JSON_REJECT_DUPLICATES, NULL);
+	free(body);
+	json_array_foreach(json_object_get(model, "teachers"), i, one) {
+		const char *its_id = json_string_value(json_object_get(one, "id")), *objective = json_string_value(json_object_get(one, "objective"));
+		if (its_id && objective && strcasecmp(its_id, id) == 0 && strcmp(objective, "masked") == 0)
+			r = error_set(err, ERROR_UNSUPPORTED, "teacher",
+				      "the teacher names masked tokens: this trainer's labels are the tokens that follow");
+	}
+	json_decref(model);
+	return r;
+}
+
 static int connect_once(struct link *l, struct error *err)
 {
 	bool first = !*l->server.teacher;
@@ -159,6 +180,9 @@ static int connect_once(struct link *l, struct error *err)
 		return 0;
 	}
 	r = l->teacher_name ? teacher_choose(l, err) : 0;
+	if (r)
+		return r;
+	r = objective_check(l, kd_server(l->client)->teacher, err);
 	if (r)
 		return r;
 	l->server = *kd_server(l->client);

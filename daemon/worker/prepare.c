@@ -128,12 +128,20 @@ static int tokenizer_open(struct trainer *t, struct error *err)
 static struct architecture random_architecture(const struct trainer *t, uint32_t vocab_size)
 {
 	const struct run_settings *s = t->settings;
-	return (struct architecture){
+	struct architecture a = {
 		.name = "llama", .n_layers = (uint32_t)s->layers, .width = (uint32_t)s->width, .ffn_width = (uint32_t)s->ffn_width,
 		.n_heads = (uint32_t)s->heads, .n_kv_heads = (uint32_t)s->kv_heads, .head_size = (uint32_t)(s->width / s->heads),
 		.vocab_size = vocab_size, .context_length = (uint32_t)s->context_length, .norm_epsilon = 1e-5f, .rope_theta = s->rope_theta,
 		.tied_head = s->tied_head, .bos_id = tokenizer_bos(t->tokenizer), .eos_id = tokenizer_eos(t->tokenizer),
 	};
+	if (settings_is_gpt2(s)) {
+		snprintf(a.name, sizeof a.name, "gpt2");
+		a.n_kv_heads = a.n_heads;
+		a.norm = NORM_LAYER;
+		a.activation = ACTIVATION_GELU_TANH;
+		a.learned_positions = a.linear_bias = a.qkv_bias = true;
+	}
+	return a;
 }
 
 static int same_tokenizer(const struct trainer *t, struct model_file *file, struct error *err)
@@ -167,7 +175,9 @@ static int given_student_open(struct trainer *t, const struct student_options *o
 		source = layers_source(&layers, &source);
 		shape.n_layers = layers.n;
 	}
-	if (a->vocab_size != vocab_size)
+	if (a->masked)
+		r = error_set(err, ERROR_UNSUPPORTED, "student", "%s names masked tokens: this trainer's labels are the tokens that follow", a->name);
+	else if (a->vocab_size != vocab_size)
 		r = error_set(err, ERROR_CONFLICT, "student", "its vocabulary has %u tokens, the teacher's %u", a->vocab_size, vocab_size);
 	else if (a->context_length < o->sequence_length)
 		r = error_set(err, ERROR_INVALID, "sequence-length", "%u is more than the student's context of %u", o->sequence_length,

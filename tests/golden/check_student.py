@@ -62,6 +62,11 @@ def train_and_check():
                 f.write(test_training.settings(daemon.directory, steps=6, student_type=kind, student_tied_head="no" if kind == "f16" else "yes"))
             subprocess.run([test_training.WORKER, "--config", config, "--output", output, "--server", "unix:" + daemon.socket_path], check=True)
             check(os.path.join(output, "student"))
+        output = os.path.join(daemon.directory, "out-gpt2")
+        with open(output + ".conf", "w") as f:
+            f.write(test_training.settings(daemon.directory, steps=6, student_family="gpt2"))
+        subprocess.run([test_training.WORKER, "--config", output + ".conf", "--output", output, "--server", "unix:" + daemon.socket_path], check=True)
+        check(os.path.join(output, "student"))
 
 
 if __name__ == "__main__":

@@ -227,6 +227,25 @@ def character_tokenizer():
                       "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": []}}
 
 
+def word_tokenizer():
+    """tokenizer.json of 96 tokens, as BERT's: five special ones, letters and digits that begin and that go on, some words."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(c) for c in range(97, 123)]
+    words = special + letters + ["##" + c for c in letters] + list("0123456789") + list(".,!?'-") + ["the", "cat", "dog", "and", "in", "ho", "##use"]
+    words += ["garden", "a" * 8, "##er", "##ing", "##ed", "is", "was", "it", "of", "to", "on", "at", "by", "no", "we", "so", "me", "my", "up", "as"][: 96 - len(words)]
+    special_tokens = {n: {"id": n, "ids": [i], "tokens": [n]} for i, n in enumerate(special)}
+    single = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]
+    added = [{"id": i, "content": n, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+             for i, n in enumerate(special)]
+    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+            "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special_tokens},
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+                      "vocab": {w: i for i, w in enumerate(words)}}}
+
+
 def golden_sequences(name):
     """The sequences of models/NAME/golden.bin."""
     data = (HERE / "models" / name / "golden.bin").read_bytes()
@@ -289,8 +308,9 @@ def signals():
     final (L, C), q, k, v rows per layer (L, width)."""
     import torch
     from transformers import AutoModelForCausalLM
-    for name in SIGNAL_MODELS:
+    for name in SIGNAL_MODELS + ["gpt2"]:
         (HERE / "models" / name / "tokenizer.json").write_text(json.dumps(character_tokenizer()) + "\n")
+    (HERE / "models" / "bert" / "tokenizer.json").write_text(json.dumps(word_tokenizer()) + "\n")
     for name in ("llama", "qwen2", "qwen3"):
         where = HERE / "models" / name
         model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float64, attn_implementation="sdpa").eval()
@@ -384,7 +404,7 @@ def generate():
     """models/NAME/generate.bin: magic "KDGN", n_prompts, greedy() of each: the sequences of golden.bin, 50 tokens, ended by token 2."""
     import torch
     from transformers import AutoModelForCausalLM
-    for name in SIGNAL_MODELS:
+    for name in SIGNAL_MODELS + ["gpt2"]:
         model = AutoModelForCausalLM.from_pretrained(HERE / "models" / name, dtype=torch.float64).eval()
         prompts, _ = golden_sequences(name)
         out = b"KDGN" + u32(len(prompts)) + b"".join(greedy(model, p, 50, 2) for p in prompts)

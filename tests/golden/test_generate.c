@@ -12,7 +12,7 @@
 #include "daemon/teacher/teacher.h"
 #include "tests/golden/engine.h"
 
-static const char *const names[] = {"llama", "qwen2", "qwen3", "linear"};
+static const char *const names[] = {"llama", "qwen2", "qwen3", "linear", "gpt2"};
 #define N_NAMES (sizeof names / sizeof *names)
 
 static const struct engine_sizes usual = {2, 256, 64, 2048, 16};
