@@ -115,11 +115,14 @@ static bool check_top_row(struct record_rows *rows, size_t row, size_t n, struct
 {
 	uint32_t *ids = rows->ids + row * rows->query.top_k;
 	float *logits = rows->logits + row * rows->query.top_k;
-	if ((!t->have_gaps && golomb_reader_next_many(&t->ids, rows->vocab_size, ids, n)) || !read_positions(ids, n, t->end, ids) ||
-	    (!t->have_values && !values_reader_next(&t->values, rows->max_logit[row], logits, n)))
+	if ((!t->have_gaps && golomb_reader_next_many(&t->ids, rows->vocab_size, ids, n)) || !read_positions(ids, n, t->end, ids))
 		return false;
 	for (size_t i = 0; rows->query.n_keep && i < n; i++)
 		ids[i] = keep_id(&rows->query, ids[i]);
+	if (rows->query.values != QUERY_VALUES_F32 && values_reader_check(&t->values, rows->max_logit[row], n))
+		return true;
+	if (!t->have_values && !values_reader_next(&t->values, rows->max_logit[row], logits, n))
+		return false;
 	return largest_of(logits, n) == rows->max_logit[row];
 }
 

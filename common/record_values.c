@@ -138,6 +138,52 @@ bool values_reader_next(struct values_reader *r, float max, float *to, size_t n)
 	return good;
 }
 
+// Differences to the maximum are 0 or below, and one is 0. In blocks of a fixed length, which the compiler makes vectors of.
+#define CHECK_BLOCK 32
+static bool check_f16(const uint8_t *from, size_t n)
+{
+	uint16_t bad = 0, zero = 0, half[CHECK_BLOCK];
+	for (size_t i = 0; i < n; i += CHECK_BLOCK) {
+		size_t k = n - i < CHECK_BLOCK ? n - i : CHECK_BLOCK;
+		memcpy(half, from + 2 * i, 2 * k);
+		for (size_t j = k; j < CHECK_BLOCK; j++)
+			half[j] = htole16(0x8001);
+		for (size_t j = 0; j < CHECK_BLOCK; j++) {
+			uint16_t h = le16toh(half[j]), is_zero = (uint16_t)((h & 0x7fff) == 0);
+			bad |= (uint16_t)((h & 0x7fff) >= 0x7c00) | (uint16_t)(h < 0x8000 && !is_zero);
+			zero |= is_zero;
+		}
+	}
+	return !bad && zero;
+}
+
+static bool check_u8(const uint8_t *from, uint32_t range_bits, float max, size_t n)
+{
+	uint8_t largest = 0, smallest = 255;
+	for (size_t i = 0; i < n; i += CHECK_BLOCK) {
+		size_t k = n - i < CHECK_BLOCK ? n - i : CHECK_BLOCK;
+		uint8_t codes[CHECK_BLOCK];
+		memset(codes, from[i], sizeof codes);
+		memcpy(codes, from + i, k);
+		for (size_t j = 0; j < CHECK_BLOCK; j++) {
+			largest = codes[j] > largest ? codes[j] : largest;
+			smallest = codes[j] < smallest ? codes[j] : smallest;
+		}
+	}
+	return !smallest && range_bits < 0x7f800000 && largest == (range_bits ? 255 : 0) &&
+	       (double)max - (double)bits_float(range_bits) >= -(double)__FLT_MAX__;
+}
+
+bool values_reader_check(struct values_reader *r, float max, size_t n)
+{
+	bool good = r->format == QUERY_VALUES_F16 ? check_f16(r->from, n) : check_u8(r->from, load_u32(r->ranges, 0), max, n);
+	if (!good)
+		return false;
+	r->from += n * value_bytes(r->format);
+	r->ranges += r->format == QUERY_VALUES_U8 ? 4 : 0;
+	return true;
+}
+
 bool values_reader_skip(struct values_reader *r, size_t n)
 {
 	size_t bytes = n * value_bytes(r->format);

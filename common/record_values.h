@@ -28,4 +28,7 @@ struct values_reader {
 struct values_reader values_reader_init(enum query_values format, const uint8_t *from, uint32_t n_rows);
 // False when a value is not finite, lies above max, or is not what a writer makes.
 bool values_reader_next(struct values_reader *r, float max, float *to, size_t n);
+// f16 and u8: whether values_reader_next would give good values with the maximum among them, and quickly so; then steps over them. False
+// may also mean that it cannot tell: nothing was stepped over.
+bool values_reader_check(struct values_reader *r, float max, size_t n);
 bool values_reader_skip(struct values_reader *r, size_t n);      // false unless all are zeros
