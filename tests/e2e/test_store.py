@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store behind the doors: a stored answer serves smaller questions with the bytes the teacher gives, and a store has one daemon."""
+import json
 import os
 import random
 import struct
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -91,6 +93,58 @@ class Second(unittest.TestCase):
             second.stop(expect=None)
             self.assertEqual(ask(c, kd.Query(top_k=3)), (True, before))
             self.assertEqual(ask(c, kd.Query(top_k=4), DURABLE)[0], False)
+
+
+KDCTL = os.path.join(kdserved.BUILD, "kdctl")
+
+
+def kdctl(*arguments, expect=0):
+    done = subprocess.run([KDCTL, "--json", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=kdserved.PATIENCE)
+    if done.returncode != expect:
+        raise AssertionError("kdctl %s: %d: %s" % (" ".join(arguments), done.returncode, done.stderr.decode()))
+    return json.loads(done.stdout.decode().splitlines()[-1])
+
+
+class Upkeep(unittest.TestCase):
+    def test_stat_tells_how_often_the_server_found_answers(self):
+        with tempfile.TemporaryDirectory(prefix="kdserved-e2e-") as store, Daemon("--store", store) as d, d.client() as c:
+            ask(c, kd.Query(top_k=9, own=True), DURABLE)
+            ask(c, kd.Query(top_k=9, own=True))
+            ask(c, kd.Query(top_k=4))
+            ask(c, kd.Query(top_k=12), DURABLE)
+            stat = kdctl("store", "stat", "--server", "unix:" + d.socket_path, store)
+            self.assertEqual((stat["records"], stat["rows"], stat["duplicates"], stat["contained"]), (2, 20, 0, 0))
+            self.assertEqual([stat["server"][name] for name in ("hits", "contained", "misses")], [2, 1, 2])
+            self.assertEqual({kind["kind"] for kind in stat["teachers"][0]["kinds"]}, {"top-9 f32 own", "top-12 f32"})
+            parts = stat["parts"]
+            self.assertEqual(sum(parts.values()), stat["shard_bytes"] + stat["index_bytes"])
+            self.assertEqual(parts["tokens"], 2 * 4 * len(TOKENS))
+            with self.assertRaisesRegex(AssertionError, "another process, pid %d is writing to it" % d.process.pid):
+                kdctl("store", "compact", store)
+
+    def test_the_server_keeps_its_store_within_its_size(self):
+        arguments = "--store-shard", "1M", "--store-max-bytes", "2M"
+        with tempfile.TemporaryDirectory(prefix="kdserved-e2e-") as store, Daemon("--store", store, *arguments) as d, d.client() as c:
+            rng = random.Random(8)
+            sequences = [[rng.randrange(250) for _ in range(100)] for _ in range(60)]
+            for tokens in sequences:                # about 105 KB each
+                request_id = c.next_id
+                c.next_id += 1
+                c.send(kdserved.SCORE, request_id, kd.score_body(kd.Query(dense=True), [tokens], flags=DURABLE))
+                self.assertFalse(c.finish_score(request_id)[0][0])
+            size = sum(os.path.getsize(os.path.join(store, name)) for name in os.listdir(store))
+            self.assertLess(size, 4 << 20)
+            status = d.http("GET", "/v1/status")
+            self.assertGreater(kdctl("--server", "unix:" + d.socket_path, "status")["store"]["removed_shards"], 2, status)
+            self.assertTrue(self.score(c, sequences[-1]))
+            self.assertFalse(self.score(c, sequences[0]))        # a miss: computed again
+            self.assertEqual(kdctl("store", "verify", store)["summary"]["damaged"], 0)
+
+    def score(self, c, tokens):
+        request_id = c.next_id
+        c.next_id += 1
+        c.send(kdserved.SCORE, request_id, kd.score_body(kd.Query(dense=True), [tokens], flags=0))
+        return c.finish_score(request_id)[0][0]
 
 
 if __name__ == "__main__":
