@@ -366,3 +366,13 @@ void assert_rows_equal(const struct record_rows *a, const struct record_rows *b)
 		assert_true(isnan(a->span_sums[i]) ? isnan(b->span_sums[i]) : a->span_sums[i] == b->span_sums[i]);
 	assert_features_equal(a, b);
 }
+
+struct record *rows_encode(const struct record_rows *rows)
+{
+	struct record *record = NULL;
+	struct error err = {0};
+	int r = record_encode(rows, &record, &err);
+	if (r)
+		fail_msg("%s: %s", err.field, err.message);
+	return record;
+}

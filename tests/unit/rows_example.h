@@ -19,3 +19,4 @@ struct record_rows *rows_random(uint64_t seed, const struct query *asked, uint32
 // Equal in every number: bit for bit; f16 values within half an f16 step of the difference to the maximum, u8 ones within half of 255
 // steps; the maximum exactly.
 void assert_rows_equal(const struct record_rows *a, const struct record_rows *b);
+struct record *rows_encode(const struct record_rows *rows);       // what cannot be encoded fails the test

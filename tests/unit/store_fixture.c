@@ -222,3 +222,51 @@ int fixture_unlink(const char *directory, const char *name)
 	snprintf(path, sizeof path, "%s/%s", directory, name);
 	return unlink(path);
 }
+
+void fixture_append_range(struct store *s, uint64_t first, uint64_t n, enum store_durability durability)
+{
+	for (uint64_t i = first; i < first + n; i++) {
+		struct record *r = fixture_record(i, 8, 4);
+		if (fixture_append(s, r, durability) != 0)
+			fatal("append", NULL);
+		record_unref(r);
+	}
+}
+
+unsigned fixture_count_found(struct store *s, uint64_t first, uint64_t n)
+{
+	unsigned found = 0;
+	for (uint64_t i = first; i < first + n; i++) {
+		struct record *r = fixture_record(i, 8, 4);
+		int rc = fixture_expect(s, r);
+		if (rc != 0 && rc != -ENOENT && rc != -EBADMSG)
+			fatal("neither found nor absent", NULL);
+		found += rc == 0;
+		record_unref(r);
+	}
+	return found;
+}
+
+unsigned fixture_walk(struct store *s, unsigned *ret_damaged, char first_place[96])
+{
+	struct store_cursor c = {0};
+	struct record *r;
+	struct error err;
+	char place[96];
+	unsigned n = 0;
+	*ret_damaged = 0;
+	first_place[0] = '\0';
+	for (;;) {
+		int rc = store_next(s, &c, &r, place, &err);
+		if (rc == -ENOENT)
+			return n;
+		if (rc != 0 && rc != -EBADMSG)
+			fatal("walk", &err);
+		if ((rc == 0) != (r != NULL))
+			fatal("a record and an error", NULL);
+		if (rc < 0 && (*ret_damaged)++ == 0)
+			strcpy(first_place, place);
+		n += rc == 0;
+		record_unref(r);
+	}
+}

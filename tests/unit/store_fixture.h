@@ -22,6 +22,11 @@ int fixture_append(struct store *s, struct record *record, enum store_durability
 // 0 when the record is found with the same bytes, -EILSEQ when with others, else what store_find said.
 int fixture_expect(struct store *s, struct record *record);
 struct store_stats fixture_stats(struct store *s);
+// Records number `first` and on, of 8 tokens and top-4: appends them, acknowledged; counts those found (others absent or damaged).
+void fixture_append_range(struct store *s, uint64_t first, uint64_t n, enum store_durability durability);
+unsigned fixture_count_found(struct store *s, uint64_t first, uint64_t n);
+// Walks all; how many records, how many places of damage and the first of these.
+unsigned fixture_walk(struct store *s, unsigned *ret_damaged, char first_place[96]);
 
 uint8_t *fixture_read(const char *directory, const char *name, size_t *ret_n);      // the caller frees
 void fixture_write(const char *directory, const char *name, const void *bytes, size_t n);
