@@ -123,6 +123,36 @@ static void a_teacher_that_does_not_fit_is_refused_before_it_is_loaded(void **st
 	emulate_set_memory((size_t)8 << 30);
 }
 
+// ---- launches
+
+// Kernels and products of the trunk: for short passes their number, not their work, is the time.
+static void count_layer(const char *name, uint64_t n_kernels, uint64_t n_products)
+{
+	enum { T = 8 };
+	char path[4096];
+	uint32_t tokens[T] = {1, 2, 3, 4, 5, 6, 7, 8}, positions[T] = {0, 1, 2, 3, 4, 0, 1, 2}, starts[] = {0, 5, T};
+	struct layout layout = {.n_positions = T, .n_sequences = 2, .tokens = tokens, .positions = positions, .starts = starts};
+	struct golden_model m;
+	struct error err = {0};
+	model_path(path, name);
+	golden_model_open(&m, path, "cuda", BACKEND_NUMERIC_AUTO, false, T);
+	uint64_t layers = m.weights->architecture.n_layers, kernels = emulate_count(EMULATE_LAUNCH), products = emulate_count(EMULATE_PRODUCT);
+	forward(m.weights, m.activations, &layout);
+	assert_int_equal(backend_sync(m.backend, &err), 0);
+	assert_int_equal(emulate_count(EMULATE_PRODUCT) - products, layers * n_products);
+	assert_int_equal(emulate_count(EMULATE_LAUNCH) - kernels, 2 + layers * n_kernels);       // and the embedding and the last norm
+	golden_model_close(&m);
+}
+
+static void a_layer_is_nine_launches(void **state)
+{
+	(void)state;
+	emulate_mend();
+	count_layer("llama", 5, 4);          // norm, rotation, attention, norm, swiglu; q k v, out, gate and up, down
+	count_layer("qwen2", 6, 4);          // and a bias
+	count_layer("qwen3", 6, 4);          // and the norm of heads
+}
+
 // ---- faults
 
 // What a healthy device answers.
@@ -250,6 +280,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_ready_teacher_asks_the_device_for_nothing),
 		cmocka_unit_test(a_teacher_that_does_not_fit_is_refused_before_it_is_loaded),
+		cmocka_unit_test(a_layer_is_nine_launches),
 		cmocka_unit_test(a_refused_kernel_ends_all_answers),
 		cmocka_unit_test(a_kernel_that_faults_ends_all_answers),
 		cmocka_unit_test(a_failed_product_ends_all_answers),
