@@ -230,20 +230,22 @@ void cuda_real_copy(backend *be, struct real *to, const struct real *from, size_
 			   "copying an array");
 }
 
-// n elements to the host; zeros when that failed, so that no caller reads uninitialised memory.
+// n elements to the host, through the pinned memory of answers: no memory is asked for that a request could fail for want of. Zeros when
+// that
+// failed, so that no caller reads uninitialised memory.
 template <typename E> static void read_array(backend *be, double *to, const E *from, size_t n)
 {
 	cuda *c = cuda_of(be);
-	E *host = (E *)calloc(n ? n : 1, sizeof *host);
-	if (!host)
-		backend_fail(be, "no memory to read %zu numbers", n);
-	if (host && !backend_failed(be)) {
-		cuda_check(be, cudaMemcpyAsync(host, from, n * sizeof *host, cudaMemcpyDeviceToHost, c->stream), "reading an array");
-		cuda_check(be, cudaStreamSynchronize(c->stream), "reading an array");
+	const E *host = (const E *)c->results;
+	for (size_t done = 0, some; done < n; done += some) {
+		some = n - done < CUDA_RESULT_BYTES / sizeof *host ? n - done : CUDA_RESULT_BYTES / sizeof *host;
+		bool good = !backend_failed(be) &&
+			    cuda_check(be, cudaMemcpyAsync(c->results, from + done, some * sizeof *host, cudaMemcpyDeviceToHost, c->stream),
+				       "reading an array") &&
+			    cuda_check(be, cudaStreamSynchronize(c->stream), "reading an array");
+		for (size_t i = 0; i < some; i++)
+			to[done + i] = good ? (double)(float)host[i] : 0;
 	}
-	for (size_t i = 0; i < n; i++)
-		to[i] = host ? (double)(float)host[i] : 0;
-	free(host);
 }
 
 void cuda_real_read(backend *be, double *to, const struct real *from, size_t n)
@@ -262,16 +264,14 @@ void cuda_act_write(backend *be, struct act *to, const float *from, size_t n)
 		cuda_real_write(be, (struct real *)to, from, n);
 		return;
 	}
-	if (backend_failed(be))
-		return;
-	__nv_bfloat16 *host = new (std::nothrow) __nv_bfloat16[n ? n : 1];
-	if (!host) {
-		backend_fail(be, "no memory to write %zu numbers", n);
-		return;
+	cuda *c = cuda_of(be);
+	__nv_bfloat16 *host = (__nv_bfloat16 *)c->results;
+	for (size_t done = 0, some; done < n && !backend_failed(be); done += some) {
+		some = n - done < CUDA_RESULT_BYTES / sizeof *host ? n - done : CUDA_RESULT_BYTES / sizeof *host;
+		for (size_t i = 0; i < some; i++)
+			host[i] = __float2bfloat16_rn(from[done + i]);
+		cuda_check(be, cudaMemcpyAsync((__nv_bfloat16 *)to + done, host, some * sizeof *host, cudaMemcpyHostToDevice, c->stream),
+			   "writing an array");
+		cuda_check(be, cudaStreamSynchronize(c->stream), "writing an array");
 	}
-	for (size_t i = 0; i < n; i++)
-		host[i] = __float2bfloat16_rn(from[i]);
-	cuda_check(be, cudaMemcpyAsync(to, host, n * sizeof *host, cudaMemcpyHostToDevice, cuda_of(be)->stream), "writing an array");
-	cuda_check(be, cudaStreamSynchronize(cuda_of(be)->stream), "writing an array");
-	delete[] host;
 }

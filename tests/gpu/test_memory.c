@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
 
@@ -79,10 +80,40 @@ static void a_shape_it_cannot_do_is_refused_before_anything_is_loaded(void **sta
 	backend_close(be);
 }
 
+static void arrays_longer_than_the_pinned_memory_come_and_go_whole(void **state)
+{
+	(void)state;
+	enum { N = (20 << 20) / 2 + 3 };         // 16 MiB are kept for answers; of bfloat16
+	float *from = calloc(N, sizeof *from);
+	double *back = calloc(N, sizeof *back);
+	assert_true(from && back);
+	for (uint32_t i = 0; i < N; i++)
+		from[i] = (float)(i % 251);      // exact in bfloat16
+	assert_int_equal(open_with(2 * N, 0, 0), 0);
+	struct act *x = be->ops->act_new(be, N, &err);
+	struct real *y = be->ops->real_new(be, N, &err);
+	assert_true(x && y);
+	be->ops->act_write(be, x, from, N);
+	be->ops->act_read(be, back, x, N);
+	for (uint32_t i = 0; i < N; i++)
+		assert_true(back[i] == (double)from[i]);
+	be->ops->real_write(be, y, from, N);
+	memset(back, 0, N * sizeof *back);
+	be->ops->real_read(be, back, y, N);
+	for (uint32_t i = 0; i < N; i++)
+		assert_true(back[i] == (double)from[i]);
+	be->ops->act_free(be, x);
+	be->ops->real_free(be, y);
+	backend_close(be);
+	free(from);
+	free(back);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_reserve_holds_what_was_counted),
+		cmocka_unit_test(arrays_longer_than_the_pinned_memory_come_and_go_whole),
 		cmocka_unit_test(a_shape_it_cannot_do_is_refused_before_anything_is_loaded),
 		cmocka_unit_test(what_does_not_fit_is_refused_with_the_numbers),
 	};
