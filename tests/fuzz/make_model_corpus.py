@@ -112,7 +112,9 @@ def config_corpus():
                rope_scaling=dict(type="linear", factor=2)), "llama3": dict(rope_scaling=llama3), "new": dict(rope_parameters=dict(llama3, rope_theta=5e5)),
                "yarn": dict(rope_scaling=dict(type="yarn", factor=2)), "gelu": dict(hidden_act="gelu"), "window": dict(
                architectures=["MistralForCausalLM"], sliding_window=64), "negative": dict(head_dim=-1), "big": dict(vocab_size=2**40),
-               "partial": dict(partial_rotary_factor=0.25), "bias": dict(attention_bias=True), "real": dict(hidden_size=64.0)}
+               "partial": dict(partial_rotary_factor=0.25), "bias": dict(attention_bias=True), "real": dict(hidden_size=64.0),
+               "gpt2": dict(architectures=["GPT2LMHeadModel"], n_embd=64, n_layer=2, n_head=4, n_positions=512, n_inner=None),
+               "bert": dict(architectures=["BertForMaskedLM"], hidden_act="gelu", type_vocab_size=2, layer_norm_eps=1e-12)}
     return {name: json.dumps(dict(base, **change)).encode() for name, change in changes.items()}
 
 

@@ -40,6 +40,50 @@ static void refused(const char *json, int code, const char *part)
 		fail_msg("%s: wanted %d \"%s\", got %d \"%s\"", json, code, part, r, err.message);
 }
 
+#define GPT2 "{\"architectures\":[\"GPT2LMHeadModel\"],\"n_embd\":64,\"n_layer\":2,\"n_head\":4,\"vocab_size\":100,\"n_positions\":512"
+#define BERT "{\"architectures\":[\"BertForMaskedLM\"],\"hidden_size\":64,\"num_hidden_layers\":2,\"num_attention_heads\":4," \
+	"\"intermediate_size\":128,\"vocab_size\":100"
+
+static void layer_norm_families_are_read_and_written(void **state)
+{
+	(void)state;
+	struct architecture a = parsed(GPT2 ",\"n_inner\":null}"), b = parsed(BERT "}");
+	assert_string_equal(a.name, "gpt2");
+	assert_int_equal(a.ffn_width, 256);
+	assert_true(a.norm == NORM_LAYER && a.activation == ACTIVATION_GELU_TANH && a.norm_epsilon == 1e-5f && a.context_length == 512);
+	assert_true(a.learned_positions && a.linear_bias && a.qkv_bias && a.tied_head && !a.masked && !a.post_norm && !a.n_token_types);
+	assert_int_equal(a.n_kv_heads, 4);
+	assert_string_equal(b.name, "bert");
+	assert_true(b.norm == NORM_LAYER && b.activation == ACTIVATION_GELU_ERF && b.norm_epsilon == 1e-12f && b.context_length == 512);
+	assert_true(b.masked && b.post_norm && b.learned_positions && b.tied_head && b.n_token_types == 2);
+	assert_int_equal(parsed(GPT2 ",\"activation_function\":\"gelu\"}").activation, ACTIVATION_GELU_ERF);
+	for (int i = 0; i < 2; i++) {
+		char *text = NULL;
+		const struct architecture *one = i ? &b : &a;
+		assert_int_equal(architecture_to_json(one, &text, NULL), 0);
+		struct architecture again = parsed(text);
+		assert_memory_equal(&again, one, sizeof again);
+		free(text);
+	}
+	// what transformers says of GPT-2 and BERT of that shape: 2 layers of 12 C^2 + 13 C, tables, norms, head
+	assert_int_equal(architecture_n_parameters(&a), 2 * (12 * 64 * 64 + 13 * 64) + 100 * 64 + 512 * 64 + 2 * 64);
+}
+
+static void layer_norm_features_are_refused_by_name(void **state)
+{
+	(void)state;
+	refused(GPT2 ",\"activation_function\":\"relu\"}", -EOPNOTSUPP, "activation_function relu is not supported");
+	refused(GPT2 ",\"scale_attn_weights\":false}", -EOPNOTSUPP, "scale_attn_weights false");
+	refused(GPT2 ",\"scale_attn_by_inverse_layer_idx\":true}", -EOPNOTSUPP, "scale_attn_by_inverse_layer_idx");
+	refused(GPT2 ",\"add_cross_attention\":true}", -EOPNOTSUPP, "add_cross_attention");
+	refused(BERT ",\"position_embedding_type\":\"relative_key\"}", -EOPNOTSUPP, "position_embedding_type relative_key");
+	refused(BERT ",\"is_decoder\":true}", -EOPNOTSUPP, "is_decoder");
+	refused(BERT ",\"type_vocab_size\":100000}", -EINVAL, "100000 token types");
+	refused("{\"architectures\":[\"GPT2LMHeadModel\"],\"n_embd\":65,\"n_layer\":2,\"n_head\":4,\"vocab_size\":9,\"n_positions\":8}", -EINVAL,
+		"a width of 65 is not a multiple of 4 heads");
+	refused("{\"architectures\":[\"BertForPreTraining\"]}", -EOPNOTSUPP, "architecture BertForPreTraining is not supported");
+}
+
 static void families_are_read(void **state)
 {
 	(void)state;
@@ -363,7 +407,8 @@ static void gguf_features_are_refused_by_name(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(families_are_read),
+		cmocka_unit_test(families_are_read), cmocka_unit_test(layer_norm_families_are_read_and_written),
+		cmocka_unit_test(layer_norm_features_are_refused_by_name),
 		cmocka_unit_test(rope_scaling_is_read_in_old_and_new_form),
 		cmocka_unit_test(what_would_change_a_logit_is_refused_by_name),
 		cmocka_unit_test(wrong_numbers_are_refused),
