@@ -151,7 +151,8 @@ static int connect_patiently(struct kdctl *k, const struct capture_options *o)
 		enum error_code code = error_from_name(err.code);
 		if (code == ERROR_INVALID)
 			break;                 // kdctl_connect says why
-		if (stop || progress_seconds(&since) >= o->patience_s || code == ERROR_UNAUTHORIZED || code == ERROR_UNSUPPORTED)
+		bool hopeless = code == ERROR_UNAUTHORIZED || code == ERROR_UNSUPPORTED;
+		if (stop || hopeless || progress_seconds(&since) >= o->patience_s)
 			return kdctl_fail_with(k, "", err.message);
 		if (!complained)
 			fprintf(stderr, "kdctl: capture: no answer yet (%s): waiting for the server\n", err.message);
@@ -169,7 +170,9 @@ static int check_lengths(struct capture *c)
 	uint32_t most = c->server.max_tokens;
 	if (s->format == SOURCE_LINES)
 		s->length = c->options->max_length ? c->options->max_length : most;
-	return s->length <= most ? 0 : kdctl_fail(c->k, "sequences of %" PRIu32 " tokens are more than the server's limit of %" PRIu32, s->length, most);
+	if (s->length <= most)
+		return 0;
+	return kdctl_fail(c->k, "sequences of %" PRIu32 " tokens are more than the server's limit of %" PRIu32, s->length, most);
 }
 
 // The teacher's own words about itself. A mixture is in no list: then its fingerprint has to do.
@@ -188,10 +191,15 @@ static int open_model(struct capture *c)
 	return 0;
 }
 
+static const char *model_text(const struct capture *c, const char *key)
+{
+	return json_string_value(json_object_get(c->model, key));
+}
+
 static int describe(struct capture *c)
 {
-	const char *weights = json_string_value(json_object_get(c->model, "weights_id")), *numeric = json_string_value(json_object_get(c->model, "numeric"));
-	const char *tokenizer = json_string_value(json_object_get(c->model, "tokenizer_id")), *name = json_string_value(json_object_get(c->model, "name"));
+	const char *weights = model_text(c, "weights_id"), *numeric = model_text(c, "numeric");
+	const char *tokenizer = model_text(c, "tokenizer_id"), *name = model_text(c, "name");
 	struct provenance p = {.codec = PROVENANCE_CODEC};
 	if (!weights || !tokenizer || !numeric || content_id_from_hex(weights, &p.weights) || content_id_from_hex(tokenizer, &p.tokenizer))
 		return 0;
@@ -242,9 +250,11 @@ static int open_tokenizer(struct capture *c)
 static int check_server_keeps(struct capture *c)
 {
 	json_t *j = kdctl_call(c->k, "GET", "/v1/status", NULL);
-	int status = !j ? 1 : json_is_object(json_object_get(j, "store")) ? 0 : kdctl_fail(c->k, "the server keeps no answers: it has no store");
+	bool keeps = json_is_object(json_object_get(j, "store")), failed = !j;
 	json_decref(j);
-	return status;
+	if (failed)
+		return 1;
+	return keeps ? 0 : kdctl_fail(c->k, "the server keeps no answers: it has no store");
 }
 
 static int prepare(struct capture *c)
@@ -300,8 +310,8 @@ static int finish(struct capture *c, int status)
 	if (stop)
 		return kdctl_fail(c->k, "stopped: the same command goes on");
 	if (settled != a->input.n_sequences || a->answered.n_tokens + a->found.n_tokens + a->refused.n_tokens != a->input.n_tokens)
-		return kdctl_fail(c->k, "of %" PRIu64 " sequences %" PRIu64 " are accounted for: this is a fault of the program", a->input.n_sequences,
-				  settled);
+		return kdctl_fail(c->k, "of %" PRIu64 " sequences %" PRIu64 " are accounted for: this is a fault of the program",
+				  a->input.n_sequences, settled);
 	if (!a->input.n_sequences)
 		return kdctl_fail(c->k, "there is nothing to capture: the corpus fills no sequence");
 	if (a->refused.n_sequences)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // kdctl capture: a corpus through the teacher into a directory of records. Every sequence of the corpus ends in one of three ways, and is
-// counted there: answered now, found in the store, refused. Shared by capture*.c alone. Functions return 0, or an exit status after saying why.
+// counted there: answered now, found in the store, refused. Shared by capture*.c alone. Functions return 0, or an exit status after
+// saying why.
 #pragma once
 
 #include "clients/kdctl/flow.h"

@@ -43,7 +43,8 @@ static bool is_unchanged(const struct corpus_file *f)
 
 // ---- once through every file
 
-// Counts what is not UTF-8 in n bytes, of which the last few are left for the next piece unless it is the last. Returns the bytes looked at.
+// Counts what is not UTF-8 in n bytes, of which the last few are left for the next piece unless it is the last. Returns the bytes that
+// were looked at.
 static size_t check_utf8(struct corpus_file *f, const uint8_t *text, size_t n, bool last, uint64_t at, uint64_t *first_bad)
 {
 	size_t i = 0;
@@ -78,8 +79,8 @@ static int look_at(struct corpus *c, struct corpus_file *f, FILE *file, uint8_t 
 	if (at != f->n_bytes)
 		return kdctl_fail(c->k, "%s: it changes while it is read", f->path);
 	if (f->n_ill_formed && !c->options->replace)
-		return kdctl_fail(c->k, "%s: byte %" PRIu64 ": not UTF-8, as are %" PRIu64 " more places (--invalid-utf8 replace goes on with U+FFFD)",
-				  f->path, first_bad, f->n_ill_formed - 1);
+		return kdctl_fail(c->k, "%s: byte %" PRIu64 ": not UTF-8, as are %" PRIu64 " more places "
+				  "(--invalid-utf8 replace goes on with U+FFFD)", f->path, first_bad, f->n_ill_formed - 1);
 	return 0;
 }
 

@@ -107,8 +107,9 @@ static json_t *account_json(const struct capture *c)
 			 (json_int_t)a->input.n_sequences, "tokens", (json_int_t)a->input.n_tokens, "unsettled",
 			 (json_int_t)(a->input.n_sequences - settled), "left_over_tokens", (json_int_t)c->corpus.n_left_over, "empty_lines",
 			 (json_int_t)c->corpus.n_empty, "cut_sequences", (json_int_t)c->corpus.n_cut, "cut_tokens",
-			 (json_int_t)c->corpus.n_cut_tokens, "answered", answered, "from_store", tally_json(&a->found), "refused", "sequences",
-			 (json_int_t)a->refused.n_sequences, "tokens", (json_int_t)a->refused.n_tokens, "codes", codes, "first", a->told);
+			 (json_int_t)c->corpus.n_cut_tokens, "answered", answered, "from_store", tally_json(&a->found), "refused",
+			 "sequences", (json_int_t)a->refused.n_sequences, "tokens", (json_int_t)a->refused.n_tokens, "codes", codes,
+			 "first", a->told);
 }
 
 static json_t *teacher_json(const struct capture *c)

@@ -72,8 +72,8 @@ static void print_progress(struct capture *c)
 				      (json_int_t)a->answered.n_sequences, "from_store", (json_int_t)a->found.n_sequences, "refused",
 				      (json_int_t)a->refused.n_sequences, "tokens", (json_int_t)a->answered.n_tokens, "record_bytes",
 				      (json_int_t)(a->answered.n_bytes + a->found.n_bytes), "corpus_bytes", (json_int_t)c->corpus.n_bytes,
-				      "corpus_bytes_done", (json_int_t)a->read_to, "tokens_per_second", tokens_per_second(c), "seconds_left",
-				      seconds_left(c));
+				      "corpus_bytes_done", (json_int_t)a->read_to, "tokens_per_second", tokens_per_second(c),
+				      "seconds_left", seconds_left(c));
 		kdctl_print_json(j);
 		json_decref(j);
 		fflush(stdout);
@@ -82,9 +82,10 @@ static void print_progress(struct capture *c)
 	if (c->progress.shown)
 		return;
 	say_left(c, left, sizeof left);
-	fprintf(stderr, "kdctl: capture: %.1f %%: %" PRIu64 " answered, %" PRIu64 " from the store, %" PRIu64 " refused, %.0f tokens/s, %" PRIu64
-		" bytes%s\n", c->corpus.n_bytes ? 100 * (double)a->read_to / (double)c->corpus.n_bytes : 100, a->answered.n_sequences,
-		a->found.n_sequences, a->refused.n_sequences, tokens_per_second(c), a->answered.n_bytes + a->found.n_bytes, left);
+	fprintf(stderr, "kdctl: capture: %.1f %%: %" PRIu64 " answered, %" PRIu64 " from the store, %" PRIu64 " refused, %.0f tokens/s, "
+		"%" PRIu64 " bytes%s\n", c->corpus.n_bytes ? 100 * (double)a->read_to / (double)c->corpus.n_bytes : 100,
+		a->answered.n_sequences, a->found.n_sequences, a->refused.n_sequences, tokens_per_second(c),
+		a->answered.n_bytes + a->found.n_bytes, left);
 }
 
 int report_due(struct capture *c)
@@ -103,8 +104,8 @@ int report_due(struct capture *c)
 
 static void print_tally(const char *name, const struct tally *t)
 {
-	printf("%-24s %" PRIu64 " sequences, %" PRIu64 " tokens, %" PRIu64 " positions, %" PRIu64 " bytes\n", name, t->n_sequences, t->n_tokens,
-	       t->n_positions, t->n_bytes);
+	printf("%-24s %" PRIu64 " sequences, %" PRIu64 " tokens, %" PRIu64 " positions, %" PRIu64 " bytes\n", name, t->n_sequences,
+	       t->n_tokens, t->n_positions, t->n_bytes);
 }
 
 static void print_summary(const struct capture *c, const char *state)

@@ -114,7 +114,8 @@ static int read_ahead(struct flow *f)
 static bool worth_repeating(const struct kd_error *e)
 {
 	switch (error_from_name(e->code)) {
-	case ERROR_INVALID: case ERROR_UNSUPPORTED: case ERROR_TOO_LARGE: case ERROR_CONFLICT: case ERROR_UNAUTHORIZED: case ERROR_NOT_FINITE:
+	case ERROR_INVALID: case ERROR_UNSUPPORTED: case ERROR_TOO_LARGE: case ERROR_CONFLICT: case ERROR_UNAUTHORIZED:
+	case ERROR_NOT_FINITE:
 		return false;
 	default:
 		return true;

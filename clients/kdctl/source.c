@@ -137,7 +137,8 @@ int source_next(struct source *s, struct item **ret)
 		if (n > length && s->options->format == SOURCE_LINES && s->options->too_long != LONG_SPLIT)
 			return take_long(s, n, ret);
 		if (s->part && n > length)
-			return source_fail(s, "%zu tokens are more than --length %zu, and what the line asks of its own cannot be cut", n, length);
+			return source_fail(s, "%zu tokens are more than --length %zu, and what the line asks of its own cannot be cut", n,
+					   length);
 		if (n >= length || (n && s->complete))
 			return take(s, n < length ? n : length, ret);
 		if (s->ended)

@@ -40,7 +40,8 @@ struct layout {
 	bool exact_f32, root, delta;     // exact values as f32 (else bf16); the last term is sqrt(t); differences are kept
 };
 
-struct cost { double bytes, disk_bytes, entries, encode_s, decode_s; };        // summed over positions; disk_bytes and times of records alone
+// Summed over positions; disk_bytes and times of records alone.
+struct cost { double bytes, disk_bytes, entries, encode_s, decode_s; };
 
 // Keeps the batch and reads it back: ret_kept is (n).
 int layout_keep(const struct layout *l, const struct batch *b, uint64_t seed, struct kept *ret_kept, struct cost *add);

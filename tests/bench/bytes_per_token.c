@@ -113,8 +113,9 @@ static void find_top(const float *logits, uint32_t n, uint32_t *top)
 static void batch_init(struct batch *b, const struct record_rows *t, struct stream *student)
 {
 	size_t n = t->n_rows, V = t->vocab_size;
-	*b = (struct batch){.n = t->n_rows, .vocab_size = t->vocab_size, .tokens = t->sequence.tokens, .teacher = t->dense, .max_logit = t->max_logit,
-		.log_p = malloc(n * V * sizeof *b->log_p), .log_q = malloc(n * V * sizeof *b->log_q), .lse = calloc(n, sizeof *b->lse),
+	*b = (struct batch){.n = t->n_rows, .vocab_size = t->vocab_size, .tokens = t->sequence.tokens, .teacher = t->dense,
+		.max_logit = t->max_logit, .log_p = malloc(n * V * sizeof *b->log_p),
+		.log_q = malloc(n * V * sizeof *b->log_q), .lse = calloc(n, sizeof *b->lse),
 		.entropy = calloc(n, sizeof *b->entropy), .kl = calloc(n, sizeof *b->kl), .top = calloc(n * MAX_K, sizeof *b->top)};
 	if (!b->log_p || !b->log_q || !b->lse || !b->entropy || !b->kl || !b->top)
 		die("no memory");
@@ -221,8 +222,8 @@ int main(int argc, char **argv)
 	}
 	if (!vocab_size)
 		die("there are no rows");
-	puts("layout,positions,bytes_per_position,disk_bytes_per_position,bytes_per_entry,of_plain,kl_true,kl,mean_abs_error,lost_by_format,"
-	     "encode_M_per_s,decode_M_per_s,seed");
+	puts("layout,positions,bytes_per_position,disk_bytes_per_position,bytes_per_entry,of_plain,kl_true,kl,mean_abs_error,lost_by_"
+	     "format,encode_M_per_s,decode_M_per_s,seed");
 	for (size_t l = 0; l < N_LAYOUTS; l++)
 		print_row(&layouts[l], &totals[l], n, kl / n, vocab_size, argv[3]);
 	record_rows_free(student.rows);
