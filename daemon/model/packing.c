@@ -70,7 +70,8 @@ void packing_drop(struct packing *p, size_t n)
 {
 	size_t dropped = n * p->length;
 	p->n_tokens -= dropped;
-	memmove(p->tokens, p->tokens + dropped, p->n_tokens * sizeof *p->tokens);
+	if (dropped)                   // there may be no tokens yet
+		memmove(p->tokens, p->tokens + dropped, p->n_tokens * sizeof *p->tokens);
 }
 
 int packing_prefix(const struct tokenizer *t, uint32_t *ret_prefix, uint32_t *ret_n, struct error *err)

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "common/error.h"
+#include "daemon/model/packing.h"
 #include "daemon/worker/dataset.h"
 
 // A dataset of the tokens 0, 1, 2, ...
@@ -99,6 +100,25 @@ static void the_prefix_starts_each_sequence(void **state)
 		assert_int_equal(s[3], s[1] + 2);
 	}
 	dataset_free(d);
+}
+
+static void dropping_sequences_leaves_the_rest_as_it_is(void **state)
+{
+	(void)state;
+	uint32_t prefix = 99, tokens[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+	struct packing all = {0}, some = {0};
+	assert_int_equal(packing_init(&all, 4, &prefix, 1, NULL), 0);
+	assert_int_equal(packing_init(&some, 4, &prefix, 1, NULL), 0);
+	packing_drop(&some, 0);
+	for (int i = 0; i < 10; i++) {
+		assert_int_equal(packing_append(&all, tokens, 7, NULL), 0);
+		assert_int_equal(packing_append(&some, tokens, 7, NULL), 0);
+		size_t whole = some.n_tokens / 4;
+		packing_drop(&some, whole - (whole > 1));
+		assert_memory_equal(some.tokens, all.tokens + all.n_tokens - some.n_tokens, some.n_tokens * sizeof *tokens);
+	}
+	packing_done(&all);
+	packing_done(&some);
 }
 
 static void too_little_text_is_an_error(void **state)
@@ -238,6 +258,7 @@ int main(void)
 		cmocka_unit_test(the_order_is_a_function_of_seed_and_position_alone),
 		cmocka_unit_test(held_out_sequences_are_bounded_and_spread),
 		cmocka_unit_test(the_prefix_starts_each_sequence),
+		cmocka_unit_test(dropping_sequences_leaves_the_rest_as_it_is),
 		cmocka_unit_test(too_little_text_is_an_error),
 		cmocka_unit_test(whole_sequences_stand_once_in_the_order_of_their_ids),
 		cmocka_unit_test(sequential_is_the_order_of_appending_in_every_epoch),
