@@ -213,12 +213,14 @@ int store_export(struct kdctl *k, int argc, char **argv)
 	enum { OPT_FORMAT = 256, OPT_OUTPUT, OPT_OVERWRITE, OPT_TEACHER, OPT_LIMIT };
 	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {"format", required_argument, NULL, OPT_FORMAT},
 		{"output", required_argument, NULL, OPT_OUTPUT}, {"overwrite", no_argument, NULL, OPT_OVERWRITE},
-		{"teacher", required_argument, NULL, OPT_TEACHER}, {"limit", required_argument, NULL, OPT_LIMIT}, {0}};
+		{"teacher", required_argument, NULL, OPT_TEACHER}, {"limit", required_argument, NULL, OPT_LIMIT},
+		{"json", no_argument, NULL, 'j'}, {0}};
 	struct export e = {.k = k, .limit = UINT64_MAX};
 	double limit;
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		switch (c) {
 		case 'h': puts(help); return 0;
+		case 'j': k->json = true; break;
 		case OPT_FORMAT: e.format = optarg; break;
 		case OPT_OUTPUT: e.path = optarg; break;
 		case OPT_OVERWRITE: e.overwrite = true; break;

@@ -224,15 +224,18 @@ static void print_totals(const struct import *i, uint64_t n_there)
 
 int store_import(struct kdctl *k, int argc, char **argv)
 {
-	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {0}};
+	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {"json", no_argument, NULL, 'j'}, {0}};
 	struct import i = {.k = k, .lock = PTHREAD_MUTEX_INITIALIZER, .acknowledged = PTHREAD_COND_INITIALIZER};
 	struct store_stats stats;
 	struct error err = {0};
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
-		if (c != 'h')
+		if (c != 'h' && c != 'j')
 			return kdctl_bad_option(k, argc, argv);
-		puts(help);
-		return 0;
+		k->json = k->json || c == 'j';
+		if (c == 'h') {
+			puts(help);
+			return 0;
+		}
 	}
 	if (argc - optind < 2)
 		return kdctl_usage(k, "a DIR and FILEs are expected (kdctl store import --help)");

@@ -354,6 +354,10 @@ static void merges_and_compacts_stores(void **state)
 	expect(run_store("store compact", into, ""), 0, "3 records: 0 second copies and 0 contained");
 	expect(run_store("store compact --json --keep-contained", into, ""), 0, "\"rewritten\":0,\"left\":0,");
 	expect(run_store("store prune --max-bytes 1", into, ""), 0, "0 shards (0 bytes) removed, 1 (");
+	snprintf(command, sizeof command, "--json --overwrite --output %s/lines.jsonl", from);
+	expect(run_store("store export", from, command), 0, "3");
+	snprintf(command, sizeof command, "%s/lines.jsonl --json", from);
+	expect(run_store("store import", into, command), 0, "{");
 	damage_store(from);
 	snprintf(command, sizeof command, "%s/more", from);
 	o = run_store("store merge", command, from);

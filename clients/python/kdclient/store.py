@@ -123,7 +123,10 @@ class Store:
         self._kept: Dict[str, Kept] = {}
         for name in sorted(os.listdir(directory)):
             if re.fullmatch(r"[0-9a-f]{8}\.shard", name):
-                shard = Shard(os.path.join(directory, name))
+                try:
+                    shard = Shard(os.path.join(directory, name))
+                except FileNotFoundError:    # removed by its writer meanwhile
+                    continue
                 self._shards[shard.path] = shard
                 self._kept.update((kept.key, kept) for kept in shard)
 
