@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # How soon a daemon with a large store is READY after a crash: recovery.sh DIRECTORY [MEGABYTES [RECORD_TOKENS TOP_K]]. Makes a store
 # (10,738 MB = 10 GiB), its writer killed, its bytes out of the page cache; then opens it, and starts kdserved on it and without it. With
-# INDEX=no the index files are removed first: every shard is read. TEACHER names the model (without one only the store is opened), ROUNDS how
-# often, ARGUMENTS more options. One CSV row per figure.
+# INDEX=no the index files are removed first: every shard is read. TEACHER names the model (without one only the store is opened), ROUNDS
+# how often, ARGUMENTS more options. One CSV row per figure.
 set -euo pipefail
 dir=${1:?usage: recovery.sh DIRECTORY [MEGABYTES [RECORD_TOKENS TOP_K]]}; megabytes=${2:-10738}; shift; [ $# = 0 ] || shift
 build=${top_builddir:-.}

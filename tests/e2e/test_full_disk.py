@@ -70,7 +70,8 @@ class FullDisk(unittest.TestCase):
             self.assertFalse(ask(client, i))
         for i in range(0, n, 7):                    # what is there is found
             self.assertTrue(ask(client, i))
-        status, reply = d.post("/v1/score", {"sequences": [{"tokens": tokens(n)}], "top_k": 3, "durable": True})
+        # as large as what was refused: a smaller one may still fit
+        status, reply = d.post("/v1/score", {"sequences": [{"tokens": tokens(n + 30)}], "dense": True, "durable": True})
         self.assertEqual((status, reply["error"]["code"]), (507, "store"), reply)
         self.assertIn(os.path.join(mount_point, "store"), reply["error"]["message"])
         status, reply = d.post("/v1/score", {"sequences": [{"tokens": tokens(n)}], "top_k": 3})
