@@ -263,6 +263,12 @@ static void names_are_translated(void **state)
 	assert_string_equal(name, "blk.1023.attn_k_norm.weight");
 	assert_int_equal(gguf_source_name("lm_head.weight", name), 0);
 	assert_string_equal(name, "output.weight");
+	assert_int_equal(gguf_source_name("transformer.h.47.attn.c_attn.bias", name), 0);
+	assert_string_equal(name, "blk.47.attn_qkv.bias");
+	assert_int_equal(gguf_source_name("transformer.wpe.weight", name), 0);
+	assert_string_equal(name, "position_embd.weight");
+	assert_int_equal(gguf_source_name("transformer.h.0.self_attn.q_proj.weight", name), -ENOENT);
+	assert_int_equal(gguf_source_name("bert.embeddings.word_embeddings.weight", name), -ENOENT);
 	assert_int_equal(gguf_source_name("model.layers.x.mlp.up_proj.weight", name), -ENOENT);
 	assert_int_equal(gguf_source_name("model.layers.1.mlp.up_proj.bias", name), -ENOENT);
 }
