@@ -176,7 +176,8 @@ static int dump(json_t *root, size_t flags, char **ret_json, size_t *ret_n, stru
 static json_t *wordpiece_to_json(const struct tokenizer *t)
 {
 	return json_pack("{s:s, s:n, s:n, s:o, s:o, s:{s:s}, s:o, s:{s:s, s:s, s:b}, s:o}", "version", "1.0", "truncation", "padding",
-			 "added_tokens", added_to_json(&t->added), "normalizer", tokenizer_json_wordpiece_normalizer(t), "pre_tokenizer", "type", "BertPreTokenizer",
+			 "added_tokens", added_to_json(&t->added), "normalizer", tokenizer_json_wordpiece_normalizer(t),
+			 "pre_tokenizer", "type", "BertPreTokenizer",
 			 "post_processor", post_processor_to_json(t), "decoder", "type", "WordPiece", "prefix", WORDPIECE_PREFIX, "cleanup",
 			 t->wordpiece.cleanup, "model", tokenizer_json_wordpiece_model(t, vocabulary_to_json(&t->vocabulary)));
 }

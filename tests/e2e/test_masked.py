@@ -61,7 +61,8 @@ class Masked(unittest.TestCase):
         for one, rows in zip(reply["sequences"], alone):
             for row, record in zip(one["rows"], rows):
                 got = as_f32(row)
-                self.assertEqual({k: got[k] for k in ("ids", "logits", "own_logit")}, {k: record[k] for k in ("ids", "logits", "own_logit")})
+                for key in ("ids", "logits", "own_logit"):
+                    self.assertEqual(got[key], record[key])
         first, second = reply["sequences"][:2]
         self.assertNotEqual(first["rows"][0]["logits"], second["rows"][0]["logits"])
 
