@@ -230,7 +230,8 @@ const cuda_tiles *cuda_tiles_of(backend *be, int which, uint32_t n_rows, bool ca
 static int open_cuda(backend *be, const backend_options *options, struct error *err);
 
 #define CUDA_OPERATIONS(act_at_function) \
-	.name = "cuda", .head_rows = BACKEND_MAX_HEAD_ROWS, .open = open_cuda, .close = cuda_close, .sync = cuda_sync, .check_shape = cuda_check_shape, \
+	.name = "cuda", .head_rows = BACKEND_MAX_HEAD_ROWS, .open = open_cuda, .close = cuda_close, .sync = cuda_sync, \
+	.check_shape = cuda_check_shape, \
 	.real_new = cuda_real_new, .real_free = cuda_real_free, .real_at = cuda_real_at, \
 	.act_new = cuda_act_new, .act_free = cuda_act_free, .act_at = act_at_function, \
 	.real_write = cuda_real_write, .real_read = cuda_real_read, .act_write = cuda_act_write, .act_read = cuda_act_read, \
