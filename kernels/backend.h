@@ -239,7 +239,8 @@ struct backend_ops {
 	void (*lion)(struct backend *be, struct real *w, struct real *m, const struct real *g, size_t n, const struct lion *l);
 	// x becomes the nearest point of its grid: for each `group` columns of a row (group divides columns) scale = max|x| / (2^(bits-1) - 1),
 	// x = scale * round(x / scale), halves to even. 2 <= bits <= 16.
-	void (*fake_quantize)(struct backend *be, struct real *x /*(rows,columns)*/, uint32_t rows, uint32_t columns, uint32_t group, uint32_t bits);
+	void (*fake_quantize)(struct backend *be, struct real *x /*(rows,columns)*/, uint32_t rows, uint32_t columns, uint32_t group,
+			uint32_t bits);
 };
 
 struct backend {

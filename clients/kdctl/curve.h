@@ -14,8 +14,8 @@ struct curve {
 	bool logarithmic;                // values above 0 alone
 };
 
-// From a run's points (GET /v1/runs/ID/metrics). A number that is said again unchanged, as evaluations are between two of them, counts once.
-// n = 0 when no point has the key. -ENOMEM.
+// From a run's points (GET /v1/runs/ID/metrics). A number that is said again unchanged, as evaluations are between two of them, counts
+// once. n = 0 when no point has the key. -ENOMEM.
 int curve_init(struct curve *c, const json_t *points, const char *key, bool logarithmic);
 void curve_done(struct curve *c);
 

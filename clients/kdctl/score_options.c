@@ -168,7 +168,8 @@ static int parse_draws(struct kdctl *k, int c, struct score_options *o)
 
 static int parse_formats(struct kdctl *k, int c, struct score_options *o)
 {
-	static const char *const values[] = {"f32", "f16", "u8", NULL}, *const feature_values[] = {"f32", "f16", "bf16", NULL}, *const poolings[] = {"none", "mean", "last", NULL};
+	static const char *const values[] = {"f32", "f16", "u8", NULL}, *const feature_values[] = {"f32", "f16", "bf16", NULL},
+		*const poolings[] = {"none", "mean", "last", NULL};
 	int choice = 0, status;
 	switch (c) {
 	case OPT_VALUES: return parse_choice(k, "values", optarg, values, &o->query.values);

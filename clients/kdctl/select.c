@@ -35,7 +35,8 @@ static const char help[] =
 enum { OPT_REFERENCE = 256, OPT_TARGET, OPT_BAD, OPT_STUDENT, OPT_ITEMS, OPT_PREVIOUS, OPT_ALPHA, OPT_RATIO, OPT_COUNT, OPT_SEED, OPT_TOP,
        OPT_MIN_WORDS, OPT_OUTPUT, OPT_VALUES };
 
-static const struct option options[] = {{"reference", required_argument, NULL, OPT_REFERENCE}, {"target", required_argument, NULL, OPT_TARGET},
+static const struct option options[] = {
+	{"reference", required_argument, NULL, OPT_REFERENCE}, {"target", required_argument, NULL, OPT_TARGET},
 	{"bad", required_argument, NULL, OPT_BAD}, {"student", required_argument, NULL, OPT_STUDENT},
 	{"items", required_argument, NULL, OPT_ITEMS}, {"previous", required_argument, NULL, OPT_PREVIOUS},
 	{"alpha", required_argument, NULL, OPT_ALPHA}, {"ratio", required_argument, NULL, OPT_RATIO},

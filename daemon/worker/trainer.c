@@ -157,7 +157,8 @@ static void step_account(struct trainer *t, const struct student_sums *sums, dou
 	t->report.tokens_per_second = before > 0 ? 0.9 * before + 0.1 * rate : rate;
 }
 
-// One optimizer step; one whose answers are all lost changes nothing and has no loss. -ECANCELED when it was asked to stop: the step then has not happened.
+// One optimizer step; one whose answers are all lost changes nothing and has no loss. -ECANCELED when it was asked to
+// stop: the step then has not happened.
 static int step(struct trainer *t, struct error *err)
 {
 	struct student_sums sums = {0};
