@@ -41,7 +41,8 @@ struct snapshot_arrays {
 int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, const struct snapshot_state *state, uint32_t keep,
 		  struct error *err);
 // The newest checkpoint that verifies: fills parameters and arrays; one that has other arrays does not.
-// -ENOENT (err untouched) when there is none at all; ERROR_CORRUPT when none of those there verifies. *ret_skipped: why the last one passed over was, its code ERROR_NONE when none was.
+// -ENOENT (err untouched) when there is none at all; ERROR_CORRUPT when none of those there verifies. *ret_skipped: why the last one
+// passed over was, its code ERROR_NONE when none was.
 int snapshot_load(const char *directory, const struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *ret_skipped,
 		  struct error *err);
 // ERROR_CONFLICT naming the setting when `now` would not continue what `saved` began.
