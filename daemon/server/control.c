@@ -293,80 +293,6 @@ static int get_tokenizer(const struct control_input *in, struct control_reply *o
 	return r;
 }
 
-static int check_runs(const struct control_input *in, struct error *err)
-{
-	if (!service_supervisor(in->service))
-		return error_set(err, ERROR_UNSUPPORTED, NULL, "this server takes no training runs (no runs directory is set)");
-	return 0;
-}
-
-static int reply_run(const struct control_input *in, const char *id, struct control_reply *out, struct error *err)
-{
-	char *json = NULL;
-	int r = supervisor_get(service_supervisor(in->service), id, &json, err);
-	if (!r)
-		buffer_text(&out->body, json);
-	free(json);
-	return r;
-}
-
-static int post_runs(const struct control_input *in, struct control_reply *out, struct error *err)
-{
-	struct json_run run = {0};
-	char id[RUN_ID_MAX + 1];
-	int r = check_runs(in, err);
-	if (!r)
-		r = service_check_ready(in->service, err);
-	if (!r)
-		r = json_read_run(in->body, in->n, &run, err);
-	if (!r)
-		r = supervisor_start(service_supervisor(in->service), run.name, run.config, strlen(run.config), id, err);
-	if (!r) {
-		out->status = 201;
-		r = reply_run(in, id, out, err);
-	}
-	json_run_done(&run);
-	return r;
-}
-
-static int get_runs(const struct control_input *in, struct control_reply *out, struct error *err)
-{
-	char *json = NULL;
-	int r = check_runs(in, err);
-	if (!r)
-		r = supervisor_list(service_supervisor(in->service), &json, err);
-	if (!r)
-		buffer_text(&out->body, json);
-	free(json);
-	return r;
-}
-
-static int get_run(const struct control_input *in, struct control_reply *out, struct error *err)
-{
-	int r = check_runs(in, err);
-	return r ? r : reply_run(in, in->id, out, err);
-}
-
-static int get_history(const struct control_input *in, struct control_reply *out, struct error *err)
-{
-	char *json = NULL;
-	int r = check_runs(in, err);
-	if (!r)
-		r = supervisor_history(service_supervisor(in->service), in->id, &json, err);
-	if (!r)
-		buffer_text(&out->body, json);
-	free(json);
-	return r;
-}
-
-static int delete_run(const struct control_input *in, struct control_reply *out, struct error *err)
-{
-	int r = check_runs(in, err);
-	if (!r)
-		r = supervisor_stop(service_supervisor(in->service), in->id, err);
-	return r ? r : reply_run(in, in->id, out, err);
-}
-
 // HTTP answers exchanges itself; what comes here is a CALL.
 static int post_exchange(const struct control_input *in, struct control_reply *out, struct error *err)
 {
@@ -401,11 +327,11 @@ static const struct route {
 	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN},
 	{"POST", "/v1/weights", control_post_weights, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"POST", "/v1/runs", post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/v1/runs", get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/v1/runs/{id}", get_run, ROUTE_RUN, REPLY_ERRORS_OWN},
-	{"GET", "/v1/runs/{id}/metrics", get_history, ROUTE_RUN, REPLY_ERRORS_OWN},
-	{"DELETE", "/v1/runs/{id}", delete_run, ROUTE_RUN, REPLY_ERRORS_OWN},
+	{"POST", "/v1/runs", control_post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"GET", "/v1/runs", control_get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
+	{"GET", "/v1/runs/{id}", control_get_run, ROUTE_RUN, REPLY_ERRORS_OWN},
+	{"GET", "/v1/runs/{id}/metrics", control_get_history, ROUTE_RUN, REPLY_ERRORS_OWN},
+	{"DELETE", "/v1/runs/{id}", control_delete_run, ROUTE_RUN, REPLY_ERRORS_OWN},
 };
 #define N_ROUTES (sizeof routes / sizeof *routes)
 

@@ -13,3 +13,8 @@ struct control_input { struct service *service; const char *id; const char *body
 
 int control_check_loaded(const struct service *s, struct error *err);    // for what needs the model, and stays useful while draining
 int control_post_weights(const struct control_input *in, struct control_reply *out, struct error *err);
+int control_post_runs(const struct control_input *in, struct control_reply *out, struct error *err);
+int control_get_runs(const struct control_input *in, struct control_reply *out, struct error *err);
+int control_get_run(const struct control_input *in, struct control_reply *out, struct error *err);
+int control_get_history(const struct control_input *in, struct control_reply *out, struct error *err);
+int control_delete_run(const struct control_input *in, struct control_reply *out, struct error *err);

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/clock.h"
 #include "daemon/train/entry.h"
 #include "daemon/train/history.h"
 #include "daemon/train/settings.h"
@@ -40,13 +41,6 @@ struct supervisor {
 };
 
 enum watch_kind { WATCH_PIDFD, WATCH_PROGRESS, WATCH_TIMER };
-
-static uint64_t clock_ms(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-}
 
 static int watch(struct supervisor *s, int fd, uint32_t index, enum watch_kind kind)
 {

@@ -10,19 +10,13 @@
 #include <time.h>
 
 #include "common/error.h"
+#include "daemon/clock.h"
 #include "daemon/log.h"
 
 #define LINK_POLL_MS 200               // how soon a wait notices that it should end
 #define LINK_SILENCE_MS 120000         // a connection that says nothing for this long while we wait is taken for dead
 #define LINK_BACKOFF_MS 100            // first pause before asking again; doubled up to the next
 #define LINK_BACKOFF_MAX_MS 5000
-
-static uint64_t clock_ms(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
-}
 
 bool link_ending(const struct link *l)
 {

@@ -10,6 +10,7 @@
 
 #include "common/error.h"
 #include "common/record.h"
+#include "daemon/clock.h"
 #include "daemon/log.h"
 #include "daemon/model/tokenizer.h"
 #include "daemon/model/weights.h"
@@ -22,13 +23,6 @@
 #define TRAINER_AHEAD_NUMBERS (1u << 26)       // ids and logits held for that: half a GiB
 
 #define TRAINER_EMPTY_STEPS 16         // in a row, whose records are all damaged or gone: then something else is wrong
-
-static double clock_seconds(void)
-{
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 bool trainer_stopping(const struct trainer *t)
 {
