@@ -149,6 +149,12 @@ class Select(unittest.TestCase):
         items = self.write("held-out", [{"domain": d} for d in ("code", "prose", "new", "code")])
         self.assertIn("domain new", self.select("domains", "--student", later, "--items", items, "--previous", previous, teacher, expect=1))
 
+    def test_an_item_may_have_a_summary_of_its_own(self):
+        target = self.write("target", [{"text": "a cat"}])
+        items = self.write("items", [{"summary": "s", "text": "the cat"}, {"text": "a dog", "summary": {}}, {"summary": {"items": 2}}])
+        out = self.select("dsir", "--target", target, "--top", "--min-words", "0", "--ratio", "1", items)
+        self.assertEqual([json.loads(line)["text"] for line in out.splitlines()], ["the cat", "a dog"])
+
     def test_what_does_not_fit_together_is_named(self):
         two, three = self.scores("two", [1, 2]), self.scores("three", [1, 2, 3])
         cases = [
