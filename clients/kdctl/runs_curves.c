@@ -12,6 +12,7 @@
 
 #include "clients/kdctl/curve.h"
 #include "clients/kdctl/runs.h"
+#include "daemon/train/history.h"
 
 #define MAX_CURVES 16
 #define DEFAULT_PLOT "loss,held_out_kl,learning_rate"
@@ -40,31 +41,28 @@ static int keys_split(struct kdctl *k, const char *list, struct curve_options *o
 	return 0;
 }
 
-// Lines of a metrics.jsonl on this machine. What a resumed run repeats takes the place of what was there.
+// Every line of a metrics.jsonl on this machine.
 static json_t *points_read(struct kdctl *k, const char *path)
 {
 	FILE *f = fopen(path, "re");
 	json_t *points = json_array();
 	char *line = NULL;
 	size_t size = 0;
-	if (!f || !points) {
+	bool good = f && points;
+	if (!good)
 		kdctl_fail(k, "%s: %s", path, f ? "no memory" : strerror(errno));
-		json_decref(points);
-		points = NULL;
-	}
-	for (ssize_t n; points && (n = getline(&line, &size, f)) > 0;) {
-		json_t *point = json_loadb(line, (size_t)n, 0, NULL), *step = json_object_get(point, "step");
-		size_t there = json_array_size(points);
-		while (there && json_is_number(step) &&
-		       json_number_value(json_object_get(json_array_get(points, there - 1), "step")) >= json_number_value(step))
-			json_array_remove(points, --there);
-		if (json_is_number(step))
-			json_array_append(points, point);
-		json_decref(point);
+	for (ssize_t n; good && (n = getline(&line, &size, f)) > 0;) {
+		json_t *point = json_loadb(line, (size_t)n, 0, NULL);
+		if (point && history_add(points, point))
+			good = kdctl_fail(k, "no memory") == 0;
 	}
 	free(line);
 	if (f)
 		fclose(f);
+	if (!good) {
+		json_decref(points);
+		return NULL;
+	}
 	return points;
 }
 

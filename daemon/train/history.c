@@ -26,8 +26,7 @@ static double step_of(const json_t *point)
 	return json_number_value(json_object_get(point, "step"));
 }
 
-// Steps ascend: what a resumed run repeats takes the place of what was there.
-static int point_add(json_t *points, json_t *point)
+int history_add(json_t *points, json_t *point)
 {
 	if (!json_is_number(json_object_get(point, "step"))) {
 		json_decref(point);
@@ -71,7 +70,7 @@ static int lines_read(struct history *h)
 			continue;
 		}
 		json_t *point = json_loadb(line, n, 0, NULL);
-		if (point && point_add(h->points, point))
+		if (point && history_add(h->points, point))
 			return -ENOMEM;
 	}
 	return 0;
@@ -89,7 +88,7 @@ static int last_read(struct history *h)
 	const char *begin = memrchr(h->block, '\n', (size_t)n - 1);
 	begin = begin ? begin + 1 : h->block;
 	json_t *point = json_loadb(begin, (size_t)(h->block + n - 1 - begin), 0, NULL);
-	return point ? point_add(h->points, point) : 0;
+	return point ? history_add(h->points, point) : 0;
 }
 
 // Every second one until there are few enough, the last one stays.
