@@ -15,12 +15,14 @@
 
 struct rule { double learning_rate, weight_decay; };           // factor, and absolute
 
+enum array { MOMENT1, MOMENT2, AVERAGE, MASTER, N_ARRAYS };
+_Static_assert(N_ARRAYS == OPTIMIZER_MAX_ARRAYS, "optimizer.h has room for each");
+
 struct optimizer {
 	struct optimizer_options options;
 	struct weights *weights;
 	struct rule *rules;                    // (n_parameters)
-	struct real *moment1, *moment2;        // moment2: AdamW alone
-	struct real *average, *master;         // NULL = not kept
+	struct real *arrays[N_ARRAYS];         // NULL = not kept
 	bool swapped;
 };
 
@@ -72,8 +74,18 @@ static void parameters_set(struct optimizer *o, const struct real *from)
 		const struct parameter *one = &p->list[i];
 		uint32_t rows = (uint32_t)one->dims[0], columns = (uint32_t)one->dims[1];
 		uint32_t group = o->options.bits < 8 && columns % GRID_GROUP == 0 ? GRID_GROUP : columns;
-		if (o->master && on_grid(one))
+		if (o->arrays[MASTER] && on_grid(one))
 			be->ops->fake_quantize(be, be->ops->real_at(p->value, one->offset), rows, columns, group, o->options.bits);
+	}
+}
+
+static bool array_wanted(const struct optimizer_options *o, enum array which)
+{
+	switch (which) {
+	case MOMENT2: return o->kind == OPTIMIZER_ADAMW;
+	case AVERAGE: return o->average > 0;
+	case MASTER: return o->bits > 0;
+	default: return true;
 	}
 }
 
@@ -81,18 +93,14 @@ static int arrays_new(struct optimizer *o, struct error *err)
 {
 	struct backend *be = o->weights->backend;
 	const struct parameters *p = o->weights->parameters;
-	struct { struct real **array; bool wanted, copied; } all[] = {
-		{&o->moment1, true, false}, {&o->moment2, o->options.kind == OPTIMIZER_ADAMW, false},
-		{&o->average, o->options.average > 0, true}, {&o->master, o->options.bits > 0, true},
-	};
-	for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-		if (!all[i].wanted)
+	for (enum array i = 0; i < N_ARRAYS; i++) {
+		if (!array_wanted(&o->options, i))
 			continue;
-		*all[i].array = be->ops->real_new(be, p->n_values, err);
-		if (!*all[i].array)
+		o->arrays[i] = be->ops->real_new(be, p->n_values, err);
+		if (!o->arrays[i])
 			return error_errno(ERROR_MEMORY);
-		if (all[i].copied)
-			be->ops->real_copy(be, *all[i].array, p->value, p->n_values);
+		if (i == AVERAGE || i == MASTER)       // moments start at zero
+			be->ops->real_copy(be, o->arrays[i], p->value, p->n_values);
 	}
 	return 0;
 }
@@ -106,8 +114,8 @@ int optimizer_new(const struct optimizer_options *options, struct weights *w, st
 	o->weights = w;
 	int r = rules_make(o, err);
 	r = r ? r : arrays_new(o, err);
-	if (r == 0 && o->master) {
-		parameters_set(o, o->master);
+	if (r == 0 && o->arrays[MASTER]) {
+		parameters_set(o, o->arrays[MASTER]);
 		weights_refresh(w);
 	}
 	r = r ? r : backend_sync(w->backend, err);
@@ -124,10 +132,8 @@ struct optimizer *optimizer_free(struct optimizer *o)
 	if (!o)
 		return NULL;
 	struct backend *be = o->weights->backend;
-	be->ops->real_free(be, o->moment1);
-	be->ops->real_free(be, o->moment2);
-	be->ops->real_free(be, o->average);
-	be->ops->real_free(be, o->master);
+	for (enum array i = 0; i < N_ARRAYS; i++)
+		be->ops->real_free(be, o->arrays[i]);
 	free(o->rules);
 	free(o);
 	return NULL;
@@ -140,14 +146,14 @@ static void span_update(struct optimizer *o, size_t from, size_t n, const struct
 	const struct backend_ops *ops = be->ops;
 	const struct parameters *p = o->weights->parameters;
 	double rate = optimizer_rate(options, step) * rule->learning_rate;
-	struct real *value = ops->real_at(o->master ? o->master : p->value, from), *gradient = ops->real_at(p->gradient, from);
+	struct real *value = ops->real_at(o->arrays[MASTER] ? o->arrays[MASTER] : p->value, from), *gradient = ops->real_at(p->gradient, from);
 	if (options->kind == OPTIMIZER_LION) {
 		struct lion l = {rate, options->beta1, options->beta2, rule->weight_decay, grad_scale};
-		ops->lion(be, value, ops->real_at(o->moment1, from), gradient, n, &l);
+		ops->lion(be, value, ops->real_at(o->arrays[MOMENT1], from), gradient, n, &l);
 		return;
 	}
 	struct adamw a = {rate, options->beta1, options->beta2, options->epsilon, rule->weight_decay, grad_scale, step};
-	ops->adamw(be, value, ops->real_at(o->moment1, from), ops->real_at(o->moment2, from), gradient, n, &a);
+	ops->adamw(be, value, ops->real_at(o->arrays[MOMENT1], from), ops->real_at(o->arrays[MOMENT2], from), gradient, n, &a);
 }
 
 // Neighbours in storage that are treated alike go to the device as one array. What has no learning rate is left as it is.
@@ -173,9 +179,9 @@ static void average_update(struct optimizer *o)
 		size_t left = p->n_values - from;
 		uint32_t rows = left < AVERAGE_COLUMNS ? 1 : left / AVERAGE_COLUMNS > 65536 ? 65536 : (uint32_t)(left / AVERAGE_COLUMNS);
 		uint32_t columns = left < AVERAGE_COLUMNS ? (uint32_t)left : AVERAGE_COLUMNS;
-		struct real *average = be->ops->real_at(o->average, from);
+		struct real *average = be->ops->real_at(o->arrays[AVERAGE], from);
 		be->ops->mix(be, average, false, average, o->options.average, NULL, rows, columns);
-		be->ops->mix(be, average, true, be->ops->real_at(o->master ? o->master : p->value, from), 1 - o->options.average, NULL, rows, columns);
+		be->ops->mix(be, average, true, be->ops->real_at(o->arrays[MASTER] ? o->arrays[MASTER] : p->value, from), 1 - o->options.average, NULL, rows, columns);
 		from += (size_t)rows * columns;
 	}
 }
@@ -193,9 +199,9 @@ int optimizer_step(struct optimizer *o, uint64_t step, uint64_t n_positions, dou
 		return error_set(err, ERROR_NOT_FINITE, "gradient", "the gradient of step %llu is not finite", (unsigned long long)step);
 	double scale = o->options.clip > 0 && norm > o->options.clip ? o->options.clip / norm : 1;
 	parameters_update(o, step, scale / (double)n_positions);
-	if (o->master)
-		parameters_set(o, o->master);
-	if (o->average)
+	if (o->arrays[MASTER])
+		parameters_set(o, o->arrays[MASTER]);
+	if (o->arrays[AVERAGE])
 		average_update(o);
 	be->ops->real_zero(be, p->gradient, p->n_values);
 	weights_refresh(w);
@@ -210,14 +216,14 @@ void optimizer_swap_average(struct optimizer *o)
 {
 	struct backend *be = o->weights->backend;
 	const struct parameters *p = o->weights->parameters;
-	if (!o->average)
+	if (!o->arrays[AVERAGE])
 		return;
 	if (o->swapped) {
 		be->ops->real_copy(be, p->value, p->gradient, p->n_values);
 		be->ops->real_zero(be, p->gradient, p->n_values);
 	} else {
 		be->ops->real_copy(be, p->gradient, p->value, p->n_values);
-		parameters_set(o, o->average);
+		parameters_set(o, o->arrays[AVERAGE]);
 	}
 	o->swapped = !o->swapped;
 	weights_refresh(o->weights);
@@ -225,15 +231,18 @@ void optimizer_swap_average(struct optimizer *o)
 
 uint32_t optimizer_n_arrays(const struct optimizer_options *options)
 {
-	return 1u + (options->kind == OPTIMIZER_ADAMW) + (options->average > 0) + (options->bits > 0);
+	uint32_t n = 0;
+	for (enum array i = 0; i < N_ARRAYS; i++)
+		n += array_wanted(options, i);
+	return n;
 }
 
 uint32_t optimizer_arrays(const struct optimizer *o, struct optimizer_array ret[OPTIMIZER_MAX_ARRAYS])
 {
-	const struct optimizer_array all[] = {{"moment1", o->moment1}, {"moment2", o->moment2}, {"average", o->average}, {"master", o->master}};
+	static const char *const names[] = {[MOMENT1] = "moment1", [MOMENT2] = "moment2", [AVERAGE] = "average", [MASTER] = "master"};
 	uint32_t n = 0;
-	for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-		if (all[i].array)
-			ret[n++] = all[i];
+	for (enum array i = 0; i < N_ARRAYS; i++)
+		if (o->arrays[i])
+			ret[n++] = (struct optimizer_array){names[i], o->arrays[i]};
 	return n;
 }
