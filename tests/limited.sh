@@ -1,0 +1,13 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# limited.sh COMMAND...: runs one test. A test that has not ended after TEST_SECONDS [600] is a failed one: it is told to abort (Python then shows
+# where each thread stands), killed 20 s later, and the last line of its log says so.
+export PYTHONFAULTHANDLER=1
+timeout --signal=ABRT --kill-after=20 "${TEST_SECONDS:-600}" "$@"
+status=$?
+# 124: ended by the signal; 137: only by the kill
+if [ $status = 124 ] || [ $status = 137 ]; then
+	echo "not ended after ${TEST_SECONDS:-600} s (TEST_SECONDS): $*"
+	exit 1
+fi
+exit $status
