@@ -49,11 +49,11 @@ static struct act *make_act(struct maker *m, size_t width)
 	return x;
 }
 
+// But x_attention, which is there.
 static void make_layer(struct maker *m, const struct architecture *a, bool training, struct layer_activations *ret)
 {
 	size_t C = a->width, F = a->ffn_width, D = a->head_size, W = (a->n_heads + 2 * (size_t)a->n_kv_heads) * D;
 	bool apart = training && a->post_norm;
-	ret->x_attention = make_real(m, C);
 	ret->r_attention = apart ? make_real(m, C) : ret->x_attention;
 	ret->h_attention = make_act(m, C);
 	ret->qkv = make_act(m, W);
@@ -78,7 +78,6 @@ static void free_layer(struct backend *be, struct layer_activations *l)
 		ops->real_free(be, l->x_ffn);
 	if (l->qkv_plain != l->qkv)
 		ops->act_free(be, l->qkv_plain);
-	ops->real_free(be, l->x_attention);
 	ops->act_free(be, l->h_attention);
 	ops->act_free(be, l->qkv);
 	ops->act_free(be, l->heads);
@@ -125,14 +124,25 @@ static void free_head(struct activations *a)
 	ops->act_free(a->backend, a->dtransformed);
 }
 
+// Layers with an x_attention of their own: all of the first segment, and the first of each other.
+static bool keeps_input(const struct activations *x, uint32_t i)
+{
+	return i < x->segment || (x->training && i % x->segment == 0);
+}
+
 // x holds the layers' places.
 static void make_arrays(struct maker *m, const struct architecture *a, bool training, struct activations *x)
 {
 	for (uint32_t i = 0; i < a->n_layers; i++) {
-		if (training || i == 0)
-			make_layer(m, a, training, &x->layers[i]);
-		else
-			x->layers[i] = x->layers[0];
+		struct layer_activations *l = &x->layers[i];
+		if (i >= x->segment)
+			*l = x->layers[i % x->segment];
+		if (keeps_input(x, i))
+			l->x_attention = make_real(m, a->width);
+		if (i < x->segment)
+			make_layer(m, a, training, l);
+		else if (keeps_input(x, i) && !a->post_norm)
+			l->r_attention = l->x_attention;
 	}
 	x->x_final = training ? make_real(m, a->width) : x->layers[0].x_attention;
 	x->r_final = training && a->post_norm ? make_real(m, a->width) : x->x_final;
@@ -141,10 +151,18 @@ static void make_arrays(struct maker *m, const struct architecture *a, bool trai
 		make_gradients(m, a, x);
 }
 
-int activations_need(const struct architecture *a, uint32_t max_positions, bool training, struct backend_need *need, struct error *err)
+static uint32_t segment_of(const struct architecture *a, bool training, uint32_t recompute)
+{
+	uint32_t n = !training ? 1 : recompute ? recompute : a->n_layers;
+	return n < a->n_layers ? n : a->n_layers;
+}
+
+int activations_need(const struct architecture *a, uint32_t max_positions, bool training, uint32_t recompute, struct backend_need *need,
+		     struct error *err)
 {
 	struct maker m = {.count = &need->parts[training ? BACKEND_PART_TRAINING : BACKEND_PART_WORK], .err = err, .rows = max_positions};
-	struct activations x = {.layers = calloc(a->n_layers, sizeof *x.layers)};
+	struct activations x = {.layers = calloc(a->n_layers, sizeof *x.layers), .training = training,
+				.segment = segment_of(a, training, recompute)};
 	if (!x.layers)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %u layers", a->n_layers);
 	make_arrays(&m, a, training, &x);
@@ -152,7 +170,8 @@ int activations_need(const struct architecture *a, uint32_t max_positions, bool 
 	return m.result;
 }
 
-int activations_new(const struct weights *w, uint32_t max_positions, bool training, struct activations **ret, struct error *err)
+int activations_new(const struct weights *w, uint32_t max_positions, bool training, uint32_t recompute, struct activations **ret,
+		    struct error *err)
 {
 	const struct architecture *a = &w->architecture;
 	struct maker m = {.backend = w->backend, .err = err, .rows = max_positions};
@@ -164,6 +183,7 @@ int activations_new(const struct weights *w, uint32_t max_positions, bool traini
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %u layers", a->n_layers);
 	}
 	*x = (struct activations){.backend = w->backend, .n_layers = a->n_layers, .max_positions = max_positions, .training = training,
+				  .segment = segment_of(a, training, recompute),
 				  .shape = {a->n_heads, a->n_kv_heads, a->head_size, (float)(1 / sqrt(a->head_size)), a->masked}, .layers = layers};
 	make_arrays(&m, a, training, x);
 	if (m.result < 0) {
@@ -190,8 +210,12 @@ struct activations *activations_free(struct activations *a)
 	ops->act_free(a->backend, a->dheads);
 	ops->act_free(a->backend, a->dgate_up);
 	ops->act_free(a->backend, a->dffn);
-	for (uint32_t i = 0; i < (a->training ? a->n_layers : 1); i++)
-		free_layer(a->backend, &a->layers[i]);
+	for (uint32_t i = 0; i < a->n_layers; i++) {
+		if (i < a->segment)
+			free_layer(a->backend, &a->layers[i]);
+		if (keeps_input(a, i))
+			ops->real_free(a->backend, a->layers[i].x_attention);
+	}
 	free(a->layers);
 	free(a);
 	return NULL;

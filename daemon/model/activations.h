@@ -5,7 +5,8 @@
 #include "daemon/model/forward.h"
 
 // Inputs of one layer's operations. Without training every layer has the same arrays (each is dead once the next has been computed)
-// and x_ffn is x_attention; with training each layer keeps its own.
+// and x_ffn is x_attention; with training each layer keeps its own, or (recompute) shares all with the layers as many segments away
+// but, where it is the first of a segment, x_attention.
 struct layer_activations {
 	struct real *x_attention;        // (T, C) what the norm before the attention half reads: the residual stream, or (post-norm) the sum
 	struct real *r_attention;        // (T, C) what the half adds to: x_attention, or (post-norm) its norm
@@ -30,6 +31,7 @@ struct activations {
 	struct backend *backend;
 	uint32_t n_layers, max_positions;
 	bool training;
+	uint32_t segment;                    // layers whose arrays stand at a time: n_layers when all are kept; 1 without training
 	struct attention_shape shape;
 	struct layer_activations *layers;    // (n_layers)
 	struct real *x_final, *r_final;      // (T, C) as x_attention and r_attention, after the last layer
@@ -44,3 +46,7 @@ struct activations {
 	struct real *dx;                     // (T, C) of the residual stream
 	struct act *dh, *dqkv, *dheads, *dgate_up, *dffn, *dtransformed;
 };
+
+// The operations of layer i from its x_attention on, which must stand, shown to the tap or not. x_next: where the residual stream goes on;
+// NULL: it is not wanted.
+void forward_layer(const struct weights *w, struct activations *a, const struct layout *layout, uint32_t i, struct real *x_next, bool shown);

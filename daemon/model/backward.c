@@ -53,6 +53,38 @@ static void embed(const struct weights *w, const struct real *dx)
 		ops->embed_add_backward(w->backend, w->vector_gradients.token_types, dx, false, C);
 }
 
+// The arrays of the segment that begins at layer `first`, once more: forward went on and left another's there. What follows the segment
+// was kept.
+static void segment_recompute(const struct weights *w, struct activations *a, const struct layout *layout, uint32_t first)
+{
+	for (uint32_t i = first; i < first + a->segment; i++)
+		forward_layer(w, a, layout, i, i + 1 < first + a->segment ? a->layers[i + 1].x_attention : NULL, false);
+}
+
+static void layer(const struct weights *w, struct activations *a, uint32_t i, uint32_t T)
+{
+	struct backend *be = a->backend;
+	const struct backend_ops *ops = be->ops;
+	const struct layer_weights *lw = &w->layers[i];
+	const struct layer_gradients *g = &w->gradients[i];
+	const struct layer_activations *l = &a->layers[i];
+
+	ops->linear_real_backward(be, a->dffn, g->down, g->down_bias, a->dx, l->ffn, lw->down, T);
+	activate(w, a->dgate_up, a->dffn, l->gate_up, T);
+	ops->linear_backward(be, a->dh, g->gate_up, g->up_bias, a->dgate_up, l->h_ffn, lw->gate_up, T);
+	norm(w, a->dx, g->ffn_norm, g->ffn_norm_bias, a->dh, l->x_ffn, lw->ffn_norm, T);
+
+	ops->linear_real_backward(be, a->dheads, g->out, g->out_bias, a->dx, l->heads, lw->out, T);
+	ops->attention_backward(be, a->dqkv, a->dheads, l->qkv, l->heads, l->lse, &a->shape);
+	if (w->cosine)
+		ops->rope(be, a->dqkv, w->cosine, w->sine, &a->shape, true);
+	if (lw->q_norm)
+		ops->head_norm_backward(be, a->dqkv, g->q_norm, g->k_norm, a->dqkv, l->qkv_plain, lw->q_norm, lw->k_norm,
+					&a->shape, w->architecture.norm_epsilon);
+	ops->linear_backward(be, a->dh, g->qkv, g->qkv_bias, a->dqkv, l->h_attention, lw->qkv, T);
+	norm(w, a->dx, g->attention_norm, g->attention_norm_bias, a->dh, l->x_attention, lw->attention_norm, T);
+}
+
 void backward(const struct weights *w, struct activations *a, const struct layout *layout, const struct act *dfinal)
 {
 	struct backend *be = a->backend;
@@ -66,24 +98,9 @@ void backward(const struct weights *w, struct activations *a, const struct layou
 		dfinal = transform(w, a, dfinal, T);
 	norm(w, a->dx, w->vector_gradients.final_norm, w->vector_gradients.final_norm_bias, dfinal, a->x_final, w->vectors.final_norm, T);
 	for (uint32_t i = a->n_layers; i-- > 0;) {
-		const struct layer_weights *lw = &w->layers[i];
-		const struct layer_gradients *g = &w->gradients[i];
-		const struct layer_activations *l = &a->layers[i];
-
-		ops->linear_real_backward(be, a->dffn, g->down, g->down_bias, a->dx, l->ffn, lw->down, T);
-		activate(w, a->dgate_up, a->dffn, l->gate_up, T);
-		ops->linear_backward(be, a->dh, g->gate_up, g->up_bias, a->dgate_up, l->h_ffn, lw->gate_up, T);
-		norm(w, a->dx, g->ffn_norm, g->ffn_norm_bias, a->dh, l->x_ffn, lw->ffn_norm, T);
-
-		ops->linear_real_backward(be, a->dheads, g->out, g->out_bias, a->dx, l->heads, lw->out, T);
-		ops->attention_backward(be, a->dqkv, a->dheads, l->qkv, l->heads, l->lse, &a->shape);
-		if (w->cosine)
-			ops->rope(be, a->dqkv, w->cosine, w->sine, &a->shape, true);
-		if (lw->q_norm)
-			ops->head_norm_backward(be, a->dqkv, g->q_norm, g->k_norm, a->dqkv, l->qkv_plain, lw->q_norm, lw->k_norm,
-						&a->shape, arch->norm_epsilon);
-		ops->linear_backward(be, a->dh, g->qkv, g->qkv_bias, a->dqkv, l->h_attention, lw->qkv, T);
-		norm(w, a->dx, g->attention_norm, g->attention_norm_bias, a->dh, l->x_attention, lw->attention_norm, T);
+		if (i + 1 < a->n_layers && (i + 1) % a->segment == 0)
+			segment_recompute(w, a, layout, i + 1 - a->segment);
+		layer(w, a, i, T);
 	}
 	embed(w, a->dx);
 }

@@ -79,36 +79,44 @@ static void attend(const struct activations *a, const struct layer_activations *
 	ops->attention_cached(a->backend, l->heads, l->qkv, cache, &a->shape);
 }
 
-struct act *forward(const struct weights *w, struct activations *a, const struct layout *layout)
+void forward_layer(const struct weights *w, struct activations *a, const struct layout *layout, uint32_t i, struct real *x_next, bool shown)
 {
 	struct backend *be = a->backend;
 	const struct backend_ops *ops = be->ops;
-	const struct architecture *arch = &w->architecture;
-	uint32_t T = layout->n_positions, C = arch->width;
-	assert(T <= a->max_positions && (!layout->slots || (a->cache && !a->training && !arch->masked)));
-	ops->begin(be, layout);
-	embed(w, a->layers[0].x_attention);
-	for (uint32_t i = 0; i < a->n_layers; i++) {
-		const struct layer_weights *lw = &w->layers[i];
-		const struct layer_activations *l = &a->layers[i];
-		struct real *x_next = i + 1 < a->n_layers ? a->layers[i + 1].x_attention : a->x_final;
+	const struct layer_weights *lw = &w->layers[i];
+	const struct layer_activations *l = &a->layers[i];
+	uint32_t T = layout->n_positions, C = w->architecture.width;
 
-		norm(w, l->h_attention, l->r_attention, l->x_attention, lw->attention_norm, lw->attention_norm_bias, T);
+	norm(w, l->h_attention, l->r_attention, l->x_attention, lw->attention_norm, lw->attention_norm_bias, T);
+	if (shown)
 		show(a, FORWARD_HIDDEN, i, l->r_attention, NULL);
-		ops->linear(be, l->qkv_plain, l->h_attention, lw->qkv, lw->qkv_bias, T);
-		if (lw->q_norm)
-			ops->head_norm(be, l->qkv, l->qkv_plain, lw->q_norm, lw->k_norm, &a->shape, arch->norm_epsilon);
+	ops->linear(be, l->qkv_plain, l->h_attention, lw->qkv, lw->qkv_bias, T);
+	if (lw->q_norm)
+		ops->head_norm(be, l->qkv, l->qkv_plain, lw->q_norm, lw->k_norm, &a->shape, w->architecture.norm_epsilon);
+	if (shown)
 		show(a, FORWARD_QKV, i, NULL, l->qkv);
-		if (w->cosine)
-			ops->rope(be, l->qkv, w->cosine, w->sine, &a->shape, false);
-		attend(a, l, i, layout->slots != NULL);
-		add_product(be, l->x_ffn, l->r_attention, l->heads, lw->out, lw->out_bias, T, C);
+	if (w->cosine)
+		ops->rope(be, l->qkv, w->cosine, w->sine, &a->shape, false);
+	attend(a, l, i, layout->slots != NULL);
+	add_product(be, l->x_ffn, l->r_attention, l->heads, lw->out, lw->out_bias, T, C);
 
-		norm(w, l->h_ffn, l->r_ffn, l->x_ffn, lw->ffn_norm, lw->ffn_norm_bias, T);
-		ops->linear(be, l->gate_up, l->h_ffn, lw->gate_up, lw->up_bias, T);
-		activate(w, l->ffn, l->gate_up, T);
+	norm(w, l->h_ffn, l->r_ffn, l->x_ffn, lw->ffn_norm, lw->ffn_norm_bias, T);
+	ops->linear(be, l->gate_up, l->h_ffn, lw->gate_up, lw->up_bias, T);
+	activate(w, l->ffn, l->gate_up, T);
+	if (x_next)
 		add_product(be, x_next, l->r_ffn, l->ffn, lw->down, lw->down_bias, T, C);
-	}
+}
+
+struct act *forward(const struct weights *w, struct activations *a, const struct layout *layout)
+{
+	struct backend *be = a->backend;
+	const struct architecture *arch = &w->architecture;
+	uint32_t T = layout->n_positions;
+	assert(T <= a->max_positions && (!layout->slots || (a->cache && !a->training && !arch->masked)));
+	be->ops->begin(be, layout);
+	embed(w, a->layers[0].x_attention);
+	for (uint32_t i = 0; i < a->n_layers; i++)
+		forward_layer(w, a, layout, i, i + 1 < a->n_layers ? a->layers[i + 1].x_attention : a->x_final, true);
 	norm(w, a->final, a->r_final, a->x_final, w->vectors.final_norm, w->vectors.final_norm_bias, T);
 	show(a, FORWARD_HIDDEN, a->n_layers, a->r_final, NULL);
 	show(a, FORWARD_FINAL, 0, NULL, a->final);

@@ -9,11 +9,16 @@
 
 struct error;
 
-// Work arrays for at most max_positions rows; with `training` the per-layer inputs that backward needs are kept.
+// Work arrays for at most max_positions rows; with `training` the per-layer inputs that backward needs are kept. With `recompute` n > 0
+// (training only; gradient checkpointing, Chen et al., arXiv 1604.06174) of every n layers only what enters the first is, and backward
+// computes the rest of them again: the same numbers for a third more work and, instead of all layers' arrays, those of n layers and
+// ceil(n_layers / n) (T, C).
 struct activations;
-int activations_new(const struct weights *w, uint32_t max_positions, bool training, struct activations **ret, struct error *err);
+int activations_new(const struct weights *w, uint32_t max_positions, bool training, uint32_t recompute, struct activations **ret,
+		    struct error *err);
 // Adds to *need what activations_new will make.
-int activations_need(const struct architecture *a, uint32_t max_positions, bool training, struct backend_need *need, struct error *err);
+int activations_need(const struct architecture *a, uint32_t max_positions, bool training, uint32_t recompute, struct backend_need *need,
+		     struct error *err);
 struct activations *activations_free(struct activations *a);
 
 // What passes by in forward can be looked at, as soon as it stands and before it is overwritten. Training or not, the order is: the

@@ -69,7 +69,7 @@ int member_need(const struct member *m, bool owner, uint32_t capacity, const str
 	const struct architecture *a = &m->info->architecture;
 	int r = weights_need(a, m->info->max_tokens, 0, need, err);
 	if (!r)
-		r = activations_need(a, capacity, false, need, err);
+		r = activations_need(a, capacity, false, 0, need, err);
 	if (!r)
 		r = head_need(a, ANSWER_CHUNK_ROWS, false, !owner, need, err);
 	if (r || !options->cache_tokens || a->masked)
@@ -120,7 +120,7 @@ int member_load(struct member *m, struct backend *be, struct head *owner, const 
 	m->info->upload_seconds = clock_seconds() - began;
 	m->info->upload_bytes = r ? 0 : m->weights->file_bytes;
 	if (!r)
-		r = activations_new(m->weights, capacity, false, &m->activations, err);
+		r = activations_new(m->weights, capacity, false, 0, &m->activations, err);
 	if (!r)
 		r = owner ? head_open_beside(m->weights, owner, &m->head, err) : head_open(m->weights, ANSWER_CHUNK_ROWS, &m->head, err);
 	if (!r)

@@ -21,10 +21,10 @@ enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 struct run_settings {
 	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *from_layers;
 	struct config_list corpus, losses, parameters;
-	bool corpus_specials, tied_head;
+	bool corpus_specials, tied_head, checkpointing;
 	uint64_t patience;             // ms
 	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;
-	int64_t micro_batch, accumulate, steps, warmup, seed, evaluate_every, early_stop, checkpoint_every, keep, threads;
+	int64_t micro_batch, checkpointing_layers, accumulate, steps, warmup, seed, evaluate_every, early_stop, checkpoint_every, keep, threads;
 	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip, average;
 	int optimizer, quantize, export_which, missing, order, export_type, values, device, family;
 };

@@ -196,6 +196,7 @@ static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error 
 		.device = settings_device(s), .n_threads = (uint32_t)s->threads, .sequence_length = (uint32_t)s->sequence_length,
 		.micro_batch = (uint32_t)s->micro_batch, .top_k = t->held_out_query.top_k, .seed = (uint64_t)s->seed, .objective = t->objective,
 		.n_arrays = optimizer_n_arrays(&t->optimizing),
+		.recompute = s->checkpointing ? (uint32_t)s->checkpointing_layers : 0,
 	};
 	if (strcmp(s->student, "random") != 0)
 		return given_student_open(t, &o, vocab_size, err);
@@ -323,6 +324,8 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	if (r)
 		return r;
 	t->report.device = student_device(t->student);
+	log_info("activations of a micro-batch need %.1f MiB%s", (double)student_activation_bytes(t->student) / (1 << 20),
+		 t->settings->checkpointing ? ", with gradient checkpointing" : "");
 	t->report.n_parameters = student_weights(t->student)->parameters->n_values;
 	t->asked = t->state.position;
 	t->ahead = TRAINER_AHEAD;

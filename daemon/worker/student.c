@@ -30,6 +30,7 @@ struct student {
 	struct head *head;
 	struct act *dfinal;            // (max_rows, C)
 	char device[160];
+	struct backend_count activations_count;
 	// One packed micro-batch; arrays are for max_rows = micro_batch * L.
 	struct layout layout;
 	uint32_t *tokens, *places, *starts;
@@ -79,14 +80,16 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 }
 
 // Everything device_open will make.
-static int need_of(const struct student *s, const struct architecture *a, struct backend_need *need, struct error *err)
+static int need_of(struct student *s, const struct architecture *a, struct backend_need *need, struct error *err)
 {
 	uint32_t max_rows = s->options.micro_batch * s->options.sequence_length;
 	int r = weights_need(a, s->options.sequence_length, 2 + s->options.n_arrays, need, err);
-	r = r ? r : activations_need(a, max_rows, true, need, err);
+	struct backend_count *training = &need->parts[BACKEND_PART_TRAINING], before = *training;
+	r = r ? r : activations_need(a, max_rows, true, s->options.recompute, need, err);
+	s->activations_count = (struct backend_count){.n_real = training->n_real - before.n_real, .n_act = training->n_act - before.n_act};
 	r = r ? r : head_need(a, max_rows, true, false, need, err);
-	need->parts[BACKEND_PART_TRAINING].n_act += (uint64_t)max_rows * a->width;
-	need->parts[BACKEND_PART_TRAINING].n_arrays++;
+	training->n_act += (uint64_t)max_rows * a->width;
+	training->n_arrays++;
 	return r;
 }
 
@@ -100,7 +103,7 @@ static int device_open(struct student *s, const struct architecture *a, const st
 	r = r ? r : weights_new_trainable(s->backend, a, o->seed, o->sequence_length, &s->weights, err);
 	if (r == 0 && source)
 		r = weights_fill(s->weights, source, err);
-	r = r ? r : activations_new(s->weights, max_rows, true, &s->activations, err);
+	r = r ? r : activations_new(s->weights, max_rows, true, o->recompute, &s->activations, err);
 	r = r ? r : head_open(s->weights, max_rows, &s->head, err);
 	if (r)
 		return r;
@@ -155,6 +158,13 @@ struct weights *student_weights(struct student *s)
 const char *student_device(const struct student *s)
 {
 	return s->device;
+}
+
+uint64_t student_activation_bytes(const struct student *s)
+{
+	const char *device = s->backend->ops->name;
+	uint64_t real_bytes = strcmp(device, "ref") == 0 ? 8 : 4, act_bytes = strcmp(device, "cuda") == 0 ? 2 : real_bytes;
+	return s->activations_count.n_real * real_bytes + s->activations_count.n_act * act_bytes;
 }
 
 static bool has_temperature(const struct record_rows *t, float temperature)

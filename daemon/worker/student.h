@@ -23,6 +23,7 @@ struct student_options {
 	uint32_t micro_batch;          // most sequences of one call
 	uint32_t top_k;                // most ids of the teacher's in a row
 	uint64_t seed;                 // of a random start
+	uint32_t recompute;            // of activations_new: gradient checkpointing
 	uint32_t n_arrays;             // that the caller will make beside the parameters, in their layout: its optimizer's
 	struct objective *objective;   // begun; the caller's, which sets its step
 };
@@ -33,6 +34,7 @@ int student_open(const struct student_options *options, const struct architectur
 struct student *student_close(struct student *s);      // returns NULL; NULL is fine
 struct weights *student_weights(struct student *s);
 const char *student_device(const struct student *s);   // for people: "cpu, 2 threads, AVX2"
+uint64_t student_activation_bytes(const struct student *s);    // of all arrays between forward and backward, as counted at open
 
 // Sums over positions; zero it before the first micro-batch of a step.
 struct student_sums {

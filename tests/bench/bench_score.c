@@ -88,13 +88,13 @@ static int bench_open(struct bench *b, const struct options *o, struct error *er
 		return r;
 	struct tensor_source source = model_file_source(b->file);
 	const struct architecture *a = model_file_architecture(b->file);
-	if ((r = weights_need(a, o->length, false, &options.need, err)) < 0 || (r = activations_need(a, b->T, false, &options.need, err)) < 0 ||
+	if ((r = weights_need(a, o->length, false, &options.need, err)) < 0 || (r = activations_need(a, b->T, false, 0, &options.need, err)) < 0 ||
 	    (r = head_need(a, b->T, false, false, &options.need, err)) < 0 || (r = backend_open(o->device, &options, &b->backend, err)) < 0)
 		return r;
 	if (o->top_k > a->vocab_size)
 		return error_set(err, ERROR_INVALID, "top-k", "more than the vocabulary of %u", a->vocab_size);
 	if ((r = weights_load(b->backend, a, &source, o->length, &b->weights, err)) < 0 ||
-	    (r = activations_new(b->weights, b->T, false, &b->activations, err)) < 0)
+	    (r = activations_new(b->weights, b->T, false, 0, &b->activations, err)) < 0)
 		return r;
 	return head_open(b->weights, b->T, &b->head, err);
 }

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Training speed of the worker's student without a server: answers are made up, since speed does not depend on values here. Prints one
-// CSV row: bench_train [DEVICE [THREADS [STEPS]]]. The student: 8 layers, width 384, feed-forward 1024, 49152 tokens, tied head
-// (33.0 million parameters); 4 sequences of 512 tokens, top-k 64.
+// CSV row: bench_train [DEVICE [THREADS [STEPS [RECOMPUTE]]]] (RECOMPUTE: gradient checkpointing, the input of every so many layers kept).
+// The student: 8 layers, width 384, feed-forward 1024, 49152 tokens, tied head (33.0 million parameters); 4 sequences of 512 tokens,
+// top-k 64.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include "common/error.h"
@@ -79,9 +81,12 @@ static int bench(struct student *s, struct record_rows *const *answers, int step
 		total += end - begin;
 		optimizer_seconds += end - middle;
 	}
-	printf("device,parameters,tokens_per_step,top_k,steps,tokens_per_second,best_tokens_per_second,optimizer_ms\n");
-	printf("\"%s\",%llu,%d,%d,%d,%.0f,%.0f,%.1f\n", student_device(s), (unsigned long long)architecture_n_parameters(&architecture),
-	       BATCH * LENGTH, TOP_K, steps, steps * BATCH * LENGTH / total, BATCH * LENGTH / best, 1000 * optimizer_seconds / steps);
+	struct rusage used;
+	getrusage(RUSAGE_SELF, &used);
+	printf("device,parameters,tokens_per_step,top_k,steps,tokens_per_second,best_tokens_per_second,optimizer_ms,activation_mib,peak_mib\n");
+	printf("\"%s\",%llu,%d,%d,%d,%.0f,%.0f,%.1f,%.1f,%.1f\n", student_device(s), (unsigned long long)architecture_n_parameters(&architecture),
+	       BATCH * LENGTH, TOP_K, steps, steps * BATCH * LENGTH / total, BATCH * LENGTH / best, 1000 * optimizer_seconds / steps,
+	       (double)student_activation_bytes(s) / (1 << 20), (double)used.ru_maxrss / 1024);
 out:
 	optimizer_free(optimizer);
 	return r;
@@ -98,7 +103,7 @@ int main(int argc, char **argv)
 	r = r ? r : objective_add(objective, "cross-entropy weight=0.1", "bench", &err);
 	r = r ? r : objective_begin(objective, 1, VOCABULARY);
 	struct student_options o = {.device = argc > 1 ? argv[1] : "cpu", .n_threads = argc > 2 ? (uint32_t)atoi(argv[2]) : 0,
-				    .sequence_length = LENGTH, .micro_batch = BATCH, .top_k = TOP_K, .n_arrays = 2, .seed = 1,
+				    .sequence_length = LENGTH, .micro_batch = BATCH, .top_k = TOP_K, .n_arrays = 2, .seed = 1, .recompute = argc > 4 ? (uint32_t)atoi(argv[4]) : 0,
 				    .objective = objective};
 	for (uint32_t i = 0; r == 0 && i < BATCH; i++)
 		r = answer_make(i, &answers[i], &err);

@@ -104,7 +104,7 @@ void golden_model_open(struct golden_model *m, const char *path, const char *dev
 			   weights_load(m->backend, a, &source, max_positions, &m->weights, &err);
 	if (r == 0 && training)
 		r = weights_fill(m->weights, &source, &err);
-	if (r < 0 || activations_new(m->weights, max_positions, training, &m->activations, &err) < 0 ||
+	if (r < 0 || activations_new(m->weights, max_positions, training, 0, &m->activations, &err) < 0 ||
 	    head_open(m->weights, max_positions, &m->head, &err) < 0)
 		fail_msg("%s: %s: %s", path, err.field, err.message);
 }

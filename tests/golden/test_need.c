@@ -100,6 +100,8 @@ static void compare(const char *name, const struct backend_need *need)
 
 // ---- the parts of a model
 
+static uint32_t recompute;             // of activations
+
 struct parts {
 	struct weights *weights;
 	struct activations *activations;
@@ -111,7 +113,7 @@ static void count(const struct architecture *a, bool training, struct backend_ne
 {
 	struct error err = {0};
 	int r = weights_need(a, MAX_ROWS, training ? 2 : 0, need, &err);
-	r = r ? r : activations_need(a, MAX_ROWS, training, need, &err);
+	r = r ? r : activations_need(a, MAX_ROWS, training, recompute, need, &err);
 	r = r ? r : head_need(a, MAX_ROWS, training, false, need, &err);
 	if (!training) {
 		r = r ? r : head_need(a, MAX_ROWS, false, true, need, &err);
@@ -128,7 +130,7 @@ static void make(struct backend *be, struct model_file *file, bool training, str
 	struct tensor_source source = model_file_source(file);
 	int r = training ? weights_new_trainable(be, a, 1, MAX_ROWS, &p->weights, &err) : weights_load(be, a, &source, MAX_ROWS, &p->weights,
 			&err);
-	r = r ? r : activations_new(p->weights, MAX_ROWS, training, &p->activations, &err);
+	r = r ? r : activations_new(p->weights, MAX_ROWS, training, recompute, &p->activations, &err);
 	r = r ? r : head_open(p->weights, MAX_ROWS, &p->head, &err);
 	if (!training) {
 		r = r ? r : head_open_beside(p->weights, p->head, &p->beside, &err);
@@ -185,6 +187,10 @@ static void what_is_trained_is_counted(void **state)
 	for (size_t i = 0; i < N_NAMES; i++)
 		check_model(names[i], true, BACKEND_NUMERIC_AUTO);
 	check_model(names[0], true, BACKEND_NUMERIC_F32);
+	for (recompute = 1; recompute <= 2; recompute++)
+		for (size_t i = 0; i < N_NAMES; i++)
+			check_model(names[i], true, BACKEND_NUMERIC_AUTO);
+	recompute = 0;
 }
 
 int main(void)

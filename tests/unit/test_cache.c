@@ -27,7 +27,7 @@ static void model_open(struct model *m, const char *backend, uint32_t n_slots)
 	struct error err = {0};
 	*m = (struct model){0};
 	if (backend_open(backend, &options, &m->be, &err) || weights_new_trainable(m->be, &a, 3, CONTEXT, &m->weights, &err) ||
-	    activations_new(m->weights, MAX_T, false, &m->activations, &err) || cache_open(m->weights, n_slots, &m->cache, &err))
+	    activations_new(m->weights, MAX_T, false, 0, &m->activations, &err) || cache_open(m->weights, n_slots, &m->cache, &err))
 		fail_msg("%s", err.message);
 	activations_cache(m->activations, m->cache);
 }

@@ -70,7 +70,7 @@ static void model_open(struct model *m, bool tied, bool qkv_bias, bool qk_norm)
 				 .qkv_bias = qkv_bias, .qk_norm = qk_norm, .bos_id = -1, .eos_id = -1};
 	*m = (struct model){0};
 	if (backend_open("ref", &options, &m->be, &err) < 0 || weights_new_trainable(m->be, &a, 1, 64, &m->weights, &err) < 0 ||
-	    activations_new(m->weights, T, true, &m->activations, &err) < 0 || head_open(m->weights, T, &m->head, &err) < 0)
+	    activations_new(m->weights, T, true, 0, &m->activations, &err) < 0 || head_open(m->weights, T, &m->head, &err) < 0)
 		fail_msg("%s", err.message);
 	m->dhidden = m->be->ops->act_new(m->be, T * 16, &err);
 	assert_non_null(m->dhidden);
@@ -214,7 +214,7 @@ static void inference_gives_the_rows_of_training(void **state)
 		struct activations *inference;
 		double want[T * 16], got[T * 16];
 		model_open(&m, true, i, i);
-		assert_int_equal(activations_new(m.weights, T, false, &inference, NULL), 0);
+		assert_int_equal(activations_new(m.weights, T, false, 0, &inference, NULL), 0);
 		m.be->ops->act_read(m.be, want, forward(m.weights, m.activations, &m.layout), T * 16);
 		m.be->ops->act_read(m.be, got, forward(m.weights, inference, &m.layout), T * 16);
 		assert_memory_equal(got, want, sizeof want);
@@ -276,7 +276,7 @@ static void looks_show_the_same_in_training_and_inference(void **state)
 		assert_true(want && got);
 		model_open(&m, true, i, i);
 		want->be = got->be = m.be;
-		assert_int_equal(activations_new(m.weights, T, false, &inference, NULL), 0);
+		assert_int_equal(activations_new(m.weights, T, false, 0, &inference, NULL), 0);
 		activations_tap(m.activations, look, want);
 		activations_tap(inference, look, got);
 		forward(m.weights, m.activations, &m.layout);
