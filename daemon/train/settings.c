@@ -72,6 +72,22 @@ static int shards_check(const struct run_settings *s, const char *shards, struct
 	return 0;
 }
 
+bool settings_labels(const struct run_settings *s)
+{
+	return s->teacher && strcmp(s->teacher, "labels") == 0;
+}
+
+static int labels_check(const struct run_settings *s, struct error *err)
+{
+	if (s->server)
+		return error_set(err, ERROR_INVALID, "server", "is set and teacher = labels: a run learns from one of the two");
+	if (s->store)
+		return error_set(err, ERROR_INVALID, "store", "keeps what a server says; with teacher = labels nothing is received");
+	if (!s->tokenizer && strcmp(s->student, "random") == 0)
+		return error_set(err, ERROR_INVALID, "tokenizer", "is missing: with teacher = labels there is no server to ask for it");
+	return 0;
+}
+
 static int teacher_check(const struct run_settings *s, struct error *err)
 {
 	struct content_id id;
@@ -80,9 +96,10 @@ static int teacher_check(const struct run_settings *s, struct error *err)
 		return error_set(err, ERROR_INVALID, "teacher-id", "64 hexadecimal digits are expected");
 	if (shards)
 		return shards_check(s, shards, err);
-	if (s->corpus.n == 0)
+	int r = settings_labels(s) ? labels_check(s, err) : 0;
+	if (r == 0 && s->corpus.n == 0)
 		return error_set(err, ERROR_INVALID, "corpus", "is missing: name at least one text file");
-	return 0;
+	return r;
 }
 
 int settings_objective(const struct run_settings *s, struct objective **ret, struct error *err)
@@ -111,7 +128,10 @@ static int losses_check(const struct run_settings *s, struct error *err)
 		return r;
 	int64_t width = objective_width(o, UINT32_MAX);
 	uint32_t own_k = objective_own_k(o);
+	bool asks = objective_asks_teacher(o);
 	objective_free(o);
+	if (settings_labels(s) && asks)
+		return error_set(err, ERROR_UNSUPPORTED, "loss", "teacher = labels knows the next token alone: cross-entropy is the loss for it");
 	if (own_k && settings_shards(s))
 		return error_set(err, ERROR_UNSUPPORTED, "loss", "support=student and support=both need a live teacher: shards hold what was asked");
 	if (n_positions > (INT64_C(1) << 28) / width)

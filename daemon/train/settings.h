@@ -36,6 +36,8 @@ void settings_done(struct run_settings *s);                        // harmless t
 int settings_check(const struct run_settings *s, struct error *err);
 // The directories of teacher = shards:DIR[,DIR...]; NULL: a live teacher.
 const char *settings_shards(const struct run_settings *s);
+// teacher = labels: nobody is asked, the corpus itself says which token follows.
+bool settings_labels(const struct run_settings *s);
 // What the lines "loss" say, not yet begun; the caller frees it.
 int settings_objective(const struct run_settings *s, struct objective **ret, struct error *err);
 bool settings_is_gpt2(const struct run_settings *s);             // student-family; GPT-2 has a key/value head for each head

@@ -169,7 +169,7 @@ static void *thread_main(void *arg)
 static int answers_start(struct answers *a, const struct answers_options *options, struct error *err)
 {
 	int r = options->shards ? source_shards_open(options, &a->closing, &a->source, err)
-		: source_server_open(options, &a->closing, &a->source, err);
+		: options->labels ? source_labels_open(options, &a->closing, &a->source, err) : source_server_open(options, &a->closing, &a->source, err);
 	if (r)
 		return r;
 	r = pthread_create(&a->thread, NULL, thread_main, a);
@@ -230,7 +230,7 @@ const struct answers_info *answers_info(const struct answers *a)
 int answers_get(struct answers *a, const char *path, char **ret_body, size_t *ret_n, struct error *err)
 {
 	if (!a->source->ops->get)
-		return error_set(err, ERROR_UNSUPPORTED, "teacher", "shards have no %s", path);
+		return error_set(err, ERROR_UNSUPPORTED, "teacher", "only a server has %s", path);
 	return a->source->ops->get(a->source, path, ret_body, ret_n, err);
 }
 

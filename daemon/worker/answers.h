@@ -17,9 +17,12 @@ struct answers;
 struct id_lists;
 struct error;
 struct record_rows;
+struct tokenizer;
 
 struct answers_options {
 	const char *shards;                    // directories, separated by commas: no server is asked. NULL = server
+	const struct tokenizer *labels;        // nobody is asked: the next token is the answer, in its vocabulary. NULL = server
+	uint32_t max_tokens;                   // of a question, with labels
 	const char *server;                    // "unix:PATH" or "tcp:ADDRESS:PORT"
 	const char *teacher;                   // name of one of the server's teachers; NULL = its first
 	const char *teacher_id;                // fingerprint that is wanted, 64 hexadecimal digits; NULL = any

@@ -155,7 +155,7 @@ static int settings_read(int argc, char **argv, struct arguments *a, struct run_
 	int status = arguments_read(argc, argv, a, s, true);
 	if (status >= 0)
 		return status;
-	if (!s->server && !settings_shards(s) && a->default_server &&
+	if (!s->server && !settings_shards(s) && !settings_labels(s) && a->default_server &&
 	    config_set(table, n, s, "server", a->default_server, "--default-server", &err))
 		return complain(EXIT_USAGE, &err);
 	if (settings_check(s, &err))

@@ -80,10 +80,11 @@ static int teacher_open(struct trainer *t, struct error *err)
 {
 	const struct run_settings *s = t->settings;
 	const char *shards = settings_shards(s);
-	if (!shards && !s->server)
+	bool labels = settings_labels(s);
+	if (!shards && !labels && !s->server)
 		return error_set(err, ERROR_INVALID, "server", "is missing: where does the teacher answer? (or teacher = shards:DIR)");
-	int r = shards ? 0 : token_read(t, err);
-	struct answers_options o = {.shards = shards, .server = s->server, .teacher = s->teacher, .teacher_id = s->teacher_id, .token = t->token,
+	int r = labels ? tokenizer_open_path(s->tokenizer ? s->tokenizer : s->student, &t->tokenizer, err) : shards ? 0 : token_read(t, err);
+	struct answers_options o = {.shards = shards, .labels = labels ? t->tokenizer : NULL, .max_tokens = (uint32_t)s->sequence_length, .server = s->server, .teacher = s->teacher, .teacher_id = s->teacher_id, .token = t->token,
 				    .store_directory = s->store, .patience_ms = s->patience, .stop = t->options.stop};
 	r = r ? r : answers_open(&o, &t->answers, err);
 	if (r == 0)
@@ -121,6 +122,8 @@ static int tokenizer_open(struct trainer *t, struct error *err)
 {
 	const struct run_settings *s = t->settings;
 	const char *path = s->tokenizer ? s->tokenizer : settings_shards(s) ? s->student : NULL;
+	if (t->tokenizer)
+		return 0;                                      // labels are of its own making
 	int r = path ? tokenizer_open_path(path, &t->tokenizer, err) : tokenizer_fetch(t, err);
 	return r ? r : tokenizer_check(t, !path ? "server" : s->tokenizer ? "tokenizer" : "student", err);
 }

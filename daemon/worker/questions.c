@@ -25,7 +25,8 @@ void questions_at(const struct trainer *t, uint64_t step, struct query *ret)
 // serve a run whatever part of them it holds out.
 void questions_prepare(struct trainer *t)
 {
-	uint32_t least = QUESTIONS_HELD_OUT_TOP_K < t->vocab_size ? QUESTIONS_HELD_OUT_TOP_K : t->vocab_size;
+	uint32_t most = answers_info(t->answers)->max_top_k < t->vocab_size ? answers_info(t->answers)->max_top_k : t->vocab_size;
+	uint32_t least = QUESTIONS_HELD_OUT_TOP_K < most ? QUESTIONS_HELD_OUT_TOP_K : most;
 	questions_at(t, 0, &t->query);
 	t->held_out_query = t->query;
 	if (t->held_out_query.top_k == 0)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where answers come from, as answers.c sees it: a server (source_server.c) or shards (source_shards.c). Opened by one thread, then used by
+// Where answers come from, as answers.c sees it: a server (source_server.c), shards (source_shards.c) or
+// the text alone (source_labels.c). Opened by one thread, then used by
 // answers.c's own; only the counters are shared.
 #pragma once
 
@@ -35,6 +36,7 @@ struct source {
 
 // Each gives what close takes also when it fails, or NULL.
 int source_server_open(const struct answers_options *options, const atomic_bool *closing, struct source **ret, struct error *err);
+int source_labels_open(const struct answers_options *options, const atomic_bool *closing, struct source **ret, struct error *err);
 int source_shards_open(const struct answers_options *options, const atomic_bool *closing, struct source **ret, struct error *err);
 
 // The question as the teacher's limits allow it, with `gather` where that is not NULL, canonical; query_done it, also after a failure.

@@ -246,6 +246,34 @@ class Offline(unittest.TestCase):
         self.refused(["a schedule asks", "at step"], temperature=None, ce_weight=None, top_k=None,
                      loss="forward-kl temperature=linear:2:4 top-k=16")
 
+    # ---- no teacher
+
+    def labels(self, **keys):
+        return text_of(**{"teacher": "labels", "tokenizer": self.model, "corpus": self.text, "loss": "cross-entropy", "epochs": 1.5, **keys})
+
+    def test_labels_alone_give_what_cross_entropy_beside_a_teacher_gives(self):
+        beside = os.path.join(self.own, "beside")
+        with kdserved.Daemon(directory=self.directory) as daemon:
+            self.run_well(beside, text_of(server="unix:" + daemon.socket_path, corpus=self.text, loss="cross-entropy", epochs=1.5))
+        self.killed_at(self.labels(), 6)
+        self.run_well(self.output, self.labels(), "--resume")
+        mine, theirs = metrics(self.output), metrics(beside)
+        self.assertEqual({k: (v["loss"], v["gradient_norm"]) for k, v in mine.items()}, {k: (v["loss"], v["gradient_norm"]) for k, v in theirs.items()})
+        said = last_report(self.output)
+        self.assertEqual((said["teacher_perplexity"], said["masked"]), (1, 0))
+        self.assertAlmostEqual(said["held_out_kl"], said["held_out_ce"], places=9)
+        self.assertEqual(said["held_out_ce"], last_report(beside)["held_out_ce"])
+        self.assertEqual(read(self.output, "student", "model.safetensors"), read(beside, "student", "model.safetensors"))
+
+    def test_labels_go_with_nothing_that_asks_a_teacher(self):
+        for words, keys in ((["loss", "cross-entropy"], {"loss": "forward-kl"}), (["server", "one of the two"], {"server": "unix:/nowhere"}),
+                            (["store"], {"store": self.own}), (["tokenizer", "is missing"], {"tokenizer": None}),
+                            (["corpus", "is missing"], {"corpus": None})):
+            status, err = self.work(self.output, self.labels(**keys))
+            self.assertEqual(status, 78, err)
+            for word in words:
+                self.assertIn(word, err)
+
     # ---- several teachers
 
     def test_each_of_several_teachers_can_be_named(self):
