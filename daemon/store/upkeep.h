@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Work on the shards of a directory that nobody is writing to: letting go of old ones, rewriting them without what says nothing new. Takes
-// the directory's lock (-EEXIST, ERROR_CONFLICT: a daemon has it). A process killed at any point leaves a store that answers all it did.
+// Work on the shards of a directory that nobody is writing to: letting go of old ones, rewriting them without what says nothing new, adding
+// those of other directories. Takes the directory's lock (-EEXIST, ERROR_CONFLICT: a daemon has it). A process killed at any point leaves a store that answers all it did.
 #pragma once
 
 #include <stdbool.h>
@@ -48,3 +48,22 @@ struct upkeep_compacted {
 // one contains; joins small ones. The bytes of records stay as they are. New shards are whole and durable before the ones they replace are
 // removed, one after the other: room for two shards is enough. What was done before a failure stays done and is in *ret.
 int upkeep_compact(const struct upkeep_compact *o, struct upkeep_compacted *ret, struct error *err);
+
+struct upkeep_merge {
+	const char *directory;               // made when missing
+	uint64_t shard_bytes;                // at which a new shard is begun; 0 = 256 MiB
+	char *const *from;                   // other directories; may be in use, nothing in them is touched
+	size_t n_from;
+	void (*damaged)(void *arg, const char *from, const struct survey_item *damage);
+	void (*progress)(void *arg, uint64_t done_bytes, uint64_t all_bytes);       // of each directory in turn; NULL = none
+	void *arg;
+};
+struct upkeep_merged {
+	uint64_t n_records;                  // good ones met, in all
+	uint64_t n_there;                    // of them not needed
+	uint64_t n_damaged;                  // damaged places, left out
+	uint64_t n_bytes;                    // added
+};
+// Appends what other directories hold, byte for byte and durably, then their notes on who answered. A key that is there already stays as
+// it is; the first copy wins. Repeating it goes on with what is missing. What was done before a failure stays done and is in *ret.
+int upkeep_merge(const struct upkeep_merge *o, struct upkeep_merged *ret, struct error *err);

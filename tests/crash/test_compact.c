@@ -105,23 +105,6 @@ static char *store_make(void)
 	return d;
 }
 
-static char *store_copy(const char *from)
-{
-	char *d = fixture_directory();
-	DIR *dir = opendir(from);
-	assert_non_null(dir);
-	for (struct dirent *e; (e = readdir(dir));) {
-		size_t n;
-		if (e->d_name[0] == '.')
-			continue;
-		uint8_t *bytes = fixture_read(from, e->d_name, &n);
-		fixture_write(d, e->d_name, bytes, n);
-		free(bytes);
-	}
-	closedir(dir);
-	return d;
-}
-
 static unsigned count_files(const char *directory, const char *end)
 {
 	unsigned n = 0;
@@ -364,7 +347,7 @@ static void no_answer_is_lost_at_any_named_place(void **state)
 		if (only && strcmp(only, crash_name(at)) != 0)
 			continue;
 		for (unsigned nth = 1; nth <= n_kills; nth++) {
-			char *d = store_copy(whole);
+			char *d = fixture_copy(whole);
 			point.at = at;
 			point.nth = nth;
 			atomic_store(&point.n, 0);
@@ -389,7 +372,7 @@ static void no_answer_is_lost_to_kill_9(void **state)
 	unsigned n_kills = (unsigned)(from_environment("KD_KILLS", 300) / 10), n_killed = 0;
 	rng_state = from_environment("KD_SEED", (uint64_t)time(NULL) ^ ((uint64_t)getpid() << 32));
 	print_message("KD_SEED=%llu, %u kills at random times\n", (unsigned long long)rng_state, n_kills);
-	char *whole = store_make(), *d = store_copy(whole);
+	char *whole = store_make(), *d = fixture_copy(whole);
 	for (unsigned i = 0; i < n_kills; i++) {
 		pid_t child = compact_start(d, false);
 		usleep(rng() % 30000);
@@ -401,7 +384,7 @@ static void no_answer_is_lost_to_kill_9(void **state)
 			continue;
 		expect_whole(d);
 		fixture_remove(d);
-		d = store_copy(whole);
+		d = fixture_copy(whole);
 	}
 	print_message("%u were killed before they were through\n", n_killed);
 	fixture_remove(d);

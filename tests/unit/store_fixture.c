@@ -270,3 +270,21 @@ unsigned fixture_walk(struct store *s, unsigned *ret_damaged, char first_place[9
 		record_unref(r);
 	}
 }
+
+char *fixture_copy(const char *directory)
+{
+	char *to = fixture_directory();
+	DIR *d = opendir(directory);
+	if (!d)
+		fatal(directory, NULL);
+	for (struct dirent *e; (e = readdir(d));) {
+		size_t n;
+		if (e->d_name[0] == '.')
+			continue;
+		uint8_t *bytes = fixture_read(directory, e->d_name, &n);
+		fixture_write(to, e->d_name, bytes, n);
+		free(bytes);
+	}
+	closedir(d);
+	return to;
+}

@@ -14,6 +14,7 @@ struct record *fixture_record_sized(uint64_t n);      // sizes vary with n: most
 
 char *fixture_directory(void);                        // a new empty one, with room for "/..." behind; the caller removes it
 void fixture_remove(char *directory);                 // with all files in it; frees
+char *fixture_copy(const char *directory);            // of all files in it; the caller removes it
 
 struct store *fixture_open(const char *directory, uint64_t shard_bytes);
 struct store *fixture_open_reader(const char *directory);
