@@ -6,6 +6,7 @@
 #include "common/error.h"
 #include "common/sequence.h"
 #include "daemon/loss/objective.h"
+#include "daemon/loss/schedule.h"
 #include "daemon/train/group.h"
 
 #define OPTION(field, name, type, min, max, fallback, choices, unit, help) \
@@ -140,6 +141,32 @@ static int losses_check(const struct run_settings *s, struct error *err)
 	return 0;
 }
 
+bool settings_rollouts(const struct run_settings *s)
+{
+	struct schedule chance;
+	return s->rollouts && schedule_parse(s->rollouts, &chance) == 0 && !schedule_is(&chance, 0);
+}
+
+static int rollouts_check(const struct run_settings *s, struct error *err)
+{
+	struct schedule chance;
+	if (!s->rollouts || schedule_parse(s->rollouts, &chance))
+		return error_set(err, ERROR_INVALID, "rollouts", "%s: a number is expected, or a schedule (linear:0:1)", s->rollouts ? s->rollouts : "");
+	if (!schedule_within(&chance, 0, 1))
+		return error_set(err, ERROR_INVALID, "rollouts", "%s: from 0 to 1 is expected", s->rollouts);
+	if (schedule_is(&chance, 0))
+		return 0;
+	if (settings_shards(s) || settings_labels(s))
+		return error_set(err, ERROR_UNSUPPORTED, "rollouts", "need a live teacher: %s",
+				 settings_labels(s) ? "teacher = labels asks nobody" : "shards cannot say anything of text that is new");
+	if (s->rollout_prompt + s->rollout_tokens > s->sequence_length)
+		return error_set(err, ERROR_INVALID, "rollout-tokens", "%lld and rollout-prompt (%lld) are over sequence-length (%lld)",
+				 (long long)s->rollout_tokens, (long long)s->rollout_prompt, (long long)s->sequence_length);
+	if (s->rollout_temperature != 0 && s->rollout_temperature < 1e-4)
+		return error_set(err, ERROR_INVALID, "rollout-temperature", "%g: 0, or 0.0001 to 10000 is expected", s->rollout_temperature);
+	return 0;
+}
+
 static int optimizer_check(const struct run_settings *s, struct error *err)
 {
 	struct group g;
@@ -159,6 +186,7 @@ int settings_check(const struct run_settings *s, struct error *err)
 		return error_set(err, ERROR_INVALID, "student", "is empty: random, or the path of a model");
 	int r = teacher_check(s, err);
 	r = r ? r : optimizer_check(s, err);
+	r = r ? r : rollouts_check(s, err);
 	if (r)
 		return r;
 	if (s->steps == 0 && s->epochs == 0)

@@ -19,7 +19,7 @@ enum run_export { RUN_EXPORT_LAST, RUN_EXPORT_BEST };
 enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 
 struct run_settings {
-	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *from_layers;
+	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *from_layers, *rollouts;
 	struct config_list corpus, losses, parameters;
 	bool corpus_specials, tied_head, checkpointing;
 	uint64_t patience;             // ms
@@ -27,6 +27,8 @@ struct run_settings {
 	int64_t micro_batch, checkpointing_layers, accumulate, steps, warmup, seed, evaluate_every, early_stop, checkpoint_every, keep, threads;
 	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip, average;
 	int optimizer, quantize, export_which, missing, order, export_type, values, device, family;
+	int64_t rollout_prompt, rollout_tokens;
+	double rollout_share, rollout_temperature;
 };
 
 const struct config_option *settings_table(size_t *ret_n);
@@ -38,6 +40,7 @@ int settings_check(const struct run_settings *s, struct error *err);
 const char *settings_shards(const struct run_settings *s);
 // teacher = labels: nobody is asked, the corpus itself says which token follows.
 bool settings_labels(const struct run_settings *s);
+bool settings_rollouts(const struct run_settings *s);             // whether the student ever writes what it learns from
 // What the lines "loss" say, not yet begun; the caller frees it.
 int settings_objective(const struct run_settings *s, struct objective **ret, struct error *err);
 bool settings_is_gpt2(const struct run_settings *s);             // student-family; GPT-2 has a key/value head for each head

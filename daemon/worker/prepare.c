@@ -18,7 +18,9 @@
 #include "daemon/worker/corpus.h"
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/layers.h"
+#include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
+#include "daemon/worker/rollout.h"
 #include "daemon/worker/trainer.h"
 
 #define PREPARE_TOKEN_MAX 256
@@ -195,17 +197,33 @@ out:
 static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error *err)
 {
 	const struct run_settings *s = t->settings;
+	struct rollout_options rollout;
 	struct student_options o = {
 		.device = settings_device(s), .n_threads = (uint32_t)s->threads, .sequence_length = (uint32_t)s->sequence_length,
 		.micro_batch = (uint32_t)s->micro_batch, .top_k = t->held_out_query.top_k, .seed = (uint64_t)s->seed, .objective = t->objective,
 		.n_arrays = optimizer_n_arrays(&t->optimizing),
 		.recompute = s->checkpointing ? (uint32_t)s->checkpointing_layers : 0,
 	};
+	if (t->policy) {
+		policy_rollout_options(t->policy, s, tokenizer_eos(t->tokenizer), &rollout);
+		o.rollout = &rollout;
+	}
 	if (strcmp(s->student, "random") != 0)
 		return given_student_open(t, &o, vocab_size, err);
 	struct architecture a = random_architecture(t, vocab_size);
 	int r = architecture_check(&a, err);
 	return r ? r : student_open(&o, &a, NULL, &t->student, err);
+}
+
+// On the student's device, which was opened with room for it.
+static int rollout_prepare(struct trainer *t, struct error *err)
+{
+	struct rollout_options o;
+	if (!t->policy)
+		return 0;
+	policy_begin(t->policy, t->steps, t->state.batch);
+	policy_rollout_options(t->policy, t->settings, tokenizer_eos(t->tokenizer), &o);
+	return rollout_open(student_weights(t->student), student_head(t->student), &o, &t->rollout, err);
 }
 
 static void plan_make(struct trainer *t)
@@ -321,7 +339,9 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	r = objective_prepare(t, err);
 	r = r ? r : optimizer_plan(t, err);
 	r = r ? r : corpus_check_schedules(t, err);
+	r = r ? r : policy_new(t->settings, &t->policy, err);
 	r = r ? r : student_prepare(t, t->vocab_size, err);
+	r = r ? r : rollout_prepare(t, err);
 	r = r ? r : optimizer_new(&t->optimizing, student_weights(t->student), &t->optimizer, err);
 	r = r ? r : resume(t, err);
 	if (r)

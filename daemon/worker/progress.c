@@ -81,6 +81,18 @@ static void losses_add(json_t *j, const struct progress_report *r)
 	}
 }
 
+static void drawn_add(json_t *j, const struct student_drawn *d)
+{
+	double n = (double)d->n;
+	if (!d->n)
+		return;
+	number_add(j, "rollouts", (double)d->n_passages);
+	number_add(j, "rollout_tokens", n / (double)d->n_passages);
+	number_add(j, "rollout_k1", d->k1 / n);
+	number_add(j, "rollout_k2", d->k2 / n);
+	number_add(j, "rollout_k3", d->k3 / n);
+}
+
 // In words: form, support, weight, temperature of each.
 static void objective_add_words(json_t *j, const struct objective *o)
 {
@@ -103,6 +115,7 @@ static json_t *report_to_json(const struct progress_report *r)
 	if (r->tokens_per_second > 0) {        // not before the first step of this process
 		number_add(j, "loss", r->loss);
 		losses_add(j, r);
+		drawn_add(j, &r->drawn);
 		number_add(j, "learning_rate", r->learning_rate);
 		number_add(j, "gradient_norm", r->gradient_norm);
 		number_add(j, "tokens_per_second", r->tokens_per_second);

@@ -16,6 +16,7 @@ struct progress_report {
 	double loss;                           // means over the positions of this step: the weighted sum,
 	const struct objective *objective;     // each of its terms, and those less the teacher's entropy (NAN: not known)
 	double values[OBJECTIVE_MAX_TERMS], divergences[OBJECTIVE_MAX_TERMS];
+	struct student_drawn drawn;            // of this step
 	double learning_rate, gradient_norm, tokens_per_second;
 	uint64_t n_parameters;                 // of the student
 	uint64_t n_positions, n_masked;        // of the whole run

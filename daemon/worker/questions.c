@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Questions are asked some micro-batches ahead, so that the teacher works while the student trains. A question that names the student's own
-// likeliest ids cannot be asked before the student is what it will be when it learns from the answer: those are asked within a step alone,
-// where its parameters stand still. So the ids are exact, and a run that goes on after a stop asks what it would have asked.
+// likeliest ids, or is about text that the student has yet to write, cannot be asked before the student is what it will be when it learns
+// from the answer: those are asked within a step alone, where its parameters stand still. So ids and text are exactly the step's, and a run
+// that goes on after a stop asks what it would have asked.
 #include "daemon/worker/questions.h"
 
 #include <stdlib.h>
@@ -9,6 +10,8 @@
 #include "common/error.h"
 #include "daemon/worker/answers.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/passage.h"
+#include "daemon/worker/policy.h"
 #include "daemon/worker/trainer.h"
 
 #define QUESTIONS_HELD_OUT_TOP_K 64    // teacher ids of evaluation where training asks for none
@@ -34,9 +37,9 @@ void questions_prepare(struct trainer *t)
 	t->held_out_query.own = true;  // for the teacher's own perplexity
 }
 
-// The student's k likeliest ids at each position, as the lists of each sequence; *ret_ids is what they lie in.
-static int own_ids(struct trainer *t, const struct sequence *sequences, uint32_t n, uint32_t k, struct id_lists *lists, uint32_t **ret_ids,
-		   struct error *err)
+// The student's k likeliest ids at each position from row `first` on, as the lists of each sequence; *ret_ids is what they lie in.
+static int own_ids(struct trainer *t, const struct sequence *sequences, uint32_t n, uint32_t first, uint32_t k, struct id_lists *lists,
+		   uint32_t **ret_ids, struct error *err)
 {
 	size_t n_rows = 0, longest = 0;
 	for (uint32_t i = 0; i < n; i++) {
@@ -50,35 +53,75 @@ static int own_ids(struct trainer *t, const struct sequence *sequences, uint32_t
 		offsets[row] = row * k;                        // the same for all: a shorter sequence reads fewer
 	int r = student_likeliest(t->student, sequences, n, k, ids, err);
 	for (uint32_t i = 0; i < n; i++) {
-		lists[i] = (struct id_lists){sequences[i].n_tokens - 1, offsets, ids};
+		lists[i] = (struct id_lists){sequences[i].n_tokens - 1 - first, offsets, ids + (size_t)first * k};
 		ids += (size_t)(sequences[i].n_tokens - 1) * k;
 	}
 	return r;
 }
 
+// Rows of prompts are not asked for, as far as one question can say so. Of what the student wrote, the teacher's word for each token is.
+static void query_narrow(const struct passages *p, struct query *q)
+{
+	uint32_t first = UINT32_MAX;
+	bool one = false, drawn = false;
+	for (uint32_t i = 0; i < p->n; i++) {
+		first = p->list[i].first < first ? p->list[i].first : first;
+		drawn |= p->list[i].logprobs != NULL;
+	}
+	q->first = (int32_t)first - 1;
+	q->own |= drawn;
+	for (uint32_t i = 0; i < q->n_temperatures; i++)
+		one |= q->temperatures[i] == 1;
+	if (drawn && !one && q->n_temperatures < QUERY_MAX_TEMPERATURES)
+		q->temperatures[q->n_temperatures++] = 1;
+}
+
+static void outstanding_append(struct trainer *t, struct passages *p)
+{
+	struct passages **end = &t->outstanding;
+	while (*end)
+		end = &(*end)->next;
+	*end = p;
+}
+
 static int micro_batch_ask(struct trainer *t, struct sequence *sequences, struct id_lists *lists, uint32_t n, struct error *err)
 {
 	uint32_t k = objective_own_k(t->objective), *ids = NULL;
+	struct passages *passages = NULL;
 	struct query query;
-	int r = 0;
+	int r = policy_passages(t->policy, t->rollout, t->dataset, t->asked, n, &passages, err);
+	if (r)
+		return r;
 	for (uint32_t i = 0; i < n; i++)
-		sequences[i] = dataset_train_at(t->dataset, t->asked + i);
+		sequences[i] = passages->list[i].sequence;
 	questions_at(t, t->asked / t->state.batch, &query);
+	query_narrow(passages, &query);
 	if (k)
-		r = own_ids(t, sequences, n, k < t->vocab_size ? k : t->vocab_size, lists, &ids, err);
+		r = own_ids(t, sequences, n, (uint32_t)query.first, k < t->vocab_size ? k : t->vocab_size, lists, &ids, err);
 	r = r ? r : answers_submit(t->answers, &query, sequences, k ? lists : NULL, n, err);
 	free(ids);
+	if (r)
+		passages_free(passages);
+	else
+		outstanding_append(t, passages);
 	return r;
+}
+
+// Whether the question at this place of the stream can be asked now: not before the student is what it depends on.
+static bool may_ask(const struct trainer *t, uint64_t position)
+{
+	uint64_t step = position / t->state.batch;
+	return step == t->state.step || !(objective_own_k(t->objective) || policy_draws(t->policy, step));
 }
 
 int questions_ask(struct trainer *t, uint32_t ahead, struct error *err)
 {
 	uint32_t n = (uint32_t)t->settings->micro_batch;
-	uint64_t end = (objective_own_k(t->objective) ? t->state.step + 1 : t->steps) * t->state.batch;
+	uint64_t end = t->steps * t->state.batch;
 	struct sequence *sequences = calloc(n, sizeof *sequences);
 	struct id_lists *lists = calloc(n, sizeof *lists);
 	int r = sequences && lists ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
-	while (r == 0 && t->n_outstanding < ahead && t->asked < end) {
+	while (r == 0 && t->n_outstanding < ahead && t->asked < end && may_ask(t, t->asked)) {
 		r = micro_batch_ask(t, sequences, lists, n, err);
 		if (r == 0) {
 			t->asked += n;

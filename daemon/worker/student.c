@@ -12,6 +12,8 @@
 #include "daemon/model/forward.h"
 #include "daemon/model/head.h"
 #include "daemon/model/weights.h"
+#include "daemon/worker/passage.h"
+#include "daemon/worker/rollout.h"
 #include "daemon/worker/support.h"
 #include "kernels/backend.h"
 
@@ -20,6 +22,7 @@ struct position {
 	const struct record_rows *teacher;
 	uint32_t row;                  // of the teacher's rows
 	uint32_t label;
+	bool drawn;                    // the label was, by the student
 };
 
 struct student {
@@ -49,6 +52,7 @@ struct student {
 	struct support support;        // of the row in hand
 	struct pair pair;              // for evaluation
 	struct student_sums *sums;     // of the call in progress
+	const struct passage *passages;
 };
 
 static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
@@ -88,6 +92,7 @@ static int need_of(struct student *s, const struct architecture *a, struct backe
 	r = r ? r : activations_need(a, max_rows, true, s->options.recompute, need, err);
 	s->activations_count = (struct backend_count){.n_real = training->n_real - before.n_real, .n_act = training->n_act - before.n_act};
 	r = r ? r : head_need(a, max_rows, true, false, need, err);
+	r = r || !s->options.rollout ? r : rollout_need(a, s->options.rollout, need, err);
 	training->n_act += (uint64_t)max_rows * a->width;
 	training->n_arrays++;
 	return r;
@@ -155,6 +160,16 @@ struct weights *student_weights(struct student *s)
 	return s->weights;
 }
 
+struct head *student_head(struct student *s)
+{
+	return s->head;
+}
+
+void student_passages(struct student *s, const struct passage *passages)
+{
+	s->passages = passages;
+}
+
 const char *student_device(const struct student *s)
 {
 	return s->device;
@@ -204,17 +219,21 @@ static int row_ask(struct student *s, uint32_t i, const struct position *p, bool
 }
 
 // Lists the positions of one sequence that can be learned from: answered, and with a token that follows.
-static int sequence_list(struct student *s, const struct record_rows *t, uint32_t start, bool best, uint64_t *n_masked, struct error *err)
+static int sequence_list(struct student *s, const struct record_rows *t, const struct passage *passage, uint32_t start, bool best,
+			 uint64_t *n_masked, struct error *err)
 {
+	uint32_t first = passage ? passage->first : 1;
 	for (uint32_t row = 0; row < t->n_rows; row++) {
 		uint32_t at = (uint32_t)t->query.first + row;
 		if (at + 1 >= t->sequence.n_tokens)
 			break;
+		if (at + 1 < first)
+			continue;
 		if (t->status[row] != ROW_OK) {
 			++*n_masked;
 			continue;
 		}
-		struct position p = {t, row, t->sequence.tokens[at + 1]};
+		struct position p = {t, row, t->sequence.tokens[at + 1], passage && passage->logprobs};
 		s->rows[s->n_rows] = start + at;
 		s->positions[s->n_rows] = p;
 		int r = row_ask(s, s->n_rows++, &p, best, err);
@@ -255,7 +274,7 @@ static int batch_pack(struct student *s, const struct record_rows *const *sequen
 		const struct record_rows *t = sequences[i];
 		int r = teacher_check(s, t, err);
 		s->starts[i] = T;
-		r = r ? r : sequence_list(s, t, T, evaluation, n_masked, err);
+		r = r ? r : sequence_list(s, t, evaluation || !s->passages ? NULL : &s->passages[i], T, evaluation, n_masked, err);
 		if (r)
 			return r;
 		tokens_pack(s, t->sequence.tokens, t->sequence.n_tokens, &T);
@@ -311,6 +330,18 @@ static struct gradient gradient_of(struct student *s, uint32_t i, uint32_t n)
 	return g;
 }
 
+// What the teacher and the student as it is now think of a token that the student drew.
+static void drawn_add(struct student *s, const struct position *p, const struct loss_position *x)
+{
+	struct student_drawn *d = &s->sums->drawn;
+	double log_p = (double)p->teacher->own_logit[p->row] - lse_of(p->teacher, p->row, 1);
+	double lr = log_p - (x->student[x->label] - x->student_lse_1);
+	d->n++;
+	d->k1 -= lr;
+	d->k2 += lr * lr / 2;
+	d->k3 += expm1(lr) - lr;
+}
+
 static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
 		     struct error *err)
 {
@@ -323,6 +354,8 @@ static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_r
 			return r;
 		struct gradient g = gradient_of(s, first + i, x.n);
 		objective_position(s->options.objective, &x, &s->sums->objective, &g);
+		if (s->positions[first + i].drawn)
+			drawn_add(s, &s->positions[first + i], &x);
 		if (!isfinite(s->sums->objective.total))
 			return row_not_finite(err);
 		x.ids = s->gather + (first + i) * s->wide;     // the support's own are those of the row in hand
@@ -343,6 +376,8 @@ int student_train(struct student *s, const struct record_rows *const *sequences,
 		return r;
 	backward(s->weights, s->activations, &s->layout, s->dfinal);
 	sums->n_positions += s->n_rows;
+	for (uint32_t i = 0; s->passages && i < n; i++)
+		sums->drawn.n_passages += s->passages[i].logprobs != NULL;
 	return backend_sync(s->backend, err);
 }
 

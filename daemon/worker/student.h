@@ -10,7 +10,10 @@
 
 struct architecture;
 struct error;
+struct head;
+struct passage;
 struct record_rows;
+struct rollout_options;
 struct sequence;
 struct student;
 struct tensor_source;
@@ -25,6 +28,7 @@ struct student_options {
 	uint64_t seed;                 // of a random start
 	uint32_t recompute;            // of activations_new: gradient checkpointing
 	uint32_t n_arrays;             // that the caller will make beside the parameters, in their layout: its optimizer's
+	const struct rollout_options *rollout; // of whom the caller will open on the student's device; NULL = none
 	struct objective *objective;   // begun; the caller's, which sets its step
 };
 
@@ -33,15 +37,28 @@ int student_open(const struct student_options *options, const struct architectur
 		 struct student **ret, struct error *err);
 struct student *student_close(struct student *s);      // returns NULL; NULL is fine
 struct weights *student_weights(struct student *s);
+struct head *student_head(struct student *s);          // its own; not while student_train is called
 const char *student_device(const struct student *s);   // for people: "cpu, 2 threads, AVX2"
 uint64_t student_activation_bytes(const struct student *s);    // of all arrays between forward and backward, as counted at open
+
+// Of the labels that were drawn (passage.h): lr = ln p - ln q at each, the teacher's less the student's own as it is now.
+struct student_drawn {
+	uint64_t n_passages, n;
+	double k1, k2, k3;             // sums of -lr, lr^2 / 2, e^lr - 1 - lr: k1 and k3 estimate KL(q; p), the latter with less variance
+};
 
 // Sums over positions; zero it before the first micro-batch of a step.
 struct student_sums {
 	struct objective_sums objective;
 	uint64_t n_positions;
 	uint64_t n_masked;             // rows the teacher could not answer for
+	struct student_drawn drawn;
 };
+
+// What the sequences of the next calls of student_train are (as many as it is given): only their labels are learned. NULL, as at first: text,
+// of which every token is. They must outlive the calls.
+void student_passages(struct student *s, const struct passage *passages);
+
 
 // Sequences of one micro-batch with what the teacher said of them (rows first..last of each; a row's label is the token after it).
 // Adds to the gradients and to *sums. ERROR_NOT_FINITE when the student itself has left the numbers.

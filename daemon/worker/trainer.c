@@ -17,7 +17,10 @@
 #include "daemon/worker/answers.h"
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/export.h"
+#include "daemon/worker/passage.h"
+#include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
+#include "daemon/worker/rollout.h"
 
 #define TRAINER_WAIT_SHARE 0.01        // of a micro-batch's time: more is a reason to look further ahead
 #define TRAINER_AHEAD_NUMBERS (1u << 26)       // ids and logits held for that: half a GiB
@@ -81,6 +84,12 @@ struct trainer *trainer_close(struct trainer *t)
 		record_rows_free(t->held_out[i]);
 	free(t->held_out);
 	free(t->rows);
+	for (struct passages *next; t->outstanding; t->outstanding = next) {
+		next = t->outstanding->next;
+		passages_free(t->outstanding);
+	}
+	rollout_close(t->rollout);
+	policy_free(t->policy);
 	optimizer_free(t->optimizer);
 	free(t->groups);
 	student_close(t->student);
@@ -119,13 +128,18 @@ static int micro_batch_train(struct trainer *t, struct student_sums *sums, struc
 	t->waited += waited;
 	if (r)
 		return r;
+	struct passages *passages = t->outstanding;
+	t->outstanding = passages->next;
 	t->n_outstanding--;
 	r = questions_ask(t, t->ahead, err);
+	student_passages(t->student, passages->list);
 	r = r ? r : student_train(t->student, (const struct record_rows *const *)t->rows, n, sums, err);
 	for (uint32_t i = 0; i < n; i++) {
 		t->n_tokens += t->rows[i]->sequence.n_tokens;
 		t->rows[i] = record_rows_free(t->rows[i]);
 	}
+	student_passages(t->student, NULL);
+	passages_free(passages);
 	ahead_adapt(t, waited, clock_seconds() - before);
 	return r;
 }
@@ -147,6 +161,7 @@ static void step_account(struct trainer *t, const struct student_sums *sums, dou
 	}
 	t->report.learning_rate = optimizer_rate(&t->optimizing, t->state.step);
 	t->report.gradient_norm = norm;
+	t->report.drawn = sums->drawn;
 	double rate = (double)t->n_tokens / seconds, before = t->report.tokens_per_second;
 	t->report.tokens_per_second = before > 0 ? 0.9 * before + 0.1 * rate : rate;
 }

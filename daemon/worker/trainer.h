@@ -14,7 +14,10 @@
 #include "daemon/worker/snapshot.h"
 
 struct error;
+struct passages;
+struct policy;
 struct record_rows;
+struct rollout;
 
 struct trainer_options {
 	const struct run_settings *settings;   // outlive the trainer
@@ -35,6 +38,8 @@ struct trainer {
 	struct tokenizer *tokenizer;
 	struct dataset *dataset;
 	struct objective *objective;
+	struct policy *policy;                 // NULL: text alone
+	struct rollout *rollout;               // with it
 	struct student *student;
 	struct optimizer_options optimizing;
 	struct optimizer *optimizer;
@@ -48,6 +53,7 @@ struct trainer {
 	uint64_t asked;                        // position of the next sequence to ask for
 	uint32_t n_outstanding;                // micro-batches asked for and not yet taken
 	uint32_t ahead;                        // how many are to be asked for ahead of the one in training
+	struct passages *outstanding;          // those micro-batches, the oldest first
 	struct record_rows **rows;             // (micro_batch) of the micro-batch in training
 	double waited, trained;                // seconds of this process: in answers_next, in steps
 	uint64_t n_tokens;                     // of the step in progress

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// One sequence as a run trains on it: who wrote it, and which of its tokens are learned.
+#pragma once
+
+#include <stdint.h>
+
+#include "common/sequence.h"
+
+enum passage_author { PASSAGE_CORPUS, PASSAGE_STUDENT };
+
+struct passage {
+	struct sequence sequence;
+	uint32_t first;                // labels are tokens first .. n_tokens - 1; 1 = all there can be
+	enum passage_author author;
+	double *logprobs;              // (n_tokens - first) ln of the chance with which each label was drawn; NULL: not drawn
+};
+
+// Takes a copy of the tokens; without logprobs. -ENOMEM leaves nothing to free.
+int passage_init(struct passage *p, const struct sequence *s, uint32_t first, enum passage_author author);
+void passage_done(struct passage *p);          // harmless on zeroed memory
+
+// The sequences of one micro-batch, in a list of those that the teacher is being asked about.
+struct passages {
+	struct passages *next;
+	uint32_t n;
+	struct passage list[];
+};
+struct passages *passages_new(uint32_t n);     // zeroed; NULL = out of memory
+struct passages *passages_free(struct passages *p);    // this one, not those behind it; returns NULL; NULL is fine

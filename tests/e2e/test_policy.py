@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On-policy distillation: the student writes, the teacher judges, nothing depends on when the run was stopped."""
+import json
+import os
+import signal
+import subprocess
+import unittest
+
+import kdserved
+from test_training import FILES, WORKER, metrics, read, settings
+
+GKD = {"rollouts": 0.5, "rollout_prompt": 6, "rollout_tokens": 20}
+
+
+def reports(directory):
+    """step -> everything said of it"""
+    lines = [json.loads(line) for line in read(directory, "metrics.jsonl").splitlines()]
+    return {line["step"]: line for line in lines if "loss" in line}
+
+
+class Policy(unittest.TestCase):
+    def worker(self, daemon, output, text, *arguments):
+        with open(output + ".conf", "w") as f:
+            f.write(text)
+        return subprocess.Popen([WORKER, "--config", output + ".conf", "--output", output, "--server", "unix:" + daemon.socket_path, *arguments],
+                                stderr=subprocess.PIPE, text=True)
+
+    def finish(self, process, expect=0):
+        _, err = process.communicate(timeout=kdserved.PATIENCE)
+        self.assertEqual(process.returncode, expect, err)
+        self.assertNotIn("Sanitizer", err)
+        return err
+
+    def killed_and_resumed(self, at, steps, **more):
+        """Returns the reports of the run that was never stopped."""
+        with kdserved.Daemon() as daemon:
+            text = settings(daemon.directory, steps=steps, checkpoint_every=at, evaluate_every=5, **more)
+            whole, parts = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "parts")
+            self.finish(self.worker(daemon, whole, text))
+            process = self.worker(daemon, parts, text)
+            checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % at)
+            kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stderr.close()
+            self.finish(self.worker(daemon, parts, text, "--resume"))
+            self.assertEqual(metrics(parts), metrics(whole))
+            for name in FILES:
+                self.assertEqual(read(parts, "student", name), read(whole, "student", name), name)
+            return reports(whole)
+
+    def test_gkd_mixes_by_a_coin_and_resumes_exactly(self):
+        said = self.killed_and_resumed(at=7, steps=20, loss=["jsd beta=0.5 top-k=16 support=both:8"], **GKD)
+        drawn = [step for step, report in said.items() if "rollouts" in report]
+        self.assertTrue(3 < len(drawn) < 17, drawn)
+        for step in drawn:
+            self.assertEqual(said[step]["rollouts"], 8)
+            self.assertLessEqual(said[step]["rollout_tokens"], 20)
+        self.assertLess(said[20]["held_out_kl"], said[1]["held_out_kl"])
+
+    def taught(self, daemon):
+        """A model that has learned something: the base of tests that need a teacher worth learning from."""
+        output = os.path.join(daemon.directory, "learned")
+        self.finish(self.worker(daemon, output, settings(daemon.directory, steps=80, loss="cross-entropy")))
+        return os.path.join(output, "student")
+
+    def test_on_policy_the_student_comes_nearer_where_it_goes(self):
+        with kdserved.Daemon() as first, kdserved.Daemon(model=self.taught(first)) as daemon:
+            output = os.path.join(daemon.directory, "out")
+            text = settings(daemon.directory, steps=60, loss="reverse-kl support=both:64 top-k=64", rollouts=1, rollout_prompt=4,
+                            rollout_tokens=24, seed=2)
+            self.finish(self.worker(daemon, output, text))
+            said = reports(output)
+            for name in ("rollout_k1", "rollout_k3", "loss_reverse_kl"):
+                early, late = (sum(said[s][name] for s in steps) / len(steps) for steps in (range(1, 6), range(56, 61)))
+                self.assertLess(late, 0.75 * early, name)
+
+    def test_what_cannot_be_is_refused_before_anything_starts(self):
+        with kdserved.Daemon() as daemon:
+            for field, keys in (("rollouts", {"rollouts": "often"}), ("rollouts", {"rollouts": "linear:0:2"}),
+                                ("rollout-tokens", {"rollouts": 0.5, "rollout_prompt": 40, "rollout_tokens": 20}),
+                                ("rollout-temperature", {**GKD, "rollout_temperature": 0.00001})):
+                output = os.path.join(daemon.directory, "out")
+                said = self.finish(self.worker(daemon, output, settings(daemon.directory, **keys)), expect=78)
+                self.assertIn(field + ": ", said)
+                self.assertFalse(os.path.exists(output))
+            path = os.path.join(daemon.directory, "shards.conf")
+            with open(path, "w") as f:
+                f.write(settings(daemon.directory, teacher="shards:" + daemon.directory, tokenizer=daemon.model, **GKD))
+            done = subprocess.run([WORKER, "--config", path, "--output", os.path.join(daemon.directory, "out")], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 78)
+            self.assertIn("rollouts: need a live teacher: shards cannot say anything of text that is new", done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
