@@ -227,6 +227,12 @@ void activations_tap(struct activations *a, forward_tap_fn *tap, void *arg)
 	a->tap_arg = arg;
 }
 
+void activations_tap_back(struct activations *a, backward_tap_fn *tap, void *arg)
+{
+	a->tap_back = tap;
+	a->tap_back_arg = arg;
+}
+
 void activations_cache(struct activations *a, struct cache *cache)
 {
 	a->cache = cache;

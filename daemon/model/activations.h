@@ -41,6 +41,8 @@ struct activations {
 	struct real *x_head;
 	forward_tap_fn *tap;                 // or NULL
 	void *tap_arg;
+	backward_tap_fn *tap_back;           // or NULL
+	void *tap_back_arg;
 	struct cache *cache;                 // of layouts with slots; or NULL
 	// Training only: gradients, one array for all layers.
 	struct real *dx;                     // (T, C) of the residual stream

@@ -27,7 +27,7 @@ static void activate(const struct weights *w, struct act *dgate_up, const struct
 }
 
 // dfinal's way back through a masked model's head; returns the gradient of its input. dx is zero before and after.
-static const struct act *transform(const struct weights *w, struct activations *a, const struct act *dhead, uint32_t T)
+static struct act *transform(const struct weights *w, struct activations *a, const struct act *dhead, uint32_t T)
 {
 	struct backend *be = a->backend;
 	const struct architecture *arch = &w->architecture;
@@ -51,6 +51,24 @@ static void embed(const struct weights *w, const struct real *dx)
 		ops->embed_add_backward(w->backend, w->vector_gradients.positions, dx, true, C);
 	if (w->vectors.token_types)
 		ops->embed_add_backward(w->backend, w->vector_gradients.token_types, dx, false, C);
+}
+
+static void show(const struct activations *a, enum forward_tap what, uint32_t layer, struct real *dx, struct act *dy)
+{
+	if (a->tap_back)
+		a->tap_back(a->tap_back_arg, what, layer, dx, dy);
+}
+
+// Back through the norm after `layer` blocks. The residual stream there is what a post-norm gives, and what any other norm reads.
+static void boundary(const struct weights *w, const struct activations *a, uint32_t layer, struct real *dgain, struct real *dbias,
+		     const struct act *dh, const struct real *x, const struct real *gain, uint32_t T)
+{
+	bool post_norm = w->architecture.post_norm;
+	if (post_norm)
+		show(a, FORWARD_HIDDEN, layer, a->dx, NULL);
+	norm(w, a->dx, dgain, dbias, dh, x, gain, T);
+	if (!post_norm)
+		show(a, FORWARD_HIDDEN, layer, a->dx, NULL);
 }
 
 // The arrays of the segment that begins at layer `first`, once more: forward went on and left another's there. What follows the segment
@@ -78,14 +96,15 @@ static void layer(const struct weights *w, struct activations *a, uint32_t i, ui
 	ops->attention_backward(be, a->dqkv, a->dheads, l->qkv, l->heads, l->lse, &a->shape);
 	if (w->cosine)
 		ops->rope(be, a->dqkv, w->cosine, w->sine, &a->shape, true);
+	show(a, FORWARD_QKV, i, NULL, a->dqkv);
 	if (lw->q_norm)
 		ops->head_norm_backward(be, a->dqkv, g->q_norm, g->k_norm, a->dqkv, l->qkv_plain, lw->q_norm, lw->k_norm,
 					&a->shape, w->architecture.norm_epsilon);
 	ops->linear_backward(be, a->dh, g->qkv, g->qkv_bias, a->dqkv, l->h_attention, lw->qkv, T);
-	norm(w, a->dx, g->attention_norm, g->attention_norm_bias, a->dh, l->x_attention, lw->attention_norm, T);
+	boundary(w, a, i, g->attention_norm, g->attention_norm_bias, a->dh, l->x_attention, lw->attention_norm, T);
 }
 
-void backward(const struct weights *w, struct activations *a, const struct layout *layout, const struct act *dfinal)
+void backward(const struct weights *w, struct activations *a, const struct layout *layout, struct act *dfinal)
 {
 	struct backend *be = a->backend;
 	const struct backend_ops *ops = be->ops;
@@ -96,7 +115,9 @@ void backward(const struct weights *w, struct activations *a, const struct layou
 	ops->real_zero(be, a->dx, (size_t)T * C);
 	if (arch->masked)
 		dfinal = transform(w, a, dfinal, T);
-	norm(w, a->dx, w->vector_gradients.final_norm, w->vector_gradients.final_norm_bias, dfinal, a->x_final, w->vectors.final_norm, T);
+	show(a, FORWARD_FINAL, 0, NULL, dfinal);
+	boundary(w, a, a->n_layers, w->vector_gradients.final_norm, w->vector_gradients.final_norm_bias, dfinal, a->x_final,
+		 w->vectors.final_norm, T);
 	for (uint32_t i = a->n_layers; i-- > 0;) {
 		if (i + 1 < a->n_layers && (i + 1) % a->segment == 0)
 			segment_recompute(w, a, layout, i + 1 - a->segment);

@@ -34,6 +34,11 @@ typedef void forward_tap_fn(void *arg, enum forward_tap what, uint32_t layer, co
 // Who looks from now on; tap NULL (as at first) = nobody, which costs nothing.
 void activations_tap(struct activations *a, forward_tap_fn *tap, void *arg);
 
+// The same places on the way back, in reverse order: what a loss on them adds to their gradient goes in here. One of dx (of HIDDEN) and dy
+// is NULL; of their shapes above, complete but for what the function adds. Layers' numbers are forward's.
+typedef void backward_tap_fn(void *arg, enum forward_tap what, uint32_t layer, struct real *dx, struct act *dy);
+void activations_tap_back(struct activations *a, backward_tap_fn *tap, void *arg);
+
 // Where layouts with slots find and leave their keys and values (never in training); NULL, as at first: there are no such layouts.
 struct cache;
 void activations_cache(struct activations *a, struct cache *cache);
@@ -42,5 +47,6 @@ void activations_cache(struct activations *a, struct cache *cache);
 // `a`, valid until the next forward.
 struct act *forward(const struct weights *w, struct activations *a, const struct layout *layout);
 
-// Adds to every parameter's gradient. dfinal is d loss / d (rows that forward returned), (T, C). The LM head's part is head_backward's.
-void backward(const struct weights *w, struct activations *a, const struct layout *layout, const struct act *dfinal);
+// Adds to every parameter's gradient. dfinal is d loss / d (rows that forward returned), (T, C); a function that looks at
+// FINAL may change it. The LM head's part is head_backward's.
+void backward(const struct weights *w, struct activations *a, const struct layout *layout, struct act *dfinal);

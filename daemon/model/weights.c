@@ -240,6 +240,17 @@ int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t 
 	return 0;
 }
 
+void weights_need_beside(const struct parameters_beside *beside, uint32_t n_arrays, struct backend_need *need)
+{
+	struct backend_count *count = &need->parts[BACKEND_PART_TRAINING];
+	for (uint32_t i = 0; i < beside->n; i++) {
+		uint64_t rows = beside->list[i].rows, columns = beside->list[i].columns;
+		count->n_real += n_arrays * rows * (columns ? columns : 1);
+		count->n_view += rows * columns;
+		count->n_arrays += columns != 0;
+	}
+}
+
 static int make_rope_tables(struct weights *w, struct error *err)
 {
 	const struct backend_ops *ops = w->backend->ops;
@@ -361,6 +372,9 @@ static void free_parameters(struct weights *w)
 	struct parameters *p = w->parameters;
 	if (!p)
 		return;
+	for (size_t i = 0; w->beside && i < p->n_parameters - p->n_model; i++)
+		free_matrix(w, w->beside[i]);
+	free(w->beside);
 	free_vector(w, p->value);
 	free_vector(w, p->gradient);
 	free(p->list);

@@ -58,6 +58,7 @@ struct weights {
 	struct real *embedding_gradient, *transform_gradient;
 	struct model_vectors vector_gradients;
 	struct real *head_gradient;                   // the embedding's own when tied
+	struct weight **beside;                       // (parameters->n_parameters - n_model) the matrices beside the model; NULL for vectors
 };
 
 // Where tensors come from: Hugging Face names ("model.layers.0.self_attn.q_proj.weight"); GGUF names and its permuted q/k rows are
@@ -96,18 +97,28 @@ enum parameter_role { PARAMETER_EMBEDDING, PARAMETER_HEAD, PARAMETER_FINAL_NORM 
 void parameters_name(const struct architecture *a, enum parameter_role role, char ret_name[96]);
 struct parameters {
 	size_t n_values, n_parameters;
+	size_t n_model, n_model_values;               // of these, the model's own, which come first
 	struct parameter *list;                       // Hugging Face names, in storage order (q, k, v adjacent; gate, up adjacent)
 	struct real *value, *gradient;
 };
 // Random start: normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers), norms 1; a pure function of (architecture, seed).
 int weights_new_trainable(struct backend *be, const struct architecture *a, uint64_t seed, uint32_t max_positions,
 			  struct weights **ret_weights, struct error *err);
-// Overwrites every parameter from a source (dequantised); a missing or misshapen tensor is an error naming it.
+// The same with parameters beside the model: a loss's projections, say, which are trained, averaged and resumed like its own but are no part
+// of it. Matrices start at normal(0, 0.02), vectors (columns 0) at 0. Names are copied.
+struct parameter_beside { char name[96]; uint32_t rows, columns; };
+struct parameters_beside { uint32_t n; const struct parameter_beside *list; };
+int weights_new_beside(struct backend *be, const struct architecture *a, const struct parameters_beside *beside, uint64_t seed,
+		       uint32_t max_positions, struct weights **ret_weights, struct error *err);
+// Adds to *need what they are more; n_arrays as in weights_need.
+void weights_need_beside(const struct parameters_beside *beside, uint32_t n_arrays, struct backend_need *need);
+// Overwrites every parameter of the model from a source (dequantised); a missing or misshapen tensor is an error naming it.
 int weights_fill(struct weights *w, const struct tensor_source *source, struct error *err);
-// The same for any array in parameter layout (value, an optimizer's): for resuming.
+// The same for any array in parameter layout (value, an optimizer's), whole: for resuming.
 int weights_fill_array(struct weights *w, struct real *array, const struct tensor_source *source, struct error *err);
 void weights_refresh(struct weights *w);      // after values changed (weights_fill does it itself): every trainable matrix anew
-// Host copies of an array in parameter layout as named tensors (F32, F16 or BF16), for checkpoint_write_safetensors.
+// Host copies of an array in parameter layout as named tensors (F32, F16 or BF16), for checkpoint_write_safetensors; the first n_model are
+// the model.
 int weights_export(const struct weights *w, const struct real *array, enum dtype dtype, struct checkpoint_tensor **ret_tensors,
 		   size_t *ret_n, struct error *err);
 void weights_export_free(struct checkpoint_tensor *tensors, size_t n);    // NULL is fine

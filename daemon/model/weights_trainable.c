@@ -106,6 +106,19 @@ static void bind_head(struct binding *b)
 	}
 }
 
+static void bind_beside(struct binding *b)
+{
+	const struct parameters *p = b->w->parameters;
+	while (b->next < p->n_parameters && b->result == 0) {
+		size_t i = b->next - p->n_model;
+		struct real *none;
+		if (p->list[b->next].n_dims == 2)
+			bind_matrix(b, 1, &b->w->beside[i], &none);
+		else
+			b->next++;
+	}
+}
+
 static int bind(struct weights *w, struct error *err)
 {
 	struct binding b = {.w = w, .err = err};
@@ -113,10 +126,33 @@ static int bind(struct weights *w, struct error *err)
 	for (uint32_t i = 0; i < w->architecture.n_layers; i++)
 		bind_layer(&b, &w->layers[i], &w->gradients[i]);
 	bind_head(&b);
+	bind_beside(&b);
 	return b.result;
 }
 
-static int new_arrays(struct weights *w, struct error *err)
+// Makes the list longer by what stands beside the model.
+static int list_extend(struct weights *w, const struct parameters_beside *beside)
+{
+	struct parameters *p = w->parameters;
+	size_t n = p->n_model + beside->n;
+	struct parameter *list = reallocarray(p->list, n, sizeof *list);
+	w->beside = calloc(beside->n, sizeof *w->beside);
+	if (list)
+		p->list = list;
+	if (!list || !w->beside)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < beside->n; i++) {
+		const struct parameter_beside *b = &beside->list[i];
+		struct parameter *q = &list[p->n_parameters++];
+		*q = (struct parameter){.n_dims = b->columns ? 2 : 1, .dims = {b->rows, b->columns}, .offset = p->n_values,
+					.n = (size_t)b->rows * (b->columns ? b->columns : 1), .decay = b->columns != 0};
+		memcpy(q->name, b->name, sizeof q->name);
+		p->n_values += q->n;
+	}
+	return 0;
+}
+
+static int new_arrays(struct weights *w, const struct parameters_beside *beside, struct error *err)
 {
 	const struct backend_ops *ops = w->backend->ops;
 	struct parameters *p = calloc(1, sizeof *p);
@@ -124,11 +160,14 @@ static int new_arrays(struct weights *w, struct error *err)
 	w->gradients = calloc(w->architecture.n_layers, sizeof *w->gradients);
 	if (!p || !w->gradients)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for parameters");
-	int r = parameters_list(&w->architecture, &p->list, &p->n_parameters, err);
+	int r = parameters_list(&w->architecture, &p->list, &p->n_model, err);
 	if (r < 0)
 		return r;
-	const struct parameter *last = &p->list[p->n_parameters - 1];
-	p->n_values = last->offset + last->n;
+	const struct parameter *last = &p->list[p->n_model - 1];
+	p->n_values = p->n_model_values = last->offset + last->n;
+	p->n_parameters = p->n_model;
+	if (beside->n && list_extend(w, beside))
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for parameters");
 	struct real **arrays[] = {&p->value, &p->gradient};
 	for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
 		if (!(*arrays[i] = ops->real_new(w->backend, p->n_values, err)))
@@ -179,10 +218,17 @@ static void start_parameter(const struct weights *w, const struct parameter *p, 
 int weights_new_trainable(struct backend *be, const struct architecture *a, uint64_t seed, uint32_t max_positions,
 			  struct weights **ret_weights, struct error *err)
 {
+	const struct parameters_beside none = {0};
+	return weights_new_beside(be, a, &none, seed, max_positions, ret_weights, err);
+}
+
+int weights_new_beside(struct backend *be, const struct architecture *a, const struct parameters_beside *beside, uint64_t seed,
+		       uint32_t max_positions, struct weights **ret_weights, struct error *err)
+{
 	struct weights *w = NULL;
 	float *buffer = malloc(CHUNK * sizeof *buffer);
 	int r = buffer ? weights_new_empty(be, a, max_positions, &w, err) : error_set(err, ERROR_MEMORY, NULL, "no memory for parameters");
-	if (r < 0 || (r = new_arrays(w, err)) < 0)
+	if (r < 0 || (r = new_arrays(w, beside, err)) < 0)
 		goto out;
 	uint64_t key = mix(seed ^ UINT64_C(0x6b64736572766564));      // neighbouring seeds far apart
 	for (size_t i = 0; i < w->parameters->n_parameters; i++)
@@ -208,6 +254,9 @@ void weights_refresh(struct weights *w)
 		ops->weight_refresh(w->backend, w->head);
 	if (w->transform)
 		ops->weight_refresh(w->backend, w->transform);
+	for (size_t i = 0; i < w->parameters->n_parameters - w->parameters->n_model; i++)
+		if (w->beside[i])
+			ops->weight_refresh(w->backend, w->beside[i]);
 	for (uint32_t i = 0; i < w->architecture.n_layers; i++) {
 		ops->weight_refresh(w->backend, w->layers[i].qkv);
 		ops->weight_refresh(w->backend, w->layers[i].out);
@@ -237,13 +286,14 @@ static size_t widest_row(const struct parameters *p)
 	return n;
 }
 
-int weights_fill_array(struct weights *w, struct real *array, const struct tensor_source *source, struct error *err)
+// The first n parameters of the list.
+static int fill(struct weights *w, struct real *array, const struct tensor_source *source, size_t n, struct error *err)
 {
 	const struct parameters *p = w->parameters;
 	size_t capacity = widest_row(p);
 	float *buffer = malloc(capacity * sizeof *buffer);
 	int r = buffer ? 0 : error_set(err, ERROR_MEMORY, NULL, "no memory to convert weights");
-	for (size_t i = 0; i < p->n_parameters && r == 0; i++) {
+	for (size_t i = 0; i < n && r == 0; i++) {
 		struct tensor t;
 		r = weights_find(source, &p->list[i], &t, err);
 		if (r == 0) {
@@ -255,9 +305,14 @@ int weights_fill_array(struct weights *w, struct real *array, const struct tenso
 	return r < 0 ? r : backend_sync(w->backend, err);
 }
 
+int weights_fill_array(struct weights *w, struct real *array, const struct tensor_source *source, struct error *err)
+{
+	return fill(w, array, source, w->parameters->n_parameters, err);
+}
+
 int weights_fill(struct weights *w, const struct tensor_source *source, struct error *err)
 {
-	int r = weights_fill_array(w, w->parameters->value, source, err);
+	int r = fill(w, w->parameters->value, source, w->parameters->n_model, err);
 	if (r < 0)
 		return r;
 	weights_refresh(w);

@@ -79,7 +79,7 @@ static int weights_write(const char *folder, const struct weights *w, enum dtype
 	size_t n = 0;
 	int r = path_join(path, folder, "model.safetensors", err);
 	r = r ? r : weights_export(w, w->parameters->value, dtype, &tensors, &n, err);
-	r = r ? r : checkpoint_write_safetensors(path, tensors, n, err);
+	r = r ? r : checkpoint_write_safetensors(path, tensors, w->parameters->n_model, err);
 	weights_export_free(tensors, n);
 	return r;
 }

@@ -349,7 +349,7 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	t->report.device = student_device(t->student);
 	log_info("activations of a micro-batch need %.1f MiB%s", (double)student_activation_bytes(t->student) / (1 << 20),
 		 t->settings->checkpointing ? ", with gradient checkpointing" : "");
-	t->report.n_parameters = student_weights(t->student)->parameters->n_values;
+	t->report.n_parameters = student_weights(t->student)->parameters->n_model_values;
 	t->asked = t->state.position;
 	t->ahead = TRAINER_AHEAD;
 	t->rows = calloc((size_t)t->settings->micro_batch, sizeof *t->rows);
