@@ -432,9 +432,10 @@ void appender_drain(struct appender *a)
 		int rc = line_run(a, &l, &err);
 		if (a->retired.fd >= 0)
 			rescue(a);
-		if (rc < 0)
+		if (rc < 0) {
+			a->refused_bytes = SHARD_HEADER_BYTES + item_bytes(l.next);      // it may need a new shard
 			back_off(a, &err);
-		else if (a->backoff_ms) {
+		} else if (a->backoff_ms) {
 			a->backoff_ms = 0;
 			set_failing(a, false, NULL);
 		}
@@ -445,4 +446,24 @@ void appender_drain(struct appender *a)
 	}
 	tail_account(a);
 	line_free(a, &l, NULL);
+}
+
+uint64_t appender_retry_ms(const struct appender *a)
+{
+	uint64_t now = now_ms();
+	if (!atomic_load(&a->parts->counters.failing))
+		return UINT64_MAX;
+	return now < a->retry_at_ms ? a->retry_at_ms - now : 0;
+}
+
+// Without an append there is nothing to lose, so a file of no importance is tried, as large as what was refused. The pause between attempts
+// is only forgotten when an append succeeds: a disk that takes this file and refuses records is not asked more often for it.
+void appender_retry(struct appender *a)
+{
+	if (directory_try(&a->parts->directory, a->refused_bytes) < 0) {
+		back_off(a, NULL);
+	} else {
+		a->retry_at_ms = 0;
+		set_failing(a, false, NULL);
+	}
 }

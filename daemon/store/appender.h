@@ -39,6 +39,7 @@ struct appender {
 	uint32_t next_id;                // of the next new shard
 	bool pauses;                     // appender_drain returns when it has begun a shard: the store has something to do then
 	uint64_t retry_at_ms, backoff_ms;
+	uint64_t refused_bytes;          // what the disk had no room for last
 };
 
 // `current` (fd -1: none) is taken over, also on failure.
@@ -49,3 +50,7 @@ void appender_done(struct appender *a);      // makes everything durable first; 
 // Takes items from the queue until it is empty, a failure has been dealt with, or (see pauses) a shard was begun. Every item taken is
 // acknowledged or failed, made findable or not, and freed when this returns.
 void appender_drain(struct appender *a);
+
+// While the disk refuses appends: how long until it should be tried again though nobody appends. UINT64_MAX: it takes them.
+uint64_t appender_retry_ms(const struct appender *a);
+void appender_retry(struct appender *a);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "common/error.h"
@@ -226,4 +227,32 @@ int directory_write(int fd, const void *data, size_t n, uint64_t offset)
 		done += (size_t)k;
 	}
 	return 0;
+}
+
+// A file system says how much it has (one without a limit says 0 of 0): a full one is left alone.
+static bool has_space(const struct directory *d, uint64_t n)
+{
+	struct statvfs f;
+	return fstatvfs(d->fd, &f) < 0 || !f.f_blocks || f.f_bavail >= n / f.f_frsize + 1;
+}
+
+// A temporary name of a shard, so that the next start removes what a process killed here leaves. posix_fallocate writes where the file
+// system cannot set space aside.
+int directory_try(const struct directory *d, uint64_t n)
+{
+	static const char name[] = "try.shard.tmp", block[4096];
+	if (!has_space(d, n))
+		return -ENOSPC;
+	int fd = openat(d->fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0640);
+	if (fd < 0)
+		return -errno;
+	int rc = -posix_fallocate(fd, 0, (off_t)n);
+	if (rc == 0)
+		rc = directory_write(fd, block, sizeof block, 0);
+	if (rc == 0 && fsync(fd) < 0)
+		rc = -errno;
+	if (unlinkat(d->fd, name, 0) < 0 && rc == 0)
+		rc = -errno;
+	close(fd);
+	return rc;
 }

@@ -33,3 +33,5 @@ int directory_create(const struct directory *d, const char *name, int *ret_fd, s
 int directory_commit(const struct directory *d, const char *name, int fd, struct error *err);
 void directory_abandon(const struct directory *d, const char *name);
 int directory_write(int fd, const void *data, size_t n, uint64_t offset);     // all of it, or -errno
+// Whether the disk takes n more bytes: some are written and synchronised in a file that is gone again afterwards. 0 or -errno.
+int directory_try(const struct directory *d, uint64_t n);

@@ -45,6 +45,18 @@ static void store_retain(struct store *s)
 	retention_apply(&s->parts, &s->retention, current->fd >= 0 ? current->id : UINT32_MAX);
 }
 
+// Until there is something to do, or it is time to look again. The index's lock is held.
+static void store_wait(struct store *s)
+{
+	uint64_t ms = appender_retry_ms(&s->appender);
+	if (store_retains(s) && ms > RETAIN_EVERY_MS)
+		ms = RETAIN_EVERY_MS;
+	if (ms == UINT64_MAX)
+		index_wait(s->parts.index);
+	else
+		index_wait_ms(s->parts.index, ms);
+}
+
 static void *store_run(void *arg)
 {
 	struct store *s = arg;
@@ -63,10 +75,12 @@ static void *store_run(void *arg)
 			index_lock(index);
 		} else if (s->stopping) {
 			break;
-		} else if (store_retains(s)) {
-			index_wait_ms(index, RETAIN_EVERY_MS);
+		} else if (appender_retry_ms(&s->appender) == 0) {
+			index_unlock(index);
+			appender_retry(&s->appender);
+			index_lock(index);
 		} else {
-			index_wait(index);
+			store_wait(s);
 		}
 	}
 	index_unlock(index);

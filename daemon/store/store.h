@@ -81,7 +81,7 @@ struct store_stats {
 	bool uring;                                        // false: fell back to pwrite
 	bool direct;                                       // the shard being written bypasses the page cache (O_DIRECT)
 	bool failing;                                      // the disk refused lately (ENOSPC, EIO): serving goes on without storing;
-	                                                   // it is tried again with the next append, at most every 2 s
+	                                                   // it is tried again with the next append, or without one, every 2 s
 };
 void store_stats(struct store *s, struct store_stats *ret);
 

@@ -280,6 +280,41 @@ static void the_store_heals_when_a_lasting_fault_ends(void **state)
 	heals_from(FAULT_WRITE, -EAGAIN);
 }
 
+// Nobody appends meanwhile: the store looks by itself whether the disk is well again, and not before it is.
+static void heals_unasked_from(enum fault_kind kind, int result)
+{
+	char *d = fixture_directory();
+	struct store *s = fixture_open(d, SHARD_BYTES);
+	fault_disarm();
+	fault_arm(kind, 1, UINT64_MAX, result, 0);
+	assert_int_not_equal(fixture_append(s, records[0], STORE_DURABLE), 0);
+	assert_true(fixture_stats(s).failing);
+	uint64_t start = now_ms(), n = fault_n_injected();
+	while (fault_n_injected() < n + 3) {          // it looks now and then
+		assert_true(fixture_stats(s).failing);
+		assert_true(now_ms() - start < 10000);
+		usleep(1000);
+	}
+	fault_disarm();
+	start = now_ms();
+	while (fixture_stats(s).failing) {
+		assert_true(now_ms() - start < 5000);
+		usleep(1000);
+	}
+	assert_false(fixture_exists(d, "try.shard.tmp"));
+	assert_int_equal(fixture_append(s, records[0], STORE_DURABLE), 0);      // at once
+	store_close(s);
+	fixture_remove(d);
+}
+
+static void the_store_heals_without_an_append(void **state)
+{
+	(void)state;
+	heals_unasked_from(FAULT_WRITE, -ENOSPC);
+	heals_unasked_from(FAULT_WRITE, -EIO);
+	heals_unasked_from(FAULT_FSYNC, -EIO);
+}
+
 // Flushed records that no fsync had covered follow the durable ones to the new shard.
 static void a_failed_fsync_moves_what_was_only_flushed(void **state)
 {
@@ -326,6 +361,7 @@ int main(void)
 		cmocka_unit_test(large_records),
 		cmocka_unit_test(submitting_fails),
 		cmocka_unit_test(the_store_heals_when_a_lasting_fault_ends),
+		cmocka_unit_test(the_store_heals_without_an_append),
 		cmocka_unit_test(a_failed_fsync_moves_what_was_only_flushed),
 		cmocka_unit_test(without_io_uring_the_store_works_and_says_so),
 	};

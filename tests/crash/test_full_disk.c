@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A file system of 4 MiB that fills up: appends fail, finding goes on, and both work again once there is space. Needs the right to
+// A file system of 4 MiB that fills up: appends fail, finding goes on, and both work again once there is space, which is noticed also when
+// nobody appends. Needs the right to
 // mount a tmpfs in a namespace of its own; exits 77 (skipped) without it.
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,6 +9,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,15 +30,20 @@ static uint64_t now_ms(void)
 	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
+static void fill(size_t n)
+{
+	uint8_t *filler = calloc(1, n);
+	assert_non_null(filler);
+	fixture_write(mount_point, "filler", filler, n);
+	free(filler);
+}
+
 static void a_full_disk_refuses_appends_and_heals(void **state)
 {
 	(void)state;
 	char d[600];
 	snprintf(d, sizeof d, "%s/store", mount_point);
-	uint8_t *filler = calloc(1, SIZE / 2);
-	assert_non_null(filler);
-	fixture_write(mount_point, "filler", filler, SIZE / 2);
-	free(filler);
+	fill(SIZE / 2);
 	struct store *s = fixture_open(d, 1 << 20);
 	static bool acked[100000];
 	uint64_t n = 0;
@@ -82,6 +89,66 @@ static void a_full_disk_refuses_appends_and_heals(void **state)
 	store_close(s);
 }
 
+// Away with the store of the test before.
+static int empty(void **state)
+{
+	(void)state;
+	char d[600];
+	snprintf(d, sizeof d, "%s/store", mount_point);
+	fixture_remove(strdup(d));
+	return 0;
+}
+
+static atomic_uint n_refused, n_taken;
+
+static void on_failing(void *arg, const struct error *why)
+{
+	(void)arg;
+	atomic_fetch_add(why ? &n_refused : &n_taken, 1);
+}
+
+static uint64_t failing_ms(struct store *s, uint64_t at_most)
+{
+	uint64_t start = now_ms();
+	while (fixture_stats(s).failing && now_ms() - start < at_most)
+		usleep(2000);
+	return now_ms() - start;
+}
+
+static void space_given_back_is_noticed_without_an_append(void **state)
+{
+	(void)state;
+	char d[600];
+	struct store *s;
+	snprintf(d, sizeof d, "%s/quiet", mount_point);
+	struct store_options o = {.directory = d, .shard_bytes = 1 << 20, .failing = on_failing};
+	fill(SIZE / 4);
+	assert_int_equal(store_open(&o, &s, NULL), 0);
+	int rc = 0;
+	uint64_t n = 0;
+	for (; n < 100000 && rc == 0; n++) {
+		struct record *r = fixture_record_sized(n);
+		rc = fixture_append(s, r, STORE_DURABLE);
+		record_unref(r);
+	}
+	assert_int_equal(rc, -ENOSPC);
+	assert_true(failing_ms(s, 3500) >= 3500);                // a smaller file would fit: that is not being well
+	assert_int_equal(atomic_load(&n_refused), 1);
+	assert_int_equal(atomic_load(&n_taken), 0);
+	char path[700];
+	snprintf(path, sizeof path, "%s/filler", mount_point);
+	assert_int_equal(unlink(path), 0);
+	uint64_t ms = failing_ms(s, 5000);
+	assert_true(ms < 5000);
+	print_message("noticed after %llu ms\n", (unsigned long long)ms);
+	assert_int_equal(atomic_load(&n_taken), 1);
+	assert_false(fixture_exists(d, "try.shard.tmp"));
+	struct record *r = fixture_record_sized(n - 1);          // what was refused is taken at once
+	assert_int_equal(fixture_append(s, r, STORE_DURABLE), 0);
+	record_unref(r);
+	store_close(s);
+}
+
 int main(void)
 {
 	mount_point = fixture_directory();
@@ -94,7 +161,10 @@ int main(void)
 		free(mount_point);
 		return 77;
 	}
-	const struct CMUnitTest tests[] = {cmocka_unit_test(a_full_disk_refuses_appends_and_heals)};
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_full_disk_refuses_appends_and_heals),
+		cmocka_unit_test_setup(space_given_back_is_noticed_without_an_append, empty),
+	};
 	int rc = cmocka_run_group_tests(tests, NULL, NULL);
 	umount2(mount_point, MNT_DETACH);
 	rmdir(mount_point);

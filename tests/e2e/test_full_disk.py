@@ -88,9 +88,9 @@ class FullDisk(unittest.TestCase):
                 self.assertGreater(n, 10)
                 self.expect_degraded(d, client, n)
                 self.assertEqual(self.fill_fails_still(client, n), "store")
-                os.unlink(filler)
-                wait_until(lambda: self.is_stored(client, n), "storing", patience=5)
+                os.unlink(filler)                   # nobody asks anything until all is said to be well
                 wait_until(lambda: d.get("/ready")[1] == {"ready": True}, "/ready", patience=5)
+                self.assertTrue(self.is_stored(client, n))
                 self.assertEqual(d.metrics()["kd_store_failing"], 0)
                 wait_until(lambda: "answers are stored again" in d.log(), "the log")
                 self.assertFalse(ask(client, n + 500, DURABLE))
