@@ -41,7 +41,7 @@ void gradient_add(struct gradient *g, const struct loss_position *x, const struc
 	double all = d->direct ? 0 : slopes_sum(pair, d);
 	for (uint32_t i = 0; i < n; i++) {
 		double more = d->direct ? 0 : pair->conditional ? -pair->q[i] * all : pair->uniform - pair->q[i] * outside;
-		g->corrections[pair->slots[i]] += by * (d->slope[i] + more);
+		g->corrections[x->at + pair->slots[i]] += by * (d->slope[i] + more);
 	}
 	if (d->direct || pair->conditional)
 		return;
@@ -53,7 +53,7 @@ void gradient_add(struct gradient *g, const struct loss_position *x, const struc
 void gradient_add_label(struct gradient *g, const struct loss_position *x, double smoothing, double factor)
 {
 	term_add(g, 1, x->student_lse_1, factor);
-	g->corrections[x->label] -= factor * (1 - smoothing);
+	g->corrections[x->at + x->label] -= factor * (1 - smoothing);
 	if (smoothing > 0)
 		uniform_add(g, x, -factor * smoothing / (double)x->vocab_size);
 }

@@ -19,7 +19,7 @@ struct gradient {
 	uint32_t n_terms;
 	float *temperatures;           // (room for one more than the position's temperatures, and one for the uniform row)
 	double *lse, *scales;          // as many
-	double *corrections;           // (slots of the position)
+	double *corrections;           // (slots of the position; of several rows of one position, each row's from its `at`)
 };
 
 void gradient_add(struct gradient *g, const struct loss_position *x, const struct pair *pair, const struct divergence *d, double factor);

@@ -11,7 +11,7 @@ const struct parameter_row common_parameters[N_COMMON] = {
 	[COMMON_T2_SCALE] = {"t2-scale", PARAMETER_SWITCH, 0, 1, "on", "", "times T squared, which keeps the gradient's size when T changes"},
 	[COMMON_TOP_K] = {"top-k", PARAMETER_COUNT, 1, 16777216, "64", "", "ids of the teacher at each position"},
 	[COMMON_SUPPORT] = {"support", PARAMETER_SUPPORT, 1, 65536, "teacher", "", "whose likeliest ids: teacher, student:K or both:K"},
-	[COMMON_TEACHER] = {"teacher", PARAMETER_TEXT, 0, 0, "", "", "which teacher, where a run has several; else its only one"},
+	[COMMON_TEACHER] = {"teacher", PARAMETER_TEXT, 0, 0, "", "", "whose row: a name of other-teacher, own, or the mean of several with their shares, as big:3,own:1"},
 	[COMMON_FORM] = {"form", PARAMETER_CHOICE, 0, 0, "ghost",
 			 "ghost|uniform|teacher-renormalised|renormalised|truncated|draws|head-draws|label-tail",
 			 "how a sparse row is completed"},

@@ -14,7 +14,10 @@
 int objective_new(struct objective **ret)
 {
 	*ret = calloc(1, sizeof **ret);
-	return *ret ? 0 : -ENOMEM;
+	if (!*ret)
+		return -ENOMEM;
+	(*ret)->n_teachers = 1;
+	return 0;
 }
 
 struct objective *objective_free(struct objective *o)
@@ -23,6 +26,10 @@ struct objective *objective_free(struct objective *o)
 		return NULL;
 	for (uint32_t i = 0; i < o->n_terms; i++)
 		term_done(&o->terms[i]);
+	for (uint32_t i = 1; i < OBJECTIVE_MAX_TEACHERS; i++) {
+		free(o->teachers[i]);
+		free(o->teachers_where[i]);
+	}
 	pair_done(&o->pair);
 	free(o->slope);
 	free(o);
@@ -58,6 +65,7 @@ int objective_add(struct objective *o, const char *text, const char *where, stru
 		r = name_make(o, t, err);
 	else if (r == 0 && name_taken(o, t->name))
 		r = error_set(err, ERROR_INVALID, "loss", "%s: loss %s: name=%s: another loss has this name", where, t->method->name, t->name);
+	r = r ? r : objective_teachers_add(o, t, where, err);
 	if (r) {
 		term_done(t);
 		return r;
@@ -66,18 +74,28 @@ int objective_add(struct objective *o, const char *text, const char *where, stru
 	return 0;
 }
 
+static bool share_a_teacher(const struct term *a, const struct term *b)
+{
+	for (uint32_t i = 0; i < a->n_members; i++)
+		if (term_hears(b, a->members[i]))
+			return true;
+	return false;
+}
+
+static bool draw_alike(const struct term *a, const struct term *b)
+{
+	return a->n_draws == b->n_draws && a->tau == b->tau && a->form == b->form;
+}
+
 static int draws_check(const struct objective *o, struct error *err)
 {
-	const struct term *first = NULL;
-	for (uint32_t i = 0; i < o->n_terms; i++) {
-		const struct term *t = &o->terms[i];
-		if (!term_draws(t))
-			continue;
-		if (first && (first->n_draws != t->n_draws || first->tau != t->tau || first->form != t->form))
-			return error_set(err, ERROR_INVALID, "loss", "loss %s and loss %s: a question draws once: form, draws and tau must be the same",
-					 first->name, t->name);
-		first = t;
-	}
+	for (uint32_t i = 0; i < o->n_terms; i++)
+		for (uint32_t k = 0; k < i; k++) {
+			const struct term *a = &o->terms[k], *b = &o->terms[i];
+			if (term_draws(a) && term_draws(b) && share_a_teacher(a, b) && !draw_alike(a, b))
+				return error_set(err, ERROR_INVALID, "loss",
+						 "loss %s and loss %s: a question draws once: form, draws and tau must be the same", a->name, b->name);
+		}
 	return 0;
 }
 
@@ -117,11 +135,6 @@ const char *objective_name(const struct objective *o, uint32_t term)
 	return o->terms[term].name;
 }
 
-const char *objective_teacher(const struct objective *o, uint32_t term)
-{
-	return o->terms[term].teacher;
-}
-
 static const char *support_words(const struct term *t, char *to, size_t room)
 {
 	if (t->support == LOSS_SUPPORT_STUDENT)
@@ -155,7 +168,8 @@ void objective_describe(const struct objective *o, uint32_t term, char *to, size
 		snprintf(to, room, "%s: weight %s", t->name, weight);
 		return;
 	}
-	snprintf(to, room, "%s: weight %s, temperature %s%s, %s, form %s", t->name, weight,
+	snprintf(to, room, "%s: %s%s%sweight %s, temperature %s%s, %s, form %s", t->name, t->words ? "teacher " : "", t->words ? t->words : "",
+		 t->words ? ", " : "", weight,
 		 schedule_words(&t->temperature, temperature, sizeof temperature),
 		 t->t2_scale && !schedule_is(&t->temperature, 1) ? " (times T^2)" : "", support_words(t, support, sizeof support),
 		 t->method->flags & METHOD_FORMS ? form_name(t->form) : "none");
@@ -176,41 +190,21 @@ bool objective_asks_teacher(const struct objective *o)
 	return false;
 }
 
-static bool asks_head(const struct term *t)
+uint32_t objective_own_k(const struct objective *o, uint32_t teacher)
 {
-	return !term_is_hard(t) && t->form != LOSS_FORM_DRAWS && t->support != LOSS_SUPPORT_STUDENT;
-}
-
-uint32_t objective_top_k(const struct objective *o)
-{
-	uint32_t k = 0;
 	for (uint32_t i = 0; i < o->n_terms; i++)
-		if (asks_head(&o->terms[i]) && o->terms[i].top_k > k)
-			k = o->terms[i].top_k;
-	return k;
+		if (term_hears(&o->terms[i], teacher) && o->terms[i].own_k)
+			return objective_any_own_k(o);
+	return 0;
 }
 
-uint32_t objective_own_k(const struct objective *o)
+uint32_t objective_any_own_k(const struct objective *o)
 {
 	uint32_t k = 0;
 	for (uint32_t i = 0; i < o->n_terms; i++)
 		if (o->terms[i].own_k > k)
 			k = o->terms[i].own_k;
 	return k;
-}
-
-uint32_t objective_n_draws(const struct objective *o)
-{
-	for (uint32_t i = 0; i < o->n_terms; i++)
-		if (term_draws(&o->terms[i]))
-			return o->terms[i].n_draws;
-	return 0;
-}
-
-uint32_t objective_width(const struct objective *o, uint64_t vocab_size)
-{
-	uint64_t n = (uint64_t)objective_top_k(o) + objective_own_k(o) + objective_n_draws(o) + 1;
-	return (uint32_t)(n < vocab_size ? n : vocab_size);
 }
 
 bool objective_wants_mean(const struct objective *o)
@@ -221,41 +215,6 @@ bool objective_wants_mean(const struct objective *o)
 			return true;
 	}
 	return false;
-}
-
-static void temperature_add(float *list, uint32_t *n, float temperature)
-{
-	for (uint32_t i = 0; i < *n; i++)
-		if (list[i] == temperature)
-			return;
-	list[(*n)++] = temperature;
-}
-
-static void term_query(const struct objective *o, const struct term *t, uint64_t step, struct query *q)
-{
-	bool entropy = (t->method->flags & METHOD_LINEAR) && (term_draws(t) || t->method->fn == divergence_soft_cross_entropy);
-	temperature_add(q->temperatures, &q->n_temperatures, (float)schedule_at(&t->temperature, step, o->n_steps));
-	q->own |= (t->method->flags & METHOD_LABEL) != 0;
-	q->tail |= t->tail;
-	q->entropy |= entropy && schedule_is(&t->temperature, 1);
-	if (term_draws(t)) {
-		q->draws.n = t->n_draws;
-		q->draws.tau = (float)t->tau;
-		q->draws.tail = t->form == LOSS_FORM_HEAD_DRAWS;
-		q->tail |= q->draws.tail;
-	}
-}
-
-void objective_query(const struct objective *o, uint64_t step, uint64_t seed, uint32_t vocab_size, struct query *q)
-{
-	uint32_t top_k = objective_top_k(o);
-	q->top_k = top_k < vocab_size ? top_k : vocab_size;
-	temperature_add(q->temperatures, &q->n_temperatures, 1);       // evaluation is at 1, and one answer may serve both
-	for (uint32_t i = 0; i < o->n_terms; i++)
-		if (!term_is_hard(&o->terms[i]))
-			term_query(o, &o->terms[i], step, q);
-	if (q->draws.n)
-		q->draws.seed = seed;
 }
 
 uint32_t objective_temperatures(const struct objective *o, float *ret)

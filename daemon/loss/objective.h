@@ -20,6 +20,9 @@ struct softmax_grad_row;
 
 #define OBJECTIVE_MAX_TERMS 12
 #define OBJECTIVE_MAX_SOFTMAX (OBJECTIVE_MAX_TERMS + 2)        // softmax terms of one gradient: each temperature, 1, and the uniform row
+#define OBJECTIVE_MAX_TEACHERS 8
+#define OBJECTIVE_TEACHER_NAME_MAX 28
+#define OBJECTIVE_OWN "own"          // the run's own teacher, the first of all
 #define OBJECTIVE_DEFAULT "forward-kl"
 
 int objective_new(struct objective **ret);     // without terms; -ENOMEM
@@ -33,17 +36,33 @@ int objective_begin(struct objective *o, uint64_t n_steps, uint32_t vocab_size);
 
 uint32_t objective_n_terms(const struct objective *o);
 const char *objective_name(const struct objective *o, uint32_t term);          // "forward-kl", "forward-kl-2", or what the line says
-const char *objective_teacher(const struct objective *o, uint32_t term);       // NULL: the run's own
 void objective_describe(const struct objective *o, uint32_t term, char *to, size_t room);     // form, support, weight for the log
 const char *objective_bias(const struct objective *o, uint32_t term, uint32_t vocab_size);    // see method_bias; NULL for whole rows
 
-// Adds to a query what the terms ask at a step: top-k, temperatures, own, entropy, tail, draws (with `seed`).
-void objective_query(const struct objective *o, uint64_t step, uint64_t seed, uint32_t vocab_size, struct query *q);
+// The teachers that terms name, each once; the first is the run's own whether named or not.
+uint32_t objective_n_teachers(const struct objective *o);
+const char *objective_teacher_name(const struct objective *o, uint32_t teacher);
+const char *objective_teacher_where(const struct objective *o, uint32_t teacher);      // the line that names it first
+// Whose row a term looks at: a teacher's (the first objective_n_teachers() voices), or the mean of several's probabilities at its temperature.
+struct objective_voice {
+	uint32_t n, members[OBJECTIVE_MAX_TEACHERS];
+	double shares[OBJECTIVE_MAX_TEACHERS];         // sum to 1
+	uint32_t temperature;                          // of a mean: place in the step's list
+	bool active;                                   // in this step some term looks at it
+};
+uint32_t objective_n_voices(const struct objective *o);
+void objective_voice(const struct objective *o, uint32_t voice, struct objective_voice *ret);
+uint32_t objective_voice_width(const struct objective *o, uint32_t voice, uint64_t vocab_size);       // most ids of one position of it
+
+// Adds to a query what the terms ask of one teacher at a step: top-k, temperatures, own, entropy, tail, draws (with `seed`).
+void objective_query(const struct objective *o, uint32_t teacher, uint64_t step, uint64_t seed, uint32_t vocab_size, struct query *q);
+bool objective_asks(const struct objective *o, uint32_t teacher, uint64_t step);       // anything of it at that step; the first always
+bool objective_asks_at(const struct objective *o, uint32_t teacher, float temperature);        // at that temperature in this step
 bool objective_asks_teacher(const struct objective *o);
-uint32_t objective_top_k(const struct objective *o);           // teacher's ids wanted, 0 = none
-uint32_t objective_own_k(const struct objective *o);           // the student's own ids that the teacher is to be asked about; 0 = none
-uint32_t objective_n_draws(const struct objective *o);
-uint32_t objective_width(const struct objective *o, uint64_t vocab_size);      // most ids of one position
+uint32_t objective_top_k(const struct objective *o, uint32_t teacher);         // its ids wanted, 0 = none
+uint32_t objective_any_own_k(const struct objective *o);       // the student's own ids that some teacher is to be asked about; 0 = none
+uint32_t objective_own_k(const struct objective *o, uint32_t teacher);         // as many of that one, or 0
+uint32_t objective_width(const struct objective *o, uint64_t vocab_size);      // most ids of one position, of all voices
 bool objective_wants_mean(const struct objective *o);          // of the student's logits
 
 // A step: its parameters are those of `step` steps done.
@@ -56,8 +75,10 @@ struct objective_sums {
 	double entropies[OBJECTIVE_MAX_TERMS];         // of the teacher's rows, where value less entropy is the KL; NAN elsewhere
 	double followed[OBJECTIVE_MAX_TERMS];          // what adaptive schedules follow
 };
-// Adds the position to the sums and, when g is not NULL, its gradient to g. position->temperatures are this step's, in order.
-void objective_position(struct objective *o, const struct loss_position *x, struct objective_sums *sums, struct gradient *g);
+// Adds the position, as each voice has it, to the sums and, when g is not NULL, its gradient to g. Temperatures are this step's, in order.
+// A term that is left out of this step has the value NAN.
+void objective_position(struct objective *o, const struct loss_position *voices /*(objective_n_voices)*/, struct objective_sums *sums,
+			struct gradient *g);
 void objective_end_step(struct objective *o, const struct objective_sums *sums, uint64_t n_positions);
 
 // What adaptive schedules remember, for checkpoints: (n) numbers.

@@ -11,7 +11,11 @@ struct adaptive { double t, momentum, previous, started; };
 
 struct term {
 	const struct method *method;
-	char *name, *teacher;
+	char *name;
+	char *words;                   // of teacher=; NULL: the run's own
+	uint32_t n_members, members[OBJECTIVE_MAX_TEACHERS];   // teachers; of several the mean of their probabilities
+	double shares[OBJECTIVE_MAX_TEACHERS];
+	uint32_t mean;                 // which of the means it is
 	struct schedule own[METHOD_MAX_PARAMETERS], weight, temperature;
 	bool t2_scale, tail;
 	enum loss_form form;
@@ -20,6 +24,7 @@ struct term {
 	double tau;
 	struct adaptive adaptive;
 	// of the present step
+	bool active;
 	double x[METHOD_MAX_PARAMETERS], weight_now;
 	uint32_t temperature_at;
 };
@@ -27,6 +32,8 @@ struct term {
 struct objective {
 	struct term terms[OBJECTIVE_MAX_TERMS];
 	uint32_t n_terms;
+	char *teachers[OBJECTIVE_MAX_TEACHERS], *teachers_where[OBJECTIVE_MAX_TEACHERS];       // [0]: NULL, the run's own
+	uint32_t n_teachers, n_means;
 	uint64_t n_steps;
 	float temperatures[OBJECTIVE_MAX_TERMS];
 	uint32_t n_temperatures;
@@ -43,6 +50,23 @@ static inline bool term_is_hard(const struct term *t)
 {
 	return t->method->flags & METHOD_HARD;
 }
+
+// Whether the term looks at that teacher.
+static inline bool term_hears(const struct term *t, uint32_t teacher)
+{
+	for (uint32_t i = 0; !term_is_hard(t) && i < t->n_members; i++)
+		if (t->members[i] == teacher)
+			return true;
+	return false;
+}
+
+static inline uint32_t term_voice(const struct objective *o, const struct term *t)
+{
+	return term_is_hard(t) ? 0 : t->n_members == 1 ? t->members[0] : o->n_teachers + t->mean;
+}
+
+// Finds or adds what the term's words name. Errors have the field "loss".
+int objective_teachers_add(struct objective *o, struct term *t, const char *where, struct error *err);
 
 int term_parse(struct term *t, const char *text, const char *where, struct error *err);
 void term_done(struct term *t);

@@ -10,6 +10,7 @@ void objective_step(struct objective *o, uint64_t step)
 	for (uint32_t i = 0; i < o->n_terms; i++) {
 		struct term *t = &o->terms[i];
 		t->weight_now = schedule_at(&t->weight, step, o->n_steps);
+		t->active = true;
 		for (uint32_t k = 0; k < method_n_parameters(t->method); k++)
 			t->x[k] = schedule_at(&t->own[k], step, o->n_steps);
 		if (t->method->flags & METHOD_ADAPTIVE)
@@ -50,11 +51,16 @@ static void soft_position(struct objective *o, struct term *t, const struct loss
 		gradient_add(g, x, &o->pair, d, t->weight_now * T2);
 }
 
-void objective_position(struct objective *o, const struct loss_position *x, struct objective_sums *sums, struct gradient *g)
+void objective_position(struct objective *o, const struct loss_position *voices, struct objective_sums *sums, struct gradient *g)
 {
 	for (uint32_t i = 0; i < o->n_terms; i++) {
 		struct term *t = &o->terms[i];
 		struct divergence d = {.slope = o->slope};
+		const struct loss_position *x = &voices[term_voice(o, t)];
+		if (!t->active) {
+			sums->values[i] = sums->entropies[i] = NAN;
+			continue;
+		}
 		if (term_is_hard(t))
 			hard_position(t, x, &d.value, g);
 		else
@@ -87,6 +93,6 @@ static void adapt(const struct objective *o, struct term *t, double loss)
 void objective_end_step(struct objective *o, const struct objective_sums *sums, uint64_t n_positions)
 {
 	for (uint32_t i = 0; i < o->n_terms && n_positions; i++)
-		if (o->terms[i].method->flags & METHOD_ADAPTIVE)
+		if ((o->terms[i].method->flags & METHOD_ADAPTIVE) && o->terms[i].active)
 			adapt(o, &o->terms[i], sums->followed[i] / (double)n_positions);
 }

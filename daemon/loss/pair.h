@@ -50,6 +50,8 @@ struct loss_position {
 	double tail;                   // ln of the teacher's mass outside the n_top ids, T = 1; NAN: not asked
 	double entropy;                // of the teacher's row, T = 1; NAN: not asked
 	double student_mean;           // mean of all V logits; NAN: not read
+	double teacher_ce;             // the teacher's own mean -ln p(token that follows) over this sequence; 0: not asked
+	uint32_t at;                   // where its slots begin among the gradient's corrections
 };
 
 // What one loss looks at.

@@ -105,6 +105,18 @@ static int text_read(const struct line *l, const struct parameter_row *p, const 
 	return *to ? 0 : error_set(err, ERROR_MEMORY, "loss", "out of memory");
 }
 
+// The names are read when it is known which there are (objective_teachers.c).
+static int teacher_read(const struct line *l, struct term *t, const struct parameter_row *p, const char *value, struct error *err)
+{
+	static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789_-:.,";
+	if (!*value)
+		return 0;
+	if (strspn(value, letters) != strlen(value))
+		return refuse(l, p->name, value, "a name is expected, or several with their shares: big:3,small", err);
+	t->words = strdup(value);
+	return t->words ? 0 : error_set(err, ERROR_MEMORY, "loss", "out of memory");
+}
+
 static int choice_set(const struct line *l, const struct parameter_row *p, const char *value, int *ret, struct error *err)
 {
 	char why[160];
@@ -158,7 +170,7 @@ static int common_set(const struct line *l, struct term *t, enum common_paramete
 	case COMMON_TAIL: return switch_set(l, p, value, &t->tail, err);
 	case COMMON_DRAWS: return count_read(l, p, value, &t->n_draws, err);
 	case COMMON_TAU: return number_read(l, p, value, &t->tau, err);
-	case COMMON_TEACHER: return text_read(l, p, value, &t->teacher, err);
+	case COMMON_TEACHER: return teacher_read(l, t, p, value, err);
 	default: return -EINVAL;
 	}
 }
@@ -215,6 +227,9 @@ static const char *mix_fault(const struct term *t, unsigned seen, const char **r
 	*ret_key = "draws";
 	if (!term_draws(t) && draws_given)
 		return "is for form=draws and form=head-draws";
+	*ret_key = "teacher";
+	if (t->words && strchr(t->words, ',') && (term_draws(t) || t->tail))
+		return "the mean of several teachers has no draws and no tail of its own";
 	*ret_key = "support";
 	if ((t->method->flags & METHOD_OWN_IDS) && t->support != LOSS_SUPPORT_BOTH)
 		return "both:K is expected: it compares the teacher's ids with the student's own";
@@ -255,6 +270,6 @@ int term_parse(struct term *t, const char *text, const char *where, struct error
 void term_done(struct term *t)
 {
 	free(t->name);
-	free(t->teacher);
-	t->name = t->teacher = NULL;
+	free(t->words);
+	t->name = t->words = NULL;
 }

@@ -8,6 +8,7 @@
 #include "daemon/loss/objective.h"
 #include "daemon/loss/schedule.h"
 #include "daemon/train/group.h"
+#include "daemon/train/other.h"
 
 #define OPTION(field, name, type, min, max, fallback, choices, unit, help) \
 	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct run_settings, field)},
@@ -120,6 +121,33 @@ int settings_objective(const struct run_settings *s, struct objective **ret, str
 	return 0;
 }
 
+// Each teacher that a loss names has a line of its own.
+static int teachers_check(const struct run_settings *s, const struct objective *o, struct error *err)
+{
+	int r = other_check(&s->others, err);
+	for (uint32_t i = 1; r == 0 && i < objective_n_teachers(o); i++) {
+		struct other other;
+		const char *where, *name = objective_teacher_name(o, i);
+		r = other_find(&s->others, name, &other, &where, err);
+		other_done(&other);
+		if (r == error_errno(ERROR_NOT_FOUND))
+			r = error_set(err, ERROR_INVALID, "loss", "%s: loss: teacher=%s: no line other-teacher has this name",
+				      objective_teacher_where(o, i), name);
+	}
+	return r;
+}
+
+static bool others_shards(const struct run_settings *s)
+{
+	bool any = false;
+	for (size_t i = 0; i < s->others.n; i++) {
+		struct other other;
+		any |= other_parse(s->others.items[i], s->others.where[i], &other, &(struct error){0}) == 0 && other.shards;
+		other_done(&other);
+	}
+	return any;
+}
+
 static int losses_check(const struct run_settings *s, struct error *err)
 {
 	struct objective *o = NULL;
@@ -128,12 +156,15 @@ static int losses_check(const struct run_settings *s, struct error *err)
 	if (r)
 		return r;
 	int64_t width = objective_width(o, UINT32_MAX);
-	uint32_t own_k = objective_own_k(o);
+	uint32_t own_k = objective_any_own_k(o);
 	bool asks = objective_asks_teacher(o);
+	r = teachers_check(s, o, err);
 	objective_free(o);
+	if (r)
+		return r;
 	if (settings_labels(s) && asks)
 		return error_set(err, ERROR_UNSUPPORTED, "loss", "teacher = labels knows the next token alone: cross-entropy is the loss for it");
-	if (own_k && settings_shards(s))
+	if (own_k && (settings_shards(s) || others_shards(s)))
 		return error_set(err, ERROR_UNSUPPORTED, "loss", "support=student and support=both need a live teacher: shards hold what was asked");
 	if (n_positions > (INT64_C(1) << 28) / width)
 		return error_set(err, ERROR_TOO_LARGE, "loss", "%lld ids for each of %lld positions are too many to hold at once", (long long)width,

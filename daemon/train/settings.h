@@ -20,7 +20,7 @@ enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 
 struct run_settings {
 	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *from_layers, *rollouts;
-	struct config_list corpus, losses, parameters;
+	struct config_list corpus, losses, parameters, others;
 	bool corpus_specials, tied_head, checkpointing;
 	uint64_t patience;             // ms
 	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;

@@ -227,6 +227,11 @@ const struct answers_info *answers_info(const struct answers *a)
 	return &a->source->info;
 }
 
+bool answers_are_shards(const struct answers *a)
+{
+	return a->source->ops->survey != NULL;
+}
+
 int answers_get(struct answers *a, const char *path, char **ret_body, size_t *ret_n, struct error *err)
 {
 	if (!a->source->ops->get)

@@ -45,6 +45,7 @@ struct answers_info {
 	struct provenance provenance;
 };
 const struct answers_info *answers_info(const struct answers *a);
+bool answers_are_shards(const struct answers *a);
 
 // A control resource of the server ("/v1/tokenizer"): its bytes, NUL-terminated, the caller frees. ERROR_UNSUPPORTED without one. Like the
 // next two only before the first answers_submit.

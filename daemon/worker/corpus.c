@@ -15,6 +15,7 @@
 #include "daemon/model/packing.h"
 #include "daemon/worker/answers.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/panel.h"
 #include "daemon/worker/questions.h"
 #include "daemon/worker/trainer.h"
 
@@ -112,8 +113,8 @@ static int missing_judge(const struct trainer *t, struct dataset *d, uint32_t mi
 	if (missing == 0)
 		return 0;
 	if (missing == n || t->settings->missing == RUN_MISSING_FAIL)
-		return error_set(err, ERROR_NOT_FOUND, "missing", "%u of the %u sequences of %u tokens%s have no answer (%s) in %s%s", missing, n,
-				 (uint32_t)t->settings->sequence_length, fixed ? " that this run began with" : "", asked, t->settings->teacher,
+		return error_set(err, ERROR_NOT_FOUND, "missing", "%u of the %u sequences of %u tokens%s have no answer (%s) in the shards%s", missing, n,
+				 (uint32_t)t->settings->sequence_length, fixed ? " that this run began with" : "", asked,
 				 missing < n ? "; missing = skip goes on without them" : "");
 	if (fixed)
 		log_warning("%u of the %u sequences that this run began with have no answer any more: their rows are left out", missing, n);
@@ -130,7 +131,7 @@ static int missing_count(struct trainer *t, struct dataset *d, bool fixed, struc
 	bool *has = NULL;
 	uint32_t missing = 0;
 	int r = sequences_list(d, &sequences, &has, err);
-	r = r ? r : answers_count(t->answers, &t->query, sequences, dataset_n_sequences(d), has, &missing, err);
+	r = r ? r : panel_count(t, 0, sequences, dataset_n_sequences(d), has, &missing, err);
 	r = r ? r : missing_judge(t, d, missing, has, fixed, err);
 	free(has);
 	free(sequences);
@@ -207,7 +208,7 @@ static int list_make(struct trainer *t, const char *path, struct error *err)
 		return r;
 	if (texts)
 		source = dataset_id(t->dataset);
-	r = texts ? missing_count(t, t->dataset, false, err) : 0;
+	r = texts || objective_n_teachers(t->objective) > 1 ? missing_count(t, t->dataset, false, err) : 0;
 	if (r)
 		return r;
 	list = dataset_id(t->dataset);
@@ -227,10 +228,10 @@ static int offline_open(struct trainer *t, struct error *err)
 
 int corpus_open(struct trainer *t, struct error *err)
 {
-	bool offline = settings_shards(t->settings) != NULL;
+	bool offline = panel_has_shards(t);
 	int r = offline ? offline_open(t, err) : texts_read(t, &t->dataset, err);
 	r = r ? r : dataset_split(t->dataset, err);
-	if (r == 0 && offline)
+	if (r == 0 && settings_shards(t->settings))
 		r = own_settle(t, err);
 	if (r)
 		return r;
@@ -248,10 +249,10 @@ static int step_check(struct trainer *t, uint64_t step, struct error *err)
 	bool has = true, had = true;
 	uint32_t missing;
 	char asked[80];
-	questions_at(t, step, &query);
-	int r = query_equal(&query, &t->query) ? 0 : answers_count(t->answers, &query, &s, 1, &has, &missing, err);
+	questions_at(t, 0, step, &query);
+	int r = panel_count(t, step, &s, 1, &has, &missing, err);
 	if (r == 0 && !has)
-		r = answers_count(t->answers, &t->query, &s, 1, &had, &missing, err);
+		r = panel_count(t, 0, &s, 1, &had, &missing, err);
 	query_say(&query, asked, sizeof asked);
 	query_done(&query);
 	if (r == 0 && !has && had)
@@ -263,7 +264,7 @@ int corpus_check_schedules(struct trainer *t, struct error *err)
 {
 	uint64_t n = t->steps < CORPUS_STEPS_CHECKED ? t->steps : CORPUS_STEPS_CHECKED;
 	int r = 0;
-	for (uint64_t i = 0; r == 0 && i < n && settings_shards(t->settings); i++)
+	for (uint64_t i = 0; r == 0 && i < n && panel_has_shards(t); i++)
 		r = step_check(t, (uint64_t)((unsigned __int128)i * (t->steps - 1) / (n > 1 ? n - 1 : 1)), err);
 	return r;
 }

@@ -18,6 +18,7 @@
 #include "daemon/worker/corpus.h"
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/layers.h"
+#include "daemon/worker/panel.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
 #include "daemon/worker/rollout.h"
@@ -85,13 +86,13 @@ static int teacher_open(struct trainer *t, struct error *err)
 	bool labels = settings_labels(s);
 	if (!shards && !labels && !s->server)
 		return error_set(err, ERROR_INVALID, "server", "is missing: where does the teacher answer? (or teacher = shards:DIR)");
-	int r = labels ? tokenizer_open_path(s->tokenizer ? s->tokenizer : s->student, &t->tokenizer, err) : shards ? 0 : token_read(t, err);
-	struct answers_options o = {.shards = shards, .labels = labels ? t->tokenizer : NULL, .max_tokens = (uint32_t)s->sequence_length, .server = s->server, .teacher = s->teacher, .teacher_id = s->teacher_id, .token = t->token,
+	int r = labels ? tokenizer_open_path(s->tokenizer ? s->tokenizer : s->student, &t->tokenizer, err)
+		: shards && !s->others.n ? 0 : token_read(t, err);
+	struct answers_options o = {.shards = shards, .labels = labels ? t->tokenizer : NULL, .max_tokens = (uint32_t)s->sequence_length,
+				    .server = s->server, .teacher = s->teacher, .teacher_id = s->teacher_id, .token = t->token,
 				    .store_directory = s->store, .patience_ms = s->patience, .stop = t->options.stop};
 	r = r ? r : answers_open(&o, &t->answers, err);
-	if (r == 0)
-		t->state.teacher = answers_info(t->answers)->teacher;
-	return r;
+	return r ? r : panel_open(t, err);
 }
 
 // A shared vocabulary size is not a shared vocabulary: ids must mean the same bytes on both sides.
@@ -127,7 +128,8 @@ static int tokenizer_open(struct trainer *t, struct error *err)
 	if (t->tokenizer)
 		return 0;                                      // labels are of its own making
 	int r = path ? tokenizer_open_path(path, &t->tokenizer, err) : tokenizer_fetch(t, err);
-	return r ? r : tokenizer_check(t, !path ? "server" : s->tokenizer ? "tokenizer" : "student", err);
+	r = r ? r : tokenizer_check(t, !path ? "server" : s->tokenizer ? "tokenizer" : "student", err);
+	return r ? r : panel_check_tokenizers(t, err);
 }
 
 static struct architecture random_architecture(const struct trainer *t, uint32_t vocab_size)
@@ -241,21 +243,9 @@ static void plan_make(struct trainer *t)
 	t->state.n_adaptive = objective_n_state(t->objective);
 }
 
-static int objective_check_teachers(const struct trainer *t, struct error *err)
-{
-	for (uint32_t i = 0; i < objective_n_terms(t->objective); i++)
-		if (objective_teacher(t->objective, i))
-			return error_set(err, ERROR_UNSUPPORTED, "loss", "loss %s: teacher=%s: a run has one teacher, the one its server answers for",
-					 objective_name(t->objective, i), objective_teacher(t->objective, i));
-	return 0;
-}
-
 static int objective_prepare(struct trainer *t, struct error *err)
 {
 	char words[320];
-	int r = objective_check_teachers(t, err);
-	if (r)
-		return r;
 	if (objective_begin(t->objective, t->steps, t->vocab_size))
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	for (uint32_t i = 0; i < objective_n_terms(t->objective); i++) {
@@ -352,6 +342,6 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	t->report.n_parameters = student_weights(t->student)->parameters->n_model_values;
 	t->asked = t->state.position;
 	t->ahead = TRAINER_AHEAD;
-	t->rows = calloc((size_t)t->settings->micro_batch, sizeof *t->rows);
+	t->rows = calloc((size_t)t->settings->micro_batch * objective_n_teachers(t->objective), sizeof *t->rows);
 	return t->rows ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 }

@@ -8,20 +8,20 @@
 #include <stdlib.h>
 
 #include "common/error.h"
-#include "daemon/worker/answers.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/panel.h"
 #include "daemon/worker/passage.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/trainer.h"
 
 #define QUESTIONS_HELD_OUT_TOP_K 64    // teacher ids of evaluation where training asks for none
 
-void questions_at(const struct trainer *t, uint64_t step, struct query *ret)
+void questions_at(const struct trainer *t, uint32_t teacher, uint64_t step, struct query *ret)
 {
 	query_init(ret);
 	ret->last = -2;                // the last token has no label
 	ret->values = (enum query_values)t->settings->values;
-	objective_query(t->objective, step, (uint64_t)t->settings->seed, t->vocab_size, ret);
+	objective_query(t->objective, teacher, step, (uint64_t)t->settings->seed, t->vocab_size, ret);
 }
 
 // Evaluation is at temperature 1 over the teacher's top-k; what training asks too is asked here as well, so that answers that were kept
@@ -30,7 +30,7 @@ void questions_prepare(struct trainer *t)
 {
 	uint32_t most = answers_info(t->answers)->max_top_k < t->vocab_size ? answers_info(t->answers)->max_top_k : t->vocab_size;
 	uint32_t least = QUESTIONS_HELD_OUT_TOP_K < most ? QUESTIONS_HELD_OUT_TOP_K : most;
-	questions_at(t, 0, &t->query);
+	questions_at(t, 0, 0, &t->query);
 	t->held_out_query = t->query;
 	if (t->held_out_query.top_k == 0)
 		t->held_out_query.top_k = least;
@@ -59,21 +59,46 @@ static int own_ids(struct trainer *t, const struct sequence *sequences, uint32_t
 	return r;
 }
 
-// Rows of prompts are not asked for, as far as one question can say so. Of what the student wrote, the teacher's word for each token is.
-static void query_narrow(const struct passages *p, struct query *q)
+static uint32_t passages_first(const struct passages *p)
 {
 	uint32_t first = UINT32_MAX;
-	bool one = false, drawn = false;
-	for (uint32_t i = 0; i < p->n; i++) {
+	for (uint32_t i = 0; i < p->n; i++)
 		first = p->list[i].first < first ? p->list[i].first : first;
+	return first - 1;
+}
+
+static void query_add_drawn(const struct passages *p, struct query *q)
+{
+	bool one = false, drawn = false;
+	for (uint32_t i = 0; i < p->n; i++)
 		drawn |= p->list[i].logprobs != NULL;
-	}
-	q->first = (int32_t)first - 1;
 	q->own |= drawn;
 	for (uint32_t i = 0; i < q->n_temperatures; i++)
 		one |= q->temperatures[i] == 1;
 	if (drawn && !one && q->n_temperatures < QUERY_MAX_TEMPERATURES)
 		q->temperatures[q->n_temperatures++] = 1;
+}
+
+// Rows of prompts are not asked for, as far as one question can say so. Of what the student wrote, the run's own teacher's word for each token
+// is.
+static int panel_ask(struct trainer *t, const struct passages *p, const struct sequence *sequences, const struct id_lists *own_ids, uint32_t n,
+		     struct error *err)
+{
+	uint64_t step = t->asked / t->state.batch;
+	int r = 0;
+	for (uint32_t i = 0; r == 0 && i < objective_n_teachers(t->objective); i++) {
+		struct query query;
+		bool own = own_ids && objective_own_k(t->objective, i);
+		if (!objective_asks(t->objective, i, step))
+			continue;
+		questions_at(t, i, step, &query);
+		query.first = (int32_t)passages_first(p);
+		if (i == 0)
+			query_add_drawn(p, &query);
+		r = answers_submit(panel_answers(t, i), &query, sequences, own ? own_ids : NULL, n, err);
+		query_done(&query);
+	}
+	return r;
 }
 
 static void outstanding_append(struct trainer *t, struct passages *p)
@@ -86,19 +111,16 @@ static void outstanding_append(struct trainer *t, struct passages *p)
 
 static int micro_batch_ask(struct trainer *t, struct sequence *sequences, struct id_lists *lists, uint32_t n, struct error *err)
 {
-	uint32_t k = objective_own_k(t->objective), *ids = NULL;
+	uint32_t k = objective_any_own_k(t->objective), *ids = NULL;
 	struct passages *passages = NULL;
-	struct query query;
 	int r = policy_passages(t->policy, t->rollout, t->dataset, t->asked, n, &passages, err);
 	if (r)
 		return r;
 	for (uint32_t i = 0; i < n; i++)
 		sequences[i] = passages->list[i].sequence;
-	questions_at(t, t->asked / t->state.batch, &query);
-	query_narrow(passages, &query);
 	if (k)
-		r = own_ids(t, sequences, n, (uint32_t)query.first, k < t->vocab_size ? k : t->vocab_size, lists, &ids, err);
-	r = r ? r : answers_submit(t->answers, &query, sequences, k ? lists : NULL, n, err);
+		r = own_ids(t, sequences, n, passages_first(passages), k < t->vocab_size ? k : t->vocab_size, lists, &ids, err);
+	r = r ? r : panel_ask(t, passages, sequences, k ? lists : NULL, n, err);
 	free(ids);
 	if (r)
 		passages_free(passages);
@@ -111,7 +133,7 @@ static int micro_batch_ask(struct trainer *t, struct sequence *sequences, struct
 static bool may_ask(const struct trainer *t, uint64_t position)
 {
 	uint64_t step = position / t->state.batch;
-	return step == t->state.step || !(objective_own_k(t->objective) || policy_draws(t->policy, step));
+	return step == t->state.step || !(objective_any_own_k(t->objective) || policy_draws(t->policy, step));
 }
 
 int questions_ask(struct trainer *t, uint32_t ahead, struct error *err)

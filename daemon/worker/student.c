@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/worker/student.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,12 +18,19 @@
 #include "daemon/worker/support.h"
 #include "kernels/backend.h"
 
-// One position of the packed micro-batch: its teacher row and its label.
+// One position of the packed micro-batch: its row with each teacher, and its label.
 struct position {
-	const struct record_rows *teacher;
-	uint32_t row;                  // of the teacher's rows
+	const struct record_rows *const *teachers;     // of its sequence: those of the next teacher stand n_sequences further
+	uint32_t row;
 	uint32_t label;
 	bool drawn;                    // the label was, by the student
+};
+
+// A voice of the objective at the position in hand.
+struct hearing {
+	struct objective_voice voice;
+	struct support support;
+	double temperatures[OBJECTIVE_MAX_TERMS + 1], teacher_lse[OBJECTIVE_MAX_TERMS + 1];
 };
 
 struct student {
@@ -49,18 +57,38 @@ struct student {
 	double *corrections;           // (max_rows, wide) and, of each row, its softmax terms:
 	float *softmax_temperatures;   // (max_rows, OBJECTIVE_MAX_SOFTMAX)
 	double *softmax_lse, *softmax_scales;
-	struct support support;        // of the row in hand
+	struct hearing *hearings;      // (n_voices) the first n_teachers are the teachers'
+	struct loss_position *heard;   // (n_voices)
+	uint32_t n_voices, n_teachers, n_sequences;    // n_sequences: of the call in progress
+	bool evaluating;
 	struct pair pair;              // for evaluation
 	struct student_sums *sums;     // of the call in progress
 	const struct passage *passages;
 };
 
+// Evaluation may be told of more ids of the run's own teacher than training asks for.
+static int hearings_new(struct student *s, uint32_t vocab_size)
+{
+	const struct objective *o = s->options.objective;
+	uint32_t top_k = objective_top_k(o, 0);
+	s->n_teachers = objective_n_teachers(o);
+	s->n_voices = objective_n_voices(o);
+	s->hearings = calloc(s->n_voices, sizeof *s->hearings);
+	s->heard = calloc(s->n_voices, sizeof *s->heard);
+	int r = s->hearings && s->heard ? 0 : -ENOMEM;
+	for (uint32_t i = 0; r == 0 && i < s->n_voices; i++) {
+		uint32_t room = objective_voice_width(o, i, UINT32_MAX) + (i == 0 && s->options.top_k > top_k ? s->options.top_k - top_k : 0);
+		r = support_init(&s->hearings[i].support, vocab_size, room < vocab_size ? room : vocab_size);
+	}
+	return r;
+}
+
 static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 {
 	size_t n = (size_t)s->options.micro_batch * s->options.sequence_length, wide = objective_width(s->options.objective, vocab_size);
-	uint32_t top_k = objective_top_k(s->options.objective);
+	uint32_t top_k = objective_top_k(s->options.objective, 0);
 	wide += s->options.top_k > top_k ? s->options.top_k - top_k : 0;       // evaluation may be told of more
-	s->wide = wide = wide < vocab_size ? wide : vocab_size;
+	s->wide = wide;
 	s->tokens = calloc(n, sizeof *s->tokens);
 	s->places = calloc(n, sizeof *s->places);
 	s->starts = calloc((size_t)s->options.micro_batch + 1, sizeof *s->starts);
@@ -78,7 +106,7 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 	s->softmax_scales = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_scales);
 	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->gather && s->gathered && s->corrections &&
 		    s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales;
-	if (!good || support_init(&s->support, vocab_size, (uint32_t)wide) || pair_init(&s->pair, (uint32_t)wide + 1))
+	if (!good || hearings_new(s, vocab_size) || pair_init(&s->pair, (uint32_t)wide + 1))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a micro-batch of %zu positions", n);
 	return 0;
 }
@@ -149,7 +177,9 @@ struct student *student_close(struct student *s)
 	free(s->tokens), free(s->places), free(s->starts), free(s->rows), free(s->positions), free(s->swept);
 	free(s->gather), free(s->gathered), free(s->corrections), free(s->top_ids), free(s->top_logits), free(s->lse);
 	free(s->softmax_temperatures), free(s->softmax_lse), free(s->softmax_scales);
-	support_done(&s->support);
+	for (uint32_t i = 0; s->hearings && i < s->n_voices; i++)
+		support_done(&s->hearings[i].support);
+	free(s->hearings), free(s->heard);
 	pair_done(&s->pair);
 	free(s);
 	return NULL;
@@ -190,38 +220,95 @@ static bool has_temperature(const struct record_rows *t, float temperature)
 	return false;
 }
 
-static int teacher_check(const struct student *s, const struct record_rows *t, struct error *err)
+static int teacher_check(const struct student *s, const struct record_rows *t, uint32_t teacher, struct error *err)
 {
+	uint32_t vocab_size = s->weights->architecture.vocab_size;
 	if (t->sequence.n_tokens > s->options.sequence_length)
 		return error_set(err, ERROR_INTERNAL, NULL, "the teacher's answer is larger than the question");
-	if (t->vocab_size != s->support.vocab_size)
+	if (t->vocab_size != vocab_size)
 		return error_set(err, ERROR_CONFLICT, "student", "the teacher has %u tokens in its vocabulary, the student %u", t->vocab_size,
-				 s->support.vocab_size);
+				 vocab_size);
 	for (uint32_t i = 0; i < s->n_temperatures; i++)
-		if (!has_temperature(t, s->temperatures[i]))
+		if (!has_temperature(t, s->temperatures[i]) && (i == 0 || objective_asks_at(s->options.objective, teacher, s->temperatures[i])))
 			return error_set(err, ERROR_INTERNAL, NULL, "the teacher was not asked at temperature %g", (double)s->temperatures[i]);
 	return 0;
+}
+
+static const struct record_rows *teacher_rows(const struct student *s, const struct position *p, uint32_t teacher)
+{
+	return s->evaluating && teacher ? NULL : p->teachers[(size_t)teacher * s->n_sequences];
+}
+
+static double lse_of(const struct record_rows *t, uint32_t row, float temperature)
+{
+	for (uint32_t i = 0; i < t->query.n_temperatures; i++)
+		if (t->query.temperatures[i] == temperature)
+			return (double)t->lse[(size_t)row * t->query.n_temperatures + i];
+	return NAN;                    // nobody looks at it there: teacher_check has seen to it
+}
+
+static int mean_hear(struct student *s, struct hearing *h, const struct position *p, struct error *err)
+{
+	const struct support *members[OBJECTIVE_MAX_TEACHERS];
+	double lse[OBJECTIVE_MAX_TEACHERS];
+	float temperature = s->temperatures[1 + h->voice.temperature];
+	for (uint32_t i = 0; i < h->voice.n; i++) {
+		uint32_t teacher = h->voice.members[i];
+		members[i] = &s->hearings[teacher].support;
+		lse[i] = lse_of(p->teachers[(size_t)teacher * s->n_sequences], p->row, temperature);
+	}
+	return support_make_mean(&h->support, members, lse, &h->voice, (double)temperature, err);
+}
+
+// What every voice says of the position; the ids of one after another are what the position's arrays hold. Silent voices have none.
+static int position_hear(struct student *s, const struct position *p, uint32_t *ret_n, struct error *err)
+{
+	int r = 0;
+	*ret_n = 0;
+	for (uint32_t i = 0; r == 0 && i < s->n_voices; i++) {
+		struct hearing *h = &s->hearings[i];
+		const struct record_rows *t = i < s->n_teachers ? teacher_rows(s, p, i) : NULL;
+		h->support.n = 0;
+		if (t)
+			r = support_make(&h->support, t, p->row, p->label, err);
+		else if (i >= s->n_teachers && !s->evaluating && h->voice.active)
+			r = mean_hear(s, h, p, err);
+		*ret_n += h->support.n;
+	}
+	return r ? r : *ret_n <= s->wide ? 0 : error_set(err, ERROR_INTERNAL, NULL, "the teachers' answers are larger than the questions");
 }
 
 // What to read from one row of the student's logits: lse at each temperature, the logits at the ids that matter.
 static int row_ask(struct student *s, uint32_t i, const struct position *p, bool best, struct error *err)
 {
-	uint32_t *gather = s->gather + i * s->wide;
-	int r = support_make(&s->support, p->teacher, p->row, p->label, err);
+	uint32_t *gather = s->gather + i * s->wide, n, at = 0;
+	int r = position_hear(s, p, &n, err);
 	if (r)
 		return r;
-	memcpy(gather, s->support.ids, s->support.n * sizeof *gather);
+	for (uint32_t v = 0; v < s->n_voices; at += s->hearings[v++].support.n)
+		memcpy(gather + at, s->hearings[v].support.ids, s->hearings[v].support.n * sizeof *gather);
 	s->swept[i] = (struct sweep_row){.top_k = best, .n_temperatures = s->n_temperatures, .temperatures = s->temperatures,
-					 .n_gather = s->support.n, .gather = gather, .want_mean = objective_wants_mean(s->options.objective),
+					 .n_gather = n, .gather = gather, .want_mean = objective_wants_mean(s->options.objective),
 					 .lse = s->lse + i * (size_t)(OBJECTIVE_MAX_TERMS + 1), .ids = s->top_ids + i,
 					 .logits = s->top_logits + i, .gathered = s->gathered + i * s->wide};
 	return 0;
 }
 
+static bool all_answer(const struct student *s, const struct position *p)
+{
+	bool all = true;
+	for (uint32_t i = 0; i < s->n_teachers; i++) {
+		const struct record_rows *t = teacher_rows(s, p, i);
+		all &= !t || t->status[p->row] == ROW_OK;
+	}
+	return all;
+}
+
 // Lists the positions of one sequence that can be learned from: answered, and with a token that follows.
-static int sequence_list(struct student *s, const struct record_rows *t, const struct passage *passage, uint32_t start, bool best,
+static int sequence_list(struct student *s, const struct record_rows *const *teachers, const struct passage *passage, uint32_t start,
 			 uint64_t *n_masked, struct error *err)
 {
+	const struct record_rows *t = teachers[0];
 	uint32_t first = passage ? passage->first : 1;
 	for (uint32_t row = 0; row < t->n_rows; row++) {
 		uint32_t at = (uint32_t)t->query.first + row;
@@ -229,25 +316,30 @@ static int sequence_list(struct student *s, const struct record_rows *t, const s
 			break;
 		if (at + 1 < first)
 			continue;
-		if (t->status[row] != ROW_OK) {
+		struct position p = {teachers, row, t->sequence.tokens[at + 1], passage && passage->logprobs};
+		if (!all_answer(s, &p)) {
 			++*n_masked;
 			continue;
 		}
-		struct position p = {t, row, t->sequence.tokens[at + 1], passage && passage->logprobs};
 		s->rows[s->n_rows] = start + at;
 		s->positions[s->n_rows] = p;
-		int r = row_ask(s, s->n_rows++, &p, best, err);
+		int r = row_ask(s, s->n_rows++, &p, s->evaluating, err);
 		if (r)
 			return r;
 	}
 	return 0;
 }
 
-// In training at the objective's temperatures, in evaluation at 1 alone.
-static void temperatures_set(struct student *s, bool evaluation)
+// In training at the objective's temperatures and with all voices, in evaluation at 1 alone and with the run's own teacher.
+static void step_begin(struct student *s, uint32_t n_sequences, bool evaluation)
 {
+	s->n_rows = 0;
+	s->evaluating = evaluation;
+	s->n_sequences = n_sequences;
 	s->temperatures[0] = 1;
 	s->n_temperatures = 1 + (evaluation ? 0 : objective_temperatures(s->options.objective, s->temperatures + 1));
+	for (uint32_t i = 0; i < s->n_voices; i++)
+		objective_voice(s->options.objective, i, &s->hearings[i].voice);
 }
 
 static void tokens_pack(struct student *s, const uint32_t *tokens, uint32_t n, uint32_t *T)
@@ -264,17 +356,25 @@ static void layout_make(struct student *s, uint32_t n, uint32_t T)
 	s->layout = (struct layout){.n_positions = T, .n_sequences = n, .tokens = s->tokens, .positions = s->places, .starts = s->starts};
 }
 
-static int batch_pack(struct student *s, const struct record_rows *const *sequences, uint32_t n, bool evaluation, uint64_t *n_masked,
+static int sequence_check(const struct student *s, const struct record_rows *const *teachers, struct error *err)
+{
+	int r = 0;
+	for (uint32_t i = 0; r == 0 && i < (s->evaluating ? 1 : s->n_teachers); i++)
+		if (i == 0 || teachers[(size_t)i * s->n_sequences])
+			r = teacher_check(s, teachers[(size_t)i * s->n_sequences], i, err);
+	return r;
+}
+
+static int batch_pack(struct student *s, const struct record_rows *const *rows, uint32_t n, bool evaluation, uint64_t *n_masked,
 		      struct error *err)
 {
 	uint32_t T = 0;
-	s->n_rows = 0;
-	temperatures_set(s, evaluation);
+	step_begin(s, n, evaluation);
 	for (uint32_t i = 0; i < n; i++) {
-		const struct record_rows *t = sequences[i];
-		int r = teacher_check(s, t, err);
+		const struct record_rows *t = rows[i];
+		int r = sequence_check(s, rows + i, err);
 		s->starts[i] = T;
-		r = r ? r : sequence_list(s, t, evaluation || !s->passages ? NULL : &s->passages[i], T, evaluation, n_masked, err);
+		r = r ? r : sequence_list(s, rows + i, evaluation || !s->passages ? NULL : &s->passages[i], T, n_masked, err);
 		if (r)
 			return r;
 		tokens_pack(s, t->sequence.tokens, t->sequence.n_tokens, &T);
@@ -283,38 +383,36 @@ static int batch_pack(struct student *s, const struct record_rows *const *sequen
 	return 0;
 }
 
-static double lse_of(const struct record_rows *t, uint32_t row, float temperature)
+// One voice at a position that was heard; `at`: where its ids begin. first: the first of the student's temperatures that it is seen at.
+static void heard_make(struct student *s, uint32_t voice, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t at)
 {
-	for (uint32_t i = 0; i < t->query.n_temperatures; i++)
-		if (t->query.temperatures[i] == temperature)
-			return (double)t->lse[(size_t)row * t->query.n_temperatures + i];
-	return NAN;                    // teacher_check has seen to it
+	struct hearing *h = &s->hearings[voice];
+	struct loss_position *x = &s->heard[voice];
+	const struct record_rows *t = voice < s->n_teachers ? teacher_rows(s, p, voice) : NULL;
+	support_position(&h->support, t, p->row, x);
+	x->at = at;
+	x->n_temperatures = s->n_temperatures - first;
+	for (uint32_t k = 0; k < x->n_temperatures; k++) {
+		h->temperatures[k] = (double)s->temperatures[first + k];
+		h->teacher_lse[k] = t ? lse_of(t, p->row, s->temperatures[first + k]) : 0;     // a mean's logits are T ln p
+	}
+	x->temperatures = h->temperatures;
+	x->teacher_lse = h->teacher_lse;
+	x->student = swept->gathered + at;
+	x->student_lse = swept->lse + first;
+	x->student_lse_1 = swept->lse[0];
+	x->student_mean = swept->want_mean ? swept->mean : NAN;
 }
 
-// What is known of a position; the temperatures' lists must outlive it.
-struct position_lists { double temperatures[OBJECTIVE_MAX_TERMS + 1], teacher_lse[OBJECTIVE_MAX_TERMS + 1]; };
-
-// first: the first of the student's temperatures that the position is seen at.
-static int position_make(struct student *s, uint32_t i, const struct sweep_row *swept, uint32_t first, struct position_lists *lists,
-			 struct loss_position *ret, struct error *err)
+// Fills s->heard; *ret_n: ids of all voices.
+static int position_make(struct student *s, uint32_t i, const struct sweep_row *swept, uint32_t first, uint32_t *ret_n, struct error *err)
 {
 	const struct position *p = &s->positions[i];
-	int r = support_make(&s->support, p->teacher, p->row, p->label, err);
-	if (r)
-		return r;
-	support_position(&s->support, p->teacher, p->row, ret);
-	ret->n_temperatures = s->n_temperatures - first;
-	for (uint32_t k = 0; k < ret->n_temperatures; k++) {
-		lists->temperatures[k] = (double)s->temperatures[first + k];
-		lists->teacher_lse[k] = lse_of(p->teacher, p->row, s->temperatures[first + k]);
-	}
-	ret->temperatures = lists->temperatures;
-	ret->teacher_lse = lists->teacher_lse;
-	ret->student = swept->gathered;
-	ret->student_lse = swept->lse + first;
-	ret->student_lse_1 = swept->lse[0];
-	ret->student_mean = swept->want_mean ? swept->mean : NAN;
-	return 0;
+	uint32_t at = 0;
+	int r = position_hear(s, p, ret_n, err);
+	for (uint32_t v = 0; r == 0 && v < s->n_voices; at += s->hearings[v++].support.n)
+		heard_make(s, v, p, swept, first, at);
+	return r;
 }
 
 static int row_not_finite(struct error *err)
@@ -334,7 +432,7 @@ static struct gradient gradient_of(struct student *s, uint32_t i, uint32_t n)
 static void drawn_add(struct student *s, const struct position *p, const struct loss_position *x)
 {
 	struct student_drawn *d = &s->sums->drawn;
-	double log_p = (double)p->teacher->own_logit[p->row] - lse_of(p->teacher, p->row, 1);
+	double log_p = (double)p->teachers[0]->own_logit[p->row] - lse_of(p->teachers[0], p->row, 1);
 	double lr = log_p - (x->student[x->label] - x->student_lse_1);
 	d->n++;
 	d->k1 -= lr;
@@ -347,26 +445,25 @@ static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_r
 {
 	struct student *s = arg;
 	for (uint32_t i = 0; i < n; i++) {
-		struct loss_position x;
-		struct position_lists lists;
-		int r = swept[i].not_finite ? row_not_finite(err) : position_make(s, first + i, &swept[i], 1, &lists, &x, err);
+		uint32_t n_ids = 0;
+		int r = swept[i].not_finite ? row_not_finite(err) : position_make(s, first + i, &swept[i], 1, &n_ids, err);
 		if (r)
 			return r;
-		struct gradient g = gradient_of(s, first + i, x.n);
-		objective_position(s->options.objective, &x, &s->sums->objective, &g);
+		struct gradient g = gradient_of(s, first + i, n_ids);
+		objective_position(s->options.objective, s->heard, &s->sums->objective, &g);
 		if (s->positions[first + i].drawn)
-			drawn_add(s, &s->positions[first + i], &x);
+			drawn_add(s, &s->positions[first + i], &s->heard[0]);
 		if (!isfinite(s->sums->objective.total))
 			return row_not_finite(err);
-		x.ids = s->gather + (first + i) * s->wide;     // the support's own are those of the row in hand
-		gradient_finish(&g, &x, &ret_grad[i]);
+		struct loss_position all = {.n = n_ids, .ids = s->gather + (first + i) * s->wide};
+		gradient_finish(&g, &all, &ret_grad[i]);
 	}
 	return 0;
 }
 
-int student_train(struct student *s, const struct record_rows *const *sequences, uint32_t n, struct student_sums *sums, struct error *err)
+int student_train(struct student *s, const struct record_rows *const *rows, uint32_t n, struct student_sums *sums, struct error *err)
 {
-	int r = batch_pack(s, sequences, n, false, &sums->n_masked, err);
+	int r = batch_pack(s, rows, n, false, &sums->n_masked, err);
 	if (r || s->n_rows == 0)
 		return r;
 	s->sums = sums;
@@ -419,21 +516,21 @@ static const struct pair_view bucket_view = {LOSS_SUPPORT_TEACHER, LOSS_FORM_GHO
 static int row_evaluate(struct student *s, uint32_t i, struct student_evaluation *sums, struct error *err)
 {
 	const struct position *p = &s->positions[i];
-	const struct record_rows *t = p->teacher;
+	const struct record_rows *t = p->teachers[0];
 	const struct sweep_row *swept = &s->swept[i];
-	struct loss_position x;
-	struct position_lists lists;
+	const struct loss_position *x = &s->heard[0];
 	struct divergence d = {.slope = s->corrections};
-	int r = swept->not_finite ? row_not_finite(err) : position_make(s, i, swept, 0, &lists, &x, err);
+	uint32_t n_ids;
+	int r = swept->not_finite ? row_not_finite(err) : position_make(s, i, swept, 0, &n_ids, err);
 	if (r)
 		return r;
-	pair_make(&s->pair, &x, &bucket_view);
+	pair_make(&s->pair, x, &bucket_view);
 	if (s->pair.n)
 		divergence_forward_kl(&s->pair, NULL, &d);
 	sums->kl += d.value;
-	sums->ce += x.student_lse_1 - x.student[x.label];
-	sums->agreement += x.n_top > 0 && x.ids[0] == swept->ids[0];
-	sums->teacher_ce += t->own_logit ? x.teacher_lse[0] - (double)t->own_logit[p->row] : NAN;
+	sums->ce += x->student_lse_1 - x->student[x->label];
+	sums->agreement += x->n_top > 0 && x->ids[0] == swept->ids[0];
+	sums->teacher_ce += t->own_logit ? x->teacher_lse[0] - (double)t->own_logit[p->row] : NAN;
 	sums->n_positions++;
 	return isfinite(sums->kl) && isfinite(sums->ce) ? 0 : row_not_finite(err);
 }

@@ -24,7 +24,7 @@ struct student_options {
 	uint32_t n_threads;
 	uint32_t sequence_length;      // L
 	uint32_t micro_batch;          // most sequences of one call
-	uint32_t top_k;                // most ids of the teacher's in a row
+	uint32_t top_k;                // most ids of the run's own teacher in a row
 	uint64_t seed;                 // of a random start
 	uint32_t recompute;            // of activations_new: gradient checkpointing
 	uint32_t n_arrays;             // that the caller will make beside the parameters, in their layout: its optimizer's
@@ -59,10 +59,10 @@ struct student_sums {
 // of which every token is. They must outlive the calls.
 void student_passages(struct student *s, const struct passage *passages);
 
-
-// Sequences of one micro-batch with what the teacher said of them (rows first..last of each; a row's label is the token after it).
-// Adds to the gradients and to *sums. ERROR_NOT_FINITE when the student itself has left the numbers.
-int student_train(struct student *s, const struct record_rows *const *sequences, uint32_t n, struct student_sums *sums, struct error *err);
+// Sequences of one micro-batch with what each of the objective's teachers said of them (rows first..last of each; a row's label is the token
+// after it): rows (n_teachers, n), the run's own teacher first; NULL of who was not asked in this step. A position that one of them could not
+// answer is masked. Adds to the gradients and to *sums. ERROR_NOT_FINITE when the student itself has left the numbers.
+int student_train(struct student *s, const struct record_rows *const *rows, uint32_t n, struct student_sums *sums, struct error *err);
 
 // The k likeliest ids of the student itself after each token but the last of n sequences (at most micro_batch), one sequence after another:
 // ret_ids (sum of n_tokens - 1, k), descending. No gradients. ERROR_NOT_FINITE as above.

@@ -8,6 +8,7 @@
 
 #include "common/error.h"
 #include "common/record.h"
+#include "daemon/loss/objective.h"
 
 int support_init(struct support *s, uint32_t vocab_size, uint32_t room)
 {
@@ -107,10 +108,66 @@ int support_make(struct support *s, const struct record_rows *rows, uint32_t row
 	return 0;
 }
 
+// T ln of the mean at one id; NAN where a member does not know it.
+static double mean_at(const struct support *const *members, const double *lse, const struct objective_voice *voice, double T, uint32_t id)
+{
+	double p = 0;
+	for (uint32_t i = 0; i < voice->n; i++) {
+		const struct support *m = members[i];
+		p += m->marks[id] == m->mark ? voice->shares[i] * exp(m->teacher[m->slots[id]] / T - lse[i]) : NAN;
+	}
+	return T * log(p);
+}
+
+static void last_sink(struct support *s, uint32_t slot)
+{
+	for (; slot > 0 && s->teacher[slot] > s->teacher[slot - 1]; slot--) {
+		double z = s->teacher[slot];
+		uint32_t id = s->ids[slot];
+		s->teacher[slot] = s->teacher[slot - 1];
+		s->ids[slot] = s->ids[slot - 1];
+		s->teacher[slot - 1] = z;
+		s->ids[slot - 1] = id;
+		s->slots[s->ids[slot]] = slot;
+		s->slots[id] = slot - 1;
+	}
+}
+
+int support_make_mean(struct support *s, const struct support *const *members, const double *lse, const struct objective_voice *voice,
+		      double temperature, struct error *err)
+{
+	const struct support *first = members[0];
+	bool good = true;
+	begin(s);
+	for (uint32_t i = 0; good && i < first->n_top; i++) {
+		double z = mean_at(members, lse, voice, temperature, first->ids[i]);
+		uint32_t slot = isnan(z) ? 0 : slot_of(s, first->ids[i]);
+		good = slot != UINT32_MAX;
+		if (good && !isnan(z)) {
+			s->teacher[slot] = z;
+			last_sink(s, slot);
+		}
+	}
+	s->n_top = s->n;
+	for (uint32_t i = 0; good && i < first->n_own; i++) {
+		uint32_t id = first->ids[first->own[i]], slot = slot_of(s, id);
+		good = slot != UINT32_MAX;
+		if (!good)
+			break;
+		s->teacher[slot] = mean_at(members, lse, voice, temperature, id);
+		s->own[s->n_own++] = slot;
+	}
+	s->label = good ? slot_of(s, first->ids[first->label]) : UINT32_MAX;
+	if (s->label == UINT32_MAX)
+		return error_set(err, ERROR_INTERNAL, NULL, "the teachers' answers are larger than the questions");
+	s->teacher[s->label] = mean_at(members, lse, voice, temperature, first->ids[first->label]);
+	return 0;
+}
+
 void support_position(const struct support *s, const struct record_rows *rows, uint32_t row, struct loss_position *ret)
 {
 	*ret = (struct loss_position){.vocab_size = s->vocab_size, .n = s->n, .ids = s->ids, .teacher = s->teacher, .n_top = s->n_top,
 				      .n_own = s->n_own, .own = s->own, .n_drawn = s->n_drawn, .drawn = s->drawn, .weights = s->weights,
-				      .label = s->label, .tail = rows->tail ? (double)rows->tail[row] : NAN,
-				      .entropy = rows->entropy ? (double)rows->entropy[row] : NAN, .student_mean = NAN};
+				      .label = s->label, .tail = rows && rows->tail ? (double)rows->tail[row] : NAN,
+				      .entropy = rows && rows->entropy ? (double)rows->entropy[row] : NAN, .student_mean = NAN};
 }

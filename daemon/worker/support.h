@@ -8,6 +8,7 @@
 #include "daemon/loss/pair.h"
 
 struct error;
+struct objective_voice;
 struct record_rows;
 
 struct support {
@@ -22,5 +23,10 @@ int support_init(struct support *s, uint32_t vocab_size, uint32_t room);       /
 void support_done(struct support *s);                                          // harmless on zeroed memory
 // Of row `row`, whose next token is `label`. ERROR_INTERNAL when there are more ids than room.
 int support_make(struct support *s, const struct record_rows *rows, uint32_t row, uint32_t label, struct error *err);
+// The mean of several teachers' probabilities at one temperature: `members` are their supports at this position, `lse` their log-sum-exps
+// there. It knows the ids that all of them know: any other is in the bucket, so that what it says is exact. Its logits are T ln p.
+int support_make_mean(struct support *s, const struct support *const *members, const double *lse, const struct objective_voice *voice,
+		      double temperature, struct error *err);
 // The teacher's side of the position; the student's is the caller's to add.
+// rows NULL: of a mean.
 void support_position(const struct support *s, const struct record_rows *rows, uint32_t row, struct loss_position *ret);

@@ -17,6 +17,7 @@
 #include "daemon/worker/answers.h"
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/export.h"
+#include "daemon/worker/panel.h"
 #include "daemon/worker/passage.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
@@ -36,8 +37,7 @@ void trainer_say(struct trainer *t, const char *state)
 {
 	struct progress_report *r = &t->report;
 	struct answers_stats stats = {0};
-	if (t->answers)
-		answers_stats(t->answers, &stats);
+	panel_stats(t, &stats);
 	r->state = state;
 	r->device = r->device ? r->device : "";
 	r->step = t->state.step;
@@ -80,6 +80,7 @@ struct trainer *trainer_close(struct trainer *t)
 	if (!t)
 		return NULL;
 	answers_close(t->answers);
+	panel_close(t);
 	for (uint32_t i = 0; t->held_out && i < t->n_held_out; i++)
 		record_rows_free(t->held_out[i]);
 	free(t->held_out);
@@ -114,7 +115,7 @@ static void ahead_adapt(struct trainer *t, double waited, double seconds)
 	const struct run_settings *s = t->settings;
 	uint64_t width = objective_width(t->objective, t->vocab_size) + (uint64_t)1;
 	uint64_t numbers = (uint64_t)(s->micro_batch * s->sequence_length) * width * t->ahead;
-	if (settings_shards(s) && waited > TRAINER_WAIT_SHARE * seconds && t->ahead < TRAINER_AHEAD_MAX && numbers < TRAINER_AHEAD_NUMBERS)
+	if (panel_has_shards(t) && waited > TRAINER_WAIT_SHARE * seconds && t->ahead < TRAINER_AHEAD_MAX && numbers < TRAINER_AHEAD_NUMBERS)
 		t->ahead *= 2;
 }
 
@@ -123,7 +124,7 @@ static int micro_batch_train(struct trainer *t, struct student_sums *sums, struc
 	uint32_t n = (uint32_t)t->settings->micro_batch;
 	int r = questions_ask(t, 1, err);
 	double before = clock_seconds();
-	r = r ? r : answers_next(t->answers, t->rows, err);
+	r = r ? r : panel_next(t, t->state.step, t->rows, n, err);
 	double waited = clock_seconds() - before;
 	t->waited += waited;
 	if (r)
@@ -134,10 +135,10 @@ static int micro_batch_train(struct trainer *t, struct student_sums *sums, struc
 	r = questions_ask(t, t->ahead, err);
 	student_passages(t->student, passages->list);
 	r = r ? r : student_train(t->student, (const struct record_rows *const *)t->rows, n, sums, err);
-	for (uint32_t i = 0; i < n; i++) {
+	for (uint32_t i = 0; i < n; i++)
 		t->n_tokens += t->rows[i]->sequence.n_tokens;
+	for (uint32_t i = 0; i < n * objective_n_teachers(t->objective); i++)
 		t->rows[i] = record_rows_free(t->rows[i]);
-	}
 	student_passages(t->student, NULL);
 	passages_free(passages);
 	ahead_adapt(t, waited, clock_seconds() - before);
@@ -180,7 +181,7 @@ static int step(struct trainer *t, struct error *err)
 			return r;
 	}
 	t->n_empty = sums.n_positions ? 0 : t->n_empty + 1;
-	if (t->n_empty > (settings_shards(t->settings) ? TRAINER_EMPTY_STEPS : 0))
+	if (t->n_empty > (panel_has_shards(t) ? TRAINER_EMPTY_STEPS : 0))
 		return error_set(err, ERROR_NOT_FINITE, "teacher", "there is no usable answer for any position of step %llu",
 				 (unsigned long long)t->state.step + 1);
 	int r = t->n_empty ? 0 : optimizer_step(t->optimizer, t->state.step + 1, sums.n_positions, &norm, err);

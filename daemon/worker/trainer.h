@@ -34,7 +34,8 @@ struct trainer {
 	char *checkpoints, *student_path, *best_path, *token;
 	struct progress *progress;
 	struct progress_report report;
-	struct answers *answers;
+	struct answers *answers;               // of the run's own teacher
+	struct answers *others[OBJECTIVE_MAX_TEACHERS];        // those of the other teachers of the objective, from [1] on (panel.h)
 	struct tokenizer *tokenizer;
 	struct dataset *dataset;
 	struct objective *objective;
@@ -54,7 +55,7 @@ struct trainer {
 	uint32_t n_outstanding;                // micro-batches asked for and not yet taken
 	uint32_t ahead;                        // how many are to be asked for ahead of the one in training
 	struct passages *outstanding;          // those micro-batches, the oldest first
-	struct record_rows **rows;             // (micro_batch) of the micro-batch in training
+	struct record_rows **rows;             // (n_teachers, micro_batch) of the micro-batch in training
 	double waited, trained;                // seconds of this process: in answers_next, in steps
 	uint64_t n_tokens;                     // of the step in progress
 	uint32_t n_empty;                      // steps in a row without any answer

@@ -25,7 +25,7 @@ static void objective_use(struct objective *o)
 	for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
 		struct query q;
 		query_init(&q);
-		objective_query(o, steps[i], 1, 50, &q);
+		objective_query(o, objective_n_teachers(o) - 1, steps[i], 1, 50, &q);
 		require(q.n_temperatures <= QUERY_MAX_TEMPERATURES && q.top_k <= 50);
 		objective_step(o, steps[i]);
 		uint32_t n = objective_temperatures(o, temperatures);

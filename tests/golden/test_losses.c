@@ -116,11 +116,11 @@ static struct record_rows *answer(const struct lessons *l, const struct objectiv
 	struct sequence s = {l->tokens + (size_t)i * l->length, l->length};
 	struct content_id teacher = {{1}};
 	struct record_rows *r = NULL;
-	uint32_t k = objective_own_k(o), n_rows = l->length - 1, *offsets = golden_array(l->length, sizeof *offsets);
+	uint32_t k = objective_any_own_k(o), n_rows = l->length - 1, *offsets = golden_array(l->length, sizeof *offsets);
 	struct error err = {0};
 	query_init(&q);
 	q.last = -2;
-	objective_query(o, step, 1, l->V, &q);
+	objective_query(o, 0, step, 1, l->V, &q);
 	for (uint32_t row = 0; row < l->length; row++)
 		offsets[row] = row * k;
 	if (k)
@@ -139,7 +139,7 @@ static double step_take(const struct lessons *l, struct student *student, struct
 	struct sequence sequences[MAX_SEQUENCES];
 	struct student_sums sums = {0};
 	struct error err = {0};
-	uint32_t k = objective_own_k(o), *own = golden_array((size_t)l->n_sequences * l->length * (k + 1), sizeof *own);
+	uint32_t k = objective_any_own_k(o), *own = golden_array((size_t)l->n_sequences * l->length * (k + 1), sizeof *own);
 	double norm;
 	objective_step(o, step);
 	for (uint32_t i = 0; i < l->n_sequences; i++)

@@ -97,7 +97,7 @@ double example_evaluate(const struct example *e, divergence_fn *fn, const double
 		head += exp(s.teacher[i] - example_lse(e->zt, e->V, 1));
 	struct loss_position p = {e->V, s.n, s.ids, s.student, s.teacher, e->n_top, e->n_own, s.own, e->n_drawn, s.drawn, e->weights, label,
 				  1, &e->temperature, &teacher_lse, &student_lse, example_lse(e->zs, e->V, 1),
-				  e->tail && e->n_top < e->V ? log1p(-head) : NAN, NAN, mean(e->zs, e->V)};
+				  e->tail && e->n_top < e->V ? log1p(-head) : NAN, NAN, mean(e->zs, e->V), 0, 0};
 	struct pair pair;
 	double slope[EXAMPLE_V + 1], corrections[EXAMPLE_V] = {0}, lse[3], scales[3];
 	float temperatures[3];

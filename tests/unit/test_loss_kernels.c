@@ -80,7 +80,7 @@ static void position_evaluate(struct objective *o, const struct lesson *l, const
 		teacher_lse[i] = lse(l->teacher, T[i]);
 	}
 	struct loss_position x = {V, N, l->ids, swept->gathered, l->known, N_TOP, N_OWN, l->own, N_DRAWN, l->drawn, l->weights, N - 1,
-				  n, T, teacher_lse, swept->lse + 1, swept->lse[0], NAN, NAN, swept->mean};
+				  n, T, teacher_lse, swept->lse + 1, swept->lse[0], NAN, NAN, swept->mean, 0, 0};
 	struct objective_sums sums = {0};
 	*s = (struct shape){0};
 	struct gradient g = {0, s->temperatures, s->lse, s->scales, s->corrections};

@@ -153,9 +153,9 @@ static void only_what_is_needed_is_asked_of_the_teacher(void **state)
 		struct objective *o = objective_of(cases[i].lines, 10, 1000);
 		struct query q;
 		query_init(&q);
-		objective_query(o, 0, 99, 1000, &q);
+		objective_query(o, 0, 0, 99, 1000, &q);
 		assert_int_equal(q.top_k, cases[i].top_k);
-		assert_int_equal(objective_own_k(o), cases[i].own_k);
+		assert_int_equal(objective_any_own_k(o), cases[i].own_k);
 		assert_int_equal(q.draws.n, cases[i].n_draws);
 		assert_int_equal(q.draws.seed, cases[i].n_draws ? 99 : 0);
 		assert_int_equal(q.n_temperatures, cases[i].n_temperatures);
@@ -203,7 +203,7 @@ static void weights_and_temperatures_change_over_the_run(void **state)
 	objective_step(o, 5);
 	assert_near(evaluate(o, 2, 1, NULL).total, 0.037748 / 2, 2e-6);
 	query_init(&q);
-	objective_query(o, 4, 0, 5, &q);
+	objective_query(o, 0, 4, 0, 5, &q);
 	assert_int_equal(q.n_temperatures, 2);
 	assert_true(q.temperatures[0] == 1 && q.temperatures[1] == 2);
 	objective_step(o, 10);
