@@ -190,6 +190,8 @@ static int rollouts_check(const struct run_settings *s, struct error *err)
 	if (settings_shards(s) || settings_labels(s))
 		return error_set(err, ERROR_UNSUPPORTED, "rollouts", "need a live teacher: %s",
 				 settings_labels(s) ? "teacher = labels asks nobody" : "shards cannot say anything of text that is new");
+	if (s->packing == RUN_PACKING_BFD)
+		return error_set(err, ERROR_UNSUPPORTED, "rollouts", "go on from one sequence in a place: packing = bfd has more");
 	if (s->rollout_prompt + s->rollout_tokens > s->sequence_length)
 		return error_set(err, ERROR_INVALID, "rollout-tokens", "%lld and rollout-prompt (%lld) are over sequence-length (%lld)",
 				 (long long)s->rollout_tokens, (long long)s->rollout_prompt, (long long)s->sequence_length);
@@ -220,6 +222,8 @@ int settings_check(const struct run_settings *s, struct error *err)
 	r = r ? r : rollouts_check(s, err);
 	if (r)
 		return r;
+	if (!s->corpus_field)
+		return error_set(err, ERROR_INVALID, "corpus-field", "is empty: which member of a line is the text?");
 	if (s->steps == 0 && s->epochs == 0)
 		return error_set(err, ERROR_INVALID, "steps", "is 0 and so is epochs");
 	if (s->micro_batch * s->sequence_length > 1 << 20)

@@ -12,39 +12,29 @@
 #include "daemon/log.h"
 #include "daemon/model/checkpoint.h"
 #include "daemon/model/input.h"
-#include "daemon/model/packing.h"
 #include "daemon/worker/answers.h"
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/panel.h"
 #include "daemon/worker/questions.h"
+#include "daemon/worker/texts.h"
 #include "daemon/worker/trainer.h"
 
 #define CORPUS_STEPS_CHECKED 32        // spread over the run, the first and the last among them
 #define CORPUS_LIST "sequences.list"
 #define CORPUS_LIST_MAX ((size_t)1 << 36)      // 2^32 tokens and where they end
 
-static struct dataset_options options_make(const struct trainer *t, const uint32_t *prefix, uint32_t n_prefix)
+static struct dataset_options options_make(const struct trainer *t)
 {
 	const struct run_settings *s = t->settings;
-	return (struct dataset_options){.sequence_length = (uint32_t)s->sequence_length, .prefix = prefix, .n_prefix = n_prefix,
-					.held_out = s->held_out, .held_out_max = (uint32_t)s->held_out_max,
+	return (struct dataset_options){.sequence_length = (uint32_t)s->sequence_length, .packed = s->packing == RUN_PACKING_BFD,
+					.documents = s->corpus.n && s->packing != RUN_PACKING_WRAPPED, .held_out = s->held_out, .held_out_max = (uint32_t)s->held_out_max,
 					.sequential = s->order == RUN_ORDER_SEQUENTIAL, .seed = (uint64_t)s->seed};
 }
 
-static int texts_read(struct trainer *t, struct dataset **ret, struct error *err)
+static int corpus_read(const struct trainer *t, struct dataset **ret, struct error *err)
 {
-	const struct run_settings *s = t->settings;
-	uint32_t prefix = 0, n_prefix = 0;
-	int r = packing_prefix(t->tokenizer, &prefix, &n_prefix, err);
-	if (r)
-		return r;
-	struct dataset_options o = options_make(t, &prefix, n_prefix);
-	if (n_prefix >= o.sequence_length - 1)
-		return error_set(err, ERROR_INVALID, "sequence-length", "%u leaves no room beside the tokenizer's first token", o.sequence_length);
-	r = dataset_new(&o, ret, err);
-	for (size_t i = 0; r == 0 && i < s->corpus.n; i++)
-		r = dataset_append_file(*ret, t->tokenizer, s->corpus_specials, s->corpus.items[i], err);
-	return r ? r : dataset_list(*ret, err);
+	struct dataset_options o = options_make(t);
+	return texts_read(t->settings, t->tokenizer, &o, ret, err);
 }
 
 // ---- what shards hold
@@ -81,7 +71,7 @@ static int survey_judge(const struct trainer *t, const struct answers_survey *v,
 
 static int shards_read(struct trainer *t, struct dataset **ret, struct error *err)
 {
-	struct dataset_options o = options_make(t, NULL, 0);
+	struct dataset_options o = options_make(t);
 	struct answers_survey v = {0};
 	int r = dataset_new(&o, ret, err);
 	if (r)
@@ -171,7 +161,7 @@ static int list_save(const struct dataset *d, const char *path, const struct con
 
 static int list_load(struct trainer *t, const char *path, struct content_id *ret_source, struct error *err)
 {
-	struct dataset_options o = options_make(t, NULL, 0);
+	struct dataset_options o = options_make(t);
 	char *bytes = NULL;
 	size_t n = 0;
 	int r = input_read_file(path, CORPUS_LIST_MAX, &bytes, &n, err);
@@ -187,7 +177,7 @@ static int list_resume(struct trainer *t, const char *path, struct error *err)
 	struct dataset *texts = NULL;
 	int r = list_load(t, path, &made_from, err);
 	if (r == 0 && t->settings->corpus.n)
-		r = texts_read(t, &texts, err);
+		r = corpus_read(t, &texts, err);
 	if (r == 0 && texts)
 		now = dataset_id(texts);
 	dataset_free(texts);
@@ -203,7 +193,7 @@ static int list_make(struct trainer *t, const char *path, struct error *err)
 	bool texts = t->settings->corpus.n > 0;
 	if (unlink(path) < 0 && errno != ENOENT)
 		return error_system(err, errno, "output", "cannot remove %s", path);
-	int r = texts ? texts_read(t, &t->dataset, err) : shards_read(t, &t->dataset, err);
+	int r = texts ? corpus_read(t, &t->dataset, err) : shards_read(t, &t->dataset, err);
 	if (r)
 		return r;
 	if (texts)
@@ -229,15 +219,18 @@ static int offline_open(struct trainer *t, struct error *err)
 int corpus_open(struct trainer *t, struct error *err)
 {
 	bool offline = panel_has_shards(t);
-	int r = offline ? offline_open(t, err) : texts_read(t, &t->dataset, err);
+	int r = offline ? offline_open(t, err) : corpus_read(t, &t->dataset, err);
 	r = r ? r : dataset_split(t->dataset, err);
 	if (r == 0 && settings_shards(t->settings))
 		r = own_settle(t, err);
 	if (r)
 		return r;
 	log_info("%s: %llu sequences of %s%u tokens to train on, %llu held out", t->settings->corpus.n ? "corpus" : "shards",
-		 (unsigned long long)dataset_n_train(t->dataset), t->settings->corpus.n ? "" : "up to ", (uint32_t)t->settings->sequence_length,
-		 (unsigned long long)dataset_n_held_out(t->dataset));
+		 (unsigned long long)dataset_n_train(t->dataset), t->settings->corpus.n && !options_make(t).documents ? "" : "up to ",
+		 (uint32_t)t->settings->sequence_length, (unsigned long long)dataset_n_held_out(t->dataset));
+	if (t->settings->packing == RUN_PACKING_BFD)
+		log_info("packed into %llu places of %u tokens, at most %u in one", (unsigned long long)dataset_n_places(t->dataset),
+			 (uint32_t)t->settings->sequence_length, dataset_per_place(t->dataset));
 	return 0;
 }
 

@@ -36,6 +36,8 @@ struct dataset *dataset_free(struct dataset *d)
 		free(d->train);
 		free(d->held_out);
 		free(d->order);
+		free(d->place_starts);
+		free(d->placed);
 		free(d);
 	}
 	return NULL;
@@ -150,8 +152,8 @@ int dataset_list(struct dataset *d, struct error *err)
 	int r = 0;
 	if (d->listed)
 		return 0;
-	if (d->n_items) {
-		r = items_sort(d, err);
+	if (d->n_items || d->options.documents) {
+		r = d->options.documents ? 0 : items_sort(d, err);
 	} else {
 		for (uint32_t i = 0; r == 0 && i < d->packing.n_tokens / L; i++)
 			r = dataset_add_item(d, L, i, err);
@@ -183,9 +185,16 @@ static uint64_t held_out_count(const struct dataset *d)
 	return n ? n : 1;
 }
 
+static int place_compare(const void *a, const void *b, void *items)
+{
+	const struct dataset_item *of = items;
+	uint32_t x = of[*(const uint32_t *)a].place, y = of[*(const uint32_t *)b].place;
+	return (x > y) - (x < y);
+}
+
 static int too_little(const struct dataset *d, uint64_t held, struct error *err)
 {
-	if (d->tokens)
+	if (d->tokens || d->options.documents)
 		return error_set(err, ERROR_INVALID, "corpus", "%u sequences, %llu of them held out: too little to train on", d->n_items,
 				 (unsigned long long)held);
 	return error_set(err, ERROR_INVALID, "corpus", "%zu tokens make %u sequences of %u, %llu of them held out: too little to train on",
@@ -212,7 +221,9 @@ int dataset_split(struct dataset *d, struct error *err)
 		else
 			d->train[n_train++] = (uint32_t)i;
 	}
-	return 0;
+	if (d->options.sequential)
+		qsort_r(d->train, n_train, sizeof *d->train, place_compare, d->items);
+	return dataset_fill_places(d, err);
 }
 
 uint64_t dataset_n_train(const struct dataset *d)
@@ -226,7 +237,7 @@ uint64_t dataset_n_held_out(const struct dataset *d)
 }
 
 // A counter-based generator (splitmix64's finaliser over the parts): no state to keep, so nothing to save in a checkpoint.
-static uint64_t random_at(uint64_t seed, uint64_t epoch, uint64_t i)
+uint64_t dataset_random(uint64_t seed, uint64_t epoch, uint64_t i)
 {
 	uint64_t parts[3] = {seed, epoch, i}, x = 0;
 	for (int k = 0; k < 3; k++) {
@@ -238,36 +249,57 @@ static uint64_t random_at(uint64_t seed, uint64_t epoch, uint64_t i)
 	return x;
 }
 
-static int place_compare(const void *a, const void *b, void *items)
-{
-	const struct dataset_item *of = items;
-	uint32_t x = of[*(const uint32_t *)a].place, y = of[*(const uint32_t *)b].place;
-	return (x > y) - (x < y);
-}
-
 static void order_fill(struct dataset *d, uint64_t epoch)
 {
-	uint64_t n = dataset_n_train(d);
-	memcpy(d->order, d->train, n * sizeof *d->order);
+	uint64_t n = d->n_places;
+	for (uint64_t i = 0; i < n; i++)
+		d->order[i] = (uint32_t)i;
 	d->epoch = epoch;
-	if (d->options.sequential) {
-		qsort_r(d->order, n, sizeof *d->order, place_compare, d->items);
+	if (d->options.sequential)
 		return;
-	}
 	for (uint64_t i = n - 1; i > 0; i--) {         // Fisher-Yates
-		uint64_t j = (uint64_t)((unsigned __int128)random_at(d->options.seed, epoch, i) * (i + 1) >> 64);
+		uint64_t j = (uint64_t)((unsigned __int128)dataset_random(d->options.seed, epoch, i) * (i + 1) >> 64);
 		uint32_t swap = d->order[i];
 		d->order[i] = d->order[j];
 		d->order[j] = swap;
 	}
 }
 
-struct sequence dataset_train_at(struct dataset *d, uint64_t position)
+static uint32_t place_at(struct dataset *d, uint64_t position)
 {
-	uint64_t n = dataset_n_train(d);
+	uint64_t n = d->n_places;
 	if (d->epoch != position / n && !(d->options.sequential && d->epoch != UINT64_MAX))
 		order_fill(d, position / n);
-	return dataset_at(d, d->order[position % n]);
+	return d->order[position % n];
+}
+
+struct sequence dataset_train_at(struct dataset *d, uint64_t position)
+{
+	uint32_t place = place_at(d, position);
+	return dataset_at(d, d->placed ? d->placed[d->place_starts[place]] : d->train[place]);
+}
+
+uint32_t dataset_places_at(struct dataset *d, uint64_t position, uint32_t n, struct sequence *ret)
+{
+	uint32_t n_sequences = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t place = place_at(d, position + i);
+		if (!d->placed)
+			ret[n_sequences++] = dataset_at(d, d->train[place]);
+		for (uint32_t k = d->placed ? d->place_starts[place] : 0; d->placed && k < d->place_starts[place + 1]; k++)
+			ret[n_sequences++] = dataset_at(d, d->placed[k]);
+	}
+	return n_sequences;
+}
+
+uint64_t dataset_n_places(const struct dataset *d)
+{
+	return d->n_places;
+}
+
+uint32_t dataset_per_place(const struct dataset *d)
+{
+	return d->per_place;
 }
 
 struct sequence dataset_held_out_at(const struct dataset *d, uint64_t i)
@@ -278,12 +310,15 @@ struct sequence dataset_held_out_at(const struct dataset *d, uint64_t i)
 // Sequences of one length in the order in which they came are their tokens, nothing more: the id of a corpus is the id of its tokens.
 static void list_write(const void *arg, struct writer *w)
 {
-	static const char plain[] = "kdserved sequence 1\n", list[] = "kdserved list 1\n";
+	static const char plain[] = "kdserved sequence 1\n", list[] = "kdserved list 1\n", packed[] = "kdserved packed list 1\n";
 	const struct dataset *d = arg;
-	bool is_plain = true;
+	bool is_plain = !d->options.packed;
 	for (uint32_t i = 0; i < d->n_items && is_plain; i++)
 		is_plain = d->items[i].n == d->options.sequence_length && d->items[i].place == i;
-	writer_bytes(w, is_plain ? plain : list, is_plain ? sizeof plain - 1 : sizeof list - 1);
+	if (d->options.packed)
+		writer_bytes(w, packed, sizeof packed - 1);
+	else
+		writer_bytes(w, is_plain ? plain : list, is_plain ? sizeof plain - 1 : sizeof list - 1);
 	for (uint32_t i = 0; i < d->n_items && !is_plain; i++) {
 		writer_u32(w, d->items[i].n);
 		writer_u32(w, d->items[i].place);

@@ -4,7 +4,12 @@
 //
 // The list comes from texts, tokenised once and packed one after another into sequences of one length, an end-of-text token between files
 // (tokens that do not fill a last sequence are left out), in the order of the corpus; or from sequences given whole, in the order of their
-// content ids, each once. Which sequences are held out depends on their place in the list alone, never on the seed.
+// content ids, each once; or from documents, none of which shares a sequence with another: longer ones are cut. Which sequences are held
+// out depends on where they stand in the list alone, never on the seed.
+//
+// What is trained at a time is a place of sequence_length tokens: one sequence, or (packed) as many as fit, which stay apart: positions,
+// attention and losses are those of each alone. Places are filled once, best fit by decreasing length, equal lengths in an order of the
+// seed's; in a sequential run in the list's order, as long as the next fits.
 #pragma once
 
 #include <stdbool.h>
@@ -25,6 +30,8 @@ struct dataset_options {
 	uint32_t held_out_max;         // but no more than this many, and at least one unless held_out is 0
 	bool sequential;               // train in the order of appending (the corpus, the shards), every epoch the same; else shuffled
 	uint64_t seed;                 // of the order within each epoch when shuffled
+	bool documents;                // what is appended are documents
+	bool packed;
 };
 
 int dataset_new(const struct dataset_options *options, struct dataset **ret, struct error *err);
@@ -35,6 +42,9 @@ int dataset_append(struct dataset *d, const uint32_t *tokens, size_t n, struct e
 // Tokenises a UTF-8 text file piece by piece (cut at line ends by a fixed rule) and appends it and an end-of-text token.
 int dataset_append_file(struct dataset *d, const struct tokenizer *t, bool specials, const char *path, struct error *err);
 int dataset_append_sequence(struct dataset *d, const uint32_t *tokens, uint32_t n, struct error *err);
+// Of options.documents the only way: a document as one sequence, or as many as it takes, each with the prefix; of one token alone there is
+// nothing to learn, and it is left out.
+int dataset_append_document(struct dataset *d, const uint32_t *tokens, size_t n, struct error *err);
 
 // After the last append: fixes the list. dataset_split does it too.
 int dataset_list(struct dataset *d, struct error *err);
@@ -46,9 +56,13 @@ int dataset_split(struct dataset *d, struct error *err);
 
 uint64_t dataset_n_train(const struct dataset *d);
 uint64_t dataset_n_held_out(const struct dataset *d);
-// Training sequences come from an endless stream: each epoch is every one of them once.
+// Training sequences come from an endless stream of places: each epoch is every one of them once.
+uint64_t dataset_n_places(const struct dataset *d);
+uint32_t dataset_per_place(const struct dataset *d);           // most sequences of a place; 1 unless packed
+// Those of n places from `position` on: ret (n * per_place); returns how many.
 // Not thread-safe: the order of the current epoch is kept inside.
-struct sequence dataset_train_at(struct dataset *d, uint64_t position);
+uint32_t dataset_places_at(struct dataset *d, uint64_t position, uint32_t n, struct sequence *ret);
+struct sequence dataset_train_at(struct dataset *d, uint64_t position);        // the first of a place
 struct sequence dataset_held_out_at(const struct dataset *d, uint64_t i);
 struct content_id dataset_id(const struct dataset *d);         // of the list: all its tokens, where sequences end, where they came from
 

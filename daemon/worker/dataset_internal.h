@@ -20,9 +20,15 @@ struct dataset {
 	bool listed;
 	uint64_t n_held_out;
 	uint32_t *train, *held_out;    // numbers of items
-	uint32_t *order;               // (n_train) of `epoch`
+	uint32_t *order;               // (n_places) numbers of places, of `epoch`
 	uint64_t epoch;
+	uint32_t n_places, per_place;
+	uint32_t *place_starts, *placed;       // (n_places + 1), (n_train) items of each place; NULL: place i is train[i]
 };
+
+uint64_t dataset_random(uint64_t seed, uint64_t epoch, uint64_t i);
+// The places, from the items of `train`; with documents and sequential order train must be in the order of appending.
+int dataset_fill_places(struct dataset *d, struct error *err);
 
 // Items and tokens as they are read back: already in the order of the list.
 int dataset_add_item(struct dataset *d, uint32_t n, uint32_t place, struct error *err);        // its tokens are the next ones appended

@@ -101,16 +101,16 @@ static int draw(struct policy *p, struct rollout *r, struct dataset *d, uint64_t
 int policy_passages(struct policy *p, struct rollout *r, struct dataset *d, uint64_t position, uint32_t n, struct passages **ret,
 		    struct error *err)
 {
-	struct passages *all = passages_new(n);
-	uint32_t drawn = n_drawn(p, position, n);
+	struct sequence *sequences = calloc((size_t)n * dataset_per_place(d), sizeof *sequences);
+	uint32_t drawn = n_drawn(p, position, n), n_sequences = sequences ? dataset_places_at(d, position, n, sequences) : 0;
+	struct passages *all = sequences ? passages_new(n_sequences) : NULL;
 	int result = all ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	if (result == 0 && drawn)
 		result = draw(p, r, d, position, drawn, all->list, err);
-	for (uint32_t i = drawn; result == 0 && i < n; i++) {
-		struct sequence s = dataset_train_at(d, position + i);
-		if (passage_init(&all->list[i], &s, 1, PASSAGE_CORPUS))
+	for (uint32_t i = drawn; result == 0 && i < n_sequences; i++)
+		if (passage_init(&all->list[i], &sequences[i], 1, PASSAGE_CORPUS))
 			result = error_set(err, ERROR_MEMORY, NULL, "out of memory");
-	}
+	free(sequences);
 	if (result) {
 		passages_free(all);
 		return result;

@@ -25,6 +25,7 @@ void policy_rollout_options(const struct policy *p, const struct run_settings *s
 // p NULL: never.
 bool policy_draws(const struct policy *p, uint64_t step);      // whether sequences of this step depend on the student as it is then
 
-// The n sequences from `position` of the training stream on, as they are to be trained. p and r may be NULL where no step draws.
+// The sequences of n places from `position` of the training stream on, as they are to be trained; where the student writes, a place is one
+// sequence. p and r may be NULL where no step draws.
 int policy_passages(struct policy *p, struct rollout *r, struct dataset *d, uint64_t position, uint32_t n, struct passages **ret,
 		    struct error *err);

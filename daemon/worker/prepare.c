@@ -232,7 +232,7 @@ static void plan_make(struct trainer *t)
 {
 	const struct run_settings *s = t->settings;
 	uint64_t batch = (uint64_t)(s->micro_batch * s->accumulate);
-	double by_epochs = ceil(s->epochs * (double)dataset_n_train(t->dataset) / (double)batch);
+	double by_epochs = ceil(s->epochs * (double)dataset_n_places(t->dataset) / (double)batch);
 	t->steps = s->steps ? (uint64_t)s->steps : (uint64_t)fmax(1, fmin(by_epochs, 1e9));
 	t->state.seed = (uint64_t)s->seed;
 	t->state.sequence_length = (uint64_t)s->sequence_length;
@@ -342,6 +342,7 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	t->report.n_parameters = student_weights(t->student)->parameters->n_model_values;
 	t->asked = t->state.position;
 	t->ahead = TRAINER_AHEAD;
-	t->rows = calloc((size_t)t->settings->micro_batch * objective_n_teachers(t->objective), sizeof *t->rows);
+	size_t n_sequences = (size_t)t->settings->micro_batch * dataset_per_place(t->dataset);
+	t->rows = calloc(n_sequences * objective_n_teachers(t->objective), sizeof *t->rows);
 	return t->rows ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 }

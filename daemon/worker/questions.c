@@ -109,13 +109,15 @@ static void outstanding_append(struct trainer *t, struct passages *p)
 	*end = p;
 }
 
-static int micro_batch_ask(struct trainer *t, struct sequence *sequences, struct id_lists *lists, uint32_t n, struct error *err)
+// n_places of the stream; sequences and lists are room for as many as there may be in them.
+static int micro_batch_ask(struct trainer *t, struct sequence *sequences, struct id_lists *lists, uint32_t n_places, struct error *err)
 {
 	uint32_t k = objective_any_own_k(t->objective), *ids = NULL;
 	struct passages *passages = NULL;
-	int r = policy_passages(t->policy, t->rollout, t->dataset, t->asked, n, &passages, err);
+	int r = policy_passages(t->policy, t->rollout, t->dataset, t->asked, n_places, &passages, err);
 	if (r)
 		return r;
+	uint32_t n = passages->n;
 	for (uint32_t i = 0; i < n; i++)
 		sequences[i] = passages->list[i].sequence;
 	if (k)
@@ -140,8 +142,9 @@ int questions_ask(struct trainer *t, uint32_t ahead, struct error *err)
 {
 	uint32_t n = (uint32_t)t->settings->micro_batch;
 	uint64_t end = t->steps * t->state.batch;
-	struct sequence *sequences = calloc(n, sizeof *sequences);
-	struct id_lists *lists = calloc(n, sizeof *lists);
+	size_t room = (size_t)n * dataset_per_place(t->dataset);
+	struct sequence *sequences = calloc(room, sizeof *sequences);
+	struct id_lists *lists = calloc(room, sizeof *lists);
 	int r = sequences && lists ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	while (r == 0 && t->n_outstanding < ahead && t->asked < end && may_ask(t, t->asked)) {
 		r = micro_batch_ask(t, sequences, lists, n, err);

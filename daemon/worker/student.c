@@ -91,7 +91,7 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 	s->wide = wide;
 	s->tokens = calloc(n, sizeof *s->tokens);
 	s->places = calloc(n, sizeof *s->places);
-	s->starts = calloc((size_t)s->options.micro_batch + 1, sizeof *s->starts);
+	s->starts = calloc(n + 1, sizeof *s->starts);
 	s->rows = calloc(n, sizeof *s->rows);
 	s->positions = calloc(n, sizeof *s->positions);
 	s->swept = calloc(n, sizeof *s->swept);
@@ -373,6 +373,8 @@ static int batch_pack(struct student *s, const struct record_rows *const *rows, 
 	for (uint32_t i = 0; i < n; i++) {
 		const struct record_rows *t = rows[i];
 		int r = sequence_check(s, rows + i, err);
+		if (r == 0 && t->sequence.n_tokens > s->options.micro_batch * s->options.sequence_length - T)
+			r = error_set(err, ERROR_INTERNAL, NULL, "a micro-batch of more tokens than there is room for");
 		s->starts[i] = T;
 		r = r ? r : sequence_list(s, rows + i, evaluation || !s->passages ? NULL : &s->passages[i], T, n_masked, err);
 		if (r)
@@ -499,7 +501,7 @@ static void likeliest_ask(struct student *s, const struct sequence *sequences, u
 
 int student_likeliest(struct student *s, const struct sequence *sequences, uint32_t n, uint32_t k, uint32_t *ret_ids, struct error *err)
 {
-	double *logits = reallocarray(NULL, (size_t)n * s->options.sequence_length, k * sizeof *logits);
+	double *logits = reallocarray(NULL, (size_t)s->options.micro_batch * s->options.sequence_length, k * sizeof *logits);
 	if (!logits)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the student's likeliest ids");
 	likeliest_ask(s, sequences, n, k, ret_ids, logits);
@@ -535,12 +537,22 @@ static int row_evaluate(struct student *s, uint32_t i, struct student_evaluation
 	return isfinite(sums->kl) && isfinite(sums->ce) ? 0 : row_not_finite(err);
 }
 
+// At least one: too long a one is refused later.
+static uint32_t sequences_that_fit(const struct student *s, const struct record_rows *const *sequences, uint32_t n)
+{
+	uint64_t room = (uint64_t)s->options.micro_batch * s->options.sequence_length, n_tokens = sequences[0]->sequence.n_tokens;
+	uint32_t i = 1;
+	for (; i < n && n_tokens + sequences[i]->sequence.n_tokens <= room; i++)
+		n_tokens += sequences[i]->sequence.n_tokens;
+	return i;
+}
+
 int student_evaluate(struct student *s, const struct record_rows *const *sequences, uint32_t n, struct student_evaluation *ret,
 		     struct error *err)
 {
 	struct student_evaluation sums = {0};
-	for (uint32_t first = 0; first < n; first += s->options.micro_batch) {
-		uint32_t some = n - first < s->options.micro_batch ? n - first : s->options.micro_batch;
+	for (uint32_t first = 0, some; first < n; first += some) {
+		some = sequences_that_fit(s, sequences + first, n - first);
 		uint64_t n_masked = 0;
 		int r = batch_pack(s, sequences + first, some, true, &n_masked, err);
 		if (r)

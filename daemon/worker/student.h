@@ -23,7 +23,7 @@ struct student_options {
 	const char *device;            // as backend_open
 	uint32_t n_threads;
 	uint32_t sequence_length;      // L
-	uint32_t micro_batch;          // most sequences of one call
+	uint32_t micro_batch;          // one call takes sequences of micro_batch * L tokens at most, each of at least 2 and at most L
 	uint32_t top_k;                // most ids of the run's own teacher in a row
 	uint64_t seed;                 // of a random start
 	uint32_t recompute;            // of activations_new: gradient checkpointing
@@ -64,7 +64,7 @@ void student_passages(struct student *s, const struct passage *passages);
 // answer is masked. Adds to the gradients and to *sums. ERROR_NOT_FINITE when the student itself has left the numbers.
 int student_train(struct student *s, const struct record_rows *const *rows, uint32_t n, struct student_sums *sums, struct error *err);
 
-// The k likeliest ids of the student itself after each token but the last of n sequences (at most micro_batch), one sequence after another:
+// The k likeliest ids of the student itself after each token but the last of n sequences, one sequence after another:
 // ret_ids (sum of n_tokens - 1, k), descending. No gradients. ERROR_NOT_FINITE as above.
 int student_likeliest(struct student *s, const struct sequence *sequences, uint32_t n, uint32_t k, uint32_t *ret_ids, struct error *err);
 
@@ -76,6 +76,6 @@ struct student_evaluation {
 	double teacher_ce;             // NaN unless the rows hold the teacher's own logits
 	uint64_t n_positions;
 };
-// Any number of sequences, taken micro_batch at a time. No gradients.
+// Any number of sequences, taken as many at a time as one call may. No gradients.
 int student_evaluate(struct student *s, const struct record_rows *const *sequences, uint32_t n, struct student_evaluation *ret,
 		     struct error *err);

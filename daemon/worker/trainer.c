@@ -121,9 +121,9 @@ static void ahead_adapt(struct trainer *t, double waited, double seconds)
 
 static int micro_batch_train(struct trainer *t, struct student_sums *sums, struct error *err)
 {
-	uint32_t n = (uint32_t)t->settings->micro_batch;
 	int r = questions_ask(t, 1, err);
 	double before = clock_seconds();
+	uint32_t n = r ? 0 : t->outstanding->n;
 	r = r ? r : panel_next(t, t->state.step, t->rows, n, err);
 	double waited = clock_seconds() - before;
 	t->waited += waited;

@@ -27,6 +27,11 @@ struct trainer_options {
 	const atomic_bool *stop;              // set by a signal: checkpoint and leave
 };
 
+// Micro-batches asked for ahead of the one in training: one being answered and one that is ready, so that neither side waits for the
+// other's slower turns.
+#define TRAINER_AHEAD 2
+#define TRAINER_AHEAD_MAX 64           // of shards, when the disk's answers come in bursts
+
 struct trainer {
 	struct trainer_options options;
 	const struct run_settings *settings;
@@ -51,22 +56,17 @@ struct trainer {
 	struct snapshot_state state;
 	uint32_t vocab_size;                   // of the teacher
 	uint64_t steps;                        // of the whole run
-	uint64_t asked;                        // position of the next sequence to ask for
+	uint64_t asked;                        // position of the next place to ask for
 	uint32_t n_outstanding;                // micro-batches asked for and not yet taken
 	uint32_t ahead;                        // how many are to be asked for ahead of the one in training
 	struct passages *outstanding;          // those micro-batches, the oldest first
-	struct record_rows **rows;             // (n_teachers, micro_batch) of the micro-batch in training
+	struct record_rows **rows;             // (n_teachers, sequences) of the micro-batch in training
 	double waited, trained;                // seconds of this process: in answers_next, in steps
 	uint64_t n_tokens;                     // of the step in progress
 	uint32_t n_empty;                      // steps in a row without any answer
 	double step_seconds;                   // of a step, smoothed
 	bool supervisor_gone;
 };
-
-// Micro-batches asked for ahead of the one in training: one being answered and one that is ready, so that neither side waits for the
-// other's slower turns.
-#define TRAINER_AHEAD 2
-#define TRAINER_AHEAD_MAX 64           // of shards, when the disk's answers come in bursts
 
 enum trainer_end { TRAINER_SUCCEEDED, TRAINER_STOPPED };
 

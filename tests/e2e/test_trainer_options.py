@@ -1,10 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that compute the same in another way: layers computed twice."""
+"""Runs that compute the same in another way: layers computed twice, documents packed."""
+import json
 import os
+import signal
 import unittest
 
 import kdserved
-from test_training import FILES, Training, metrics, read, settings
+from test_training import FILES, Training, corpus, metrics, read, settings
+
+
+def write_documents(path, field="text"):
+    """Lines of 1 to 12 words, a few of many; blank ones between."""
+    words = corpus(1500).split()
+    with open(path, "w") as f:
+        at = i = 0
+        while at < len(words):
+            n = 40 if i % 17 == 5 else 1 + i * 7 % 12
+            f.write(json.dumps({"id": i, field: " ".join(words[at:at + n])}) + ("\n\n" if i % 5 == 0 else "\n"))
+            at, i = at + n, i + 1
 
 
 class Options(unittest.TestCase):
@@ -25,6 +38,66 @@ class Options(unittest.TestCase):
                     self.assertEqual(read(other, "student", name), read(outputs[0], "student", name), name)
             self.assertLess(needs[1], needs[2])
             self.assertLess(needs[2], needs[0])
+
+    def documents(self, daemon, **more):
+        path = os.path.join(daemon.directory, "documents.jsonl")
+        write_documents(path)
+        return settings(daemon.directory, **{"corpus": path, "steps": 6, "held_out": 0, "warmup": 0, **more})
+
+    def test_packed_documents_give_the_losses_of_documents_apart(self):
+        """All documents in every step: the order of places does not matter."""
+        with kdserved.Daemon() as daemon:
+            first = os.path.join(daemon.directory, "first")
+            said = self.finish(self.worker(daemon, first, self.documents(daemon, packing="bfd", steps=1)))
+            n = int(said.split("corpus: ")[1].split()[0])
+            n_places = int(said.split("packed into ")[1].split()[0])
+            self.assertLess(2 * n_places, n)
+            losses = {}
+            for packing, batch in (("bfd", n_places), ("off", n)):
+                out = os.path.join(daemon.directory, packing)
+                self.finish(self.worker(daemon, out, self.documents(daemon, packing=packing, micro_batch=1, accumulate=batch)))
+                losses[packing] = metrics(out)
+            self.assertEqual(len(losses["off"]), 6)
+            for step, numbers in losses["off"].items():
+                for name, value in numbers.items():
+                    self.assertAlmostEqual(losses["bfd"][step][name], value, delta=2e-5 * max(1, abs(value)), msg="%d %s" % (step, name))
+            self.assertLess(losses["off"][6]["loss"], losses["off"][1]["loss"] - 0.1)
+
+    def test_a_packed_run_is_resumed_and_not_as_another(self):
+        with kdserved.Daemon() as daemon:
+            keys = {"packing": "bfd", "steps": 9, "checkpoint_every": 4, "held_out": 0.1, "evaluate_every": 3, "micro_batch": 2,
+                    "accumulate": 1, "loss": ["forward-kl top-k=8", "reverse-kl support=both:4 top-k=4 weight=0.5"]}
+            text = self.documents(daemon, **keys)
+            whole, parts = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "parts")
+            self.finish(self.worker(daemon, whole, text))
+            process = self.worker(daemon, parts, text)
+            checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 4)
+            kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stderr.close()
+            other = self.documents(daemon, **{**keys, "packing": "off"})
+            self.assertIn("corpus differs", self.finish(self.worker(daemon, parts, other, "--resume"), expect=1))
+            self.finish(self.worker(daemon, parts, text, "--resume"))
+            self.assertEqual(metrics(parts), metrics(whole))
+            self.assertEqual(len(metrics(whole)), 9)
+
+    def test_lines_that_are_not_documents_are_refused(self):
+        with kdserved.Daemon() as daemon:
+            path = os.path.join(daemon.directory, "bad.jsonl")
+            for line, said in (('{"text": "a b"}\n[1]', "bad.jsonl:2: not a JSON object"), ('{"body": "a"}', 'bad.jsonl:1: has no "text"'),
+                               ('{"text": 1}', "bad.jsonl:1"), ('{"text": "a', "bad.jsonl:1: not valid JSON"),
+                               ('{"text": "%s"}' % ("x" * (17 << 20)), "a line of more than 16777216 bytes"),
+                               ('{"text": "", "x": [%s]}' % ",".join("0" * 5000), "more than 4096 values")):
+                with open(path, "w") as f:
+                    f.write(line)
+                text = settings(daemon.directory, corpus=path, packing="bfd")
+                self.assertIn(said, self.finish(self.worker(daemon, os.path.join(daemon.directory, "out"), text), expect=1))
+            text = settings(daemon.directory, packing="bfd", rollouts=0.5, rollout_prompt=8, rollout_tokens=8)
+            self.assertIn("packing = bfd", self.finish(self.worker(daemon, os.path.join(daemon.directory, "out"), text), expect=78))
+            write_documents(path, field="body")
+            text = settings(daemon.directory, corpus=path, corpus_field="body", steps=1)
+            self.assertIn("sequences of 48 tokens", self.finish(self.worker(daemon, os.path.join(daemon.directory, "fine"), text)))
 
 
 del Training                                       # its tests run in test_training.py

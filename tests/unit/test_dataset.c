@@ -251,6 +251,134 @@ static void a_list_that_was_written_down_is_the_same_list(void **state)
 	}
 }
 
+#define LENGTH 16
+#define N_DOCUMENTS 400
+
+// Documents of 1 to 40 tokens, numbered through: token i is the i-th of all. ret_n: how many of them can be learned from.
+static struct dataset *documents_of(bool packed, bool sequential, uint32_t n_prefix, double held_out, uint64_t seed, uint32_t *ret_n)
+{
+	static const uint32_t prefix = UINT32_MAX;
+	struct dataset_options o = {.sequence_length = LENGTH, .prefix = &prefix, .n_prefix = n_prefix, .held_out = held_out, .held_out_max = 1000,
+				    .sequential = sequential, .seed = seed, .documents = true, .packed = packed};
+	struct dataset *d = NULL;
+	uint32_t tokens[40], next = 0;
+	*ret_n = 0;
+	assert_int_equal(dataset_new(&o, &d, NULL), 0);
+	for (uint32_t i = 0; i < N_DOCUMENTS; i++) {
+		uint32_t n = 1 + i * 2654435761u % 40;
+		bool learned = n + n_prefix >= 2;
+		for (uint32_t k = 0; k < n; k++)
+			tokens[k] = learned ? next++ : 12345;
+		*ret_n += learned ? n : 0;
+		assert_int_equal(dataset_append_document(d, tokens, n, NULL), 0);
+	}
+	assert_int_equal(dataset_split(d, NULL), 0);
+	return d;
+}
+
+static uint32_t tokens_count(const struct sequence *s, uint32_t n_prefix, uint32_t *seen)
+{
+	assert_in_range(s->n_tokens, 2, LENGTH);
+	for (uint32_t k = 0; k < s->n_tokens; k++) {
+		if (k < n_prefix) {
+			assert_int_equal(s->tokens[k], UINT32_MAX);
+			continue;
+		}
+		seen[s->tokens[k]]++;
+		if (k > n_prefix)
+			assert_int_equal(s->tokens[k], s->tokens[k - 1] + 1);
+	}
+	return s->n_tokens - n_prefix;
+}
+
+// Nothing is lost and nothing is doubled, in each of two epochs; no place holds more than its tokens.
+static void count_documents(bool packed, bool sequential, uint32_t n_prefix, double held_out)
+{
+	uint32_t n_all, seen[N_DOCUMENTS * 40] = {0};
+	struct dataset *d = documents_of(packed, sequential, n_prefix, held_out, 3, &n_all);
+	uint64_t n_places = dataset_n_places(d), n_tokens = 0, n_sequences = 0;
+	struct sequence *s = calloc(dataset_per_place(d), sizeof *s);
+	assert_non_null(s);
+	for (uint64_t p = 0; p < 2 * n_places; p++) {
+		uint32_t n = dataset_places_at(d, p, 1, s), room = LENGTH;
+		assert_in_range(n, 1, dataset_per_place(d));
+		assert_int_equal(dataset_train_at(d, p).tokens[0], s[0].tokens[0]);
+		for (uint32_t i = 0; i < n; i++) {
+			assert_true(s[i].n_tokens <= room);
+			room -= s[i].n_tokens;
+			n_tokens += tokens_count(&s[i], n_prefix, seen);
+		}
+		n_sequences += n;
+	}
+	assert_int_equal(n_sequences, 2 * dataset_n_train(d));
+	for (uint64_t i = 0; i < dataset_n_held_out(d); i++) {
+		struct sequence h = dataset_held_out_at(d, i);
+		uint32_t once[N_DOCUMENTS * 40] = {0};
+		n_tokens += 2 * tokens_count(&h, n_prefix, once);
+		for (uint32_t k = n_prefix; k < h.n_tokens; k++)
+			seen[h.tokens[k]] += 2;
+	}
+	assert_int_equal(n_tokens, 2 * (uint64_t)n_all);
+	for (uint32_t i = 0; i < n_all; i++)
+		assert_int_equal(seen[i], 2);
+	if (packed && !sequential)     // what best fit leaves empty
+		assert_true(n_places * LENGTH * 19 / 20 < n_tokens / 2 + dataset_n_train(d) * n_prefix);
+	if (!packed)
+		assert_int_equal(n_places, dataset_n_train(d));
+	free(s);
+	dataset_free(d);
+}
+
+static void packing_loses_nothing_and_doubles_nothing(void **state)
+{
+	(void)state;
+	for (uint32_t i = 0; i < 16; i++)
+		count_documents(i & 1, i & 2, i >> 2 & 1, i & 8 ? .1 : 0);
+}
+
+static void places_are_a_function_of_the_seed(void **state)
+{
+	(void)state;
+	uint32_t n;
+	struct dataset *a = documents_of(true, false, 0, .1, 3, &n), *b = documents_of(true, false, 0, .1, 3, &n);
+	struct dataset *c = documents_of(true, false, 0, .1, 4, &n), *apart = documents_of(false, false, 0, .1, 3, &n);
+	uint64_t n_places = dataset_n_places(a), differs = 0;
+	uint32_t most = dataset_per_place(a);
+	struct sequence *x = calloc(most, sizeof *x), *y = calloc(most, sizeof *y);
+	assert_true(x && y && most > 1);
+	assert_int_equal(dataset_n_places(c), n_places);
+	for (uint64_t p = 3 * n_places; p-- > 0;) {
+		uint32_t n_x = dataset_places_at(a, p, 1, x);
+		assert_int_equal(dataset_places_at(b, p, 1, y), n_x);
+		for (uint32_t i = 0; i < n_x; i++)
+			assert_int_equal(x[i].tokens[0], y[i].tokens[0]);
+		differs += dataset_train_at(c, p).tokens[0] != x[0].tokens[0];
+	}
+	assert_true(differs > n_places);
+	struct content_id packed = dataset_id(a), same = dataset_id(b), other = dataset_id(apart);
+	assert_memory_equal(&packed, &same, sizeof same);
+	assert_true(memcmp(&packed, &other, sizeof other) != 0);       // a run cannot be resumed as the other
+	free(x), free(y);
+	dataset_free(a), dataset_free(b), dataset_free(c), dataset_free(apart);
+}
+
+static void sequential_places_keep_the_order_of_documents(void **state)
+{
+	(void)state;
+	uint32_t n;
+	struct dataset *d = documents_of(true, true, 0, .1, 3, &n);
+	struct sequence *s = calloc(dataset_per_place(d), sizeof *s);
+	uint32_t before = 0;
+	assert_non_null(s);
+	for (uint64_t p = 0; p < dataset_n_places(d); p++)
+		for (uint32_t i = 0, of = dataset_places_at(d, p, 1, s); i < of; i++) {
+			assert_true((p == 0 && i == 0) || s[i].tokens[0] > before);
+			before = s[i].tokens[0];
+		}
+	free(s);
+	dataset_free(d);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -264,6 +392,9 @@ int main(void)
 		cmocka_unit_test(sequential_is_the_order_of_appending_in_every_epoch),
 		cmocka_unit_test(what_is_not_kept_leaves_the_list_and_changes_its_id),
 		cmocka_unit_test(a_list_that_was_written_down_is_the_same_list),
+		cmocka_unit_test(packing_loses_nothing_and_doubles_nothing),
+		cmocka_unit_test(places_are_a_function_of_the_seed),
+		cmocka_unit_test(sequential_places_keep_the_order_of_documents),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

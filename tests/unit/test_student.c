@@ -57,15 +57,15 @@ static uint32_t pseudo_random(uint32_t *state)
 	return *state >> 16;
 }
 
-// A made-up answer: K descending logits and an lse that leaves some mass to the others.
-static struct record_rows *rows_new(uint32_t seed, uint32_t vocab_size)
+// A made-up answer about n tokens: K descending logits and an lse that leaves some mass to the others.
+static struct record_rows *rows_of(uint32_t seed, uint32_t n, uint32_t vocab_size)
 {
 	uint32_t tokens[L];
 	struct content_id teacher = {{1}};
 	struct query q;
-	for (int i = 0; i < L; i++)
+	for (uint32_t i = 0; i < n; i++)
 		tokens[i] = pseudo_random(&seed) % V;
-	struct sequence s = {tokens, L};
+	struct sequence s = {tokens, n};
 	struct query_limits limits = {.max_tokens = L, .max_top_k = K, .vocab_size = V};
 	query_init(&q);
 	q.top_k = K;
@@ -76,7 +76,7 @@ static struct record_rows *rows_new(uint32_t seed, uint32_t vocab_size)
 	assert_int_equal(query_check(&q, &s, &limits, NULL, NULL), 0);
 	struct record_rows *r = NULL;
 	assert_int_equal(record_rows_new(&teacher, vocab_size, &s, &q, &r, NULL), 0);
-	assert_int_equal(r->n_rows, L - 1);
+	assert_int_equal(r->n_rows, n - 1);
 	for (uint32_t i = 0; i < r->n_rows; i++) {
 		for (uint32_t j = 0; j < K; j++) {
 			r->ids[i * K + j] = (pseudo_random(&seed) % 3) * K + j;
@@ -87,6 +87,11 @@ static struct record_rows *rows_new(uint32_t seed, uint32_t vocab_size)
 		r->max_logit[i] = 2;
 	}
 	return r;
+}
+
+static struct record_rows *rows_new(uint32_t seed, uint32_t vocab_size)
+{
+	return rows_of(seed, L, vocab_size);
 }
 
 static double *gradient_take(struct student *s)
@@ -185,6 +190,38 @@ static void masked_rows_are_counted_and_teach_nothing(void **state)
 	student_close(s);
 }
 
+// Eight sequences of 2 or 3 tokens in the places of three: each gives what it gives alone, and what one more token would need is refused.
+static void packed_documents_stay_apart(void **state)
+{
+	(void)state;
+	struct student *s = student_new("forward-kl temperature=2 top-k=3", "cross-entropy weight=0.5");
+	size_t n_values = student_weights(s)->parameters->n_values;
+	struct record_rows *r[9];
+	const struct record_rows *const *view = (const struct record_rows *const *)r;
+	struct student_sums packed = {0}, apart = {0}, none = {0};
+	struct student_evaluation e;
+	struct error err = {0};
+	for (uint32_t i = 0; i < 9; i++)
+		r[i] = rows_of(i, i < 2 ? 3 : 2, V);
+	assert_int_equal(student_train(s, view, 8, &packed, NULL), 0);
+	double *a = gradient_take(s);
+	for (int i = 0; i < 8; i++)
+		assert_int_equal(student_train(s, view + i, 1, &apart, NULL), 0);
+	double *b = gradient_take(s);
+	assert_int_equal(packed.n_positions, 10);
+	assert_int_equal(apart.n_positions, 10);
+	assert_true(packed.objective.total > 0 && fabs(packed.objective.total - apart.objective.total) < 1e-12);
+	for (size_t i = 0; i < n_values; i++)
+		assert_true(fabs(a[i] - b[i]) < 1e-12);
+	assert_int_equal(student_train(s, view, 9, &none, &err), error_errno(ERROR_INTERNAL));
+	assert_int_equal(student_evaluate(s, view, 9, &e, NULL), 0);      // as many at a time as there is room for
+	assert_int_equal(e.n_positions, 11);
+	free(a), free(b);
+	for (int i = 0; i < 9; i++)
+		record_rows_free(r[i]);
+	student_close(s);
+}
+
 static void another_vocabulary_is_refused(void **state)
 {
 	(void)state;
@@ -232,6 +269,7 @@ int main(void)
 		cmocka_unit_test(sums_and_gradients_do_not_depend_on_the_split),
 		cmocka_unit_test(gradient_is_the_change_of_the_total),
 		cmocka_unit_test(masked_rows_are_counted_and_teach_nothing),
+		cmocka_unit_test(packed_documents_stay_apart),
 		cmocka_unit_test(another_vocabulary_is_refused),
 		cmocka_unit_test(evaluation_is_at_temperature_one_and_moves_nothing),
 	};
