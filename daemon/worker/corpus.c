@@ -234,6 +234,14 @@ int corpus_open(struct trainer *t, struct error *err)
 	return 0;
 }
 
+int corpus_take(struct trainer *t, const void *bytes, size_t n, struct error *err)
+{
+	struct dataset_options o = options_make(t);
+	struct content_id source;
+	int r = dataset_decode(&o, bytes, n, &source, &t->dataset, err);
+	return r ? r : dataset_split(t->dataset, err);
+}
+
 // A sequence that has the answer to the first step's question but not to this one's.
 static int step_check(struct trainer *t, uint64_t step, struct error *err)
 {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // kdserved-worker: one training run in its own process, started by the daemon or by hand.
+#include <errno.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -13,17 +14,20 @@
 #include "daemon/idle.h"
 #include "daemon/log.h"
 #include "daemon/loss/method.h"
+#include "daemon/worker/team.h"
 #include "daemon/worker/trainer.h"
 
 #define EXIT_USAGE 2
 #define EXIT_CONFIG 78                 // sysexits.h: EX_CONFIG
+#define TEAM_WORK_MS 1800000           // beyond the patience for the teacher: one process's steps, evaluation or checkpoint
 
 static atomic_bool stop;
 
 static void on_stop(int number)
 {
 	atomic_store(&stop, true);
-	signal(number, SIG_DFL);       // a second one ends the process at once
+	if (number != SIGUSR1)         // a warning, which may come more than once
+		signal(number, SIG_DFL);       // a second one ends the process at once
 }
 
 struct arguments {
@@ -168,19 +172,41 @@ static void signals_set(void)
 	struct sigaction a = {.sa_handler = on_stop};  // no SA_RESTART: a wait ends when it is asked to
 	sigaction(SIGTERM, &a, NULL);
 	sigaction(SIGINT, &a, NULL);
+	sigaction(SIGUSR1, &a, NULL);  // what mpirun passes on, and Slurm can send ahead of a time limit
 	signal(SIGPIPE, SIG_IGN);
+}
+
+// Of several processes that train together, the first alone tells what all of them know; the others say their number.
+static void name_set(const struct team *team)
+{
+	static char name[64];
+	if (team_rank(team) == 0)
+		return;
+	log_open(LOG_WARNING);
+	snprintf(name, sizeof name, "%.40s[%u]", program_invocation_short_name, team_rank(team));
+	program_invocation_short_name = name;
 }
 
 static int run(const struct arguments *a, const struct run_settings *s)
 {
 	struct error err = {0};
 	struct trainer *t = NULL;
-	struct trainer_options o = {s, a->output, a->resume, a->progress_fd, &stop};
+	struct team *team = NULL;
+	struct team_options with = {.silence_ms = (uint64_t)s->patience + TEAM_WORK_MS};
 	enum trainer_end end;
-	int r = trainer_open(&o, &t, &err);
+	int r = team_open(&with, &team, &err);
+	if (r == 0) {
+		struct trainer_options o = {s, a->output, a->resume, a->progress_fd, &stop, team};
+		name_set(team);
+		signals_set();
+		r = trainer_open(&o, &t, &err);
+	}
 	r = r ? r : trainer_run(t, &end, &err);
 	trainer_close(t);
-	return r ? complain(EXIT_FAILURE, &err) : EXIT_SUCCESS;
+	if (r)
+		complain(EXIT_FAILURE, &err);
+	team_close(team);              // a broken one does not return
+	return r ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
 int main(int argc, char **argv)
@@ -209,10 +235,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, "kdserved-worker: --output DIR is missing\n");
 		status = EXIT_USAGE;
 	}
-	if (status < 0) {
-		signals_set();
+	if (status < 0)
 		status = run(&a, &s);
-	}
 	settings_done(&s);
 	return status;
 }

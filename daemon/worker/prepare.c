@@ -22,6 +22,8 @@
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
 #include "daemon/worker/rollout.h"
+#include "daemon/worker/share.h"
+#include "daemon/worker/team.h"
 #include "daemon/worker/trainer.h"
 
 #define PREPARE_TOKEN_MAX 256
@@ -35,6 +37,8 @@ static int path_make(struct trainer *t, const char *leaf, char **ret, struct err
 static int folder_open(struct trainer *t, struct error *err)
 {
 	char *path = NULL;
+	if (team_rank(t->options.team))
+		return 0;
 	if (mkdir(t->options.output, 0750) < 0 && errno != EEXIST)
 		return error_system(err, errno, "output", "cannot make %s", t->options.output);
 	int r = path_make(t, ".lock", &path, err);
@@ -56,7 +60,8 @@ static int paths_make(struct trainer *t, struct error *err)
 	r = r ? r : path_make(t, "student", &t->student_path, err);
 	r = r ? r : path_make(t, "best.safetensors", &t->best_path, err);
 	r = r ? r : path_make(t, "metrics.jsonl", &metrics, err);
-	r = r ? r : progress_open(metrics, t->options.progress_fd, &t->progress, err);
+	if (r == 0 && team_rank(t->options.team) == 0)
+		r = progress_open(metrics, t->options.progress_fd, &t->progress, err);
 	free(metrics);
 	return r;
 }
@@ -79,6 +84,20 @@ static int token_read(struct trainer *t, struct error *err)
 	return t->token ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 }
 
+// A store has one writer: process N keeps what it receives beside that of process 0, in DIR.N.
+static int own_store_name(struct trainer *t, struct error *err)
+{
+	uint32_t rank = team_rank(t->options.team);
+	const char *own = t->settings->store;
+	if (!own)
+		return 0;
+	t->store = NULL;
+	if ((rank ? asprintf(&t->store, "%s.%u", own, rank) : asprintf(&t->store, "%s", own)) >= 0)
+		return 0;
+	t->store = NULL;
+	return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+}
+
 static int teacher_open(struct trainer *t, struct error *err)
 {
 	const struct run_settings *s = t->settings;
@@ -88,9 +107,10 @@ static int teacher_open(struct trainer *t, struct error *err)
 		return error_set(err, ERROR_INVALID, "server", "is missing: where does the teacher answer? (or teacher = shards:DIR)");
 	int r = labels ? tokenizer_open_path(s->tokenizer ? s->tokenizer : s->student, &t->tokenizer, err)
 		: shards && !s->others.n ? 0 : token_read(t, err);
+	r = r ? r : own_store_name(t, err);
 	struct answers_options o = {.shards = shards, .labels = labels ? t->tokenizer : NULL, .max_tokens = (uint32_t)s->sequence_length,
 				    .server = s->server, .teacher = s->teacher, .teacher_id = s->teacher_id, .token = t->token,
-				    .store_directory = s->store, .patience_ms = s->patience, .stop = t->options.stop};
+				    .store_directory = t->store, .patience_ms = s->patience, .stop = t->options.stop};
 	r = r ? r : answers_open(&o, &t->answers, err);
 	return r ? r : panel_open(t, err);
 }
@@ -286,6 +306,8 @@ static int resume(struct trainer *t, struct error *err)
 	struct snapshot_arrays arrays = {.weights = student_weights(t->student)};
 	struct snapshot_state saved;
 	struct error skipped;
+	if (team_rank(t->options.team))
+		return 0;              // process 0 tells
 	if (!t->options.resume) {
 		if (access(t->checkpoints, F_OK) == 0)
 			return error_set(err, ERROR_CONFLICT, "output", "%s holds checkpoints: give --resume or another folder", t->options.output);
@@ -308,7 +330,7 @@ static int resume(struct trainer *t, struct error *err)
 	return 0;
 }
 
-int trainer_prepare(struct trainer *t, struct error *err)
+static int own_prepare(struct trainer *t, struct error *err)
 {
 	int r = settings_objective(t->settings, &t->objective, err);
 	r = r ? r : folder_open(t, err);
@@ -322,7 +344,7 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	t->vocab_size = answers_info(t->answers)->vocab_size;
 	questions_prepare(t);
 	r = tokenizer_open(t, err);
-	r = r ? r : corpus_open(t, err);
+	r = r ? r : share_corpus(t, err);
 	if (r)
 		return r;
 	plan_make(t);
@@ -333,7 +355,13 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	r = r ? r : student_prepare(t, t->vocab_size, err);
 	r = r ? r : rollout_prepare(t, err);
 	r = r ? r : optimizer_new(&t->optimizing, student_weights(t->student), &t->optimizer, err);
-	r = r ? r : resume(t, err);
+	return r ? r : resume(t, err);
+}
+
+int trainer_prepare(struct trainer *t, struct error *err)
+{
+	int r = share_agree(t, own_prepare(t, err), err);
+	r = r ? r : share_start(t, err);
 	if (r)
 		return r;
 	t->report.device = student_device(t->student);

@@ -12,6 +12,7 @@
 #include "daemon/worker/panel.h"
 #include "daemon/worker/passage.h"
 #include "daemon/worker/policy.h"
+#include "daemon/worker/share.h"
 #include "daemon/worker/trainer.h"
 
 #define QUESTIONS_HELD_OUT_TOP_K 64    // teacher ids of evaluation where training asks for none
@@ -147,10 +148,11 @@ int questions_ask(struct trainer *t, uint32_t ahead, struct error *err)
 	struct id_lists *lists = calloc(room, sizeof *lists);
 	int r = sequences && lists ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	while (r == 0 && t->n_outstanding < ahead && t->asked < end && may_ask(t, t->asked)) {
-		r = micro_batch_ask(t, sequences, lists, n, err);
+		bool mine = share_is_mine(t, t->asked % t->state.batch / n);
+		r = mine ? micro_batch_ask(t, sequences, lists, n, err) : 0;
 		if (r == 0) {
 			t->asked += n;
-			t->n_outstanding++;
+			t->n_outstanding += mine;
 		}
 	}
 	free(lists);

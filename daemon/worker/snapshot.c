@@ -449,17 +449,22 @@ int snapshot_load(const char *directory, const struct snapshot_arrays *arrays, s
 	return r && n ? error_set(err, ERROR_CORRUPT, NULL, "no checkpoint in %s can be used: %s", directory, ret_skipped->message) : r;
 }
 
+const char *snapshot_difference(const struct snapshot_state *a, const struct snapshot_state *b)
+{
+	return memcmp(&a->teacher, &b->teacher, sizeof a->teacher)         ? "teacher"
+		: memcmp(&a->dataset, &b->dataset, sizeof a->dataset)      ? "corpus"
+		: a->seed != b->seed                                       ? "seed"
+		: a->sequence_length != b->sequence_length                 ? "sequence-length"
+		: a->batch != b->batch                                     ? "micro-batch"
+		: a->n_held_out != b->n_held_out                           ? "held-out"
+		: a->sequential != b->sequential                           ? "order"
+		: a->n_adaptive != b->n_adaptive                           ? "loss"
+									    : NULL;
+}
+
 int snapshot_compare(const struct snapshot_state *saved, const struct snapshot_state *now, struct error *err)
 {
-	const char *what = memcmp(&saved->teacher, &now->teacher, sizeof now->teacher) ? "teacher"
-		: memcmp(&saved->dataset, &now->dataset, sizeof now->dataset)          ? "corpus"
-		: saved->seed != now->seed                                             ? "seed"
-		: saved->sequence_length != now->sequence_length                       ? "sequence-length"
-		: saved->batch != now->batch                                           ? "micro-batch"
-		: saved->n_held_out != now->n_held_out                                 ? "held-out"
-		: saved->sequential != now->sequential                                 ? "order"
-		: saved->n_adaptive != now->n_adaptive                                 ? "loss"
-											: NULL;
+	const char *what = snapshot_difference(saved, now);
 	if (!what)
 		return 0;
 	if (strcmp(what, "teacher") == 0)

@@ -45,6 +45,8 @@ int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, c
 // passed over was, its code ERROR_NONE when none was.
 int snapshot_load(const char *directory, const struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *ret_skipped,
 		  struct error *err);
+// The setting because of which `b` would not go on where `a` is; NULL when it would.
+const char *snapshot_difference(const struct snapshot_state *a, const struct snapshot_state *b);
 // ERROR_CONFLICT naming the setting when `now` would not continue what `saved` began.
 int snapshot_compare(const struct snapshot_state *saved, const struct snapshot_state *now, struct error *err);
 

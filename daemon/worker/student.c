@@ -564,8 +564,6 @@ int student_evaluate(struct student *s, const struct record_rows *const *sequenc
 		if (r)
 			return r;
 	}
-	if (sums.n_positions == 0)
-		return error_set(err, ERROR_INVALID, "corpus", "no held-out position could be evaluated");
 	double n_positions = (double)sums.n_positions;
 	*ret = (struct student_evaluation){sums.kl / n_positions, sums.ce / n_positions, sums.agreement / n_positions,
 					   sums.teacher_ce / n_positions, sums.n_positions};

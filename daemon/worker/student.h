@@ -76,6 +76,7 @@ struct student_evaluation {
 	double teacher_ce;             // NaN unless the rows hold the teacher's own logits
 	uint64_t n_positions;
 };
-// Any number of sequences, taken as many at a time as one call may. No gradients.
+// Any number of sequences, taken as many at a time as one call may. No gradients. Without any position n_positions is 0 and the means are no
+// numbers.
 int student_evaluate(struct student *s, const struct record_rows *const *sequences, uint32_t n, struct student_evaluation *ret,
 		     struct error *err);

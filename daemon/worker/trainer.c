@@ -22,6 +22,8 @@
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
 #include "daemon/worker/rollout.h"
+#include "daemon/worker/share.h"
+#include "daemon/worker/team.h"
 
 #define TRAINER_WAIT_SHARE 0.01        // of a micro-batch's time: more is a reason to look further ahead
 #define TRAINER_AHEAD_NUMBERS (1u << 26)       // ids and logits held for that: half a GiB
@@ -30,13 +32,15 @@
 
 bool trainer_stopping(const struct trainer *t)
 {
-	return atomic_load(t->options.stop) || t->supervisor_gone;
+	return atomic_load(t->options.stop) || t->supervisor_gone || t->told_to_stop;
 }
 
 void trainer_say(struct trainer *t, const char *state)
 {
 	struct progress_report *r = &t->report;
 	struct answers_stats stats = {0};
+	if (!t->progress)
+		return;
 	panel_stats(t, &stats);
 	r->state = state;
 	r->device = r->device ? r->device : "";
@@ -102,6 +106,7 @@ struct trainer *trainer_close(struct trainer *t)
 	free(t->student_path);
 	free(t->best_path);
 	free(t->token);
+	free(t->store);
 	if (t->lock_fd >= 0)
 		close(t->lock_fd);
 	free(t);
@@ -175,16 +180,19 @@ static int step(struct trainer *t, struct error *err)
 	double begin = clock_seconds(), norm = 0;
 	t->n_tokens = 0;
 	objective_step(t->objective, t->state.step);
-	for (int64_t i = 0; i < t->settings->accumulate; i++) {
-		int r = trainer_stopping(t) ? -ECANCELED : micro_batch_train(t, &sums, err);
-		if (r)
-			return r;
-	}
+	int r = 0;
+	for (int64_t i = 0; r == 0 && i < t->settings->accumulate; i++)
+		if (share_is_mine(t, (uint64_t)i))
+			r = trainer_stopping(t) ? -ECANCELED : micro_batch_train(t, &sums, err);
+	r = share_agree(t, r, err);
+	r = r ? r : share_step(t, &sums, err);
+	if (r)
+		return r;
 	t->n_empty = sums.n_positions ? 0 : t->n_empty + 1;
 	if (t->n_empty > (panel_has_shards(t) ? TRAINER_EMPTY_STEPS : 0))
 		return error_set(err, ERROR_NOT_FINITE, "teacher", "there is no usable answer for any position of step %llu",
 				 (unsigned long long)t->state.step + 1);
-	int r = t->n_empty ? 0 : optimizer_step(t->optimizer, t->state.step + 1, sums.n_positions, &norm, err);
+	r = t->n_empty ? 0 : optimizer_step(t->optimizer, t->state.step + 1, sums.n_positions, &norm, err);
 	if (r)
 		return r;
 	objective_end_step(t->objective, &sums.objective, sums.n_positions);
@@ -195,18 +203,19 @@ static int step(struct trainer *t, struct error *err)
 // The teacher's answers for the held-out sequences: asked once, in micro-batches, before training asks for anything.
 static int held_out_ask(struct trainer *t, struct error *err)
 {
-	uint32_t n = (uint32_t)dataset_n_held_out(t->dataset);
+	uint32_t n_all = (uint32_t)dataset_n_held_out(t->dataset), n = 0;
 	uint32_t size = (uint32_t)t->settings->micro_batch;
-	t->held_out = calloc(n ? n : 1, sizeof *t->held_out);
+	t->held_out = calloc(n_all ? n_all : 1, sizeof *t->held_out);
 	if (!t->held_out)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
-	t->n_held_out = n;
-	for (uint32_t i = 0; i < n; i++) {
+	for (uint32_t i = 0; i < n_all; i++) {
 		struct sequence s = dataset_held_out_at(t->dataset, i);
-		int r = answers_submit(t->answers, &t->held_out_query, &s, NULL, 1, err);
+		int r = share_is_mine(t, i) ? answers_submit(t->answers, &t->held_out_query, &s, NULL, 1, err) : 0;
 		if (r)
 			return r;
+		n += share_is_mine(t, i);
 	}
+	t->n_held_out = n;
 	for (uint32_t i = 0; i < n; i++) {
 		int r = answers_next(t->answers, &t->held_out[i], err);
 		if (r)
@@ -245,16 +254,20 @@ static int evaluation_take(struct trainer *t, struct error *err)
 		return 0;
 	s->best = s->last;
 	s->best_evaluation = s->n_evaluations - 1;
-	return t->settings->export_which == RUN_EXPORT_BEST ? best_save(t, err) : 0;
+	return team_rank(t->options.team) == 0 && t->settings->export_which == RUN_EXPORT_BEST ? best_save(t, err) : 0;
 }
 
 static int evaluate(struct trainer *t, struct error *err)
 {
 	struct snapshot_state *s = &t->state;
-	if (t->n_held_out == 0)
+	if (dataset_n_held_out(t->dataset) == 0)
 		return 0;
 	optimizer_swap_average(t->optimizer);
 	int r = student_evaluate(t->student, (const struct record_rows *const *)t->held_out, t->n_held_out, &s->last, err);
+	r = share_agree(t, r, err);
+	r = r ? r : share_evaluation(t, &s->last, err);
+	if (r == 0 && s->last.n_positions == 0)
+		r = error_set(err, ERROR_INVALID, "corpus", "no held-out position could be evaluated");
 	r = r ? r : evaluation_take(t, err);
 	optimizer_swap_average(t->optimizer);
 	if (r)
@@ -268,6 +281,8 @@ static int evaluate(struct trainer *t, struct error *err)
 static int checkpoint(struct trainer *t, struct error *err)
 {
 	struct snapshot_arrays arrays = {.weights = student_weights(t->student)};
+	if (team_rank(t->options.team))
+		return 0;
 	arrays.n = optimizer_arrays(t->optimizer, arrays.list);
 	t->state.n_adaptive = objective_n_state(t->objective);
 	objective_state(t->objective, t->state.adaptive);
@@ -301,8 +316,10 @@ static int steps_run(struct trainer *t, struct error *err)
 			return r;
 		last = last || stalled(t);
 		trainer_say(t, "running");     // before the checkpoint: a resumed run repeats steps, it never leaves one out
-		if (last || due(s->checkpoint_every, t->state.step))
-			r = checkpoint(t, err);
+		if (last || due(s->checkpoint_every, t->state.step)) {
+			r = share_align(t, err);
+			r = r ? r : checkpoint(t, err);
+		}
 		if (r)
 			return r;
 	}
@@ -313,6 +330,8 @@ static int finish(struct trainer *t, struct error *err)
 {
 	static const enum dtype types[] = {[RUN_EXPORT_F32] = DTYPE_F32, [RUN_EXPORT_BF16] = DTYPE_BF16, [RUN_EXPORT_F16] = DTYPE_F16};
 	int r = 0;
+	if (team_rank(t->options.team))
+		return 0;
 	if (stalled(t))
 		log_notice("stopped early: %lld evaluations were no better than that of KL %.4f", (long long)t->settings->early_stop, t->state.best.kl);
 	optimizer_swap_average(t->optimizer);
@@ -337,9 +356,9 @@ static int stop(struct trainer *t, struct error *err)
 	return 0;
 }
 
-int trainer_run(struct trainer *t, enum trainer_end *ret_end, struct error *err)
+static int run_through(struct trainer *t, enum trainer_end *ret_end, struct error *err)
 {
-	int r = held_out_ask(t, err);
+	int r = share_agree(t, held_out_ask(t, err), err);
 	if (r == 0 && t->state.n_evaluations == 0)
 		r = evaluate(t, err);
 	r = r ? r : steps_run(t, err);
@@ -349,4 +368,9 @@ int trainer_run(struct trainer *t, enum trainer_end *ret_end, struct error *err)
 	}
 	*ret_end = TRAINER_SUCCEEDED;
 	return r ? r : finish(t, err);
+}
+
+int trainer_run(struct trainer *t, enum trainer_end *ret_end, struct error *err)
+{
+	return share_agree(t, run_through(t, ret_end, err), err);
 }

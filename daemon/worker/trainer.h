@@ -18,6 +18,7 @@ struct passages;
 struct policy;
 struct record_rows;
 struct rollout;
+struct team;
 
 struct trainer_options {
 	const struct run_settings *settings;   // outlive the trainer
@@ -25,6 +26,7 @@ struct trainer_options {
 	bool resume;
 	int progress_fd;                       // -1 = none
 	const atomic_bool *stop;              // set by a signal: checkpoint and leave
+	struct team *team;                     // of processes that train together; NULL = this one alone
 };
 
 // Micro-batches asked for ahead of the one in training: one being answered and one that is ready, so that neither side waits for the
@@ -36,8 +38,8 @@ struct trainer {
 	struct trainer_options options;
 	const struct run_settings *settings;
 	int lock_fd;
-	char *checkpoints, *student_path, *best_path, *token;
-	struct progress *progress;
+	char *checkpoints, *student_path, *best_path, *token, *store;
+	struct progress *progress;             // of process 0
 	struct progress_report report;
 	struct answers *answers;               // of the run's own teacher
 	struct answers *others[OBJECTIVE_MAX_TEACHERS];        // those of the other teachers of the objective, from [1] on (panel.h)
@@ -66,6 +68,7 @@ struct trainer {
 	uint32_t n_empty;                      // steps in a row without any answer
 	double step_seconds;                   // of a step, smoothed
 	bool supervisor_gone;
+	bool told_to_stop;                     // by another process
 };
 
 enum trainer_end { TRAINER_SUCCEEDED, TRAINER_STOPPED };
