@@ -7,6 +7,7 @@
 const struct parameter_row common_parameters[N_COMMON] = {
 	[COMMON_WEIGHT] = {"weight", PARAMETER_SCHEDULE, 0, 1e6, "1", "", "its share of the total"},
 	[COMMON_NAME] = {"name", PARAMETER_TEXT, 0, 0, "", "", "what its values are called in logs and metrics; else the loss's name"},
+	[COMMON_ON] = {"on", PARAMETER_CHOICE, 0, 0, "all", "all|text|rollouts", "which sequences: those of the corpus, those that the student wrote"},
 	[COMMON_TEMPERATURE] = {"temperature", PARAMETER_SCHEDULE, 0.05, 100, "1", "", "T: both rows are softmax(z / T), exactly"},
 	[COMMON_T2_SCALE] = {"t2-scale", PARAMETER_SWITCH, 0, 1, "on", "", "times T squared, which keeps the gradient's size when T changes"},
 	[COMMON_TOP_K] = {"top-k", PARAMETER_COUNT, 1, 16777216, "64", "", "ids of the teacher at each position"},
@@ -67,6 +68,11 @@ static const struct method table[] = {
 	{"hinge-ranking", 0, NULL, "mean over pairs with p_i > p_l of max(0, margin - (q_i - q_l))", logit_hinge,
 	 {{"margin", PARAMETER_SCHEDULE, 0, 1, "0", "", "wanted gap of probabilities; 0: the teacher's own"}}},
 	{"logistic-ranking", 0, NULL, "mean over the same pairs of ln(1 + exp(-(z_i - z_l) / T))", logit_logistic, {{0}}},
+	{"policy-gradient", METHOD_HARD | METHOD_DRAWN, NULL, "reverse KL from the drawn tokens alone, ln p - ln q of each as reward", NULL,
+	 {{"gamma", PARAMETER_NUMBER, 0, 1, "0", "", "discount of the rewards of later tokens; 0: each token for itself, 1: the whole answer"},
+	  {"current", PARAMETER_SWITCH, 0, 1, "on", "", "the token's own reward counts; off where an exact loss stands for it (MiniLLM)"},
+	  {"length-normalise", PARAMETER_SWITCH, 0, 1, "off", "", "mean of the remaining rewards instead of their sum"},
+	  {"clip", PARAMETER_NUMBER, 0, 1, "0", "", "of the ratio to the chance of drawing, 1 - clip to 1 + clip; 0: none"}}},
 	{"top-n-ranking", METHOD_OWN_IDS, NULL, "how far the student's own ids stand above its least logit among the teacher's ids",
 	 logit_top_n, {{0}}},
 };
@@ -125,7 +131,7 @@ uint32_t method_n_parameters(const struct method *m)
 const struct parameter_row *method_common(const struct method *m, enum common_parameter which)
 {
 	bool form = which == COMMON_FORM || which == COMMON_TAIL || which == COMMON_DRAWS || which == COMMON_TAU;
-	if (which > COMMON_NAME && (m->flags & METHOD_HARD))
+	if (which > COMMON_ON && (m->flags & METHOD_HARD))
 		return NULL;
 	return form && !(m->flags & METHOD_FORMS) ? NULL : &common_parameters[which];
 }

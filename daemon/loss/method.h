@@ -38,6 +38,7 @@ enum method_flags {
 	METHOD_OWN_IDS = 32,           // compares the teacher's ids with the student's: support both
 	METHOD_ADAPTIVE = 64,          // its first parameter moves with the loss (TAID)
 	METHOD_NOT_F = 128,            // not an f-divergence: a bucket is no bound of it
+	METHOD_DRAWN = 256,            // of labels that the student drew, and the teacher's word for them (with METHOD_HARD: no rows)
 };
 
 struct method {
@@ -51,11 +52,14 @@ struct method {
 
 // Parameters of every loss, and of every loss on the teacher's row. A method's own come first in a line's list of values.
 enum common_parameter {
-	COMMON_WEIGHT, COMMON_NAME,    // of all
+	COMMON_WEIGHT, COMMON_NAME, COMMON_ON,         // of all
 	COMMON_TEMPERATURE, COMMON_T2_SCALE, COMMON_TOP_K, COMMON_SUPPORT, COMMON_TEACHER, COMMON_FORM, COMMON_TAIL, COMMON_DRAWS, COMMON_TAU,
 	N_COMMON,
 };
 extern const struct parameter_row common_parameters[N_COMMON];
+
+// Whose text a loss learns from: values of the parameter "on".
+enum loss_on { LOSS_ON_ALL, LOSS_ON_TEXT, LOSS_ON_ROLLOUTS };
 
 const struct method *method_find(const char *name);    // NULL: none
 const struct method *method_nearest(const char *name); // the row whose name differs least; for "did you mean"

@@ -162,14 +162,15 @@ static const char *schedule_words(const struct schedule *s, char *to, size_t roo
 void objective_describe(const struct objective *o, uint32_t term, char *to, size_t room)
 {
 	const struct term *t = &o->terms[term];
+	static const char *const on[] = {"", ", on text", ", on rollouts"};
 	char support[96], weight[64], temperature[64];
 	schedule_words(&t->weight, weight, sizeof weight);
 	if (term_is_hard(t)) {
-		snprintf(to, room, "%s: weight %s", t->name, weight);
+		snprintf(to, room, "%s: weight %s%s", t->name, weight, on[t->on]);
 		return;
 	}
-	snprintf(to, room, "%s: %s%s%sweight %s, temperature %s%s, %s, form %s", t->name, t->words ? "teacher " : "", t->words ? t->words : "",
-		 t->words ? ", " : "", weight,
+	snprintf(to, room, "%s: %s%s%sweight %s%s, temperature %s%s, %s, form %s", t->name, t->words ? "teacher " : "", t->words ? t->words : "",
+		 t->words ? ", " : "", weight, on[t->on],
 		 schedule_words(&t->temperature, temperature, sizeof temperature),
 		 t->t2_scale && !schedule_is(&t->temperature, 1) ? " (times T^2)" : "", support_words(t, support, sizeof support),
 		 t->method->flags & METHOD_FORMS ? form_name(t->form) : "none");
@@ -180,6 +181,14 @@ const char *objective_bias(const struct objective *o, uint32_t term, uint32_t vo
 	const struct term *t = &o->terms[term];
 	bool whole = t->support != LOSS_SUPPORT_STUDENT && t->form != LOSS_FORM_DRAWS && t->top_k >= vocab_size;
 	return whole ? NULL : method_bias(t->method, t->form, t->support);
+}
+
+bool objective_wants_rollouts(const struct objective *o, uint32_t *ret_term)
+{
+	for (*ret_term = 0; *ret_term < o->n_terms; ++*ret_term)
+		if (o->terms[*ret_term].on == LOSS_ON_ROLLOUTS)
+			return true;
+	return false;
 }
 
 bool objective_asks_teacher(const struct objective *o)

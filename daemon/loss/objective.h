@@ -58,6 +58,7 @@ uint32_t objective_voice_width(const struct objective *o, uint32_t voice, uint64
 void objective_query(const struct objective *o, uint32_t teacher, uint64_t step, uint64_t seed, uint32_t vocab_size, struct query *q);
 bool objective_asks(const struct objective *o, uint32_t teacher, uint64_t step);       // anything of it at that step; the first always
 bool objective_asks_at(const struct objective *o, uint32_t teacher, float temperature);        // at that temperature in this step
+bool objective_wants_rollouts(const struct objective *o, uint32_t *ret_term);          // the first term that is about them alone
 bool objective_asks_teacher(const struct objective *o);
 uint32_t objective_top_k(const struct objective *o, uint32_t teacher);         // its ids wanted, 0 = none
 uint32_t objective_any_own_k(const struct objective *o);       // the student's own ids that some teacher is to be asked about; 0 = none
@@ -74,12 +75,13 @@ struct objective_sums {
 	double values[OBJECTIVE_MAX_TERMS];            // of each term, T^2 included, weight not
 	double entropies[OBJECTIVE_MAX_TERMS];         // of the teacher's rows, where value less entropy is the KL; NAN elsewhere
 	double followed[OBJECTIVE_MAX_TERMS];          // what adaptive schedules follow
+	double counts[OBJECTIVE_MAX_TERMS];            // positions that each term is about (its parameter "on")
 };
 // Adds the position, as each voice has it, to the sums and, when g is not NULL, its gradient to g. Temperatures are this step's, in order.
 // A term that is left out of this step has the value NAN.
 void objective_position(struct objective *o, const struct loss_position *voices /*(objective_n_voices)*/, struct objective_sums *sums,
 			struct gradient *g);
-void objective_end_step(struct objective *o, const struct objective_sums *sums, uint64_t n_positions);
+void objective_end_step(struct objective *o, const struct objective_sums *sums);      // sums of the whole step
 
 // What adaptive schedules remember, for checkpoints: (n) numbers.
 uint32_t objective_n_state(const struct objective *o);

@@ -18,6 +18,7 @@ struct term {
 	uint32_t mean;                 // which of the means it is
 	struct schedule own[METHOD_MAX_PARAMETERS], weight, temperature;
 	bool t2_scale, tail;
+	enum loss_on on;
 	enum loss_form form;
 	enum loss_support support;
 	uint32_t top_k, own_k, n_draws;

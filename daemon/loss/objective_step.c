@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "daemon/loss/objective_internal.h"
+#include "daemon/loss/policy_gradient.h"
 
 void objective_step(struct objective *o, uint64_t step)
 {
@@ -37,6 +38,19 @@ static void hard_position(struct term *t, const struct loss_position *x, double 
 		gradient_add_label(g, x, smoothing, t->weight_now);
 }
 
+static void drawn_position(struct term *t, const struct loss_position *x, double *ret_value, struct gradient *g)
+{
+	double factor = 0;
+	*ret_value = policy_gradient(x, t->x, &factor);
+	if (g && t->weight_now * factor != 0)
+		gradient_add_label(g, x, 0, -t->weight_now * factor);          // that of -ln q
+}
+
+static bool is_about(const struct term *t, const struct loss_position *x)
+{
+	return t->on == LOSS_ON_ALL || (t->on == LOSS_ON_ROLLOUTS) == (x->n_rewards > 0);
+}
+
 // A position where the teacher named nothing (no ids drawn from an empty tail) costs nothing.
 static void soft_position(struct objective *o, struct term *t, const struct loss_position *x, struct divergence *d, struct gradient *g)
 {
@@ -61,7 +75,12 @@ void objective_position(struct objective *o, const struct loss_position *voices,
 			sums->values[i] = sums->entropies[i] = NAN;
 			continue;
 		}
-		if (term_is_hard(t))
+		if (!is_about(t, x))
+			continue;
+		sums->counts[i]++;
+		if (t->method->flags & METHOD_DRAWN)
+			drawn_position(t, x, &d.value, g);
+		else if (term_is_hard(t))
 			hard_position(t, x, &d.value, g);
 		else
 			soft_position(o, t, x, &d, g);
@@ -90,9 +109,9 @@ static void adapt(const struct objective *o, struct term *t, double loss)
 	a->started = 1;
 }
 
-void objective_end_step(struct objective *o, const struct objective_sums *sums, uint64_t n_positions)
+void objective_end_step(struct objective *o, const struct objective_sums *sums)
 {
-	for (uint32_t i = 0; i < o->n_terms && n_positions; i++)
-		if ((o->terms[i].method->flags & METHOD_ADAPTIVE) && o->terms[i].active)
-			adapt(o, &o->terms[i], sums->followed[i] / (double)n_positions);
+	for (uint32_t i = 0; i < o->n_terms; i++)
+		if ((o->terms[i].method->flags & METHOD_ADAPTIVE) && o->terms[i].active && sums->counts[i] > 0)
+			adapt(o, &o->terms[i], sums->followed[i] / sums->counts[i]);
 }

@@ -52,6 +52,10 @@ struct loss_position {
 	double student_mean;           // mean of all V logits; NAN: not read
 	double teacher_ce;             // the teacher's own mean -ln p(token that follows) over this sequence; 0: not asked
 	uint32_t at;                   // where its slots begin among the gradient's corrections
+	// Where the student drew the label itself: ln p - ln q, T = 1, of it and of the labels after it; none: it did not.
+	uint32_t n_rewards;
+	const double *rewards;
+	double drawn_logprob;          // ln of the chance with which the label was drawn
 };
 
 // What one loss looks at.

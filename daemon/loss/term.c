@@ -155,10 +155,14 @@ static int own_set(const struct line *l, struct term *t, uint32_t i, const char 
 static int common_set(const struct line *l, struct term *t, enum common_parameter which, const char *value, struct error *err)
 {
 	const struct parameter_row *p = &common_parameters[which];
-	int form = t->form, r;
+	int form = t->form, on = t->on, r;
 	switch (which) {
 	case COMMON_WEIGHT: return schedule_read(l, p, value, &t->weight, err);
 	case COMMON_NAME: return text_read(l, p, value, &t->name, err);
+	case COMMON_ON:
+		r = choice_set(l, p, value, &on, err);
+		t->on = (enum loss_on)on;
+		return r;
 	case COMMON_TEMPERATURE: return schedule_read(l, p, value, &t->temperature, err);
 	case COMMON_T2_SCALE: return switch_set(l, p, value, &t->t2_scale, err);
 	case COMMON_TOP_K: return count_read(l, p, value, &t->top_k, err);
@@ -217,6 +221,9 @@ static int defaults_set(const struct line *l, struct term *t, struct error *err)
 static const char *mix_fault(const struct term *t, unsigned seen, const char **ret_key)
 {
 	bool draws_given = seen >> (METHOD_MAX_PARAMETERS + COMMON_DRAWS) & 1 || seen >> (METHOD_MAX_PARAMETERS + COMMON_TAU) & 1;
+	*ret_key = "on";
+	if ((t->method->flags & METHOD_DRAWN) && t->on == LOSS_ON_TEXT)
+		return "it learns from what the student writes";
 	*ret_key = "form";
 	if (t->form == LOSS_FORM_UNIFORM && !(t->method->flags & METHOD_LINEAR))
 		return "a uniform tail is for forward-kl and soft-cross-entropy alone";
@@ -262,6 +269,8 @@ int term_parse(struct term *t, const char *text, const char *where, struct error
 	while (r == 0 && (word = strsep(&rest, " \t")))
 		if (*word)
 			r = word_set(&l, t, word, &seen, err);
+	if (t->method->flags & METHOD_DRAWN && t->on == LOSS_ON_ALL)
+		t->on = LOSS_ON_ROLLOUTS;
 	if (r == 0 && (fault = mix_fault(t, seen, &key)))
 		r = refuse(&l, key, "", fault, err);
 	return r;

@@ -178,6 +178,17 @@ bool settings_rollouts(const struct run_settings *s)
 	return s->rollouts && schedule_parse(s->rollouts, &chance) == 0 && !schedule_is(&chance, 0);
 }
 
+static int rollouts_wanted_check(const struct run_settings *s, struct error *err)
+{
+	struct objective *o = NULL;
+	uint32_t term = 0;
+	int r = settings_objective(s, &o, err);
+	if (r == 0 && objective_wants_rollouts(o, &term))
+		r = error_set(err, ERROR_INVALID, "rollouts", "is 0, and loss %s learns from what the student writes", objective_name(o, term));
+	objective_free(o);
+	return r;
+}
+
 static int rollouts_check(const struct run_settings *s, struct error *err)
 {
 	struct schedule chance;
@@ -186,7 +197,7 @@ static int rollouts_check(const struct run_settings *s, struct error *err)
 	if (!schedule_within(&chance, 0, 1))
 		return error_set(err, ERROR_INVALID, "rollouts", "%s: from 0 to 1 is expected", s->rollouts);
 	if (schedule_is(&chance, 0))
-		return 0;
+		return rollouts_wanted_check(s, err);
 	if (settings_shards(s) || settings_labels(s))
 		return error_set(err, ERROR_UNSUPPORTED, "rollouts", "need a live teacher: %s",
 				 settings_labels(s) ? "teacher = labels asks nobody" : "shards cannot say anything of text that is new");

@@ -14,6 +14,7 @@ void passage_done(struct passage *p)
 {
 	sequence_done(&p->sequence);
 	free(p->logprobs);
+	free(p->drawn);
 	*p = (struct passage){0};
 }
 

@@ -12,7 +12,9 @@ struct passage {
 	struct sequence sequence;
 	uint32_t first;                // labels are tokens first .. n_tokens - 1; 1 = all there can be
 	enum passage_author author;
-	double *logprobs;              // (n_tokens - first) ln of the chance with which each label was drawn; NULL: not drawn
+	// (n_tokens - first) each, of labels that the student drew; NULL: it did not
+	double *logprobs;              // ln q of each label, T = 1
+	double *drawn;                 // ln of its chance under the distribution that was sampled (temperature, filters)
 };
 
 // Takes a copy of the tokens; without logprobs. -ENOMEM leaves nothing to free.

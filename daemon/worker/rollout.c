@@ -19,7 +19,7 @@
 struct answer {
 	struct cache_sequence places;
 	uint32_t *tokens;                      // (n_prompt + room) the prompt, then what was drawn
-	double *logprobs;                      // (room)
+	double *logprobs, *drawn;              // (room)
 	uint32_t n_prompt, n_known, n_read, end;       // n_read: in the cache; end: most tokens
 	uint64_t number;
 	uint32_t row;                          // in the pass, of its last known token
@@ -118,7 +118,8 @@ static int answer_begin(struct rollout *r, struct answer *a, const struct rollou
 		return error_set(err, ERROR_INTERNAL, "rollouts", "a prompt of %u tokens and %u more are not a sequence", prompt->n, max_tokens);
 	a->tokens = calloc(end, sizeof *a->tokens);
 	a->logprobs = calloc(max_tokens, sizeof *a->logprobs);
-	if (!a->tokens || !a->logprobs)
+	a->drawn = calloc(max_tokens, sizeof *a->drawn);
+	if (!a->tokens || !a->logprobs || !a->drawn)
 		return error_set(err, ERROR_MEMORY, "rollouts", "out of memory");
 	memcpy(a->tokens, prompt->sequence->tokens, prompt->n * sizeof *a->tokens);
 	// Nothing is looked up in the cache, and nothing left in it: what other parameters read is of no use.
@@ -133,6 +134,7 @@ static void answer_end(struct rollout *r, struct answer *a)
 		cache_end(r->cache, &a->places);
 	free(a->tokens);
 	free(a->logprobs);
+	free(a->drawn);
 	*a = (struct answer){0};
 }
 
@@ -185,17 +187,30 @@ static bool ends(const struct rollout *r, uint32_t id)
 	return (int64_t)id == r->options.eos_ids[0] || (int64_t)id == r->options.eos_ids[1];
 }
 
+// Not finite when one of them is not.
+static double lse_of(const double *logits, uint32_t n)
+{
+	double max = -INFINITY, sum = 0;
+	for (uint32_t i = 0; i < n; i++)
+		max = fmax(max, logits[i]);            // leaves NaN out: the sum does not
+	for (uint32_t i = 0; i < n; i++)
+		sum += isfinite(logits[i]) ? exp(logits[i] - max) : NAN;
+	return max + log(sum);
+}
+
 // logits: row `at` is what follows the last known token of `a`.
 static int token_draw(struct rollout *r, struct answer *a, struct real *logits, uint32_t at, struct error *err)
 {
 	uint32_t V = r->weights->architecture.vocab_size;
 	r->backend->ops->real_read(r->backend, r->logits, r->backend->ops->real_at(logits, (size_t)at * V), V);
-	for (uint32_t i = 0; i < V; i++)
-		if (!isfinite(r->logits[i]))
-			return error_set(err, ERROR_NOT_FINITE, NULL,
-					 "the student's logits are not finite: training has diverged (try a lower learning-rate)");
+	double lse = lse_of(r->logits, V);
+	if (!isfinite(lse))
+		return error_set(err, ERROR_NOT_FINITE, NULL,
+				 "the student's logits are not finite: training has diverged (try a lower learning-rate)");
 	uint32_t i = a->n_known - a->n_prompt;
-	a->tokens[a->n_known] = sampler_choose(r->sampler, &r->options.sampling, r->logits, uniform_at(r, a->number, i), &a->logprobs[i]);
+	uint32_t id = sampler_choose(r->sampler, &r->options.sampling, r->logits, uniform_at(r, a->number, i), &a->drawn[i]);
+	a->tokens[a->n_known] = id;
+	a->logprobs[i] = r->logits[id] - lse;
 	a->over = ends(r, a->tokens[a->n_known]) || a->n_known + 1 == a->end;
 	a->n_known++;
 	return 0;
@@ -223,7 +238,8 @@ static int passage_make(struct answer *a, struct passage *ret, struct error *err
 	if (passage_init(ret, &whole, a->n_prompt, PASSAGE_STUDENT))
 		return error_set(err, ERROR_MEMORY, "rollouts", "out of memory");
 	ret->logprobs = a->logprobs;
-	a->logprobs = NULL;
+	ret->drawn = a->drawn;
+	a->logprobs = a->drawn = NULL;
 	return 0;
 }
 

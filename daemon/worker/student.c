@@ -23,7 +23,9 @@ struct position {
 	const struct record_rows *const *teachers;     // of its sequence: those of the next teacher stand n_sequences further
 	uint32_t row;
 	uint32_t label;
-	bool drawn;                    // the label was, by the student
+	const double *rewards;         // of the label and those after it; NULL: the student did not draw it
+	uint32_t n_rewards;
+	double drawn_logprob;
 };
 
 // A voice of the objective at the position in hand.
@@ -64,6 +66,7 @@ struct student {
 	struct pair pair;              // for evaluation
 	struct student_sums *sums;     // of the call in progress
 	const struct passage *passages;
+	double *rewards;               // (max_rows) of each label that was drawn, at its place in the micro-batch
 };
 
 // Evaluation may be told of more ids of the run's own teacher than training asks for.
@@ -95,6 +98,7 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 	s->rows = calloc(n, sizeof *s->rows);
 	s->positions = calloc(n, sizeof *s->positions);
 	s->swept = calloc(n, sizeof *s->swept);
+	s->rewards = calloc(n, sizeof *s->rewards);
 	s->gather = reallocarray(NULL, n, wide * sizeof *s->gather);
 	s->gathered = reallocarray(NULL, n, wide * sizeof *s->gathered);
 	s->corrections = reallocarray(NULL, n, wide * sizeof *s->corrections);
@@ -104,7 +108,7 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 	s->softmax_temperatures = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_temperatures);
 	s->softmax_lse = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_lse);
 	s->softmax_scales = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_scales);
-	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->gather && s->gathered && s->corrections &&
+	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->rewards && s->gather && s->gathered && s->corrections &&
 		    s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales;
 	if (!good || hearings_new(s, vocab_size) || pair_init(&s->pair, (uint32_t)wide + 1))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a micro-batch of %zu positions", n);
@@ -174,7 +178,7 @@ struct student *student_close(struct student *s)
 	activations_free(s->activations);
 	weights_free(s->weights);
 	backend_close(s->backend);
-	free(s->tokens), free(s->places), free(s->starts), free(s->rows), free(s->positions), free(s->swept);
+	free(s->tokens), free(s->places), free(s->starts), free(s->rows), free(s->positions), free(s->swept), free(s->rewards);
 	free(s->gather), free(s->gathered), free(s->corrections), free(s->top_ids), free(s->top_logits), free(s->lse);
 	free(s->softmax_temperatures), free(s->softmax_lse), free(s->softmax_scales);
 	for (uint32_t i = 0; s->hearings && i < s->n_voices; i++)
@@ -304,6 +308,16 @@ static bool all_answer(const struct student *s, const struct position *p)
 	return all;
 }
 
+// ln p - ln q of each label that was drawn, to where it stands in its sequence; a position that the teacher could not answer pays nothing.
+static void rewards_fill(const struct record_rows *t, const struct passage *p, double *to)
+{
+	for (uint32_t at = p->first; at < t->sequence.n_tokens; at++) {
+		uint32_t row = at - 1 - (uint32_t)t->query.first;
+		bool known = row < t->n_rows && t->status[row] == ROW_OK;
+		to[at] = known ? (double)t->own_logit[row] - lse_of(t, row, 1) - p->logprobs[at - p->first] : 0;
+	}
+}
+
 // Lists the positions of one sequence that can be learned from: answered, and with a token that follows.
 static int sequence_list(struct student *s, const struct record_rows *const *teachers, const struct passage *passage, uint32_t start,
 			 uint64_t *n_masked, struct error *err)
@@ -316,10 +330,15 @@ static int sequence_list(struct student *s, const struct record_rows *const *tea
 			break;
 		if (at + 1 < first)
 			continue;
-		struct position p = {teachers, row, t->sequence.tokens[at + 1], passage && passage->logprobs};
+		struct position p = {.teachers = teachers, .row = row, .label = t->sequence.tokens[at + 1]};
 		if (!all_answer(s, &p)) {
 			++*n_masked;
 			continue;
+		}
+		if (passage && passage->logprobs) {
+			p.rewards = s->rewards + start + at + 1;
+			p.n_rewards = t->sequence.n_tokens - at - 1;
+			p.drawn_logprob = passage->drawn[at + 1 - first];
 		}
 		s->rows[s->n_rows] = start + at;
 		s->positions[s->n_rows] = p;
@@ -376,7 +395,10 @@ static int batch_pack(struct student *s, const struct record_rows *const *rows, 
 		if (r == 0 && t->sequence.n_tokens > s->options.micro_batch * s->options.sequence_length - T)
 			r = error_set(err, ERROR_INTERNAL, NULL, "a micro-batch of more tokens than there is room for");
 		s->starts[i] = T;
-		r = r ? r : sequence_list(s, rows + i, evaluation || !s->passages ? NULL : &s->passages[i], T, n_masked, err);
+		const struct passage *passage = evaluation || !s->passages ? NULL : &s->passages[i];
+		if (r == 0 && passage && passage->logprobs)
+			rewards_fill(t, passage, s->rewards + T);
+		r = r ? r : sequence_list(s, rows + i, passage, T, n_masked, err);
 		if (r)
 			return r;
 		tokens_pack(s, t->sequence.tokens, t->sequence.n_tokens, &T);
@@ -404,6 +426,9 @@ static void heard_make(struct student *s, uint32_t voice, const struct position 
 	x->student_lse = swept->lse + first;
 	x->student_lse_1 = swept->lse[0];
 	x->student_mean = swept->want_mean ? swept->mean : NAN;
+	x->n_rewards = p->n_rewards;
+	x->rewards = p->rewards;
+	x->drawn_logprob = p->drawn_logprob;
 }
 
 // Fills s->heard; *ret_n: ids of all voices.
@@ -453,7 +478,7 @@ static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_r
 			return r;
 		struct gradient g = gradient_of(s, first + i, n_ids);
 		objective_position(s->options.objective, s->heard, &s->sums->objective, &g);
-		if (s->positions[first + i].drawn)
+		if (s->heard[0].n_rewards)
 			drawn_add(s, &s->positions[first + i], &s->heard[0]);
 		if (!isfinite(s->sums->objective.total))
 			return row_not_finite(err);

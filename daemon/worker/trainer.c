@@ -162,8 +162,9 @@ static void step_account(struct trainer *t, const struct student_sums *sums, dou
 	t->step_seconds = t->step_seconds > 0 ? 0.9 * t->step_seconds + 0.1 * seconds : seconds;
 	t->report.loss = sums->objective.total / n;
 	for (uint32_t i = 0; i < OBJECTIVE_MAX_TERMS; i++) {
-		t->report.values[i] = sums->objective.values[i] / n;
-		t->report.divergences[i] = (sums->objective.values[i] - sums->objective.entropies[i]) / n;
+		double n_own = sums->objective.counts[i];      // 0: not a number, not reported
+		t->report.values[i] = sums->objective.values[i] / n_own;
+		t->report.divergences[i] = (sums->objective.values[i] - sums->objective.entropies[i]) / n_own;
 	}
 	t->report.learning_rate = optimizer_rate(&t->optimizing, t->state.step);
 	t->report.gradient_norm = norm;
@@ -195,7 +196,7 @@ static int step(struct trainer *t, struct error *err)
 	r = t->n_empty ? 0 : optimizer_step(t->optimizer, t->state.step + 1, sums.n_positions, &norm, err);
 	if (r)
 		return r;
-	objective_end_step(t->objective, &sums.objective, sums.n_positions);
+	objective_end_step(t->objective, &sums.objective);
 	step_account(t, &sums, norm, clock_seconds() - begin);
 	return 0;
 }

@@ -75,14 +75,39 @@ class Policy(unittest.TestCase):
                 early, late = (sum(said[s][name] for s in steps) / len(steps) for steps in (range(1, 6), range(56, 61)))
                 self.assertLess(late, 0.75 * early, name)
 
+    def test_a_policy_gradient_beside_text_resumes_exactly(self):
+        losses = ["policy-gradient gamma=1 current=off length-normalise=on clip=0.2", "reverse-kl support=student:16 top-k=16 on=rollouts",
+                  "cross-entropy on=text weight=0.5", "forward-kl on=text top-k=16 weight=0.5"]
+        said = self.killed_and_resumed(at=4, steps=11, loss=losses, rollouts="linear:0.2:1", rollout_share=0.5, rollout_prompt=5,
+                                       rollout_tokens=12, rollout_temperature=1.2)
+        drawn = [step for step, report in said.items() if "rollouts" in report]
+        self.assertTrue(drawn and len(drawn) < 11, drawn)
+        for step, report in said.items():
+            self.assertEqual("loss_policy_gradient" in report, step in drawn)
+            self.assertEqual(report.get("rollouts"), 4 if step in drawn else None)
+            self.assertIn("loss_cross_entropy", report)
+        self.assertEqual(said[11]["objective_reverse_kl"].split(", temperature")[0], "reverse-kl: weight 1, on rollouts")
+
+    def test_the_policy_gradient_alone_lowers_the_reverse_kl(self):
+        with kdserved.Daemon() as first, kdserved.Daemon(model=self.taught(first)) as daemon:
+            output = os.path.join(daemon.directory, "out")
+            text = settings(daemon.directory, steps=100, loss="policy-gradient gamma=0", rollouts=1, rollout_prompt=4, rollout_tokens=24,
+                            micro_batch=8, seed=2)
+            self.finish(self.worker(daemon, output, text))
+            said = reports(output)
+            early, late = (sum(said[s]["rollout_k1"] for s in steps) / len(steps) for steps in (range(1, 11), range(91, 101)))
+            self.assertLess(late, 0.9 * early)
+            self.assertAlmostEqual(said[7]["loss"], said[7]["rollout_k1"], places=3)
+
     def test_what_cannot_be_is_refused_before_anything_starts(self):
         with kdserved.Daemon() as daemon:
             for field, keys in (("rollouts", {"rollouts": "often"}), ("rollouts", {"rollouts": "linear:0:2"}),
                                 ("rollout-tokens", {"rollouts": 0.5, "rollout_prompt": 40, "rollout_tokens": 20}),
+                                ("rollouts: is 0, and loss policy-gradient learns from what the student writes", {"loss": "policy-gradient"}),
                                 ("rollout-temperature", {**GKD, "rollout_temperature": 0.00001})):
                 output = os.path.join(daemon.directory, "out")
                 said = self.finish(self.worker(daemon, output, settings(daemon.directory, **keys)), expect=78)
-                self.assertIn(field + ": ", said)
+                self.assertIn(field if ": " in field else field + ": ", said)
                 self.assertFalse(os.path.exists(output))
             path = os.path.join(daemon.directory, "shards.conf")
             with open(path, "w") as f:

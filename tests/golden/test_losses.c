@@ -152,7 +152,7 @@ static double step_take(const struct lessons *l, struct student *student, struct
 	    optimizer_step(optimizer, step + 1, sums.n_positions, &norm, &err))
 		fail_msg("%s", err.message);
 	assert_int_equal(sums.n_positions, l->n_sequences * (l->length - 1));
-	objective_end_step(o, &sums.objective, sums.n_positions);
+	objective_end_step(o, &sums.objective);
 	for (uint32_t i = 0; i < l->n_sequences; i++)
 		record_rows_free(answers[i]);
 	free(own);

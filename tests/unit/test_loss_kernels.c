@@ -73,14 +73,14 @@ struct shape {
 static void position_evaluate(struct objective *o, const struct lesson *l, const struct sweep_row *swept, struct shape *s)
 {
 	float temperatures[OBJECTIVE_MAX_TERMS];
-	double T[OBJECTIVE_MAX_TERMS], teacher_lse[OBJECTIVE_MAX_TERMS];
+	double T[OBJECTIVE_MAX_TERMS], teacher_lse[OBJECTIVE_MAX_TERMS], reward = -.5;
 	uint32_t n = objective_temperatures(o, temperatures);
 	for (uint32_t i = 0; i < n; i++) {
 		T[i] = (double)temperatures[i];
 		teacher_lse[i] = lse(l->teacher, T[i]);
 	}
 	struct loss_position x = {V, N, l->ids, swept->gathered, l->known, N_TOP, N_OWN, l->own, N_DRAWN, l->drawn, l->weights, N - 1,
-				  n, T, teacher_lse, swept->lse + 1, swept->lse[0], NAN, NAN, swept->mean, 0, 0};
+				  n, T, teacher_lse, swept->lse + 1, swept->lse[0], NAN, NAN, swept->mean, 0, 0, 1, &reward, -3};
 	struct objective_sums sums = {0};
 	*s = (struct shape){0};
 	struct gradient g = {0, s->temperatures, s->lse, s->scales, s->corrections};
@@ -148,7 +148,7 @@ static void every_loss_on_every_device(void **state)
 		char line[128];
 		bool hard = table[i].flags & METHOD_HARD;
 		snprintf(line, sizeof line, "%s%s%s", table[i].name, table[i].flags & METHOD_OWN_IDS ? " support=both:6" : "",
-			 hard ? " smoothing=0.1" : " temperature=2");
+			 table[i].flags & METHOD_DRAWN ? "" : hard ? " smoothing=0.1" : " temperature=2");
 		devices_compare(line);
 	}
 }

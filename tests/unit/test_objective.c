@@ -219,10 +219,10 @@ static void taid_follows_the_loss_and_remembers(void **state)
 	assert_near(evaluate(o, 5, 1, NULL).total, 0.016928, 2e-6);
 	assert_near(evaluate(o, 5, 1, NULL).followed[0], 1.254415, 2e-6);
 	assert_int_equal(objective_n_state(o), 4);
-	objective_end_step(o, &(struct objective_sums){.followed = {20}}, 10);         // means: 2.0, then 1.9
+	objective_end_step(o, &(struct objective_sums){.followed = {20}, .counts = {10}});         // means: 2.0, then 1.9
 	objective_state(o, kept);
 	assert_near(kept[0], .4, 1e-12);
-	objective_end_step(o, &(struct objective_sums){.followed = {19}}, 10);
+	objective_end_step(o, &(struct objective_sums){.followed = {19}, .counts = {10}});
 	objective_state(o, kept);
 	assert_near(kept[0], 0.400150037, 1e-9);
 	assert_near(kept[1], .0005, 1e-12);
@@ -231,8 +231,8 @@ static void taid_follows_the_loss_and_remembers(void **state)
 	double again[4];
 	objective_state(other, again);
 	assert_memory_equal(kept, again, sizeof kept);
-	objective_end_step(o, &(struct objective_sums){.followed = {18}}, 10);
-	objective_end_step(other, &(struct objective_sums){.followed = {18}}, 10);
+	objective_end_step(o, &(struct objective_sums){.followed = {18}, .counts = {10}});
+	objective_end_step(other, &(struct objective_sums){.followed = {18}, .counts = {10}});
 	objective_state(o, kept);
 	objective_state(other, again);
 	assert_memory_equal(kept, again, sizeof kept);
@@ -242,8 +242,8 @@ static void taid_follows_the_loss_and_remembers(void **state)
 	objective_step(o, 1);
 	objective_state(o, kept);
 	assert_near(kept[0], .406, 1e-12);
-	objective_end_step(o, &(struct objective_sums){.followed = {2}}, 1);
-	objective_end_step(o, &(struct objective_sums){.followed = {1}}, 1);           // and its end is the most
+	objective_end_step(o, &(struct objective_sums){.followed = {2}, .counts = {1}});
+	objective_end_step(o, &(struct objective_sums){.followed = {1}, .counts = {1}});           // and its end is the most
 	objective_state(o, kept);
 	assert_near(kept[0], .406, 1e-12);
 	objective_free(o);
