@@ -55,17 +55,32 @@ struct top_reader {
 	bool ordered;                  // false: rows are only checked, and stay as they lie
 };
 
-// Gaps become positions; false when they leave the vocabulary.
+// Gaps become positions; false when they leave the vocabulary. Gaps are at most 2^24 and rows shorter than 2^24: the sum does not wrap.
 static inline bool read_positions(const uint32_t *gaps, size_t n, uint32_t end, uint32_t *positions)
 {
-	uint32_t next = 0;      // gaps are at most 2^24, so sums of two do not wrap
-	bool good = true;
-	for (size_t i = 0; good && i < n; i++) {
-		positions[i] = next + gaps[i];
-		next = positions[i] + 1;
-		good = next <= end;
+	uint64_t sum = 0;
+	for (size_t i = 0; i < n; i++) {
+		sum += gaps[i];
+		positions[i] = (uint32_t)(sum + i);
 	}
-	return good;
+	return sum + n <= end;
+}
+
+// The same where nobody looks at the positions. In blocks of a fixed length, which the compiler makes vectors of.
+#define GAPS_BLOCK 32
+static bool check_positions(const uint32_t *gaps, size_t n, uint32_t end)
+{
+	uint64_t sum = n;
+	size_t i = 0;
+	for (; i + GAPS_BLOCK <= n; i += GAPS_BLOCK) {
+		uint32_t part = 0;
+		for (size_t j = 0; j < GAPS_BLOCK; j++)
+			part += gaps[i + j];
+		sum += part;
+	}
+	for (; i < n; i++)
+		sum += gaps[i];
+	return sum <= end;
 }
 
 // Two entries in order of size, the lower position first among equals; without a branch, which would be guessed wrong every other time.
@@ -110,14 +125,16 @@ static float largest_of(const float *values, size_t n)
 	return largest;
 }
 
-// Nobody will look at the row: its entries stay by ascending position.
+// Nobody will look at the row: its entries stay by ascending position, or as gaps where draws from outside them do not call for more.
 static bool check_top_row(struct record_rows *rows, size_t row, size_t n, struct top_reader *t)
 {
 	uint32_t *ids = rows->ids + row * rows->query.top_k;
 	float *logits = rows->logits + row * rows->query.top_k;
-	if ((!t->have_gaps && golomb_reader_next_many(&t->ids, rows->vocab_size, ids, n)) || !read_positions(ids, n, t->end, ids))
+	if (!t->have_gaps && golomb_reader_next_many(&t->ids, rows->vocab_size, ids, n))
 		return false;
-	for (size_t i = 0; rows->query.n_keep && i < n; i++)
+	if (!(rows->query.draws.tail ? read_positions(ids, n, t->end, ids) : check_positions(ids, n, t->end)))
+		return false;
+	for (size_t i = 0; rows->query.draws.tail && rows->query.n_keep && i < n; i++)
 		ids[i] = keep_id(&rows->query, ids[i]);
 	if (rows->query.values != QUERY_VALUES_F32 && values_reader_check(&t->values, rows->max_logit[row], n))
 		return true;

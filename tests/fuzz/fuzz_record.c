@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Record bytes as they come, and again with length, checksum and key mended, so that mutations reach the codec behind the checks.
-// What decodes must encode again, and decode to the same numbers.
+// What decodes must encode again, and decode to the same numbers. And the bytes as a stream of codes, read fast and bit by bit.
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,6 +8,7 @@
 #include "common/record_layout.h"
 #include "common/record_short.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/unit/golomb_reference.h"
 
 // Numbers that came through a format once may move again by its rounding, but by no more: sizes and exact columns stay.
 static void expect_same(const struct record_rows *a, const struct record_rows *b)
@@ -101,6 +102,8 @@ static void mend(uint8_t *bytes, size_t n)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	try_record(data, size);
+	if (size >= 3)
+		golomb_reference_compare(data + 3, size - 3, data[0] % (GOLOMB_MAX_PARAMETER + 1), (2u << data[1] % 31) - 1, size, data[2]);
 	if (size < RECORD_HEADER_BYTES)
 		return 0;
 	uint8_t *copy = malloc(size);

@@ -13,6 +13,7 @@
 #include "common/cursor.h"
 #include "common/half.h"
 #include "common/golomb.h"
+#include "tests/unit/golomb_reference.h"
 
 static void half_precision_is_exact_both_ways(void **state)
 {
@@ -96,6 +97,54 @@ static void golomb_streams_of_every_parameter_come_back(void **state)
 	assert_int_equal(best_bits + golomb_count_bits(300), least);
 }
 
+static uint32_t next_random(void)
+{
+	static uint64_t state = 42;
+	state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+	return (uint32_t)(state >> 33);
+}
+
+// Written numbers of all sizes, whole, cut short, with a bit flipped and with limits around the largest; and bytes that nobody wrote, with
+// more or fewer one bits among them. Each lies at the end of its memory.
+static void numbers_are_read_as_bit_by_bit(void **state)
+{
+	(void)state;
+	enum { N = 150 };
+	for (int round = 0; round < 6000; round++) {
+		unsigned b = (unsigned)round % (GOLOMB_MAX_PARAMETER + 1), spread = next_random() % 22;
+		uint32_t numbers[N], n = next_random() % N, largest = 0;
+		uint64_t bits = 0;
+		for (uint32_t i = 0; i < n; i++) {
+			numbers[i] = next_random() & ((1u << (spread + next_random() % 3)) - 1);
+			largest = numbers[i] > largest ? numbers[i] : largest;
+			bits += 2 * (31 - (unsigned)__builtin_clz(numbers[i] + (1u << b))) + 1 - b;
+		}
+		size_t n_bytes = (size_t)(bits + 7) / 8;
+		uint8_t *bytes = malloc(n_bytes + 1);
+		assert_non_null(bytes);
+		struct golomb_writer w = golomb_writer_init(bytes, b);
+		golomb_writer_append(&w, numbers, n);
+		golomb_writer_done(&w);
+		bytes = realloc(bytes, n_bytes ? n_bytes : 1);
+		golomb_reference_compare(bytes, n_bytes, b, UINT32_MAX, n, next_random() % N);
+		golomb_reference_compare(bytes, n_bytes, b, largest, n + next_random() % 2, next_random() % N);
+		golomb_reference_compare(bytes, n_bytes, b, largest - (largest > 0), n, 0);
+		uint8_t *part = malloc(n_bytes + 1);
+		assert_non_null(part);
+		size_t cut = n_bytes ? next_random() % n_bytes : 0;
+		memcpy(part + n_bytes + 1 - cut, bytes, cut);
+		golomb_reference_compare(part + n_bytes + 1 - cut, cut, b, UINT32_MAX, n, 0);
+		if (n_bytes)
+			bytes[next_random() % n_bytes] ^= (uint8_t)(1u << next_random() % 8);
+		golomb_reference_compare(bytes, n_bytes, b, 1u << 24, n, next_random() % N);
+		for (size_t i = 0; i < n_bytes; i++)
+			bytes[i] = (uint8_t)(next_random() & (round & 1 ? next_random() : next_random() | next_random()));
+		golomb_reference_compare(bytes, n_bytes, b, UINT32_MAX, n_bytes / 2, next_random() % N);
+		free(part);
+		free(bytes);
+	}
+}
+
 static void counts_of_every_size_come_back(void **state)
 {
 	(void)state;
@@ -119,6 +168,7 @@ int main(void)
 		cmocka_unit_test(half_precision_is_exact_both_ways),
 		cmocka_unit_test(bfloat_is_the_upper_half_rounded),
 		cmocka_unit_test(golomb_streams_of_every_parameter_come_back),
+		cmocka_unit_test(numbers_are_read_as_bit_by_bit),
 		cmocka_unit_test(counts_of_every_size_come_back),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
