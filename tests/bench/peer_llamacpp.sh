@@ -24,15 +24,22 @@ for kind in BF16 F32; do
 	[ -f model-$kind.gguf ] || venv/bin/python "$here/gguf_to_bf16.py" "$teacher" model-$kind.gguf $kind
 done
 
-csv=$work/peer_llamacpp.csv
+csv=peer_llamacpp.csv          # in WORK_FOLDER
 [ -f "$csv" ] || echo "date,commit,cpu,threads,length,sequences,engine,median_tokens_s,best_tokens_s" >"$csv"
 row() { # ENGINE "median X best Y"
 	# shellcheck disable=SC2086
 	set -- "$1" $2
+	[ $# -eq 5 ] || { echo "peer_llamacpp.sh: $1 said \"$*\", not its median and best" >&2; exit 1; }
 	echo "$(date -u +%F),$(git -C "$here" rev-parse --short HEAD),$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1),$threads,$length,$sequences,$1,$3,$5" | tee -a "$csv"
 }
+ours() { # "median X best Y" of bench_score: a line of CSV, whose last columns come after a text that may hold commas, and a line for each pass
+	"$build/tests/bench/bench_score" --teacher "$teacher" --device cpu --threads "$threads" --length "$length" --sequences "$sequences" \
+		--top-k 64 --passes $passes 2>passes.log | tee ours.csv >&2
+	awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == "tokens_per_s") behind = NF - i } NR == 2 && behind { print "median", $(NF - behind) }' ours.csv
+	awk '/^pass [1-9][0-9]* of / && $5 > best { best = $5 } END { if (!best) exit 1; print "best", best }' passes.log
+}
 for ((round = 0; round < rounds; round++)); do
-	row kdserved "$("$build/tests/bench/bench_score" --teacher "$teacher" --device cpu --threads "$threads" --length "$length" --sequences "$sequences" --top-k 64 --passes $passes | grep -oE 'median [0-9.]+ best [0-9.]+')"
+	row kdserved "$(ours | tr '\n' ' ')"
 	for kind in BF16 F32; do
 		row llama.cpp-$kind "$(./peer_llamacpp model-$kind.gguf "$threads" "$length" "$sequences" $passes)"
 	done
