@@ -9,7 +9,7 @@ the lane before it ends) is followed again from the right bit, so the result doe
 """
 from __future__ import annotations
 
-from typing import Callable, List, Tuple
+from typing import Callable, List, Tuple, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ MAX_LENGTH = 24            # of the bits behind the zero
 
 Integers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
-Steps = npt.NDArray[np.integer[npt.NBitBase]]
+Steps = Union[npt.NDArray[np.int32], Integers]
 
 
 # ---- where codes begin
@@ -121,7 +121,9 @@ def _values(chunk: _Bits, starts: Integers, zeros: Integers, b: int) -> Integers
 def _numbers(chunk: _Bits, b: int, n_codes: int) -> Tuple[Integers, int]:
     """The numbers of a chunk, at most n_codes, and the bit after the last."""
     zero = chunk.next_zero()
-    steps = 2 * (zero - np.arange(len(zero), dtype=np.int32)) + np.int32(b + 1)
+    steps: npt.NDArray[np.int32] = np.subtract(zero, np.arange(len(zero), dtype=np.int32))
+    steps *= 2
+    steps += b + 1
     starts = _step_starts(steps, chunk.n, b + 4, n_codes)[:n_codes]
     numbers = _values(chunk, starts, zero[starts].astype(np.int64), b)
     return numbers, int(starts[-1] + steps[starts[-1]])
@@ -132,7 +134,7 @@ def _pairs(chunk: _Bits, b: int, total: int) -> Tuple[Integers, Integers, int]:
     zero, highest = chunk.next_zero().astype(np.int64), len(chunk.bits) - 1
     at = np.arange(len(zero), dtype=np.int64)
     count_at = np.minimum(2 * zero - at + (b + 1), highest)
-    steps = 2 * zero[count_at] - count_at + 1 - at
+    steps: Integers = 2 * zero[count_at] - count_at + 1 - at
     starts = _step_starts(steps, chunk.n, b + 6, max(chunk.n // (b + 6), 1))
     bad = np.flatnonzero(zero[starts] - starts + b > MAX_LENGTH)     # behind the last pair anything may follow
     starts = starts[:bad[0] if len(bad) else None]
