@@ -53,7 +53,9 @@ struct backend_need {
 
 struct backend_options {
 	uint32_t n_threads;              // 0 = all processors this process may use
-	enum backend_numeric numeric;    // of products of immutable weights; AUTO = the fastest the device has
+	// Of products; AUTO = the fastest the device has for immutable weights, and for trainable ones float on the cpu, bf16 on cuda. BF16:
+	// operands are rounded, sums are float, and so are arrays of struct real: parameters, their gradients, an optimizer's.
+	enum backend_numeric numeric;
 	uint64_t memory_bytes;           // device memory it may take (cuda); 0 = no such limit
 	double memory_share;             // the same as a share of the device's memory; 0 = no such limit
 	struct backend_need need;

@@ -15,6 +15,7 @@ enum run_missing { RUN_MISSING_FAIL, RUN_MISSING_SKIP };
 enum run_order { RUN_ORDER_SHUFFLED, RUN_ORDER_SEQUENTIAL };
 // RUN_PACKING_OFF: documents apart, each in a place of its own.
 enum run_packing { RUN_PACKING_WRAPPED, RUN_PACKING_BFD, RUN_PACKING_OFF };
+enum run_precision { RUN_PRECISION_AUTO, RUN_PRECISION_F32, RUN_PRECISION_BF16 };
 enum run_optimizer { RUN_OPTIMIZER_ADAMW, RUN_OPTIMIZER_LION };
 enum run_quantize { RUN_QUANTIZE_NONE, RUN_QUANTIZE_INT8, RUN_QUANTIZE_INT4 };
 enum run_export { RUN_EXPORT_LAST, RUN_EXPORT_BEST };
@@ -28,7 +29,7 @@ struct run_settings {
 	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;
 	int64_t micro_batch, checkpointing_layers, accumulate, steps, warmup, seed, evaluate_every, early_stop, checkpoint_every, keep, threads;
 	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip, average;
-	int packing, optimizer, quantize, export_which, missing, order, export_type, values, device, family;
+	int precision, packing, optimizer, quantize, export_which, missing, order, export_type, values, device, family;
 	int64_t rollout_prompt, rollout_tokens;
 	double rollout_share, rollout_temperature;
 };

@@ -220,8 +220,11 @@ static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error 
 {
 	const struct run_settings *s = t->settings;
 	struct rollout_options rollout;
+	static const enum backend_numeric numerics[] = {
+		[RUN_PRECISION_AUTO] = BACKEND_NUMERIC_AUTO, [RUN_PRECISION_F32] = BACKEND_NUMERIC_F32, [RUN_PRECISION_BF16] = BACKEND_NUMERIC_BF16,
+	};
 	struct student_options o = {
-		.device = settings_device(s), .n_threads = (uint32_t)s->threads, .sequence_length = (uint32_t)s->sequence_length,
+		.device = settings_device(s), .n_threads = (uint32_t)s->threads, .numeric = numerics[s->precision], .sequence_length = (uint32_t)s->sequence_length,
 		.micro_batch = (uint32_t)s->micro_batch, .top_k = t->held_out_query.top_k, .seed = (uint64_t)s->seed, .objective = t->objective,
 		.n_arrays = optimizer_n_arrays(&t->optimizing),
 		.recompute = s->checkpointing ? (uint32_t)s->checkpointing_layers : 0,
@@ -365,6 +368,7 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	if (r)
 		return r;
 	t->report.device = student_device(t->student);
+	log_info("training on %s", student_device(t->student));
 	log_info("activations of a micro-batch need %.1f MiB%s", (double)student_activation_bytes(t->student) / (1 << 20),
 		 t->settings->checkpointing ? ", with gradient checkpointing" : "");
 	t->report.n_parameters = student_weights(t->student)->parameters->n_model_values;

@@ -134,7 +134,7 @@ static int device_open(struct student *s, const struct architecture *a, const st
 {
 	const struct student_options *o = &s->options;
 	uint32_t max_rows = o->micro_batch * o->sequence_length;
-	struct backend_options b = {.n_threads = o->n_threads, .max_rows = max_rows};
+	struct backend_options b = {.n_threads = o->n_threads, .numeric = o->numeric, .max_rows = max_rows};
 	int r = need_of(s, a, &b.need, err);
 	r = r ? r : backend_open(o->device, &b, &s->backend, err);
 	r = r ? r : weights_new_trainable(s->backend, a, o->seed, o->sequence_length, &s->weights, err);

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "daemon/loss/objective.h"
+#include "kernels/backend.h"
 
 struct architecture;
 struct error;
@@ -22,6 +23,7 @@ struct weights;
 struct student_options {
 	const char *device;            // as backend_open
 	uint32_t n_threads;
+	enum backend_numeric numeric;
 	uint32_t sequence_length;      // L
 	uint32_t micro_batch;          // one call takes sequences of micro_batch * L tokens at most, each of at least 2 and at most L
 	uint32_t top_k;                // most ids of the run's own teacher in a row

@@ -56,6 +56,7 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 	cpu->max_rows = options->max_rows;
 	cpu->vector = vector;
 	cpu->operand = operand_of(options->numeric, vector);
+	cpu->view_operand = options->numeric == BACKEND_NUMERIC_BF16 ? cpu->operand : OPERAND_F32;
 	cpu->own = calloc((size_t)cpu->n_threads, sizeof *cpu->own);
 	cpu->tokens = calloc(n, sizeof *cpu->tokens);
 	cpu->positions = calloc(n, sizeof *cpu->positions);
@@ -71,7 +72,8 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 		return r;
 	}
 	be->numeric = cpu->operand != OPERAND_F32 ? "bf16" : options->numeric == BACKEND_NUMERIC_F32 ? "f32" : "f32-fast";
-	snprintf(cpu->description, sizeof cpu->description, "%d threads, %s", cpu->n_threads, vector->name);
+	snprintf(cpu->description, sizeof cpu->description, "%d threads, %s%s", cpu->n_threads, vector->name,
+		 cpu->operand == OPERAND_ROUNDED ? ", bf16 at the speed of f32" : "");
 	be->description = cpu->description;
 	return 0;
 }

@@ -21,6 +21,7 @@ struct cpu {
 	const struct cpu_vector *vector;
 	struct products *products;
 	enum operand operand;                   // of loaded matrices
+	enum operand view_operand;              // of trainable ones: bfloat16 is for who asks for it
 	uint32_t n_positions, n_sequences;      // of the layout begin() gave
 	uint32_t *tokens, *positions, *starts;  // (max_rows), (max_rows), (max_rows + 1)
 	uint32_t *slot_starts, *slots;          // (max_rows + 1), (slots_capacity): of a layout that has them

@@ -114,8 +114,8 @@ void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct 
 	multiply(be, cpu_real(y), add, cpu_act_in(x), w->forward, w->n_rows, w->n_columns, w->operand, cpu_real_in(bias), rows);
 }
 
-// dw (N, K) += dyᵀ x, in blocks of rows of dw. Sums run over rows in order, so they do not depend on threads (but they do on T).
-static void gradient(struct backend *be, float *dw, const float *dy, const float *x, size_t N, size_t K, size_t rows)
+// dw (N, K) += dyᵀ x, in blocks of rows of dw; with operands rounded to bfloat16 too where the other products are of such, at float's speed. Sums run over rows in order, so they do not depend on threads (but they do on T).
+static void gradient(struct backend *be, float *dw, const float *dy, const float *x, size_t N, size_t K, size_t rows, bool rounded)
 {
 	const struct cpu *cpu = cpu_of(be);
 	size_t panel = cpu->vector->panel, n_panels = (K + panel - 1) / panel;
@@ -127,11 +127,11 @@ static void gradient(struct backend *be, float *dw, const float *dy, const float
 	{
 #pragma omp for schedule(static)
 		for (size_t k = 0; k < n_panels; k++)
-			cpu->vector->gradient_pack(packed + k * panel * rows, x, rows, K, k * panel);
+			cpu->vector->gradient_pack(packed + k * panel * rows, x, rows, K, k * panel, rounded);
 #pragma omp for schedule(dynamic)
 		for (size_t n = 0; n < N; n += GRADIENT_BLOCK)
 			cpu->vector->gradient(dw + n * K, dy + n, N, N - n < GRADIENT_BLOCK ? N - n : GRADIENT_BLOCK, packed, rows, K,
-					      cpu->own[omp_get_thread_num()]);
+					      cpu->own[omp_get_thread_num()], rounded);
 	}
 }
 
@@ -152,9 +152,9 @@ static void backward(struct backend *be, float *dx, float *dw, const float *dy, 
 	if (!rows || backend_failed(be))
 		return;
 	if (dx)
-		multiply(be, dx, false, dy, w->backward, w->n_columns, w->n_rows, OPERAND_F32, NULL, rows);
+		multiply(be, dx, false, dy, w->backward, w->n_columns, w->n_rows, w->operand, NULL, rows);
 	if (dw)
-		gradient(be, dw, dy, x, w->n_rows, w->n_columns, rows);
+		gradient(be, dw, dy, x, w->n_rows, w->n_columns, rows, w->operand != OPERAND_F32);
 }
 
 void cpu_linear_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,

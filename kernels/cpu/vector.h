@@ -77,10 +77,12 @@ struct cpu_vector {
 	void (*adamw)(float *w, float *m, float *v, const float *g, size_t n, const struct adamw_factors *f);
 
 	// Gradient of a matrix. pack: columns first.. of x (rows, K) to one panel (rows, panel), zeros beyond K; gradient: dw (n, K) +=
-	// dyᵀ x, with dy's row stride ldy, all panels of x one after the other, and gradient_scratch(n) floats of scratch.
+	// dyᵀ x, with dy's row stride ldy, all panels of x one after the other, and gradient_scratch(n) floats of scratch. rounded: operands to
+	// bfloat16 first.
 	uint32_t panel;
-	void (*gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first);
-	void (*gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch);
+	void (*gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, bool rounded);
+	void (*gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
+			 bool rounded);
 
 	// Vocabulary. maxima: (ceil(n / SWEEP_BLOCK)); false when an element is NaN or infinite.
 	bool (*block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);

@@ -6,19 +6,23 @@
 
 #define ROWS (GRADIENT_ROWS * 16 / PANEL < GRADIENT_ROWS ? GRADIENT_ROWS * 16 / PANEL : GRADIENT_ROWS)
 
-void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first)
+void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, bool rounded)
 {
 	size_t n = K - first < PANEL ? K - first : PANEL;
+	float *panel = to;
 
 	for (size_t r = 0; r < rows; r++, to += PANEL, x += K) {
 		memcpy(to, x + first, n * sizeof(float));
 		memset(to + n, 0, (PANEL - n) * sizeof(float));
 	}
+	if (rounded)
+		VECTOR(round_bf16)(panel, panel, rows * PANEL);
 }
 
 // to: groups of BLOCK_ROWS columns of dy, each (rows, BLOCK_ROWS), zeros beyond n.
-static void pack_dy(float *to, const float *dy, size_t ldy, size_t n, size_t rows)
+static void pack_dy(float *to, const float *dy, size_t ldy, size_t n, size_t rows, bool rounded)
 {
+	float *all = to;
 	for (size_t i = 0; i < n; i += BLOCK_ROWS) {
 		size_t m = n - i < BLOCK_ROWS ? n - i : BLOCK_ROWS;
 		for (size_t r = 0; r < rows; r++, to += BLOCK_ROWS) {
@@ -28,6 +32,8 @@ static void pack_dy(float *to, const float *dy, size_t ldy, size_t n, size_t row
 				to[j] = 0;
 		}
 	}
+	if (rounded)
+		VECTOR(round_bf16)(all, all, (size_t)(to - all));
 }
 
 // A block that reaches beyond dw: by way of a whole one.
@@ -41,11 +47,12 @@ static void edge(float *dw, size_t K, size_t m, size_t width, const float *a, co
 			dw[i * K + j] += whole[i * PANEL + j];
 }
 
-void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch)
+void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
+		      bool rounded)
 {
 	for (size_t r = 0; r < rows; r += ROWS) {
 		size_t n_rows = rows - r < ROWS ? rows - r : ROWS;
-		pack_dy(scratch, dy + r * ldy, ldy, n, n_rows);
+		pack_dy(scratch, dy + r * ldy, ldy, n, n_rows, rounded);
 		for (size_t k = 0; k < K; k += PANEL) {
 			const float *b = packed + k * rows + r * PANEL;
 			size_t width = K - k < PANEL ? K - k : PANEL;

@@ -28,8 +28,9 @@ void VECTOR(to_bf16)(uint16_t *to, const float *from, size_t n);
 void VECTOR(round_bf16)(float *to, const float *from, size_t n);
 double VECTOR(sum_squares)(const float *x, size_t n);
 void VECTOR(adamw)(float *w, float *m, float *v, const float *g, size_t n, const struct adamw_factors *f);
-void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first);
-void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch);
+void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, bool rounded);
+void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
+		      bool rounded);
 bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
 double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
 void VECTOR(exp_blocks)(float *out, const float *x, size_t n, float max, float scale, double *sums);

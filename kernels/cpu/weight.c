@@ -85,9 +85,9 @@ struct weight *cpu_weight_view(struct backend *be, struct real *array, uint32_t 
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix view");
 		return NULL;
 	}
-	*w = (struct weight){.n_rows = n_rows, .n_columns = n_columns, .operand = OPERAND_F32, .view = cpu_real_in(array)};
-	if (matrix_new(cpu->products, n_rows, n_columns, false, &w->forward, err) < 0 ||
-	    matrix_new(cpu->products, n_columns, n_rows, false, &w->backward, err) < 0) {
+	*w = (struct weight){.n_rows = n_rows, .n_columns = n_columns, .operand = cpu->view_operand, .view = cpu_real_in(array)};
+	if (matrix_new(cpu->products, n_rows, n_columns, w->operand == OPERAND_BF16, &w->forward, err) < 0 ||
+	    matrix_new(cpu->products, n_columns, n_rows, w->operand == OPERAND_BF16, &w->backward, err) < 0) {
 		cpu_weight_free(be, w);
 		return NULL;
 	}
@@ -113,13 +113,32 @@ static int pack_view(const struct cpu *cpu, struct matrix *m, const float *view,
 	return failure;
 }
 
+#define ROUND_FLOATS 65536           // of one unit
+
+// The view as its products are to read it: itself, or a rounded copy in scratch. NULL after backend_fail.
+static const float *view_rounded(struct backend *be, const struct weight *w)
+{
+	const struct cpu *cpu = cpu_of(be);
+	size_t n = (size_t)w->n_rows * w->n_columns;
+	float *to = w->operand == OPERAND_ROUNDED ? memory_shared(be, n) : NULL;
+
+	if (w->operand != OPERAND_ROUNDED)
+		return w->view;
+#pragma omp parallel for schedule(static) num_threads(cpu->n_threads)
+	for (size_t i = 0; i < n; i += ROUND_FLOATS)
+		if (to)
+			cpu->vector->round_bf16(to + i, w->view + i, n - i < ROUND_FLOATS ? n - i : ROUND_FLOATS);
+	return to;
+}
+
 void cpu_weight_refresh(struct backend *be, struct weight *w)
 {
 	const struct cpu *cpu = cpu_of(be);
+	const float *view = w->view ? view_rounded(be, w) : NULL;
 
-	if (!w->view)
+	if (!view)
 		return;
-	if (pack_view(cpu, w->forward, w->view, w->n_columns, 1) < 0 || pack_view(cpu, w->backward, w->view, 1, w->n_columns) < 0)
+	if (pack_view(cpu, w->forward, view, w->n_columns, 1) < 0 || pack_view(cpu, w->backward, view, 1, w->n_columns) < 0)
 		backend_fail(be, "a matrix of %u x %u cannot be packed", w->n_rows, w->n_columns);
 }
 

@@ -6,7 +6,8 @@ import signal
 import unittest
 
 import kdserved
-from test_training import FILES, Training, corpus, metrics, read, settings
+import test_training
+from test_training import FILES, corpus, metrics, read, settings
 
 
 def write_documents(path, field="text"):
@@ -21,7 +22,7 @@ def write_documents(path, field="text"):
 
 
 class Options(unittest.TestCase):
-    worker, finish = Training.worker, Training.finish
+    worker, finish = test_training.Training.worker, test_training.Training.finish
 
     def test_gradient_checkpointing_changes_no_bit_and_needs_less(self):
         with kdserved.Daemon() as daemon:
@@ -38,6 +39,31 @@ class Options(unittest.TestCase):
                     self.assertEqual(read(other, "student", name), read(outputs[0], "student", name), name)
             self.assertLess(needs[1], needs[2])
             self.assertLess(needs[2], needs[0])
+
+    def test_bf16_follows_f32_with_masters_in_f32(self):
+        with kdserved.Daemon() as daemon:
+            runs = {}
+            for precision in ("f32", "bf16"):
+                out = os.path.join(daemon.directory, precision)
+                said = self.finish(self.worker(daemon, out, settings(daemon.directory, precision=precision, steps=40)))
+                self.assertIn("training on cpu, %s" % precision, said)
+                runs[precision] = metrics(out)
+            self.assertEqual(len(runs["f32"]), 40)
+            differs = 0
+            for step, numbers in runs["f32"].items():
+                self.assertAlmostEqual(runs["bf16"][step]["loss"], numbers["loss"], delta=0.01 * numbers["loss"], msg=step)
+                differs += runs["bf16"][step]["loss"] != numbers["loss"]
+            self.assertGreater(differs, 30)
+            checkpoint = sorted(os.listdir(os.path.join(daemon.directory, "bf16", "checkpoints")))[-1]
+            parameters = read(daemon.directory, "bf16", "checkpoints", checkpoint, "parameters.safetensors")
+            n = int.from_bytes(parameters[:8], "little")
+            header = json.loads(parameters[8:8 + n])
+            self.assertEqual({t["dtype"] for name, t in header.items() if name != "__metadata__"}, {"F32"})
+            low = [parameters[i:i + 2] != b"\0\0" for i in range(8 + n, len(parameters), 4)]
+            self.assertGreater(sum(low), 0.9 * len(low))         # not what bfloat16 can hold
+
+    def test_a_bf16_run_is_resumed(self):
+        test_training.Training.killed_and_resumed(self, precision="bf16", gradient_checkpointing="yes")
 
     def documents(self, daemon, **more):
         path = os.path.join(daemon.directory, "documents.jsonl")
@@ -99,8 +125,6 @@ class Options(unittest.TestCase):
             text = settings(daemon.directory, corpus=path, corpus_field="body", steps=1)
             self.assertIn("sequences of 48 tokens", self.finish(self.worker(daemon, os.path.join(daemon.directory, "fine"), text)))
 
-
-del Training                                       # its tests run in test_training.py
 
 if __name__ == "__main__":
     unittest.main()

@@ -289,6 +289,45 @@ static void the_fast_path_trains_alike(void **state)
 		compare(names[i], DEVICE, BACKEND_NUMERIC_AUTO, (struct bounds){1e-2, 5e-2, 0.1, 0.5});
 }
 
+// Loss of the first step of a device's numeric form.
+static double first_loss(const char *name, enum backend_numeric numeric)
+{
+	struct golden_file g;
+	struct golden_model m;
+	struct training t = {0};
+	char path[4096], what[64];
+	snprintf(what, sizeof what, "%s.bin", name);
+	golden_open(&g, what, "KDGB");
+	(void)reader_u32(&g.reader);
+	t.n_support = reader_u32(&g.reader);
+	double *numbers[] = {&t.w_ce, &t.w_kd, &t.temperature, &t.rate, &t.beta1, &t.beta2, &t.epsilon, &t.decay, &t.max_norm};
+	for (int i = 0; i < 9; i++)
+		*numbers[i] = reader_f64(&g.reader);
+	snprintf(what, sizeof what, "models/%s", name);
+	golden_path(path, sizeof path, what);
+	golden_model_open(&m, path, DEVICE, numeric, true, MAX_TOKENS);
+	t.after = !m.weights->architecture.masked;
+	struct step *s = golden_array(1, sizeof *s);
+	step_read(s, &t, &g);
+	take_step(&m, s);
+	double loss = s->loss;
+	golden_model_close(&m);
+	free(s);
+	free(g.bytes);
+	return loss;
+}
+
+// Mixed precision: products of bfloat16, all else float. It follows f32, and is not f32.
+static void bf16_follows_f32(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < N_NAMES; i++) {
+		double f32 = first_loss(names[i], BACKEND_NUMERIC_F32), bf16 = first_loss(names[i], BACKEND_NUMERIC_BF16);
+		assert_true(fabs(bf16 - f32) > 1e-7 * f32);
+		compare(names[i], DEVICE, BACKEND_NUMERIC_BF16, (struct bounds){1e-2, 5e-2, 0.1, 0.5});
+	}
+}
+
 int main(void)
 {
 	if (!golden_device_found())
@@ -297,6 +336,7 @@ int main(void)
 		cmocka_unit_test(ref_trains_as_pytorch),
 		cmocka_unit_test(f32_trains_as_pytorch),
 		cmocka_unit_test(the_fast_path_trains_alike),
+		cmocka_unit_test(bf16_follows_f32),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

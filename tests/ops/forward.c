@@ -119,7 +119,7 @@ void linear_matches_ref(void **state)
 		y = twin_act_poisoned(p, y.n);
 		p->ref->ops->linear(p->ref, y.ref, x.ref, view.ref, bias.ref, rows);
 		p->be->ops->linear(p->be, y.be, x.be, view.be, bias.be, rows);
-		assert_twin_act(p, "linear of a view", y, bound_product(p, p->eps_act, K, true));
+		assert_twin_act(p, "linear of a view", y, bound_product(p, p->eps_view, K, true));
 	}
 }
 
@@ -148,7 +148,7 @@ void linear_real_matches_ref(void **state)
 		y = twin_random(p, y.n, 1);
 		p->ref->ops->linear_real(p->ref, y.ref, true, x.ref, view.ref, NULL, rows);
 		p->be->ops->linear_real(p->be, y.be, true, x.be, view.be, NULL, rows);
-		assert_twin(p, "linear_real of a view", y, bound_product(p, p->eps_act, K, false));
+		assert_twin(p, "linear_real of a view", y, bound_product(p, p->eps_view, K, false));
 	}
 }
 
@@ -185,7 +185,7 @@ void linear_of_view_follows_refresh(void **state)
 	p->ref->ops->weight_refresh(p->ref, view.ref);
 	p->be->ops->linear_real(p->be, y.be, false, x.be, view.be, NULL, rows);
 	p->ref->ops->linear_real(p->ref, y.ref, false, x.ref, view.ref, NULL, rows);
-	assert_twin(p, "linear_real after refresh", y, bound_product(p, p->eps_act, K, false));
+	assert_twin(p, "linear_real after refresh", y, bound_product(p, p->eps_view, K, false));
 }
 
 void rope_matches_ref(void **state)

@@ -25,6 +25,7 @@ struct pair {
 	struct backend *ref, *be;
 	uint64_t random;
 	double eps_act;                  // unit roundoff of the backend's act arrays
+	double eps_view;                 // of operands of products of trainable matrices
 	double eps_product;              // of operands in products of immutable weights
 	struct made *made;               // everything to free at reset
 	struct batch { uint32_t tokens[MAX_ROWS], positions[MAX_ROWS], starts[5]; struct layout layout; } batch;
