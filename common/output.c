@@ -14,7 +14,7 @@
 int output_open(struct output *o, const char *path, struct error *err)
 {
 	*o = (struct output){.path = path, .fd = -1, .err = err};
-	if (asprintf(&o->temporary, "%s.tmp", path) < 0) {
+	if (asprintf(&o->temporary, "%s" OUTPUT_TEMPORARY, path) < 0) {
 		o->temporary = NULL;
 		return error_set(err, ERROR_MEMORY, path, "no memory");
 	}

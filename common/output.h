@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define OUTPUT_TEMPORARY ".tmp"        // behind the path, until it is closed: what a killed writer leaves
+
 struct error;
 
 struct output {

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/output.h"
 #include "daemon/model/checkpoint.h"
 #include "daemon/model/config.h"
 #include "daemon/model/tokenizer.h"
@@ -84,13 +85,18 @@ static int weights_write(const char *folder, const struct weights *w, enum dtype
 	return r;
 }
 
-// Only what an export consists of: a folder that holds anything else is not ours and stays (the rename then says so).
+// Only what an export consists of, and what a killed one left half written: a folder that holds anything else is not ours and stays (the rename
+// then says so).
 static void export_remove(const char *folder)
 {
-	char path[PATH_MAX];
-	for (size_t i = 0; i < sizeof export_files / sizeof *export_files; i++)
+	char path[PATH_MAX], leaf[64];
+	for (size_t i = 0; i < sizeof export_files / sizeof *export_files; i++) {
 		if (path_join(path, folder, export_files[i], NULL) == 0)
 			unlink(path);
+		snprintf(leaf, sizeof leaf, "%s" OUTPUT_TEMPORARY, export_files[i]);
+		if (path_join(path, folder, leaf, NULL) == 0)
+			unlink(path);
+	}
 	rmdir(folder);
 }
 

@@ -290,6 +290,18 @@ static int checkpoint(struct trainer *t, struct error *err)
 	return snapshot_save(t->checkpoints, &arrays, &t->state, (uint32_t)t->settings->keep, err);
 }
 
+// A full disk costs a checkpoint, not the run: the one before is whole, and the next is tried again. The last must be written.
+static int checkpoint_try(struct trainer *t, bool last, struct error *err)
+{
+	int r = share_align(t, err);
+	r = r ? r : checkpoint(t, err);
+	if (r == 0 || last || !err || err->code != ERROR_STORE)
+		return r;
+	log_warning("no checkpoint after step %llu: %s; training goes on", (unsigned long long)t->state.step, err->message);
+	*err = (struct error){0};
+	return 0;
+}
+
 static bool due(int64_t every, uint64_t step)
 {
 	return every && step % (uint64_t)every == 0;
@@ -317,10 +329,8 @@ static int steps_run(struct trainer *t, struct error *err)
 			return r;
 		last = last || stalled(t);
 		trainer_say(t, "running");     // before the checkpoint: a resumed run repeats steps, it never leaves one out
-		if (last || due(s->checkpoint_every, t->state.step)) {
-			r = share_align(t, err);
-			r = r ? r : checkpoint(t, err);
-		}
+		if (last || due(s->checkpoint_every, t->state.step))
+			r = checkpoint_try(t, last, err);
 		if (r)
 			return r;
 	}
