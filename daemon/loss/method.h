@@ -53,7 +53,8 @@ struct method {
 // Parameters of every loss, and of every loss on the teacher's row. A method's own come first in a line's list of values.
 enum common_parameter {
 	COMMON_WEIGHT, COMMON_NAME, COMMON_ON,         // of all
-	COMMON_TEMPERATURE, COMMON_T2_SCALE, COMMON_TOP_K, COMMON_SUPPORT, COMMON_TEACHER, COMMON_FORM, COMMON_TAIL, COMMON_DRAWS, COMMON_TAU,
+	COMMON_TEMPERATURE, COMMON_T2_SCALE, COMMON_TOP_K, COMMON_SUPPORT, COMMON_TEACHER, COMMON_KEEP, COMMON_TRUST, COMMON_FORM, COMMON_TAIL,
+	COMMON_DRAWS, COMMON_TAU,
 	N_COMMON,
 };
 extern const struct parameter_row common_parameters[N_COMMON];

@@ -109,6 +109,11 @@ int objective_check(const struct objective *o, struct error *err)
 	return draws_check(o, err);
 }
 
+void objective_seed(struct objective *o, uint64_t seed)
+{
+	o->seed = seed;
+}
+
 int objective_begin(struct objective *o, uint64_t n_steps, uint32_t vocab_size)
 {
 	uint32_t room = objective_width(o, vocab_size) + 1;    // and the bucket

@@ -33,6 +33,7 @@ int objective_add(struct objective *o, const char *text, const char *where, stru
 int objective_check(const struct objective *o, struct error *err);
 // Schedules without an end last n_steps. Call it before anything below. -ENOMEM.
 int objective_begin(struct objective *o, uint64_t n_steps, uint32_t vocab_size);
+void objective_seed(struct objective *o, uint64_t seed);        // of the coins that leave terms out of steps; 0 unless said
 
 uint32_t objective_n_terms(const struct objective *o);
 const char *objective_name(const struct objective *o, uint32_t term);          // "forward-kl", "forward-kl-2", or what the line says

@@ -17,7 +17,8 @@ struct term {
 	double shares[OBJECTIVE_MAX_TEACHERS];
 	uint32_t mean;                 // which of the means it is
 	struct schedule own[METHOD_MAX_PARAMETERS], weight, temperature;
-	bool t2_scale, tail;
+	bool t2_scale, tail, by_label;
+	double keep;
 	enum loss_on on;
 	enum loss_form form;
 	enum loss_support support;
@@ -35,7 +36,7 @@ struct objective {
 	uint32_t n_terms;
 	char *teachers[OBJECTIVE_MAX_TEACHERS], *teachers_where[OBJECTIVE_MAX_TEACHERS];       // [0]: NULL, the run's own
 	uint32_t n_teachers, n_means;
-	uint64_t n_steps;
+	uint64_t n_steps, seed;
 	float temperatures[OBJECTIVE_MAX_TERMS];
 	uint32_t n_temperatures;
 	struct pair pair;              // scratch
@@ -60,6 +61,8 @@ static inline bool term_hears(const struct term *t, uint32_t teacher)
 			return true;
 	return false;
 }
+
+bool term_kept(const struct objective *o, const struct term *t, uint64_t step);        // whether the step has this term
 
 static inline uint32_t term_voice(const struct objective *o, const struct term *t)
 {

@@ -5,13 +5,33 @@
 #include "daemon/loss/objective_internal.h"
 #include "daemon/loss/policy_gradient.h"
 
+// A word that no other (seed, step, teacher) has: splitmix64 of each in turn. Coins are a function of where they are tossed, so that a resumed
+// run tosses them alike.
+static uint64_t word_of(uint64_t seed, uint64_t step, uint64_t teacher)
+{
+	const uint64_t parts[] = {seed, step, teacher};
+	uint64_t x = 0;
+	for (int i = 0; i < 3; i++) {
+		x += parts[i] + UINT64_C(0x9e3779b97f4a7c15);
+		x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+		x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+		x ^= x >> 31;
+	}
+	return x;
+}
+
+bool term_kept(const struct objective *o, const struct term *t, uint64_t step)
+{
+	return term_is_hard(t) || t->keep >= 1 || (double)(word_of(o->seed, step, t->members[0]) >> 11) * 0x1p-53 < t->keep;
+}
+
 void objective_step(struct objective *o, uint64_t step)
 {
 	o->n_temperatures = 0;
 	for (uint32_t i = 0; i < o->n_terms; i++) {
 		struct term *t = &o->terms[i];
 		t->weight_now = schedule_at(&t->weight, step, o->n_steps);
-		t->active = true;
+		t->active = term_kept(o, t, step);
 		for (uint32_t k = 0; k < method_n_parameters(t->method); k++)
 			t->x[k] = schedule_at(&t->own[k], step, o->n_steps);
 		if (t->method->flags & METHOD_ADAPTIVE)
@@ -54,15 +74,15 @@ static bool is_about(const struct term *t, const struct loss_position *x)
 // A position where the teacher named nothing (no ids drawn from an empty tail) costs nothing.
 static void soft_position(struct objective *o, struct term *t, const struct loss_position *x, struct divergence *d, struct gradient *g)
 {
-	double T = x->temperatures[t->temperature_at], T2 = t->t2_scale ? T * T : 1;
+	double T = x->temperatures[t->temperature_at], T2 = t->t2_scale ? T * T : 1, trust = t->by_label ? 1 / (1 + x->teacher_ce) : 1;
 	struct pair_view view = {t->support, t->form, t->top_k, t->own_k, (t->method->flags & METHOD_LABEL) != 0, t->temperature_at};
 	pair_make(&o->pair, x, &view);
 	if (o->pair.n == 0)
 		return;
 	t->method->fn(&o->pair, t->x, d);
-	d->value *= T2;
+	d->value *= T2 * trust;
 	if (g && t->weight_now != 0)
-		gradient_add(g, x, &o->pair, d, t->weight_now * T2);
+		gradient_add(g, x, &o->pair, d, t->weight_now * T2 * trust);
 }
 
 void objective_position(struct objective *o, const struct loss_position *voices, struct objective_sums *sums, struct gradient *g)

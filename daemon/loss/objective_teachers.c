@@ -178,7 +178,7 @@ static void term_query(const struct objective *o, const struct term *t, uint64_t
 {
 	bool entropy = (t->method->flags & METHOD_LINEAR) && (term_draws(t) || t->method->fn == divergence_soft_cross_entropy);
 	temperature_add(q->temperatures, &q->n_temperatures, (float)schedule_at(&t->temperature, step, o->n_steps));
-	q->own |= (t->method->flags & METHOD_LABEL) != 0;
+	q->own |= (t->method->flags & METHOD_LABEL) != 0 || t->by_label;
 	q->tail |= t->tail;
 	q->entropy |= entropy && schedule_is(&t->temperature, 1) && t->n_members == 1;
 	if (term_draws(t)) {
@@ -203,8 +203,10 @@ void objective_query(const struct objective *o, uint32_t teacher, uint64_t step,
 
 bool objective_asks(const struct objective *o, uint32_t teacher, uint64_t step)
 {
-	(void)step;
-	return teacher < objective_n_teachers(o);
+	bool asks = teacher == 0;
+	for (uint32_t i = 0; i < o->n_terms; i++)
+		asks |= term_hears(&o->terms[i], teacher) && term_kept(o, &o->terms[i], step);
+	return asks;
 }
 
 bool objective_asks_at(const struct objective *o, uint32_t teacher, float temperature)

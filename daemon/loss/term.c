@@ -155,7 +155,7 @@ static int own_set(const struct line *l, struct term *t, uint32_t i, const char 
 static int common_set(const struct line *l, struct term *t, enum common_parameter which, const char *value, struct error *err)
 {
 	const struct parameter_row *p = &common_parameters[which];
-	int form = t->form, on = t->on, r;
+	int form = t->form, on = t->on, trust = 0, r;
 	switch (which) {
 	case COMMON_WEIGHT: return schedule_read(l, p, value, &t->weight, err);
 	case COMMON_NAME: return text_read(l, p, value, &t->name, err);
@@ -174,6 +174,11 @@ static int common_set(const struct line *l, struct term *t, enum common_paramete
 	case COMMON_TAIL: return switch_set(l, p, value, &t->tail, err);
 	case COMMON_DRAWS: return count_read(l, p, value, &t->n_draws, err);
 	case COMMON_TAU: return number_read(l, p, value, &t->tau, err);
+	case COMMON_KEEP: return number_read(l, p, value, &t->keep, err);
+	case COMMON_TRUST:
+		r = choice_set(l, p, value, &trust, err);
+		t->by_label = trust == 1;
+		return r;
 	case COMMON_TEACHER: return teacher_read(l, t, p, value, err);
 	default: return -EINVAL;
 	}
@@ -237,6 +242,9 @@ static const char *mix_fault(const struct term *t, unsigned seen, const char **r
 	*ret_key = "teacher";
 	if (t->words && strchr(t->words, ',') && (term_draws(t) || t->tail))
 		return "the mean of several teachers has no draws and no tail of its own";
+	*ret_key = "trust";
+	if (t->words && strchr(t->words, ',') && t->by_label)
+		return "each teacher is trusted by its own loss: name them in a line each";
 	*ret_key = "support";
 	if ((t->method->flags & METHOD_OWN_IDS) && t->support != LOSS_SUPPORT_BOTH)
 		return "both:K is expected: it compares the teacher's ids with the student's own";

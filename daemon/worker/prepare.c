@@ -269,6 +269,7 @@ static void plan_make(struct trainer *t)
 static int objective_prepare(struct trainer *t, struct error *err)
 {
 	char words[320];
+	objective_seed(t->objective, (uint64_t)t->settings->seed);
 	if (objective_begin(t->objective, t->steps, t->vocab_size))
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	for (uint32_t i = 0; i < objective_n_terms(t->objective); i++) {

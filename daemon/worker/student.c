@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/worker/student.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,25 +14,8 @@
 #include "daemon/model/weights.h"
 #include "daemon/worker/passage.h"
 #include "daemon/worker/rollout.h"
-#include "daemon/worker/support.h"
+#include "daemon/worker/hearing.h"
 #include "kernels/backend.h"
-
-// One position of the packed micro-batch: its row with each teacher, and its label.
-struct position {
-	const struct record_rows *const *teachers;     // of its sequence: those of the next teacher stand n_sequences further
-	uint32_t row;
-	uint32_t label;
-	const double *rewards;         // of the label and those after it; NULL: the student did not draw it
-	uint32_t n_rewards;
-	double drawn_logprob;
-};
-
-// A voice of the objective at the position in hand.
-struct hearing {
-	struct objective_voice voice;
-	struct support support;
-	double temperatures[OBJECTIVE_MAX_TERMS + 1], teacher_lse[OBJECTIVE_MAX_TERMS + 1];
-};
 
 struct student {
 	struct student_options options;
@@ -51,47 +33,24 @@ struct student {
 	struct position *positions;    // (n_rows)
 	struct sweep_row *swept;       // (n_rows)
 	uint32_t n_rows;
-	float temperatures[OBJECTIVE_MAX_TERMS + 1];   // 1, then those of the objective's step
-	uint32_t n_temperatures;
-	size_t wide;                   // ids of a position, at most
 	uint32_t *gather, *top_ids;    // (max_rows, wide), (max_rows)
 	double *gathered, *lse, *top_logits;   // (max_rows, wide), (max_rows, OBJECTIVE_MAX_TERMS + 1), (max_rows)
 	double *corrections;           // (max_rows, wide) and, of each row, its softmax terms:
 	float *softmax_temperatures;   // (max_rows, OBJECTIVE_MAX_SOFTMAX)
 	double *softmax_lse, *softmax_scales;
-	struct hearing *hearings;      // (n_voices) the first n_teachers are the teachers'
-	struct loss_position *heard;   // (n_voices)
-	uint32_t n_voices, n_teachers, n_sequences;    // n_sequences: of the call in progress
-	bool evaluating;
+	struct hearings hearings;      // of the micro-batch in hand
 	struct pair pair;              // for evaluation
 	struct student_sums *sums;     // of the call in progress
 	const struct passage *passages;
 	double *rewards;               // (max_rows) of each label that was drawn, at its place in the micro-batch
 };
 
-// Evaluation may be told of more ids of the run's own teacher than training asks for.
-static int hearings_new(struct student *s, uint32_t vocab_size)
-{
-	const struct objective *o = s->options.objective;
-	uint32_t top_k = objective_top_k(o, 0);
-	s->n_teachers = objective_n_teachers(o);
-	s->n_voices = objective_n_voices(o);
-	s->hearings = calloc(s->n_voices, sizeof *s->hearings);
-	s->heard = calloc(s->n_voices, sizeof *s->heard);
-	int r = s->hearings && s->heard ? 0 : -ENOMEM;
-	for (uint32_t i = 0; r == 0 && i < s->n_voices; i++) {
-		uint32_t room = objective_voice_width(o, i, UINT32_MAX) + (i == 0 && s->options.top_k > top_k ? s->options.top_k - top_k : 0);
-		r = support_init(&s->hearings[i].support, vocab_size, room < vocab_size ? room : vocab_size);
-	}
-	return r;
-}
-
 static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 {
-	size_t n = (size_t)s->options.micro_batch * s->options.sequence_length, wide = objective_width(s->options.objective, vocab_size);
-	uint32_t top_k = objective_top_k(s->options.objective, 0);
-	wide += s->options.top_k > top_k ? s->options.top_k - top_k : 0;       // evaluation may be told of more
-	s->wide = wide;
+	size_t n = (size_t)s->options.micro_batch * s->options.sequence_length;
+	if (hearings_init(&s->hearings, s->options.objective, vocab_size, (uint32_t)n, s->options.top_k))
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for what the teachers say");
+	size_t wide = s->hearings.wide;
 	s->tokens = calloc(n, sizeof *s->tokens);
 	s->places = calloc(n, sizeof *s->places);
 	s->starts = calloc(n + 1, sizeof *s->starts);
@@ -110,7 +69,7 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 	s->softmax_scales = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_scales);
 	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->rewards && s->gather && s->gathered && s->corrections &&
 		    s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales;
-	if (!good || hearings_new(s, vocab_size) || pair_init(&s->pair, (uint32_t)wide + 1))
+	if (!good || pair_init(&s->pair, (uint32_t)wide + 1))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a micro-batch of %zu positions", n);
 	return 0;
 }
@@ -181,9 +140,7 @@ struct student *student_close(struct student *s)
 	free(s->tokens), free(s->places), free(s->starts), free(s->rows), free(s->positions), free(s->swept), free(s->rewards);
 	free(s->gather), free(s->gathered), free(s->corrections), free(s->top_ids), free(s->top_logits), free(s->lse);
 	free(s->softmax_temperatures), free(s->softmax_lse), free(s->softmax_scales);
-	for (uint32_t i = 0; s->hearings && i < s->n_voices; i++)
-		support_done(&s->hearings[i].support);
-	free(s->hearings), free(s->heard);
+	hearings_done(&s->hearings);
 	pair_done(&s->pair);
 	free(s);
 	return NULL;
@@ -216,96 +173,19 @@ uint64_t student_activation_bytes(const struct student *s)
 	return s->activations_count.n_real * real_bytes + s->activations_count.n_act * act_bytes;
 }
 
-static bool has_temperature(const struct record_rows *t, float temperature)
-{
-	for (uint32_t i = 0; i < t->query.n_temperatures; i++)
-		if (t->query.temperatures[i] == temperature)
-			return true;
-	return false;
-}
-
-static int teacher_check(const struct student *s, const struct record_rows *t, uint32_t teacher, struct error *err)
-{
-	uint32_t vocab_size = s->weights->architecture.vocab_size;
-	if (t->sequence.n_tokens > s->options.sequence_length)
-		return error_set(err, ERROR_INTERNAL, NULL, "the teacher's answer is larger than the question");
-	if (t->vocab_size != vocab_size)
-		return error_set(err, ERROR_CONFLICT, "student", "the teacher has %u tokens in its vocabulary, the student %u", t->vocab_size,
-				 vocab_size);
-	for (uint32_t i = 0; i < s->n_temperatures; i++)
-		if (!has_temperature(t, s->temperatures[i]) && (i == 0 || objective_asks_at(s->options.objective, teacher, s->temperatures[i])))
-			return error_set(err, ERROR_INTERNAL, NULL, "the teacher was not asked at temperature %g", (double)s->temperatures[i]);
-	return 0;
-}
-
-static const struct record_rows *teacher_rows(const struct student *s, const struct position *p, uint32_t teacher)
-{
-	return s->evaluating && teacher ? NULL : p->teachers[(size_t)teacher * s->n_sequences];
-}
-
-static double lse_of(const struct record_rows *t, uint32_t row, float temperature)
-{
-	for (uint32_t i = 0; i < t->query.n_temperatures; i++)
-		if (t->query.temperatures[i] == temperature)
-			return (double)t->lse[(size_t)row * t->query.n_temperatures + i];
-	return NAN;                    // nobody looks at it there: teacher_check has seen to it
-}
-
-static int mean_hear(struct student *s, struct hearing *h, const struct position *p, struct error *err)
-{
-	const struct support *members[OBJECTIVE_MAX_TEACHERS];
-	double lse[OBJECTIVE_MAX_TEACHERS];
-	float temperature = s->temperatures[1 + h->voice.temperature];
-	for (uint32_t i = 0; i < h->voice.n; i++) {
-		uint32_t teacher = h->voice.members[i];
-		members[i] = &s->hearings[teacher].support;
-		lse[i] = lse_of(p->teachers[(size_t)teacher * s->n_sequences], p->row, temperature);
-	}
-	return support_make_mean(&h->support, members, lse, &h->voice, (double)temperature, err);
-}
-
-// What every voice says of the position; the ids of one after another are what the position's arrays hold. Silent voices have none.
-static int position_hear(struct student *s, const struct position *p, uint32_t *ret_n, struct error *err)
-{
-	int r = 0;
-	*ret_n = 0;
-	for (uint32_t i = 0; r == 0 && i < s->n_voices; i++) {
-		struct hearing *h = &s->hearings[i];
-		const struct record_rows *t = i < s->n_teachers ? teacher_rows(s, p, i) : NULL;
-		h->support.n = 0;
-		if (t)
-			r = support_make(&h->support, t, p->row, p->label, err);
-		else if (i >= s->n_teachers && !s->evaluating && h->voice.active)
-			r = mean_hear(s, h, p, err);
-		*ret_n += h->support.n;
-	}
-	return r ? r : *ret_n <= s->wide ? 0 : error_set(err, ERROR_INTERNAL, NULL, "the teachers' answers are larger than the questions");
-}
-
 // What to read from one row of the student's logits: lse at each temperature, the logits at the ids that matter.
 static int row_ask(struct student *s, uint32_t i, const struct position *p, bool best, struct error *err)
 {
-	uint32_t *gather = s->gather + i * s->wide, n, at = 0;
-	int r = position_hear(s, p, &n, err);
+	uint32_t *gather = s->gather + i * s->hearings.wide, n;
+	int r = hearings_ask(&s->hearings, p, gather, &n, err);
 	if (r)
 		return r;
-	for (uint32_t v = 0; v < s->n_voices; at += s->hearings[v++].support.n)
-		memcpy(gather + at, s->hearings[v].support.ids, s->hearings[v].support.n * sizeof *gather);
-	s->swept[i] = (struct sweep_row){.top_k = best, .n_temperatures = s->n_temperatures, .temperatures = s->temperatures,
+	s->swept[i] = (struct sweep_row){.top_k = best, .n_temperatures = s->hearings.n_temperatures,
+					 .temperatures = s->hearings.temperatures,
 					 .n_gather = n, .gather = gather, .want_mean = objective_wants_mean(s->options.objective),
 					 .lse = s->lse + i * (size_t)(OBJECTIVE_MAX_TERMS + 1), .ids = s->top_ids + i,
-					 .logits = s->top_logits + i, .gathered = s->gathered + i * s->wide};
+					 .logits = s->top_logits + i, .gathered = s->gathered + i * s->hearings.wide};
 	return 0;
-}
-
-static bool all_answer(const struct student *s, const struct position *p)
-{
-	bool all = true;
-	for (uint32_t i = 0; i < s->n_teachers; i++) {
-		const struct record_rows *t = teacher_rows(s, p, i);
-		all &= !t || t->status[p->row] == ROW_OK;
-	}
-	return all;
 }
 
 // ln p - ln q of each label that was drawn, to where it stands in its sequence; a position that the teacher could not answer pays nothing.
@@ -314,7 +194,7 @@ static void rewards_fill(const struct record_rows *t, const struct passage *p, d
 	for (uint32_t at = p->first; at < t->sequence.n_tokens; at++) {
 		uint32_t row = at - 1 - (uint32_t)t->query.first;
 		bool known = row < t->n_rows && t->status[row] == ROW_OK;
-		to[at] = known ? (double)t->own_logit[row] - lse_of(t, row, 1) - p->logprobs[at - p->first] : 0;
+		to[at] = known ? (double)t->own_logit[row] - hearings_lse(t, row, 1) - p->logprobs[at - p->first] : 0;
 	}
 }
 
@@ -331,7 +211,7 @@ static int sequence_list(struct student *s, const struct record_rows *const *tea
 		if (at + 1 < first)
 			continue;
 		struct position p = {.teachers = teachers, .row = row, .label = t->sequence.tokens[at + 1]};
-		if (!all_answer(s, &p)) {
+		if (!hearings_complete(&s->hearings, &p)) {
 			++*n_masked;
 			continue;
 		}
@@ -342,23 +222,11 @@ static int sequence_list(struct student *s, const struct record_rows *const *tea
 		}
 		s->rows[s->n_rows] = start + at;
 		s->positions[s->n_rows] = p;
-		int r = row_ask(s, s->n_rows++, &p, s->evaluating, err);
+		int r = row_ask(s, s->n_rows++, &p, s->hearings.evaluating, err);
 		if (r)
 			return r;
 	}
 	return 0;
-}
-
-// In training at the objective's temperatures and with all voices, in evaluation at 1 alone and with the run's own teacher.
-static void step_begin(struct student *s, uint32_t n_sequences, bool evaluation)
-{
-	s->n_rows = 0;
-	s->evaluating = evaluation;
-	s->n_sequences = n_sequences;
-	s->temperatures[0] = 1;
-	s->n_temperatures = 1 + (evaluation ? 0 : objective_temperatures(s->options.objective, s->temperatures + 1));
-	for (uint32_t i = 0; i < s->n_voices; i++)
-		objective_voice(s->options.objective, i, &s->hearings[i].voice);
 }
 
 static void tokens_pack(struct student *s, const uint32_t *tokens, uint32_t n, uint32_t *T)
@@ -375,23 +243,14 @@ static void layout_make(struct student *s, uint32_t n, uint32_t T)
 	s->layout = (struct layout){.n_positions = T, .n_sequences = n, .tokens = s->tokens, .positions = s->places, .starts = s->starts};
 }
 
-static int sequence_check(const struct student *s, const struct record_rows *const *teachers, struct error *err)
-{
-	int r = 0;
-	for (uint32_t i = 0; r == 0 && i < (s->evaluating ? 1 : s->n_teachers); i++)
-		if (i == 0 || teachers[(size_t)i * s->n_sequences])
-			r = teacher_check(s, teachers[(size_t)i * s->n_sequences], i, err);
-	return r;
-}
-
 static int batch_pack(struct student *s, const struct record_rows *const *rows, uint32_t n, bool evaluation, uint64_t *n_masked,
 		      struct error *err)
 {
 	uint32_t T = 0;
-	step_begin(s, n, evaluation);
+	int r = hearings_begin(&s->hearings, rows, n, s->options.sequence_length, evaluation, err);
+	s->n_rows = 0;
 	for (uint32_t i = 0; i < n; i++) {
 		const struct record_rows *t = rows[i];
-		int r = sequence_check(s, rows + i, err);
 		if (r == 0 && t->sequence.n_tokens > s->options.micro_batch * s->options.sequence_length - T)
 			r = error_set(err, ERROR_INTERNAL, NULL, "a micro-batch of more tokens than there is room for");
 		s->starts[i] = T;
@@ -404,41 +263,6 @@ static int batch_pack(struct student *s, const struct record_rows *const *rows, 
 		tokens_pack(s, t->sequence.tokens, t->sequence.n_tokens, &T);
 	}
 	layout_make(s, n, T);
-	return 0;
-}
-
-// One voice at a position that was heard; `at`: where its ids begin. first: the first of the student's temperatures that it is seen at.
-static void heard_make(struct student *s, uint32_t voice, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t at)
-{
-	struct hearing *h = &s->hearings[voice];
-	struct loss_position *x = &s->heard[voice];
-	const struct record_rows *t = voice < s->n_teachers ? teacher_rows(s, p, voice) : NULL;
-	support_position(&h->support, t, p->row, x);
-	x->at = at;
-	x->n_temperatures = s->n_temperatures - first;
-	for (uint32_t k = 0; k < x->n_temperatures; k++) {
-		h->temperatures[k] = (double)s->temperatures[first + k];
-		h->teacher_lse[k] = t ? lse_of(t, p->row, s->temperatures[first + k]) : 0;     // a mean's logits are T ln p
-	}
-	x->temperatures = h->temperatures;
-	x->teacher_lse = h->teacher_lse;
-	x->student = swept->gathered + at;
-	x->student_lse = swept->lse + first;
-	x->student_lse_1 = swept->lse[0];
-	x->student_mean = swept->want_mean ? swept->mean : NAN;
-	x->n_rewards = p->n_rewards;
-	x->rewards = p->rewards;
-	x->drawn_logprob = p->drawn_logprob;
-}
-
-// Fills s->heard; *ret_n: ids of all voices.
-static int position_make(struct student *s, uint32_t i, const struct sweep_row *swept, uint32_t first, uint32_t *ret_n, struct error *err)
-{
-	const struct position *p = &s->positions[i];
-	uint32_t at = 0;
-	int r = position_hear(s, p, ret_n, err);
-	for (uint32_t v = 0; r == 0 && v < s->n_voices; at += s->hearings[v++].support.n)
-		heard_make(s, v, p, swept, first, at);
 	return r;
 }
 
@@ -450,7 +274,7 @@ static int row_not_finite(struct error *err)
 static struct gradient gradient_of(struct student *s, uint32_t i, uint32_t n)
 {
 	size_t at = (size_t)i * OBJECTIVE_MAX_SOFTMAX;
-	struct gradient g = {0, s->softmax_temperatures + at, s->softmax_lse + at, s->softmax_scales + at, s->corrections + i * s->wide};
+	struct gradient g = {0, s->softmax_temperatures + at, s->softmax_lse + at, s->softmax_scales + at, s->corrections + i * s->hearings.wide};
 	memset(g.corrections, 0, n * sizeof *g.corrections);
 	return g;
 }
@@ -459,7 +283,7 @@ static struct gradient gradient_of(struct student *s, uint32_t i, uint32_t n)
 static void drawn_add(struct student *s, const struct position *p, const struct loss_position *x)
 {
 	struct student_drawn *d = &s->sums->drawn;
-	double log_p = (double)p->teachers[0]->own_logit[p->row] - lse_of(p->teachers[0], p->row, 1);
+	double log_p = (double)p->teachers[0]->own_logit[p->row] - hearings_lse(p->teachers[0], p->row, 1);
 	double lr = log_p - (x->student[x->label] - x->student_lse_1);
 	d->n++;
 	d->k1 -= lr;
@@ -473,16 +297,16 @@ static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_r
 	struct student *s = arg;
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t n_ids = 0;
-		int r = swept[i].not_finite ? row_not_finite(err) : position_make(s, first + i, &swept[i], 1, &n_ids, err);
+		int r = swept[i].not_finite ? row_not_finite(err) : hearings_make(&s->hearings, &s->positions[first + i], &swept[i], 1, &n_ids, err);
 		if (r)
 			return r;
 		struct gradient g = gradient_of(s, first + i, n_ids);
-		objective_position(s->options.objective, s->heard, &s->sums->objective, &g);
-		if (s->heard[0].n_rewards)
-			drawn_add(s, &s->positions[first + i], &s->heard[0]);
+		objective_position(s->options.objective, s->hearings.heard, &s->sums->objective, &g);
+		if (s->hearings.heard[0].n_rewards)
+			drawn_add(s, &s->positions[first + i], &s->hearings.heard[0]);
 		if (!isfinite(s->sums->objective.total))
 			return row_not_finite(err);
-		struct loss_position all = {.n = n_ids, .ids = s->gather + (first + i) * s->wide};
+		struct loss_position all = {.n = n_ids, .ids = s->gather + (first + i) * s->hearings.wide};
 		gradient_finish(&g, &all, &ret_grad[i]);
 	}
 	return 0;
@@ -545,10 +369,10 @@ static int row_evaluate(struct student *s, uint32_t i, struct student_evaluation
 	const struct position *p = &s->positions[i];
 	const struct record_rows *t = p->teachers[0];
 	const struct sweep_row *swept = &s->swept[i];
-	const struct loss_position *x = &s->heard[0];
+	const struct loss_position *x = &s->hearings.heard[0];
 	struct divergence d = {.slope = s->corrections};
 	uint32_t n_ids;
-	int r = swept->not_finite ? row_not_finite(err) : position_make(s, i, swept, 0, &n_ids, err);
+	int r = swept->not_finite ? row_not_finite(err) : hearings_make(&s->hearings, p, swept, 0, &n_ids, err);
 	if (r)
 		return r;
 	pair_make(&s->pair, x, &bucket_view);

@@ -179,6 +179,65 @@ class Training(unittest.TestCase):
                 self.assertEqual(metrics(parts), metrics(whole), lines)
                 self.assertLess(metrics(whole)[9]["held_out_kl"], metrics(whole)[1]["held_out_kl"], lines)
 
+    def test_several_teachers_live_and_from_shards_killed_and_resumed(self):
+        """Two live teachers and one in shards, a mean of them, coins that leave losses out: resumed, the same losses."""
+        lines = ["forward-kl teacher=second:3,own:1 top-k=32", "reverse-kl teacher=second support=both:4 top-k=8 keep=0.6 weight=0.5",
+                 "forward-kl teacher=own trust=label top-k=8 keep=0.5 temperature=2 name=doubted"]
+        with kdserved.Daemon() as own:
+            other = os.path.join(own.directory, "other")
+            tiny_model.write(other, seed=2)
+            with kdserved.Daemon(model=other) as second:
+                text = settings(own.directory, loss=lines, steps=12, checkpoint_every=4, evaluate_every=6,
+                                other_teacher=["second server:unix:" + second.socket_path, "unused server:unix:" + own.socket_path])
+                whole, parts = os.path.join(own.directory, "whole"), os.path.join(own.directory, "parts")
+                said = self.finish(self.worker(own, whole, text))
+                self.assertIn("teacher second:3,own:1", said)
+                process = self.worker(own, parts, text)
+                checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 4)
+                kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                process.stderr.close()
+                self.finish(self.worker(own, parts, text, "--resume"))
+                self.assertEqual(metrics(parts), metrics(whole))
+                reverse = ["loss_reverse_kl" in step for step in metrics(whole).values()]
+                self.assertTrue(any(reverse) and not all(reverse))
+                self.assertEqual(read(parts, "student", "model.safetensors"), read(whole, "student", "model.safetensors"))
+                another = settings(own.directory, loss=lines, steps=12, other_teacher="second server:unix:" + own.socket_path)
+                self.assertIn("the teacher is another one", self.finish(self.worker(own, parts, another, "--resume"), expect=1))
+
+                # What the second said, kept by a run that has it for its own, is the same teacher from shards.
+                kept = os.path.join(own.directory, "kept")
+                self.finish(self.worker(second, os.path.join(own.directory, "keeps"), settings(
+                    own.directory, loss="forward-kl top-k=8", store=kept, steps=0, learning_rate=0)))
+                both = ["forward-kl teacher=past top-k=8", "forward-kl top-k=8"]
+                results = {}
+                for name, where in (("live", "server:unix:" + second.socket_path), ("shards", "shards:" + kept)):
+                    output = os.path.join(own.directory, name)
+                    self.finish(self.worker(own, output, settings(own.directory, loss=both, steps=6, other_teacher="past " + where)))
+                    results[name] = metrics(output)
+                self.assertEqual(results["live"], results["shards"])
+                self.assertNotEqual(results["live"][1]["loss_forward_kl"], results["live"][1]["loss_forward_kl_2"])
+                text = settings(own.directory, loss="forward-kl teacher=past temperature=3 top-k=8", other_teacher="past shards:" + kept)
+                self.assertIn("have no answer", self.finish(self.worker(own, os.path.join(own.directory, "none"), text), expect=1))
+
+    def test_a_teacher_with_another_tokenizer_is_refused_by_its_line(self):
+        with kdserved.Daemon() as own:
+            other = os.path.join(own.directory, "other")
+            tiny_model.write(other, seed=2)
+            path = os.path.join(other, "tokenizer.json")
+            with open(path) as f:
+                content = json.load(f)
+            vocab = content["model"]["vocab"]
+            vocab["on"], vocab["and"] = vocab["and"], vocab["on"]
+            with open(path, "w") as f:
+                json.dump(content, f)
+            with kdserved.Daemon(model=other) as second:
+                text = settings(own.directory, loss=["forward-kl", "forward-kl teacher=second"],
+                                other_teacher="second server:unix:" + second.socket_path)
+                said = self.finish(self.worker(own, os.path.join(own.directory, "out"), text), expect=1)
+                self.assertRegex(said, r"out\.conf:\d+: the teacher second has another tokenizer")
+
     def test_a_damaged_checkpoint_is_passed_over(self):
         with kdserved.Daemon() as daemon:
             output = os.path.join(daemon.directory, "out")
