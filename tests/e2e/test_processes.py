@@ -67,6 +67,15 @@ class Processes(unittest.TestCase):
                 self.close(runs[0], runs[1])
                 self.close(runs[0], runs[2])
 
+    def test_documents_in_places_and_text_of_the_student_are_shared_out_too(self):
+        with kdserved.Daemon() as daemon:
+            for more in ({"packing": "bfd"}, {"rollouts": 0.5, "rollout_prompt": 8, "rollout_tokens": 16}):
+                text = training.settings(daemon.directory, accumulate=3, steps=8, micro_batch=2, learning_rate=0.001, **more)
+                outputs = [os.path.join(daemon.directory, "%s-%d" % (next(iter(more)), n)) for n in (1, 2)]
+                for n, output in enumerate(outputs, 1):
+                    self.finish(self.start(daemon, n, output, text))
+                self.close(*map(training.metrics, outputs))
+
     def test_the_same_number_of_processes_gives_the_same_bits(self):
         with kdserved.Daemon() as daemon:
             text = training.settings(daemon.directory, accumulate=3, steps=8)
