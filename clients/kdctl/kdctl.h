@@ -29,6 +29,7 @@ int command_model(struct kdctl *k, int argc, char **argv);
 int command_score(struct kdctl *k, int argc, char **argv);
 int command_capture(struct kdctl *k, int argc, char **argv);
 int command_generate(struct kdctl *k, int argc, char **argv);
+int command_label(struct kdctl *k, int argc, char **argv);
 int command_select(struct kdctl *k, int argc, char **argv);
 int command_train(struct kdctl *k, int argc, char **argv);
 int command_runs(struct kdctl *k, int argc, char **argv);

@@ -24,6 +24,7 @@ static const struct {
 	{"score", command_score, "FILE", "score a text (- = stdin) or JSON lines and sum up"},
 	{"capture", command_capture, "CORPUS... --store DIR", "score a corpus into a directory of records; goes on where it ended"},
 	{"generate", command_generate, "--prompt TEXT", "let the teacher continue a text"},
+	{"label", command_label, "PROMPTS --output FILE", "let the teacher answer prompts: a corpus to learn from; goes on where it ended"},
 	{"select", command_select, "METHOD FILE", "which items of a corpus to learn from (no server needed)"},
 	{"train", command_train, "RUN.conf", "start a training run and follow it"},
 	{"runs", command_runs, "[[stop|watch|plot] ID]", "list training runs; show, stop, watch or draw one"},

@@ -224,6 +224,22 @@ static int optimizer_check(const struct run_settings *s, struct error *err)
 	return 0;
 }
 
+static bool is_lines(const char *path)
+{
+	size_t n = strlen(path);
+	return n >= 6 && strcmp(path + n - 6, ".jsonl") == 0;
+}
+
+static int prompts_check(const struct run_settings *s, struct error *err)
+{
+	for (size_t i = 0; s->corpus_prompt && i < s->corpus.n; i++)
+		if (!is_lines(s->corpus.items[i]))
+			return error_set(err, ERROR_INVALID, "corpus-prompt", "%s: only lines of a .jsonl corpus have prompts", s->corpus.items[i]);
+	if (s->corpus_prompt && settings_shards(s))
+		return error_set(err, ERROR_UNSUPPORTED, "corpus-prompt", "shards hold sequences, not which of their tokens are prompts");
+	return 0;
+}
+
 int settings_check(const struct run_settings *s, struct error *err)
 {
 	if (!s->student)
@@ -231,6 +247,7 @@ int settings_check(const struct run_settings *s, struct error *err)
 	int r = teacher_check(s, err);
 	r = r ? r : optimizer_check(s, err);
 	r = r ? r : rollouts_check(s, err);
+	r = r ? r : prompts_check(s, err);
 	if (r)
 		return r;
 	if (!s->corpus_field)

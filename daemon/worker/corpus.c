@@ -27,7 +27,7 @@ static struct dataset_options options_make(const struct trainer *t)
 {
 	const struct run_settings *s = t->settings;
 	return (struct dataset_options){.sequence_length = (uint32_t)s->sequence_length, .packed = s->packing == RUN_PACKING_BFD,
-					.documents = s->corpus.n && s->packing != RUN_PACKING_WRAPPED, .held_out = s->held_out, .held_out_max = (uint32_t)s->held_out_max,
+					.documents = s->corpus.n && (s->packing != RUN_PACKING_WRAPPED || s->corpus_prompt), .held_out = s->held_out, .held_out_max = (uint32_t)s->held_out_max,
 					.sequential = s->order == RUN_ORDER_SEQUENTIAL, .seed = (uint64_t)s->seed};
 }
 

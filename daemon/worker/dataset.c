@@ -91,7 +91,7 @@ int dataset_add_item(struct dataset *d, uint32_t n, uint32_t place, struct error
 		d->items = items;
 		d->item_capacity = capacity;
 	}
-	d->items[d->n_items++] = (struct dataset_item){start, n, place};
+	d->items[d->n_items++] = (struct dataset_item){.start = start, .n = n, .place = place};
 	return 0;
 }
 
@@ -310,11 +310,17 @@ struct sequence dataset_held_out_at(const struct dataset *d, uint64_t i)
 // Sequences of one length in the order in which they came are their tokens, nothing more: the id of a corpus is the id of its tokens.
 static void list_write(const void *arg, struct writer *w)
 {
-	static const char plain[] = "kdserved sequence 1\n", list[] = "kdserved list 1\n", packed[] = "kdserved packed list 1\n";
+	static const char plain[] = "kdserved sequence 1\n", list[] = "kdserved list 1\n", packed[] = "kdserved packed list 1\n",
+			  answers[] = "kdserved answers 1\n";
 	const struct dataset *d = arg;
-	bool is_plain = !d->options.packed;
+	bool is_plain = !d->options.packed, prompts = false;
 	for (uint32_t i = 0; i < d->n_items && is_plain; i++)
 		is_plain = d->items[i].n == d->options.sequence_length && d->items[i].place == i;
+	for (uint32_t i = 0; i < d->n_items; i++)
+		prompts |= d->items[i].first > 1;
+	is_plain &= !prompts;
+	if (prompts)
+		writer_bytes(w, answers, sizeof answers - 1);
 	if (d->options.packed)
 		writer_bytes(w, packed, sizeof packed - 1);
 	else
@@ -322,6 +328,8 @@ static void list_write(const void *arg, struct writer *w)
 	for (uint32_t i = 0; i < d->n_items && !is_plain; i++) {
 		writer_u32(w, d->items[i].n);
 		writer_u32(w, d->items[i].place);
+		if (prompts)
+			writer_u32(w, d->items[i].first);
 	}
 	for (uint32_t i = 0; i < d->n_items; i++)
 		for (uint32_t k = 0; k < d->items[i].n; k++)

@@ -46,6 +46,12 @@ int dataset_append_sequence(struct dataset *d, const uint32_t *tokens, uint32_t 
 // nothing to learn, and it is left out.
 int dataset_append_document(struct dataset *d, const uint32_t *tokens, size_t n, struct error *err);
 
+// Of options.documents too: a prompt of n_prompt tokens and its answer, one sequence, of which the answer alone is learned; its end is cut off
+// where it is too long. *ret_taken false: the prompt leaves no room for an answer, and it is left out.
+int dataset_append_answer(struct dataset *d, const uint32_t *tokens, size_t n, size_t n_prompt, bool *ret_taken, struct error *err);
+// The first token to be learned of a sequence that the dataset gave: 1 but for answers.
+uint32_t dataset_first(const struct dataset *d, const struct sequence *s);
+
 // After the last append: fixes the list. dataset_split does it too.
 int dataset_list(struct dataset *d, struct error *err);
 uint32_t dataset_n_sequences(const struct dataset *d);

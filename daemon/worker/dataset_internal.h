@@ -8,6 +8,7 @@
 struct dataset_item {
 	uint32_t start, n;             // tokens[start] .. tokens[start + n - 1]
 	uint32_t place;                // number in the order of appending
+	uint32_t first;                // token that is the first to be learned; 0 as 1
 };
 
 struct dataset {

@@ -26,6 +26,36 @@ int dataset_append_document(struct dataset *d, const uint32_t *tokens, size_t n,
 	return 0;
 }
 
+int dataset_append_answer(struct dataset *d, const uint32_t *tokens, size_t n, size_t n_prompt, bool *ret_taken, struct error *err)
+{
+	const struct dataset_options *o = &d->options;
+	size_t room = o->sequence_length - o->n_prefix, take = n < room ? n : room;
+	*ret_taken = n_prompt + o->n_prefix > 0 && n_prompt < take;
+	if (!*ret_taken)
+		return 0;
+	int r = dataset_add_tokens(d, o->prefix, o->n_prefix, err);
+	r = r ? r : dataset_add_tokens(d, tokens, take, err);
+	r = r ? r : dataset_add_item(d, o->n_prefix + (uint32_t)take, d->n_items, err);
+	if (r == 0)
+		d->items[d->n_items - 1].first = o->n_prefix + (uint32_t)n_prompt;
+	return r;
+}
+
+// Documents stay in the order in which their tokens lie.
+uint32_t dataset_first(const struct dataset *d, const struct sequence *s)
+{
+	size_t start = (size_t)(s->tokens - dataset_tokens(d));
+	uint32_t low = 0, high = d->options.documents ? d->n_items : 0;
+	while (high - low > 1) {
+		uint32_t middle = low + (high - low) / 2;
+		if (d->items[middle].start <= start)
+			low = middle;
+		else
+			high = middle;
+	}
+	return high && d->items[low].first > 1 ? d->items[low].first : 1;
+}
+
 // Places by how much room they have left: a stack for each amount, and a bit for each that is not empty.
 struct rooms {
 	uint32_t length;               // L

@@ -58,7 +58,7 @@ void policy_begin(struct policy *p, uint64_t n_steps, uint64_t batch)
 
 void policy_rollout_options(const struct policy *p, const struct run_settings *s, int32_t eos_id, struct rollout_options *ret)
 {
-	*ret = (struct rollout_options){.n_sequences = (uint32_t)s->micro_batch, .sequence_length = p->prompt + p->tokens,
+	*ret = (struct rollout_options){.n_sequences = (uint32_t)s->micro_batch, .sequence_length = (uint32_t)s->sequence_length,
 					.eos_ids = {eos_id, -1}, .seed = p->seed};
 	sampler_options_init(&ret->sampling);
 	ret->sampling.temperature = (float)s->rollout_temperature;
@@ -83,6 +83,15 @@ static uint32_t n_drawn(const struct policy *p, uint64_t position, uint32_t n)
 	return policy_draws(p, p ? position / p->batch : 0) ? (uint32_t)ceil(p->share * n) : 0;
 }
 
+// A prompt of its own, or the beginning of the text.
+static uint32_t prompt_of(const struct policy *p, const struct dataset *d, const struct sequence *s)
+{
+	uint32_t first = dataset_first(d, s);
+	if (first > 1)
+		return first;
+	return s->n_tokens < p->prompt ? s->n_tokens : p->prompt;
+}
+
 static int draw(struct policy *p, struct rollout *r, struct dataset *d, uint64_t position, uint32_t n, struct passage *ret, struct error *err)
 {
 	struct sequence *sequences = calloc(n, sizeof *sequences);
@@ -90,7 +99,7 @@ static int draw(struct policy *p, struct rollout *r, struct dataset *d, uint64_t
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	for (uint32_t i = 0; i < n; i++) {
 		sequences[i] = dataset_train_at(d, position + i);
-		uint32_t n_prompt = sequences[i].n_tokens < p->prompt ? sequences[i].n_tokens : p->prompt;
+		uint32_t n_prompt = prompt_of(p, d, &sequences[i]);
 		p->prompts[i] = (struct rollout_prompt){&sequences[i], n_prompt, position + i};
 	}
 	int result = rollout_make(r, p->prompts, n, p->tokens, ret, err);
@@ -108,7 +117,7 @@ int policy_passages(struct policy *p, struct rollout *r, struct dataset *d, uint
 	if (result == 0 && drawn)
 		result = draw(p, r, d, position, drawn, all->list, err);
 	for (uint32_t i = drawn; result == 0 && i < n_sequences; i++)
-		if (passage_init(&all->list[i], &sequences[i], 1, PASSAGE_CORPUS))
+		if (passage_init(&all->list[i], &sequences[i], dataset_first(d, &sequences[i]), PASSAGE_CORPUS))
 			result = error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	free(sequences);
 	if (result) {

@@ -112,10 +112,10 @@ struct rollout *rollout_close(struct rollout *r)
 
 static int answer_begin(struct rollout *r, struct answer *a, const struct rollout_prompt *prompt, uint32_t max_tokens, struct error *err)
 {
-	uint32_t end = prompt->n + max_tokens;
+	uint32_t L = r->options.sequence_length, end = max_tokens < L - prompt->n ? prompt->n + max_tokens : L;
 	*a = (struct answer){.n_prompt = prompt->n, .n_known = prompt->n, .end = end, .number = prompt->number};
-	if (!prompt->n || end > r->options.sequence_length)
-		return error_set(err, ERROR_INTERNAL, "rollouts", "a prompt of %u tokens and %u more are not a sequence", prompt->n, max_tokens);
+	if (!prompt->n || prompt->n >= L)
+		return error_set(err, ERROR_INTERNAL, "rollouts", "a prompt of %u tokens leaves no room in %u", prompt->n, L);
 	a->tokens = calloc(end, sizeof *a->tokens);
 	a->logprobs = calloc(max_tokens, sizeof *a->logprobs);
 	a->drawn = calloc(max_tokens, sizeof *a->drawn);

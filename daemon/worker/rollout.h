@@ -40,7 +40,7 @@ struct rollout_prompt {
 };
 
 // Each prompt with 1 to max_tokens tokens more: ret (n), by PASSAGE_STUDENT, `first` the length of the prompt; passage_done
-// them, also after an error. The longest prompt leaves room for max_tokens. ERROR_NOT_FINITE when the
+// them, also after an error. Prompts leave room for one token at least. ERROR_NOT_FINITE when the
 // student's logits have left the numbers.
 int rollout_make(struct rollout *r, const struct rollout_prompt *prompts, uint32_t n, uint32_t max_tokens, struct passage *ret,
 		 struct error *err);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "daemon/log.h"
 #include "daemon/model/document.h"
 #include "daemon/model/packing.h"
 #include "daemon/model/text_file.h"
@@ -23,6 +24,7 @@ struct texts {
 	struct dataset *dataset;
 	uint32_t *tokens;              // of the document in hand
 	size_t n, capacity;
+	uint64_t n_left_out;           // prompts without room for an answer
 };
 
 static int tokens_append(struct texts *x, const uint32_t *tokens, size_t n, struct error *err)
@@ -73,17 +75,50 @@ static int text_read(struct texts *x, const char *text, struct tokens *tokens, s
 	return r ? r : document_end(x, err);
 }
 
+static int words_append(struct texts *x, const char *text, struct tokens *tokens, struct error *err)
+{
+	size_t n = strlen(text);
+	int r = tokenizer_encode(x->tokenizer, text, n, x->settings->corpus_specials, false, 3 * n + 16, tokens, err);
+	return r ? r : tokens_append(x, tokens->ids, tokens->n, err);
+}
+
+// A prompt and its answer. One that ended for its length alone has no end of text.
+static int answer_read(struct texts *x, const json_t *object, const char *prompt, const char *text, const char *where, struct tokens *tokens,
+		       struct error *err)
+{
+	int32_t eos = tokenizer_eos(x->tokenizer);
+	uint32_t end = (uint32_t)eos;
+	const char *finish = NULL;
+	bool taken = false;
+	int r = document_string(object, where, "finish", &finish, err);
+	r = r == -ENOENT ? 0 : r;
+	r = r ? r : words_append(x, prompt, tokens, err);
+	size_t n_prompt = x->n;
+	r = r ? r : words_append(x, text, tokens, err);
+	r = r || eos < 0 || (finish && strcmp(finish, "length") == 0) ? r : tokens_append(x, &end, 1, err);
+	r = r ? r : dataset_append_answer(x->dataset, x->tokens, x->n, n_prompt, &taken, err);
+	x->n = 0;
+	x->n_left_out += r == 0 && !taken;
+	return r;
+}
+
 static int line_take(struct texts *x, const char *line, size_t n, const char *where, struct tokens *tokens, struct error *err)
 {
 	json_t *object = NULL;
-	const char *text;
+	const char *text, *prompt = NULL;
 	int r = document_parse(line, n, where, TEXTS_VALUES_MAX, &object, err);
 	if (r)
 		return r;
 	r = document_string(object, where, x->settings->corpus_field, &text, err);
 	if (r == -ENOENT)
 		r = error_set(err, ERROR_INVALID, "corpus", "%s: has no \"%s\"", where, x->settings->corpus_field);
-	r = r ? r : text_read(x, text, tokens, err);
+	if (r == 0 && x->settings->corpus_prompt) {
+		r = document_string(object, where, x->settings->corpus_prompt, &prompt, err);
+		if (r == -ENOENT)
+			r = error_set(err, ERROR_INVALID, "corpus-prompt", "%s: has no \"%s\"", where, x->settings->corpus_prompt);
+	}
+	if (r == 0)
+		r = prompt ? answer_read(x, object, prompt, text, where, tokens, err) : text_read(x, text, tokens, err);
 	json_decref(object);
 	return r;
 }
@@ -158,5 +193,7 @@ int texts_read(const struct run_settings *s, const struct tokenizer *t, const st
 	for (size_t i = 0; r == 0 && i < s->corpus.n; i++)
 		r = is_lines(s->corpus.items[i]) ? lines_read(&x, s->corpus.items[i], err) : file_read(&x, s->corpus.items[i], err);
 	free(x.tokens);
+	if (x.n_left_out)
+		log_warning("%llu prompts are as long as sequence-length or longer, or their answers empty: left out", (unsigned long long)x.n_left_out);
 	return r ? r : dataset_list(*ret, err);
 }

@@ -211,7 +211,9 @@ static int held_out_ask(struct trainer *t, struct error *err)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	for (uint32_t i = 0; i < n_all; i++) {
 		struct sequence s = dataset_held_out_at(t->dataset, i);
-		int r = share_is_mine(t, i) ? answers_submit(t->answers, &t->held_out_query, &s, NULL, 1, err) : 0;
+		struct query query = t->held_out_query;        // of what is learned: nothing is said of prompts
+		query.first = (int32_t)dataset_first(t->dataset, &s) - 1;
+		int r = share_is_mine(t, i) ? answers_submit(t->answers, &query, &s, NULL, 1, err) : 0;
 		if (r)
 			return r;
 		n += share_is_mine(t, i);
