@@ -12,6 +12,7 @@
 #include "clients/kdctl/store_transfer.h"
 #include "common/error.h"
 #include "common/output.h"
+#include "common/provenance.h"
 #include "daemon/store/store.h"
 
 static const char help[] =
@@ -32,10 +33,10 @@ static const struct {
 
 // ---- the records
 
-static bool wanted(const struct export *e, const struct record *record)
+static bool wanted(const struct export *e, const struct content_id *fingerprint)
 {
 	char teacher[CONTENT_ID_HEX];
-	content_id_to_hex(record_teacher(record), teacher);
+	content_id_to_hex(fingerprint, teacher);
 	return !e->teacher || strncmp(teacher, e->teacher, strlen(e->teacher)) == 0;
 }
 
@@ -96,7 +97,7 @@ int export_walk(struct export *e, const char *verb, export_take_fn *fn, void *ar
 				status = kdctl_fail(e->k, "%s: %s", place, err.message);
 			continue;
 		}
-		if (wanted(e, record))
+		if (wanted(e, record_teacher(record)))
 			status = take(e, record, place, fn, arg);
 		(void)record_bytes(record, &n);
 		record_unref(record);
@@ -105,6 +106,19 @@ int export_walk(struct export *e, const char *verb, export_take_fn *fn, void *ar
 	}
 	progress_stop(&e->progress);
 	return status;
+}
+
+size_t export_notes(const struct export *e, struct provenance **ret_notes)
+{
+	struct provenance *notes = NULL;
+	size_t n = 0, kept = 0;
+	if (store_teachers(e->store, &notes, &n, NULL))
+		return 0;
+	for (size_t i = 0; i < n; i++)
+		if (wanted(e, &notes[i].fingerprint))
+			notes[kept++] = notes[i];
+	*ret_notes = notes;
+	return kept;
 }
 
 // ---- the file

@@ -6,12 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "clients/kdctl/store_note.h"
 #include "clients/kdctl/store_tensors.h"
 #include "clients/kdctl/store_transfer.h"
 #include "common/error.h"
 #include "common/output.h"
 #include "common/provenance.h"
-#include "daemon/store/store.h"
 
 #define PENDING_BYTES (512 * 1024)       // of one array, before they are written
 
@@ -60,25 +60,9 @@ static bool is_there(const struct tensor_file *f, enum column c)
 static void add_teachers(const struct tensor_file *f, struct buffer *b)
 {
 	struct provenance *notes = NULL;
-	struct error err;
 	struct buffer list = {0};
-	size_t n = 0;
-	if (store_teachers(f->e->store, &notes, &n, &err))
-		n = 0;
-	buffer_text(&list, "{");
-	for (size_t i = 0; i < n; i++) {
-		char id[CONTENT_ID_HEX], weights[CONTENT_ID_HEX], tokenizer[CONTENT_ID_HEX];
-		content_id_to_hex(&notes[i].fingerprint, id);
-		content_id_to_hex(&notes[i].weights, weights);
-		content_id_to_hex(&notes[i].tokenizer, tokenizer);
-		buffer_printf(&list, "%s\"%s\":{\"weights\":\"%s\",\"tokenizer\":\"%s\",\"numeric\":", i ? "," : "", id, weights,
-			      tokenizer);
-		buffer_string(&list, notes[i].numeric, strlen(notes[i].numeric));
-		buffer_text(&list, ",\"name\":");
-		buffer_string(&list, notes[i].name, strlen(notes[i].name));
-		buffer_text(&list, "}");
-	}
-	buffer_text(&list, "}");
+	size_t n = export_notes(f->e, &notes);
+	note_encode_list(&list, notes, n);
 	if (list.failed)
 		b->failed = true;
 	else

@@ -11,16 +11,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "clients/kdctl/store_note.h"
 #include "clients/kdctl/store_tensors.h"
 #include "clients/kdctl/store_transfer.h"
 #include "common/error.h"
+#include "common/provenance.h"
 #include "daemon/store/store.h"
 
 static const char help[] =
 	"Usage: kdctl store import DIR FILE...\n"
-	"Adds the records of files that kdctl store export wrote (jsonl, safetensors, parquet; - = jsonl from stdin) to\n"
-	"a directory, which is made when missing. No kdserved may be using it. Records that it has already are left as\n"
-	"they are. Parquet is read by python3 -m kdclient.export.";
+	"Adds the records of files that kdctl store export wrote (jsonl, safetensors, npz, parquet; - = jsonl from\n"
+	"stdin) to a directory, which is made when missing, and the notes on who answered. No kdserved may be using it.\n"
+	"Records that it has already are left as they are. npz and parquet are read by python3 -m kdclient.export.";
 
 struct import {
 	struct kdctl *k;
@@ -82,6 +84,32 @@ static int append(struct import *i, struct record *record)
 	return status;
 }
 
+// ---- who answered
+
+static int describe(struct import *i, const struct provenance *p)
+{
+	struct error err = {0};
+	return store_describe(i->store, p, &err) ? kdctl_fail(i->k, "cannot store: %s", err.message) : 0;
+}
+
+static int import_notes(struct import *i, const struct tensors *t)
+{
+	struct provenance *notes = NULL;
+	struct error err = {0};
+	char *text = NULL;
+	size_t n = 0;
+	int status = 0, r = tensors_metadata(t, &text, &err);
+	if (!r && text)
+		r = note_decode_metadata(text, t->n_metadata, &notes, &n, &err);
+	if (r)
+		status = kdctl_fail(i->k, "%s: %s%s%s", i->path, err.field, *err.field ? ": " : "", err.message);
+	for (size_t at = 0; at < n && !status; at++)
+		status = describe(i, &notes[at]);
+	free(text);
+	free(notes);
+	return status;
+}
+
 // ---- lines
 
 // A whole line without its end into *text, which grows; *ret_n SIZE_MAX at the end of the file.
@@ -119,6 +147,18 @@ static void show(struct import *i, FILE *f)
 	progress_show(&i->progress, i->file_bytes ? (double)ftello(f) : 0, i->file_bytes ? (double)i->file_bytes : 1, note);
 }
 
+// A record or a note.
+static int import_line(struct import *i, const char *text, size_t n, uint64_t number)
+{
+	struct record *record;
+	struct provenance note;
+	struct error err = {0};
+	bool is_note = note_is_line(text, n);
+	if (is_note ? note_decode_line(text, n, &note, &err) : line_decode(text, n, &record, &err))
+		return kdctl_fail(i->k, "%s: line %" PRIu64 ": %s%s%s", i->path, number, err.field, *err.field ? ": " : "", err.message);
+	return is_note ? describe(i, &note) : append(i, record);
+}
+
 static int import_lines(void *arg, FILE *f)
 {
 	struct import *i = arg;
@@ -127,18 +167,13 @@ static int import_lines(void *arg, FILE *f)
 	uint64_t number = 0;
 	int status = 0;
 	while (!status) {
-		struct record *record;
-		struct error err = {0};
 		status = next_line(i, f, &text, &size, &n);
 		if (status || n == SIZE_MAX)
 			break;
 		number++;
 		if (!n)
 			continue;
-		if (line_decode(text, n, &record, &err))
-			status = kdctl_fail(i->k, "%s: line %" PRIu64 ": %s%s%s", i->path, number, err.field, *err.field ? ": " : "", err.message);
-		else
-			status = append(i, record);
+		status = import_line(i, text, n, number);
 		show(i, f);
 	}
 	free(text);
@@ -155,6 +190,7 @@ static int import_tensors(struct import *i, int fd)
 	int status = 0;
 	if (tensors_open(&t, fd, &err))
 		return kdctl_fail(i->k, "%s: %s%s%s", i->path, err.field, *err.field ? ": " : "", err.message);
+	status = import_notes(i, &t);
 	for (uint64_t n = 0; !status && n < t.n_records; n++) {
 		struct record *record;
 		if (tensors_record(&t, n, &record, &err))
@@ -169,7 +205,7 @@ static int import_tensors(struct import *i, int fd)
 
 // ---- files
 
-static int import_parquet(struct import *i)
+static int import_python(struct import *i)
 {
 	const char *arguments[] = {python_interpreter(), "-m", "kdclient.export", "--lines", i->path, NULL};
 	i->file_bytes = 0;
@@ -190,14 +226,14 @@ static int import_file(struct import *i, const char *path)
 	i->file_bytes = S_ISREG(s.st_mode) ? (uint64_t)s.st_size : 0;
 	if (!standard && S_ISREG(s.st_mode) && pread(fileno(f), head, sizeof head, 0) < 0)
 		status = kdctl_fail(i->k, "%s: %s", path, strerror(errno));
-	else if (memcmp(head, "PAR1", 4) == 0)
-		status = import_parquet(i);
+	else if (memcmp(head, "PAR1", 4) == 0 || memcmp(head, "PK\3\4", 4) == 0)        // npz is a zip
+		status = import_python(i);
 	else if (standard || *head == '{' || !i->file_bytes)
 		status = import_lines(i, f);
 	else if (head[8] == '{')         // behind the header's length
 		status = import_tensors(i, fileno(f));
 	else
-		status = kdctl_fail(i->k, "%s: neither jsonl nor safetensors nor parquet", path);
+		status = kdctl_fail(i->k, "%s: neither jsonl nor safetensors, npz or parquet", path);
 	if (!standard)
 		fclose(f);
 	return status;

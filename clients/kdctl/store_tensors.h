@@ -52,9 +52,12 @@ struct tensors {
 	const uint8_t *bytes;            // in place of fd where not NULL
 	uint64_t n_bytes, n_records, n_rows;
 	struct tensor_column columns[N_COLUMNS];
+	uint64_t metadata_at, n_metadata;        // its text in the file; 0 = none
 };
 int tensors_open(struct tensors *t, int fd, struct error *err);
 int tensors_open_bytes(struct tensors *t, const void *bytes, size_t n, struct error *err);    // the bytes stay the caller's
 // n entries of a column from `first`, as they lie. `to` has room for them.
 int tensors_read(const struct tensors *t, enum column c, uint64_t first, uint64_t n, void *to, struct error *err);
+// The text of the metadata, not terminated; the caller frees. NULL when there is none.
+int tensors_metadata(const struct tensors *t, char **ret_text, struct error *err);
 int tensors_record(const struct tensors *t, uint64_t i, struct record **ret_record, struct error *err);

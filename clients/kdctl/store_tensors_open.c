@@ -113,7 +113,10 @@ static int read_header(struct tensors *t, char *text, size_t n, struct error *er
 		enum column c = find(name);
 		struct entry e = {0};
 		if (c == N_COLUMNS) {
-			pull_skip(&p);           // of others, or metadata
+			const char *begin = p.at;        // of others, or metadata
+			pull_skip(&p);
+			if (strcmp(name, "__metadata__") == 0)
+				t->metadata_at = 8 + (uint64_t)(begin - p.begin), t->n_metadata = (uint64_t)(p.at - begin);
 			continue;
 		}
 		read_entry(&p, &e);
@@ -160,6 +163,22 @@ static int open_columns(struct tensors *t, struct error *err)
 		r = read_header(t, text, n, err);
 	free(text);
 	return r ? r : check_counts(t, err);
+}
+
+int tensors_metadata(const struct tensors *t, char **ret_text, struct error *err)
+{
+	*ret_text = NULL;
+	if (!t->n_metadata)
+		return 0;
+	char *text = malloc(t->n_metadata);        // part of the header, which is bounded
+	if (!text)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a header");
+	int r = read_bytes(t, t->metadata_at, text, t->n_metadata, err);
+	if (r)
+		free(text);
+	else
+		*ret_text = text;
+	return r;
 }
 
 int tensors_open_bytes(struct tensors *t, const void *bytes, size_t n, struct error *err)

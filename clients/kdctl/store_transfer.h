@@ -13,6 +13,7 @@
 #include "common/record.h"
 
 struct buffer;
+struct provenance;
 struct pull;
 struct output;
 
@@ -65,6 +66,8 @@ struct export {
 typedef int export_take_fn(void *arg, const struct record *record, const struct record_rows *rows, struct error *err);
 // Each record asked for. An exit status; damage met on the way is told and counted in n_damaged.
 int export_walk(struct export *e, const char *verb, export_take_fn *take, void *arg);
+// The directory's notes about the teachers asked for; the caller frees. How many: notes are not worth failing for.
+size_t export_notes(const struct export *e, struct provenance **ret_notes);
 int export_lines(struct export *e);
 int export_tensors(struct export *e);
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts the daemon that was built and speaks to both of its doors. Standard library only; everything polls with a deadline."""
+import hashlib
 import http.client
 import json
 import os
@@ -348,3 +349,22 @@ def as_f32(row):
     def one(v):
         return v if v is None or isinstance(v, (str, int)) else struct.unpack("<f", struct.pack("<f", v))[0]
     return {k: ([one(x) if k != "ids" else x for x in v] if isinstance(v, list) else one(v)) for k, v in row.items()}
+
+
+def write_note(store, which, codec="3", name="teacher \\ \"one\""):
+    """A note about a teacher beside a store's shards (kdserved-shard(5)); its fingerprint."""
+    ids = [bytes([which]) * 32, bytes([9]) * 32]
+    fingerprint = hashlib.sha256(b"kdserved teacher 1\n" + b"".join(ids) + b"f32\0" + codec.encode() + b"\0").hexdigest()
+    with open(os.path.join(store, fingerprint[:16] + ".teacher"), "w") as f:
+        f.write("kdserved teacher 1\nweights %s\ntokenizer %s\nnumeric f32\ncodec %s\nname %s\n" % (ids[0].hex(), ids[1].hex(), codec, name))
+    return fingerprint
+
+
+def read_notes(store):
+    """Names and bytes of them all."""
+    found = {}
+    for name in sorted(os.listdir(store)):
+        if name.endswith(".teacher"):
+            with open(os.path.join(store, name)) as f:
+                found[name] = f.read()
+    return found

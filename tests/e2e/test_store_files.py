@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import unittest
 
-from kdserved import BUILD
+from kdserved import BUILD, read_notes, write_note
 
 TOP = os.environ.get("top_srcdir") or os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 KDCTL = os.path.join(BUILD, "kdctl")
@@ -66,6 +66,71 @@ class Files(unittest.TestCase):
             self.assertIn(" 0 damaged", kdctl("store", "verify", self.path(name + ".d")))
             self.assertEqual(self.text(self.path(name + ".d")), self.text(self.store))
             self.assertEqual(self.left(name), [name, name + ".d"])
+
+    def test_notes_about_teachers_come_back(self):
+        ids = sorted([write_note(self.store, 1), write_note(self.store, 2), write_note(self.store, 3, codec="2", name="")])
+        for name in ("n.jsonl", "n.safetensors"):
+            self.export(name)
+            kdctl("store", "import", self.path(name + ".d"), self.path(name))
+            self.assertEqual(read_notes(self.path(name + ".d")), read_notes(self.store))
+            self.assertEqual(self.text(self.path(name + ".d")), self.text(self.store))
+            kdctl("store", "import", self.path(name + ".d"), self.path(name))            # once more: nothing new
+            self.assertEqual(len(read_notes(self.path(name + ".d"))), 3)
+        with open(self.path("n.jsonl")) as f:
+            notes = [json.loads(line) for line in f.readlines()[:3]]
+        self.assertEqual([(n["note"], n["teacher"], n["numeric"]) for n in notes], [("teacher", i, "f32") for i in ids])
+        self.assertEqual({n["name"] for n in notes}, {"", 'teacher \\ "one"'})
+        os.mkdir(self.path("none"))                                                       # notes alone, of one teacher
+        write_note(self.path("none"), 1)
+        write_note(self.path("none"), 2)
+        for name in ("one.jsonl", "one.safetensors"):
+            kdctl("store", "export", self.path("none"), "--output", self.path(name))
+            kdctl("store", "import", self.path(name + ".d"), self.path(name))
+            self.assertEqual(read_notes(self.path(name + ".d")), read_notes(self.path("none")))
+
+    def test_notes_that_prove_nothing_are_refused(self):
+        write_note(self.store, 1)
+        self.export("n.jsonl")
+        with open(self.path("n.jsonl")) as f:
+            note = f.readline()
+        changed = json.loads(note)
+        for wrong in ({"weights": "0" * 64}, {"numeric": "bf16"}, {"codec": "4"}, {"teacher": "0" * 64}, {"teacher": ""}, {"name": 5},
+                      {"numeric": "f32\ncodec 3"}, {"note": "student"}, {"name": "x" * 200}, {"codec": None}):
+            said = kdctl("store", "import", self.path("d"), "-", status=1, input=json.dumps({**changed, **wrong}).encode() + b"\n")
+            self.assertIn("line 1: note: ", said)
+            self.assertEqual(read_notes(self.path("d")), {})
+        kdctl("store", "import", self.path("d"), "-", status=1, input=note[:-1].encode() + b" " * 5000 + b"\n")
+        kdctl("store", "import", self.path("d"), "-", input=note.encode())
+        self.assertEqual(read_notes(self.path("d")), read_notes(self.store))
+
+    def metadata(self, name, change):
+        """The file with other notes."""
+        with open(self.path(name), "rb") as f:
+            n, = struct.unpack("<Q", f.read(8))
+            header, data = json.loads(f.read(n)), f.read()
+        change(header["__metadata__"])
+        text = json.dumps(header, separators=(",", ":")).encode()
+        with open(self.path("changed"), "wb") as f:
+            f.write(struct.pack("<Q", len(text)) + text + data)
+
+    def test_notes_of_older_files_are_taken_where_they_prove_themselves(self):
+        write_note(self.store, 1)
+        write_note(self.store, 2, codec="2")
+        self.export("n.safetensors")
+
+        def old(metadata):
+            notes = json.loads(metadata["teachers"])
+            metadata["teachers"] = json.dumps({i: {k: v for k, v in note.items() if k != "codec"} for i, note in notes.items()})
+        self.metadata("n.safetensors", old)
+        kdctl("store", "import", self.path("d"), self.path("changed"))
+        self.assertEqual(list(read_notes(self.path("d")).values()), [t for t in read_notes(self.store).values() if "codec 3" in t])
+        self.metadata("n.safetensors", lambda metadata: metadata.pop("teachers"))
+        kdctl("store", "import", self.path("e"), self.path("changed"))
+        self.assertEqual(read_notes(self.path("e")), {})
+        for wrong in ("[]", "{", '{"' + "0" * 64 + '":{"weights":"x"}}', '{"' + "0" * 64 + '":5}'):
+            self.metadata("n.safetensors", lambda metadata, wrong=wrong: metadata.update(teachers=wrong))
+            said = kdctl("store", "import", self.path("f"), self.path("changed"), status=1)
+            self.assertEqual(len(said.splitlines()), 1)
 
     def test_files_together_are_one_store_and_nothing_twice(self):
         self.export("some.jsonl", "--limit", "4")

@@ -15,6 +15,7 @@ import numpy as np
 
 import kdclient
 from exports import ENVIRONMENT, Folder, kdctl
+from kdserved import read_notes, write_note
 from kdclient import describe, export
 
 
@@ -95,6 +96,58 @@ class Npz(unittest.TestCase):
             dtype = array.dtype.kind + str(8 * array.itemsize)
             self.assertEqual((header[name]["dtype"].lower(), header[name]["shape"]), (dtype, list(array.shape)))
             self.assertEqual(data[begin:end], array.tobytes(), name)
+
+    def again(self, name, path):
+        """The store that a file gives."""
+        store = self.folder.file(name)
+        self.assertIn("%d records" % self.folder.n, kdctl("store", "import", store, path))
+        self.assertEqual(self.folder.text(store), self.folder.text())
+        kdctl("store", "verify", store)
+        self.assertEqual([r.record for r in kdclient.Store(store)], [r.record for r in self.rows])
+
+    def test_import_gives_the_same_records(self):
+        self.again("again", self.path)
+        packed = self.folder.file("packed.npz")
+        np.savez_compressed(packed, **dict(self.arrays.items()))        # as whoever worked on it may have saved it
+        self.again("packed", packed)
+
+    def test_notes_about_teachers_come_back(self):
+        store, path, back = self.folder.file("noted"), self.folder.file("noted.npz"), self.folder.file("noted.d")
+        kdctl("store", "import", store, self.path)
+        write_note(store, 1)
+        chosen = write_note(store, 2, codec="2", name="")
+        with open(os.path.join(store, "0123456789abcdef.teacher"), "w") as f:
+            f.write("kdserved teacher 1\nweights 00\n")                 # proves nothing: is no note
+        kdctl("store", "export", store, "--output", path)
+        kdctl("store", "import", back, path)
+        wanted = {name: text for name, text in read_notes(store).items() if not name.startswith("0123456789abcdef")}
+        self.assertEqual(read_notes(back), wanted)
+        self.assertEqual(self.folder.text(back).splitlines()[2:], self.folder.text().splitlines())
+        self.assertEqual([t for t in describe.teachers(store, chosen)], [chosen[:16]])
+
+    def test_changed_arrays_are_refused(self):
+        arrays, path, store = dict(self.arrays.items()), self.folder.file("changed.npz"), self.folder.file("changed")
+        for name, change in (("lse", 0.25), ("tokens", 1), ("top_at", 1), ("row_at", 1000), ("token_at", -5), ("key", 1),
+                             ("feature_widths", 1), ("question", 1), ("status", 1), ("draw_counts", 1)):
+            np.savez(path, **{**arrays, name: arrays[name] + arrays[name].dtype.type(change)})
+            said = kdctl("store", "import", store, path, status=1)
+            self.assertEqual(len(said.splitlines()), 1, said)
+        for name in ("question_at", "max_logit", "lse"):
+            np.savez(path, **{other: array for other, array in arrays.items() if other != name})
+            self.assertEqual(len(kdctl("store", "import", store, path, status=1).splitlines()), 1)
+
+    def test_other_archives_are_refused(self):
+        path = self.folder.file("other.npz")
+        np.savez(path, weights=np.zeros(3))
+        self.assertIn("no array key", kdctl("store", "import", self.folder.file("other"), path, status=1))
+        np.savez(path, **{**dict(self.arrays.items()), "lse": np.array([{}], dtype=object)})      # a pickle: never read
+        self.assertEqual(len(kdctl("store", "import", self.folder.file("other"), path, status=1).splitlines()), 1)
+        with open(self.path, "rb") as whole:
+            data = whole.read()
+        for n in (50, len(data) // 2, len(data) - 10):
+            with open(path, "wb") as cut:
+                cut.write(data[:n])
+            self.assertEqual(len(kdctl("store", "import", self.folder.file("other"), path, status=1).splitlines()), 1)
 
     def test_what_was_not_asked_is_not_a_number(self):
         for i, r in enumerate(self.rows):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 import kdclient
 from exports import Folder, kdctl
+from kdserved import read_notes, write_note
 from kdclient import parquet
 
 
@@ -59,6 +60,16 @@ class Parquet(unittest.TestCase):
         self.assertEqual(self.folder.text(store), self.folder.text())
         kdctl("store", "verify", store)
         self.assertEqual([r.record for r in kdclient.Store(store)], [r.record for r in kdclient.Store(self.folder.store)])
+
+    def test_notes_about_teachers_come_back(self):
+        store, path, back = self.folder.file("noted"), self.folder.file("noted.parquet"), self.folder.file("noted.d")
+        kdctl("store", "import", store, self.path)
+        write_note(store, 1)
+        write_note(store, 2, codec="2", name="")
+        kdctl("store", "export", store, "--output", path)
+        kdctl("store", "import", back, path)
+        self.assertEqual(read_notes(back), read_notes(store))
+        self.assertEqual(len(read_notes(back)), 2)
 
     def test_row_groups_are_bounded(self):
         path = self.folder.file("groups.parquet")

@@ -2,10 +2,13 @@
 """What an exported record says besides its rows: its question in words, and whether its numbers are all that there is to it."""
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import math
 import os
 import struct
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
 
 import numpy as np
 
@@ -65,16 +68,63 @@ def has_status(rows: Rows) -> bool:
     return rows.max_logit is not None or bool(rows.query.features and rows.query.pooling == "none")
 
 
-def teachers(directory: str) -> Dict[str, Dict[str, str]]:
-    """The notes beside the shards of a store (kdserved-shard(5)): of each fingerprint's first digits what it stands for, as written."""
+_NOTE = ("weights", "tokenizer", "numeric", "codec", "name")
+
+
+def _fingerprint(note: Dict[str, str]) -> str:
+    """What a note about a teacher proves (kdserved-shard(5))."""
+    ids = bytes.fromhex(note["weights"]) + bytes.fromhex(note["tokenizer"])
+    words = note["numeric"].encode() + b"\0" + note["codec"].encode() + b"\0"
+    return hashlib.sha256(b"kdserved teacher 1\n" + ids + words).hexdigest()
+
+
+def teachers(directory: str, teacher: str = "") -> Dict[str, Dict[str, str]]:
+    """The notes beside the shards of a store (kdserved-shard(5)): of each fingerprint's first digits what it stands for, as written. Notes that
+    do not prove their name are left out. teacher: only those whose fingerprint begins so."""
     found: Dict[str, Dict[str, str]] = {}
     for name in sorted(os.listdir(directory)):
-        if name.endswith(".teacher"):
-            with open(os.path.join(directory, name), "rb") as file:
-                text = file.read(1024).decode("ascii", "replace")
-            lines = (line.partition(" ") for line in text.splitlines()[1:])
-            found[name[:-len(".teacher")]] = {key: value for key, _, value in lines}
+        if not name.endswith(".teacher"):
+            continue
+        with open(os.path.join(directory, name), "rb") as file:
+            text = file.read(1024).decode("ascii", "replace")
+        lines = [line.partition(" ") for line in text.splitlines()]
+        note = {key: value for key, _, value in lines[1:]}
+        try:
+            fingerprint = _fingerprint(note)
+        except (KeyError, ValueError):
+            continue
+        if tuple(note) == _NOTE and name == fingerprint[:16] + ".teacher" and fingerprint.startswith(teacher):
+            found[fingerprint[:16]] = note
     return found
+
+
+def note_lines(found: Any) -> Iterator[str]:
+    """The notes of an export (of `teachers`) as kdctl store import reads them: a line each, before the records."""
+    if not isinstance(found, dict):
+        raise ValueError("teachers: not what kdctl store export wrote")
+    for fingerprint, note in found.items():
+        if not isinstance(note, dict):
+            raise ValueError("teachers: not what kdctl store export wrote")
+        yield json.dumps({"note": "teacher", "teacher": fingerprint, **{key: note[key] for key in _NOTE}}, separators=(",", ":"))
+
+
+def finite(value: Any) -> Any:
+    """Lists in lists of floats with null for what JSON cannot hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return [finite(v) for v in value] if isinstance(value, list) else value
+
+
+def line(record: Dict[str, Any]) -> str:
+    """A record of an export as kdctl store import reads it: its members, `question` as text and `record` as bytes; None is left out."""
+    members = ['"%s":%s' % (name, json.dumps(record[name])) for name in ("version", "key", "teacher", "vocab_size", "checksum", "tokens")]
+    members.append('"question":' + record["question"])
+    for name in ("feature_widths", "max_logit", "spans", "pooled", "rows"):
+        if record[name] is not None:
+            members.append('"%s":%s' % (name, json.dumps(finite(record[name]), allow_nan=False)))
+    if record["record"] is not None:
+        members.append('"record":"%s"' % base64.b64encode(record["record"]).decode())
+    return "{" + ",".join(members) + "}"
 
 
 class _Repeating(_Decoder):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the records of a store as npz or Parquet: what `kdctl store export` runs for these formats (kdctl(1)).
+"""Writes the records of a store as npz or Parquet, and reads them back: what `kdctl store export` runs for these formats (kdctl(1)).
 
     python3 -m kdclient.export DIR --format parquet|npz --output FILE [--teacher ID] [--limit N] [--overwrite] [--json]
-    python3 -m kdclient.export --lines FILE      a Parquet file as lines of JSON, for kdctl store import
+    python3 -m kdclient.export --lines FILE      such a file as lines of JSON, for kdctl store import
 """
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import os
 import signal
 import sys
 import time
+import zipfile
 from typing import IO, Any, Dict, Iterator, List, NoReturn, Optional
 
-from . import __version__, describe, flat
+from . import __version__, describe, flat, npz
 from .errors import KdError
 from .rows import Rows
 from .store import Store
@@ -108,7 +109,7 @@ def _write(source: Source, to: IO[bytes], path: str, format: str, notes: Dict[st
     try:
         for rows in source:
             columns.append(rows)
-        columns.save(to)
+        columns.save(to, notes["teachers"])
     finally:
         columns.close()
 
@@ -132,7 +133,7 @@ def _save(source: Source, path: str, format: str, notes: Dict[str, Any]) -> None
 def export(directory: str, path: str, format: str, teacher: str = "", limit: Optional[int] = None) -> Source:
     """Writes the records of a directory; how many they were, and what was damaged. format: "npz" or "parquet"."""
     source = Source(directory, teacher, limit)
-    notes = {"format": "kdserved-records 1", "program": "kdclient " + __version__, "teachers": describe.teachers(directory)}
+    notes = {"format": "kdserved-records 1", "program": "kdclient " + __version__, "teachers": describe.teachers(directory, teacher)}
     _save(source, path, format, notes)
     return source
 
@@ -148,7 +149,7 @@ def _arguments(arguments: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--overwrite", action="store_true", help="the file may exist")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--lines", metavar="FILE", help="print a Parquet file's records as lines of JSON")
+    parser.add_argument("--lines", metavar="FILE", help="print the records of such a file as lines of JSON")
     asked = parser.parse_args(arguments)
     if not asked.lines and not (asked.directory and asked.format and asked.output):
         parser.error("DIR, --format and --output are expected, or --lines FILE")
@@ -157,12 +158,13 @@ def _arguments(arguments: Optional[List[str]]) -> argparse.Namespace:
 
 def _print_lines(path: str) -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)    # kdctl has said why it reads no further
-    parquet = _parquet()
     try:
-        for line in parquet.lines(path):
+        with open(path, "rb") as file:
+            is_npz = file.read(4) == b"PK\3\4"
+        for line in npz.lines(path) if is_npz else _parquet().lines(path):
             sys.stdout.write(line + "\n")
         sys.stdout.flush()
-    except (OSError, ValueError, KeyError, TypeError) as error:    # pyarrow's own are among them
+    except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:    # pyarrow's own are among them
         fail("%s: %s" % (path, " ".join(str(error).split())))
     return 0
 

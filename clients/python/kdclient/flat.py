@@ -3,6 +3,7 @@
 (kdctl(1)). `x_at` has one entry more than there are records or rows; entry i is where those of i begin."""
 from __future__ import annotations
 
+import json
 import tempfile
 import zipfile
 from typing import IO, Any, Dict, List, Tuple
@@ -28,6 +29,7 @@ COLUMNS: Dict[str, Tuple["np.dtype[Any]", int]] = {
     "gather_ids": (_I32, 0), "gather": (_F32, 0), "draw_ids": (_I32, 0), "draw_counts": (_I32, 0), "draw_log_ratios": (_F32, 0),
     "span_sums": (_F32, 0), "feature_widths": (_I32, 0), "features": (_F32, 0), "record": (_U8, 0),
 }
+TEACHERS = "teachers"    # beside them, where there are notes: what the teachers' fingerprints stand for, text in JSON
 # Columns that stand alone: left out where no record has any. Others go with the column whose numbers they count.
 _OPTIONAL = {"max_logit": "max_logit", "own_logit": "own_logit", "entropy": "entropy", "max_prob": "max_prob", "argmax": "argmax",
              "sum_squares": "sum_squares", "tail": "tail", "lse": "lse", "lse_at": "lse", "dense": "dense", "dense_at": "dense",
@@ -85,6 +87,14 @@ def _absent(name: str, rows: Rows, n_rows: int, added: Dict[str, Any]) -> Any:
         "own_logit", "entropy", "max_prob", "argmax", "sum_squares", "tail") else ()
 
 
+def _member(archive: zipfile.ZipFile, name: str, dtype: "np.dtype[Any]", shape: Tuple[int, ...]) -> IO[bytes]:
+    """An array of an npz file, its head written. The fixed date makes the same records the same file."""
+    member = archive.open(zipfile.ZipInfo(name + ".npy", (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True)
+    np.lib.format.write_array_header_1_0(
+        member, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    return member
+
+
 class Columns:
     """Columns that grow on disk, in files without a name beside the one to be written, and become an npz file."""
 
@@ -116,17 +126,17 @@ class Columns:
     def names(self) -> List[str]:
         return [name for name in COLUMNS if _OPTIONAL.get(name, "version") in self._had]
 
-    def save(self, to: IO[bytes]) -> None:
+    def save(self, to: IO[bytes], teachers: Dict[str, Dict[str, str]]) -> None:
         with zipfile.ZipFile(to, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for name in self.names():
                 dtype, width = COLUMNS[name]
                 n = self._sizes[name] // dtype.itemsize
-                shape = (n // width, width) if width else (n,)
-                # the fixed date makes the same records the same file
-                with archive.open(zipfile.ZipInfo(name + ".npy", (1980, 1, 1, 0, 0, 0)), "w", force_zip64=True) as member:
-                    np.lib.format.write_array_header_1_0(
-                        member, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+                with _member(archive, name, dtype, (n // width, width) if width else (n,)) as member:
                     self._copy(name, member)
+            if teachers:
+                text = json.dumps(teachers, separators=(",", ":")).encode()
+                with _member(archive, TEACHERS, _U8, (len(text),)) as member:
+                    member.write(text)
 
     def _copy(self, name: str, to: IO[bytes]) -> None:
         file = self._files[name]

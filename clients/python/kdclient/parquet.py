@@ -3,9 +3,7 @@
 structures with the names of /v1/score. Needs pyarrow."""
 from __future__ import annotations
 
-import base64
 import json
-import math
 from typing import IO, Any, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -201,15 +199,8 @@ class Writer:
 
 # ---- back to lines
 
-def _finite(value: Any) -> Any:
-    """Lists in lists of floats with null for what JSON cannot hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return [_finite(v) for v in value] if isinstance(value, list) else value
-
-
 def _line_row(row: Dict[str, Any], asked: Sequence[str]) -> Dict[str, Any]:
-    made = {name: _finite(value) for name, value in row.items() if value is not None and name != "draws"}
+    made = {name: describe.finite(value) for name, value in row.items() if value is not None and name != "draws"}
     if row.get("draws") is not None:
         made["draws"] = {name: value for name, value in row["draws"].items() if value is not None and name != "weights"}
     if row["status"] == "ok":
@@ -220,24 +211,19 @@ def _line_row(row: Dict[str, Any], asked: Sequence[str]) -> Dict[str, Any]:
 def _line(record: Dict[str, Any]) -> str:
     asked = json.loads(record["question"])
     absent = [name for name, flag in (("own_logit", "own"), ("tail", "tail")) if asked.get(flag)]
-    members = ['"%s":%s' % (name, json.dumps(record[name])) for name in ("version", "key", "teacher", "vocab_size", "checksum", "tokens")]
-    members.append('"question":' + record["question"])
-    for name in ("feature_widths", "max_logit", "spans", "pooled"):
-        if record[name] is not None:
-            members.append('"%s":%s' % (name, json.dumps(_finite(record[name]), allow_nan=False)))
     if record["rows"] is not None:
-        members.append('"rows":' + json.dumps([_line_row(row, absent) for row in record["rows"]], allow_nan=False))
-    if record["record"] is not None:
-        members.append('"record":"%s"' % base64.b64encode(record["record"]).decode())
-    return "{" + ",".join(members) + "}"
+        record["rows"] = [_line_row(row, absent) for row in record["rows"]]
+    return describe.line(record)
 
 
 def lines(path: str) -> Iterator[str]:
-    """What kdctl store import reads: the records of a file of ours, a line each."""
+    """What kdctl store import reads: the notes and records of a file of ours, a line each."""
     file = pq.ParquetFile(path)
     missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
     if missing:
         raise ValueError("no column %s: not a file that kdctl store export wrote" % ", ".join(missing))
+    notes = json.loads((file.schema_arrow.metadata or {}).get(b"kdserved", b"{}"))
+    yield from describe.note_lines(notes.get("teachers", {}))
     for batch in file.iter_batches(batch_size=16, columns=SCHEMA.names):
         for record in batch.to_pylist():
             yield _line(record)
