@@ -21,11 +21,19 @@ const struct parameter_row common_parameters[N_COMMON] = {
 			 "how a sparse row is completed"},
 	[COMMON_TAIL] = {"tail", PARAMETER_SWITCH, 0, 1, "off", "", "ask for the teacher's mass outside its top-k (T = 1), else 1 - sum"},
 	[COMMON_DRAWS] = {"draws", PARAMETER_COUNT, 1, 65536, "50", "", "ids drawn at each position, with the forms that draw"},
+	[COMMON_LAYERS] = {"layers", PARAMETER_LAYERS, 0, 0, "last", "", "last, final, uniform, skip:N, tail, or student:teacher pairs 1:2,3:6"},
+	[COMMON_PROJECTION] = {"projection", PARAMETER_CHOICE, 0, 0, "auto", "auto|each|shared|none",
+			       "trained matrices from the student's width to the teacher's: where they differ, or always, one for all pairs, never"},
+	[COMMON_BIAS] = {"bias", PARAMETER_SWITCH, 0, 1, "off", "", "projections have a bias"},
+	[COMMON_POOLING] = {"pooling", PARAMETER_CHOICE, 0, 0, "none", "none|mean|last",
+			    "one row for each sequence: the mean of its rows, or its last"},
 	[COMMON_TAU] = {"tau", PARAMETER_NUMBER, 0.01, 100, "1", "", "they are drawn from p to this power; weights make up for it"},
 };
 
 #define ALPHA(fallback, help) {"alpha", PARAMETER_SCHEDULE, 0, 0.999, fallback, "", help}
 
+// What a row leaves out at its end is nothing.
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 static const struct method table[] = {
 	{"cross-entropy", METHOD_HARD, NULL, "-ln q(token that follows)", NULL,
 	 {{"smoothing", PARAMETER_SCHEDULE, 0, 0.999, "0", "", "share of the label's mass that is spread over the vocabulary"}}},
@@ -78,6 +86,19 @@ static const struct method table[] = {
 	  {"clip", PARAMETER_NUMBER, 0, 1, "0", "", "of the ratio to the chance of drawing, 1 - clip to 1 + clip; 0: none"}}},
 	{"top-n-ranking", METHOD_OWN_IDS, NULL, "how far the student's own ids stand above its least logit among the teacher's ids",
 	 logit_top_n, {{0}}},
+	{"hidden-mse", METHOD_HIDDEN, NULL, "squared gap of hidden rows, summed over the pairs of layers", NULL,
+	 {{"normalise", PARAMETER_SWITCH, 0, 1, "off", "", "both rows are divided by their length (PKD)"},
+	  {"sum", PARAMETER_SWITCH, 0, 1, "off", "", "sum over the width instead of its mean"}}, feature_hidden_mse},
+	{"hidden-cosine", METHOD_HIDDEN, NULL, "1 - cosine of hidden rows, summed over the pairs of layers", NULL, {{0}}, feature_hidden_cosine},
+	{"minilm", METHOD_RELATION, NULL, "KL of relations between a sequence's q, k and v rows, before rotation, summed over the pairs of layers",
+	 NULL,
+	 {{"version", PARAMETER_CHOICE, 0, 0, "v2", "v2|v1", "q to q, k to k, v to v; or q to k and v to v, head by head"},
+	  {"heads", PARAMETER_COUNT, 0, 4096, "0", "", "relation heads that the widths of both are split into; 0: the student's heads"}},
+	 feature_relations},
+	{"margin-mse", METHOD_HIDDEN | METHOD_POOLED, NULL,
+	 "squared gap of score differences (s_ij - s_ik) - (t_ij - t_ik) of a micro-batch's sequences", NULL,
+	 {{"score", PARAMETER_CHOICE, 0, 0, "dot", "dot|cosine", "of two pooled rows"},
+	  {"triples", PARAMETER_CHOICE, 0, 0, "all", "all|three", "every i, j, k, or each three sequences in their order"}}, feature_margin_mse},
 };
 #define N_METHODS (sizeof table / sizeof *table)
 
@@ -134,6 +155,11 @@ uint32_t method_n_parameters(const struct method *m)
 const struct parameter_row *method_common(const struct method *m, enum common_parameter which)
 {
 	bool form = which == COMMON_FORM || which == COMMON_TAIL || which == COMMON_DRAWS || which == COMMON_TAU;
+	bool layers = which == COMMON_LAYERS, hidden = which >= COMMON_LAYERS && !layers;
+	if (layers || hidden)
+		return m->feature && (layers || m->flags & METHOD_HIDDEN) ? &common_parameters[which] : NULL;
+	if (m->feature && which > COMMON_NAME)
+		return NULL;
 	if (which > COMMON_ON && (m->flags & METHOD_HARD))
 		return NULL;
 	return form && !(m->flags & METHOD_FORMS) ? NULL : &common_parameters[which];
@@ -155,7 +181,7 @@ const char *method_bias(const struct method *m, enum loss_form form, enum loss_s
 		[LOSS_FORM_TRUNCATED] = "it is no divergence: it may be negative, and its optimum is the teacher's head over its own sum",
 		[LOSS_FORM_LABEL_TAIL] = "the label gets all of the teacher's tail",
 	};
-	if (m->flags & METHOD_HARD)
+	if (m->flags & METHOD_HARD || m->feature)
 		return NULL;
 	if (!(m->flags & METHOD_FORMS))
 		return "ids outside its support are left alone";
@@ -188,12 +214,16 @@ void method_print(FILE *to)
 			fputs("of every loss on the teacher's row\n", to);
 		if (i == COMMON_FORM)
 			fputs("of those that are sums over a whole row\n", to);
+		if (i == COMMON_LAYERS)
+			fputs("of losses on features; all but layers of those on hidden rows alone\n", to);
 		parameter_print(to, &common_parameters[i], common_parameters[i].fallback);
 	}
 	for (size_t i = 0; i < N_METHODS; i++) {
 		fprintf(to, "%s: %s\n", table[i].name, table[i].help);
 		if (table[i].top_k)
 			parameter_print(to, &common_parameters[COMMON_TOP_K], table[i].top_k);
+		if (table[i].flags & METHOD_POOLED)
+			parameter_print(to, &common_parameters[COMMON_POOLING], METHOD_POOLED_FALLBACK);
 		for (uint32_t k = 0; k < method_n_parameters(&table[i]); k++)
 			parameter_print(to, &table[i].parameters[k], table[i].parameters[k].fallback);
 	}

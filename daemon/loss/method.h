@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The token losses that a run can name: one row each, with its parameters, what it asks of the teacher and how it is computed. The table
+// The losses that a run can name, on tokens or on features (what lies inside the models): one row each, with its parameters, what it asks of
+// the teacher and how it is computed. The table
 // feeds the parser, --list-losses and (through a test) the manual page. A new loss is a function and a row.
 #pragma once
 
@@ -7,8 +8,10 @@
 #include <stdio.h>
 
 #include "daemon/loss/divergence.h"
+#include "daemon/loss/feature.h"
 
 #define METHOD_MAX_PARAMETERS 4
+#define METHOD_POOLED_FALLBACK "last"  // of pooling, where a loss has to pool
 
 enum parameter_type {
 	PARAMETER_SCHEDULE,            // a number that may change over the run (schedule.h)
@@ -18,6 +21,7 @@ enum parameter_type {
 	PARAMETER_CHOICE,              // a|b|c: its place
 	PARAMETER_SUPPORT,             // teacher, student:K or both:K
 	PARAMETER_TEXT,
+	PARAMETER_LAYERS,              // layer_map.h
 };
 
 struct parameter_row {
@@ -39,6 +43,10 @@ enum method_flags {
 	METHOD_ADAPTIVE = 64,          // its first parameter moves with the loss (TAID)
 	METHOD_NOT_F = 128,            // not an f-divergence: a bucket is no bound of it
 	METHOD_DRAWN = 256,            // of labels that the student drew, and the teacher's word for them (with METHOD_HARD: no rows)
+	// On features:
+	METHOD_HIDDEN = 1 << 16,       // compares hidden rows, the student's projected where widths differ
+	METHOD_RELATION = 1 << 17,     // of q, k and v rows
+	METHOD_POOLED = 1 << 18,       // one row for each sequence
 };
 
 struct method {
@@ -46,8 +54,9 @@ struct method {
 	unsigned flags;
 	const char *top_k;             // default of top-k; NULL: the common one
 	const char *help;
-	divergence_fn *fn;             // NULL: METHOD_HARD
+	divergence_fn *fn;             // of the teacher's row; else NULL
 	struct parameter_row parameters[METHOD_MAX_PARAMETERS];        // up to the first without a name
+	feature_fn *feature;           // of features; else NULL
 };
 
 // Parameters of every loss, and of every loss on the teacher's row. A method's own come first in a line's list of values.
@@ -55,6 +64,7 @@ enum common_parameter {
 	COMMON_WEIGHT, COMMON_NAME, COMMON_ON,         // of all
 	COMMON_TEMPERATURE, COMMON_T2_SCALE, COMMON_TOP_K, COMMON_SUPPORT, COMMON_TEACHER, COMMON_KEEP, COMMON_TRUST, COMMON_FORM, COMMON_TAIL,
 	COMMON_DRAWS, COMMON_TAU,
+	COMMON_LAYERS, COMMON_PROJECTION, COMMON_BIAS, COMMON_POOLING,         // of features
 	N_COMMON,
 };
 extern const struct parameter_row common_parameters[N_COMMON];

@@ -106,7 +106,8 @@ int objective_check(const struct objective *o, struct error *err)
 		any |= !schedule_is(&o->terms[i].weight, 0);
 	if (!any)
 		return error_set(err, ERROR_INVALID, "loss", "every weight is 0: there is nothing to learn");
-	return draws_check(o, err);
+	int r = draws_check(o, err);
+	return r ? r : feature_check(o, err);
 }
 
 void objective_seed(struct objective *o, uint64_t seed)
@@ -172,6 +173,10 @@ void objective_describe(const struct objective *o, uint32_t term, char *to, size
 	schedule_words(&t->weight, weight, sizeof weight);
 	if (term_is_hard(t)) {
 		snprintf(to, room, "%s: weight %s%s", t->name, weight, on[t->on]);
+		return;
+	}
+	if (term_is_feature(t)) {
+		feature_describe(t, weight, to, room);
 		return;
 	}
 	snprintf(to, room, "%s: %s%s%sweight %s%s, temperature %s%s, %s, form %s", t->name, t->words ? "teacher " : "", t->words ? t->words : "",

@@ -4,6 +4,7 @@
 
 #include "daemon/loss/method.h"
 #include "daemon/loss/objective.h"
+#include "daemon/loss/objective_feature.h"
 #include "daemon/loss/schedule.h"
 
 struct adaptive { double t, momentum, previous, started; };
@@ -25,6 +26,7 @@ struct term {
 	uint32_t top_k, own_k, n_draws;
 	double tau;
 	struct adaptive adaptive;
+	struct feature_term feature;   // of those on features
 	// of the present step
 	bool active;
 	double x[METHOD_MAX_PARAMETERS], weight_now;
@@ -72,5 +74,19 @@ static inline uint32_t term_voice(const struct objective *o, const struct term *
 // Finds or adds what the term's words name. Errors have the field "loss".
 int objective_teachers_add(struct objective *o, struct term *t, const char *where, struct error *err);
 
+static inline bool term_is_feature(const struct term *t)
+{
+	return t->method->feature != NULL;
+}
+
+// On the teacher's row of the vocabulary.
+static inline bool term_is_soft(const struct term *t)
+{
+	return t->method->fn != NULL;
+}
+
+void feature_query(const struct objective *o, struct query *q);        // objective_query's part
+void feature_describe(const struct term *t, const char *weight, char *to, size_t room);
+int feature_check(const struct objective *o, struct error *err);       // objective_check's part
 int term_parse(struct term *t, const char *text, const char *where, struct error *err);
 void term_done(struct term *t);

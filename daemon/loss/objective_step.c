@@ -36,7 +36,7 @@ void objective_step(struct objective *o, uint64_t step)
 			t->x[k] = schedule_at(&t->own[k], step, o->n_steps);
 		if (t->method->flags & METHOD_ADAPTIVE)
 			t->x[0] = t->adaptive.t = fmax(t->adaptive.t, t->x[0]);
-		if (term_is_hard(t))
+		if (!term_is_soft(t))
 			continue;
 		float temperature = (float)schedule_at(&t->temperature, step, o->n_steps);
 		uint32_t at = 0;
@@ -90,6 +90,8 @@ void objective_position(struct objective *o, const struct loss_position *voices,
 	for (uint32_t i = 0; i < o->n_terms; i++) {
 		struct term *t = &o->terms[i];
 		struct divergence d = {.slope = o->slope};
+		if (term_is_feature(t))
+			continue;
 		const struct loss_position *x = &voices[term_voice(o, t)];
 		if (!t->active) {
 			sums->values[i] = sums->entropies[i] = NAN;

@@ -125,7 +125,7 @@ void objective_voice(const struct objective *o, uint32_t voice, struct objective
 
 static bool asks_head(const struct term *t)
 {
-	return !term_is_hard(t) && t->form != LOSS_FORM_DRAWS && t->support != LOSS_SUPPORT_STUDENT;
+	return term_is_soft(t) && t->form != LOSS_FORM_DRAWS && t->support != LOSS_SUPPORT_STUDENT;
 }
 
 uint32_t objective_top_k(const struct objective *o, uint32_t teacher)
@@ -195,10 +195,12 @@ void objective_query(const struct objective *o, uint32_t teacher, uint64_t step,
 	q->top_k = top_k < vocab_size ? top_k : vocab_size;
 	temperature_add(q->temperatures, &q->n_temperatures, 1);       // evaluation is at 1, and one answer may serve both
 	for (uint32_t i = 0; i < o->n_terms; i++)
-		if (term_hears(&o->terms[i], teacher))
+		if (term_hears(&o->terms[i], teacher) && term_is_soft(&o->terms[i]))
 			term_query(o, &o->terms[i], step, q);
 	if (q->draws.n)
 		q->draws.seed = seed;
+	if (teacher == 0)
+		feature_query(o, q);
 }
 
 bool objective_asks(const struct objective *o, uint32_t teacher, uint64_t step)
@@ -213,7 +215,7 @@ bool objective_asks_at(const struct objective *o, uint32_t teacher, float temper
 {
 	for (uint32_t i = 0; i < o->n_terms; i++) {
 		const struct term *t = &o->terms[i];
-		if (term_hears(t, teacher) && t->active && o->temperatures[t->temperature_at] == temperature)
+		if (term_hears(t, teacher) && term_is_soft(t) && t->active && o->temperatures[t->temperature_at] == temperature)
 			return true;
 	}
 	return false;

@@ -152,6 +152,29 @@ static int own_set(const struct line *l, struct term *t, uint32_t i, const char 
 	return r;
 }
 
+static int layers_set(const struct line *l, struct term *t, const struct parameter_row *p, const char *value, struct error *err)
+{
+	if (layer_map_parse(value, &t->feature.layers) == 0)
+		return 0;
+	return refuse(l, p->name, value, "last, final, uniform, skip:N, tail or pairs STUDENT:TEACHER,... are expected", err);
+}
+
+static int feature_set(const struct line *l, struct term *t, enum common_parameter which, const char *value, struct error *err)
+{
+	const struct parameter_row *p = &common_parameters[which];
+	int choice = 0, r;
+	if (which == COMMON_LAYERS)
+		return layers_set(l, t, p, value, err);
+	if (which == COMMON_BIAS)
+		return switch_set(l, p, value, &t->feature.bias, err);
+	r = choice_set(l, p, value, &choice, err);
+	if (which == COMMON_PROJECTION)
+		t->feature.projection = (enum feature_projection)choice;
+	else
+		t->feature.pooling = (enum query_pooling)choice;
+	return r;
+}
+
 static int common_set(const struct line *l, struct term *t, enum common_parameter which, const char *value, struct error *err)
 {
 	const struct parameter_row *p = &common_parameters[which];
@@ -180,7 +203,7 @@ static int common_set(const struct line *l, struct term *t, enum common_paramete
 		t->by_label = trust == 1;
 		return r;
 	case COMMON_TEACHER: return teacher_read(l, t, p, value, err);
-	default: return -EINVAL;
+	default: return feature_set(l, t, which, value, err);
 	}
 }
 
@@ -211,6 +234,13 @@ static int word_set(const struct line *l, struct term *t, char *word, unsigned *
 	return r;
 }
 
+static const char *common_fallback(const struct method *m, enum common_parameter which)
+{
+	if (which == COMMON_TOP_K && m->top_k)
+		return m->top_k;
+	return which == COMMON_POOLING && m->flags & METHOD_POOLED ? METHOD_POOLED_FALLBACK : common_parameters[which].fallback;
+}
+
 static int defaults_set(const struct line *l, struct term *t, struct error *err)
 {
 	int r = 0;
@@ -218,8 +248,7 @@ static int defaults_set(const struct line *l, struct term *t, struct error *err)
 		r = own_set(l, t, i, l->method->parameters[i].fallback, err);
 	for (int i = 0; r == 0 && i < N_COMMON; i++)
 		if (method_common(l->method, (enum common_parameter)i))
-			r = common_set(l, t, (enum common_parameter)i,
-				       i == COMMON_TOP_K && l->method->top_k ? l->method->top_k : common_parameters[i].fallback, err);
+			r = common_set(l, t, (enum common_parameter)i, common_fallback(l->method, (enum common_parameter)i), err);
 	return r;
 }
 
@@ -251,6 +280,9 @@ static const char *mix_fault(const struct term *t, unsigned seen, const char **r
 	*ret_key = "beta";
 	if (t->method->fn == divergence_jsd && t->own[1].values[0] == 0 && (schedule_is(&t->own[0], 0) || schedule_is(&t->own[0], 1)))
 		return "is 0 everywhere at this end: normalise-beta=on has the limits";
+	*ret_key = "pooling";
+	if (t->method->flags & METHOD_POOLED && t->feature.pooling == QUERY_POOLING_NONE)
+		return "mean or last is expected: it compares sequences";
 	*ret_key = "quantile";
 	if (t->method->fn == divergence_dac_kl && !schedule_within(&t->own[0], 1e-9, 1))
 		return "more than 0 is expected";
@@ -274,6 +306,8 @@ int term_parse(struct term *t, const char *text, const char *where, struct error
 		return error_set(err, ERROR_INVALID, "loss", "%s: loss: there is no \"%.64s\"; did you mean \"%s\"? (kdserved-worker --list-losses)",
 				 where, word, method_nearest(word)->name);
 	r = defaults_set(&l, t, err);
+	if (r == 0 && !(t->feature.where = strdup(where)))
+		r = error_set(err, ERROR_MEMORY, "loss", "out of memory");
 	while (r == 0 && (word = strsep(&rest, " \t")))
 		if (*word)
 			r = word_set(&l, t, word, &seen, err);
@@ -288,5 +322,6 @@ void term_done(struct term *t)
 {
 	free(t->name);
 	free(t->words);
-	t->name = t->words = NULL;
+	free(t->feature.where);
+	t->name = t->words = t->feature.where = NULL;
 }

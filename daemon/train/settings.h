@@ -29,7 +29,8 @@ struct run_settings {
 	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;
 	int64_t micro_batch, checkpointing_layers, accumulate, steps, warmup, seed, evaluate_every, early_stop, checkpoint_every, keep, threads;
 	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip, average;
-	int precision, packing, optimizer, quantize, export_which, missing, order, export_type, values, device, family;
+	int precision, packing, optimizer, quantize, export_which, missing, order, export_type, values, feature_values, device, family;
+	int64_t teacher_layers;
 	int64_t rollout_prompt, rollout_tokens;
 	double rollout_share, rollout_temperature;
 };

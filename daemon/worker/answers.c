@@ -63,7 +63,8 @@ int source_question(const struct source *s, const struct query *asked, const str
 		    struct query *ret, struct error *err)
 {
 	struct query_limits limits = {.max_tokens = s->info.max_tokens, .max_top_k = s->info.max_top_k, .vocab_size = s->info.vocab_size,
-				      .max_gather = s->info.max_gather, .max_draws = s->info.max_draws};
+				      .max_gather = s->info.max_gather, .max_draws = s->info.max_draws,
+				      .n_layers = s->info.n_layers ? s->info.n_layers : UINT16_MAX};
 	struct query whole = *asked;           // a view: nothing of it is freed
 	if (gather)
 		whole.gather = *gather;

@@ -50,6 +50,8 @@ static void query_say(const struct query *q, char *text, size_t size)
 	int n = snprintf(text, size, "%" PRIu32 " ids as %s at temperature", q->top_k, values[q->values]);
 	for (uint32_t i = 0; i < q->n_temperatures && n > 0 && (size_t)n < size; i++)
 		n += snprintf(text + n, size - (size_t)n, "%s %g", i ? "," : "", (double)q->temperatures[i]);
+	if (q->n_features && n > 0 && (size_t)n < size)
+		snprintf(text + n, size - (size_t)n, ", rows of %" PRIu32 " layers", q->n_features);
 }
 
 static int survey_judge(const struct trainer *t, const struct answers_survey *v, struct error *err)

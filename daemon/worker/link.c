@@ -264,6 +264,14 @@ static int events_take(struct link *l, uint32_t n, link_take_fn *take, void *arg
 	}
 }
 
+static void features_list(const struct query *q, struct kd_feature *ret)
+{
+	static const uint16_t kinds[] = {[QUERY_FEATURE_HIDDEN] = KD_HIDDEN, [QUERY_FEATURE_FINAL] = KD_FINAL, [QUERY_FEATURE_Q] = KD_Q,
+					 [QUERY_FEATURE_K] = KD_K, [QUERY_FEATURE_V] = KD_V};
+	for (uint32_t i = 0; i < q->n_features; i++)
+		ret[i] = (struct kd_feature){kinds[q->features[i].kind], q->features[i].layer};
+}
+
 int link_ask(struct link *l, const struct query *q, const struct kd_sequence *sequences, uint32_t n, link_take_fn *take, void *arg,
 	     struct error *err)
 {
@@ -273,10 +281,17 @@ int link_ask(struct link *l, const struct query *q, const struct kd_sequence *se
 	int r = connect_once(l, err);
 	if (r)
 		return r;
+	static const int poolings[] = {[QUERY_POOLING_NONE] = KD_POOLING_NONE, [QUERY_POOLING_MEAN] = KD_POOLING_MEAN,
+				       [QUERY_POOLING_LAST] = KD_POOLING_LAST};
+	static const int feature_values[] = {[QUERY_FEATURE_F32] = KD_F32, [QUERY_FEATURE_F16] = KD_F16, [QUERY_FEATURE_BF16] = KD_BF16};
+	struct kd_feature features[QUERY_MAX_FEATURES];
+	features_list(q, features);
 	struct kd_query query = {.size = sizeof query, .top_k = q->top_k, .own = q->own, .entropy = q->entropy, .tail = q->tail,
 				 .values = values[q->values], .n_temperatures = q->n_temperatures,
 				 .temperatures = q->temperatures, .first = q->first, .last = q->last,
-				 .draws = {q->draws.n, q->draws.tau, q->draws.seed, q->draws.tail}};
+				 .draws = {q->draws.n, q->draws.tau, q->draws.seed, q->draws.tail},
+				 .n_features = q->n_features, .features = features, .pooling = poolings[q->pooling],
+				 .feature_values = feature_values[q->feature_values]};
 	struct kd_request request = {.size = sizeof request, .query = &query, .sequences = sequences, .n_sequences = n};
 	return kd_submit(l->client, &request, &id, &why) ? client_error(err, &why) : events_take(l, n, take, arg, err);
 }

@@ -17,6 +17,7 @@
 #include "daemon/worker/answers.h"
 #include "daemon/worker/corpus.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/features_prepare.h"
 #include "daemon/worker/layers.h"
 #include "daemon/worker/panel.h"
 #include "daemon/worker/policy.h"
@@ -184,6 +185,15 @@ static int same_tokenizer(const struct trainer *t, struct model_file *file, stru
 	return 0;
 }
 
+static int any_student_open(struct trainer *t, const struct student_options *options, const struct architecture *a,
+			    const struct tensor_source *source, struct error *err)
+{
+	struct student_options o = *options;
+	int r = features_prepare(t, a, err);
+	o.features = t->features;
+	return r ? r : student_open(&o, a, source, &t->student, err);
+}
+
 static int given_student_open(struct trainer *t, const struct student_options *o, uint32_t vocab_size, struct error *err)
 {
 	struct model_file *file = NULL;
@@ -210,7 +220,7 @@ static int given_student_open(struct trainer *t, const struct student_options *o
 		r = error_set(err, ERROR_INVALID, "sequence-length", "%u is more than the student's context of %u", o->sequence_length,
 			      a->context_length);
 	else
-		r = student_open(o, a, &source, &t->student, err);
+		r = any_student_open(t, o, a, &source, err);
 out:
 	model_file_close(file);
 	return r;
@@ -237,7 +247,7 @@ static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error 
 		return given_student_open(t, &o, vocab_size, err);
 	struct architecture a = random_architecture(t, vocab_size);
 	int r = architecture_check(&a, err);
-	return r ? r : student_open(&o, &a, NULL, &t->student, err);
+	return r ? r : any_student_open(t, &o, &a, NULL, err);
 }
 
 // On the student's device, which was opened with room for it.
@@ -346,9 +356,13 @@ static int own_prepare(struct trainer *t, struct error *err)
 	if (r)
 		return r;
 	t->vocab_size = answers_info(t->answers)->vocab_size;
+	r = features_resolve(t, err);
+	if (r)
+		return r;
 	questions_prepare(t);
 	r = tokenizer_open(t, err);
 	r = r ? r : share_corpus(t, err);
+	r = r ? r : features_probe(t, err);
 	if (r)
 		return r;
 	plan_make(t);

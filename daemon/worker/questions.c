@@ -22,6 +22,7 @@ void questions_at(const struct trainer *t, uint32_t teacher, uint64_t step, stru
 	query_init(ret);
 	ret->last = -2;                // the last token has no label
 	ret->values = (enum query_values)t->settings->values;
+	ret->feature_values = (enum query_feature_values)t->settings->feature_values;
 	objective_query(t->objective, teacher, step, (uint64_t)t->settings->seed, t->vocab_size, ret);
 }
 

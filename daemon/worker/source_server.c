@@ -182,7 +182,8 @@ static int info_fill(struct source_server *s, struct error *err)
 	free(body);
 	*info = (struct answers_info){.teacher = s->link.teacher, .vocab_size = s->link.server.vocab_size,
 				      .max_tokens = s->link.server.max_tokens, .max_top_k = s->link.server.max_top_k,
-				      .max_gather = s->link.server.max_gather, .max_draws = s->link.server.max_draws};
+				      .max_gather = s->link.server.max_gather, .max_draws = s->link.server.max_draws,
+				      .n_layers = s->link.server.n_layers};
 	provenance_take(info, model);
 	json_decref(model);
 	if (info->vocab_size < 1 || info->vocab_size > QUERY_MAX_VOCABULARY)

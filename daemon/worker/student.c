@@ -12,6 +12,7 @@
 #include "daemon/model/forward.h"
 #include "daemon/model/head.h"
 #include "daemon/model/weights.h"
+#include "daemon/worker/features.h"
 #include "daemon/worker/passage.h"
 #include "daemon/worker/rollout.h"
 #include "daemon/worker/hearing.h"
@@ -83,6 +84,8 @@ static int need_of(struct student *s, const struct architecture *a, struct backe
 	r = r ? r : activations_need(a, max_rows, true, s->options.recompute, need, err);
 	s->activations_count = (struct backend_count){.n_real = training->n_real - before.n_real, .n_act = training->n_act - before.n_act};
 	r = r ? r : head_need(a, max_rows, true, false, need, err);
+	features_need(s->options.features, need);
+	weights_need_beside(features_beside(s->options.features), 2 + s->options.n_arrays, need);
 	r = r || !s->options.rollout ? r : rollout_need(a, s->options.rollout, need, err);
 	training->n_act += (uint64_t)max_rows * a->width;
 	training->n_arrays++;
@@ -96,11 +99,13 @@ static int device_open(struct student *s, const struct architecture *a, const st
 	struct backend_options b = {.n_threads = o->n_threads, .numeric = o->numeric, .max_rows = max_rows};
 	int r = need_of(s, a, &b.need, err);
 	r = r ? r : backend_open(o->device, &b, &s->backend, err);
-	r = r ? r : weights_new_trainable(s->backend, a, o->seed, o->sequence_length, &s->weights, err);
+	r = r ? r : weights_new_beside(s->backend, a, features_beside(o->features), o->seed, o->sequence_length, &s->weights, err);
 	if (r == 0 && source)
 		r = weights_fill(s->weights, source, err);
 	r = r ? r : activations_new(s->weights, max_rows, true, o->recompute, &s->activations, err);
 	r = r ? r : head_open(s->weights, max_rows, &s->head, err);
+	if (r == 0 && o->features)
+		r = features_open(o->features, s->weights, s->activations, err);
 	if (r)
 		return r;
 	s->dfinal = s->backend->ops->act_new(s->backend, (size_t)max_rows * a->width, err);
@@ -134,6 +139,7 @@ struct student *student_close(struct student *s)
 	if (s->dfinal)
 		s->backend->ops->act_free(s->backend, s->dfinal);
 	head_close(s->head);
+	features_close(s->options.features);
 	activations_free(s->activations);
 	weights_free(s->weights);
 	backend_close(s->backend);
@@ -312,17 +318,33 @@ static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_r
 	return 0;
 }
 
+// Losses and the gradient of what the head reads. Without losses on tokens no logit is wanted.
+static int losses_take(struct student *s, const struct record_rows *const *rows, uint32_t n, struct act *final, struct error *err)
+{
+	uint32_t T = s->layout.n_positions;
+	const struct features_batch batch = {n, s->n_rows, rows, s->starts, s->rows};
+	int r = s->options.features ? features_learn(s->options.features, &batch, &s->sums->objective, err) : 0;
+	if (r)
+		return r;
+	if (objective_has_rows(s->options.objective))
+		return head_train(s->head, final, s->rows, s->n_rows, T, s->swept, tile_loss, s, s->dfinal, err);
+	s->backend->ops->put_rows(s->backend, s->dfinal, s->dfinal, NULL, 0, T, s->weights->architecture.width);
+	return 0;
+}
+
 int student_train(struct student *s, const struct record_rows *const *rows, uint32_t n, struct student_sums *sums, struct error *err)
 {
 	int r = batch_pack(s, rows, n, false, &sums->n_masked, err);
 	if (r || s->n_rows == 0)
 		return r;
 	s->sums = sums;
-	struct act *final = forward(s->weights, s->activations, &s->layout);
-	r = head_train(s->head, final, s->rows, s->n_rows, s->layout.n_positions, s->swept, tile_loss, s, s->dfinal, err);
+	features_watch(s->options.features, s->layout.n_positions);
+	r = losses_take(s, rows, n, forward(s->weights, s->activations, &s->layout), err);
+	if (r == 0)
+		backward(s->weights, s->activations, &s->layout, s->dfinal);
+	features_unwatch(s->options.features);
 	if (r)
 		return r;
-	backward(s->weights, s->activations, &s->layout, s->dfinal);
 	sums->n_positions += s->n_rows;
 	for (uint32_t i = 0; s->passages && i < n; i++)
 		sums->drawn.n_passages += s->passages[i].logprobs != NULL;

@@ -13,6 +13,7 @@ struct architecture;
 struct error;
 struct head;
 struct passage;
+struct features;
 struct record_rows;
 struct rollout_options;
 struct sequence;
@@ -32,6 +33,7 @@ struct student_options {
 	uint32_t n_arrays;             // that the caller will make beside the parameters, in their layout: its optimizer's
 	const struct rollout_options *rollout; // of whom the caller will open on the student's device; NULL = none
 	struct objective *objective;   // begun; the caller's, which sets its step
+	struct features *features;     // of its losses on features; NULL where there are none. The caller's; opened and closed here
 };
 
 // With source NULL the start is random, else filled from it. Owns the backend and the weights.

@@ -98,6 +98,7 @@ struct trainer *trainer_close(struct trainer *t)
 	optimizer_free(t->optimizer);
 	free(t->groups);
 	student_close(t->student);
+	features_free(t->features);
 	objective_free(t->objective);
 	dataset_free(t->dataset);
 	tokenizer_close(t->tokenizer);
@@ -223,6 +224,7 @@ static int held_out_ask(struct trainer *t, struct error *err)
 		int r = answers_next(t->answers, &t->held_out[i], err);
 		if (r)
 			return r;
+		features_forget(t->held_out[i]);
 		if (i % size == 0)
 			trainer_say(t, "starting");
 	}

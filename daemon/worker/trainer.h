@@ -9,6 +9,7 @@
 
 #include "common/query.h"
 #include "daemon/train/settings.h"
+#include "daemon/worker/features.h"
 #include "daemon/worker/optimizer.h"
 #include "daemon/worker/progress.h"
 #include "daemon/worker/snapshot.h"
@@ -48,6 +49,8 @@ struct trainer {
 	struct objective *objective;
 	struct policy *policy;                 // NULL: text alone
 	struct rollout *rollout;               // with it
+	struct features *features;             // of losses on features, or NULL
+	struct feature_widths widths;          // of the teacher's rows that they look at
 	struct student *student;
 	struct optimizer_options optimizing;
 	struct optimizer *optimizer;
