@@ -161,7 +161,8 @@ void feature_describe(const struct term *t, const char *weight, char *to, size_t
 		 relates ? "q, k and v before rotation" : poolings[t->feature.pooling]);
 }
 
-void objective_feature_add(struct objective *o, uint32_t term, struct feature_view *v, uint64_t n_positions, struct objective_sums *sums)
+void objective_feature_add(struct objective *o, uint32_t term, struct feature_view *v, uint64_t n_positions, bool first,
+			   struct objective_sums *sums)
 {
 	struct term *t = &o->terms[term];
 	double n = (double)n_positions;
@@ -172,6 +173,7 @@ void objective_feature_add(struct objective *o, uint32_t term, struct feature_vi
 	v->scale = t->weight_now * n;
 	double value = n * t->method->feature(v, t->x);
 	sums->values[term] += value;
+	sums->counts[term] += first ? n : 0;
 	sums->entropies[term] = NAN;
 	sums->total += t->weight_now * value;
 }

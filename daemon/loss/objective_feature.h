@@ -41,5 +41,7 @@ int objective_feature_refuse(const struct objective *o, uint32_t term, const cha
 
 // The place of a feature in the question that objective_query makes; UINT32_MAX: it is not asked.
 uint32_t objective_feature_place(const struct query *q, enum query_feature_kind kind, uint16_t layer);
-// Adds one pair of layers of n_positions positions to the sums, and its weighted gradient to v's. v->scale is set here.
-void objective_feature_add(struct objective *o, uint32_t term, struct feature_view *v, uint64_t n_positions, struct objective_sums *sums);
+// Adds one pair of layers of n_positions positions to the sums, and its weighted gradient to v's. v->scale is set here. `first`: of the
+// term's pairs, which counts the positions.
+void objective_feature_add(struct objective *o, uint32_t term, struct feature_view *v, uint64_t n_positions, bool first,
+			   struct objective_sums *sums);

@@ -22,7 +22,7 @@ static uint64_t word_of(uint64_t seed, uint64_t step, uint64_t teacher)
 
 bool term_kept(const struct objective *o, const struct term *t, uint64_t step)
 {
-	return term_is_hard(t) || t->keep >= 1 || (double)(word_of(o->seed, step, t->members[0]) >> 11) * 0x1p-53 < t->keep;
+	return !term_is_soft(t) || t->keep >= 1 || (double)(word_of(o->seed, step, t->members[0]) >> 11) * 0x1p-53 < t->keep;
 }
 
 void objective_step(struct objective *o, uint64_t step)

@@ -248,7 +248,7 @@ static int lesson_learn(struct features *f, const struct features_batch *b, cons
 		r = part_gather(f, b, l, i, &pooling, &v.parts[i], err);
 	if (r)
 		return r;
-	objective_feature_add(o, l->term, &v, b->n_rows, sums);
+	objective_feature_add(o, l->term, &v, b->n_rows, l == f->lessons || l[-1].term != l->term, sums);
 	for (int i = 0; i < n_parts; i++)
 		part_scatter(f, b, l, i, &pooling);
 	return 0;

@@ -111,7 +111,7 @@ class Features(unittest.TestCase):
             self.refused("minilm layers=0:1", ["0:1 is out of range"], **live)
             self.refused("hidden-mse layers=2:3", [where + "hidden-mse: layers: 2:3 is out of range", "the teacher to 2"], **live)
             self.refused("hidden-mse projection=none", ["projection=none: the student's rows are 48 wide, the teacher's 32"], **live)
-            self.refused("hidden-mse projection=none bias=on", "projection=none", student_width=32, **live)
+            self.refused("hidden-mse bias=on", "bias: there is no projection: projection=each makes one", student_width=32, **live)
             self.refused("margin-mse", ["micro-batch: is 2 sequences; 3 or more"], micro_batch=2, **live)
             self.refused("margin-mse triples=three", ["a multiple of 3"], micro_batch=4, **live)
             self.refused("margin-mse pooling=none", ["pooling: mean or last is expected"], status=78, **live)
