@@ -81,7 +81,7 @@ static int mpi_open(struct team *t, unsigned long expected, const char *by, stru
 static int mpi_open(struct team *t, unsigned long expected, const char *by, struct error *err)
 {
 	(void)t;
-	return error_set(err, ERROR_UNSUPPORTED, NULL, "%s started %lu processes; this build trains in one only (no MPI: configure --with-mpi)", by,
+	return error_set(err, ERROR_UNSUPPORTED, NULL, "%s started %lu processes; this build trains in one only (configure --with-mpi)", by,
 			 expected);
 }
 #endif
