@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Twenty steps of training by token losses against PyTorch with automatic differentiation: losses equal to 4 digits. The worker's own path,
-// from a line of configuration through the question, the answer and the student to the optimizer; make_losses.py says what the file holds.
+// from a line of configuration through the question, the answer and the student to the optimizer; make_losses.py and
+// make_quantised.py (students on a grid) say what the files hold.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -179,20 +180,25 @@ static struct objective *objective_read(const struct lessons *l, struct golden_f
 	return o;
 }
 
-static void method_compare(const struct lessons *l, struct golden_file *g, struct model_file *file)
+// bits: of the grid that the student's matrices lie on; 0 = none. On a grid the student is in double precision: a matrix that rounds to another
+// point of it is no rounding error any more.
+static void method_compare(const struct lessons *l, struct golden_file *g, struct model_file *file, uint32_t bits)
 {
-	char first[128], device[] = DEVICE;
+	char first[128];
+	const char *device = bits ? "ref" : DEVICE;
+	struct optimizer_options optimizing = l->optimizer;
 	struct error err = {0};
 	struct objective *o = objective_read(l, g, first, sizeof first);
+	optimizing.bits = bits;
 	struct tensor_source source = model_file_source(file);
 	struct student_options options = {.device = device, .n_threads = 1, .sequence_length = l->length, .micro_batch = l->n_sequences,
 					  .top_k = l->V < 8 ? l->V : 8, .seed = 1, .objective = o,
-					  .n_arrays = optimizer_n_arrays(&l->optimizer)};
+					  .n_arrays = optimizer_n_arrays(&optimizing)};
 	struct student *student = NULL;
 	struct optimizer *optimizer = NULL;
 	double worst = 0, last = 0;
 	if (student_open(&options, model_file_architecture(file), &source, &student, &err) ||
-	    optimizer_new(&l->optimizer, student_weights(student), &optimizer, &err))
+	    optimizer_new(&optimizing, student_weights(student), &optimizer, &err))
 		fail_msg("%s", err.message);
 	for (uint32_t i = 0; i < l->n_steps; i++) {
 		double want = reader_f64(&g->reader);
@@ -201,36 +207,51 @@ static void method_compare(const struct lessons *l, struct golden_file *g, struc
 			fail_msg("%s, step %u: %.9g, PyTorch %.9g", first, i + 1, last, want);
 		worst = fmax(worst, fabs(last - want) / fabs(want));
 	}
-	printf("# %s: after %u steps %.6f, largest relative difference %.1e\n", first, l->n_steps, last, worst);
+	printf("# %s%s: after %u steps %.6f, largest relative difference %.1e\n", first, bits == 8 ? " on int8" : bits ? " on int4" : "", l->n_steps, last, worst);
 	optimizer_free(optimizer);
 	student_close(student);
 	objective_free(o);
 }
 
-static void losses_are_those_of_pytorch(void **state)
+static void file_compare(const char *name, const char *magic, uint32_t n_least)
 {
 	struct golden_file g;
 	struct lessons l = {0};
 	struct model_file *file = NULL;
 	struct error err = {0};
 	char path[4096];
-	(void)state;
-	golden_open(&g, "losses.bin", "KDGL");
+	bool grids = strcmp(magic, "KDGQ") == 0;
+	golden_open(&g, name, magic);
 	lessons_read(&l, &g);
 	golden_path(path, sizeof path, "models/train");
 	if (model_file_open(path, &file, &err))
 		fail_msg("%s", err.message);
 	uint32_t n_methods = reader_u32(&g.reader);
-	assert_in_range(n_methods, 5, 100);
+	assert_in_range(n_methods, n_least, 100);
 	for (uint32_t i = 0; i < n_methods; i++)
-		method_compare(&l, &g, file);
+		method_compare(&l, &g, file, grids ? reader_u32(&g.reader) : 0);
 	model_file_close(file);
 	golden_close(&g);
 	lessons_done(&l);
 }
 
+static void losses_are_those_of_pytorch(void **state)
+{
+	(void)state;
+	file_compare("losses.bin", "KDGL", 5);
+}
+
+static void losses_on_a_grid_are_those_of_pytorch(void **state)
+{
+	(void)state;
+	file_compare("quantised.bin", "KDGQ", 2);
+}
+
 int main(void)
 {
-	static const struct CMUnitTest tests[] = {cmocka_unit_test(losses_are_those_of_pytorch)};
+	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test(losses_are_those_of_pytorch),
+		cmocka_unit_test(losses_on_a_grid_are_those_of_pytorch),
+	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
