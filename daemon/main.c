@@ -24,6 +24,7 @@
 #include "daemon/server/http.h"
 #include "daemon/server/service.h"
 #include "daemon/server/socket.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"
 #include "daemon/train/supervisor.h"
@@ -130,6 +131,13 @@ static void on_store_failing(void *arg, const struct error *why)
 	sd_notifyf(0, "STATUS=%s", why ? why->message : "Answers are stored again");
 }
 
+static int read_compression(const struct options *o, int *ret_level, struct error *err)
+{
+	struct error why = {0};
+	int r = packed_level(o->store_compression ? o->store_compression : "none", ret_level, &why);
+	return r ? error_set(err, why.code, "store-compression", "store-compression = %s", why.message) : 0;
+}
+
 static int open_store(struct daemon *d, struct error *err)
 {
 	const struct options *o = &d->options;
@@ -139,7 +147,8 @@ static int open_store(struct daemon *d, struct error *err)
 	struct store_stats stats;
 	if (!o->store)
 		return 0;
-	int r = store_open(&s, &d->store, err);
+	int r = read_compression(o, &s.compression, err);
+	r = r ? r : store_open(&s, &d->store, err);
 	if (r)
 		return r;
 	store_stats(d->store, &stats);
@@ -397,9 +406,10 @@ static int check_config(const struct options *o)
 static int run_mode(struct daemon *d, enum arguments_mode mode)
 {
 	struct error err = {0};
+	int level;
 	if (arguments_print(mode))
 		return EXIT_SUCCESS;
-	if (options_check(&d->options, &err)) {
+	if (options_check(&d->options, &err) || read_compression(&d->options, &level, &err)) {
 		fprintf(stderr, "kdserved: %s\n", err.message);
 		return EXIT_BAD_CONFIG;
 	}

@@ -7,6 +7,7 @@
 
 #include "clients/kdctl/store.h"
 #include "common/error.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/survey.h"
 #include "daemon/store/upkeep.h"
 
@@ -79,20 +80,28 @@ static int compact(struct kdctl *k, struct upkeep_compact *o)
 int store_compact(struct kdctl *k, int argc, char **argv)
 {
 	static const struct option options[] = {{"keep-contained", no_argument, NULL, 'c'}, {"drop-damaged", no_argument, NULL, 'd'},
+						{"compression", required_argument, NULL, 'z'},
 						{"shard", required_argument, NULL, 'b'}, {"threads", required_argument, NULL, 't'}, STORE_OPTIONS, {0}};
-	static const char help[] = "compact [--keep-contained] [--drop-damaged] [--shard SIZE] [--threads N] DIR\n"
+	static const char help[] = "compact [--keep-contained] [--drop-damaged] [--compression C] [--shard SIZE] [--threads N] DIR\n"
 		"Rewrites shards without second copies and without records that a larger one contains, and joins small ones.\n"
 		"What a shard with damage holds stays as it is, and the exit status is 1; --drop-damaged rewrites it too, without\n"
-		"what is damaged. --keep-contained: every key stays. --shard: size of new shards, 256M. Refused while a server\n"
-		"has the store. May be interrupted at any time: what is answered stays the same.\n";
+		"what is damaged. --keep-contained: every key stays. --shard: size of new shards, 256M. --compression: none, zstd\n"
+		"or zstd:LEVEL (1 to 19) rewrites every record so; without it each stays as it lies. Refused while a server has\n"
+		"the store. May be interrupted at any time: what is answered stays the same.\n";
 	struct upkeep_compact o = {0};
 	const char *threads = NULL;
+	struct error err = {0};
 	int status = 0;
 	for (int c; (c = store_option(k, argc, argv, options, help, &status)) != -1;) {
 		switch (c) {
 		case 'c': o.keep_contained = true; break;
 		case 'd': o.drop_damaged = true; break;
 		case 't': threads = optarg; break;
+		case 'z':
+			if (packed_level(optarg, &o.compression, &err))
+				return kdctl_usage(k, "--compression %s", err.message);
+			o.compression = o.compression ? o.compression : -1;
+			break;
 		case 'b':
 			if (!store_size(optarg, &o.shard_bytes) || o.shard_bytes < 1u << 20)
 				return kdctl_usage(k, "--shard %s: a size of at least 1M is expected", optarg);

@@ -22,6 +22,7 @@ struct cell {
 	struct content_id teacher;
 	char kind[KIND_MAX];
 	uint64_t n_records, n_rows, n_tokens, n_bytes, n_surplus;
+	uint64_t saved_bytes;            // by compression
 	uint64_t parts[RECORD_N_PARTS];
 };
 
@@ -112,13 +113,14 @@ static int visit(void *arg, const struct survey_item *item)
 		return 0;
 	name_kind(record_query(item->record), kind);
 	struct cell *c = cell_find(&s->threads[item->thread], record_teacher(item->record), kind);
-	if (!c || surplus_append(s->surplus, item->shard, item->offset, item->record) < 0)
+	if (!c || surplus_append(s->surplus, item) < 0)
 		return -ENOMEM;
 	(void)record_bytes(item->record, &n);
 	c->n_records++;
 	c->n_rows += record_n_rows(item->record);
 	c->n_tokens += record_n_tokens(item->record);
 	c->n_bytes += n;
+	c->saved_bytes += n - item->stored_bytes;
 	for (unsigned i = 0; i < RECORD_N_PARTS; i++)
 		c->parts[i] += parts[i];
 	return 0;
@@ -135,6 +137,7 @@ static void cell_add(struct cell *to, const struct cell *from)
 	to->n_rows += from->n_rows;
 	to->n_tokens += from->n_tokens;
 	to->n_bytes += from->n_bytes;
+	to->saved_bytes += from->saved_bytes;
 	for (unsigned i = 0; i < RECORD_N_PARTS; i++)
 		to->parts[i] += from->parts[i];
 }
@@ -205,10 +208,11 @@ static void print_json(const struct cells *all, const struct cell *sum, const st
 		       json_t *server)
 {
 	json_t *j = cell_json(sum), *parts = json_object_get(j, "parts");
-	json_object_set_new(parts, "framing", json_integer((json_int_t)(t->shard_bytes - sum->n_bytes)));
+	json_object_set_new(parts, "framing", json_integer((json_int_t)(t->shard_bytes + sum->saved_bytes - sum->n_bytes)));
 	json_object_set_new(parts, "index", json_integer((json_int_t)t->index_bytes));
-	json_t *more = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "shards", (json_int_t)t->n_shards, "sealed",
+	json_t *more = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "shards", (json_int_t)t->n_shards, "sealed",
 				 (json_int_t)t->n_sealed, "shard_bytes", (json_int_t)t->shard_bytes, "index_bytes", (json_int_t)t->index_bytes,
+				 "saved_bytes", (json_int_t)sum->saved_bytes,
 				 "duplicates", (json_int_t)x->n_duplicates, "duplicate_bytes", (json_int_t)x->duplicate_bytes,
 				 "contained", (json_int_t)x->n_contained, "contained_bytes", (json_int_t)x->contained_bytes,
 				 "damaged", (json_int_t)t->n_damaged, "torn_bytes", (json_int_t)t->torn_bytes, "teachers", teachers_json(all));
@@ -253,10 +257,13 @@ static void print_text(const struct cells *all, const struct cell *sum, const st
 		printf("  %-16s %16s %12s %8s\n", "part", "bytes", "a row", "share");
 		for (unsigned i = 0; i < RECORD_N_PARTS; i++)
 			print_part(record_part_name(i), sum->parts[i], sum, bytes);
-		print_part("framing", t->shard_bytes - sum->n_bytes, sum, bytes);
+		print_part("framing", t->shard_bytes + sum->saved_bytes - sum->n_bytes, sum, bytes);
 		print_part("index", t->index_bytes, sum, bytes);
 		print_part("all", bytes, sum, bytes);
 	}
+	store_bytes_text(sum->saved_bytes, text);
+	if (sum->saved_bytes)
+		printf("  the parts are those of the records; compression saves %s of them\n", text);
 	print_kinds(all);
 	store_bytes_text(x->duplicate_bytes, text);
 	printf("%" PRIu64 " second copies (%s)", x->n_duplicates, text);

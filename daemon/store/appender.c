@@ -77,6 +77,7 @@ void appender_done(struct appender *a)
 	a->parts = NULL;
 }
 
+// At most: it may become smaller on its way to the disk.
 static uint64_t item_bytes(const struct pending_item *item)
 {
 	size_t n;
@@ -245,7 +246,7 @@ static void line_settle(struct appender *a, struct line *l)
 {
 	for (; l->unsettled != l->next; l->unsettled = l->unsettled->next) {
 		struct pending_item *item = l->unsettled;
-		if (!item->written && item->frame.offset + item_bytes(item) > a->tail.good)
+		if (!item->written && item->frame.offset + shard_frame_size(item->frame.record_bytes) > a->tail.good)
 			break;
 		if (!item->written)
 			item_publish(a, item);

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/crc32c.h"
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/store/recover.h"
@@ -43,6 +44,7 @@ struct compact {
 	struct compact_shard *shards;    // by id
 	size_t n_shards;
 	struct rewrite output;           // fd -1: none
+	struct packer packer;
 	size_t n_written, n_removed;     // shards before these are wholly in outputs begun by now; are gone, or stay
 	uint64_t done_bytes, all_bytes;
 };
@@ -132,7 +134,7 @@ static int visit(void *arg, const struct survey_item *item)
 {
 	struct compact *c = arg;
 	if (item->record)
-		return surplus_append(c->surplus, item->shard, item->offset, item->record);
+		return surplus_append(c->surplus, item);
 	struct compact_shard *s = shard_of(c, item->shard);
 	bool index = strstr(item->place, ".index") != NULL;       // a copy of what the shard says
 	if (s && !index)
@@ -185,7 +187,7 @@ static void compact_count(struct compact *c)
 		if (!s->n++)
 			s->first = i;
 		s->n_surplus += entries[i].kind != SURPLUS_KEEP;
-		s->kept_bytes += entries[i].kind == SURPLUS_KEEP ? shard_frame_size(entries[i].record_bytes) : 0;
+		s->kept_bytes += entries[i].kind == SURPLUS_KEEP ? shard_frame_size(entries[i].stored_bytes) : 0;
 	}
 }
 
@@ -206,7 +208,7 @@ static int compact_plan(struct compact *c, struct error *err)
 			c->result->n_left++;
 			continue;
 		}
-		s->rewritten = s->n_surplus || s->n_damaged || !s->n;
+		s->rewritten = s->n_surplus || s->n_damaged || !s->n || c->options->compression;
 		if (!s->n || s->kept_bytes >= c->shard_bytes / SMALL)
 			continue;
 		if (small)
@@ -261,26 +263,29 @@ static int compact_commit(struct compact *c, struct error *err)
 }
 
 // The record as it was when it was surveyed; anything else ends the work.
-static int entry_read(int fd, const struct surplus_entry *e, struct record **ret_record, struct error *err)
+static int entry_read(int fd, const struct surplus_entry *e, struct packed *ret_stored, struct record **ret_record, struct error *err)
 {
-	uint8_t *bytes = malloc(e->record_bytes);
+	uint8_t *bytes = malloc(e->stored_bytes);
 	if (!bytes)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for a record of %u bytes", (unsigned)e->record_bytes);
-	ssize_t n = pread(fd, bytes, e->record_bytes, (off_t)(e->offset + SHARD_FRAME_BYTES));
-	int rc = n == (ssize_t)e->record_bytes ? record_from_bytes(bytes, (size_t)n, ret_record, err) : -EIO;
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a record of %u bytes", (unsigned)e->stored_bytes);
+	ssize_t n = pread(fd, bytes, e->stored_bytes, (off_t)(e->offset + SHARD_FRAME_BYTES));
+	int rc = n == (ssize_t)e->stored_bytes ? packed_decode(bytes, (size_t)n, ret_record, err) : -EIO;
 	if (rc == 0 && memcmp(record_key(*ret_record), &e->key, sizeof e->key) != 0) {
 		*ret_record = record_unref(*ret_record);
 		rc = -EIO;
 	}
-	free(bytes);
+	if (rc == 0)
+		*ret_stored = (struct packed){bytes, e->stored_bytes, crc32c(0, bytes, e->stored_bytes)};
+	else
+		free(bytes);
 	return rc < 0 && rc != -ENOMEM ? error_set(err, ERROR_IO, NULL, "shard %08x: what lies at %llu is not what was read there before",
 						   e->shard, (unsigned long long)e->offset) : rc;
 }
 
-static int entry_copy(struct compact *c, const struct compact_shard *s, int fd, const struct surplus_entry *e, struct error *err)
+static int entry_write(struct compact *c, const struct compact_shard *s, const struct record *record, struct packed stored,
+		       struct error *err)
 {
-	struct record *record = NULL;
-	uint64_t n = shard_frame_size(e->record_bytes);
+	uint64_t n = shard_frame_size((uint32_t)stored.n);
 	int rc = 0;
 	if (c->output.fd >= 0 && (c->output.end > c->shard_bytes || n > c->shard_bytes - c->output.end))
 		rc = compact_commit(c, err);
@@ -289,13 +294,24 @@ static int entry_copy(struct compact *c, const struct compact_shard *s, int fd, 
 	if (rc == 0 && c->output.fd < 0)
 		rc = rewrite_open(&c->output, &c->parts.directory, c->next_id++, s->created, err);
 	if (rc == 0)
-		rc = entry_read(fd, e, &record, err);
-	if (rc == 0)
-		rc = rewrite_append(&c->output, record, err);
+		rc = rewrite_append(&c->output, record, stored, err);
 	if (c->output.written < s->written)
 		c->output.written = s->written;
+	return rc;
+}
+
+static int entry_copy(struct compact *c, const struct compact_shard *s, int fd, const struct surplus_entry *e, struct error *err)
+{
+	struct record *record = NULL;
+	struct packed stored;
+	int rc = entry_read(fd, e, &stored, &record, err);
+	if (rc < 0)
+		return rc;
+	void *bytes = (void *)(uintptr_t)stored.bytes;
+	rc = entry_write(c, s, record, c->options->compression ? packer_encode(&c->packer, record) : stored, err);
+	free(bytes);
 	record_unref(record);
-	c->done_bytes += n;
+	c->done_bytes += shard_frame_size(e->stored_bytes);
 	on_progress(c, c->done_bytes, c->all_bytes);
 	return rc;
 }
@@ -341,7 +357,9 @@ int upkeep_compact(const struct upkeep_compact *o, struct upkeep_compacted *ret,
 	c->shard_bytes = o->shard_bytes ? o->shard_bytes : SHARD_BYTES;
 	c->output.fd = -1;
 	c->parts.directory = (struct directory){.fd = -1, .lock = -1};
-	int rc = compact_open(c, err);
+	int rc = packer_init(&c->packer, o->compression > 0 ? o->compression : 0, err);
+	if (rc == 0)
+		rc = compact_open(c, err);
 	if (rc == 0)
 		rc = compact_list(c, err);
 	if (rc == 0)
@@ -352,6 +370,7 @@ int upkeep_compact(const struct upkeep_compact *o, struct upkeep_compacted *ret,
 		rc = compact_rewrite(c, err);
 	if (c->output.fd >= 0)
 		rewrite_done(&c->output);
+	packer_done(&c->packer);
 	surplus_free(c->surplus);
 	free(c->shards);
 	shards_done(&c->parts.shards);

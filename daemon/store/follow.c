@@ -10,6 +10,7 @@
 
 #include "common/error.h"
 #include "common/record.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/scan.h"
 #include "daemon/store/store_internal.h"
 
@@ -27,7 +28,7 @@ static int frame_publish(struct store *s, const struct scan_item *item)
 {
 	struct sidecar one = {0};
 	struct record *record = NULL;
-	int rc = record_from_bytes(item->record, item->frame.record_bytes, &record, NULL);
+	int rc = packed_decode(item->record, item->frame.record_bytes, &record, NULL);
 	rc = rc == -ENOMEM ? rc : sidecar_append(&one, &item->frame, record);
 	if (rc == 0) {
 		struct index_entry place = sidecar_place(&one.entries[0], s->newest.id);

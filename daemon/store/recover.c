@@ -13,6 +13,7 @@
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/store/crash.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/scan.h"
 
 #define LOOKS 3                  // at what is damaged at the end of a shard that another process may be writing
@@ -48,7 +49,7 @@ static int recovery_publish(struct recovery *r, struct error *err)
 static int entry_append(struct sidecar *entries, const struct scan_item *item)
 {
 	struct record *record = NULL;
-	if (record_from_bytes(item->record, item->frame.record_bytes, &record, NULL) == -ENOMEM)
+	if (packed_decode(item->record, item->frame.record_bytes, &record, NULL) == -ENOMEM)
 		return -ENOMEM;
 	int rc = sidecar_append(entries, &item->frame, record);
 	record_unref(record);

@@ -60,19 +60,17 @@ static int rewrite_put(struct rewrite *w, const void *data, size_t n, struct err
 	return rc;
 }
 
-int rewrite_append(struct rewrite *w, const struct record *record, struct error *err)
+int rewrite_append(struct rewrite *w, const struct record *record, struct packed stored, struct error *err)
 {
 	static const uint8_t zeros[8];
 	uint8_t header[SHARD_FRAME_BYTES];
-	size_t n;
-	const void *bytes = record_bytes(record, &n);
-	struct shard_frame f = {.offset = w->end, .number = w->next_number++, .record_bytes = (uint32_t)n, .key = *record_key(record)};
-	shard_frame_encode(w->header.seed, &f, record_crc(record), header);
+	struct shard_frame f = {.offset = w->end, .number = w->next_number++, .record_bytes = (uint32_t)stored.n, .key = *record_key(record)};
+	shard_frame_encode(w->header.seed, &f, stored.crc, header);
 	if (sidecar_append(&w->entries, &f, record) < 0)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the index of shard %08x", w->header.id);
 	int rc = rewrite_put(w, header, sizeof header, err);
-	rc = rc ? rc : rewrite_put(w, bytes, n, err);
-	return rc ? rc : rewrite_put(w, zeros, (size_t)(shard_frame_size(f.record_bytes) - SHARD_FRAME_BYTES - n), err);
+	rc = rc ? rc : rewrite_put(w, stored.bytes, stored.n, err);
+	return rc ? rc : rewrite_put(w, zeros, (size_t)(shard_frame_size(f.record_bytes) - SHARD_FRAME_BYTES - stored.n), err);
 }
 
 int rewrite_commit(struct rewrite *w, uint64_t *ret_bytes, struct error *err)

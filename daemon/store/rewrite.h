@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "daemon/store/directory.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/shard.h"
 #include "daemon/store/sidecar.h"
 
@@ -25,7 +26,8 @@ struct rewrite {
 };
 
 int rewrite_open(struct rewrite *w, const struct directory *d, uint32_t id, uint64_t created, struct error *err);
-int rewrite_append(struct rewrite *w, const struct record *record, struct error *err);
+// stored: the record as its frame shall hold it
+int rewrite_append(struct rewrite *w, const struct record *record, struct packed stored, struct error *err);
 // Seals, synchronises, renames, synchronises the directory, then writes the index. *ret_bytes: of the shard.
 int rewrite_commit(struct rewrite *w, uint64_t *ret_bytes, struct error *err);
 void rewrite_done(struct rewrite *w);      // what is not committed is removed; fine when none is under way

@@ -11,6 +11,7 @@
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/store/directory.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/shard.h"
 
 void shards_done(struct shards *s)
@@ -121,8 +122,11 @@ int shards_check(const uint8_t *bytes, size_t n, uint32_t seed, const struct ind
 		return error_set(err, ERROR_CORRUPT, NULL, "shard %08x: damaged at %llu", place->shard, (unsigned long long)place->offset);
 	if (key && memcmp(&f.key, key, sizeof *key) != 0)      // a part of the key agreed: another record's place
 		return error_set(err, ERROR_NOT_FOUND, NULL, "no such record");
-	int rc = record_from_bytes(bytes + SHARD_FRAME_BYTES, f.record_bytes, ret_record, err);
-	if (rc == 0 && memcmp(record_key(*ret_record), &f.key, sizeof f.key) != 0) {
+	struct error why = {0};
+	int rc = packed_decode(bytes + SHARD_FRAME_BYTES, f.record_bytes, ret_record, &why);
+	if (rc < 0)
+		return error_set(err, why.code, why.field, "shard %08x: at %llu: %s", place->shard, (unsigned long long)place->offset, why.message);
+	if (memcmp(record_key(*ret_record), &f.key, sizeof f.key) != 0) {
 		*ret_record = record_unref(*ret_record);
 		rc = error_set(err, ERROR_CORRUPT, NULL, "shard %08x: another record at %llu", place->shard, (unsigned long long)place->offset);
 	}

@@ -131,6 +131,8 @@ int store_open(const struct store_options *options, struct store **ret_store, st
 		rc = appender_init(&s->appender, &s->parts, shard_bytes, &current, next_id, err);
 		s->appender.pauses = store_retains(s);
 		if (rc == 0)
+			rc = packer_init(&s->appender.tail.packer, options->compression, err);
+		if (rc == 0)
 			rc = store_start(s, err);
 	}
 	if (rc < 0) {

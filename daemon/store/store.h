@@ -26,6 +26,7 @@ struct store_options {
 	uint64_t shard_bytes;            // rotate after this many; 0 = 256 MiB
 	uint64_t queue_bytes;            // appends waiting; more is -EAGAIN; 0 = 64 MiB
 	bool rounded;                    // smaller answers are cut out of rounded values as they stand (part_extract_rounded): for trainers
+	int compression;                 // level of zstd for what is appended (packed.h), 0 = none; what is there is read in any case
 	uint64_t max_bytes;              // the oldest shards are removed beyond this; 0 = no limit. May be passed by the shard being written
 	uint64_t max_age_s;              // shards not written to for so long are removed; 0 = never
 	store_failing_fn *failing;       // may be NULL

@@ -13,9 +13,11 @@
 #include "common/record.h"
 #include "daemon/store/directory.h"
 #include "daemon/store/groups.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/part.h"
 #include "daemon/store/shard.h"
 #include "daemon/store/store_internal.h"
+#include "daemon/store/survey.h"
 
 struct surplus {
 	pthread_mutex_t lock;
@@ -55,12 +57,14 @@ static int entry_push(struct surplus *s, const struct surplus_entry *e)
 	return 0;
 }
 
-int surplus_append(struct surplus *s, uint32_t shard, uint64_t offset, const struct record *record)
+int surplus_append(struct surplus *s, const struct survey_item *item)
 {
+	const struct record *record = item->record;
 	size_t n;
 	record_bytes(record, &n);
-	struct surplus_entry e = {.key = *record_key(record), .group = group_of_record(record), .offset = offset, .shard = shard,
-				  .record_bytes = (uint32_t)n, .shape = part_shape(record_query(record))};
+	struct surplus_entry e = {.key = *record_key(record), .group = group_of_record(record), .offset = item->offset,
+				  .shard = item->shard, .record_bytes = (uint32_t)n, .stored_bytes = item->stored_bytes,
+				  .shape = part_shape(record_query(record))};
 	pthread_mutex_lock(&s->lock);
 	int rc = e.group ? entry_push(s, &e) : -ENOMEM;
 	pthread_mutex_unlock(&s->lock);
@@ -127,11 +131,11 @@ static int entry_read(struct shards *shards, const struct surplus_entry *e, stru
 {
 	int fd = -1;
 	uint32_t seed;
-	uint8_t *bytes = malloc(e->record_bytes);
+	uint8_t *bytes = malloc(e->stored_bytes);
 	int rc = bytes ? shards_acquire(shards, e->shard, &fd, &seed, err) : error_set(err, ERROR_MEMORY, NULL, "no memory for a record");
 	if (rc == 0) {
-		ssize_t n = pread(fd, bytes, e->record_bytes, (off_t)(e->offset + SHARD_FRAME_BYTES));
-		rc = n == (ssize_t)e->record_bytes ? record_from_bytes(bytes, (size_t)n, ret_record, err) : -ENOENT;
+		ssize_t n = pread(fd, bytes, e->stored_bytes, (off_t)(e->offset + SHARD_FRAME_BYTES));
+		rc = n == (ssize_t)e->stored_bytes ? packed_decode(bytes, (size_t)n, ret_record, err) : -ENOENT;
 		shards_release(shards, e->shard);
 	}
 	if (rc == 0 && memcmp(record_key(*ret_record), &e->key, sizeof e->key) != 0) {
@@ -231,9 +235,9 @@ struct surplus_totals surplus_sum(const struct surplus *s)
 	for (size_t i = 0; i < s->n; i++) {
 		const struct surplus_entry *e = &s->entries[i];
 		t.n_duplicates += e->kind == SURPLUS_DUPLICATE;
-		t.duplicate_bytes += e->kind == SURPLUS_DUPLICATE ? e->record_bytes : 0;
+		t.duplicate_bytes += e->kind == SURPLUS_DUPLICATE ? e->stored_bytes : 0;
 		t.n_contained += e->kind == SURPLUS_CONTAINED;
-		t.contained_bytes += e->kind == SURPLUS_CONTAINED ? e->record_bytes : 0;
+		t.contained_bytes += e->kind == SURPLUS_CONTAINED ? e->stored_bytes : 0;
 	}
 	return t;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Which records of a store say nothing that others do not: second copies of a key, and answers that a larger record contains.
-// Holds 64 bytes for each record.
+// Holds 72 bytes for each record.
 #pragma once
 
 #include <stdbool.h>
@@ -12,6 +12,7 @@
 struct error;
 struct record;
 struct surplus;
+struct survey_item;
 
 enum surplus_kind {
 	SURPLUS_KEEP,
@@ -24,6 +25,7 @@ struct surplus_entry {
 	uint64_t group;              // groups.h
 	uint64_t offset;             // of the frame
 	uint32_t shard, record_bytes;
+	uint32_t stored_bytes;       // of the record in its frame: fewer where it is compressed
 	uint32_t shape;              // part.h
 	uint8_t kind;                // enum surplus_kind, after surplus_find
 	bool fixed;                  // its shard stays as it is: the entry is always kept, and nothing is left out for it
@@ -33,7 +35,7 @@ struct surplus *surplus_new(void);                        // NULL: no memory
 struct surplus *surplus_free(struct surplus *s);          // returns NULL; NULL is fine
 
 // A good record at its place; from any thread. -ENOMEM
-int surplus_append(struct surplus *s, uint32_t shard, uint64_t offset, const struct record *record);
+int surplus_append(struct surplus *s, const struct survey_item *item);
 void surplus_fix(struct surplus *s, uint32_t shard);      // after the last append
 // Decides about every entry; reads records of groups that have several from `directory`. Without `contained` only duplicates are left out.
 int surplus_find(struct surplus *s, const char *directory, bool contained, struct error *err);

@@ -19,6 +19,7 @@
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/store/directory.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/part.h"
 #include "daemon/store/groups.h"
 #include "daemon/store/scan.h"
@@ -122,7 +123,7 @@ static int pass_record(struct pass *p, const struct scan_item *item)
 	struct record *record = NULL;
 	struct error err;
 	char place[PLACE_MAX];
-	int rc = record_from_bytes(item->record, f->record_bytes, &record, &err);
+	int rc = packed_decode(item->record, f->record_bytes, &record, &err);
 	if (rc == 0 && memcmp(record_key(record), &f->key, sizeof f->key) != 0)
 		rc = error_set(&err, ERROR_CORRUPT, NULL, "the record is not the one its frame names");
 	if (rc != -ENOMEM && v->options->indexes && sidecar_append(&p->found, f, rc == 0 ? record : NULL) < 0)
@@ -138,7 +139,7 @@ static int pass_record(struct pass *p, const struct scan_item *item)
 		p->totals.frame_bytes += item->n_bytes - f->record_bytes;
 		snprintf(place, sizeof place, "%08" PRIx32 ".shard:%" PRIu64, p->id, f->offset);
 		struct survey_item visit = {.thread = p->thread, .shard = p->id, .place = place, .offset = f->offset, .n_bytes = item->n_bytes,
-					    .record = record};
+					    .stored_bytes = f->record_bytes, .record = record};
 		rc = v->options->visit(v->options->arg, &visit);
 		if (rc)
 			survey_end(v, rc, NULL);

@@ -21,6 +21,7 @@ struct survey_item {
 	const char *place;               // "0000002a.shard:4096", "0000002a.index"
 	uint64_t offset, n_bytes;        // of the frame, or of what is damaged; n_bytes 0: all from there on, or an index
 	struct record *record;           // NULL: damage
+	uint32_t stored_bytes;           // of the record in its frame: fewer where it is compressed
 	const char *message;             // damage: what is wrong
 };
 // Called from several threads at once for records, for damage from one at a time and never while `progress` is. Other than 0 ends the

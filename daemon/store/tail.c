@@ -74,6 +74,7 @@ void tail_done(struct tail *t)
 	free(t->writes);
 	t->writes = NULL;
 	t->ring = ring_close(t->ring);
+	packer_done(&t->packer);
 	tail_shard_done(&t->shard);
 }
 
@@ -273,14 +274,13 @@ void tail_append(struct tail *t, const struct record *record, struct shard_frame
 {
 	static const uint8_t zeros[8];
 	uint8_t header[SHARD_FRAME_BYTES];
-	size_t n;
-	const void *bytes = record_bytes(record, &n);
-	struct shard_frame f = {.offset = t->end, .number = t->next_number++, .record_bytes = (uint32_t)n, .key = *record_key(record)};
+	struct packed p = packer_encode(&t->packer, record);
+	struct shard_frame f = {.offset = t->end, .number = t->next_number++, .record_bytes = (uint32_t)p.n, .key = *record_key(record)};
 	set_aside(t, t->end + shard_frame_size(f.record_bytes));
-	shard_frame_encode(t->shard.seed, &f, record_crc(record), header);
+	shard_frame_encode(t->shard.seed, &f, p.crc, header);
 	put(t, header, sizeof header);
-	put(t, bytes, n);
-	put(t, zeros, (size_t)(shard_frame_size(f.record_bytes) - SHARD_FRAME_BYTES - n));
+	put(t, p.bytes, p.n);
+	put(t, zeros, (size_t)(shard_frame_size(f.record_bytes) - SHARD_FRAME_BYTES - p.n));
 	*ret_frame = f;
 }
 

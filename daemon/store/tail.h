@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "daemon/store/directory.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/shard.h"
 #include "daemon/store/sidecar.h"
 
@@ -38,6 +39,7 @@ struct tail {
 	struct tail_write *writes;
 	unsigned oldest, filling;    // of the writes: at the disk or waiting for it [oldest, filling), being gathered
 	bool registered;             // the buffers, or it was tried
+	struct packer packer;        // the owner's to set; zeroed: records are written as they are
 	uint64_t step;               // in which space was last set aside
 	uint64_t end, next_number;   // including what is gathered or on its way
 	uint64_t good;               // everything before this is in the kernel

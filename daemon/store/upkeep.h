@@ -28,6 +28,7 @@ struct upkeep_compact {
 	const char *directory;
 	uint64_t shard_bytes;                // of the new shards; 0 = 256 MiB
 	unsigned n_threads;                  // to read with; 0 = 1
+	int compression;                     // 0: records stay as they lie; else every shard is rewritten: level of zstd (packed.h), -1 = without
 	bool keep_contained;                 // only second copies are left out
 	bool drop_damaged;                   // shards with damage are rewritten too, without what is damaged; else they stay as they are
 	void (*damaged)(void *arg, const struct survey_item *damage);       // from one thread at a time
@@ -45,7 +46,7 @@ struct upkeep_compacted {
 	uint64_t before_bytes, after_bytes;  // of all shards
 };
 // Rewrites sealed shards (the one that was being written is sealed first) without second copies of a key and without records that a larger
-// one contains; joins small ones. The bytes of records stay as they are. New shards are whole and durable before the ones they replace are
+// one contains; joins small ones. What records say stays as it is. New shards are whole and durable before the ones they replace are
 // removed, one after the other: room for two shards is enough. What was done before a failure stays done and is in *ret.
 int upkeep_compact(const struct upkeep_compact *o, struct upkeep_compacted *ret, struct error *err);
 

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "common/error.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/scan.h"
 #include "daemon/store/store_internal.h"
 
@@ -61,7 +62,7 @@ static int walk_step(struct scan *scan, bool newest, struct store_cursor *c, str
 	c->n_record = scan->next_number;
 	switch (item.kind) {
 	case SCAN_RECORD:
-		rc = record_from_bytes(item.record, item.frame.record_bytes, ret_record, err);
+		rc = packed_decode(item.record, item.frame.record_bytes, ret_record, err);
 		if (rc == 0 && memcmp(record_key(*ret_record), &item.frame.key, sizeof item.frame.key) != 0) {
 			*ret_record = record_unref(*ret_record);
 			rc = error_set(err, ERROR_CORRUPT, NULL, "the record is not the one its frame names");

@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "common/crc32c.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/part.h"
 #include "daemon/store/scan.h"
 #include "daemon/store/sidecar.h"
@@ -109,7 +110,7 @@ static unsigned read_everything(const struct image *m)
 		struct record *r = NULL, *part = NULL;
 		struct record_rows *rows = NULL;
 		assert_int_equal(scan_next(&s, &item, NULL), 0);
-		if (item.kind != SCAN_RECORD || record_from_bytes(item.record, item.frame.record_bytes, &r, NULL) < 0)
+		if (item.kind != SCAN_RECORD || packed_decode(item.record, item.frame.record_bytes, &r, NULL) < 0)
 			continue;
 		assert_int_equal(sidecar_append(&entries, &item.frame, r), 0);
 		if (record_decode(r, &rows, NULL) == 0)

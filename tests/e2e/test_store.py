@@ -98,6 +98,30 @@ class Second(unittest.TestCase):
 KDCTL = os.path.join(kdserved.BUILD, "kdctl")
 
 
+class Compressed(unittest.TestCase):
+    def test_the_answers_of_a_compressed_store_are_those_of_the_teacher(self):
+        check = subprocess.run([os.path.join(kdserved.BUILD, "kdserved"), "--teacher", "none", "--store-compression", "zstd",
+                                "--check-config"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if b"no zstd" in check.stderr:
+            self.skipTest("built without zstd")
+        with tempfile.TemporaryDirectory(prefix="kdserved-e2e-") as store:
+            with Daemon("--store", store, "--store-compression", "zstd:19") as d, d.client() as c:
+                told = ask(c, kd.Query(**wide(kd.F32)), DURABLE)
+                again = ask(c, kd.Query(**wide(kd.F32)))
+                self.assertEqual((told[0], again), (False, (True, told[1])))
+            with Daemon("--store", store) as d, d.client() as c:
+                self.assertEqual(ask(c, kd.Query(**wide(kd.F32))), (True, told[1]))
+            saved = kdctl("store", "stat", store)["saved_bytes"]
+            self.assertGreater(saved, 0)
+            kdctl("store", "compact", "--compression", "none", store)
+            self.assertEqual(kdctl("store", "stat", store)["saved_bytes"], 0)
+            kdctl("store", "compact", "--compression", "zstd:19", store)
+            self.assertEqual(kdctl("store", "stat", store)["saved_bytes"], saved)
+            self.assertEqual(kdctl("store", "verify", store)["summary"]["damaged"], 0)
+            with Daemon("--store", store) as d, d.client() as c:
+                self.assertEqual(ask(c, kd.Query(**wide(kd.F32))), (True, told[1]))
+
+
 def kdctl(*arguments, expect=0):
     done = subprocess.run([KDCTL, "--json", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=kdserved.PATIENCE)
     if done.returncode != expect:

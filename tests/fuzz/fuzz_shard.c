@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Any bytes as a shard or as an index file. First byte: 0 the rest is a whole shard; 1 it is what follows a good header; 2 the same with
-// checksums put right wherever something looks like a frame or a seal; 3 an index file; 4 the same with its checksum put right.
+// checksums put right wherever something looks like a frame or a seal; 3 an index file; 4 the same with its checksum put right;
+// 5 a compressed record without its magic.
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/crc32c.h"
+#include "common/record.h"
+#include "daemon/store/packed.h"
 #include "daemon/store/scan.h"
 #include "daemon/store/sidecar.h"
 #include "tests/fuzz/fuzz.h"
@@ -112,16 +115,35 @@ static void try_index(const uint8_t *data, size_t size, bool right)
 	free(bytes);
 }
 
+static void try_packed(const uint8_t *data, size_t size)
+{
+	struct record *record;
+	uint8_t *bytes = malloc(4 + size);
+	if (!bytes)
+		return;
+	memcpy(bytes, "KDRZ", 4);
+	if (size)
+		memcpy(bytes + 4, data, size);
+	if (packed_decode(bytes, 4 + size, &record, NULL) == 0) {
+		size_t n;
+		(void)record_bytes(record, &n);
+		expect(n > 4 + size);
+		record_unref(record);
+	}
+	free(bytes);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	if (!size)
 		return 0;
-	switch (data[0] % 5) {
+	switch (data[0] % 6) {
 	case 0: scan_all(data + 1, size - 1); break;
 	case 1: try_shard(data + 1, size - 1, false); break;
 	case 2: try_shard(data + 1, size - 1, true); break;
 	case 3: try_index(data + 1, size - 1, false); break;
-	default: try_index(data + 1, size - 1, true); break;
+	case 4: try_index(data + 1, size - 1, true); break;
+	default: try_packed(data + 1, size - 1); break;
 	}
 	return 0;
 }

@@ -16,7 +16,7 @@ char *fixture_directory(void);                        // a new empty one, with r
 void fixture_remove(char *directory);                 // with all files in it; frees
 char *fixture_copy(const char *directory);            // of all files in it; the caller removes it
 
-struct store *fixture_open(const char *directory, uint64_t shard_bytes);
+struct store *fixture_open(const char *directory, uint64_t shard_bytes);       // compresses with the level KD_COMPRESSION, if set
 struct store *fixture_open_reader(const char *directory);
 // Appends and waits for the acknowledgement; returns its errno-like result.
 int fixture_append(struct store *s, struct record *record, enum store_durability durability);

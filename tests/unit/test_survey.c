@@ -104,7 +104,7 @@ static int visit(void *arg, const struct survey_item *item)
 	struct seen *s = arg;
 	int rc = 0;
 	if (item->record && s->surplus)
-		assert_int_equal(surplus_append(s->surplus, item->shard, item->offset, item->record), 0);
+		assert_int_equal(surplus_append(s->surplus, item), 0);
 	pthread_mutex_lock(&s->lock);
 	if (item->record) {
 		s->n_records++;
