@@ -93,25 +93,6 @@ double feature_hidden_cosine(const struct feature_view *v, const double *x)
 
 // ---- pooled rows
 
-double feature_nd(const struct feature_view *v, const double *x)
-{
-	const struct feature_part *p = &v->parts[0];
-	uint32_t n = rows_known(v), width = p->student_width;
-	double sum = 0;
-	(void)x;
-	for (uint32_t i = 0; i < v->n_sequences; i++) {
-		size_t at = (size_t)i * width;
-		const double *s = p->student + at, *t = p->teacher + at, *e = v->directions + at;
-		if (!known(v, t))
-			continue;
-		double ls = length(s, width), lt = length(t, width), se = dot(s, e, width), c = v->scale / n, most = fmax(ls, lt);
-		sum += 1 - se / most;
-		for (uint32_t k = 0; p->gradient && k < width; k++)
-			p->gradient[at + k] -= c * (e[k] - (ls > lt ? se * s[k] / (ls * ls) : 0)) / most;
-	}
-	return n ? sum / n : 0;
-}
-
 static double score(const double *a, const double *b, uint32_t n, bool cosine)
 {
 	return dot(a, b, n) / (cosine ? length(a, n) * length(b, n) : 1);

@@ -23,7 +23,6 @@ struct feature_view {
 	bool pooled;                           // a teacher's row that begins with NaN is not known
 	bool causal;                           // relations: a row sees the rows up to itself, else its whole sequence
 	uint32_t n_heads;                      // relations: heads that each side's width is split into
-	const double *directions;              // nd: (rows, student_width) of unit length, each sequence's class's
 	struct feature_part parts[FEATURE_PARTS];      // hidden rows; or q, k, v
 	double scale;                          // of what is added to the gradients
 	double *scratch;                       // (relation_room) of relations
@@ -39,8 +38,6 @@ feature_fn feature_hidden_cosine;
 // Pooled rows give scores of pairs of sequences, dot products (x[0] = 0) or cosines (1); ((s_ij - s_ik) - (t_ij - t_ik))^2, mean over all i and
 // j < k (x[1] = 0), or over each three sequences, i, j, k, of the micro-batch (1). Widths may differ. Hofstaetter et al., arXiv 2010.02666.
 feature_fn feature_margin_mse;
-// 1 - (s . e) / max(|s|, |t|), e the direction of the sequence's class.
-feature_fn feature_nd;
 // x: version (0 = v2, 1 = v1). v2: of each of q, k, v, split into n_heads heads: KL of the teacher's softmax(X X' / sqrt(d)) to the student's,
 // mean over rows and heads, summed over the three (Wang et al., arXiv 2012.15828). v1: the same of softmax(Q K' / sqrt(d)), head by head
 // (k and v heads may be shared by several q heads), and of the v rows (arXiv 2002.10957).

@@ -25,10 +25,10 @@ static void assert_value(double got, double want)
 }
 
 // One row of each side, no gradient.
-static double of_rows(feature_fn *fn, const double *s, const double *t, uint32_t width, const double *x, const double *directions)
+static double of_rows(feature_fn *fn, const double *s, const double *t, uint32_t width, const double *x)
 {
 	static const uint32_t starts[] = {0, 1};
-	struct feature_view v = {.n_sequences = 1, .starts = starts, .pooled = directions != NULL, .directions = directions,
+	struct feature_view v = {.n_sequences = 1, .starts = starts,
 				 .parts = {{s, t, width, width, NULL}}, .scale = 1};
 	return fn(&v, x);
 }
@@ -36,16 +36,12 @@ static double of_rows(feature_fn *fn, const double *s, const double *t, uint32_t
 static void rows_have_the_values_worked_out(void **state)
 {
 	(void)state;
-	const double t[] = {1, -2, .5, 1.5}, s[] = {.8, -1, .1, 2}, mean[] = {1, -1, 0, 1};
-	double e[4];
-	for (int i = 0; i < 4; i++)
-		e[i] = mean[i] / sqrt(3);
-	assert_value(of_rows(feature_hidden_mse, s, t, 4, (double[]){0, 0}, NULL), .362500);
-	assert_value(of_rows(feature_hidden_mse, s, t, 4, (double[]){0, 1}, NULL), 4 * .362500);
-	assert_value(of_rows(feature_hidden_cosine, s, t, 4, NULL, NULL), .101328);
-	assert_value(of_rows(feature_hidden_mse, s, t, 4, (double[]){1, 1}, NULL), .202657);
-	assert_value(of_rows(feature_hidden_mse, s, t, 4, (double[]){1, 0}, NULL), .050664);
-	assert_value(of_rows(feature_nd, s, t, 4, NULL, e), .198890);
+	const double t[] = {1, -2, .5, 1.5}, s[] = {.8, -1, .1, 2};
+	assert_value(of_rows(feature_hidden_mse, s, t, 4, (double[]){0, 0}), .362500);
+	assert_value(of_rows(feature_hidden_mse, s, t, 4, (double[]){0, 1}), 4 * .362500);
+	assert_value(of_rows(feature_hidden_cosine, s, t, 4, NULL), .101328);
+	assert_value(of_rows(feature_hidden_mse, s, t, 4, (double[]){1, 1}), .202657);
+	assert_value(of_rows(feature_hidden_mse, s, t, 4, (double[]){1, 0}), .050664);
 }
 
 static void a_margin_is_a_difference_of_scores(void **state)
@@ -100,13 +96,13 @@ static double number(uint32_t *seed)
 static void assert_gradient(const struct lesson *l)
 {
 	static const uint32_t packed[] = {0, 1, 5, 7}, single[] = {0, 1, 2, 3, 4, 5, 6};
-	double s[FEATURE_PARTS][80], t[FEATURE_PARTS][80], g[FEATURE_PARTS][80] = {{0}}, e[80], largest = 0;
+	double s[FEATURE_PARTS][80], t[FEATURE_PARTS][80], g[FEATURE_PARTS][80] = {{0}}, largest = 0;
 	struct feature_view v = {.n_sequences = l->pooled ? 6 : 3, .starts = l->pooled ? single : packed, .pooled = l->pooled,
-				 .causal = l->causal, .n_heads = l->n_heads, .directions = e, .scale = 0.7, .scratch = scratch};
+				 .causal = l->causal, .n_heads = l->n_heads, .scale = 0.7, .scratch = scratch};
 	uint32_t seed = 3, n_rows = v.starts[v.n_sequences];
 	for (uint32_t i = 0; i < l->n_parts; i++) {
 		for (uint32_t k = 0; k < 80; k++)
-			s[i][k] = number(&seed), t[i][k] = number(&seed), e[k] = number(&seed);
+			s[i][k] = number(&seed), t[i][k] = number(&seed);
 		v.parts[i] = (struct feature_part){s[i], t[i], l->student[i], l->teacher[i], g[i]};
 	}
 	if (l->pooled && l->fn != feature_margin_mse)
@@ -140,7 +136,6 @@ static void every_gradient_is_the_change_of_its_value(void **state)
 		{.fn = feature_hidden_mse, .x = {1, 0}, .student = {5}, .teacher = {5}, .n_parts = 1},
 		{.fn = feature_hidden_mse, .x = {1, 1}, .pooled = true, .student = {5}, .teacher = {5}, .n_parts = 1},
 		{.fn = feature_hidden_cosine, .student = {5}, .teacher = {5}, .n_parts = 1},
-		{.fn = feature_nd, .pooled = true, .student = {5}, .teacher = {5}, .n_parts = 1},
 		{.fn = feature_margin_mse, .x = {0, 0}, .pooled = true, .student = {5}, .teacher = {3}, .n_parts = 1},
 		{.fn = feature_margin_mse, .x = {1, 0}, .pooled = true, .student = {5}, .teacher = {3}, .n_parts = 1},
 		{.fn = feature_margin_mse, .x = {0, 1}, .pooled = true, .student = {5}, .teacher = {3}, .n_parts = 1},
