@@ -203,6 +203,8 @@ static int rollouts_check(const struct run_settings *s, struct error *err)
 				 settings_labels(s) ? "teacher = labels asks nobody" : "shards cannot say anything of text that is new");
 	if (s->packing == RUN_PACKING_BFD)
 		return error_set(err, ERROR_UNSUPPORTED, "rollouts", "go on from one sequence in a place: packing = bfd has more");
+	if (s->rollout_pairs && (!schedule_is(&chance, 1) || s->rollout_share < 1 || s->micro_batch % 2))
+		return error_set(err, ERROR_INVALID, "rollout-pairs", "rollouts = 1, no rollout-share and an even micro-batch are expected");
 	if (s->rollout_prompt + s->rollout_tokens > s->sequence_length)
 		return error_set(err, ERROR_INVALID, "rollout-tokens", "%lld and rollout-prompt (%lld) are over sequence-length (%lld)",
 				 (long long)s->rollout_tokens, (long long)s->rollout_prompt, (long long)s->sequence_length);

@@ -32,6 +32,7 @@ struct run_settings {
 	int precision, packing, optimizer, quantize, export_which, missing, order, export_type, values, feature_values, device, family;
 	int64_t teacher_layers;
 	int64_t rollout_prompt, rollout_tokens;
+	bool rollout_pairs;
 	double rollout_share, rollout_temperature;
 };
 

@@ -17,6 +17,7 @@
 struct policy {
 	struct schedule chance;                // of a step whose sequences the student writes
 	double share;                          // of them, then
+	bool pairs;
 	uint32_t prompt, tokens;               // of a rollout
 	uint64_t seed, n_steps, batch;
 	struct rollout_prompt *prompts;        // (micro_batch)
@@ -34,7 +35,8 @@ int policy_new(const struct run_settings *s, struct policy **ret, struct error *
 		policy_free(p);
 		return error_set(err, ERROR_MEMORY, "rollouts", "out of memory");
 	}
-	p->share = s->rollout_share;
+	p->share = s->rollout_pairs ? 0.5 : s->rollout_share;
+	p->pairs = s->rollout_pairs;
 	p->prompt = (uint32_t)s->rollout_prompt;
 	p->tokens = (uint32_t)s->rollout_tokens;
 	p->seed = (uint64_t)s->seed;
@@ -107,15 +109,24 @@ static int draw(struct policy *p, struct rollout *r, struct dataset *d, uint64_t
 	return result;
 }
 
+// The n sequences that stand for these places of the stream. In pairs half as many are read, and each stands at two places.
+static uint32_t texts_at(const struct policy *p, struct dataset *d, uint64_t position, uint32_t n, struct sequence *ret)
+{
+	if (!p || !p->pairs)
+		return dataset_places_at(d, position, n, ret);
+	dataset_places_at(d, position / 2, n / 2, ret + n / 2);
+	return n;                      // the first half is drawn
+}
+
 int policy_passages(struct policy *p, struct rollout *r, struct dataset *d, uint64_t position, uint32_t n, struct passages **ret,
 		    struct error *err)
 {
 	struct sequence *sequences = calloc((size_t)n * dataset_per_place(d), sizeof *sequences);
-	uint32_t drawn = n_drawn(p, position, n), n_sequences = sequences ? dataset_places_at(d, position, n, sequences) : 0;
+	uint32_t drawn = n_drawn(p, position, n), n_sequences = sequences ? texts_at(p, d, position, n, sequences) : 0;
 	struct passages *all = sequences ? passages_new(n_sequences) : NULL;
 	int result = all ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	if (result == 0 && drawn)
-		result = draw(p, r, d, position, drawn, all->list, err);
+		result = draw(p, r, d, p->pairs ? position / 2 : position, drawn, all->list, err);
 	for (uint32_t i = drawn; result == 0 && i < n_sequences; i++)
 		if (passage_init(&all->list[i], &sequences[i], dataset_first(d, &sequences[i]), PASSAGE_CORPUS))
 			result = error_set(err, ERROR_MEMORY, NULL, "out of memory");

@@ -265,7 +265,8 @@ static void plan_make(struct trainer *t)
 {
 	const struct run_settings *s = t->settings;
 	uint64_t batch = (uint64_t)(s->micro_batch * s->accumulate);
-	double by_epochs = ceil(s->epochs * (double)dataset_n_places(t->dataset) / (double)batch);
+	uint64_t each = s->rollout_pairs && settings_rollouts(s) ? 2 : 1;      // how often a sequence stands in its step
+	double by_epochs = ceil(s->epochs * (double)(each * dataset_n_places(t->dataset)) / (double)batch);
 	t->steps = s->steps ? (uint64_t)s->steps : (uint64_t)fmax(1, fmin(by_epochs, 1e9));
 	t->state.seed = (uint64_t)s->seed;
 	t->state.sequence_length = (uint64_t)s->sequence_length;

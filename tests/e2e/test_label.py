@@ -113,6 +113,21 @@ class Label(unittest.TestCase):
         self.assertTrue(any("rollouts" in s for s in steps.values()))
         self.assertTrue(all(s.get("rollout_tokens", 0) <= 10 for s in steps.values()))
 
+    def test_the_teachers_answer_and_the_students_stand_in_pairs(self):
+        output = self.path("answers.jsonl")
+        self.label(self.prompts, "--output", output)
+        text = settings(self.directory, server="unix:" + self.daemon.socket_path, corpus=output, corpus_prompt="prompt", corpus_field="response",
+                        loss=["skew-forward-kl on=text top-k=16", "skew-reverse-kl on=rollouts detach-mix=on top-k=16 support=both:16"],
+                        rollouts=1, rollout_pairs="yes", rollout_tokens=10, rollout_prompt=4, sequence_length=40, held_out=0.1, steps=0, epochs=1)
+        said, out = self.train(text)
+        steps = reports(out)
+        self.assertEqual(max(steps), 9)                                        # 36 prompts, each twice, 8 sequences a step
+        for s in steps.values():
+            self.assertEqual(s["rollouts"], 4)
+            self.assertIn("loss_skew_forward_kl", s)
+            self.assertIn("loss_skew_reverse_kl", s)
+        self.assertIn("rollout-pairs: ", self.train(text.replace("rollouts = 1", "rollouts = 0.5"), expect=78)[0])
+
     def test_prompts_that_cannot_be_are_refused(self):
         base = {"teacher": "labels", "loss": "cross-entropy", "tokenizer": self.daemon.model, "corpus_prompt": "prompt", "steps": 1}
         said, _ = self.train(settings(self.directory, **base), expect=78)
