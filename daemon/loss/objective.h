@@ -44,7 +44,8 @@ const char *objective_bias(const struct objective *o, uint32_t term, uint32_t vo
 uint32_t objective_n_teachers(const struct objective *o);
 const char *objective_teacher_name(const struct objective *o, uint32_t teacher);
 const char *objective_teacher_where(const struct objective *o, uint32_t teacher);      // the line that names it first
-// Whose row a term looks at: a teacher's (the first objective_n_teachers() voices), or the mean of several's probabilities at its temperature.
+// Whose row a term looks at: a teacher's (the first objective_n_teachers() voices), or the mean of several's probabilities at the term's
+// temperature.
 struct objective_voice {
 	uint32_t n, members[OBJECTIVE_MAX_TEACHERS];
 	double shares[OBJECTIVE_MAX_TEACHERS];         // sum to 1

@@ -5,8 +5,8 @@
 #include "daemon/loss/objective_internal.h"
 #include "daemon/loss/policy_gradient.h"
 
-// A word that no other (seed, step, teacher) has: splitmix64 of each in turn. Coins are a function of where they are tossed, so that a resumed
-// run tosses them alike.
+// A word that no other (seed, step, teacher) has: splitmix64 of each in turn. Coins are a function of where they are tossed, so that a
+// resumed run tosses them alike.
 static uint64_t word_of(uint64_t seed, uint64_t step, uint64_t teacher)
 {
 	const uint64_t parts[] = {seed, step, teacher};

@@ -166,7 +166,8 @@ int hearings_ask(struct hearings *h, const struct position *p, uint32_t *ret_ids
 }
 
 // `at`: where its ids begin among all. A mean's logits are T ln p, so that its lse is 0.
-static void one_make(struct hearings *h, uint32_t voice, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t at)
+static void one_make(struct hearings *h, uint32_t voice, const struct position *p, const struct sweep_row *swept, uint32_t first,
+		     uint32_t at)
 {
 	struct hearing *one = &h->list[voice];
 	struct loss_position *x = &h->heard[voice];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every voice of an objective (a teacher, or the mean of several) says of one position, as its losses see it. The ids of one voice after
-// another are what the student's row is read at and corrected at; repeats among them are harmless.
+// What every voice of an objective (a teacher, or the mean of several) says of one position, as its losses see it. The ids of one voice
+// after another are what the student's row is read at and corrected at; repeats among them are harmless.
 #pragma once
 
 #include <stdbool.h>
@@ -48,8 +48,8 @@ int hearings_begin(struct hearings *h, const struct record_rows *const *rows, ui
 bool hearings_complete(const struct hearings *h, const struct position *p);    // every teacher that was asked answered for it
 // The ids of the position: ret_ids (wide).
 int hearings_ask(struct hearings *h, const struct position *p, uint32_t *ret_ids, uint32_t *ret_n, struct error *err);
-// Fills h->heard from the student's row as it was read at those ids; its arrays are the caller's `swept`. first: the first of the temperatures
-// that it is seen at.
+// Fills h->heard from the student's row as it was read at those ids; its arrays are the caller's `swept`. first: the first of the
+// temperatures that it is seen at.
 int hearings_make(struct hearings *h, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t *ret_n,
 		  struct error *err);
 // Of a row, at one of the temperatures asked; NAN at another.

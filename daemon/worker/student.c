@@ -68,8 +68,8 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 	s->softmax_temperatures = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_temperatures);
 	s->softmax_lse = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_lse);
 	s->softmax_scales = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_scales);
-	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->rewards && s->gather && s->gathered && s->corrections &&
-		    s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales;
+	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->rewards && s->gather &&
+		    s->gathered && s->corrections && s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales;
 	if (!good || pair_init(&s->pair, (uint32_t)wide + 1))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a micro-batch of %zu positions", n);
 	return 0;

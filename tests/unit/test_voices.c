@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Several teachers in one objective: means of their probabilities, trust in them, steps without them; values and gradients on the ref device
-// (double precision), and every refusal.
+// Several teachers in one objective: means of their probabilities, trust in them, steps without them; values and gradients on the ref
+// device (double precision), and every refusal.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -297,8 +297,8 @@ static void a_coin_per_teacher_and_step_leaves_losses_out(void **state)
 	struct student_sums sums;
 	size_t n;
 	uint32_t n_kept = 0, n_together = 0, n_steps = 4000;
-	fixture_open(&f, LINES("forward-kl teacher=big keep=0.75 top-k=4", "tvd teacher=big keep=0.75 top-k=4", "jsd teacher=far keep=0.75 top-k=4",
-			       "forward-kl top-k=4"), 4);
+	fixture_open(&f, LINES("forward-kl teacher=big keep=0.75 top-k=4", "tvd teacher=big keep=0.75 top-k=4",
+			       "jsd teacher=far keep=0.75 top-k=4", "forward-kl top-k=4"), 4);
 	objective_seed(f.objective, 9);
 	for (uint32_t i = 0; i < n_steps; i++) {
 		bool big = objective_asks(f.objective, 1, i);
