@@ -43,7 +43,7 @@ static int student_check(const struct run_settings *s, struct error *err)
 		return 0;
 	if (s->from_layers)
 		return error_set(err, ERROR_INVALID, "student-from-layers", "is set, but student is random: which model's layers?");
-	if (!settings_is_gpt2(s) && s->heads % s->kv_heads)
+	if (settings_is_llama(s) && s->heads % s->kv_heads)
 		return error_set(err, ERROR_INVALID, "student-kv-heads", "%lld does not divide student-heads (%lld)", (long long)s->kv_heads,
 				 (long long)s->heads);
 	if (s->width % s->heads || (s->width / s->heads) % 2)
@@ -242,6 +242,29 @@ static int prompts_check(const struct run_settings *s, struct error *err)
 	return 0;
 }
 
+static int mlm_check(const struct run_settings *s, struct error *err)
+{
+	struct objective *o = NULL;
+	bool bert = s->family == RUN_FAMILY_BERT;
+	if (strcmp(s->student, "random") == 0 && bert != s->mlm)
+		return error_set(err, ERROR_INVALID, "student-family", "bert and mlm = yes go together");
+	if (!s->mlm)
+		return 0;
+	if (settings_shards(s) || settings_labels(s))
+		return error_set(err, ERROR_UNSUPPORTED, "mlm", "needs a live teacher: what is masked is drawn anew in every epoch");
+	if (s->corpus_prompt)
+		return error_set(err, ERROR_UNSUPPORTED, "corpus-prompt", "is for models that go on from a prompt (mlm = yes)");
+	if (settings_rollouts(s))
+		return error_set(err, ERROR_UNSUPPORTED, "rollouts", "a student that names masked tokens writes nothing (mlm = yes)");
+	int r = settings_objective(s, &o, err);
+	if (r)
+		return r;
+	if (objective_any_own_k(o))
+		r = error_set(err, ERROR_UNSUPPORTED, "loss", "support=student and support=both are about the token that follows (mlm = yes)");
+	objective_free(o);
+	return r;
+}
+
 int settings_check(const struct run_settings *s, struct error *err)
 {
 	if (!s->student)
@@ -250,6 +273,7 @@ int settings_check(const struct run_settings *s, struct error *err)
 	r = r ? r : optimizer_check(s, err);
 	r = r ? r : rollouts_check(s, err);
 	r = r ? r : prompts_check(s, err);
+	r = r ? r : mlm_check(s, err);
 	if (r)
 		return r;
 	if (!s->corpus_field)
@@ -263,9 +287,9 @@ int settings_check(const struct run_settings *s, struct error *err)
 	return r ? r : student_check(s, err);
 }
 
-bool settings_is_gpt2(const struct run_settings *s)
+bool settings_is_llama(const struct run_settings *s)
 {
-	return s->family == 1;
+	return s->family == RUN_FAMILY_LLAMA;
 }
 
 const char *settings_device(const struct run_settings *s)

@@ -15,6 +15,7 @@ enum run_missing { RUN_MISSING_FAIL, RUN_MISSING_SKIP };
 enum run_order { RUN_ORDER_SHUFFLED, RUN_ORDER_SEQUENTIAL };
 // RUN_PACKING_OFF: documents apart, each in a place of its own.
 enum run_packing { RUN_PACKING_WRAPPED, RUN_PACKING_BFD, RUN_PACKING_OFF };
+enum run_family { RUN_FAMILY_LLAMA, RUN_FAMILY_GPT2, RUN_FAMILY_BERT };
 enum run_precision { RUN_PRECISION_AUTO, RUN_PRECISION_F32, RUN_PRECISION_BF16 };
 enum run_optimizer { RUN_OPTIMIZER_ADAMW, RUN_OPTIMIZER_LION };
 enum run_quantize { RUN_QUANTIZE_NONE, RUN_QUANTIZE_INT8, RUN_QUANTIZE_INT4 };
@@ -24,11 +25,11 @@ enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 struct run_settings {
 	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *from_layers, *rollouts, *corpus_field, *corpus_prompt;
 	struct config_list corpus, losses, parameters, others;
-	bool corpus_specials, tied_head, checkpointing;
+	bool mlm, corpus_specials, tied_head, checkpointing;
 	uint64_t patience;             // ms
 	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;
 	int64_t micro_batch, checkpointing_layers, accumulate, steps, warmup, seed, evaluate_every, early_stop, checkpoint_every, keep, threads;
-	double held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip, average;
+	double mlm_probability, held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip, average;
 	int precision, packing, optimizer, quantize, export_which, missing, order, export_type, values, feature_values, device, family;
 	int64_t teacher_layers;
 	int64_t rollout_prompt, rollout_tokens;
@@ -48,5 +49,5 @@ bool settings_labels(const struct run_settings *s);
 bool settings_rollouts(const struct run_settings *s);             // whether the student ever writes what it learns from
 // What the lines "loss" say, not yet begun; the caller frees it.
 int settings_objective(const struct run_settings *s, struct objective **ret, struct error *err);
-bool settings_is_gpt2(const struct run_settings *s);             // student-family; GPT-2 has a key/value head for each head
+bool settings_is_llama(const struct run_settings *s);            // student-family; others have a key/value head for each head
 const char *settings_device(const struct run_settings *s);         // "auto", "cpu", ...

@@ -25,6 +25,7 @@ struct answers_options {
 	uint32_t max_tokens;                   // of a question, with labels
 	const char *server;                    // "unix:PATH" or "tcp:ADDRESS:PORT"
 	const char *teacher;                   // name of one of the server's teachers; NULL = its first
+	bool masked;                           // of a server: the teacher must name masked tokens; else the ones that follow
 	const char *teacher_id;                // fingerprint that is wanted, 64 hexadecimal digits; NULL = any
 	const char *token;                     // NULL = none
 	const char *store_directory;           // of what a server said; NULL = keep nothing

@@ -69,6 +69,8 @@ uint32_t dataset_per_place(const struct dataset *d);           // most sequences
 // Not thread-safe: the order of the current epoch is kept inside.
 uint32_t dataset_places_at(struct dataset *d, uint64_t position, uint32_t n, struct sequence *ret);
 struct sequence dataset_train_at(struct dataset *d, uint64_t position);        // the first of a place
+// 64 random bits, a function of its arguments.
+uint64_t dataset_random(uint64_t seed, uint64_t epoch, uint64_t i);
 struct sequence dataset_held_out_at(const struct dataset *d, uint64_t i);
 struct content_id dataset_id(const struct dataset *d);         // of the list: all its tokens, where sequences end, where they came from
 

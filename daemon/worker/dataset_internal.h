@@ -27,7 +27,6 @@ struct dataset {
 	uint32_t *place_starts, *placed;       // (n_places + 1), (n_train) items of each place; NULL: place i is train[i]
 };
 
-uint64_t dataset_random(uint64_t seed, uint64_t epoch, uint64_t i);
 // The places, from the items of `train`; with documents and sequential order train must be in the order of appending.
 int dataset_fill_places(struct dataset *d, struct error *err);
 

@@ -140,7 +140,7 @@ static int teacher_choose(struct link *l, struct error *err)
 	return r || strcmp(id, kd_server(l->client)->teacher) == 0 ? r : client_open(l, id, err);
 }
 
-// Rows of a teacher that names masked tokens are about the token they stand at: no label of ours is.
+// Rows of a teacher that names masked tokens are about the token they stand at, others' about the one that follows.
 static int objective_check(struct link *l, const char *id, struct error *err)
 {
 	char *body = NULL;
@@ -153,9 +153,9 @@ static int objective_check(struct link *l, const char *id, struct error *err)
 	free(body);
 	json_array_foreach(json_object_get(model, "teachers"), i, one) {
 		const char *its_id = json_string_value(json_object_get(one, "id")), *objective = json_string_value(json_object_get(one, "objective"));
-		if (its_id && objective && strcasecmp(its_id, id) == 0 && strcmp(objective, "masked") == 0)
-			r = error_set(err, ERROR_UNSUPPORTED, "teacher",
-				      "the teacher names masked tokens: this trainer's labels are the tokens that follow");
+		if (its_id && objective && strcasecmp(its_id, id) == 0 && (strcmp(objective, "masked") == 0) != l->masked)
+			r = error_set(err, ERROR_UNSUPPORTED, "teacher", l->masked ? "with mlm = yes the teacher must be one that names masked tokens" :
+				      "the teacher names masked tokens: without mlm = yes labels are the tokens that follow");
 	}
 	json_decref(model);
 	return r;

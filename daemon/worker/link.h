@@ -17,6 +17,7 @@ struct link {
 	const char *address, *token;           // the owner's
 	const char *teacher_name;              // one of the server's teachers, by name or fingerprint; NULL = its first
 	const char *teacher_id;                // fingerprint it must have; NULL = any
+	bool masked;                           // it must name masked tokens; else the ones that follow
 	uint64_t patience_ms;                  // without any answer for this long: give up
 	const atomic_bool *stop, *closing;     // either set: calls return -ECANCELED soon
 	struct kd_client *client;              // NULL = not connected

@@ -40,7 +40,7 @@ static int other_open(struct trainer *t, uint32_t teacher, struct error *err)
 	struct other other;
 	int r = other_find(&s->others, name, &other, &where, err);
 	struct answers_options o = {.shards = other.shards, .server = other.server, .teacher = other.model, .teacher_id = other.id,
-				    .token = other.server ? t->token : NULL, .patience_ms = s->patience, .stop = t->options.stop};
+				    .token = other.server ? t->token : NULL, .masked = t->settings->mlm, .patience_ms = s->patience, .stop = t->options.stop};
 	r = r ? r : answers_open(&o, &t->others[teacher], err);
 	r = r ? r : vocabulary_check(t, teacher, err);
 	r = say_whose(where, name, r, err);

@@ -15,6 +15,7 @@ void passage_done(struct passage *p)
 	sequence_done(&p->sequence);
 	free(p->logprobs);
 	free(p->drawn);
+	free(p->labels);
 	*p = (struct passage){0};
 }
 

@@ -19,6 +19,7 @@
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/features_prepare.h"
 #include "daemon/worker/layers.h"
+#include "daemon/worker/mask.h"
 #include "daemon/worker/panel.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
@@ -111,7 +112,7 @@ static int teacher_open(struct trainer *t, struct error *err)
 	r = r ? r : own_store_name(t, err);
 	struct answers_options o = {.shards = shards, .labels = labels ? t->tokenizer : NULL, .max_tokens = (uint32_t)s->sequence_length,
 				    .server = s->server, .teacher = s->teacher, .teacher_id = s->teacher_id, .token = t->token,
-				    .store_directory = t->store, .patience_ms = s->patience, .stop = t->options.stop};
+				    .store_directory = t->store, .masked = s->mlm, .patience_ms = s->patience, .stop = t->options.stop};
 	r = r ? r : answers_open(&o, &t->answers, err);
 	return r ? r : panel_open(t, err);
 }
@@ -162,7 +163,15 @@ static struct architecture random_architecture(const struct trainer *t, uint32_t
 		.vocab_size = vocab_size, .context_length = (uint32_t)s->context_length, .norm_epsilon = 1e-5f, .rope_theta = s->rope_theta,
 		.tied_head = s->tied_head, .bos_id = tokenizer_bos(t->tokenizer), .eos_id = tokenizer_eos(t->tokenizer),
 	};
-	if (settings_is_gpt2(s)) {
+	if (s->family == RUN_FAMILY_BERT) {
+		snprintf(a.name, sizeof a.name, "bert");
+		a.n_kv_heads = a.n_heads;
+		a.norm = NORM_LAYER;
+		a.norm_epsilon = 1e-12f;
+		a.activation = ACTIVATION_GELU_ERF;
+		a.n_token_types = 2;
+		a.masked = a.post_norm = a.learned_positions = a.linear_bias = a.qkv_bias = true;
+	} else if (s->family == RUN_FAMILY_GPT2) {
 		snprintf(a.name, sizeof a.name, "gpt2");
 		a.n_kv_heads = a.n_heads;
 		a.norm = NORM_LAYER;
@@ -212,8 +221,9 @@ static int given_student_open(struct trainer *t, const struct student_options *o
 		source = layers_source(&layers, &source);
 		shape.n_layers = layers.n;
 	}
-	if (a->masked)
-		r = error_set(err, ERROR_UNSUPPORTED, "student", "%s names masked tokens: this trainer's labels are the tokens that follow", a->name);
+	if (a->masked != t->settings->mlm)
+		r = error_set(err, ERROR_UNSUPPORTED, "student", a->masked ? "%s names masked tokens: that is learned with mlm = yes" :
+			      "mlm = yes, but %s does not name masked tokens", a->name);
 	else if (a->vocab_size != vocab_size)
 		r = error_set(err, ERROR_CONFLICT, "student", "its vocabulary has %u tokens, the teacher's %u", a->vocab_size, vocab_size);
 	else if (a->context_length < o->sequence_length)
@@ -362,6 +372,8 @@ static int own_prepare(struct trainer *t, struct error *err)
 		return r;
 	questions_prepare(t);
 	r = tokenizer_open(t, err);
+	if (r == 0 && t->settings->mlm)
+		r = mask_new(t->tokenizer, t->settings->mlm_probability, (uint64_t)t->settings->seed, &t->mask, err);
 	r = r ? r : share_corpus(t, err);
 	r = r ? r : features_probe(t, err);
 	if (r)

@@ -9,6 +9,7 @@
 
 #include "common/error.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/mask.h"
 #include "daemon/worker/panel.h"
 #include "daemon/worker/passage.h"
 #include "daemon/worker/policy.h"
@@ -20,7 +21,7 @@
 void questions_at(const struct trainer *t, uint32_t teacher, uint64_t step, struct query *ret)
 {
 	query_init(ret);
-	ret->last = -2;                // the last token has no label
+	ret->last = t->settings->mlm ? -1 : -2;        // the last token has no label, but where it is masked
 	ret->values = (enum query_values)t->settings->values;
 	ret->feature_values = (enum query_feature_values)t->settings->feature_values;
 	objective_query(t->objective, teacher, step, (uint64_t)t->settings->seed, t->vocab_size, ret);
@@ -36,7 +37,7 @@ void questions_prepare(struct trainer *t)
 	t->held_out_query = t->query;
 	if (t->held_out_query.top_k == 0)
 		t->held_out_query.top_k = least;
-	t->held_out_query.own = true;  // for the teacher's own perplexity
+	t->held_out_query.own = !t->settings->mlm;     // (a masked token's own is the mask) for the teacher's own perplexity
 }
 
 // The student's k likeliest ids at each position from row `first` on, as the lists of each sequence; *ret_ids is what they lie in.
@@ -120,6 +121,12 @@ static int micro_batch_ask(struct trainer *t, struct sequence *sequences, struct
 	if (r)
 		return r;
 	uint32_t n = passages->n;
+	for (uint32_t i = 0; t->mask && r == 0 && i < n; i++)
+		r = mask_passage(t->mask, t->asked, i, &passages->list[i]);
+	if (r) {
+		passages_free(passages);
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	}
 	for (uint32_t i = 0; i < n; i++)
 		sequences[i] = passages->list[i].sequence;
 	if (k)

@@ -204,19 +204,30 @@ static void rewards_fill(const struct record_rows *t, const struct passage *p, d
 	}
 }
 
-// Lists the positions of one sequence that can be learned from: answered, and with a token that follows.
+// Whether there is something to learn at a position: a masked token, else the one that follows.
+static bool label_find(const struct record_rows *t, const struct passage *p, uint32_t at, uint32_t *ret_label)
+{
+	if (p && p->labels) {
+		*ret_label = p->labels[at];
+		return *ret_label != UINT32_MAX;
+	}
+	if (at + 1 >= t->sequence.n_tokens || at + 1 < (p ? p->first : 1))
+		return false;
+	*ret_label = t->sequence.tokens[at + 1];
+	return true;
+}
+
+// Lists the positions of one sequence that can be learned from: answered, and with a label.
 static int sequence_list(struct student *s, const struct record_rows *const *teachers, const struct passage *passage, uint32_t start,
 			 uint64_t *n_masked, struct error *err)
 {
 	const struct record_rows *t = teachers[0];
 	uint32_t first = passage ? passage->first : 1;
 	for (uint32_t row = 0; row < t->n_rows; row++) {
-		uint32_t at = (uint32_t)t->query.first + row;
-		if (at + 1 >= t->sequence.n_tokens)
-			break;
-		if (at + 1 < first)
+		uint32_t at = (uint32_t)t->query.first + row, label;
+		if (!label_find(t, passage, at, &label))
 			continue;
-		struct position p = {.teachers = teachers, .row = row, .label = t->sequence.tokens[at + 1]};
+		struct position p = {.teachers = teachers, .row = row, .label = label};
 		if (!hearings_complete(&s->hearings, &p)) {
 			++*n_masked;
 			continue;
@@ -260,7 +271,7 @@ static int batch_pack(struct student *s, const struct record_rows *const *rows, 
 		if (r == 0 && t->sequence.n_tokens > s->options.micro_batch * s->options.sequence_length - T)
 			r = error_set(err, ERROR_INTERNAL, NULL, "a micro-batch of more tokens than there is room for");
 		s->starts[i] = T;
-		const struct passage *passage = evaluation || !s->passages ? NULL : &s->passages[i];
+		const struct passage *passage = s->passages ? &s->passages[i] : NULL;
 		if (r == 0 && passage && passage->logprobs)
 			rewards_fill(t, passage, s->rewards + T);
 		r = r ? r : sequence_list(s, rows + i, passage, T, n_masked, err);
@@ -425,7 +436,10 @@ int student_evaluate(struct student *s, const struct record_rows *const *sequenc
 	for (uint32_t first = 0, some; first < n; first += some) {
 		some = sequences_that_fit(s, sequences + first, n - first);
 		uint64_t n_masked = 0;
+		const struct passage *all = s->passages;
+		s->passages = all ? all + first : NULL;
 		int r = batch_pack(s, sequences + first, some, true, &n_masked, err);
+		s->passages = all;
 		if (r)
 			return r;
 		head_score(s->head, forward(s->weights, s->activations, &s->layout), s->rows, s->n_rows, s->swept);

@@ -59,7 +59,7 @@ struct student_sums {
 	struct student_drawn drawn;
 };
 
-// What the sequences of the next calls of student_train are (as many as it is given): only their labels are learned. NULL, as at first: text,
+// What the sequences of the next calls of student_train and student_evaluate are (as many as it is given): only their labels are learned. NULL, as at first: text,
 // of which every token is. They must outlive the calls.
 void student_passages(struct student *s, const struct passage *passages);
 

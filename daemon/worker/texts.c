@@ -183,6 +183,10 @@ int texts_read(const struct run_settings *s, const struct tokenizer *t, const st
 	int r = packing_prefix(t, &prefix, &o.n_prefix, err);
 	if (r)
 		return r;
+	if (s->mlm && tokenizer_bos(t) >= 0) {                 // BERT's template also puts a token after the text: that is the end-of-text one here
+		prefix = (uint32_t)tokenizer_bos(t);
+		o.n_prefix = 1;
+	}
 	o.prefix = &prefix;
 	if (o.n_prefix >= o.sequence_length - 1)
 		return error_set(err, ERROR_INVALID, "sequence-length", "%u leaves no room beside the tokenizer's first token", o.sequence_length);

@@ -18,6 +18,7 @@
 #include "daemon/worker/dataset.h"
 #include "daemon/worker/export.h"
 #include "daemon/worker/panel.h"
+#include "daemon/worker/mask.h"
 #include "daemon/worker/passage.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
@@ -88,6 +89,8 @@ struct trainer *trainer_close(struct trainer *t)
 	for (uint32_t i = 0; t->held_out && i < t->n_held_out; i++)
 		record_rows_free(t->held_out[i]);
 	free(t->held_out);
+	passages_free(t->held_out_passages);
+	mask_free(t->mask);
 	free(t->rows);
 	for (struct passages *next; t->outstanding; t->outstanding = next) {
 		next = t->outstanding->next;
@@ -202,6 +205,14 @@ static int step(struct trainer *t, struct error *err)
 	return 0;
 }
 
+static int held_out_mask(const struct trainer *t, uint32_t i, struct passage *p, struct sequence *s, struct error *err)
+{
+	if (passage_init(p, s, 1, PASSAGE_CORPUS) || mask_passage(t->mask, MASK_HELD_OUT, i, p))
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	*s = p->sequence;
+	return 0;
+}
+
 // The teacher's answers for the held-out sequences: asked once, in micro-batches, before training asks for anything.
 static int held_out_ask(struct trainer *t, struct error *err)
 {
@@ -210,14 +221,19 @@ static int held_out_ask(struct trainer *t, struct error *err)
 	t->held_out = calloc(n_all ? n_all : 1, sizeof *t->held_out);
 	if (!t->held_out)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	if (t->mask && !(t->held_out_passages = passages_new(n_all)))
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	for (uint32_t i = 0; i < n_all; i++) {
 		struct sequence s = dataset_held_out_at(t->dataset, i);
+		if (!share_is_mine(t, i))
+			continue;
 		struct query query = t->held_out_query;        // of what is learned: nothing is said of prompts
 		query.first = (int32_t)dataset_first(t->dataset, &s) - 1;
-		int r = share_is_mine(t, i) ? answers_submit(t->answers, &query, &s, NULL, 1, err) : 0;
+		int r = t->mask ? held_out_mask(t, i, &t->held_out_passages->list[n], &s, err) : 0;
+		r = r ? r : answers_submit(t->answers, &query, &s, NULL, 1, err);
 		if (r)
 			return r;
-		n += share_is_mine(t, i);
+		n++;
 	}
 	t->n_held_out = n;
 	for (uint32_t i = 0; i < n; i++) {
@@ -268,7 +284,9 @@ static int evaluate(struct trainer *t, struct error *err)
 	if (dataset_n_held_out(t->dataset) == 0)
 		return 0;
 	optimizer_swap_average(t->optimizer);
+	student_passages(t->student, t->held_out_passages ? t->held_out_passages->list : NULL);
 	int r = student_evaluate(t->student, (const struct record_rows *const *)t->held_out, t->n_held_out, &s->last, err);
+	student_passages(t->student, NULL);
 	r = share_agree(t, r, err);
 	r = r ? r : share_evaluation(t, &s->last, err);
 	if (r == 0 && s->last.n_positions == 0)

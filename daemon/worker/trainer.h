@@ -56,6 +56,8 @@ struct trainer {
 	struct optimizer *optimizer;
 	struct group *groups;                  // of optimizing
 	struct query query, held_out_query;    // query: of the first step, whose kind all are
+	struct mask *mask;                     // of masked language modelling, else NULL
+	struct passages *held_out_passages;    // the held-out sequences as they are masked; NULL: they are not
 	struct record_rows **held_out;         // (n_held_out) the teacher's answers, asked once
 	uint32_t n_held_out;
 	struct snapshot_state state;
