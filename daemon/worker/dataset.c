@@ -63,6 +63,8 @@ int dataset_append_file(struct dataset *d, const struct tokenizer *t, bool speci
 int dataset_add_tokens(struct dataset *d, const uint32_t *tokens, size_t n, struct error *err)
 {
 	size_t need;
+	if (n == 0)
+		return 0;              // without a first token of the tokenizer's there is no array either
 	if (__builtin_add_overflow(d->n_tokens, n, &need) || need > UINT32_MAX)
 		return error_set(err, ERROR_TOO_LARGE, "corpus", "more than %u tokens", UINT32_MAX);
 	if (need > d->capacity) {
