@@ -20,6 +20,7 @@
 #include "daemon/worker/trainer.h"
 
 #define CORPUS_STEPS_CHECKED 32        // spread over the run, the first and the last among them
+#define CORPUS_WORDS 160               // of a question
 #define CORPUS_LIST "sequences.list"
 #define CORPUS_LIST_MAX ((size_t)1 << 36)      // 2^32 tokens and where they end
 
@@ -44,19 +45,27 @@ static int sequence_told(void *arg, const struct sequence *s, struct error *err)
 	return dataset_append_sequence(arg, s->tokens, s->n_tokens, err);
 }
 
+// What one of two questions holds and the other may not, in words.
 static void query_say(const struct query *q, char *text, size_t size)
 {
 	static const char *const values[] = {"f32", "f16", "u8"};
-	int n = snprintf(text, size, "%" PRIu32 " ids as %s at temperature", q->top_k, values[q->values]);
-	for (uint32_t i = 0; i < q->n_temperatures && n > 0 && (size_t)n < size; i++)
-		n += snprintf(text + n, size - (size_t)n, "%s %g", i ? "," : "", (double)q->temperatures[i]);
-	if (q->n_features && n > 0 && (size_t)n < size)
-		snprintf(text + n, size - (size_t)n, ", rows of %" PRIu32 " layers", q->n_features);
+	FILE *f = fmemopen(text, size, "w");           // cut where it is longer
+	if (!f)
+		return;
+	fprintf(f, "%" PRIu32 " ids as %s at temperature", q->top_k, values[q->values]);
+	for (uint32_t i = 0; i < q->n_temperatures; i++)
+		fprintf(f, "%s %g", i ? "," : "", (double)q->temperatures[i]);
+	if (q->draws.n)
+		fprintf(f, ", %" PRIu32 " draws of seed %" PRIu64, q->draws.n, q->draws.seed);
+	fprintf(f, "%s%s%s", q->own ? ", own" : "", q->entropy ? ", entropy" : "", q->tail ? ", tail" : "");
+	if (q->n_features)
+		fprintf(f, ", rows of %" PRIu32 " layers", q->n_features);
+	fclose(f);
 }
 
 static int survey_judge(const struct trainer *t, const struct answers_survey *v, struct error *err)
 {
-	char asked[80], held[80] = "";
+	char asked[CORPUS_WORDS] = "", held[CORPUS_WORDS] = "";
 	query_say(&t->query, asked, sizeof asked);
 	if (v->n_unfit) {
 		query_say(&v->unfit, held, sizeof held);
@@ -100,7 +109,7 @@ static int sequences_list(const struct dataset *d, struct sequence **ret, bool *
 static int missing_judge(const struct trainer *t, struct dataset *d, uint32_t missing, const bool *has, bool fixed, struct error *err)
 {
 	uint32_t n = dataset_n_sequences(d);
-	char asked[80];
+	char asked[CORPUS_WORDS] = "";
 	query_say(&t->query, asked, sizeof asked);
 	if (missing == 0)
 		return 0;
@@ -251,7 +260,7 @@ static int step_check(struct trainer *t, uint64_t step, struct error *err)
 	struct sequence s = dataset_train_at(t->dataset, step * t->state.batch);
 	bool has = true, had = true;
 	uint32_t missing;
-	char asked[80];
+	char asked[CORPUS_WORDS] = "";
 	questions_at(t, 0, step, &query);
 	int r = panel_count(t, step, &s, 1, &has, &missing, err);
 	if (r == 0 && !has)
