@@ -32,6 +32,12 @@ divergence_fn divergence_taid;                 // x = {t}: KL(P; q), P = softmax
 divergence_fn divergence_dac_kl;               // x = {quantile}: KL of both rows renormalised over the teacher's top quantile and the label
 divergence_fn divergence_first;                // x = {c}: KL of softmax over S of p / c to q renormalised over S
 
+// On pairs of ranks (rank.c).
+divergence_fn rank_uld;                        // sum over ranks of |p - q|, the rest of both rows being one rank more
+divergence_fn rank_gold;                       // x = {beta, merge, matched, unmatched}, P = p_factor p, Q = q_factor q: matched times the
+                                               // jsd of P and Q over ids that both have (beta 0: sum P ln(P / Q) - P + Q; 1: of Q to P)
+                                               // + unmatched times uld of the others; below 0: the share of ids that both have, and 1 less it
+
 // On logits (logit.c).
 enum logit_target { LOGIT_RAW, LOGIT_CENTRED, LOGIT_LOG_PROB };
 divergence_fn logit_mse;                       // x = {target, phi, sum, above}: mean (or sum) over S of the squared gap to phi z / T

@@ -84,6 +84,12 @@ static const struct method table[] = {
 	  {"current", PARAMETER_SWITCH, 0, 1, "on", "", "the token's own reward counts; off where an exact loss stands for it (MiniLLM)"},
 	  {"length-normalise", PARAMETER_SWITCH, 0, 1, "off", "", "mean of the remaining rewards instead of their sum"},
 	  {"clip", PARAMETER_NUMBER, 0, 1, "0", "", "of the ratio to the chance of drawing, 1 - clip to 1 + clip; 0: none"}}},
+	{"uld", METHOD_RANKS, NULL, "sum over ranks of |p - q|, both rows sorted: of any two vocabularies", rank_uld, {{0}}},
+	{"gold", METHOD_RANKS | METHOD_BY_ID, NULL, "jsd of ids that both vocabularies have, uld of the others; rows of a span merged", rank_gold,
+	 {{"beta", PARAMETER_SCHEDULE, 0, 1, "0.5", "", "share of the teacher in the mixture; 0: forward KL, 1: reverse KL"},
+	  {"merge", PARAMETER_SWITCH, 0, 1, "on", "", "rows of a span of several tokens: times the probability of its later tokens"},
+	  {"matched", PARAMETER_NUMBER, -1, 1e6, "-1", "", "weight of ids that both have; -1: their share of the teacher's ids"},
+	  {"unmatched", PARAMETER_NUMBER, -1, 1e6, "-1", "", "weight of the others; -1: 1 less that share"}}},
 	{"top-n-ranking", METHOD_OWN_IDS, NULL, "how far the student's own ids stand above its least logit among the teacher's ids",
 	 logit_top_n, {{0}}},
 	{"hidden-mse", METHOD_HIDDEN, NULL, "squared gap of hidden rows, summed over the pairs of layers", NULL,
@@ -162,6 +168,8 @@ const struct parameter_row *method_common(const struct method *m, enum common_pa
 		return NULL;
 	if (which > COMMON_ON && (m->flags & METHOD_HARD))
 		return NULL;
+	if (which == COMMON_SUPPORT && (m->flags & METHOD_RANKS))
+		return NULL;
 	return form && !(m->flags & METHOD_FORMS) ? NULL : &common_parameters[which];
 }
 
@@ -183,6 +191,8 @@ const char *method_bias(const struct method *m, enum loss_form form, enum loss_s
 	};
 	if (m->flags & METHOD_HARD || m->feature)
 		return NULL;
+	if (m->flags & METHOD_RANKS)
+		return "ranks outside the top-k are compared as one: a lower bound";
 	if (!(m->flags & METHOD_FORMS))
 		return "ids outside its support are left alone";
 	if (of_form[form])
@@ -192,6 +202,17 @@ const char *method_bias(const struct method *m, enum loss_form form, enum loss_s
 	if ((m->flags & METHOD_BY_STUDENT) && support == LOSS_SUPPORT_TEACHER)
 		return "it is weighted by the student: ids that only the student likes are hidden in the bucket (support=both:K shows them)";
 	return m->flags & METHOD_NOT_F ? "the bucket is no bound of it" : NULL;
+}
+
+const char *method_foreign_fault(const struct method *m, enum loss_form form, enum loss_support support)
+{
+	if (m->flags & (METHOD_HARD | METHOD_RANKS))
+		return NULL;
+	if (!(m->flags & METHOD_FORMS) || (m->flags & METHOD_LABEL))
+		return "compares ids one by one: where the vocabularies differ use a loss with form=ghost, uld or gold";
+	if (form != LOSS_FORM_GHOST)
+		return "form=ghost is expected where the vocabularies differ: ids that the student has not are in the bucket";
+	return support == LOSS_SUPPORT_TEACHER ? NULL : "support=teacher is expected where the vocabularies differ";
 }
 
 static void parameter_print(FILE *to, const struct parameter_row *p, const char *fallback)

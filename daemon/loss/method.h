@@ -43,6 +43,8 @@ enum method_flags {
 	METHOD_ADAPTIVE = 64,          // its first parameter moves with the loss (TAID)
 	METHOD_NOT_F = 128,            // not an f-divergence: a bucket is no bound of it
 	METHOD_DRAWN = 256,            // of labels that the student drew, and the teacher's word for them (with METHOD_HARD: no rows)
+	METHOD_RANKS = 512,            // compares likeliest ids by rank: wants as many of the student's as of the teacher's
+	METHOD_BY_ID = 1024,          // of those: ids that both vocabularies have are compared as they are
 	// On features:
 	METHOD_HIDDEN = 1 << 16,       // compares hidden rows, the student's projected where widths differ
 	METHOD_RELATION = 1 << 17,     // of q, k and v rows
@@ -80,5 +82,7 @@ uint32_t method_n_parameters(const struct method *m);
 const struct parameter_row *method_common(const struct method *m, enum common_parameter which);
 const char *form_name(enum loss_form form);
 // One line on what the loss cannot see or gets wrong at this form and support; NULL: nothing.
+// Whether the loss makes sense where the student's vocabulary is not the teacher's; NULL: it does, else why not.
+const char *method_foreign_fault(const struct method *m, enum loss_form form, enum loss_support support);
 const char *method_bias(const struct method *m, enum loss_form form, enum loss_support support);
 void method_print(FILE *to);           // --list-losses

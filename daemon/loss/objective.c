@@ -226,6 +226,48 @@ uint32_t objective_any_own_k(const struct objective *o)
 	return k;
 }
 
+uint32_t objective_ranks(const struct objective *o)
+{
+	uint32_t k = 0;
+	for (uint32_t i = 0; i < o->n_terms; i++)
+		if ((o->terms[i].method->flags & METHOD_RANKS) && o->terms[i].top_k > k)
+			k = o->terms[i].top_k;
+	return k;
+}
+
+bool objective_merges(const struct objective *o)
+{
+	for (uint32_t i = 0; i < o->n_terms; i++)
+		if (term_merges(&o->terms[i]))
+			return true;
+	return false;
+}
+
+bool objective_learns_labels(const struct objective *o)
+{
+	for (uint32_t i = 0; i < o->n_terms; i++)
+		if (term_is_hard(&o->terms[i]) && !term_is_feature(&o->terms[i]))
+			return true;
+	return false;
+}
+
+int objective_check_foreign(const struct objective *o, bool kept, struct error *err)
+{
+	for (uint32_t i = 0; i < o->n_terms; i++) {
+		const struct term *t = &o->terms[i];
+		const char *fault = kept && t->support != LOSS_SUPPORT_TEACHER ? "support=teacher is expected with student-vocabulary"
+				  : kept && (t->method->flags & METHOD_LABEL) ? "looks at the label, which student-vocabulary may have left out"
+				  : kept ? NULL : method_foreign_fault(t->method, t->form, t->support);
+		if (term_is_feature(t) && !kept)
+			fault = "rows of positions are compared one by one: the same tokens are expected on both sides";
+		if (!fault && term_is_soft(t) && (t->n_members > 1 || t->members[0]))
+			fault = "another teacher: one alone is expected where the vocabularies differ";
+		if (fault)
+			return error_set(err, ERROR_UNSUPPORTED, "loss", "%s: loss %s: %s", t->where, t->name, fault);
+	}
+	return 0;
+}
+
 bool objective_wants_mean(const struct objective *o)
 {
 	for (uint32_t i = 0; i < o->n_terms; i++) {

@@ -65,6 +65,11 @@ bool objective_asks_teacher(const struct objective *o);
 uint32_t objective_top_k(const struct objective *o, uint32_t teacher);         // its ids wanted, 0 = none
 uint32_t objective_any_own_k(const struct objective *o);       // the student's own ids that some teacher is to be asked about; 0 = none
 uint32_t objective_own_k(const struct objective *o, uint32_t teacher);         // as many of that one, or 0
+uint32_t objective_ranks(const struct objective *o);           // the student's likeliest ids that losses by rank look at; 0 = none
+bool objective_merges(const struct objective *o);              // some loss merges rows of spans: it wants the factors of positions
+bool objective_learns_labels(const struct objective *o);       // some loss looks at positions that the teacher says nothing about
+// Whether every loss makes sense where the student's vocabulary is not the teacher's. kept: it is a part of it, asked for as such.
+int objective_check_foreign(const struct objective *o, bool kept, struct error *err);
 uint32_t objective_width(const struct objective *o, uint64_t vocab_size);      // most ids of one position, of all voices
 bool objective_wants_mean(const struct objective *o);          // of the student's logits
 
@@ -77,8 +82,11 @@ struct objective_sums {
 	double values[OBJECTIVE_MAX_TERMS];            // of each term, T^2 included, weight not
 	double entropies[OBJECTIVE_MAX_TERMS];         // of the teacher's rows, where value less entropy is the KL; NAN elsewhere
 	double followed[OBJECTIVE_MAX_TERMS];          // what adaptive schedules follow
-	double counts[OBJECTIVE_MAX_TERMS];            // positions that each term is about (its parameter "on")
+	double counts[OBJECTIVE_MAX_TERMS];            // positions that each term is about and knows enough of
+	double pull;                                   // of merged losses: d total / d ln of the student's factors
 };
+// A position that the teacher says nothing of: the hard losses alone.
+void objective_label(struct objective *o, const struct loss_position *x, struct objective_sums *sums, struct gradient *g);
 // Adds the position, as each voice has it, to the sums and, when g is not NULL, its gradient to g. Temperatures are this step's, in order.
 // A term that is left out of this step has the value NAN.
 void objective_position(struct objective *o, const struct loss_position *voices /*(objective_n_voices)*/, struct objective_sums *sums,

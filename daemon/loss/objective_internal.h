@@ -12,7 +12,7 @@ struct adaptive { double t, momentum, previous, started; };
 
 struct term {
 	const struct method *method;
-	char *name;
+	char *name, *where;
 	char *words;                   // of teacher=; NULL: the run's own
 	uint32_t n_members, members[OBJECTIVE_MAX_TEACHERS];   // teachers; of several the mean of their probabilities
 	double shares[OBJECTIVE_MAX_TEACHERS];
@@ -88,5 +88,10 @@ static inline bool term_is_soft(const struct term *t)
 void feature_query(const struct objective *o, struct query *q);        // objective_query's part
 void feature_describe(const struct term *t, const char *weight, char *to, size_t room);
 int feature_check(const struct objective *o, struct error *err);       // objective_check's part
+static inline bool term_merges(const struct term *t)
+{
+	return (t->method->flags & METHOD_BY_ID) && t->own[1].values[0] > 0;
+}
+
 int term_parse(struct term *t, const char *text, const char *where, struct error *err);
 void term_done(struct term *t);

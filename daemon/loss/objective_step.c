@@ -71,18 +71,24 @@ static bool is_about(const struct term *t, const struct loss_position *x)
 	return t->on == LOSS_ON_ALL || (t->on == LOSS_ON_ROLLOUTS) == (x->n_rewards > 0);
 }
 
-// A position where the teacher named nothing (no ids drawn from an empty tail) costs nothing.
-static void soft_position(struct objective *o, struct term *t, const struct loss_position *x, struct divergence *d, struct gradient *g)
+// Whether the position counts. One where the teacher named nothing (no ids drawn from an empty tail) costs nothing.
+static bool soft_position(struct objective *o, struct term *t, const struct loss_position *x, struct objective_sums *sums,
+			  struct divergence *d, struct gradient *g)
 {
 	double T = x->temperatures[t->temperature_at], T2 = t->t2_scale ? T * T : 1, trust = t->by_label ? 1 / (1 + x->teacher_ce) : 1;
-	struct pair_view view = {t->support, t->form, t->top_k, t->own_k, (t->method->flags & METHOD_LABEL) != 0, t->temperature_at};
-	pair_make(&o->pair, x, &view);
+	struct pair_view view = {.support = t->support, .form = t->form, .top_k = t->top_k, .own_k = t->own_k,
+				 .label = (t->method->flags & METHOD_LABEL) != 0, .temperature = t->temperature_at,
+				 .by_id = (t->method->flags & METHOD_BY_ID) != 0, .merge = term_merges(t)};
+	(t->method->flags & METHOD_RANKS ? pair_make_ranks : pair_make)(&o->pair, x, &view);
 	if (o->pair.n == 0)
-		return;
+		return !view.merge;            // a span that is not whole is no position of a loss that merges
 	t->method->fn(&o->pair, t->x, d);
 	d->value *= T2 * trust;
+	for (uint32_t i = 0; view.merge && i < o->pair.n; i++)         // all of Q is proportional to its factor
+		sums->pull += t->weight_now * T2 * trust * d->slope[i];
 	if (g && t->weight_now != 0)
 		gradient_add(g, x, &o->pair, d, t->weight_now * T2 * trust);
+	return true;
 }
 
 void objective_position(struct objective *o, const struct loss_position *voices, struct objective_sums *sums, struct gradient *g)
@@ -99,19 +105,43 @@ void objective_position(struct objective *o, const struct loss_position *voices,
 		}
 		if (!is_about(t, x))
 			continue;
-		sums->counts[i]++;
+		bool counts = true;
 		if (t->method->flags & METHOD_DRAWN)
 			drawn_position(t, x, &d.value, g);
 		else if (term_is_hard(t))
 			hard_position(t, x, &d.value, g);
 		else
-			soft_position(o, t, x, &d, g);
+			counts = soft_position(o, t, x, sums, &d, g);
+		sums->counts[i] += counts;
 		sums->values[i] += d.value;
 		sums->followed[i] += d.followed;
 		bool floor_known = t->method->fn == divergence_soft_cross_entropy && x->temperatures[t->temperature_at] == 1;
 		sums->entropies[i] += floor_known ? x->entropy : NAN;
 		sums->total += t->weight_now * d.value;
 	}
+	if (g && voices[0].label_pull != 0)
+		gradient_add_label(g, &voices[0], 0, -voices[0].label_pull);
+}
+
+void objective_label(struct objective *o, const struct loss_position *x, struct objective_sums *sums, struct gradient *g)
+{
+	for (uint32_t i = 0; i < o->n_terms; i++) {
+		struct term *t = &o->terms[i];
+		double value = 0;
+		if (term_is_feature(t))
+			continue;
+		if (!t->active)
+			sums->values[i] = sums->entropies[i] = NAN;
+		if (!t->active || !term_is_hard(t) || (t->method->flags & METHOD_DRAWN) || !is_about(t, x))
+			continue;
+		hard_position(t, x, &value, g);
+		sums->values[i] += value;
+		sums->entropies[i] = NAN;
+		sums->counts[i]++;
+		sums->total += t->weight_now * value;
+	}
+	if (g && x->label_pull != 0)
+		gradient_add_label(g, x, 0, -x->label_pull);
 }
 
 // The share t of the teacher rises with the relative fall of the loss (TAID): delta = rate sigmoid(momentum) (1 - t), never below the

@@ -148,14 +148,15 @@ static uint32_t draws_of(const struct objective *o, uint32_t teacher)
 // The label is a slot of every position.
 uint32_t objective_voice_width(const struct objective *o, uint32_t voice, uint64_t vocab_size)
 {
-	uint64_t n;
+	uint64_t n, ranks = voice < objective_n_teachers(o) ? objective_ranks(o) : 0;
 	if (voice < objective_n_teachers(o)) {
 		n = (uint64_t)objective_top_k(o, voice) + objective_own_k(o, voice) + draws_of(o, voice) + 1;
 	} else {
 		const struct term *t = mean_term(o, voice - o->n_teachers);
 		n = (uint64_t)objective_top_k(o, t->members[0]) + objective_own_k(o, t->members[0]) + 1;
 	}
-	return (uint32_t)(n < vocab_size ? n : vocab_size);
+	n = (n < vocab_size ? n : vocab_size) + (ranks < vocab_size ? ranks : vocab_size);     // ranks beside what is asked for by id
+	return (uint32_t)(n < UINT32_MAX ? n : UINT32_MAX);
 }
 
 uint32_t objective_width(const struct objective *o, uint64_t vocab_size)
@@ -178,7 +179,7 @@ static void term_query(const struct objective *o, const struct term *t, uint64_t
 {
 	bool entropy = (t->method->flags & METHOD_LINEAR) && (term_draws(t) || t->method->fn == divergence_soft_cross_entropy);
 	temperature_add(q->temperatures, &q->n_temperatures, (float)schedule_at(&t->temperature, step, o->n_steps));
-	q->own |= (t->method->flags & METHOD_LABEL) != 0 || t->by_label;
+	q->own |= (t->method->flags & METHOD_LABEL) != 0 || t->by_label || term_merges(t);
 	q->tail |= t->tail;
 	q->entropy |= entropy && schedule_is(&t->temperature, 1) && t->n_members == 1;
 	if (term_draws(t)) {

@@ -132,7 +132,7 @@ static void normalise(double *x, double *log_x, uint32_t n)
 // ln of the teacher's mass outside S. Its own word where it was asked for this very S; else what the head leaves.
 static double teacher_tail(const struct pair *pair, const struct loss_position *x)
 {
-	if (pair->temperature == 1 && pair->n == x->n_top && pair->slots[pair->n - 1] == x->n_top - 1 && !isnan(x->tail))
+	if (pair->temperature == 1 && !x->foreign && pair->n == x->n_top && pair->slots[pair->n - 1] == x->n_top - 1 && !isnan(x->tail))
 		return x->tail;
 	return log1p(-fmin(sum(pair->p, pair->n), 1));
 }
@@ -164,7 +164,7 @@ void pair_make(struct pair *pair, const struct loss_position *x, const struct pa
 	rows_fill(pair, x, view->temperature);
 	if (pair->n == 0)
 		return;
-	bool whole = pair->n >= x->vocab_size;
+	bool whole = pair->n >= x->vocab_size && !x->foreign;
 	double log_tail = whole ? -INFINITY : teacher_tail(pair, x), p_tail = exp(log_tail);
 	if (view->form == LOSS_FORM_DRAWS || view->form == LOSS_FORM_HEAD_DRAWS) {
 		weights_fill(pair, x, view->form == LOSS_FORM_HEAD_DRAWS);

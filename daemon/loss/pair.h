@@ -51,6 +51,18 @@ struct loss_position {
 	double entropy;                // of the teacher's row, T = 1; NAN: not asked
 	double student_mean;           // mean of all V logits; NAN: not read
 	double teacher_ce;             // the teacher's own mean -ln p(token that follows) over this sequence; 0: not asked
+	// By rank. Where the vocabularies differ, n_top and `teacher` name only what both have.
+	uint32_t n_teacher_ranks;      // the teacher's likeliest logits, descending, and whether the student has their ids
+	const double *teacher_ranks;
+	const bool *teacher_matched;
+	uint32_t n_student_ranks;      // the student's likeliest ids, descending: their slots, and whether the teacher has them
+	const uint32_t *student_ranks;
+	const bool *student_matched;
+	bool foreign;                  // the teacher may think of ids that the student has not
+	double matched_share;          // of the teacher's ids, that the student has
+	// Ln of the probabilities of what follows the next token within a span whose bytes are one token on the other side; 0: nothing does;
+	// NAN: not known. label_pull: what a merged loss of an earlier position of the span adds to d / d ln q(label) here.
+	double log_teacher_factor, log_student_factor, label_pull;
 	uint32_t at;                   // where its slots begin among the gradient's corrections
 	// Where the student drew the label itself: ln p - ln q, T = 1, of it and of the labels after it; none: it did not.
 	uint32_t n_rewards;
@@ -65,6 +77,8 @@ struct pair_view {
 	uint32_t top_k, own_k;         // of the teacher's and of the student's ids; more than there are means all
 	bool label;                    // the label belongs to S
 	uint32_t temperature;          // place in the position's list
+	bool by_id;                    // of ranks: ids that both vocabularies have stand first, each as itself
+	bool merge;                    // of ranks: times the factors of the span
 };
 
 struct pair {
@@ -77,6 +91,8 @@ struct pair {
 	uint32_t n_head;               // the first n_head symbols are the teacher's likeliest ids
 	uint32_t label;                // symbol of the label; PAIR_NO_LABEL: it is not in S
 	double entropy;                // of the teacher's row where p is drawn and it is known, else NAN
+	double p_factor, q_factor;     // 1, or those of the span: a loss by rank compares p_factor p with q_factor q
+	double matched_share;
 	// arrays of pair_room symbols, the pair's own
 	uint32_t *slots;               // (n less the bucket)
 	uint32_t *order;               // scratch of losses that sort
@@ -88,3 +104,7 @@ struct pair {
 int pair_init(struct pair *pair, uint32_t room);       // room: most symbols, the bucket included. -ENOMEM
 void pair_done(struct pair *pair);                     // harmless on zeroed memory
 void pair_make(struct pair *pair, const struct loss_position *x, const struct pair_view *view);
+// Symbol i pairs the teacher's i-th likeliest id with the student's i-th likeliest one, whatever they are: p descends, q descends, slots
+// are the student's, and the bucket is the rest of both rows. By id, the first n_head symbols are the ids of the teacher's top-k that both
+// have; the ranks are then of those that one side alone has. n 0: nothing to learn, also where the span's factors are not known.
+void pair_make_ranks(struct pair *pair, const struct loss_position *x, const struct pair_view *view);

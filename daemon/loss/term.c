@@ -308,6 +308,9 @@ int term_parse(struct term *t, const char *text, const char *where, struct error
 	r = defaults_set(&l, t, err);
 	if (r == 0 && !(t->feature.where = strdup(where)))
 		r = error_set(err, ERROR_MEMORY, "loss", "out of memory");
+	t->where = strdup(where);
+	if (r == 0 && !t->where)
+		r = error_set(err, ERROR_MEMORY, "loss", "out of memory");
 	while (r == 0 && (word = strsep(&rest, " \t")))
 		if (*word)
 			r = word_set(&l, t, word, &seen, err);
@@ -324,4 +327,6 @@ void term_done(struct term *t)
 	free(t->words);
 	free(t->feature.where);
 	t->name = t->words = t->feature.where = NULL;
+	free(t->where);
+	t->name = t->words = t->where = NULL;
 }

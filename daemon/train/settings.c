@@ -49,7 +49,7 @@ static int student_check(const struct run_settings *s, struct error *err)
 	if (s->width % s->heads || (s->width / s->heads) % 2)
 		return error_set(err, ERROR_INVALID, "student-width", "%lld is not an even head size times student-heads (%lld)",
 				 (long long)s->width, (long long)s->heads);
-	if (s->context_length < s->sequence_length)
+	if (s->context_length < s->sequence_length && !s->student_tokenizer)
 		return error_set(err, ERROR_INVALID, "student-context", "%lld is less than sequence-length (%lld)",
 				 (long long)s->context_length, (long long)s->sequence_length);
 	return 0;
@@ -159,6 +159,7 @@ static int losses_check(const struct run_settings *s, struct error *err)
 	uint32_t own_k = objective_any_own_k(o);
 	bool asks = objective_asks_teacher(o);
 	r = teachers_check(s, o, err);
+	r = r || !s->student_tokenizer ? r : objective_check_foreign(o, false, err);
 	objective_free(o);
 	if (r)
 		return r;
@@ -210,6 +211,23 @@ static int rollouts_check(const struct run_settings *s, struct error *err)
 				 (long long)s->rollout_tokens, (long long)s->rollout_prompt, (long long)s->sequence_length);
 	if (s->rollout_temperature != 0 && s->rollout_temperature < 1e-4)
 		return error_set(err, ERROR_INVALID, "rollout-temperature", "%g: 0, or 0.0001 to 10000 is expected", s->rollout_temperature);
+	return 0;
+}
+
+// What is asked of the teacher must be of its own vocabulary.
+static int vocabulary_check(const struct run_settings *s, struct error *err)
+{
+	if (s->student_tokenizer && settings_rollouts(s))
+		return error_set(err, ERROR_UNSUPPORTED, "student-tokenizer", "and rollouts: the teacher cannot read what a student of another "
+				 "tokenizer writes");
+	if (s->student_tokenizer && settings_labels(s))
+		return error_set(err, ERROR_INVALID, "student-tokenizer", "and teacher = labels: without a teacher there is one tokenizer");
+	if (s->student_tokenizer && s->corpus_prompt)
+		return error_set(err, ERROR_UNSUPPORTED, "student-tokenizer", "and corpus-prompt: where a prompt ends is counted in the teacher's "
+				 "tokens");
+	if (s->student_tokenizer && s->packing == RUN_PACKING_BFD)
+		return error_set(err, ERROR_UNSUPPORTED, "student-tokenizer", "and packing = bfd: how long a document becomes is not the teacher's "
+				 "to say (wrapped or off)");
 	return 0;
 }
 
@@ -274,6 +292,7 @@ int settings_check(const struct run_settings *s, struct error *err)
 	r = r ? r : rollouts_check(s, err);
 	r = r ? r : prompts_check(s, err);
 	r = r ? r : mlm_check(s, err);
+	r = r ? r : vocabulary_check(s, err);
 	if (r)
 		return r;
 	if (!s->corpus_field)

@@ -8,6 +8,7 @@
 
 #include "common/error.h"
 #include "common/record.h"
+#include "daemon/worker/bridge.h"
 #include "daemon/worker/support.h"
 #include "kernels/backend.h"
 
@@ -23,6 +24,8 @@ int hearings_init(struct hearings *h, const struct objective *objective, uint32_
 	uint32_t trained = objective_top_k(objective, 0), more = top_k > trained ? top_k - trained : 0;
 	*h = (struct hearings){.objective = objective, .vocab_size = vocab_size, .n_voices = objective_n_voices(objective),
 			       .n_teachers = objective_n_teachers(objective)};
+	h->n_ranks = objective_ranks(objective);
+	h->n_ranks = h->n_ranks < vocab_size ? h->n_ranks : vocab_size;
 	h->list = calloc(h->n_voices, sizeof *h->list);
 	h->heard = calloc(h->n_voices, sizeof *h->heard);
 	h->teacher_ce = calloc(h->n_teachers, max_sequences * sizeof *h->teacher_ce);
@@ -30,7 +33,7 @@ int hearings_init(struct hearings *h, const struct objective *objective, uint32_
 	for (uint32_t i = 0; r == 0 && i < h->n_voices; i++) {
 		uint32_t room = objective_voice_width(objective, i, UINT32_MAX) + (i == 0 ? more : 0);
 		room = room < vocab_size ? room : vocab_size;
-		h->wide += room;
+		h->wide += room + (i < h->n_teachers ? h->n_ranks : 0);
 		r = support_init(&h->list[i].support, vocab_size, room);
 	}
 	return r;
@@ -62,11 +65,12 @@ double hearings_lse(const struct record_rows *t, uint32_t row, float temperature
 
 static int rows_check(const struct hearings *h, const struct record_rows *t, uint32_t teacher, uint32_t sequence_length, struct error *err)
 {
-	if (t->sequence.n_tokens > sequence_length)
+	uint32_t vocab_size = h->bridge ? h->bridge->teacher_vocab : h->vocab_size;
+	if (!h->bridge && t->sequence.n_tokens > sequence_length)
 		return error_set(err, ERROR_INTERNAL, NULL, "the teacher's answer is larger than the question");
-	if (t->vocab_size != h->vocab_size)
+	if (t->vocab_size != vocab_size)
 		return error_set(err, ERROR_CONFLICT, "student", "the teacher has %u tokens in its vocabulary, the student %u", t->vocab_size,
-				 h->vocab_size);
+				 vocab_size);
 	for (uint32_t i = 0; i < h->n_temperatures; i++)
 		if (!has_temperature(t, h->temperatures[i]) && (i == 0 || objective_asks_at(h->objective, teacher, h->temperatures[i])))
 			return error_set(err, ERROR_INTERNAL, NULL, "the teacher was not asked at temperature %g", (double)h->temperatures[i]);
@@ -97,8 +101,10 @@ int hearings_begin(struct hearings *h, const struct record_rows *const *rows, ui
 	h->n_sequences = n;
 	h->temperatures[0] = 1;
 	h->n_temperatures = 1 + (evaluation ? 0 : objective_temperatures(h->objective, h->temperatures + 1));
-	for (uint32_t i = 0; i < h->n_voices; i++)
+	for (uint32_t i = 0; i < h->n_voices; i++) {
 		objective_voice(h->objective, i, &h->list[i].voice);
+		h->list[i].support.bridge = h->bridge;
+	}
 	for (uint32_t i = 0; r == 0 && i < n_teachers * n; i++) {
 		if (i >= n && !rows[i])
 			continue;
@@ -110,7 +116,7 @@ int hearings_begin(struct hearings *h, const struct record_rows *const *rows, ui
 
 static const struct record_rows *teacher_rows(const struct hearings *h, const struct position *p, uint32_t teacher)
 {
-	return h->evaluating && teacher ? NULL : p->teachers[(size_t)teacher * h->n_sequences];
+	return !p->teachers || (h->evaluating && teacher) ? NULL : p->teachers[(size_t)teacher * h->n_sequences];
 }
 
 bool hearings_complete(const struct hearings *h, const struct position *p)
@@ -121,6 +127,11 @@ bool hearings_complete(const struct hearings *h, const struct position *p)
 		all &= !t || t->status[p->row] == ROW_OK;
 	}
 	return all;
+}
+
+static uint32_t ranks_room(const struct hearings *h, uint32_t voice)
+{
+	return h->evaluating || voice >= h->n_teachers ? 0 : h->n_ranks;
 }
 
 static int mean_hear(struct hearings *h, struct hearing *one, const struct position *p, struct error *err)
@@ -147,9 +158,11 @@ static int position_hear(struct hearings *h, const struct position *p, uint32_t 
 		one->support.n = 0;
 		if (t)
 			r = support_make(&one->support, t, p->row, p->label, err);
-		else if (i >= h->n_teachers && !h->evaluating && one->voice.active)
+		else if (i == 0)
+			r = support_make_label(&one->support, p->label, err);
+		else if (i >= h->n_teachers && !h->evaluating && one->voice.active && p->teachers)
 			r = mean_hear(h, one, p, err);
-		*ret_n += one->support.n;
+		*ret_n += one->support.n + ranks_room(h, i);
 	}
 	return r;
 }
@@ -161,6 +174,8 @@ int hearings_ask(struct hearings *h, const struct position *p, uint32_t *ret_ids
 		const struct support *s = &h->list[i].support;
 		memcpy(ret_ids, s->ids, s->n * sizeof *ret_ids);
 		ret_ids += s->n;
+		for (uint32_t k = 0; k < ranks_room(h, i); k++)
+			*ret_ids++ = p->label;
 	}
 	return r;
 }
@@ -189,14 +204,23 @@ static void one_make(struct hearings *h, uint32_t voice, const struct position *
 	x->n_rewards = p->n_rewards;
 	x->rewards = p->rewards;
 	x->drawn_logprob = p->drawn_logprob;
+	x->log_teacher_factor = p->log_teacher_factor;
+	x->log_student_factor = p->log_student_factor;
+	x->label_pull = p->pull;
 }
 
-int hearings_make(struct hearings *h, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t *ret_n,
+int hearings_make(struct hearings *h, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t *ids, uint32_t *ret_n,
 		  struct error *err)
 {
 	uint32_t at = 0;
 	int r = position_hear(h, p, ret_n, err);
-	for (uint32_t i = 0; r == 0 && i < h->n_voices; at += h->list[i++].support.n)
+	for (uint32_t i = 0; r == 0 && i < h->n_voices; i++) {
+		struct support *s = &h->list[i].support;
+		uint32_t n = s->n, room = ranks_room(h, i);
+		if (n && room)
+			r = support_add_ranks(s, swept->ids, swept->logits, swept->top_k, ids + at, swept->gathered + at, err);
 		one_make(h, i, p, swept, first, at);
+		at += n + room;
+	}
 	return r;
 }

@@ -9,6 +9,7 @@
 
 #include "daemon/loss/objective.h"
 
+struct bridge;
 struct error;
 struct hearing;
 struct record_rows;
@@ -16,16 +17,23 @@ struct sweep_row;
 
 // One position of the packed micro-batch: its row with each teacher, and its label.
 struct position {
-	const struct record_rows *const *teachers;     // of its sequence: those of the next teacher stand n_sequences further; NULL: not asked
+	const struct record_rows *const *teachers;     // of its sequence: those of the next teacher stand n_sequences further; NULL: not asked.
+						       // Itself NULL: no teacher says anything here, the label alone can be learned
 	uint32_t row;
 	uint32_t label;
 	const double *rewards;         // of the label and those after it; NULL: the student did not draw it
 	uint32_t n_rewards;
 	double drawn_logprob;
+	uint32_t bytes;                // of text that the label stands for
+	uint32_t n_span;               // positions after this one whose labels are in the span that begins here
+	double log_teacher_factor, log_student_factor;         // of the span (struct loss_position)
+	double pull;                   // of merged losses
 };
 
 struct hearings {
 	const struct objective *objective;
+	const struct bridge *bridge;   // the caller's, to be set after hearings_init; NULL: student and teachers share a vocabulary
+	uint32_t n_ranks;              // of the student's likeliest ids that losses look at
 	uint32_t vocab_size, n_voices, n_teachers;
 	struct hearing *list;          // (n_voices) the first n_teachers are the teachers'
 	struct loss_position *heard;   // (n_voices) of the position in hand
@@ -46,11 +54,12 @@ void hearings_done(struct hearings *h);        // harmless on zeroed memory
 int hearings_begin(struct hearings *h, const struct record_rows *const *rows, uint32_t n, uint32_t sequence_length, bool evaluation,
 		   struct error *err);
 bool hearings_complete(const struct hearings *h, const struct position *p);    // every teacher that was asked answered for it
-// The ids of the position: ret_ids (wide).
+// The ids of the position: ret_ids (wide). After those of a teacher there is room for the student's n_ranks likeliest ones, which are known
+// once its row has been read.
 int hearings_ask(struct hearings *h, const struct position *p, uint32_t *ret_ids, uint32_t *ret_n, struct error *err);
-// Fills h->heard from the student's row as it was read at those ids; its arrays are the caller's `swept`. first: the first of the
-// temperatures that it is seen at.
-int hearings_make(struct hearings *h, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t *ret_n,
+// Fills h->heard from the student's row as it was read at those ids; its arrays are the caller's `swept`. first: the first of the temperatures
+// that it is seen at. ids: as hearings_ask left them; the student's likeliest ones join them.
+int hearings_make(struct hearings *h, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t *ids, uint32_t *ret_n,
 		  struct error *err);
 // Of a row, at one of the temperatures asked; NAN at another.
 double hearings_lse(const struct record_rows *t, uint32_t row, float temperature);

@@ -20,6 +20,7 @@
 #include "daemon/worker/features_prepare.h"
 #include "daemon/worker/layers.h"
 #include "daemon/worker/mask.h"
+#include "daemon/worker/lexicon.h"
 #include "daemon/worker/panel.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
@@ -154,6 +155,11 @@ static int tokenizer_open(struct trainer *t, struct error *err)
 	return r ? r : panel_check_tokenizers(t, err);
 }
 
+static const struct tokenizer *own_tokenizer(const struct trainer *t)
+{
+	return t->student_tokenizer ? t->student_tokenizer : t->tokenizer;
+}
+
 static struct architecture random_architecture(const struct trainer *t, uint32_t vocab_size)
 {
 	const struct run_settings *s = t->settings;
@@ -161,7 +167,7 @@ static struct architecture random_architecture(const struct trainer *t, uint32_t
 		.name = "llama", .n_layers = (uint32_t)s->layers, .width = (uint32_t)s->width, .ffn_width = (uint32_t)s->ffn_width,
 		.n_heads = (uint32_t)s->heads, .n_kv_heads = (uint32_t)s->kv_heads, .head_size = (uint32_t)(s->width / s->heads),
 		.vocab_size = vocab_size, .context_length = (uint32_t)s->context_length, .norm_epsilon = 1e-5f, .rope_theta = s->rope_theta,
-		.tied_head = s->tied_head, .bos_id = tokenizer_bos(t->tokenizer), .eos_id = tokenizer_eos(t->tokenizer),
+		.tied_head = s->tied_head, .bos_id = tokenizer_bos(own_tokenizer(t)), .eos_id = tokenizer_eos(own_tokenizer(t)),
 	};
 	if (s->family == RUN_FAMILY_BERT) {
 		snprintf(a.name, sizeof a.name, "bert");
@@ -187,10 +193,11 @@ static int same_tokenizer(const struct trainer *t, struct model_file *file, stru
 	int r = model_file_tokenizer(file, &own, err);
 	if (r)
 		return r;
-	struct content_id a = tokenizer_id(own), b = tokenizer_id(t->tokenizer);
+	struct content_id a = tokenizer_id(own), b = tokenizer_id(own_tokenizer(t));
 	tokenizer_close(own);
 	if (memcmp(&a, &b, sizeof a))
-		return error_set(err, ERROR_CONFLICT, "student", "its tokenizer is not the teacher's");
+		return error_set(err, ERROR_CONFLICT, "student", t->student_tokenizer ? "its tokenizer is not student-tokenizer"
+				 : "its tokenizer is not the teacher's (student-tokenizer = this very path, to learn across tokenizers)");
 	return 0;
 }
 
@@ -225,7 +232,7 @@ static int given_student_open(struct trainer *t, const struct student_options *o
 		r = error_set(err, ERROR_UNSUPPORTED, "student", a->masked ? "%s names masked tokens: that is learned with mlm = yes" :
 			      "mlm = yes, but %s does not name masked tokens", a->name);
 	else if (a->vocab_size != vocab_size)
-		r = error_set(err, ERROR_CONFLICT, "student", "its vocabulary has %u tokens, the teacher's %u", a->vocab_size, vocab_size);
+		r = error_set(err, ERROR_CONFLICT, "student", "its vocabulary has %u tokens, %u are expected", a->vocab_size, vocab_size);
 	else if (a->context_length < o->sequence_length)
 		r = error_set(err, ERROR_INVALID, "sequence-length", "%u is more than the student's context of %u", o->sequence_length,
 			      a->context_length);
@@ -244,9 +251,10 @@ static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error 
 		[RUN_PRECISION_AUTO] = BACKEND_NUMERIC_AUTO, [RUN_PRECISION_F32] = BACKEND_NUMERIC_F32, [RUN_PRECISION_BF16] = BACKEND_NUMERIC_BF16,
 	};
 	struct student_options o = {
-		.device = settings_device(s), .n_threads = (uint32_t)s->threads, .numeric = numerics[s->precision], .sequence_length = (uint32_t)s->sequence_length,
+		.device = settings_device(s), .n_threads = (uint32_t)s->threads, .numeric = numerics[s->precision],
+		.sequence_length = t->student_length,
 		.micro_batch = (uint32_t)s->micro_batch, .top_k = t->held_out_query.top_k, .seed = (uint64_t)s->seed, .objective = t->objective,
-		.n_arrays = optimizer_n_arrays(&t->optimizing),
+		.n_arrays = optimizer_n_arrays(&t->optimizing), .bridge = t->bridged ? &t->bridge : NULL, .id_bytes = t->id_bytes,
 		.recompute = s->checkpointing ? (uint32_t)s->checkpointing_layers : 0,
 	};
 	if (t->policy) {
@@ -271,6 +279,16 @@ static int rollout_prepare(struct trainer *t, struct error *err)
 	return rollout_open(student_weights(t->student), student_head(t->student), &o, &t->rollout, err);
 }
 
+// What a run is trained on: the list of sequences and, where the student reads them in its own way, that.
+static struct content_id list_id(const struct trainer *t)
+{
+	struct content_id parts[2] = {dataset_id(t->dataset)};
+	if (!t->student_tokenizer)
+		return parts[0];
+	parts[1] = tokenizer_id(t->student_tokenizer);
+	return content_id_of(parts, sizeof parts);
+}
+
 static void plan_make(struct trainer *t)
 {
 	const struct run_settings *s = t->settings;
@@ -281,7 +299,7 @@ static void plan_make(struct trainer *t)
 	t->state.seed = (uint64_t)s->seed;
 	t->state.sequence_length = (uint64_t)s->sequence_length;
 	t->state.batch = batch;
-	t->state.dataset = dataset_id(t->dataset);
+	t->state.dataset = list_id(t);
 	t->state.n_held_out = dataset_n_held_out(t->dataset);
 	t->state.sequential = s->order == RUN_ORDER_SEQUENTIAL;
 	t->state.n_adaptive = objective_n_state(t->objective);
@@ -291,7 +309,7 @@ static int objective_prepare(struct trainer *t, struct error *err)
 {
 	char words[320];
 	objective_seed(t->objective, (uint64_t)t->settings->seed);
-	if (objective_begin(t->objective, t->steps, t->vocab_size))
+	if (objective_begin(t->objective, t->steps, t->student_vocab))
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	for (uint32_t i = 0; i < objective_n_terms(t->objective); i++) {
 		const char *bias = objective_bias(t->objective, i, t->vocab_size);
@@ -376,6 +394,7 @@ static int own_prepare(struct trainer *t, struct error *err)
 		r = mask_new(t->tokenizer, t->settings->mlm_probability, (uint64_t)t->settings->seed, &t->mask, err);
 	r = r ? r : share_corpus(t, err);
 	r = r ? r : features_probe(t, err);
+	r = r ? r : lexicon_prepare(t, err);
 	if (r)
 		return r;
 	plan_make(t);
@@ -383,7 +402,7 @@ static int own_prepare(struct trainer *t, struct error *err)
 	r = r ? r : optimizer_plan(t, err);
 	r = r ? r : corpus_check_schedules(t, err);
 	r = r ? r : policy_new(t->settings, &t->policy, err);
-	r = r ? r : student_prepare(t, t->vocab_size, err);
+	r = r ? r : student_prepare(t, t->student_vocab, err);
 	r = r ? r : rollout_prepare(t, err);
 	r = r ? r : optimizer_new(&t->optimizing, student_weights(t->student), &t->optimizer, err);
 	return r ? r : resume(t, err);

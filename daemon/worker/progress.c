@@ -59,6 +59,8 @@ static void evaluations_add(json_t *j, const struct progress_report *r)
 	number_add(j, "held_out_perplexity", exp(r->last.ce));
 	number_add(j, "held_out_agreement", r->last.agreement);
 	number_add(j, "teacher_perplexity", exp(r->last.teacher_ce));
+	number_add(j, "held_out_bits_per_byte", r->last.bits_per_byte);
+	number_add(j, "teacher_bits_per_byte", r->last.teacher_bits_per_byte);
 }
 
 // "loss_forward_kl": the supervisor takes flat names.

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -208,11 +209,16 @@ int share_evaluation(struct trainer *t, struct student_evaluation *e, struct err
 {
 	if (team_size(t->options.team) == 1)
 		return 0;
-	double n = (double)e->n_positions;
-	double sums[] = {n ? e->kl * n : 0, n ? e->ce * n : 0, n ? e->agreement * n : 0, n ? e->teacher_ce * n : 0, n};
+	double n = (double)e->n_positions, n_labels = (double)e->n_labels, n_teacher = (double)e->n_teacher_labels;
+	double sums[] = {n ? e->kl * n : 0, n ? e->agreement * n : 0, n_labels ? e->ce * n_labels : 0, n_teacher ? e->teacher_ce * n_teacher : 0,
+			 n, n_labels, n_teacher, (double)e->n_bytes, (double)e->n_teacher_bytes};
 	int r = team_sum(t->options.team, sums, sizeof sums / sizeof *sums, err);
-	n = sums[4];
-	*e = (struct student_evaluation){sums[0] / n, sums[1] / n, sums[2] / n, sums[3] / n, (uint64_t)n};
+	*e = (struct student_evaluation){
+		.kl = sums[0] / sums[4], .agreement = sums[1] / sums[4], .ce = sums[2] / sums[5], .teacher_ce = sums[3] / sums[6],
+		.bits_per_byte = sums[7] > 0 ? sums[2] / (M_LN2 * sums[7]) : NAN,
+		.teacher_bits_per_byte = sums[8] > 0 ? sums[3] / (M_LN2 * sums[8]) : NAN, .n_positions = (uint64_t)sums[4],
+		.n_labels = (uint64_t)sums[5], .n_teacher_labels = (uint64_t)sums[6], .n_bytes = (uint64_t)sums[7],
+		.n_teacher_bytes = (uint64_t)sums[8]};
 	return r;
 }
 

@@ -75,8 +75,10 @@ static int json_checksum(const json_t *j, uint32_t *ret_crc)
 
 static json_t *evaluation_to_json(const struct student_evaluation *e)
 {
-	return json_pack("{s:f, s:f, s:f, s:f, s:I}", "kl", e->kl, "ce", e->ce, "agreement", e->agreement, "teacher_ce",
-			 isfinite(e->teacher_ce) ? e->teacher_ce : -1.0, "n_positions", (json_int_t)e->n_positions);
+	return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "kl", e->kl, "ce", e->ce, "agreement", e->agreement, "teacher_ce",
+			 isfinite(e->teacher_ce) ? e->teacher_ce : -1.0, "bits_per_byte", isfinite(e->bits_per_byte) ? e->bits_per_byte : -1.0,
+			 "teacher_bits_per_byte", isfinite(e->teacher_bits_per_byte) ? e->teacher_bits_per_byte : -1.0,
+			 "n_positions", (json_int_t)e->n_positions);
 }
 
 static json_t *adaptive_to_json(const struct snapshot_state *s)
@@ -155,8 +157,13 @@ static bool evaluation_from_json(const json_t *j, struct student_evaluation *e)
 {
 	bool good = number_of(j, "kl", &e->kl) && number_of(j, "ce", &e->ce) && number_of(j, "agreement", &e->agreement) &&
 		    number_of(j, "teacher_ce", &e->teacher_ce) && integer_of(j, "n_positions", &e->n_positions);
+	bool bits = number_of(j, "bits_per_byte", &e->bits_per_byte) && number_of(j, "teacher_bits_per_byte", &e->teacher_bits_per_byte);
 	if (e->teacher_ce < 0)
 		e->teacher_ce = NAN;
+	if (!bits || e->bits_per_byte < 0)             // older checkpoints have none
+		e->bits_per_byte = NAN;
+	if (!bits || e->teacher_bits_per_byte < 0)
+		e->teacher_bits_per_byte = NAN;
 	return good;
 }
 

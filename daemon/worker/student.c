@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "daemon/worker/student.h"
+#include "daemon/worker/student_internal.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -9,49 +9,20 @@
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/loss/divergence.h"
-#include "daemon/model/forward.h"
 #include "daemon/model/head.h"
 #include "daemon/model/weights.h"
 #include "daemon/worker/features.h"
 #include "daemon/worker/passage.h"
 #include "daemon/worker/rollout.h"
-#include "daemon/worker/hearing.h"
-#include "kernels/backend.h"
-
-struct student {
-	struct student_options options;
-	struct backend *backend;
-	struct weights *weights;
-	struct activations *activations;
-	struct head *head;
-	struct act *dfinal;            // (max_rows, C)
-	char device[160];
-	struct backend_count activations_count;
-	// One packed micro-batch; arrays are for max_rows = micro_batch * L.
-	struct layout layout;
-	uint32_t *tokens, *places, *starts;
-	uint32_t *rows;                // (n_rows) packed row of each listed position
-	struct position *positions;    // (n_rows)
-	struct sweep_row *swept;       // (n_rows)
-	uint32_t n_rows;
-	uint32_t *gather, *top_ids;    // (max_rows, wide), (max_rows)
-	double *gathered, *lse, *top_logits;   // (max_rows, wide), (max_rows, OBJECTIVE_MAX_TERMS + 1), (max_rows)
-	double *corrections;           // (max_rows, wide) and, of each row, its softmax terms:
-	float *softmax_temperatures;   // (max_rows, OBJECTIVE_MAX_SOFTMAX)
-	double *softmax_lse, *softmax_scales;
-	struct hearings hearings;      // of the micro-batch in hand
-	struct pair pair;              // for evaluation
-	struct student_sums *sums;     // of the call in progress
-	const struct passage *passages;
-	double *rewards;               // (max_rows) of each label that was drawn, at its place in the micro-batch
-};
 
 static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 {
 	size_t n = (size_t)s->options.micro_batch * s->options.sequence_length;
 	if (hearings_init(&s->hearings, s->options.objective, vocab_size, (uint32_t)n, s->options.top_k))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for what the teachers say");
-	size_t wide = s->hearings.wide;
+	s->hearings.bridge = s->options.bridge;
+	size_t wide = s->hearings.wide, n_top = s->hearings.n_ranks ? s->hearings.n_ranks : 1;
+	s->n_top = (uint32_t)n_top;
 	s->tokens = calloc(n, sizeof *s->tokens);
 	s->places = calloc(n, sizeof *s->places);
 	s->starts = calloc(n + 1, sizeof *s->starts);
@@ -62,14 +33,15 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 	s->gather = reallocarray(NULL, n, wide * sizeof *s->gather);
 	s->gathered = reallocarray(NULL, n, wide * sizeof *s->gathered);
 	s->corrections = reallocarray(NULL, n, wide * sizeof *s->corrections);
-	s->top_ids = calloc(n, sizeof *s->top_ids);
-	s->top_logits = calloc(n, sizeof *s->top_logits);
+	s->label_logs = calloc(n, sizeof *s->label_logs);
+	s->top_ids = reallocarray(NULL, n, n_top * sizeof *s->top_ids);
+	s->top_logits = reallocarray(NULL, n, n_top * sizeof *s->top_logits);
 	s->lse = calloc(n, (OBJECTIVE_MAX_TERMS + 1) * sizeof *s->lse);
 	s->softmax_temperatures = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_temperatures);
 	s->softmax_lse = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_lse);
 	s->softmax_scales = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_scales);
-	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->rewards && s->gather &&
-		    s->gathered && s->corrections && s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales;
+	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->rewards && s->gather && s->gathered &&
+		    s->corrections && s->label_logs && s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales;
 	if (!good || pair_init(&s->pair, (uint32_t)wide + 1))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a micro-batch of %zu positions", n);
 	return 0;
@@ -147,6 +119,8 @@ struct student *student_close(struct student *s)
 	free(s->gather), free(s->gathered), free(s->corrections), free(s->top_ids), free(s->top_logits), free(s->lse);
 	free(s->softmax_temperatures), free(s->softmax_lse), free(s->softmax_scales);
 	hearings_done(&s->hearings);
+	bridged_done(&s->bridged);
+	free(s->label_logs);
 	pair_done(&s->pair);
 	free(s);
 	return NULL;
@@ -179,108 +153,9 @@ uint64_t student_activation_bytes(const struct student *s)
 	return s->activations_count.n_real * real_bytes + s->activations_count.n_act * act_bytes;
 }
 
-// What to read from one row of the student's logits: lse at each temperature, the logits at the ids that matter.
-static int row_ask(struct student *s, uint32_t i, const struct position *p, bool best, struct error *err)
+static int position_make(struct student *s, uint32_t i, const struct sweep_row *swept, uint32_t first, uint32_t *ret_n, struct error *err)
 {
-	uint32_t *gather = s->gather + i * s->hearings.wide, n;
-	int r = hearings_ask(&s->hearings, p, gather, &n, err);
-	if (r)
-		return r;
-	s->swept[i] = (struct sweep_row){.top_k = best, .n_temperatures = s->hearings.n_temperatures,
-					 .temperatures = s->hearings.temperatures,
-					 .n_gather = n, .gather = gather, .want_mean = objective_wants_mean(s->options.objective),
-					 .lse = s->lse + i * (size_t)(OBJECTIVE_MAX_TERMS + 1), .ids = s->top_ids + i,
-					 .logits = s->top_logits + i, .gathered = s->gathered + i * s->hearings.wide};
-	return 0;
-}
-
-// ln p - ln q of each label that was drawn, to where it stands in its sequence; a position that the teacher could not answer pays nothing.
-static void rewards_fill(const struct record_rows *t, const struct passage *p, double *to)
-{
-	for (uint32_t at = p->first; at < t->sequence.n_tokens; at++) {
-		uint32_t row = at - 1 - (uint32_t)t->query.first;
-		bool known = row < t->n_rows && t->status[row] == ROW_OK;
-		to[at] = known ? (double)t->own_logit[row] - hearings_lse(t, row, 1) - p->logprobs[at - p->first] : 0;
-	}
-}
-
-// Whether there is something to learn at a position: a masked token, else the one that follows.
-static bool label_find(const struct record_rows *t, const struct passage *p, uint32_t at, uint32_t *ret_label)
-{
-	if (p && p->labels) {
-		*ret_label = p->labels[at];
-		return *ret_label != UINT32_MAX;
-	}
-	if (at + 1 >= t->sequence.n_tokens || at + 1 < (p ? p->first : 1))
-		return false;
-	*ret_label = t->sequence.tokens[at + 1];
-	return true;
-}
-
-// Lists the positions of one sequence that can be learned from: answered, and with a label.
-static int sequence_list(struct student *s, const struct record_rows *const *teachers, const struct passage *passage, uint32_t start,
-			 uint64_t *n_masked, struct error *err)
-{
-	const struct record_rows *t = teachers[0];
-	uint32_t first = passage ? passage->first : 1;
-	for (uint32_t row = 0; row < t->n_rows; row++) {
-		uint32_t at = (uint32_t)t->query.first + row, label;
-		if (!label_find(t, passage, at, &label))
-			continue;
-		struct position p = {.teachers = teachers, .row = row, .label = label};
-		if (!hearings_complete(&s->hearings, &p)) {
-			++*n_masked;
-			continue;
-		}
-		if (passage && passage->logprobs) {
-			p.rewards = s->rewards + start + at + 1;
-			p.n_rewards = t->sequence.n_tokens - at - 1;
-			p.drawn_logprob = passage->drawn[at + 1 - first];
-		}
-		s->rows[s->n_rows] = start + at;
-		s->positions[s->n_rows] = p;
-		int r = row_ask(s, s->n_rows++, &p, s->hearings.evaluating, err);
-		if (r)
-			return r;
-	}
-	return 0;
-}
-
-static void tokens_pack(struct student *s, const uint32_t *tokens, uint32_t n, uint32_t *T)
-{
-	for (uint32_t k = 0; k < n; k++, ++*T) {
-		s->tokens[*T] = tokens[k];
-		s->places[*T] = k;
-	}
-}
-
-static void layout_make(struct student *s, uint32_t n, uint32_t T)
-{
-	s->starts[n] = T;
-	s->layout = (struct layout){.n_positions = T, .n_sequences = n, .tokens = s->tokens, .positions = s->places, .starts = s->starts};
-}
-
-static int batch_pack(struct student *s, const struct record_rows *const *rows, uint32_t n, bool evaluation, uint64_t *n_masked,
-		      struct error *err)
-{
-	uint32_t T = 0;
-	int r = hearings_begin(&s->hearings, rows, n, s->options.sequence_length, evaluation, err);
-	s->n_rows = 0;
-	for (uint32_t i = 0; i < n; i++) {
-		const struct record_rows *t = rows[i];
-		if (r == 0 && t->sequence.n_tokens > s->options.micro_batch * s->options.sequence_length - T)
-			r = error_set(err, ERROR_INTERNAL, NULL, "a micro-batch of more tokens than there is room for");
-		s->starts[i] = T;
-		const struct passage *passage = s->passages ? &s->passages[i] : NULL;
-		if (r == 0 && passage && passage->logprobs)
-			rewards_fill(t, passage, s->rewards + T);
-		r = r ? r : sequence_list(s, rows + i, passage, T, n_masked, err);
-		if (r)
-			return r;
-		tokens_pack(s, t->sequence.tokens, t->sequence.n_tokens, &T);
-	}
-	layout_make(s, n, T);
-	return r;
+	return hearings_make(&s->hearings, &s->positions[i], swept, first, s->gather + i * s->hearings.wide, ret_n, err);
 }
 
 static int row_not_finite(struct error *err)
@@ -308,17 +183,67 @@ static void drawn_add(struct student *s, const struct position *p, const struct 
 	d->k3 += expm1(lr) - lr;
 }
 
+// Ln of the student's probability of the labels of the span that begins at position i, but for its first.
+static double span_log(const struct student *s, uint32_t i)
+{
+	double sum = 0;
+	for (uint32_t k = i + 1; k <= i + s->positions[i].n_span; k++)
+		sum += s->label_logs[k];
+	return sum;
+}
+
+static int tile_note(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
+		     struct error *err)
+{
+	struct student *s = arg;
+	(void)ret_grad;
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t label = 0;
+		if (swept[i].not_finite)
+			return row_not_finite(err);
+		while (swept[i].gather[label] != s->positions[first + i].label)
+			label++;                       // it is among them: support_make
+		s->label_logs[first + i] = swept[i].gathered[label] - swept[i].lse[0];
+	}
+	return 0;
+}
+
+// Losses that merge the rows of a span multiply one position by what the student says at the next ones, and so teach those too. They are
+// read once more for it: first what is said everywhere, then what each span asks of its later positions.
+static int spans_merge(struct student *s, const struct act *final, struct error *err)
+{
+	if (!objective_merges(s->options.objective) || !s->options.bridge)
+		return 0;
+	int r = head_train(s->head, final, s->rows, s->n_rows, s->layout.n_positions, s->swept, tile_note, s, NULL, err);
+	for (uint32_t i = 0; r == 0 && i < s->n_rows; i++) {
+		struct objective_sums sums = {0};
+		uint32_t n_ids;
+		if (!s->positions[i].teachers || s->positions[i].n_span == 0)
+			continue;
+		s->positions[i].log_student_factor = span_log(s, i);
+		r = position_make(s, i, &s->swept[i], 1, &n_ids, err);
+		if (r == 0)
+			objective_position(s->options.objective, s->hearings.heard, &sums, NULL);
+		for (uint32_t k = i + 1; r == 0 && k <= i + s->positions[i].n_span; k++)
+			s->positions[k].pull += sums.pull;
+	}
+	return r;
+}
+
 static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
 		     struct error *err)
 {
 	struct student *s = arg;
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t n_ids = 0;
-		int r = swept[i].not_finite ? row_not_finite(err) : hearings_make(&s->hearings, &s->positions[first + i], &swept[i], 1, &n_ids, err);
+		int r = swept[i].not_finite ? row_not_finite(err) : position_make(s, first + i, &swept[i], 1, &n_ids, err);
 		if (r)
 			return r;
 		struct gradient g = gradient_of(s, first + i, n_ids);
-		objective_position(s->options.objective, s->hearings.heard, &s->sums->objective, &g);
+		if (s->positions[first + i].teachers)
+			objective_position(s->options.objective, s->hearings.heard, &s->sums->objective, &g);
+		else
+			objective_label(s->options.objective, &s->hearings.heard[0], &s->sums->objective, &g);
 		if (s->hearings.heard[0].n_rewards)
 			drawn_add(s, &s->positions[first + i], &s->hearings.heard[0]);
 		if (!isfinite(s->sums->objective.total))
@@ -337,6 +262,9 @@ static int losses_take(struct student *s, const struct record_rows *const *rows,
 	int r = s->options.features ? features_learn(s->options.features, &batch, &s->sums->objective, err) : 0;
 	if (r)
 		return r;
+	r = spans_merge(s, final, err);
+	if (r)
+		return r;
 	if (objective_has_rows(s->options.objective))
 		return head_train(s->head, final, s->rows, s->n_rows, T, s->swept, tile_loss, s, s->dfinal, err);
 	s->backend->ops->put_rows(s->backend, s->dfinal, s->dfinal, NULL, 0, T, s->weights->architecture.width);
@@ -345,7 +273,7 @@ static int losses_take(struct student *s, const struct record_rows *const *rows,
 
 int student_train(struct student *s, const struct record_rows *const *rows, uint32_t n, struct student_sums *sums, struct error *err)
 {
-	int r = batch_pack(s, rows, n, false, &sums->n_masked, err);
+	int r = student_batch_pack(s, rows, n, false, &sums->n_masked, err);
 	if (r || s->n_rows == 0)
 		return r;
 	s->sums = sums;
@@ -376,9 +304,9 @@ static void likeliest_ask(struct student *s, const struct sequence *sequences, u
 			s->swept[row] = (struct sweep_row){.top_k = k, .n_temperatures = 1, .temperatures = &one, .lse = s->lse + row,
 							   .ids = ids + row * k, .logits = logits + row * k};
 		}
-		tokens_pack(s, sequences[i].tokens, sequences[i].n_tokens, &T);
+		student_tokens_pack(s, sequences[i].tokens, sequences[i].n_tokens, &T);
 	}
-	layout_make(s, n, T);
+	student_layout_make(s, n, T);
 }
 
 int student_likeliest(struct student *s, const struct sequence *sequences, uint32_t n, uint32_t k, uint32_t *ret_ids, struct error *err)
@@ -395,35 +323,71 @@ int student_likeliest(struct student *s, const struct sequence *sequences, uint3
 	return r;
 }
 
-static const struct pair_view bucket_view = {LOSS_SUPPORT_TEACHER, LOSS_FORM_GHOST, UINT32_MAX, 0, false, 0};
+static const struct pair_view bucket_view = {.support = LOSS_SUPPORT_TEACHER, .form = LOSS_FORM_GHOST, .top_k = UINT32_MAX};
 
-static int row_evaluate(struct student *s, uint32_t i, struct student_evaluation *sums, struct error *err)
+struct evaluation_sums {
+	double kl, ce, agreement, teacher_ce;
+	uint64_t n_rows, n_labels, n_teacher, n_bytes, n_teacher_bytes;
+};
+
+static int row_evaluate(struct student *s, uint32_t i, struct evaluation_sums *sums, struct error *err)
 {
 	const struct position *p = &s->positions[i];
-	const struct record_rows *t = p->teachers[0];
 	const struct sweep_row *swept = &s->swept[i];
 	const struct loss_position *x = &s->hearings.heard[0];
 	struct divergence d = {.slope = s->corrections};
 	uint32_t n_ids;
-	int r = swept->not_finite ? row_not_finite(err) : hearings_make(&s->hearings, p, swept, 0, &n_ids, err);
+	int r = swept->not_finite ? row_not_finite(err) : position_make(s, i, swept, 0, &n_ids, err);
 	if (r)
 		return r;
+	sums->ce += x->student_lse_1 - x->student[x->label];
+	sums->n_bytes += p->bytes;
+	sums->n_labels++;
+	if (!p->teachers)
+		return isfinite(sums->ce) ? 0 : row_not_finite(err);
 	pair_make(&s->pair, x, &bucket_view);
 	if (s->pair.n)
 		divergence_forward_kl(&s->pair, NULL, &d);
 	sums->kl += d.value;
-	sums->ce += x->student_lse_1 - x->student[x->label];
-	sums->agreement += x->n_top > 0 && x->ids[0] == swept->ids[0];
-	sums->teacher_ce += t->own_logit ? x->teacher_lse[0] - (double)t->own_logit[p->row] : NAN;
-	sums->n_positions++;
+	sums->agreement += x->n_top > 0 && x->teacher_matched[0] && x->ids[0] == swept->ids[0];
+	sums->n_rows++;
+	if (!s->options.bridge) {
+		const struct record_rows *t = p->teachers[0];
+		sums->teacher_ce += t->own_logit ? x->teacher_lse[0] - (double)t->own_logit[p->row] : NAN;
+		sums->n_teacher++;
+		sums->n_teacher_bytes += p->bytes;
+	}
 	return isfinite(sums->kl) && isfinite(sums->ce) ? 0 : row_not_finite(err);
 }
 
-// At least one: too long a one is refused later.
+// What the teacher itself says of its own tokens, which are not the student's.
+static void teacher_evaluate(const struct student *s, const struct record_rows *t, struct evaluation_sums *sums)
+{
+	for (uint32_t row = 0; row < t->n_rows; row++) {
+		uint32_t at = (uint32_t)t->query.first + row;
+		if (at + 1 >= t->sequence.n_tokens || t->status[row] != ROW_OK)
+			continue;
+		double own = t->own_logit ? (double)t->own_logit[row] : NAN;
+		if (t->query.n_keep && isnan(own))             // the token is none of those it was asked about
+			continue;
+		sums->teacher_ce += hearings_lse(t, row, 1) - own;
+		sums->n_teacher++;
+		sums->n_teacher_bytes += s->options.id_bytes ? s->options.id_bytes[t->sequence.tokens[at + 1]] : 0;
+	}
+}
+
+static double bits(double nats, uint64_t n_bytes)
+{
+	return n_bytes ? nats / (M_LN2 * (double)n_bytes) : NAN;
+}
+
+// At least one: too long a one is refused later. How long they become over a bridge is known to be L at most.
 static uint32_t sequences_that_fit(const struct student *s, const struct record_rows *const *sequences, uint32_t n)
 {
 	uint64_t room = (uint64_t)s->options.micro_batch * s->options.sequence_length, n_tokens = sequences[0]->sequence.n_tokens;
 	uint32_t i = 1;
+	if (s->options.bridge)
+		return n < s->options.micro_batch ? n : s->options.micro_batch;
 	for (; i < n && n_tokens + sequences[i]->sequence.n_tokens <= room; i++)
 		n_tokens += sequences[i]->sequence.n_tokens;
 	return i;
@@ -432,13 +396,13 @@ static uint32_t sequences_that_fit(const struct student *s, const struct record_
 int student_evaluate(struct student *s, const struct record_rows *const *sequences, uint32_t n, struct student_evaluation *ret,
 		     struct error *err)
 {
-	struct student_evaluation sums = {0};
+	struct evaluation_sums sums = {0};
 	for (uint32_t first = 0, some; first < n; first += some) {
 		some = sequences_that_fit(s, sequences + first, n - first);
 		uint64_t n_masked = 0;
 		const struct passage *all = s->passages;
 		s->passages = all ? all + first : NULL;
-		int r = batch_pack(s, sequences + first, some, true, &n_masked, err);
+		int r = student_batch_pack(s, sequences + first, some, true, &n_masked, err);
 		s->passages = all;
 		if (r)
 			return r;
@@ -446,11 +410,15 @@ int student_evaluate(struct student *s, const struct record_rows *const *sequenc
 		r = backend_sync(s->backend, err);
 		for (uint32_t i = 0; r == 0 && i < s->n_rows; i++)
 			r = row_evaluate(s, i, &sums, err);
+		for (uint32_t i = 0; r == 0 && s->options.bridge && i < some; i++)
+			teacher_evaluate(s, sequences[first + i], &sums);
 		if (r)
 			return r;
 	}
-	double n_positions = (double)sums.n_positions;
-	*ret = (struct student_evaluation){sums.kl / n_positions, sums.ce / n_positions, sums.agreement / n_positions,
-					   sums.teacher_ce / n_positions, sums.n_positions};
+	double n_rows = (double)sums.n_rows;
+	*ret = (struct student_evaluation){sums.kl / n_rows, sums.ce / (double)sums.n_labels, sums.agreement / n_rows,
+					   sums.teacher_ce / (double)sums.n_teacher, bits(sums.ce, sums.n_bytes),
+					   bits(sums.teacher_ce, sums.n_teacher_bytes), sums.n_rows, sums.n_labels, sums.n_teacher,
+					   sums.n_bytes, sums.n_teacher_bytes};
 	return 0;
 }

@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 
 struct architecture;
+struct bridge;
 struct error;
 struct head;
 struct passage;
@@ -25,13 +26,15 @@ struct student_options {
 	const char *device;            // as backend_open
 	uint32_t n_threads;
 	enum backend_numeric numeric;
-	uint32_t sequence_length;      // L
+	uint32_t sequence_length;      // L: of what the student reads; what a bridge makes longer is cut off
 	uint32_t micro_batch;          // one call takes sequences of micro_batch * L tokens at most, each of at least 2 and at most L
 	uint32_t top_k;                // most ids of the run's own teacher in a row
 	uint64_t seed;                 // of a random start
 	uint32_t recompute;            // of activations_new: gradient checkpointing
 	uint32_t n_arrays;             // that the caller will make beside the parameters, in their layout: its optimizer's
 	const struct rollout_options *rollout; // of whom the caller will open on the student's device; NULL = none
+	const struct bridge *bridge;   // to a vocabulary that is not the teacher's; NULL: they share one. The caller's
+	const uint32_t *id_bytes;      // (the teacher's vocabulary) bytes of text of each id, 0 for special ones; NULL: not known
 	struct objective *objective;   // begun; the caller's, which sets its step
 	struct features *features;     // of its losses on features; NULL where there are none. The caller's; opened and closed here
 };
@@ -75,10 +78,12 @@ int student_likeliest(struct student *s, const struct sequence *sequences, uint3
 // Means over positions, at temperature 1 whatever the training temperature is.
 struct student_evaluation {
 	double kl;                     // to the teacher, ghost-bucket form
-	double ce;                     // hard cross-entropy; exp of it is the perplexity
+	double ce;                     // hard cross-entropy of the student's tokens; exp of it is the perplexity
 	double agreement;              // share of positions where both name the same most likely id
 	double teacher_ce;             // NaN unless the rows hold the teacher's own logits
-	uint64_t n_positions;
+	double bits_per_byte, teacher_bits_per_byte;   // of the text: of any two tokenizers; NaN where id_bytes is not known
+	uint64_t n_positions;          // that the teacher answered: of kl and agreement
+	uint64_t n_labels, n_teacher_labels, n_bytes, n_teacher_bytes;         // of ce, teacher_ce and the bits; not in checkpoints
 };
 // Any number of sequences, taken as many at a time as one call may. No gradients. Without any position n_positions is 0 and the means are no
 // numbers.

@@ -9,6 +9,7 @@
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/loss/objective.h"
+#include "daemon/worker/bridge.h"
 
 int support_init(struct support *s, uint32_t vocab_size, uint32_t room)
 {
@@ -18,14 +19,21 @@ int support_init(struct support *s, uint32_t vocab_size, uint32_t room)
 	s->drawn = calloc(room, sizeof *s->drawn);
 	s->teacher = calloc(room, sizeof *s->teacher);
 	s->weights = calloc(room, sizeof *s->weights);
+	s->ranks = calloc(room, sizeof *s->ranks);
+	s->student_ranks = calloc(room, sizeof *s->student_ranks);
+	s->matched = calloc(room, sizeof *s->matched);
+	s->student_matched = calloc(room, sizeof *s->student_matched);
 	s->slots = calloc(vocab_size, sizeof *s->slots);
 	s->marks = calloc(vocab_size, sizeof *s->marks);
-	return s->ids && s->own && s->drawn && s->teacher && s->weights && s->slots && s->marks ? 0 : -ENOMEM;
+	bool good = s->ids && s->own && s->drawn && s->teacher && s->weights && s->ranks && s->student_ranks && s->matched &&
+		    s->student_matched && s->slots && s->marks;
+	return good ? 0 : -ENOMEM;
 }
 
 void support_done(struct support *s)
 {
 	free(s->ids), free(s->own), free(s->drawn), free(s->teacher), free(s->weights), free(s->slots), free(s->marks);
+	free(s->ranks), free(s->student_ranks), free(s->matched), free(s->student_matched);
 	*s = (struct support){0};
 }
 
@@ -44,7 +52,7 @@ static uint32_t slot_of(struct support *s, uint32_t id)
 
 static void begin(struct support *s)
 {
-	s->n = s->n_top = s->n_own = s->n_drawn = 0;
+	s->n = s->n_top = s->n_own = s->n_drawn = s->n_ranks = s->n_student_ranks = 0;
 	if (++s->mark == 0) {                                  // once in 2^32 positions every old mark must go
 		memset(s->marks, 0, s->vocab_size * sizeof *s->marks);
 		s->mark = 1;
@@ -55,10 +63,18 @@ static bool top_add(struct support *s, const struct record_rows *r, uint32_t row
 {
 	uint32_t k = r->query.top_k, n = r->n_top ? r->n_top[row] : k;
 	for (uint32_t i = 0; i < n; i++) {
-		uint32_t slot = slot_of(s, r->ids[(size_t)row * k + i]);
+		uint32_t id = r->ids[(size_t)row * k + i], mine = s->bridge ? s->bridge->match[id] : id;
+		double logit = (double)r->logits[(size_t)row * k + i];
+		if (s->n_ranks < s->room) {
+			s->ranks[s->n_ranks] = logit;
+			s->matched[s->n_ranks++] = mine != BRIDGE_NONE;
+		}
+		if (mine == BRIDGE_NONE)
+			continue;
+		uint32_t slot = slot_of(s, mine);
 		if (slot == UINT32_MAX)
 			return false;
-		s->teacher[slot] = (double)r->logits[(size_t)row * k + i];
+		s->teacher[slot] = logit;
 	}
 	s->n_top = s->n;
 	return true;
@@ -103,7 +119,7 @@ int support_make(struct support *s, const struct record_rows *rows, uint32_t row
 	s->label = good ? slot_of(s, label) : UINT32_MAX;
 	if (s->label == UINT32_MAX)
 		return error_set(err, ERROR_INTERNAL, NULL, "the teacher's answer is larger than the question");
-	if (rows->own_logit)
+	if (rows->own_logit && !s->bridge)
 		s->teacher[s->label] = (double)rows->own_logit[row];
 	return 0;
 }
@@ -164,10 +180,39 @@ int support_make_mean(struct support *s, const struct support *const *members, c
 	return 0;
 }
 
+int support_make_label(struct support *s, uint32_t label, struct error *err)
+{
+	begin(s);
+	s->label = slot_of(s, label);
+	return s->label == UINT32_MAX ? error_set(err, ERROR_INTERNAL, NULL, "no room for a label") : 0;
+}
+
+int support_add_ranks(struct support *s, const uint32_t *likeliest, const double *their_logits, uint32_t n, uint32_t *ids, double *logits,
+		      struct error *err)
+{
+	for (uint32_t i = 0; i < n && i < s->room; i++) {
+		uint32_t slot = slot_of(s, likeliest[i]);
+		if (slot == UINT32_MAX)
+			return error_set(err, ERROR_INTERNAL, NULL, "no room for the student's likeliest ids");
+		ids[slot] = likeliest[i];
+		logits[slot] = their_logits[i];
+		s->student_ranks[s->n_student_ranks] = slot;
+		s->student_matched[s->n_student_ranks++] = !s->bridge || s->bridge->kept[likeliest[i]] != BRIDGE_NONE;
+	}
+	return 0;
+}
+
 void support_position(const struct support *s, const struct record_rows *rows, uint32_t row, struct loss_position *ret)
 {
 	*ret = (struct loss_position){.vocab_size = s->vocab_size, .n = s->n, .ids = s->ids, .teacher = s->teacher, .n_top = s->n_top,
 				      .n_own = s->n_own, .own = s->own, .n_drawn = s->n_drawn, .drawn = s->drawn, .weights = s->weights,
 				      .label = s->label, .tail = rows && rows->tail ? (double)rows->tail[row] : NAN,
-				      .entropy = rows && rows->entropy ? (double)rows->entropy[row] : NAN, .student_mean = NAN};
+				      .entropy = rows && rows->entropy ? (double)rows->entropy[row] : NAN, .student_mean = NAN,
+				      .matched_share = 1, .n_teacher_ranks = s->n_ranks, .teacher_ranks = s->ranks,
+				      .teacher_matched = s->matched, .n_student_ranks = s->n_student_ranks,
+				      .student_ranks = s->student_ranks, .student_matched = s->student_matched};
+	if (s->bridge && s->bridge->student) {
+		ret->foreign = true;
+		ret->matched_share = (double)s->bridge->n_matched / s->bridge->teacher_vocab;
+	}
 }

@@ -25,6 +25,7 @@
 #include "daemon/worker/rollout.h"
 #include "daemon/worker/share.h"
 #include "daemon/worker/team.h"
+#include "daemon/worker/lexicon.h"
 
 #define TRAINER_WAIT_SHARE 0.01        // of a micro-batch's time: more is a reason to look further ahead
 #define TRAINER_AHEAD_NUMBERS (1u << 26)       // ids and logits held for that: half a GiB
@@ -104,6 +105,7 @@ struct trainer *trainer_close(struct trainer *t)
 	features_free(t->features);
 	objective_free(t->objective);
 	dataset_free(t->dataset);
+	lexicon_done(t);
 	tokenizer_close(t->tokenizer);
 	progress_close(t->progress);
 	free(t->checkpoints);
@@ -295,9 +297,9 @@ static int evaluate(struct trainer *t, struct error *err)
 	optimizer_swap_average(t->optimizer);
 	if (r)
 		return r;
-	log_info("step %llu/%llu: held-out KL to the teacher %.4f (%.4f before), perplexity %.2f (teacher %.2f), agreement %.1f %%",
-		 (unsigned long long)s->step, (unsigned long long)t->steps, s->last.kl, s->before.kl, exp(s->last.ce), exp(s->last.teacher_ce),
-		 100 * s->last.agreement);
+	log_info("step %llu/%llu: held-out KL to the teacher %.4f (%.4f before), perplexity %.2f (teacher %.2f), bits per byte %.3f (teacher "
+		 "%.3f), agreement %.1f %%", (unsigned long long)s->step, (unsigned long long)t->steps, s->last.kl, s->before.kl, exp(s->last.ce),
+		 exp(s->last.teacher_ce), s->last.bits_per_byte, s->last.teacher_bits_per_byte, 100 * s->last.agreement);
 	return 0;
 }
 
@@ -370,7 +372,7 @@ static int finish(struct trainer *t, struct error *err)
 	optimizer_swap_average(t->optimizer);
 	if (t->settings->export_which == RUN_EXPORT_BEST && t->state.n_evaluations)
 		r = best_load(t, err);
-	r = r ? r : export_student(t->student_path, student_weights(t->student), t->tokenizer, types[t->settings->export_type], err);
+	r = r ? r : export_student(t->student_path, student_weights(t->student), t->student_tokenizer ? t->student_tokenizer : t->tokenizer, types[t->settings->export_type], err);
 	if (r)
 		return r;
 	log_notice("done: %llu steps, student in %s", (unsigned long long)t->state.step, t->student_path);

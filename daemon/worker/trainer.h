@@ -8,8 +8,10 @@
 #include <stdint.h>
 
 #include "common/query.h"
+#include "daemon/model/tokenizer.h"
 #include "daemon/train/settings.h"
 #include "daemon/worker/features.h"
+#include "daemon/worker/bridge.h"
 #include "daemon/worker/optimizer.h"
 #include "daemon/worker/progress.h"
 #include "daemon/worker/snapshot.h"
@@ -62,6 +64,11 @@ struct trainer {
 	uint32_t n_held_out;
 	struct snapshot_state state;
 	uint32_t vocab_size;                   // of the teacher
+	uint32_t student_vocab, student_length;        // the student's, and the most tokens it reads of a sequence
+	struct tokenizer *student_tokenizer;   // NULL: it has the teacher's
+	bool bridged;                          // its vocabulary is another than the teacher's:
+	struct bridge bridge;
+	uint32_t *id_bytes;                    // (vocab_size)
 	uint64_t steps;                        // of the whole run
 	uint64_t asked;                        // position of the next place to ask for
 	uint32_t n_outstanding;                // micro-batches asked for and not yet taken

@@ -13,7 +13,7 @@
 #define TOLERANCE 2e-6
 #define V5 5u
 
-static const struct pair_view dense = {LOSS_SUPPORT_TEACHER, LOSS_FORM_GHOST, UINT32_MAX, UINT32_MAX, false, 0};
+static const struct pair_view dense = {LOSS_SUPPORT_TEACHER, LOSS_FORM_GHOST, UINT32_MAX, UINT32_MAX, false, 0, false, false};
 
 static struct pair_view view_of(enum loss_form form)
 {
@@ -226,7 +226,7 @@ static void ids_above_the_teachers_own_are_pushed_below(void **state)
 	(void)state;
 	struct example e = {.V = 5, .n_top = 2, .n_given = 2, .top = {0, 1}, .n_own = 3, .own = {3, 0, 1}, .temperature = 1,
 			    .zt = {2, 1, 0, 0, 0}, .zs = {1.5, 1.2, 0, 1.6, -2}};
-	struct pair_view view = {LOSS_SUPPORT_BOTH, LOSS_FORM_GHOST, 2, 3, false, 0};
+	struct pair_view view = {LOSS_SUPPORT_BOTH, LOSS_FORM_GHOST, 2, 3, false, 0, false, false};
 	double gradient[V5];
 	assert_near(example_evaluate(&e, logit_top_n, NULL, &view, gradient), .4, TOLERANCE, "value");
 	assert_near(gradient[1], -1, 1e-15, "least of the teacher's");

@@ -13,7 +13,7 @@
 
 #define V5 5u
 
-static const struct pair_view dense = {LOSS_SUPPORT_TEACHER, LOSS_FORM_GHOST, UINT32_MAX, UINT32_MAX, false, 0};
+static const struct pair_view dense = {LOSS_SUPPORT_TEACHER, LOSS_FORM_GHOST, UINT32_MAX, UINT32_MAX, false, 0, false, false};
 
 static struct pair_view view_of(enum loss_form form)
 {
@@ -130,7 +130,7 @@ static void gradients_are_finite_differences_and_sum_to_zero(void **state)
 				bool drawn = form == LOSS_FORM_DRAWS || form == LOSS_FORM_HEAD_DRAWS;
 				struct example e = example_random(&seed, drawn || n % 2 ? 1 : 1.75);
 				struct pair_view view = {drawn ? LOSS_SUPPORT_TEACHER : (enum loss_support)(n % 3), (enum loss_form)form, 4, 3,
-							 losses[i].label, 0};
+							 losses[i].label, 0, false, false};
 				check_difference(&e, &losses[i], &view, form_names[form]);
 			}
 }
@@ -221,7 +221,7 @@ static void shifting_either_row_changes_nothing_but_a_raw_mse(void **state)
 	uint64_t seed = 23;
 	for (size_t i = 0; i < N_LOSSES; i++) {
 		struct example e = example_random(&seed, 2), moved = e;
-		struct pair_view view = {LOSS_SUPPORT_BOTH, LOSS_FORM_GHOST, 4, 3, losses[i].label, 0};
+		struct pair_view view = {LOSS_SUPPORT_BOTH, LOSS_FORM_GHOST, 4, 3, losses[i].label, 0, false, false};
 		double a[EXAMPLE_V], b[EXAMPLE_V];
 		for (uint32_t j = 0; j < e.V; j++) {
 			moved.zs[j] += 40;
@@ -245,7 +245,7 @@ static void masses_at_the_edge_stay_finite(void **state)
 			struct example e = {.V = 9, .n_top = 3, .n_own = 2, .own = {7, 8}, .n_drawn = 1, .drawn = {5}, .weights = {.3}, .temperature = 1,
 					    .label = 6, .zt = {0, -1, -2, -800, -900, -900, -900, -900, -900},
 					    .zs = {-60, 0, -70, -300, -600, -600, -600, -600, -600}};
-			struct pair_view view = {LOSS_SUPPORT_TEACHER, (enum loss_form)form, 3, 2, losses[i].label, 0};
+			struct pair_view view = {LOSS_SUPPORT_TEACHER, (enum loss_form)form, 3, 2, losses[i].label, 0, false, false};
 			double gradient[EXAMPLE_V];
 			if (!form_fits(&losses[i], (enum loss_form)form))
 				continue;

@@ -92,8 +92,10 @@ static struct snapshot_state state_of(uint64_t step)
 				   .sequence_length = 64, .batch = 8, .n_held_out = 5, .sequential = 1, .n_evaluations = 2, .best_evaluation = 1};
 	memset(&s.teacher, 0xab, sizeof s.teacher);
 	memset(&s.dataset, 0xcd, sizeof s.dataset);
-	s.before = (struct student_evaluation){1.0 / 7, 2.0 / 7, 3.0 / 7, 4.0 / 7, 100};
-	s.last = (struct student_evaluation){1.0 / 9, 2.0 / 9, 3.0 / 9, NAN, 100};
+	s.before = (struct student_evaluation){.kl = 1.0 / 7, .ce = 2.0 / 7, .agreement = 3.0 / 7, .teacher_ce = 4.0 / 7, .bits_per_byte = 5.0 / 7,
+					       .teacher_bits_per_byte = 6.0 / 7, .n_positions = 100};
+	s.last = (struct student_evaluation){.kl = 1.0 / 9, .ce = 2.0 / 9, .agreement = 3.0 / 9, .teacher_ce = NAN, .bits_per_byte = NAN,
+					     .teacher_bits_per_byte = NAN, .n_positions = 100};
 	s.best = s.last;
 	return s;
 }
