@@ -251,14 +251,12 @@ bool objective_learns_labels(const struct objective *o)
 	return false;
 }
 
-int objective_check_foreign(const struct objective *o, bool kept, struct error *err)
+int objective_check_foreign(const struct objective *o, struct error *err)
 {
 	for (uint32_t i = 0; i < o->n_terms; i++) {
 		const struct term *t = &o->terms[i];
-		const char *fault = kept && t->support != LOSS_SUPPORT_TEACHER ? "support=teacher is expected with student-vocabulary"
-				  : kept && (t->method->flags & METHOD_LABEL) ? "looks at the label, which student-vocabulary may have left out"
-				  : kept ? NULL : method_foreign_fault(t->method, t->form, t->support);
-		if (term_is_feature(t) && !kept)
+		const char *fault = method_foreign_fault(t->method, t->form, t->support);
+		if (term_is_feature(t))
 			fault = "rows of positions are compared one by one: the same tokens are expected on both sides";
 		if (!fault && term_is_soft(t) && (t->n_members > 1 || t->members[0]))
 			fault = "another teacher: one alone is expected where the vocabularies differ";

@@ -68,8 +68,8 @@ uint32_t objective_own_k(const struct objective *o, uint32_t teacher);         /
 uint32_t objective_ranks(const struct objective *o);           // the student's likeliest ids that losses by rank look at; 0 = none
 bool objective_merges(const struct objective *o);              // some loss merges rows of spans: it wants the factors of positions
 bool objective_learns_labels(const struct objective *o);       // some loss looks at positions that the teacher says nothing about
-// Whether every loss makes sense where the student's vocabulary is not the teacher's. kept: it is a part of it, asked for as such.
-int objective_check_foreign(const struct objective *o, bool kept, struct error *err);
+// Whether every loss makes sense where the student's vocabulary is not the teacher's.
+int objective_check_foreign(const struct objective *o, struct error *err);
 uint32_t objective_width(const struct objective *o, uint64_t vocab_size);      // most ids of one position, of all voices
 bool objective_wants_mean(const struct objective *o);          // of the student's logits
 

@@ -159,7 +159,7 @@ static int losses_check(const struct run_settings *s, struct error *err)
 	uint32_t own_k = objective_any_own_k(o);
 	bool asks = objective_asks_teacher(o);
 	r = teachers_check(s, o, err);
-	r = r || !s->student_tokenizer ? r : objective_check_foreign(o, false, err);
+	r = r || !s->student_tokenizer ? r : objective_check_foreign(o, err);
 	objective_free(o);
 	if (r)
 		return r;

@@ -61,10 +61,10 @@ static struct meaning *meanings_list(const struct tokenizer *t, uint32_t vocab, 
 
 static void match_set(struct bridge *b, uint32_t teacher, uint32_t student)
 {
-	if (b->match[teacher] != BRIDGE_NONE || b->kept[student] != BRIDGE_NONE)
+	if (b->match[teacher] != BRIDGE_NONE || b->origin[student] != BRIDGE_NONE)
 		return;
 	b->match[teacher] = student;
-	b->kept[student] = teacher;
+	b->origin[student] = teacher;
 	b->n_matched++;
 }
 
@@ -98,13 +98,13 @@ static int bytes_match(struct bridge *b, struct error *err)
 static int arrays_new(struct bridge *b, struct error *err)
 {
 	b->match = reallocarray(NULL, b->teacher_vocab, sizeof *b->match);
-	b->kept = reallocarray(NULL, b->student_vocab, sizeof *b->kept);
-	if (!b->match || !b->kept)
+	b->origin = reallocarray(NULL, b->student_vocab, sizeof *b->origin);
+	if (!b->match || !b->origin)
 		return no_memory(err);
 	for (uint32_t i = 0; i < b->teacher_vocab; i++)
 		b->match[i] = BRIDGE_NONE;
 	for (uint32_t i = 0; i < b->student_vocab; i++)
-		b->kept[i] = BRIDGE_NONE;
+		b->origin[i] = BRIDGE_NONE;
 	return 0;
 }
 
@@ -124,35 +124,10 @@ int bridge_open(struct bridge *b, const struct tokenizer *teacher, uint32_t teac
 	return r;
 }
 
-int bridge_open_kept(struct bridge *b, const uint32_t *map, uint32_t teacher_vocab, struct error *err)
-{
-	uint32_t n = 0;
-	*b = (struct bridge){.teacher_vocab = teacher_vocab};
-	for (uint32_t i = 0; i < teacher_vocab; i++) {
-		if (map[i] >= teacher_vocab || map[map[i]] != map[i])
-			return error_set(err, ERROR_INVALID, "student-vocabulary", "token %u is read as %u, which is not kept", i, map[i]);
-		n += map[i] == i;
-	}
-	b->student_vocab = n;
-	int r = arrays_new(b, err);
-	b->reads = r ? NULL : calloc(teacher_vocab, sizeof *b->reads);
-	if (!b->reads) {
-		bridge_done(b);
-		return r ? r : no_memory(err);
-	}
-	for (uint32_t i = 0, at = 0; i < teacher_vocab; i++)
-		if (map[i] == i)
-			match_set(b, i, at++);
-	for (uint32_t i = 0; i < teacher_vocab; i++)
-		b->reads[i] = b->match[map[i]];
-	return 0;
-}
-
 void bridge_done(struct bridge *b)
 {
 	free(b->match);
-	free(b->reads);
-	free(b->kept);
+	free(b->origin);
 	*b = (struct bridge){0};
 }
 
@@ -283,17 +258,6 @@ static int token_walk(struct walk *w, uint32_t id, struct error *err)
 	return token_add(w->to, other, ++w->at, 0, w->max_tokens, err);
 }
 
-static int kept_read(const struct bridge *b, const uint32_t *tokens, uint32_t n, uint32_t max_tokens, struct bridged *s, struct error *err)
-{
-	int r = 0;
-	for (uint32_t i = 0; r == 0 && i < n; i++)
-		r = token_add(s, b->reads[tokens[i]], i + 1, 0, max_tokens, err);
-	for (uint32_t i = 0; r == 0 && i < s->n; i++)
-		s->boundaries[i] = (struct align_boundary){i, i, i + 1};
-	s->n_boundaries = r ? 0 : s->n;
-	return r;
-}
-
 int bridge_sequence(const struct bridge *b, const uint32_t *tokens, uint32_t n, uint32_t max_tokens, struct bridged *ret, struct error *err)
 {
 	struct walk w = {.bridge = b, .to = ret, .max_tokens = max_tokens, .first = true};
@@ -303,8 +267,6 @@ int bridge_sequence(const struct bridge *b, const uint32_t *tokens, uint32_t n, 
 	for (uint32_t i = 0; i < n; i++)
 		if (tokens[i] >= b->teacher_vocab)
 			return error_set(err, ERROR_INVALID, "tokens", "%u is outside the teacher's vocabulary of %u", tokens[i], b->teacher_vocab);
-	if (b->reads)
-		return kept_read(b, tokens, n, max_tokens, ret, err);
 	if (n > ret->n_teacher_room) {
 		if (reserve(&ret->teacher_ends, sizeof *ret->teacher_ends, n))
 			return no_memory(err);

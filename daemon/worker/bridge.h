@@ -4,7 +4,7 @@
 //
 // A student with a tokenizer of its own reads the bytes that the teacher's tokens stand for: from the first whole character to the last.
 // End-of-text and begin-of-text tokens stand for each other, other special tokens for those of the same bytes; one without a counterpart
-// is not read. A student with some of the teacher's ids reads, for each token that is not kept, the kept one that stands in for it.
+// is not read.
 #pragma once
 
 #include <stdbool.h>
@@ -19,22 +19,18 @@ struct tokenizer;
 #define BRIDGE_NONE UINT32_MAX
 
 struct bridge {
-	const struct tokenizer *teacher, *student;     // the caller's; student NULL: kept ids
+	const struct tokenizer *teacher, *student;     // the caller's
 	uint32_t teacher_vocab, student_vocab;
 	uint32_t teacher_prefix, n_teacher_prefix;     // what a template puts first, on each side
 	uint32_t student_prefix, n_student_prefix;
 	uint32_t *match;               // (teacher_vocab) the student's id that means the same, each at most once; BRIDGE_NONE
-	uint32_t *reads;               // (teacher_vocab) kept ids: the student's id that it reads for it; NULL with a tokenizer
-	uint32_t *kept;                // (student_vocab) the teacher's id of each; BRIDGE_NONE: the teacher has none
+	uint32_t *origin;              // (student_vocab) the teacher's id of each; BRIDGE_NONE: the teacher has none
 	uint32_t n_matched;
 };
 
 // The student's own tokenizer. The vocabularies may be larger than what the tokenizers name.
 int bridge_open(struct bridge *b, const struct tokenizer *teacher, uint32_t teacher_vocab, const struct tokenizer *student,
 		uint32_t student_vocab, struct error *err);
-// Kept ids: map (teacher_vocab) says which kept id is read for each, itself for a kept one. Student ids are the places among the kept ones,
-// ascending. ERROR_INVALID when an id stands in that is not kept.
-int bridge_open_kept(struct bridge *b, const uint32_t *map, uint32_t teacher_vocab, struct error *err);
 void bridge_done(struct bridge *b);                    // harmless on zeroed memory
 
 // A sequence as the student reads it. Zero-initialise; reused; bridged_done frees.

@@ -126,9 +126,8 @@ static int bridged_list(struct student *s, const struct record_rows *const *teac
 {
 	const struct bridged *b = &s->bridged;
 	bool all = s->hearings.evaluating || objective_learns_labels(s->options.objective) || objective_merges(s->options.objective);
-	bool kept = s->options.bridge->reads != NULL;
 	for (uint32_t at = 0, i = 0; at + 1 < b->n; at++) {
-		struct position p = {.label = b->tokens[at + 1], .bytes = kept ? bytes_of(s, teachers[0]->sequence.tokens[at + 1]) : b->bytes[at + 1]};
+		struct position p = {.label = b->tokens[at + 1], .bytes = b->bytes[at + 1]};
 		if (i < b->n_boundaries && b->boundaries[i].b == at)
 			boundary_fill(s, teachers, i++, n_masked, &p);
 		int r = p.teachers || all ? position_list(s, start + at, &p, err) : 0;

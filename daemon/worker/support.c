@@ -197,7 +197,7 @@ int support_add_ranks(struct support *s, const uint32_t *likeliest, const double
 		ids[slot] = likeliest[i];
 		logits[slot] = their_logits[i];
 		s->student_ranks[s->n_student_ranks] = slot;
-		s->student_matched[s->n_student_ranks++] = !s->bridge || s->bridge->kept[likeliest[i]] != BRIDGE_NONE;
+		s->student_matched[s->n_student_ranks++] = !s->bridge || s->bridge->origin[likeliest[i]] != BRIDGE_NONE;
 	}
 	return 0;
 }
