@@ -81,8 +81,8 @@ uint32_t method_n_parameters(const struct method *m);
 // NULL where this method does not take it.
 const struct parameter_row *method_common(const struct method *m, enum common_parameter which);
 const char *form_name(enum loss_form form);
-// One line on what the loss cannot see or gets wrong at this form and support; NULL: nothing.
 // Whether the loss makes sense where the student's vocabulary is not the teacher's; NULL: it does, else why not.
 const char *method_foreign_fault(const struct method *m, enum loss_form form, enum loss_support support);
+// One line on what the loss cannot see or gets wrong at this form and support; NULL: nothing.
 const char *method_bias(const struct method *m, enum loss_form form, enum loss_support support);
 void method_print(FILE *to);           // --list-losses

@@ -326,7 +326,6 @@ void term_done(struct term *t)
 	free(t->name);
 	free(t->words);
 	free(t->feature.where);
-	t->name = t->words = t->feature.where = NULL;
 	free(t->where);
-	t->name = t->words = t->where = NULL;
+	t->name = t->words = t->feature.where = t->where = NULL;
 }
