@@ -51,6 +51,7 @@ struct corpus {
 	uint64_t n_empty, n_cut, n_cut_tokens, n_left_over;    // lines without tokens; documents cut; tokens that fill no last sequence
 	struct packing packing;          // packed: the sequences
 	size_t given;                    // of them
+	uint64_t n_tokens;               // read so far, what is packed but not given included
 	struct text_file *text;
 	struct score_options score;      // of one file
 	struct source source;            // else
@@ -60,7 +61,7 @@ int corpus_open(struct kdctl *k, const struct capture_options *o, struct corpus 
 void corpus_close(struct corpus *c);
 // item->number counts over the whole corpus, item->end is in bytes of it. *ret NULL at the end.
 int corpus_next(struct corpus *c, struct item **ret);
-// Where item came from: "FILE: line 7", or "FILE: byte 12345" (where reading had come to).
+// Where item came from: "FILE: line 7", or "FILE: sequence 3, near byte 12345".
 void corpus_place(const struct corpus *c, const struct item *i, char ret_text[400]);
 
 // ---- the store here (capture_keep.c)

@@ -179,6 +179,14 @@ static int file_end(struct corpus *c)
 
 // ---- sequences
 
+// Bytes of the corpus behind the sequences that were given: texts are read far ahead of them, so by the share of the tokens read.
+static uint64_t bytes_given(const struct corpus *c)
+{
+	uint64_t n_read = c->n_before + (c->text ? text_file_position(c->text) : 0);
+	size_t n_ahead = c->packing.n_tokens - c->given * c->packing.length;
+	return n_ahead < c->n_tokens ? n_read - (uint64_t)((double)n_read * (double)n_ahead / (double)c->n_tokens) : n_read;
+}
+
 static int take_packed(struct corpus *c, struct item **ret)
 {
 	uint32_t length = c->packing.length;
@@ -190,7 +198,7 @@ static int take_packed(struct corpus *c, struct item **ret)
 	memcpy(i->tokens, c->packing.tokens + c->given++ * length, length * sizeof *i->tokens);
 	i->n_tokens = length;
 	i->number = c->n_items++;
-	i->end = c->n_before + (c->text ? text_file_position(c->text) : 0);
+	i->end = bytes_given(c);
 	if (c->options->score.sum) {
 		i->spans = malloc(sizeof *i->spans);
 		if (!i->spans) {
@@ -221,6 +229,7 @@ static int fill_packing(struct corpus *c, bool *ret_more)
 	if (r == -ENODATA)
 		return file_end(c);
 	r = r ? r : packing_append(&c->packing, tokens, n, &err);
+	c->n_tokens += n;
 	return r ? kdctl_fail(c->k, "%s: %s", c->files[c->at].path, err.message) : 0;
 }
 
@@ -274,5 +283,5 @@ void corpus_place(const struct corpus *c, const struct item *i, char ret_text[40
 	if (i->line)
 		snprintf(ret_text, 400, "%s: line %" PRIu64, c->files[f].path, i->line);
 	else
-		snprintf(ret_text, 400, "%s: sequence %" PRIu64 ", before byte %" PRIu64, c->files[f].path, i->number, i->end - before);
+		snprintf(ret_text, 400, "%s: sequence %" PRIu64 ", near byte %" PRIu64, c->files[f].path, i->number, i->end - before);
 }

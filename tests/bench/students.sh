@@ -1,13 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # students.sh BUILD TEACHER TEXT OUTPUT [STEPS [SEEDS]]: the same small student, trained by several methods on the same text for the same
-# number of steps [300] from the same random numbers, for each seed [1]. What the teacher says of the text is captured once; the on-policy run asks
+# number of steps [200] from the same random numbers, for each seed [1]. What the teacher says of the text is captured once; the on-policy run asks
 # it live. Prints a table and leaves students.csv and students.svg (held-out KL over steps) in OUTPUT, which is kept: what is done is not redone.
 #   BUILD    build folder with kdserved, kdctl and kdserved-worker
 #   TEXT     a UTF-8 text; its first 260,000 bytes are taken
 set -euo pipefail
 [ $# -ge 4 ] || { sed -n '3,7s/^# //p' "$0" >&2; exit 2; }
-build=$(realpath "$1") teacher=$(realpath "$2") text=$(realpath "$3") steps=${5:-300} seeds=${6:-1}
+build=$(realpath "$1") teacher=$(realpath "$2") text=$(realpath "$3") steps=${5:-200} seeds=${6:-1}
 here=$(realpath "$(dirname "$0")")
 mkdir -p "$4"
 cd "$4"
@@ -31,8 +31,8 @@ method() {
 		for line; do [ "$line" != live ] || source="server = unix:$PWD/teacher.sock"; done
 		{
 			printf '%s\n' "$source" "tokenizer = $teacher" "corpus = $PWD/corpus.txt" "sequence-length = 128" "held-out = 0.06" \
-				"student-width = 192" "student-layers = 4" "student-heads = 3" "student-kv-heads = 1" "student-ffn-width = 512" \
-				"micro-batch = 8" "steps = $steps" "learning-rate = 0.003" "warmup = 20" "evaluate-every = $((steps / 10))" \
+				"student-width = 128" "student-layers = 4" "student-heads = 2" "student-kv-heads = 1" "student-ffn-width = 384" \
+				"micro-batch = 4" "steps = $steps" "learning-rate = 0.003" "warmup = 20" "evaluate-every = $((steps / 10))" \
 				"checkpoint-every = 0" "seed = $seed"
 			for line; do [ "$line" = live ] || echo "$line"; done
 		} >"runs/$name-$seed.conf"
@@ -46,7 +46,7 @@ mkdir -p runs
 for seed in $seeds; do
 	ask capture --length 128 --top-k 64 --draws 50 --seed "$seed" --entropy --store "rows-$seed" corpus.txt >"capture-$seed.txt" 2>&1
 done
-method cross-entropy "loss = cross-entropy" live
+method cross-entropy "loss = cross-entropy"
 method truncated "loss = forward-kl form=truncated"
 method ghost "loss = forward-kl"
 method rs-kd "loss = forward-kl form=draws draws=50"

@@ -104,6 +104,19 @@ class Corpora(Base):
             self.assertEqual(read(offline, "student", name), read(live, "student", name), name)
         self.assertTrue([n for n in os.listdir(self.store) if n.endswith(".teacher")])
 
+    def test_what_is_done_of_a_text_is_told_by_what_was_answered_not_by_what_was_read(self):
+        text = corpus(20000)
+        done = subprocess.run(self.command("--length", "32", "--batch", "1", "--in-flight", "1", "--report", "0.01", self.path("a.txt", text)),
+                              capture_output=True, text=True, timeout=kdserved.PATIENCE)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        seen = [line["progress"] for line in lines if "progress" in line]
+        n = lines[-1]["summary"]["answered"]["sequences"]
+        self.assertGreater(n, 20)
+        self.assertTrue(seen)
+        for p in seen:
+            self.assertLess(abs(p["corpus_bytes_done"] / len(text.encode()) - p["answered"] / n), 2 / n)
+
     def test_lines_are_answered_or_refused_by_name(self):
         path = self.path("in.jsonl", b"\n".join([
             json.dumps({"tokens": [5, 17, 200]}).encode(), b'{"text": "the cat"}', b'{"text": "\xff\xfe"}', b"{", b"",
