@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Private to supervisor*.c: supervisor.c has the workers' lives, supervisor_request.c what the doors ask. All but _open and _close under the
+// lock.
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "daemon/train/entry.h"
+#include "daemon/train/supervisor.h"
+
+struct supervisor {
+	pthread_mutex_t lock;
+	struct entry_context context;
+	uint32_t max_running, n_running, n_queued;
+	int epoll_fd, timer_fd;
+	bool closing;                  // nothing new is started
+	struct entry **entries;        // never removed: an index stays good
+	uint32_t n_entries;
+};
+
+struct entry *supervisor_find(const struct supervisor *s, const char *id);     // NULL: no such run
+int supervisor_add(struct supervisor *s, struct entry *e, struct error *err);  // the table's from then on
+void supervisor_queue_start(struct supervisor *s);             // as many as may run
+void supervisor_timer_set(struct supervisor *s, bool on);      // ticks while a worker is being stopped
