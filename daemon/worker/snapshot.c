@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "daemon/worker/snapshot.h"
+#include "daemon/worker/snapshot_internal.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
@@ -71,125 +70,6 @@ static int json_checksum(const json_t *j, uint32_t *ret_crc)
 	*ret_crc = crc32c(0, text, strlen(text));
 	free(text);
 	return 0;
-}
-
-static json_t *evaluation_to_json(const struct student_evaluation *e)
-{
-	return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "kl", e->kl, "ce", e->ce, "agreement", e->agreement, "teacher_ce",
-			 isfinite(e->teacher_ce) ? e->teacher_ce : -1.0, "bits_per_byte", isfinite(e->bits_per_byte) ? e->bits_per_byte : -1.0,
-			 "teacher_bits_per_byte", isfinite(e->teacher_bits_per_byte) ? e->teacher_bits_per_byte : -1.0,
-			 "n_positions", (json_int_t)e->n_positions);
-}
-
-static json_t *adaptive_to_json(const struct snapshot_state *s)
-{
-	json_t *list = json_array();
-	for (uint64_t i = 0; i < s->n_adaptive; i++)
-		if (json_array_append_new(list, json_real(s->adaptive[i]))) {
-			json_decref(list);
-			return NULL;
-		}
-	return list;
-}
-
-// Checkpoints of before there were any have none.
-static bool adaptive_from_json(const json_t *j, struct snapshot_state *s)
-{
-	const json_t *list = json_object_get(j, "adaptive");
-	s->n_adaptive = json_array_size(list);
-	if ((list && !json_is_array(list)) || s->n_adaptive > SNAPSHOT_MAX_ADAPTIVE)
-		return false;
-	for (size_t i = 0; i < s->n_adaptive; i++) {
-		s->adaptive[i] = json_number_value(json_array_get(list, i));
-		if (!json_is_number(json_array_get(list, i)))
-			return false;
-	}
-	return true;
-}
-
-static json_t *state_to_json(const struct snapshot_state *s)
-{
-	char teacher[CONTENT_ID_HEX], dataset[CONTENT_ID_HEX];
-	content_id_to_hex(&s->teacher, teacher);
-	content_id_to_hex(&s->dataset, dataset);
-	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "version", (json_int_t)3,
-			      "step", (json_int_t)s->step, "position", (json_int_t)s->position,
-			      "n_positions", (json_int_t)s->n_positions, "n_masked", (json_int_t)s->n_masked, "seconds", s->seconds,
-			      "teacher", teacher, "dataset", dataset, "seed", (json_int_t)s->seed,
-			      "sequence_length", (json_int_t)s->sequence_length, "batch", (json_int_t)s->batch,
-			      "n_held_out", (json_int_t)s->n_held_out, "sequential", (json_int_t)s->sequential,
-			      "n_evaluations", (json_int_t)s->n_evaluations);
-	int bad = j ? json_object_set_new(j, "adaptive", adaptive_to_json(s)) : 0;
-	if (bad) {
-		json_decref(j);
-		return NULL;
-	}
-	if (!j || !s->n_evaluations)
-		return j;
-	bad = json_object_set_new(j, "before", evaluation_to_json(&s->before));
-	bad |= json_object_set_new(j, "last", evaluation_to_json(&s->last));
-	bad |= json_object_set_new(j, "best", evaluation_to_json(&s->best));
-	bad |= json_object_set_new(j, "best_evaluation", json_integer((json_int_t)s->best_evaluation));
-	if (bad) {
-		json_decref(j);
-		return NULL;
-	}
-	return j;
-}
-
-static bool integer_of(const json_t *j, const char *key, uint64_t *ret)
-{
-	const json_t *v = json_object_get(j, key);
-	if (!json_is_integer(v) || json_integer_value(v) < 0)
-		return false;
-	*ret = (uint64_t)json_integer_value(v);
-	return true;
-}
-
-static bool number_of(const json_t *j, const char *key, double *ret)
-{
-	const json_t *v = json_object_get(j, key);
-	*ret = json_number_value(v);
-	return json_is_number(v);
-}
-
-static bool evaluation_from_json(const json_t *j, struct student_evaluation *e)
-{
-	bool good = number_of(j, "kl", &e->kl) && number_of(j, "ce", &e->ce) && number_of(j, "agreement", &e->agreement) &&
-		    number_of(j, "teacher_ce", &e->teacher_ce) && integer_of(j, "n_positions", &e->n_positions);
-	bool bits = number_of(j, "bits_per_byte", &e->bits_per_byte) && number_of(j, "teacher_bits_per_byte", &e->teacher_bits_per_byte);
-	if (e->teacher_ce < 0)
-		e->teacher_ce = NAN;
-	if (!bits || e->bits_per_byte < 0)             // older checkpoints have none
-		e->bits_per_byte = NAN;
-	if (!bits || e->teacher_bits_per_byte < 0)
-		e->teacher_bits_per_byte = NAN;
-	return good;
-}
-
-static bool id_of(const json_t *j, const char *key, struct content_id *ret)
-{
-	const char *hex = json_string_value(json_object_get(j, key));
-	return hex && content_id_from_hex(hex, ret) == 0;
-}
-
-static bool state_from_json(const json_t *j, struct snapshot_state *s)
-{
-	uint64_t version;
-	*s = (struct snapshot_state){0};
-	if (!integer_of(j, "version", &version) || version != 3)
-		return false;
-	bool good = integer_of(j, "step", &s->step) && integer_of(j, "position", &s->position) && integer_of(j, "n_positions", &s->n_positions) &&
-		    integer_of(j, "n_masked", &s->n_masked) && number_of(j, "seconds", &s->seconds) && id_of(j, "teacher", &s->teacher) &&
-		    id_of(j, "dataset", &s->dataset) && integer_of(j, "seed", &s->seed) && integer_of(j, "sequence_length", &s->sequence_length) &&
-		    integer_of(j, "batch", &s->batch) && integer_of(j, "n_held_out", &s->n_held_out) && integer_of(j, "sequential", &s->sequential) &&
-		    adaptive_from_json(j, s) &&
-		    integer_of(j, "n_evaluations", &s->n_evaluations);
-	if (good && s->n_evaluations)
-		good = evaluation_from_json(json_object_get(j, "before"), &s->before) && evaluation_from_json(json_object_get(j, "last"), &s->last) &&
-		       evaluation_from_json(json_object_get(j, "best"), &s->best) &&
-		       integer_of(j, "best_evaluation", &s->best_evaluation);
-	return good;
 }
 
 static int folder_sync(const char *path)
@@ -262,7 +142,7 @@ static int state_save(const char *folder, json_t *j, struct error *err)
 
 static int partial_write(const char *folder, const struct snapshot_arrays *arrays, const struct snapshot_state *state, struct error *err)
 {
-	json_t *files = json_object(), *j = state_to_json(state);
+	json_t *files = json_object(), *j = snapshot_state_encode(state);
 	int r = 0;
 	if (!files || !j)
 		r = error_set(err, ERROR_MEMORY, NULL, "out of memory");
@@ -357,8 +237,8 @@ static int state_read(const char *folder, struct snapshot_state *ret_state, json
 	if (path_join(path, folder, "state.json") || stat(path, &st) < 0 || st.st_size > SNAPSHOT_STATE_MAX)
 		return corrupt(err, folder, "state.json is missing or too large");
 	json_t *j = json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
-	bool good = integer_of(j, "crc32c", &said) && json_object_del(j, "crc32c") == 0 && json_checksum(j, &crc) == 0 && crc == said;
-	if (!good || !state_from_json(j, ret_state)) {
+	bool good = snapshot_integer(j, "crc32c", &said) && json_object_del(j, "crc32c") == 0 && json_checksum(j, &crc) == 0 && crc == said;
+	if (!good || !snapshot_state_decode(j, ret_state)) {
 		json_decref(j);
 		return corrupt(err, folder, "state.json is damaged");
 	}
@@ -372,7 +252,7 @@ static int file_verify(const char *folder, const json_t *files, const struct opt
 	const json_t *said = json_object_get(files, array->name);
 	uint64_t bytes, bytes_said, crc_said;
 	uint32_t crc;
-	if (integer_of(said, "bytes", &bytes_said) && integer_of(said, "crc32c", &crc_said) && array_path(path, folder, array) == 0 &&
+	if (snapshot_integer(said, "bytes", &bytes_said) && snapshot_integer(said, "crc32c", &crc_said) && array_path(path, folder, array) == 0 &&
 	    file_checksum(path, &bytes, &crc) == 0 && bytes == bytes_said && crc == crc_said)
 		return 0;
 	snprintf(what, sizeof what, "%s.safetensors is missing or damaged", array->name);
@@ -454,27 +334,4 @@ int snapshot_load(const char *directory, const struct snapshot_arrays *arrays, s
 	}
 	free(names);
 	return r && n ? error_set(err, ERROR_CORRUPT, NULL, "no checkpoint in %s can be used: %s", directory, ret_skipped->message) : r;
-}
-
-const char *snapshot_difference(const struct snapshot_state *a, const struct snapshot_state *b)
-{
-	return memcmp(&a->teacher, &b->teacher, sizeof a->teacher)         ? "teacher"
-		: memcmp(&a->dataset, &b->dataset, sizeof a->dataset)      ? "corpus"
-		: a->seed != b->seed                                       ? "seed"
-		: a->sequence_length != b->sequence_length                 ? "sequence-length"
-		: a->batch != b->batch                                     ? "micro-batch"
-		: a->n_held_out != b->n_held_out                           ? "held-out"
-		: a->sequential != b->sequential                           ? "order"
-		: a->n_adaptive != b->n_adaptive                           ? "loss"
-									    : NULL;
-}
-
-int snapshot_compare(const struct snapshot_state *saved, const struct snapshot_state *now, struct error *err)
-{
-	const char *what = snapshot_difference(saved, now);
-	if (!what)
-		return 0;
-	if (strcmp(what, "teacher") == 0)
-		return error_set(err, ERROR_CONFLICT, what, "the teacher is another one than this run began with");
-	return error_set(err, ERROR_CONFLICT, what, "%s differs from what this run began with: it cannot be resumed", what);
 }
