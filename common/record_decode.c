@@ -216,7 +216,7 @@ static int decode(const struct record *record, bool ordered, struct record_rows 
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for %" PRIu32 " tokens", s.n_tokens);
 	const uint8_t *tokens = record->bytes + record->sections_at - 4 * (size_t)s.n_tokens;
 	load_numbers(s.tokens, tokens, s.n_tokens);
-	r = rows_new(record_teacher(record), record->vocab_size, &s, &record->query, &rows, err);
+	r = rows_new(record_teacher(record), record->vocab_size, &s, &record->query, ordered, &rows, err);
 	for (unsigned i = 0; !r && i < n; i++)
 		r = read_section(rows, &sections[i], ordered, err);
 	if (r)

@@ -85,8 +85,8 @@ static inline const float *column_values(const struct record_rows *rows, const s
 
 // Sections of a canonical query in their order; returns how many.
 unsigned section_list(const struct query *q, uint32_t n_rows, uint32_t vocab_size, struct section ret_sections[N_SECTIONS_MAX]);
-// record_rows_new() that takes the sequence instead of copying it, also when it fails.
-int rows_new(const struct content_id *teacher, uint32_t vocab_size, struct sequence *take, const struct query *canonical,
+// record_rows_new() that takes the sequence instead of copying it, also when it fails. Unless zeroed, the top-k holds anything.
+int rows_new(const struct content_id *teacher, uint32_t vocab_size, struct sequence *take, const struct query *canonical, bool zeroed,
 	     struct record_rows **ret_rows, struct error *err);
 bool query_has_status(const struct query *q);    // anything for each row
 uint32_t query_vocabulary(const struct query *q, uint32_t vocab_size);    // n_keep where ids are kept

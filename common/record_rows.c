@@ -10,19 +10,24 @@ static int no_memory(struct error *err)
 	return error_set(err, ERROR_MEMORY, NULL, "no memory for rows");
 }
 
-// A zeroed array of n numbers (of 4 bytes) when asked for; refuses more than any record may have.
-static int array_new(bool asked, uint64_t n, void *ret_array, struct error *err)
+// An array of n numbers (of 4 bytes) when asked for; refuses more than any record may have.
+static int array_init(bool asked, uint64_t n, bool zeroed, void *ret_array, struct error *err)
 {
 	if (!asked)
 		return 0;
 	if (n > RECORD_MAX_NUMBERS)
 		return error_set(err, ERROR_TOO_LARGE, "record", "%" PRIu64 " numbers of one kind, the limit is %u", n, RECORD_MAX_NUMBERS);
-	void *array = calloc(n ? n : 1, 4);
+	void *array = zeroed ? calloc(n ? n : 1, 4) : malloc(4 * (n ? n : 1));
 	memcpy(ret_array, &array, sizeof array);
 	return array ? 0 : no_memory(err);
 }
 
-static int arrays_new(struct record_rows *rows, struct error *err)
+static int array_new(bool asked, uint64_t n, void *ret_array, struct error *err)
+{
+	return array_init(asked, n, true, ret_array, err);
+}
+
+static int arrays_new(struct record_rows *rows, bool zeroed, struct error *err)
 {
 	const struct query *q = &rows->query;
 	uint64_t n = rows->n_rows;
@@ -32,9 +37,9 @@ static int arrays_new(struct record_rows *rows, struct error *err)
 	if (!r)
 		r = array_new(q->top_mass != 0, n, &rows->n_top, err);
 	if (!r)
-		r = array_new(q->top_k, n * q->top_k, &rows->ids, err);        // n < 2^31, top_k <= 2^24: no overflow
+		r = array_init(q->top_k, n * q->top_k, zeroed, &rows->ids, err);        // n < 2^31, top_k <= 2^24: no overflow
 	if (!r)
-		r = array_new(q->top_k, n * q->top_k, &rows->logits, err);
+		r = array_init(q->top_k, n * q->top_k, zeroed, &rows->logits, err);
 	if (!r)
 		r = array_new(q->dense, n * query_vocabulary(q, rows->vocab_size), &rows->dense, err);
 	if (!r)
@@ -50,7 +55,7 @@ static int arrays_new(struct record_rows *rows, struct error *err)
 	return r;
 }
 
-int rows_new(const struct content_id *teacher, uint32_t vocab_size, struct sequence *take, const struct query *canonical,
+int rows_new(const struct content_id *teacher, uint32_t vocab_size, struct sequence *take, const struct query *canonical, bool zeroed,
 	     struct record_rows **ret_rows, struct error *err)
 {
 	struct record_rows *rows = calloc(1, sizeof *rows);
@@ -66,7 +71,7 @@ int rows_new(const struct content_id *teacher, uint32_t vocab_size, struct seque
 	int r = query_copy(&rows->query, canonical) || (has_status && !(rows->status = calloc(rows->n_rows, sizeof *rows->status)))
 		? no_memory(err) : 0;
 	if (!r)
-		r = arrays_new(rows, err);
+		r = arrays_new(rows, zeroed, err);
 	if (r)
 		record_rows_free(rows);
 	else
@@ -80,7 +85,7 @@ int record_rows_new(const struct content_id *teacher, uint32_t vocab_size, const
 	struct sequence copy;
 	if (sequence_init(&copy, s->tokens, s->n_tokens))
 		return no_memory(err);
-	return rows_new(teacher, vocab_size, &copy, canonical, ret_rows, err);
+	return rows_new(teacher, vocab_size, &copy, canonical, true, ret_rows, err);
 }
 
 struct record_rows *record_rows_free(struct record_rows *rows)

@@ -157,18 +157,35 @@ static bool check_f16(const uint8_t *from, size_t n)
 	return !bad && zero;
 }
 
+struct code_range { uint8_t smallest[CHECK_BLOCK], largest[CHECK_BLOCK]; };
+
+static inline void code_range_add(struct code_range *r, const uint8_t *codes)
+{
+	for (size_t j = 0; j < CHECK_BLOCK; j++) {
+		r->smallest[j] = codes[j] < r->smallest[j] ? codes[j] : r->smallest[j];
+		r->largest[j] = codes[j] > r->largest[j] ? codes[j] : r->largest[j];
+	}
+}
+
+// The last block ends with the row, over the one before it; a row shorter than one is filled up with its first code.
 static bool check_u8(const uint8_t *from, uint32_t range_bits, float max, size_t n)
 {
-	uint8_t largest = 0, smallest = 255;
-	for (size_t i = 0; i < n; i += CHECK_BLOCK) {
-		size_t k = n - i < CHECK_BLOCK ? n - i : CHECK_BLOCK;
-		uint8_t codes[CHECK_BLOCK];
-		memset(codes, from[i], sizeof codes);
-		memcpy(codes, from + i, k);
-		for (size_t j = 0; j < CHECK_BLOCK; j++) {
-			largest = codes[j] > largest ? codes[j] : largest;
-			smallest = codes[j] < smallest ? codes[j] : smallest;
-		}
+	struct code_range r;
+	uint8_t first[CHECK_BLOCK], largest = 0, smallest = 255;
+	if (n < CHECK_BLOCK) {
+		memset(first, from[0], sizeof first);
+		memcpy(first, from, n);
+		from = first;
+		n = CHECK_BLOCK;
+	}
+	memcpy(r.smallest, from, CHECK_BLOCK);
+	memcpy(r.largest, from, CHECK_BLOCK);
+	for (size_t i = CHECK_BLOCK; i + CHECK_BLOCK <= n; i += CHECK_BLOCK)
+		code_range_add(&r, from + i);
+	code_range_add(&r, from + n - CHECK_BLOCK);
+	for (size_t j = 0; j < CHECK_BLOCK; j++) {
+		largest = r.largest[j] > largest ? r.largest[j] : largest;
+		smallest = r.smallest[j] < smallest ? r.smallest[j] : smallest;
 	}
 	return !smallest && range_bits < 0x7f800000 && largest == (range_bits ? 255 : 0) &&
 	       (double)max - (double)bits_float(range_bits) >= -(double)__FLT_MAX__;
