@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "daemon/train/settings.h"
+#include "daemon/train/settings_internal.h"
 
 #include <string.h>
 
@@ -173,47 +173,6 @@ static int losses_check(const struct run_settings *s, struct error *err)
 	return 0;
 }
 
-bool settings_rollouts(const struct run_settings *s)
-{
-	struct schedule chance;
-	return s->rollouts && schedule_parse(s->rollouts, &chance) == 0 && !schedule_is(&chance, 0);
-}
-
-static int rollouts_wanted_check(const struct run_settings *s, struct error *err)
-{
-	struct objective *o = NULL;
-	uint32_t term = 0;
-	int r = settings_objective(s, &o, err);
-	if (r == 0 && objective_wants_rollouts(o, &term))
-		r = error_set(err, ERROR_INVALID, "rollouts", "is 0, and loss %s learns from what the student writes", objective_name(o, term));
-	objective_free(o);
-	return r;
-}
-
-static int rollouts_check(const struct run_settings *s, struct error *err)
-{
-	struct schedule chance;
-	if (!s->rollouts || schedule_parse(s->rollouts, &chance))
-		return error_set(err, ERROR_INVALID, "rollouts", "%s: a number is expected, or a schedule (linear:0:1)", s->rollouts ? s->rollouts : "");
-	if (!schedule_within(&chance, 0, 1))
-		return error_set(err, ERROR_INVALID, "rollouts", "%s: from 0 to 1 is expected", s->rollouts);
-	if (schedule_is(&chance, 0))
-		return rollouts_wanted_check(s, err);
-	if (settings_shards(s) || settings_labels(s))
-		return error_set(err, ERROR_UNSUPPORTED, "rollouts", "need a live teacher: %s",
-				 settings_labels(s) ? "teacher = labels asks nobody" : "shards cannot say anything of text that is new");
-	if (s->packing == RUN_PACKING_BFD)
-		return error_set(err, ERROR_UNSUPPORTED, "rollouts", "go on from one sequence in a place: packing = bfd has more");
-	if (s->rollout_pairs && (!schedule_is(&chance, 1) || s->rollout_share < 1 || s->micro_batch % 2))
-		return error_set(err, ERROR_INVALID, "rollout-pairs", "rollouts = 1, no rollout-share and an even micro-batch are expected");
-	if (s->rollout_prompt + s->rollout_tokens > s->sequence_length)
-		return error_set(err, ERROR_INVALID, "rollout-tokens", "%lld and rollout-prompt (%lld) are over sequence-length (%lld)",
-				 (long long)s->rollout_tokens, (long long)s->rollout_prompt, (long long)s->sequence_length);
-	if (s->rollout_temperature != 0 && s->rollout_temperature < 1e-4)
-		return error_set(err, ERROR_INVALID, "rollout-temperature", "%g: 0, or 0.0001 to 10000 is expected", s->rollout_temperature);
-	return 0;
-}
-
 // What is asked of the teacher must be of its own vocabulary.
 static int vocabulary_check(const struct run_settings *s, struct error *err)
 {
@@ -289,7 +248,7 @@ int settings_check(const struct run_settings *s, struct error *err)
 		return error_set(err, ERROR_INVALID, "student", "is empty: random, or the path of a model");
 	int r = teacher_check(s, err);
 	r = r ? r : optimizer_check(s, err);
-	r = r ? r : rollouts_check(s, err);
+	r = r ? r : settings_check_rollouts(s, err);
 	r = r ? r : prompts_check(s, err);
 	r = r ? r : mlm_check(s, err);
 	r = r ? r : vocabulary_check(s, err);

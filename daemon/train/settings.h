@@ -23,7 +23,7 @@ enum run_export { RUN_EXPORT_LAST, RUN_EXPORT_BEST };
 enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 
 struct run_settings {
-	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *student_tokenizer, *from_layers, *rollouts, *corpus_field, *corpus_prompt;
+	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *student_tokenizer, *from_layers, *rollouts, *rollout_fresh, *corpus_field, *corpus_prompt;
 	struct config_list corpus, losses, parameters, others;
 	bool mlm, corpus_specials, tied_head, checkpointing;
 	uint64_t patience;             // ms
@@ -32,9 +32,9 @@ struct run_settings {
 	double mlm_probability, held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip, average;
 	int precision, packing, optimizer, quantize, export_which, missing, order, export_type, values, feature_values, device, family;
 	int64_t teacher_layers;
-	int64_t rollout_prompt, rollout_tokens;
+	int64_t rollout_prompt, rollout_tokens, rollout_replay;
 	bool rollout_pairs;
-	double rollout_share, rollout_temperature;
+	double rollout_share, rollout_temperature, rollout_rise, rollout_margin;
 };
 
 const struct config_option *settings_table(size_t *ret_n);
@@ -47,6 +47,7 @@ const char *settings_shards(const struct run_settings *s);
 // teacher = labels: nobody is asked, the corpus itself says which token follows.
 bool settings_labels(const struct run_settings *s);
 bool settings_rollouts(const struct run_settings *s);             // whether the student ever writes what it learns from
+bool settings_adaptive(const struct run_settings *s);              // rollouts = adaptive: evaluations set the chance
 // What the lines "loss" say, not yet begun; the caller frees it.
 int settings_objective(const struct run_settings *s, struct objective **ret, struct error *err);
 bool settings_is_llama(const struct run_settings *s);            // student-family; others have a key/value head for each head

@@ -24,6 +24,7 @@
 #include "daemon/worker/panel.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
+#include "daemon/worker/resume.h"
 #include "daemon/worker/rollout.h"
 #include "daemon/worker/share.h"
 #include "daemon/worker/team.h"
@@ -274,7 +275,8 @@ static int rollout_prepare(struct trainer *t, struct error *err)
 	struct rollout_options o;
 	if (!t->policy)
 		return 0;
-	policy_begin(t->policy, t->steps, t->state.batch);
+	if (policy_begin(t->policy, t->steps, t->state.batch, t->student_vocab))
+		return error_set(err, ERROR_MEMORY, "rollout-replay", "no memory for %lld sequences", (long long)t->settings->rollout_replay);
 	policy_rollout_options(t->policy, t->settings, tokenizer_eos(t->tokenizer), &o);
 	return rollout_open(student_weights(t->student), student_head(t->student), &o, &t->rollout, err);
 }
@@ -344,35 +346,6 @@ static int optimizer_plan(struct trainer *t, struct error *err)
 	return 0;
 }
 
-static int resume(struct trainer *t, struct error *err)
-{
-	struct snapshot_arrays arrays = {.weights = student_weights(t->student)};
-	struct snapshot_state saved;
-	struct error skipped;
-	if (team_rank(t->options.team))
-		return 0;              // process 0 tells
-	if (!t->options.resume) {
-		if (access(t->checkpoints, F_OK) == 0)
-			return error_set(err, ERROR_CONFLICT, "output", "%s holds checkpoints: give --resume or another folder", t->options.output);
-		return 0;
-	}
-	arrays.n = optimizer_arrays(t->optimizer, arrays.list);
-	int r = snapshot_load(t->checkpoints, &arrays, &saved, &skipped, err);
-	if (skipped.code)
-		log_warning("%s: passed over", skipped.message);
-	if (r == -ENOENT) {
-		log_info("no checkpoint yet: starting at the beginning");
-		return 0;
-	}
-	r = r ? r : snapshot_compare(&saved, &t->state, err);
-	if (r)
-		return r;
-	t->state = saved;
-	objective_restore(t->objective, saved.adaptive);
-	log_info("resumed after step %llu", (unsigned long long)saved.step);
-	return 0;
-}
-
 static int own_prepare(struct trainer *t, struct error *err)
 {
 	int r = settings_objective(t->settings, &t->objective, err);
@@ -405,7 +378,7 @@ static int own_prepare(struct trainer *t, struct error *err)
 	r = r ? r : student_prepare(t, t->student_vocab, err);
 	r = r ? r : rollout_prepare(t, err);
 	r = r ? r : optimizer_new(&t->optimizing, student_weights(t->student), &t->optimizer, err);
-	return r ? r : resume(t, err);
+	return r ? r : resume_load(t, err);
 }
 
 int trainer_prepare(struct trainer *t, struct error *err)

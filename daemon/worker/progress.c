@@ -83,12 +83,16 @@ static void losses_add(json_t *j, const struct progress_report *r)
 	}
 }
 
-static void drawn_add(json_t *j, const struct student_drawn *d)
+static void drawn_add(json_t *j, const struct progress_report *r)
 {
+	const struct student_drawn *d = &r->drawn;
 	double n = (double)d->n;
+	number_add(j, "rollout_chance", r->rollout_chance);
+	if (r->n_replay)
+		number_add(j, "rollout_buffer", (double)r->n_replay);
 	if (!d->n)
 		return;
-	number_add(j, "rollouts", (double)d->n_passages);
+	number_add(j, r->replayed ? "rollouts_replayed" : "rollouts", (double)d->n_passages);
 	number_add(j, "rollout_tokens", n / (double)d->n_passages);
 	number_add(j, "rollout_k1", d->k1 / n);
 	number_add(j, "rollout_k2", d->k2 / n);
@@ -117,7 +121,7 @@ static json_t *report_to_json(const struct progress_report *r)
 	if (r->tokens_per_second > 0) {        // not before the first step of this process
 		number_add(j, "loss", r->loss);
 		losses_add(j, r);
-		drawn_add(j, &r->drawn);
+		drawn_add(j, r);
 		number_add(j, "learning_rate", r->learning_rate);
 		number_add(j, "gradient_norm", r->gradient_norm);
 		number_add(j, "tokens_per_second", r->tokens_per_second);

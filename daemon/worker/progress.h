@@ -17,6 +17,9 @@ struct progress_report {
 	const struct objective *objective;     // each of its terms, and those less the teacher's entropy (NAN: not known)
 	double values[OBJECTIVE_MAX_TERMS], divergences[OBJECTIVE_MAX_TERMS];
 	struct student_drawn drawn;            // of this step
+	bool replayed;                         // what was drawn was drawn in steps before
+	double rollout_chance;                 // where evaluations set it; else NAN
+	uint64_t n_replay;                     // sequences in the buffer of rollouts
 	double learning_rate, gradient_norm, tokens_per_second;
 	uint64_t n_parameters;                 // of the student
 	uint64_t n_positions, n_masked;        // of the whole run

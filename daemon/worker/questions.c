@@ -144,7 +144,7 @@ static int micro_batch_ask(struct trainer *t, struct sequence *sequences, struct
 static bool may_ask(const struct trainer *t, uint64_t position)
 {
 	uint64_t step = position / t->state.batch;
-	return step == t->state.step || !(objective_any_own_k(t->objective) || policy_draws(t->policy, step));
+	return step == t->state.step || !(objective_any_own_k(t->objective) || policy_waits(t->policy, t->state.step, step));
 }
 
 int questions_ask(struct trainer *t, uint32_t ahead, struct error *err)

@@ -13,6 +13,7 @@
 #include "daemon/model/weights.h"
 #include "daemon/worker/corpus.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/resume.h"
 #include "daemon/worker/team.h"
 #include "daemon/worker/trainer.h"
 
@@ -167,10 +168,8 @@ int share_start(struct trainer *t, struct error *err)
 	r = r ? r : team_join_devices(team, student_weights(t->student)->backend, &how, err);
 	if (r)
 		return r;
-	if (team_rank(team) && t->state.step)
-		objective_restore(t->objective, t->state.adaptive);
 	work_describe(t, how);
-	return 0;
+	return resume_share(t, err);
 }
 
 // ---- steps

@@ -20,7 +20,8 @@
 
 #define SNAPSHOT_PREFIX "step-"
 #define SNAPSHOT_PARTIAL ".new-"
-#define SNAPSHOT_STATE_MAX (64 << 10)
+#define SNAPSHOT_STATE_MAX (1 << 20)
+#define SNAPSHOT_FILE_MAX (UINT64_C(1) << 32)  // of the file beside the arrays
 
 // Array 0 are the parameters.
 static struct optimizer_array array_at(const struct snapshot_arrays *a, uint32_t i)
@@ -28,9 +29,9 @@ static struct optimizer_array array_at(const struct snapshot_arrays *a, uint32_t
 	return i ? a->list[i - 1] : (struct optimizer_array){"parameters", a->weights->parameters->value};
 }
 
-static int array_path(char ret_path[PATH_MAX], const char *folder, const struct optimizer_array *array)
+static int file_path(char ret_path[PATH_MAX], const char *folder, const char *name, const char *suffix)
 {
-	int n = snprintf(ret_path, PATH_MAX, "%s/%s.safetensors", folder, array->name);
+	int n = snprintf(ret_path, PATH_MAX, "%s/%s.%s", folder, name, suffix);
 	return n >= 0 && n < PATH_MAX ? 0 : -ENAMETOOLONG;
 }
 
@@ -106,22 +107,38 @@ int snapshot_array_write(const char *path, const struct weights *w, const struct
 	return r;
 }
 
-static int array_save(const char *folder, const struct weights *w, const struct optimizer_array *array, json_t *files, struct error *err)
+// What was written, into the list that the state has of it.
+static int file_list(const char *path, const char *name, json_t *files, struct error *err)
 {
-	char path[PATH_MAX];
 	uint64_t bytes = 0;
 	uint32_t crc = 0;
-	int r = array_path(path, folder, array);
-	if (r)
-		return error_system(err, r, NULL, "the path of the checkpoint is too long");
-	r = snapshot_array_write(path, w, array->array, err);
-	if (r)
-		return r;
-	r = file_checksum(path, &bytes, &crc);
+	int r = file_checksum(path, &bytes, &crc);
 	if (r)
 		return error_system(err, r, NULL, "cannot read back %s", path);
 	json_t *entry = json_pack("{s:I, s:I}", "bytes", (json_int_t)bytes, "crc32c", (json_int_t)crc);
-	return json_object_set_new(files, array->name, entry) ? error_set(err, ERROR_MEMORY, NULL, "out of memory") : 0;
+	return json_object_set_new(files, name, entry) ? error_set(err, ERROR_MEMORY, NULL, "out of memory") : 0;
+}
+
+static int array_save(const char *folder, const struct weights *w, const struct optimizer_array *array, json_t *files, struct error *err)
+{
+	char path[PATH_MAX];
+	int r = file_path(path, folder, array->name, "safetensors");
+	if (r)
+		return error_system(err, r, NULL, "the path of the checkpoint is too long");
+	r = snapshot_array_write(path, w, array->array, err);
+	return r ? r : file_list(path, array->name, files, err);
+}
+
+static int beside_save(const char *folder, const struct snapshot_arrays *arrays, json_t *files, struct error *err)
+{
+	char path[PATH_MAX];
+	if (!arrays->name)
+		return 0;
+	int r = file_path(path, folder, arrays->name, "bin");
+	if (r)
+		return error_system(err, r, NULL, "the path of the checkpoint is too long");
+	r = checkpoint_write_file(path, arrays->bytes, arrays->n_bytes, err);
+	return r ? r : file_list(path, arrays->name, files, err);
 }
 
 static int state_save(const char *folder, json_t *j, struct error *err)
@@ -150,6 +167,9 @@ static int partial_write(const char *folder, const struct snapshot_arrays *array
 		struct optimizer_array array = array_at(arrays, i);
 		r = array_save(folder, arrays->weights, &array, files, err);
 	}
+	r = r ? r : beside_save(folder, arrays, files, err);
+	if (r == 0 && arrays->settings && json_object_set_new(j, "settings", snapshot_settings_encode(arrays->settings)))
+		r = error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	if (r == 0 && json_object_set(j, "files", files))
 		r = error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	r = r ? r : state_save(folder, j, err);
@@ -246,31 +266,53 @@ static int state_read(const char *folder, struct snapshot_state *ret_state, json
 	return 0;
 }
 
-static int file_verify(const char *folder, const json_t *files, const struct optimizer_array *array, struct error *err)
+static int file_verify(const char *folder, const json_t *files, const char *name, const char *suffix, struct error *err)
 {
 	char path[PATH_MAX], what[96];
-	const json_t *said = json_object_get(files, array->name);
+	const json_t *said = json_object_get(files, name);
 	uint64_t bytes, bytes_said, crc_said;
 	uint32_t crc;
-	if (snapshot_integer(said, "bytes", &bytes_said) && snapshot_integer(said, "crc32c", &crc_said) && array_path(path, folder, array) == 0 &&
-	    file_checksum(path, &bytes, &crc) == 0 && bytes == bytes_said && crc == crc_said)
+	if (snapshot_integer(said, "bytes", &bytes_said) && snapshot_integer(said, "crc32c", &crc_said) &&
+	    file_path(path, folder, name, suffix) == 0 && file_checksum(path, &bytes, &crc) == 0 && bytes == bytes_said && crc == crc_said)
 		return 0;
-	snprintf(what, sizeof what, "%s.safetensors is missing or damaged", array->name);
+	snprintf(what, sizeof what, "%s.%s is missing or damaged", name, suffix);
 	return corrupt(err, folder, what);
 }
 
 static int files_verify(const char *folder, const json_t *j, const struct snapshot_arrays *arrays, struct error *err)
 {
 	const json_t *files = json_object_get(j, "files");
-	if (json_object_size(files) != arrays->n + 1)
+	if (json_object_size(files) != arrays->n + 1 + (arrays->name != NULL))
 		return corrupt(err, folder, "it is of another optimizer");
 	for (uint32_t i = 0; i <= arrays->n; i++) {
-		struct optimizer_array array = array_at(arrays, i);
-		int r = file_verify(folder, files, &array, err);
+		int r = file_verify(folder, files, array_at(arrays, i).name, "safetensors", err);
 		if (r)
 			return r;
 	}
-	return 0;
+	return arrays->name ? file_verify(folder, files, arrays->name, "bin", err) : 0;
+}
+
+// Once it was verified. The bytes of one that was read before go.
+static int beside_load(const char *folder, struct snapshot_arrays *arrays, struct error *err)
+{
+	char path[PATH_MAX];
+	struct stat st;
+	if (!arrays->name)
+		return 0;
+	FILE *f = file_path(path, folder, arrays->name, "bin") ? NULL : fopen(path, "re");
+	if (!f || fstat(fileno(f), &st) < 0 || (uint64_t)st.st_size > SNAPSHOT_FILE_MAX) {
+		if (f)
+			fclose(f);
+		return corrupt(err, folder, "what lies beside its arrays cannot be read");
+	}
+	free(arrays->bytes);
+	arrays->n_bytes = (size_t)st.st_size;
+	arrays->bytes = malloc(arrays->n_bytes + 1);
+	size_t got = arrays->bytes ? fread(arrays->bytes, 1, arrays->n_bytes, f) : 0;
+	fclose(f);
+	if (!arrays->bytes)
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	return got == arrays->n_bytes ? 0 : corrupt(err, folder, "what lies beside its arrays cannot be read");
 }
 
 static int source_find(void *file, const char *name, struct tensor *ret_tensor, struct error *err)
@@ -298,12 +340,12 @@ int snapshot_array_read(const char *path, struct weights *w, struct real *array,
 static int array_load(const char *folder, struct weights *w, const struct optimizer_array *array, struct error *err)
 {
 	char path[PATH_MAX];
-	if (array_path(path, folder, array))
+	if (file_path(path, folder, array->name, "safetensors"))
 		return corrupt(err, folder, "its path is too long");
 	return snapshot_array_read(path, w, array->array, err);
 }
 
-static int one_load(const char *folder, const struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *err)
+static int one_load(const char *folder, struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *err)
 {
 	json_t *j = NULL;
 	int r = state_read(folder, ret_state, &j, err);
@@ -313,12 +355,13 @@ static int one_load(const char *folder, const struct snapshot_arrays *arrays, st
 		struct optimizer_array array = array_at(arrays, i);
 		r = array_load(folder, arrays->weights, &array, err);
 	}
+	r = r ? r : beside_load(folder, arrays, err);
 	if (r == 0)
 		weights_refresh(arrays->weights);
 	return r;
 }
 
-int snapshot_load(const char *directory, const struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *ret_skipped,
+int snapshot_load(const char *directory, struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *ret_skipped,
 		  struct error *err)
 {
 	char folder[PATH_MAX];
@@ -334,4 +377,25 @@ int snapshot_load(const char *directory, const struct snapshot_arrays *arrays, s
 	}
 	free(names);
 	return r && n ? error_set(err, ERROR_CORRUPT, NULL, "no checkpoint in %s can be used: %s", directory, ret_skipped->message) : r;
+}
+
+int snapshot_settings(const char *directory, char **ret, struct error *err)
+{
+	char folder[PATH_MAX];
+	struct dirent **names;
+	struct snapshot_state state;
+	int n = names_list(directory, is_snapshot, &names), r = -ENOENT;
+	*ret = NULL;
+	for (int i = n - 1; i >= 0; i--) {
+		json_t *j = NULL;
+		if (r && path_join(folder, directory, names[i]->d_name) == 0 && state_read(folder, &state, &j, &(struct error){0}) == 0) {
+			*ret = snapshot_settings_decode(json_object_get(j, "settings"));
+			r = *ret ? 0 : corrupt(err, folder, "it does not say which settings it is of");
+			json_decref(j);
+		}
+		free(names[i]);
+	}
+	if (n >= 0)
+		free(names);
+	return r;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checkpoints of a run: DIR/step-NNNNNNNNN/ with the parameters, the optimizer's arrays and state.json. Written beside, synced, renamed into
+// Checkpoints of a run: DIR/step-NNNNNNNNN/ with the parameters, the optimizer's arrays, what else it remembers, and state.json. Written beside, synced, renamed into
 // place; every file's size and checksum stand in state.json, and a checkpoint that does not verify is passed over for the one before.
 #pragma once
 
@@ -23,6 +23,7 @@ struct snapshot_state {
 	struct content_id teacher, dataset;
 	uint64_t seed, sequence_length, batch; // batch: sequences per step
 	uint64_t n_held_out, sequential;       // sequences kept from training; 1 = trained in the order of the list's making
+	double rollout_chance, rollout_reference;      // rollouts = adaptive: the chance, and the held-out loss it is measured by
 	uint64_t n_adaptive;                   // what the objective's adaptive schedules remember
 	double adaptive[SNAPSHOT_MAX_ADAPTIVE];
 	uint64_t n_evaluations;                // the three below are set when it is not 0
@@ -35,6 +36,11 @@ struct snapshot_arrays {
 	struct weights *weights;
 	uint32_t n;
 	struct optimizer_array list[OPTIMIZER_MAX_ARRAYS];
+	// One more file, NAME.bin: the bytes to write; read into memory that is the caller's. NULL: none.
+	const char *name;
+	uint8_t *bytes;
+	size_t n_bytes;
+	const char *settings;                  // to write: lines "key = value" that a run that goes on must repeat. NULL: none
 };
 
 // Writes DIR/step-N and removes all but the newest `keep` and what an interrupted write left.
@@ -43,8 +49,10 @@ int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, c
 // The newest checkpoint that verifies: fills parameters and arrays; one that has other arrays does not.
 // -ENOENT (err untouched) when there is none at all; ERROR_CORRUPT when none of those there verifies. *ret_skipped: why the last one
 // passed over was, its code ERROR_NONE when none was.
-int snapshot_load(const char *directory, const struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *ret_skipped,
+int snapshot_load(const char *directory, struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *ret_skipped,
 		  struct error *err);
+// The settings that the newest checkpoint with a readable state.json was written with, the caller's. -ENOENT (err untouched): there is none.
+int snapshot_settings(const char *directory, char **ret, struct error *err);
 // The setting because of which `b` would not go on where `a` is; NULL when it would.
 const char *snapshot_difference(const struct snapshot_state *a, const struct snapshot_state *b);
 // ERROR_CONFLICT naming the setting when `now` would not continue what `saved` began.

@@ -3,7 +3,10 @@
 #include "daemon/worker/snapshot_internal.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
+
+#define SNAPSHOT_VERSION 4
 
 static json_t *evaluation_to_json(const struct student_evaluation *e)
 {
@@ -44,7 +47,7 @@ json_t *snapshot_state_encode(const struct snapshot_state *s)
 	char teacher[CONTENT_ID_HEX], dataset[CONTENT_ID_HEX];
 	content_id_to_hex(&s->teacher, teacher);
 	content_id_to_hex(&s->dataset, dataset);
-	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "version", (json_int_t)3,
+	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "version", (json_int_t)SNAPSHOT_VERSION,
 			      "step", (json_int_t)s->step, "position", (json_int_t)s->position,
 			      "n_positions", (json_int_t)s->n_positions, "n_masked", (json_int_t)s->n_masked, "seconds", s->seconds,
 			      "teacher", teacher, "dataset", dataset, "seed", (json_int_t)s->seed,
@@ -52,6 +55,9 @@ json_t *snapshot_state_encode(const struct snapshot_state *s)
 			      "n_held_out", (json_int_t)s->n_held_out, "sequential", (json_int_t)s->sequential,
 			      "n_evaluations", (json_int_t)s->n_evaluations);
 	int bad = j ? json_object_set_new(j, "adaptive", adaptive_to_json(s)) : 0;
+	if (j && !bad)
+		bad = json_object_set_new(j, "rollout_chance", json_real(s->rollout_chance)) |
+		      json_object_set_new(j, "rollout_reference", json_real(s->rollout_reference));
 	if (bad) {
 		json_decref(j);
 		return NULL;
@@ -109,19 +115,54 @@ bool snapshot_state_decode(const json_t *j, struct snapshot_state *s)
 {
 	uint64_t version;
 	*s = (struct snapshot_state){0};
-	if (!snapshot_integer(j, "version", &version) || version != 3)
+	if (!snapshot_integer(j, "version", &version) || version != SNAPSHOT_VERSION)
 		return false;
 	bool good = snapshot_integer(j, "step", &s->step) && snapshot_integer(j, "position", &s->position) && snapshot_integer(j, "n_positions", &s->n_positions) &&
 		    snapshot_integer(j, "n_masked", &s->n_masked) && number_of(j, "seconds", &s->seconds) && id_of(j, "teacher", &s->teacher) &&
 		    id_of(j, "dataset", &s->dataset) && snapshot_integer(j, "seed", &s->seed) && snapshot_integer(j, "sequence_length", &s->sequence_length) &&
 		    snapshot_integer(j, "batch", &s->batch) && snapshot_integer(j, "n_held_out", &s->n_held_out) && snapshot_integer(j, "sequential", &s->sequential) &&
-		    adaptive_from_json(j, s) &&
+		    adaptive_from_json(j, s) && number_of(j, "rollout_chance", &s->rollout_chance) &&
+		    number_of(j, "rollout_reference", &s->rollout_reference) &&
 		    snapshot_integer(j, "n_evaluations", &s->n_evaluations);
 	if (good && s->n_evaluations)
 		good = evaluation_from_json(json_object_get(j, "before"), &s->before) && evaluation_from_json(json_object_get(j, "last"), &s->last) &&
 		       evaluation_from_json(json_object_get(j, "best"), &s->best) &&
 		       snapshot_integer(j, "best_evaluation", &s->best_evaluation);
 	return good;
+}
+
+json_t *snapshot_settings_encode(const char *lines)
+{
+	json_t *list = json_array();
+	int bad = !list;
+	while (!bad && *lines) {
+		size_t n = strcspn(lines, "\n");
+		bad = json_array_append_new(list, json_stringn(lines, n));
+		lines += n + (lines[n] == '\n');
+	}
+	if (bad)
+		json_decref(list);
+	return bad ? NULL : list;
+}
+
+char *snapshot_settings_decode(const json_t *list)
+{
+	size_t room = 1, i;
+	const json_t *line;
+	json_array_foreach(list, i, line)
+		room += json_string_length(line) + 1;
+	char *text = json_is_array(list) ? malloc(room) : NULL, *to = text;
+	if (!text)
+		return NULL;
+	json_array_foreach(list, i, line) {
+		size_t n = json_string_length(line);
+		if (n)
+			memcpy(to, json_string_value(line), n);
+		to[n] = '\n';
+		to += n + 1;
+	}
+	*to = '\0';
+	return text;
 }
 
 const char *snapshot_difference(const struct snapshot_state *a, const struct snapshot_state *b)

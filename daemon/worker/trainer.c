@@ -22,6 +22,8 @@
 #include "daemon/worker/passage.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
+#include "daemon/worker/replay.h"
+#include "daemon/worker/resume.h"
 #include "daemon/worker/rollout.h"
 #include "daemon/worker/share.h"
 #include "daemon/worker/team.h"
@@ -57,6 +59,8 @@ void trainer_say(struct trainer *t, const char *state)
 	r->before = t->state.before;
 	r->last = t->state.last;
 	r->best = t->state.best;
+	r->rollout_chance = settings_adaptive(t->settings) ? policy_state(t->policy).chance : NAN;
+	r->n_replay = policy_replay(t->policy) ? replay_n(policy_replay(t->policy)) : 0;
 	r->eta_seconds = t->step_seconds > 0 ? t->step_seconds * (double)(t->steps - t->state.step) : -1;
 	if (progress_say(t->progress, r) == -EPIPE && !t->supervisor_gone) {
 		log_warning("the daemon that started this run is gone: stopping");
@@ -187,6 +191,7 @@ static int step(struct trainer *t, struct error *err)
 	double begin = clock_seconds(), norm = 0;
 	t->n_tokens = 0;
 	objective_step(t->objective, t->state.step);
+	t->report.replayed = policy_kind(t->policy, t->state.step) == POLICY_REPLAY;
 	int r = 0;
 	for (int64_t i = 0; r == 0 && i < t->settings->accumulate; i++)
 		if (share_is_mine(t, (uint64_t)i))
@@ -200,6 +205,9 @@ static int step(struct trainer *t, struct error *err)
 		return error_set(err, ERROR_NOT_FINITE, "teacher", "there is no usable answer for any position of step %llu",
 				 (unsigned long long)t->state.step + 1);
 	r = t->n_empty ? 0 : optimizer_step(t->optimizer, t->state.step + 1, sums.n_positions, &norm, err);
+	if (r)
+		return r;
+	r = policy_end_step(t->policy, t->options.team, err);
 	if (r)
 		return r;
 	objective_end_step(t->objective, &sums.objective);
@@ -273,6 +281,7 @@ static int evaluation_take(struct trainer *t, struct error *err)
 	bool first = s->n_evaluations++ == 0;
 	if (first)
 		s->before = s->last;
+	policy_evaluated(t->policy, s->last.ce, first);
 	if (!first && s->last.kl >= s->best.kl)
 		return 0;
 	s->best = s->last;
@@ -303,22 +312,11 @@ static int evaluate(struct trainer *t, struct error *err)
 	return 0;
 }
 
-static int checkpoint(struct trainer *t, struct error *err)
-{
-	struct snapshot_arrays arrays = {.weights = student_weights(t->student)};
-	if (team_rank(t->options.team))
-		return 0;
-	arrays.n = optimizer_arrays(t->optimizer, arrays.list);
-	t->state.n_adaptive = objective_n_state(t->objective);
-	objective_state(t->objective, t->state.adaptive);
-	return snapshot_save(t->checkpoints, &arrays, &t->state, (uint32_t)t->settings->keep, err);
-}
-
 // A full disk costs a checkpoint, not the run: the one before is whole, and the next is tried again. The last must be written.
 static int checkpoint_try(struct trainer *t, bool last, struct error *err)
 {
 	int r = share_align(t, err);
-	r = r ? r : checkpoint(t, err);
+	r = r ? r : resume_save(t, err);
 	if (r == 0 || last || !err || err->code != ERROR_STORE)
 		return r;
 	log_warning("no checkpoint after step %llu: %s; training goes on", (unsigned long long)t->state.step, err->message);
@@ -383,7 +381,7 @@ static int finish(struct trainer *t, struct error *err)
 // Before the first step there is nothing worth keeping; a run resumed there starts at the beginning.
 static int stop(struct trainer *t, struct error *err)
 {
-	int r = t->state.step ? checkpoint(t, err) : 0;
+	int r = t->state.step ? resume_save(t, err) : 0;
 	if (r)
 		return r;
 	log_notice("stopped after step %llu; --resume continues", (unsigned long long)t->state.step);

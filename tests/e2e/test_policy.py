@@ -58,6 +58,22 @@ class Policy(unittest.TestCase):
             self.assertLessEqual(said[step]["rollout_tokens"], 20)
         self.assertLess(said[20]["held_out_kl"], said[1]["held_out_kl"])
 
+    def test_adaptive_replay_resumes_with_its_buffer(self):
+        """The loss is made to rise (a learning rate that hurts), so that steps go over to what the student writes, and to the buffer."""
+        said = self.killed_and_resumed(at=15, steps=40, loss="skew-reverse-kl alpha=0.1 top-k=16 support=both:8", rollouts="adaptive", warmup=0,
+                                       learning_rate=0.2, rollout_rise=0.8, rollout_replay=16, rollout_fresh=0.4, rollout_prompt=6,
+                                       rollout_tokens=20)
+        wrote, replayed = ([step for step, report in said.items() if key in report] for key in ("rollouts", "rollouts_replayed"))
+        self.assertEqual(said[1]["rollout_chance"], 0)
+        self.assertEqual([step for step in wrote if step <= 5], [])
+        self.assertGreaterEqual(said[40]["rollout_chance"], 0.8)
+        self.assertTrue(min(wrote) < 15 and len(wrote) > 3 and len(replayed) > 3, (wrote, replayed))
+        self.assertEqual(wrote[:2], sorted(wrote + replayed)[:2])              # two steps of 8 fill it
+        self.assertEqual({said[step]["rollouts_replayed"] for step in replayed}, {8})
+        self.assertEqual(said[40]["rollout_buffer"], 16)
+        buffers = [said[step].get("rollout_buffer", 0) for step in sorted(said)]
+        self.assertEqual(buffers, sorted(buffers))
+
     def taught(self, daemon):
         """A model that has learned something: the base of tests that need a teacher worth learning from."""
         output = os.path.join(daemon.directory, "learned")
@@ -104,7 +120,16 @@ class Policy(unittest.TestCase):
             for field, keys in (("rollouts", {"rollouts": "often"}), ("rollouts", {"rollouts": "linear:0:2"}),
                                 ("rollout-tokens", {"rollouts": 0.5, "rollout_prompt": 40, "rollout_tokens": 20}),
                                 ("rollouts: is 0, and loss policy-gradient learns from what the student writes", {"loss": "policy-gradient"}),
-                                ("rollout-temperature", {**GKD, "rollout_temperature": 0.00001})):
+                                ("rollout-temperature", {**GKD, "rollout_temperature": 0.00001}),
+                                ("rollouts: adaptive: evaluations set the chance, and evaluate-every = 0 leaves them out",
+                                 {**GKD, "rollouts": "adaptive", "evaluate_every": 0}),
+                                ("rollouts: adaptive: evaluations set the chance, and held-out = 0 leaves them out",
+                                 {**GKD, "rollouts": "adaptive", "held_out": 0}),
+                                ("rollout-replay: 7 is less than the 8 sequences that a step takes out of it", {**GKD, "rollout_replay": 7}),
+                                ("rollout-replay: 1048576 sequences of", {**GKD, "rollout_replay": 1048576, "sequence_length": 4096}),
+                                ("rollout-replay: and rollout-pairs", {**GKD, "rollouts": 1, "rollout_pairs": "yes", "rollout_replay": 16}),
+                                ("rollout-fresh: linear:2:0: a number from 0 to 1 is expected", {**GKD, "rollout_fresh": "linear:2:0"}),
+                                (": rollout-rise = 0 is below the minimum", {**GKD, "rollout_rise": 0})):
                 output = os.path.join(daemon.directory, "out")
                 said = self.finish(self.worker(daemon, output, settings(daemon.directory, **keys)), expect=78)
                 self.assertIn(field if ": " in field else field + ": ", said)

@@ -69,12 +69,27 @@ class Processes(unittest.TestCase):
 
     def test_documents_in_places_and_text_of_the_student_are_shared_out_too(self):
         with kdserved.Daemon() as daemon:
-            for more in ({"packing": "bfd"}, {"rollouts": 0.5, "rollout_prompt": 8, "rollout_tokens": 16}):
+            own = {"rollout_prompt": 8, "rollout_tokens": 16}
+            for more in ({"packing": "bfd"}, {"rollouts": 0.5, **own}, {"rollout_replay": 9, "rollout_fresh": 0.3, "rollouts": 0.9, **own}):
                 text = training.settings(daemon.directory, accumulate=3, steps=8, micro_batch=2, learning_rate=0.001, **more)
                 outputs = [os.path.join(daemon.directory, "%s-%d" % (next(iter(more)), n)) for n in (1, 2)]
                 for n, output in enumerate(outputs, 1):
                     self.finish(self.start(daemon, n, output, text))
                 self.close(*map(training.metrics, outputs))
+
+    def test_a_buffer_of_rollouts_is_everyones_and_goes_on_with_another_number(self):
+        with kdserved.Daemon() as daemon:
+            text = training.settings(daemon.directory, accumulate=4, steps=24, micro_batch=2, learning_rate=0.001, rollouts=0.9, rollout_prompt=8,
+                                     rollout_tokens=16, rollout_replay=16, rollout_fresh=0.3)
+            whole, parts = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "parts")
+            self.finish(self.start(daemon, 1, whole, text))
+            process = self.start(daemon, 2, parts, text)
+            self.stop_at(process, parts, 8)
+            self.finish(process)
+            self.assertIn("resumed after step", self.finish(self.start(daemon, 3, parts, text, "--resume")))
+            self.close(training.metrics(whole), training.metrics(parts))
+            with open(os.path.join(parts, "metrics.jsonl")) as f:
+                self.assertIn('"rollouts_replayed":8', f.read())
 
     def test_the_same_number_of_processes_gives_the_same_bits(self):
         with kdserved.Daemon() as daemon:

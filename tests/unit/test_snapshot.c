@@ -89,7 +89,8 @@ static double *arrays_read(struct fixture *f)
 static struct snapshot_state state_of(uint64_t step)
 {
 	struct snapshot_state s = {.step = step, .position = 8 * step, .n_positions = 77 * step, .n_masked = 1, .seconds = 1.0 / 3, .seed = 9,
-				   .sequence_length = 64, .batch = 8, .n_held_out = 5, .sequential = 1, .n_evaluations = 2, .best_evaluation = 1};
+				   .sequence_length = 64, .batch = 8, .n_held_out = 5, .sequential = 1, .n_evaluations = 2, .best_evaluation = 1,
+				   .rollout_chance = 0.1 + 0.2, .rollout_reference = 1.0 / 3};
 	memset(&s.teacher, 0xab, sizeof s.teacher);
 	memset(&s.dataset, 0xcd, sizeof s.dataset);
 	s.before = (struct student_evaluation){.kl = 1.0 / 7, .ce = 2.0 / 7, .agreement = 3.0 / 7, .teacher_ce = 4.0 / 7, .bits_per_byte = 5.0 / 7,
@@ -226,6 +227,32 @@ static void one_of_another_optimizer_is_not_gone_on_with(void **state)
 	f->arrays.n++;
 }
 
+static void what_lies_beside_the_arrays_comes_back_or_is_damaged(void **state)
+{
+	struct fixture *f = *state;
+	uint8_t bytes[1000];
+	struct snapshot_state s;
+	struct error skip, err = {0};
+	for (size_t i = 0; i < sizeof bytes; i++)
+		bytes[i] = (uint8_t)(i * 7);
+	f->arrays.name = "beside";
+	f->arrays.bytes = bytes, f->arrays.n_bytes = sizeof bytes;
+	save(f, 1, 2);
+	bytes[0] = 9;
+	save(f, 2, 2);
+	f->arrays.bytes = NULL, f->arrays.n_bytes = 0;
+	assert_int_equal(snapshot_load(f->directory, &f->arrays, &s, &skip, &err), 0);
+	assert_int_equal(f->arrays.n_bytes, sizeof bytes);
+	assert_memory_equal(f->arrays.bytes, bytes, sizeof bytes);
+	damage(f, 2, "beside.bin", 500, false);
+	assert_int_equal(snapshot_load(f->directory, &f->arrays, &s, &skip, &err), 0);
+	assert_non_null(strstr(skip.message, "beside.bin is missing or damaged"));
+	assert_true(s.step == 1 && f->arrays.bytes[0] == 0 && memcmp(f->arrays.bytes + 1, bytes + 1, sizeof bytes - 1) == 0);
+	free(f->arrays.bytes);
+	f->arrays.name = NULL, f->arrays.bytes = NULL;
+	assert_int_equal(snapshot_load(f->directory, &f->arrays, &s, &skip, &err), error_errno(ERROR_CORRUPT));
+}
+
 static void what_would_change_the_run_is_named(void **state)
 {
 	(void)state;
@@ -255,6 +282,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(only_the_newest_are_kept_and_half_written_ones_go, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_damaged_one_is_passed_over_for_the_one_before, setup, teardown),
 		cmocka_unit_test_setup_teardown(one_of_another_optimizer_is_not_gone_on_with, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_lies_beside_the_arrays_comes_back_or_is_damaged, setup, teardown),
 		cmocka_unit_test_setup_teardown(all_damaged_is_an_error_not_a_fresh_start, setup, teardown),
 		cmocka_unit_test(what_would_change_the_run_is_named),
 	};
