@@ -26,6 +26,7 @@
 #include "daemon/server/socket.h"
 #include "daemon/store/packed.h"
 #include "daemon/store/store.h"
+#include "daemon/teacher/canary.h"
 #include "daemon/teacher/teacher.h"
 #include "daemon/train/supervisor.h"
 
@@ -115,7 +116,8 @@ static int open_teacher(struct daemon *d, struct error *err)
 			.batch_tokens = (uint32_t)o->batch_tokens, .max_top_k = (uint32_t)o->max_top_k,
 		.max_gather = (uint32_t)o->max_gather, .max_draws = (uint32_t)o->max_draws,
 		.cache_tokens = (uint32_t)o->cache_tokens, .max_generating = (uint32_t)o->max_generating,
-		.generate_batch = (uint32_t)o->generate_batch, .event_fd = d->event_fd,
+		.generate_batch = (uint32_t)o->generate_batch, .canary_directory = o->store,
+		.canary_reference = o->canary_reference, .canary_interval_ms = o->canary_interval, .event_fd = d->event_fd,
 	};
 	return teacher_open(&t, &d->teacher, err);
 }
@@ -249,6 +251,9 @@ static void announce_ready(struct daemon *d)
 			   "of it %.2f s for %.2f GiB of weights (%.2f s per GiB)", t[i].name, t[i].architecture.name,
 			   (double)t[i].n_parameters * 1e-6, t[i].dtype, t[i].device, t[i].numeric, t[i].description, t[i].load_seconds, t[i].upload_seconds,
 				(double)t[i].upload_bytes * 0x1p-30, teacher_upload_rate(&t[i]));
+	for (uint32_t i = 0; i < n; i++)
+		if (*t[i].canary_note)
+			log_warning("the known answer is not kept: %s", t[i].canary_note);
 	if (*t->fallback)
 		log_notice("device = auto: %s: the teacher runs on the CPU", t->fallback);
 	sd_notifyf(0, "READY=1\nSTATUS=Serving %s on %s", t->name, t->device);
@@ -269,7 +274,7 @@ static int on_teacher(struct daemon *d)
 		teacher_error(d->teacher, &err);
 		log_error("teacher: %s%s%s", err.field, *err.field ? ": " : "", err.message);
 		sd_notifyf(0, "STATUS=The teacher failed: %s", err.message);
-		return d->was_ready ? EXIT_DEVICE : is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
+		return d->was_ready || strcmp(err.field, CANARY_FIELD) == 0 ? EXIT_DEVICE : is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
 	default:
 		return -1;
 	}
@@ -299,16 +304,17 @@ static void feed_watchdog(struct daemon *d)
 static int daemon_loop(struct daemon *d)
 {
 	uint64_t watchdog_us = 0;
-	int status = -1, timeout = -1;
+	int status = -1, watchdog = -1;
 	struct pollfd fds[] = {
 		{.fd = d->signal_fd, .events = POLLIN}, {.fd = d->event_fd, .events = POLLIN},
 		{.fd = d->supervisor ? supervisor_fd(d->supervisor) : -1, .events = POLLIN},
 	};
 	if (sd_watchdog_enabled(0, &watchdog_us) > 0)
-		timeout = (int)(watchdog_us / 3000);
+		watchdog = (int)(watchdog_us / 3000);
 	while (status < 0) {
-		int n = poll(fds, sizeof fds / sizeof *fds, timeout);
-		if (timeout >= 0)
+		int check = teacher_check(d->teacher);
+		int n = poll(fds, sizeof fds / sizeof *fds, check >= 0 && (watchdog < 0 || check < watchdog) ? check : watchdog);
+		if (watchdog >= 0)
 			feed_watchdog(d);
 		if (n > 0 && fds[2].revents)
 			supervisor_dispatch(d->supervisor);

@@ -113,6 +113,8 @@ static void encode_teacher(struct buffer *b, struct service *s)
 	counter(b, "kd_sequences_dropped_total", "Sequences dropped before any work: client gone or deadline passed.", t.n_dropped);
 	counter(b, "kd_forward_shared_positions_total", "Positions of scores that another of the same pass had in common with them.",
 		t.n_shared);
+	counter(b, "kd_canary_right_total", "Answers to the known question that were right.", t.n_canaries);
+	gauge(b, "kd_canary_age_seconds", "Since the last of them.", (double)t.canary_age_ms * 1e-3);
 	counter(b, "kd_generated_tokens_total", "Tokens chosen.", t.n_generated);
 	counter(b, "kd_prompt_reused_positions_total", "Positions of prompts that the cache had.", t.n_reused);
 	gauge(b, "kd_generating", "Samples waiting or under way.", (double)t.n_generating);

@@ -23,6 +23,9 @@
 #include "daemon/teacher/schedule.h"
 #include "kernels/backend.h"
 
+#define CANARY_PATIENCE 3            // intervals for which the known question makes way for clients
+#define CANARY_LOOK_MS 1000          // how often it is looked whether they are gone
+
 static void set_state(struct teacher *t, enum teacher_state state)
 {
 	const uint64_t one = 1;
@@ -32,7 +35,7 @@ static void set_state(struct teacher *t, enum teacher_state state)
 }
 
 // A device failure is final: what a poisoned device computes looks like an answer and is not one.
-static void poison(struct teacher *t, const struct error *why)
+void teacher_poison(struct teacher *t, const struct error *why)
 {
 	if (atomic_load(&t->state) == TEACHER_FAILED)
 		return;
@@ -138,6 +141,8 @@ static bool collect(struct teacher *t)
 static void count_pass(struct teacher *t, double seconds)
 {
 	const struct batch *b = t->batch;
+	if (canary_is_alone(t->canary, b))
+		return;
 	atomic_fetch_add(&t->n_passes, 1);
 	atomic_fetch_add(&t->n_mixed, batch_is_mixed(b));
 	atomic_fetch_add(&t->n_sequences, b->n_items + b->n_generated);
@@ -167,8 +172,10 @@ static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, s
 		item->record = record_unref(item->record);
 		return device;
 	}
-	atomic_fetch_add(&t->n_rows, counts.n_rows);
-	atomic_fetch_add(&t->n_not_finite, counts.n_not_finite);
+	if (!canary_is_alone(t->canary, b)) {
+		atomic_fetch_add(&t->n_rows, counts.n_rows);
+		atomic_fetch_add(&t->n_not_finite, counts.n_not_finite);
+	}
 	return 0;
 }
 
@@ -178,8 +185,10 @@ static int answer_scores(struct teacher *t, const struct pass *p, int r, struct 
 	for (uint32_t i = 0; i < b->n_items; i++) {
 		if (r == 0)
 			r = answer_one(t, p, i, err);
+		if (r == 0 && atomic_load(&t->state) == TEACHER_FAILED)    // an item before this one was the canary
+			r = error_set(err, t->error.code, t->error.field, "%s", t->error.message);
 		if (r)
-			poison(t, err);
+			teacher_poison(t, err);
 		give_back(b->items[i].item, r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");
 	}
 	return r;
@@ -214,7 +223,7 @@ static void run_pass(struct teacher *t, struct pass *p)
 		r = generator_take(p->schedule->generator, p->members[0].hidden, &err);
 	r = answer_scores(t, p, r, &err);
 	if (r)
-		poison(t, &err);    // generations are dropped before the next pass
+		teacher_poison(t, &err);    // generations are dropped before the next pass
 	answer_unwatch(t->answer);
 	count_slots(t);
 	count_memory(t);
@@ -244,7 +253,7 @@ static void fill_mixture(struct teacher *t, struct pass *p)
 }
 
 // Members and mixtures that have work take turns.
-static void run_next(struct teacher *t)
+void teacher_run_next(struct teacher *t)
 {
 	do
 		t->turn = t->turn < t->n_members ? t->turn + 1 : 0;
@@ -264,8 +273,8 @@ static void *engine(void *arg)
 	struct teacher *t = arg;
 	struct error err = {0};
 	pthread_setname_np(pthread_self(), "engine");
-	if (teacher_load(t, &err)) {
-		poison(t, &err);
+	if (teacher_load(t, &err) || canary_start(t, &t->canary, &err)) {
+		teacher_poison(t, &err);
 	} else {
 		t->n_allocations = t->backend->n_allocations;
 		count_memory(t);
@@ -273,14 +282,17 @@ static void *engine(void *arg)
 	}
 	while (collect(t)) {
 		if (!is_idle(t))    // else all of it was over
-			run_next(t);
+			teacher_run_next(t);
 	}
 	teacher_unload(t);
 	return NULL;
 }
 
-static struct teacher *teacher_free(struct teacher *t)
+struct teacher *teacher_free(struct teacher *t)
 {
+	if (!t)
+		return NULL;
+	canary_free(t->canary);
 	for (uint32_t i = 0; i < t->n_members; i++) {
 		if (t->members)
 			member_close(&t->members[i]);
@@ -318,15 +330,24 @@ static int prepare(struct teacher *t, const struct teacher_options *options)
 	return 0;
 }
 
-int teacher_open(const struct teacher_options *options, struct teacher **ret_teacher, struct error *err)
+int teacher_new(const struct teacher_options *options, struct teacher **ret_teacher, struct error *err)
 {
 	struct teacher *t = calloc(1, sizeof *t);
 	if (!t || prepare(t, options)) {
-		if (t)
-			teacher_free(t);
+		teacher_free(t);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the teacher");
 	}
-	int r = pthread_create(&t->thread, NULL, engine, t);
+	*ret_teacher = t;
+	return 0;
+}
+
+int teacher_open(const struct teacher_options *options, struct teacher **ret_teacher, struct error *err)
+{
+	struct teacher *t;
+	int r = teacher_new(options, &t, err);
+	if (r)
+		return r;
+	r = pthread_create(&t->thread, NULL, engine, t);
 	if (r) {
 		teacher_free(t);
 		return error_system(err, r, NULL, "cannot start the engine thread");
@@ -395,6 +416,25 @@ void teacher_submit(struct teacher *t, struct request_item *chain)
 	queue_push(t->queue, &chain->link);
 }
 
+int teacher_check(struct teacher *t)
+{
+	struct queue_cost reserved;
+	uint64_t waiting, interval = t->options.canary_interval_ms, asked = atomic_load(&t->canary_asked_ms), now = clock_ms();
+	if (!interval || atomic_load(&t->state) != TEACHER_READY)
+		return -1;
+	if (!asked)
+		atomic_store(&t->canary_asked_ms, asked = now);    // at start, that is
+	if (now - asked < interval)
+		return (int)(interval - (now - asked));
+	queue_usage(t->queue, &reserved, &waiting);
+	bool busy = waiting || atomic_load(&t->pass_began_ms);
+	if (busy && now - asked < CANARY_PATIENCE * interval)
+		return (int)(interval < CANARY_LOOK_MS ? interval : CANARY_LOOK_MS);
+	atomic_store(&t->canary_asked_ms, now);
+	canary_submit(t->canary);
+	return (int)interval;
+}
+
 void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 {
 	struct queue_cost reserved;
@@ -420,6 +460,12 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 		ret_stats->n_generated += atomic_load(&g->n_tokens);
 		ret_stats->n_reused += atomic_load(&g->n_reused);
 		ret_stats->n_generating += atomic_load(&g->n_active) + atomic_load(&g->n_waiting);
+	}
+	if (atomic_load(&t->state) == TEACHER_READY) {
+		struct canary_stats c;
+		canary_stats(t->canary, &c);
+		ret_stats->n_canaries = c.n_right;
+		ret_stats->canary_age_ms = c.age_ms;
 	}
 	queue_usage(t->queue, &reserved, &ret_stats->n_waiting);
 }

@@ -34,6 +34,9 @@ struct teacher_options {
 	uint32_t generate_batch;                     // tokens of a pass that also generates
 	uint32_t max_top_k;                          // lowered to the vocabulary
 	uint32_t max_gather, max_draws;              // of one row
+	const char *canary_directory;                // where the first start's answer to the known question is kept; NULL = nowhere
+	bool canary_reference;                       // the reference answers it too, at start
+	uint64_t canary_interval_ms;                 // how often it is asked again; 0 = only at start
 	int event_fd;                                // an eventfd written when the state changes (kept by the caller); -1 = none
 };
 
@@ -55,6 +58,7 @@ struct teacher_info {
 	double load_seconds;                         // of all; of it:
 	double upload_seconds;                       // reading the weights and bringing them to the device,
 	uint64_t upload_bytes;                       // which are so many in the file
+	char canary_note[320];                       // why the known answer was not kept; "" when it was, or nobody asked for that
 	char fallback[256];                          // device "auto": why not the GPU; "" when there is nothing to say
 };
 
@@ -72,6 +76,7 @@ struct teacher_stats {
 	uint64_t n_slots, n_slots_used, n_slots_idle;    // places in the cache; idle: kept for who begins alike
 	uint64_t n_late_allocations;                 // times the device was asked for memory after READY: a fault, if not 0 (cuda)
 	uint64_t memory_bytes;                       // of the device's own memory, taken at start; 0 on a device without any
+	uint64_t n_canaries, canary_age_ms;          // answers to the known question found right; since the last (once READY)
 	uint64_t busy_ms;                            // how long the pass under way has taken; 0 when idle
 };
 
@@ -97,5 +102,8 @@ int teacher_read_rows(const struct teacher *t, uint32_t member, enum teacher_ten
 // Hands over a chain of checked items, linked by item->link; their request's choice says who answers. Each comes back through
 // request->computed, from the engine thread, with a record or an error.
 void teacher_submit(struct teacher *t, struct request_item *chain);
+// Asks the known question again if that is due and nobody else asks anything (after three intervals also if somebody does). Returns in how
+// many ms to call again, -1 for never. One thread's, once TEACHER_READY was seen. A wrong answer is TEACHER_FAILED, error field "canary".
+int teacher_check(struct teacher *t);
 void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats);
 struct histogram *teacher_pass_seconds(struct teacher *t);

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 
 #include "common/error.h"
+#include "daemon/teacher/canary.h"
 #include "daemon/teacher/generator.h"
 #include "daemon/teacher/member.h"
 #include "daemon/teacher/schedule.h"
@@ -37,7 +38,14 @@ struct teacher {
 	atomic_uint_fast64_t n_shared, n_slots_used, n_slots_idle, n_late_allocations, memory_bytes;
 	uint64_t n_allocations;                // of the backend, when it was READY
 	struct histogram pass_seconds;
+	struct canary *canary;                 // written before state becomes READY
+	atomic_uint_fast64_t canary_asked_ms;
 };
 
 int teacher_load(struct teacher *t, struct error *err);    // the engine's: everything it will ever use
+// Without a thread; then teacher_load makes it one that answers through teacher_run_next. teacher_free also after an error (NULL is fine).
+int teacher_new(const struct teacher_options *options, struct teacher **ret_teacher, struct error *err);
+struct teacher *teacher_free(struct teacher *t);
+void teacher_run_next(struct teacher *t);                  // the engine's: one pass; not when idle
+void teacher_poison(struct teacher *t, const struct error *why);    // the engine's
 void teacher_unload(struct teacher *t);                    // half-loaded is fine; the files stay open
