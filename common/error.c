@@ -19,6 +19,7 @@ static const struct {
 	[ERROR_NOT_FOUND] = {"not_found", -ENOENT, 404},
 	[ERROR_CONFLICT] = {"conflict", -EEXIST, 409},
 	[ERROR_UNAUTHORIZED] = {"unauthorized", -EACCES, 401},
+	[ERROR_FORBIDDEN] = {"forbidden", -EPERM, 403},
 	[ERROR_OVERLOADED] = {"overloaded", -EAGAIN, 429},
 	[ERROR_UNAVAILABLE] = {"unavailable", -ESHUTDOWN, 503},
 	[ERROR_DEADLINE] = {"deadline", -ETIMEDOUT, 504},
@@ -54,6 +55,7 @@ static void fill(struct error *err, enum error_code code, const char *field, con
 	if (suffix && n >= 0 && (size_t)n < sizeof raw)
 		snprintf(raw + n, sizeof raw - (size_t)n, ": %s", suffix);
 	err->code = code;
+	err->retry_s = 0;
 	escape(err->field, sizeof err->field, field ? field : "");
 	escape(err->message, sizeof err->message, raw);
 }

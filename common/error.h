@@ -9,7 +9,8 @@ enum error_code {
 	ERROR_TOO_LARGE,     // over a stated limit                                      413  -E2BIG
 	ERROR_NOT_FOUND,     // no such route, run, record, file                         404  -ENOENT
 	ERROR_CONFLICT,      // right in itself, wrong now (name taken, fingerprint)     409  -EEXIST
-	ERROR_UNAUTHORIZED,  //                                                          401  -EACCES
+	ERROR_UNAUTHORIZED,  // who asks is not known: no token, a wrong one, an old one   401  -EACCES
+	ERROR_FORBIDDEN,     // who asks is known and may not                            403  -EPERM
 	ERROR_OVERLOADED,    // a queue is full: try again later                         429  -EAGAIN
 	ERROR_UNAVAILABLE,   // starting, draining or poisoned                           503  -ESHUTDOWN
 	ERROR_DEADLINE,      // the caller's deadline passed first                       504  -ETIMEDOUT
@@ -25,6 +26,7 @@ enum error_code {
 
 struct error {
 	enum error_code code;
+	unsigned retry_s;    // with ERROR_OVERLOADED: after how many seconds it may be better; 0 = nobody knows
 	char field[64];      // "sequences[3].tokens[17]", a key, a file; empty when it would not help
 	char message[320];
 };

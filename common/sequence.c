@@ -4,6 +4,7 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <nettle/memops.h>
 #include <nettle/sha2.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,6 +109,11 @@ struct content_id content_id_of_written(void (*write)(const void *arg, struct wr
 	write(arg, &w);
 	sha256_update(&context, w.position, buffer);
 	return digest(&context);
+}
+
+bool content_id_is_same(const struct content_id *a, const struct content_id *b)
+{
+	return memeql_sec(a->bytes, b->bytes, sizeof a->bytes);
 }
 
 void content_id_to_hex(const struct content_id *id, char ret_hex[CONTENT_ID_HEX])

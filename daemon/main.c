@@ -21,6 +21,7 @@
 #include "daemon/log.h"
 #include "daemon/options.h"
 #include "daemon/server/address.h"
+#include "daemon/server/auth.h"
 #include "daemon/server/http.h"
 #include "daemon/server/service.h"
 #include "daemon/server/socket.h"
@@ -40,6 +41,7 @@ struct daemon {
 	int socket_fds[SOCKET_MAX_LISTENERS];
 	size_t n_sockets;
 	char address[ADDRESS_TEXT];        // of the first socket, for workers
+	struct auth *auth;
 	struct supervisor *supervisor;
 	struct store *store;
 	struct teacher *teacher;
@@ -162,8 +164,22 @@ static int open_store(struct daemon *d, struct error *err)
 	return 0;
 }
 
+static int open_auth(struct daemon *d, struct error *err)
+{
+	char path[OPTIONS_PATH_BYTES];
+	bool closed = options_tokens(&d->options, path);
+	int r = auth_open(closed ? path : NULL, &d->auth, err);
+	if (!r && closed)
+		log_notice("tokens: %zu in %s", auth_n_tokens(d->auth), path);
+	return r;
+}
+
+// Workers that this process starts log in with a secret it made; they send it to this address only. Before other threads start.
 static int open_supervisor(struct daemon *d, struct error *err)
 {
+	const char *secret = auth_worker_secret(d->auth);
+	if (secret && (setenv(AUTH_WORKER_ENV, secret, 1) || setenv(AUTH_WORKER_ENV "_FOR", d->address, 1)))
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the environment");
 	const struct options *o = &d->options;
 	struct supervisor_options s = {
 		.directory = o->runs, .worker_path = o->worker, .server_address = d->address, .max_running = (uint32_t)o->max_running};
@@ -176,7 +192,7 @@ static int open_doors(struct daemon *d, struct error *err)
 	struct service_options s = {.max_sequences = (uint32_t)o->max_sequences, .max_gather = (uint32_t)o->max_gather,
 		.max_draws = (uint32_t)o->max_draws, .max_spans = (uint32_t)o->max_spans, .max_samples = (uint32_t)o->max_samples,
 		.cache_tokens = (uint32_t)o->cache_tokens,
-		.limits = {(uint64_t)o->queue_requests, (uint64_t)o->queue_tokens, o->queue_bytes}};
+		.auth = d->auth, .limits = {(uint64_t)o->queue_requests, (uint64_t)o->queue_tokens, o->queue_bytes}};
 	struct http_options h = {.listen_fd = d->http_fd, .max_json = o->max_json, .max_connections = (uint32_t)o->max_connections,
 		.header_timeout_ms = o->header_timeout, .body_timeout_ms = o->body_timeout, .idle_timeout_ms = o->idle_timeout,
 		.write_timeout_ms = o->write_timeout};
@@ -210,6 +226,8 @@ static int open_signals(struct daemon *d, struct error *err)
 static int daemon_open(struct daemon *d, struct error *err)
 {
 	int r = open_signals(d, err);
+	if (!r)
+		r = open_auth(d, err);
 	if (!r)
 		r = open_listeners(d, err);
 	if (!r)
@@ -280,13 +298,24 @@ static int on_teacher(struct daemon *d)
 	}
 }
 
+static void reload(struct daemon *d)
+{
+	struct error err = {0};
+	if (!auth_is_closed(d->auth))
+		log_notice("SIGHUP: there are no tokens to read again; other settings are read at start only: restart to change them");
+	else if (auth_reload(d->auth, &err))
+		log_error("SIGHUP: %s; the tokens read before still count", err.message);
+	else
+		log_notice("SIGHUP: %zu tokens; other settings are read at start only: restart to change them", auth_n_tokens(d->auth));
+}
+
 static int on_signal(struct daemon *d)
 {
 	struct signalfd_siginfo info;
 	if (read(d->signal_fd, &info, sizeof info) != sizeof info)
 		return -1;
 	if (info.ssi_signo == SIGHUP) {
-		log_notice("SIGHUP: settings are read at start only; restart to change them");
+		reload(d);
 		return -1;
 	}
 	log_notice("%s: draining", info.ssi_signo == SIGTERM ? "SIGTERM" : "SIGINT");
@@ -369,6 +398,7 @@ static void daemon_close(struct daemon *d)
 	http_close(d->http, deadline);
 	teacher_close(d->teacher);
 	service_close(d->service);
+	auth_close(d->auth);
 	store_close(d->store);
 	uint64_t now = clock_ms();
 	supervisor_close(d->supervisor, deadline > now + 1000 ? deadline - now : 1000);

@@ -3,11 +3,13 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "common/error.h"
 #include "daemon/server/address.h"
+#include "daemon/server/auth.h"
 #include "daemon/teacher/choice.h"
 
 const struct config_option options_table[] = {
@@ -28,17 +30,30 @@ void options_done(struct options *o)
 	config_done(options_table, options_count, o);
 }
 
-static int check_address(const char *name, const char *text, bool allow_remote, struct error *err)
+bool options_tokens(const struct options *o, char ret_path[OPTIONS_PATH_BYTES])
 {
+	const char *credentials = getenv("CREDENTIALS_DIRECTORY");      // systemd's
+	int n = 0;
+	if (o->tokens)
+		n = snprintf(ret_path, OPTIONS_PATH_BYTES, "%s", o->tokens);
+	else if (credentials)
+		n = snprintf(ret_path, OPTIONS_PATH_BYTES, "%s/api-tokens", credentials);
+	return n > 0 && n < OPTIONS_PATH_BYTES && (o->tokens || access(ret_path, F_OK) == 0);
+}
+
+static int check_address(const struct options *o, const char *name, const char *text, struct error *err)
+{
+	char path[OPTIONS_PATH_BYTES];
 	struct address a;
 	int r = address_parse(text, name, &a, err);
-	if (r)
+	if (r || !address_is_remote(&a))
 		return r;
-	if (!allow_remote && address_is_remote(&a))
-		return error_set(err, ERROR_INVALID, name,
-				 "%s = %s can be reached from other machines, and there is no authentication yet: "
-				 "use a loopback address or set allow-remote = yes",
-				 name, text);
+	if (!options_tokens(o, path))
+		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, where anybody could ask: "
+				 "set tokens = FILE (kdctl token new makes its lines), or use a loopback address", name, text);
+	if (!o->allow_remote)
+		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, and tokens and answers would travel "
+				 "unencrypted: set allow-remote = yes if that network is trusted, or use a loopback address", name, text);
 	return 0;
 }
 
@@ -94,9 +109,18 @@ int options_check(const struct options *o, struct error *err)
 	if (o->runs && !o->socket.n)
 		return error_set(err, ERROR_INVALID, "socket", "runs need the binary door: set socket");
 	if (o->http)
-		r = check_address("http", o->http, o->allow_remote, err);
+		r = check_address(o, "http", o->http, err);
 	for (size_t i = 0; r == 0 && i < o->socket.n; i++)
-		r = check_address("socket", o->socket.items[i], o->allow_remote, err);
+		r = check_address(o, "socket", o->socket.items[i], err);
+	return r;
+}
+
+static int check_tokens(const struct options *o, struct error *err)
+{
+	char path[OPTIONS_PATH_BYTES];
+	struct auth *auth = NULL;
+	int r = options_tokens(o, path) ? auth_open(path, &auth, err) : 0;
+	auth_close(auth);
 	return r;
 }
 
@@ -107,7 +131,7 @@ int options_check_files(const struct options *o, struct error *err)
 	for (size_t i = 0; r == 0 && i < o->teacher.n; i++)
 		if (access(s[i].path, R_OK))
 			r = error_system(err, errno, "teacher", "teacher = %s", s[i].path);
-	return r;
+	return r ? r : check_tokens(o, err);
 }
 
 const char *options_device(const struct options *o)

@@ -8,6 +8,7 @@
 struct error;
 
 #define OPTIONS_MAX_TEACHERS 64
+#define OPTIONS_PATH_BYTES 4096
 
 #define OPTION_C_STRING char *
 #define OPTION_C_LIST struct config_list
@@ -30,10 +31,12 @@ extern const size_t options_count;
 
 int options_init(struct options *o, struct error *err);
 void options_done(struct options *o);
-// Checks that need several rows: a teacher is named, a door is open, addresses parse, none is remote without allow-remote.
+// Checks that need several rows: a teacher is named, a door is open, addresses parse, none is remote without tokens and allow-remote.
 int options_check(const struct options *o, struct error *err);
 // The teachers of o->teacher, as many (OPTIONS_MAX_TEACHERS at most), of different names: what stands before "=", else the last part of the
 // path. Paths are the options'.
 int options_teachers(const struct options *o, struct teacher_source ret_sources[OPTIONS_MAX_TEACHERS], struct error *err);
-int options_check_files(const struct options *o, struct error *err);      // the teachers are there
+int options_check_files(const struct options *o, struct error *err);      // the teachers are there, the tokens can be read
+// The file of tokens: the setting's, or that of the unit's credentials. False: there are none.
+bool options_tokens(const struct options *o, char ret_path[OPTIONS_PATH_BYTES]);
 const char *options_device(const struct options *o);      // "auto", "cpu", ...

@@ -15,6 +15,7 @@ struct tokenizer;
 struct kdctl {
 	const char *server;              // unix:PATH or tcp:HOST:PORT
 	const char *token_file;          // NULL = none
+	const char *token;               // of the environment; a file named on the command line wins
 	bool server_given, token_given;  // on the command line, not by the environment
 	const char *teacher;             // name or fingerprint; NULL = the server's first
 	bool json;                       // for machines
@@ -34,6 +35,7 @@ int command_select(struct kdctl *k, int argc, char **argv);
 int command_train(struct kdctl *k, int argc, char **argv);
 int command_runs(struct kdctl *k, int argc, char **argv);
 int command_store(struct kdctl *k, int argc, char **argv);
+int command_token(struct kdctl *k, int argc, char **argv);
 int store_export(struct kdctl *k, int argc, char **argv);        // of kdctl store; argv[0] is "export"
 int store_import(struct kdctl *k, int argc, char **argv);
 

@@ -28,6 +28,7 @@ static const struct {
 	{"select", command_select, "METHOD FILE", "which items of a corpus to learn from (no server needed)"},
 	{"train", command_train, "RUN.conf", "start a training run and follow it"},
 	{"runs", command_runs, "[[stop|watch|plot] ID]", "list training runs; show, stop, watch or draw one"},
+	{"token", command_token, "new NAME", "make a bearer token for a server's tokens file (no server needed)"},
 	{"store", command_store, "COMMAND DIR", "look after a directory of records (no server needed)"},
 };
 #define N_COMMANDS (sizeof commands / sizeof *commands)
@@ -43,7 +44,7 @@ static void print_help(void)
 	puts("\nOptions:\n"
 	     "  --server ADDRESS           default: $KDSERVED_SERVER, else " DEFAULT_SERVER "\n"
 	     "  --teacher NAME             which of the server's teachers: name or fingerprint; default: the first\n"
-	     "  --token-file FILE          bearer token; default: $KDSERVED_TOKEN_FILE\n"
+	     "  --token-file FILE          bearer token; default: $KDSERVED_TOKEN, else the file $KDSERVED_TOKEN_FILE\n"
 	     "  --json                     output for machines\n"
 	     "  --help, --version\n\n"
 	     "kdctl COMMAND --help shows a command's options. Exit status: 0, 1 failure, 2 usage, 78 a bad\n"
@@ -98,9 +99,18 @@ bool kdctl_number(const char *text, double min, double max, double *ret)
 	return true;
 }
 
-// A token is one line; what it says never reaches a message.
+// A token is one line; what it says never reaches a message. None: an empty one.
 static int read_token(const struct kdctl *k, char *token, size_t size)
 {
+	*token = '\0';
+	if (k->token && !k->token_given) {
+		if (snprintf(token, size, "%s", k->token) < (int)size)
+			return 0;
+		kdctl_fail(k, "KDSERVED_TOKEN: longer than any token");
+		return EXIT_CONFIGURATION;
+	}
+	if (!k->token_file)
+		return 0;
 	FILE *f = fopen(k->token_file, "re");
 	int status = k->token_given ? 1 : EXIT_CONFIGURATION;
 	if (!f) {
@@ -128,19 +138,19 @@ int kdctl_open(struct kdctl *k, const char *fingerprint, struct kd_error *err)
 {
 	char token[TOKEN_SIZE];
 	*err = (struct kd_error){.code = "unauthorized", .message = "the token cannot be read any more"};
-	if (k->token_file && read_token(k, token, sizeof token))
+	if (read_token(k, token, sizeof token))
 		return -EACCES;
-	return open_with(k, k->token_file ? token : NULL, fingerprint, err);
+	return open_with(k, *token ? token : NULL, fingerprint, err);
 }
 
 static int connect_to(struct kdctl *k, const char *fingerprint)
 {
 	char token[TOKEN_SIZE];
 	struct kd_error err;
-	int status = k->token_file ? read_token(k, token, sizeof token) : 0;
+	int status = read_token(k, token, sizeof token);
 	if (status)
 		return status;
-	return open_with(k, k->token_file ? token : NULL, fingerprint, &err) ? kdctl_fail_with(k, "", err.message) : 0;
+	return open_with(k, *token ? token : NULL, fingerprint, &err) ? kdctl_fail_with(k, "", err.message) : 0;
 }
 
 // Connects again when the teacher of that name is not the server's first, to which an open connection belongs.
@@ -197,9 +207,12 @@ int main(int argc, char **argv)
 	static const struct option options[] = {{"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
 		{"teacher", required_argument, NULL, 'T'},
 		{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'v'}, {0}};
-	struct kdctl k = {.server = getenv("KDSERVED_SERVER"), .token_file = getenv("KDSERVED_TOKEN_FILE")};
+	struct kdctl k = {.server = getenv("KDSERVED_SERVER"), .token_file = getenv("KDSERVED_TOKEN_FILE"),
+		.token = getenv("KDSERVED_TOKEN")};
 	if (!k.server || !*k.server)
 		k.server = DEFAULT_SERVER;
+	if (k.token && !*k.token)
+		k.token = NULL;
 	opterr = 0;
 	heap_init();
 	for (int c; (c = getopt_long(argc, argv, "+:", options, NULL)) != -1;) {

@@ -10,6 +10,7 @@
 
 #include "common/error.h"
 #include "daemon/clock.h"
+#include "daemon/server/auth.h"
 #include "daemon/server/connection_internal.h"
 #include "daemon/server/service.h"
 #include "daemon/teacher/request.h"
@@ -57,6 +58,7 @@ struct connection *connection_free(struct connection *c)
 	if (!c)
 		return NULL;
 	body_done(c);
+	principal_unref(c->principal);
 	free(c);
 	return NULL;
 }

@@ -12,6 +12,7 @@
 
 struct connection;
 struct error;
+struct principal;
 struct queue;
 struct request_item;
 struct service;
@@ -50,6 +51,7 @@ struct connection {
 	struct connection_output *output, **output_end;
 	size_t n_output;                               // bytes waiting
 	uint64_t output_deadline_ms;                   // moved on by each byte taken; 0 = nothing waits
+	struct principal *principal;                   // whose token HELLO brought
 	uint32_t teacher;                              // the number of whom HELLO named; else the first
 	bool shut;                                     // our side was shut down; waiting for the client's end
 	struct connection_ask *asks;

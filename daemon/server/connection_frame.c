@@ -10,6 +10,7 @@
 #include "common/record_short.h"
 #include "daemon/clock.h"
 #include "daemon/queue.h"
+#include "daemon/server/auth.h"
 #include "daemon/server/connection_internal.h"
 #include "daemon/server/control.h"
 #include "daemon/server/service.h"
@@ -234,6 +235,7 @@ static int ask_new(struct connection *c, uint64_t id, struct request *q, struct 
 	q->asked.n_members = 1;
 	content_id_to_hex(&teachers_of(c, &(uint32_t){0})[c->teacher].fingerprint, q->asked.members[0].name);
 	q->door = REQUEST_SOCKET;
+	q->principal = c->principal;
 	q->owner = ask;
 	q->complete = return_item;
 	ask->connection = c;
@@ -333,7 +335,7 @@ static void on_call(struct connection *c, const struct frame *f, const uint8_t *
 		connection_send_error(c, f->request_id, FRAME_WHOLE_REQUEST, &err);
 		return;
 	}
-	control_call(c->context->service, call.method, call.path, call.body, call.body_bytes, &reply);
+	control_call(c->context->service, c->principal, call.method, call.path, call.body, call.body_bytes, &reply);
 	struct frame_reply m = {.status = (uint32_t)reply.status, .body = reply.body.data, .body_bytes = reply.body.n};
 	struct connection_output *o = frame_new(c, FRAME_REPLY, f->request_id, encode_reply, &m);
 	if (o)
@@ -362,7 +364,7 @@ static int choose_teacher(struct connection *c, const struct frame_hello *hello,
 
 static void on_hello(struct connection *c, const struct frame *f, const uint8_t *body)
 {
-	struct frame_hello hello;
+	struct frame_hello hello = {0};
 	struct frame_welcome m = {.max_body_bytes = c->context->max_body, .credits = c->context->credits};
 	struct error err = {0};
 	int r = 0;
@@ -371,6 +373,9 @@ static void on_hello(struct connection *c, const struct frame *f, const uint8_t 
 	if (!r)
 		r = frame_hello_decode(body, f->body_bytes, &hello, &err);
 	if (!r)
+		r = auth_login(service_auth(c->context->service), *hello.token ? hello.token : NULL, &c->principal, &err);
+	explicit_bzero(hello.token, sizeof hello.token);
+	if (!r)
 		r = choose_teacher(c, &hello, &err);
 	if (r) {
 		connection_fail(c, &err);
@@ -378,6 +383,7 @@ static void on_hello(struct connection *c, const struct frame *f, const uint8_t 
 	}
 	uint32_t n;
 	service_limits(c->context->service, c->teacher, &m.limits, &m.max_sequences);
+	auth_limit(c->principal, &m.limits);
 	m.teacher = teachers_of(c, &n)[c->teacher].fingerprint;
 	struct connection_output *o = frame_new(c, FRAME_WELCOME, 0, encode_welcome, &m);
 	if (!o)
@@ -415,7 +421,9 @@ static int dispatch(struct connection *c, const struct frame *f, const uint8_t *
 	case FRAME_SCORE:
 	case FRAME_GENERATE:
 	case FRAME_CALL:
-		r = check_id(c, f, err);
+		r = auth_permit(c->principal, AUTH_ANY, err);      // it may have been taken back meanwhile
+		if (!r)
+			r = check_id(c, f, err);
 		if (!r)
 			(f->kind == FRAME_CALL ? on_call : on_request)(c, f, body);
 		return r;

@@ -12,6 +12,7 @@
 #include "common/record.h"
 #include "common/record_json.h"
 #include "daemon/model/tokenizer.h"
+#include "daemon/server/auth.h"
 #include "daemon/server/json.h"
 #include "daemon/server/metrics.h"
 #include "daemon/server/openai.h"
@@ -37,6 +38,7 @@ void control_refuse(struct control_reply *ret_reply, int status, const struct er
 	buffer_done(&ret_reply->body);
 	ret_reply->status = status ? status : error_http_status(e->code);
 	ret_reply->content_type = "application/json";
+	ret_reply->retry_s = e->retry_s;
 	reply_error(&ret_reply->body, e, shape);
 }
 
@@ -310,28 +312,29 @@ static const struct route {
 	control_fn *handle;
 	enum route_id id;
 	enum reply_errors errors;
+	unsigned scopes;
 } routes[] = {
-	{"GET", "/live", get_live, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/ready", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/health", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN},      // vLLM's name, which its clients wait on
-	{"GET", "/metrics", get_metrics, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/openapi.json", get_openapi, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/v1/model", get_model, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/v1/status", get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"POST", "/v1/score", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"POST", "/v1/generate", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"POST", "/v1/completions", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OPENAI},
-	{"GET", "/v1/models", get_models, ROUTE_PLAIN, REPLY_ERRORS_OPENAI},
-	{"GET", "/v1/models/{id}", get_model_card, ROUTE_MODEL, REPLY_ERRORS_OPENAI},
-	{"POST", "/v1/tokenize", post_tokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"POST", "/v1/weights", control_post_weights, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"POST", "/v1/runs", control_post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/v1/runs", control_get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN},
-	{"GET", "/v1/runs/{id}", control_get_run, ROUTE_RUN, REPLY_ERRORS_OWN},
-	{"GET", "/v1/runs/{id}/metrics", control_get_history, ROUTE_RUN, REPLY_ERRORS_OWN},
-	{"DELETE", "/v1/runs/{id}", control_delete_run, ROUTE_RUN, REPLY_ERRORS_OWN},
+	{"GET", "/live", get_live, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
+	{"GET", "/ready", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
+	{"GET", "/health", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},      // vLLM's name, which its clients wait on
+	{"GET", "/metrics", get_metrics, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
+	{"GET", "/openapi.json", get_openapi, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
+	{"GET", "/v1/model", get_model, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
+	{"GET", "/v1/status", get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
+	{"POST", "/v1/score", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE},
+	{"POST", "/v1/generate", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_GENERATE},
+	{"POST", "/v1/completions", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, BEARER_SCORE | BEARER_GENERATE},
+	{"GET", "/v1/models", get_models, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, AUTH_ANY},
+	{"GET", "/v1/models/{id}", get_model_card, ROUTE_MODEL, REPLY_ERRORS_OPENAI, AUTH_ANY},
+	{"POST", "/v1/tokenize", post_tokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
+	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
+	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
+	{"POST", "/v1/weights", control_post_weights, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE},
+	{"POST", "/v1/runs", control_post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN},
+	{"GET", "/v1/runs", control_get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN},
+	{"GET", "/v1/runs/{id}", control_get_run, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN},
+	{"GET", "/v1/runs/{id}/metrics", control_get_history, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN},
+	{"DELETE", "/v1/runs/{id}", control_delete_run, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN},
 };
 #define N_ROUTES (sizeof routes / sizeof *routes)
 
@@ -410,6 +413,22 @@ bool control_check(const char *method, const char *path, struct control_reply *r
 	return false;
 }
 
+bool control_is_public(const char *method, const char *path)
+{
+	char id[ROUTE_ID_BYTES];
+	const struct route *route = route_find(method, path, id);
+	return route && route->scopes == CONTROL_PUBLIC;
+}
+
+int control_permit(struct principal *principal, const char *method, const char *path, struct error *err)
+{
+	char id[ROUTE_ID_BYTES];
+	const struct route *route = route_find(method, path, id);
+	if (route && route->scopes == CONTROL_PUBLIC)
+		return 0;
+	return auth_permit(principal, route ? route->scopes : AUTH_ANY, err);
+}
+
 size_t control_n_routes(void)
 {
 	return N_ROUTES;
@@ -421,15 +440,25 @@ void control_route(size_t i, const char **ret_method, const char **ret_path)
 	*ret_path = routes[i].path;
 }
 
-void control_call(struct service *s, const char *method, const char *path, const char *body, size_t n, struct control_reply *ret_reply)
+unsigned control_scopes(size_t i)
+{
+	return routes[i].scopes;
+}
+
+void control_call(struct service *s, struct principal *principal, const char *method, const char *path, const char *body, size_t n,
+		  struct control_reply *ret_reply)
 {
 	struct error err = {0};
 	*ret_reply = (struct control_reply){.status = 200, .content_type = "application/json"};
+	if (control_permit(principal, method, path, &err)) {
+		control_refuse(ret_reply, 0, &err, control_errors(path));
+		return;
+	}
 	if (!control_check(method, path, ret_reply))
 		return;
 	char id[ROUTE_ID_BYTES];
 	const struct route *route = route_find(method, path, id);
-	struct control_input in = {.service = s, .id = id, .body = body ? body : "", .n = n};
+	struct control_input in = {.service = s, .principal = principal, .id = id, .body = body ? body : "", .n = n};
 	int r = 0;
 	if (strcmp(route->method, "POST") != 0 && n)
 		r = error_set(&err, ERROR_INVALID, "body", "a %s has no body", method);

@@ -7,9 +7,11 @@
 #include "daemon/server/control.h"
 
 struct error;
+struct principal;
 struct service;
 
-struct control_input { struct service *service; const char *id; const char *body; size_t n; };    // id: what stood in the path for {id}
+// id: what stood in the path for {id}
+struct control_input { struct service *service; struct principal *principal; const char *id; const char *body; size_t n; };
 
 int control_check_loaded(const struct service *s, struct error *err);    // for what needs the model, and stays useful while draining
 int control_post_weights(const struct control_input *in, struct control_reply *out, struct error *err);

@@ -12,6 +12,7 @@
 #include "daemon/server/control_internal.h"
 #include "daemon/server/json.h"
 #include "daemon/server/reply.h"
+#include "daemon/server/auth.h"
 #include "daemon/server/service.h"
 #include "daemon/teacher/choice.h"
 #include "daemon/teacher/teacher.h"
@@ -126,6 +127,8 @@ int control_post_weights(const struct control_input *in, struct control_reply *o
 	uint32_t member = 0;
 	struct buffer *b = &out->body;
 	int r = control_check_loaded(in->service, err);
+	if (!r && auth_k_max(in->principal))
+		r = error_set(err, ERROR_FORBIDDEN, "token", "the token bounds the ids of a row, and a row of weights says more");
 	if (!r)
 		r = json_read_weights(in->body, in->n, &w, err);
 	if (!r)

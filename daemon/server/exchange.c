@@ -42,11 +42,13 @@ struct exchange *exchange_free(struct exchange *x, bool cancelled)
 	return NULL;
 }
 
-int exchange_start(struct exchange *x, const char *body, size_t n, struct error *err)
+int exchange_start(struct exchange *x, struct principal *principal, const char *body, size_t n, struct error *err)
 {
 	int r = service_check_ready(x->service, err);
+	x->principal = principal;
 	if (!r)
 		r = x->kind->start(x, body, n, err);
+	x->principal = NULL;
 	if (r && !x->counted)
 		service_reject(x->service, x->door, err->code);
 	return r;
@@ -56,6 +58,7 @@ int exchange_submit(struct exchange *x, struct request *r, struct error *err)
 {
 	uint32_t n_items = r->n_items;
 	r->door = x->door;
+	r->principal = x->principal;
 	r->owner = x;
 	r->complete = x->complete;
 	x->n_left += n_items;

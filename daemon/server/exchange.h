@@ -12,6 +12,7 @@
 struct buffer;
 struct error;
 struct exchange;
+struct principal;
 struct service;
 
 #define EXCHANGE_MAX_REQUESTS 2        // a completion may need one for its prompt and one for what follows
@@ -36,6 +37,7 @@ struct exchange {
 	const struct exchange_kind *kind;
 	struct service *service;
 	enum request_door door;
+	struct principal *principal;           // who asks: the door's, and no longer there once exchange_start has returned
 	void *owner;                           // the door's own, fixed: `complete` runs in any thread
 	void *client;                          // the door's own: NULL once the client is gone and only items are waited for
 	void (*complete)(struct request_item *item);   // the door's; item->request->owner is the exchange
@@ -52,7 +54,7 @@ int exchange_new(const struct exchange_kind *kind, struct service *service, enum
 		 void (*complete)(struct request_item *item), struct exchange **ret_exchange, struct error *err);
 // Every item must be back. `cancelled`: the client left before the end. NULL is fine; returns NULL.
 struct exchange *exchange_free(struct exchange *x, bool cancelled);
-int exchange_start(struct exchange *x, const char *body, size_t n, struct error *err);
+int exchange_start(struct exchange *x, struct principal *principal, const char *body, size_t n, struct error *err);
 // Hands a request to the service; it is the exchange's then, else (on error) still the caller's.
 int exchange_submit(struct exchange *x, struct request *r, struct error *err);
 // For each item that the door's queue gives it: true when it has come for the last time.

@@ -8,9 +8,10 @@
 #include <string.h>
 #include <strings.h>
 
+#include "common/frame.h"
 #include "daemon/server/http_internal.h"
 
-struct gate { unsigned n_lengths, n_encodings, n_hosts, n_content_encodings; bool bad_name, bad_encoding; };
+struct gate { unsigned n_lengths, n_encodings, n_hosts, n_content_encodings, n_authorizations; bool bad_name, bad_encoding; };
 
 static bool is_token(const char *name, size_t n)
 {
@@ -28,6 +29,7 @@ static enum MHD_Result count_header(void *arg, enum MHD_ValueKind kind, const ch
 	g->bad_name |= !is_token(name, n_name);
 	g->n_lengths += strcasecmp(name, "Content-Length") == 0;
 	g->n_hosts += strcasecmp(name, "Host") == 0;
+	g->n_authorizations += strcasecmp(name, "Authorization") == 0;
 	g->n_content_encodings += strcasecmp(name, "Content-Encoding") == 0;
 	if (strcasecmp(name, "Transfer-Encoding") == 0) {
 		g->n_encodings++;
@@ -52,6 +54,8 @@ int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *
 		return error_set(err, ERROR_INVALID, "headers", "a header name holds a character that names cannot have");
 	if (g.n_hosts > 1)
 		return error_set(err, ERROR_INVALID, "Host", "given more than once");
+	if (g.n_authorizations > 1)
+		return error_set(err, ERROR_INVALID, "Authorization", "given more than once");
 	if (g.n_lengths > 1)
 		return error_set(err, ERROR_INVALID, "Content-Length", "given more than once");
 	if (g.n_lengths && g.n_encodings)
@@ -78,6 +82,24 @@ int http_gate_body(struct MHD_Connection *mhd, uint64_t *ret_n, bool *ret_chunke
 	if (!isdigit((unsigned char)*length) || *end || errno)
 		return error_set(err, ERROR_INVALID, "Content-Length", "not a number");
 	*ret_n = n;
+	return 0;
+}
+
+int http_gate_secret(struct MHD_Connection *mhd, const char **ret_secret, struct error *err)
+{
+	static const char scheme[] = "Bearer ";
+	const char *value = MHD_lookup_connection_value(mhd, MHD_HEADER_KIND, "Authorization");
+	*ret_secret = NULL;
+	if (!value)
+		return 0;
+	if (strncasecmp(value, scheme, sizeof scheme - 1) != 0)
+		return error_set(err, ERROR_UNAUTHORIZED, "Authorization", "only bearer tokens are understood");
+	value += strspn(value + sizeof scheme - 1, " ") + sizeof scheme - 1;
+	size_t n = strlen(value);
+	for (size_t i = 0; i < n; i++)
+		if (value[i] < 0x21 || value[i] > 0x7e || n > FRAME_TOKEN_MAX)
+			return error_set(err, ERROR_UNAUTHORIZED, "Authorization", "a token has at most %d printable characters", FRAME_TOKEN_MAX);
+	*ret_secret = value;
 	return 0;
 }
 

@@ -35,6 +35,10 @@ struct http_request {
 	enum http_state state;
 	bool refused;                      // `reply` holds the refusal already; the body is read and dropped
 	bool must_close;
+	bool at_once;                      // the reply does not wait for the body
+	bool unauthorized;
+	enum error_code refused_code;
+	struct principal *principal;       // who asks, logged in; NULL on a resource that is public
 	bool escaped;                      // the raw target holds '%'
 	bool suspended;
 	struct buffer body;
@@ -76,3 +80,5 @@ int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *
 // What the headers say of the body: ret_n the declared length (0 when chunked), ret_chunked.
 int http_gate_body(struct MHD_Connection *mhd, uint64_t *ret_n, bool *ret_chunked, struct error *err);
 bool http_gate_is_json(struct MHD_Connection *mhd);
+// The secret of "Authorization: Bearer SECRET", libmicrohttpd's; NULL without one. ERROR_UNAUTHORIZED when it is anything else.
+int http_gate_secret(struct MHD_Connection *mhd, const char **ret_secret, struct error *err);

@@ -2,15 +2,18 @@
 // One request: headers checked, body collected within its bound, handed to control or service, reply written. Its one complication: a
 // refusal known from the headers still reads and drops a body of ordinary size, because closing with unread bytes makes the client's
 // kernel throw the reply away.
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "daemon/clock.h"
+#include "daemon/server/auth.h"
 #include "daemon/server/http_internal.h"
 #include "daemon/server/service.h"
 #include "daemon/teacher/request.h"
 
 #define DROP_BYTES (64u << 20)      // of a refused body; a longer one is cut off
+#define STRANGER_BYTES 65536        // dropped of the body of somebody who is not let in
 #define PIECE_BYTES 65536           // asked of the reply at once
 
 static void set_deadline(struct http_request *q, uint64_t ms)
@@ -55,6 +58,7 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 	}
 	http_set_deadline(q->connection, h->options.idle_timeout_ms, true);
 	q->connection->request = NULL;
+	principal_unref(q->principal);
 	buffer_done(&q->body);
 	buffer_done(&q->reply.body);
 	buffer_done(&q->out);
@@ -66,6 +70,7 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 static void refuse(struct http_request *q, int status, const struct error *e)
 {
 	q->refused = true;
+	q->refused_code = e->code;
 	control_refuse(&q->reply, status, e, q->errors);
 }
 
@@ -105,6 +110,13 @@ static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
 	return (ssize_t)n;
 }
 
+static void add_retry_after(struct MHD_Response *response, unsigned seconds)
+{
+	char text[16];
+	snprintf(text, sizeof text, "%u", seconds ? seconds : 1);
+	MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, text);
+}
+
 static enum MHD_Result queue_response(struct http_request *q, int status, struct MHD_Response *response)
 {
 	if (!response)
@@ -114,7 +126,9 @@ static enum MHD_Result queue_response(struct http_request *q, int status, struct
 	if (q->reply.allow[0])
 		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, q->reply.allow);
 	if (status == 429 || status == 503)
-		MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, "1");
+		add_retry_after(response, q->reply.retry_s);
+	if (status == 401)
+		MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
 	if (q->must_close)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
 	q->state = HTTP_REPLYING;
@@ -174,7 +188,7 @@ static int start_exchange(struct http_request *q, struct error *err)
 	struct exchange *x = NULL;
 	int r = exchange_new(q->kind, h->service, REQUEST_HTTP, h, return_item, &x, err);
 	if (!r)
-		r = exchange_start(x, q->body.data ? q->body.data : "", q->body.n, err);
+		r = exchange_start(x, q->principal, q->body.data ? q->body.data : "", q->body.n, err);
 	buffer_done(&q->body);
 	if (r) {
 		exchange_free(x, false);
@@ -201,6 +215,27 @@ static enum MHD_Result handle_exchange(struct http_request *q)
 
 // ---- the request
 
+// Nothing is done, and little is read, for somebody who is not let in; then the connection ends.
+static bool let_in(struct http_request *q, const char *path, const char *method, uint64_t n_body, bool chunked)
+{
+	struct error err = {0};
+	const char *secret = NULL;
+	if (control_is_public(method, path))
+		return true;
+	int r = http_gate_secret(q->mhd, &secret, &err);
+	if (!r)
+		r = auth_login(service_auth(q->http->service), secret, &q->principal, &err);
+	if (!r)
+		r = control_permit(q->principal, method, path, &err);
+	if (!r)
+		return true;
+	refuse(q, 0, &err);
+	q->unauthorized = err.code == ERROR_UNAUTHORIZED;
+	q->must_close = q->unauthorized;
+	q->at_once = q->unauthorized && (chunked || n_body > STRANGER_BYTES);
+	return false;
+}
+
 static void check_headers(struct http_request *q, const char *path, const char *method, const char *version)
 {
 	struct error err = {0};
@@ -209,10 +244,12 @@ static void check_headers(struct http_request *q, const char *path, const char *
 	q->kind = exchange_find(path);
 	q->errors = control_errors(path);
 	if (http_gate_check(q->mhd, method, version, &err) || http_gate_body(q->mhd, &n_body, &chunked, &err)) {
-		q->must_close = true;
+		q->must_close = q->at_once = true;
 		refuse(q, 0, &err);
 		return;
 	}
+	if (!let_in(q, path, method, n_body, chunked))
+		return;
 	if (q->escaped)
 		error_set(&err, ERROR_INVALID, "path", "no resource has an escape in its path");
 	if (err.code) {
@@ -227,7 +264,8 @@ static void check_headers(struct http_request *q, const char *path, const char *
 		error_set(&err, ERROR_UNSUPPORTED, "Content-Type", "expected application/json, not compressed");
 		refuse(q, 415, &err);
 	}
-	q->must_close |= q->refused && n_body > DROP_BYTES;
+	if (q->refused && n_body > DROP_BYTES)
+		q->must_close = q->at_once = true;
 }
 
 static void take_body(struct http_request *q, const char *data, size_t n)
@@ -256,12 +294,12 @@ static enum MHD_Result handle_whole(struct http_request *q, const char *path, co
 	}
 	if (q->refused) {
 		if (q->kind)
-			service_reject(q->http->service, REQUEST_HTTP, q->reply.status == 413 ? ERROR_TOO_LARGE : ERROR_INVALID);
+			service_reject(q->http->service, REQUEST_HTTP, q->refused_code ? q->refused_code : ERROR_INVALID);
 		return send_reply(q);
 	}
 	if (q->kind)
 		return handle_exchange(q);
-	control_call(q->http->service, method, path, q->body.data, q->body.n, &q->reply);
+	control_call(q->http->service, q->principal, method, path, q->body.data, q->body.n, &q->reply);
 	return send_reply(q);
 }
 
@@ -278,7 +316,7 @@ enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const
 		check_headers(q, path, method, version);
 		q->state = HTTP_BODY;
 		set_deadline(q, q->http->options.body_timeout_ms);
-		return q->must_close ? send_reply(q) : MHD_YES;
+		return q->at_once ? send_reply(q) : MHD_YES;
 	case HTTP_BODY:
 		if (*n_data) {
 			take_body(q, data, *n_data);

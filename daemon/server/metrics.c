@@ -7,6 +7,7 @@
 
 #include "common/error.h"
 #include "common/buffer.h"
+#include "daemon/server/auth.h"
 #include "daemon/server/service.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"
@@ -174,6 +175,7 @@ static double resident_bytes(void)
 void metrics_encode(struct buffer *b, struct service *s)
 {
 	encode_requests(b, s);
+	auth_metrics(service_auth(s), b);
 	encode_teacher(b, s);
 	if (service_store(s))
 		encode_store(b, service_store(s));

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "daemon/clock.h"
+#include "daemon/server/auth.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"
 
@@ -109,6 +110,15 @@ static int check_copies(const struct service *s, const struct request *r, struct
 					      " bytes, the limit is %" PRIu64, bytes, limit);
 }
 
+// All logits of a row are more than any k-max, unless they are over a few ids only.
+static int check_dense(const struct request *r, struct error *err)
+{
+	uint32_t k = auth_k_max(r->principal);
+	if (!k || !r->query.dense || (r->query.n_keep && r->query.n_keep <= k))
+		return 0;
+	return error_set(err, ERROR_FORBIDDEN, "dense", "the token allows %" PRIu32 " ids of a row", k);
+}
+
 static int check_item(struct request_item *item, const struct query_limits *limits, struct error *err)
 {
 	char prefix[32];
@@ -123,6 +133,7 @@ static int check_items(const struct service *s, struct request *r, struct error 
 	if (result)
 		return result;
 	struct query_limits limits = service_limits_of(s, &r->choice);
+	auth_limit(r->principal, &limits);
 	if (r->choice.is_mixture && r->query.n_features)
 		return error_set(err, ERROR_INVALID, "features", "a mixture has none of its own: ask a teacher by its name");
 	if (!r->n_items)
@@ -131,6 +142,8 @@ static int check_items(const struct service *s, struct request *r, struct error 
 		return error_set(err, ERROR_TOO_LARGE, "sequences", "%" PRIu32 " sequences, the limit is %" PRIu32, r->n_items,
 				 max_sequences);
 	result = check_copies(s, r, err);
+	if (!result)
+		result = check_dense(r, err);
 	for (uint32_t i = 0; i < r->n_items && result == 0; i++)
 		result = check_item(&r->items[i], &limits, err);
 	return result;
@@ -139,9 +152,26 @@ static int check_items(const struct service *s, struct request *r, struct error 
 int service_reserve(struct service *s, struct request *r, const struct queue_cost *cost, struct error *err)
 {
 	int result = queue_reserve(s->budget, cost, err);
-	if (result == 0)
-		r->cost = *cost;
-	return result;
+	if (result)
+		return result;
+	result = auth_begin(r->principal, cost->tokens, err);
+	if (result) {
+		queue_release(s->budget, cost);
+		return result;
+	}
+	r->cost = *cost;
+	r->principal = principal_ref(r->principal);
+	return 0;
+}
+
+void service_release(struct service *s, struct request *r)
+{
+	if (!r->cost.requests)
+		return;
+	queue_release(s->budget, &r->cost);
+	r->cost = (struct queue_cost){0};
+	auth_end(r->principal);
+	r->principal = principal_unref(r->principal);
 }
 
 int service_refuse(struct service *s, const struct request *r, int result, const struct error *err)
@@ -248,7 +278,9 @@ int service_score(struct service *s, struct request *r, struct error *err)
 {
 	atomic_fetch_add(&s->doors[r->door].accepted, 1);
 	r->accepted_seconds = clock_seconds();
-	int result = service_check_ready(s, err);
+	int result = auth_permit(r->principal, BEARER_SCORE, err);
+	if (!result)
+		result = service_check_ready(s, err);
 	if (!result)
 		result = check_items(s, r, err);
 	if (!result && r->durable && !s->store)
@@ -292,7 +324,7 @@ void service_finish(struct service *s, struct request *r)
 {
 	count_outcome(s, r);
 	histogram_append(&s->request_seconds, clock_seconds() - r->accepted_seconds);
-	queue_release(s->budget, &r->cost);
+	service_release(s, r);
 	request_free(r);
 }
 
@@ -336,6 +368,11 @@ double service_uptime(const struct service *s)
 struct teacher *service_teacher(const struct service *s)
 {
 	return s->teacher;
+}
+
+struct auth *service_auth(const struct service *s)
+{
+	return s->options.auth;
 }
 
 struct store *service_store(const struct service *s)

@@ -12,6 +12,7 @@
 #include "daemon/queue.h"
 #include "daemon/teacher/request.h"
 
+struct auth;
 struct service;
 struct store;
 struct supervisor;
@@ -22,6 +23,7 @@ struct service_options {
 	uint32_t max_samples;              // of one prompt
 	uint32_t cache_tokens;             // the teacher's (teacher_options)
 	struct queue_cost limits;          // of what may be under way, over both doors
+	struct auth *auth;                 // who may what; not owned
 };
 
 // teacher is required; store and supervisor may be NULL. None is owned. The service must be closed before they are.
@@ -37,7 +39,7 @@ uint32_t service_max_tokens(const struct service *s);      // of a sequence, who
 // Finds whom the request asks (r->asked): sets r->choice. service_score and service_generate do it themselves.
 int service_choose(const struct service *s, struct request *r, struct error *err);
 
-// Takes the request: each item comes back through r->complete (perhaps before this returns, perhaps from another thread); when all are
+// Takes the request, whose principal is set: each item comes back through r->complete (perhaps before this returns, perhaps from another thread); when all are
 // back the door calls service_finish. On error (err is required) the door keeps the request and frees it; the refusal is counted.
 int service_score(struct service *s, struct request *r, struct error *err);
 // The same for a request with `generate` set. Its items may come back several times (request_item_take()).
@@ -63,5 +65,6 @@ void service_stats(struct service *s, struct service_stats *ret_stats);
 struct histogram *service_request_seconds(struct service *s);
 double service_uptime(const struct service *s);
 struct teacher *service_teacher(const struct service *s);
+struct auth *service_auth(const struct service *s);
 struct store *service_store(const struct service *s);              // or NULL
 struct supervisor *service_supervisor(const struct service *s);    // or NULL

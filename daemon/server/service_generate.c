@@ -8,6 +8,7 @@
 #include <sys/random.h>
 
 #include "daemon/clock.h"
+#include "daemon/server/auth.h"
 #include "daemon/teacher/generation.h"
 #include "daemon/teacher/teacher.h"
 
@@ -34,6 +35,8 @@ static int check(const struct service *s, struct request *r, struct error *err)
 	if (info->architecture.masked)
 		return error_set(err, ERROR_UNSUPPORTED, "teacher", "teacher \"%.60s\" names masked tokens: it does not generate", info->name);
 	struct generation_limits limits = limits_of(s, info);
+	uint32_t k = auth_k_max(r->principal);
+	limits.max_top_k = k && k < limits.max_top_k ? k : limits.max_top_k;
 	return generation_check(r, &limits, err);
 }
 
@@ -73,10 +76,8 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 		result = generation_prepare(r, err);
 	if (!result)
 		result = reserve_slots(s, r, err);
-	if (result && r->cost.requests) {
-		queue_release(s->budget, &r->cost);
-		r->cost = (struct queue_cost){0};
-	}
+	if (result)
+		service_release(s, r);
 	return result;
 }
 
@@ -107,7 +108,9 @@ int service_generate(struct service *s, struct request *r, struct error *err)
 {
 	atomic_fetch_add(&s->doors[r->door].accepted, 1);
 	r->accepted_seconds = clock_seconds();
-	int result = service_check_ready(s, err);
+	int result = auth_permit(r->principal, BEARER_GENERATE, err);
+	if (!result)
+		result = service_check_ready(s, err);
 	if (!result)
 		result = check(s, r, err);
 	if (!result)

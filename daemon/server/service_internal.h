@@ -25,6 +25,7 @@ struct service {
 
 // Of a question to these.
 struct query_limits service_limits_of(const struct service *s, const struct choice *c);
-// Reserves what the request costs until service_finish; and counts a refusal.
+// Reserves what the request costs, of the server's budget and of its principal's quota, until service_finish; and counts a refusal.
 int service_reserve(struct service *s, struct request *r, const struct queue_cost *cost, struct error *err);
+void service_release(struct service *s, struct request *r);    // gives it back; nothing reserved is fine
 int service_refuse(struct service *s, const struct request *r, int result, const struct error *err);

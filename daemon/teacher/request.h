@@ -20,6 +20,7 @@
 
 struct generation;
 struct generation_query;
+struct principal;
 struct request;
 
 struct request_item {
@@ -47,6 +48,7 @@ struct request {
 	bool durable, no_store;
 	uint64_t deadline_ms;              // clock_ms(); 0 = none
 	enum request_door door;
+	struct principal *principal;       // who asks (daemon/server/auth.h): the door's; once the service took it, a reference of its own
 	uint32_t n_items;
 	struct request_item *items;
 	void *owner;                       // the door's own

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "daemon/server/auth.h"
 #include "daemon/server/control.h"
 #include "daemon/server/openapi.h"
 
@@ -99,6 +100,40 @@ static void check_references(const json_t *root, const json_t *at)
 		check_references(root, value);
 }
 
+// The scopes of one operation: its own, else those of the whole document.
+static unsigned scopes_of(const json_t *document, const json_t *operation)
+{
+	const json_t *list = json_object_get(operation, "security"), *one;
+	unsigned scopes = AUTH_ANY;
+	size_t i;
+	list = list ? list : json_object_get(document, "security");
+	if (!json_array_size(list))
+		return CONTROL_PUBLIC;
+	json_array_foreach(list, i, one) {
+		const char *name = json_string_value(json_array_get(json_object_get(one, "bearer"), 0));
+		unsigned bit = 0;
+		if (name)
+			assert_int_equal(bearer_decode_scopes(name, &bit), 0);
+		scopes |= bit;
+	}
+	return scopes;
+}
+
+static void every_operation_says_which_scopes_it_needs(void **state)
+{
+	(void)state;
+	json_t *document = load(), *paths = json_object_get(document, "paths");
+	for (size_t i = 0; i < control_n_routes(); i++) {
+		const char *method, *path;
+		char verb[16];
+		control_route(i, &method, &path);
+		lower(method, verb);
+		if (scopes_of(document, json_object_get(json_object_get(paths, path), verb)) != control_scopes(i))
+			fail_msg("%s %s needs other scopes than the document says", method, path);
+	}
+	json_decref(document);
+}
+
 static void every_reference_leads_somewhere(void **state)
 {
 	(void)state;
@@ -112,7 +147,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_route_is_in_the_document), cmocka_unit_test(every_operation_of_the_document_is_a_route),
-		cmocka_unit_test(every_reference_leads_somewhere),
+		cmocka_unit_test(every_reference_leads_somewhere), cmocka_unit_test(every_operation_says_which_scopes_it_needs),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

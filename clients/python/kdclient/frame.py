@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 
-CODES = ("invalid", "unsupported", "too_large", "not_found", "conflict", "unauthorized", "overloaded", "unavailable", "deadline",
+CODES = ("invalid", "unsupported", "too_large", "not_found", "conflict", "unauthorized", "forbidden", "overloaded", "unavailable", "deadline",
          "cancelled", "not_finite", "store", "corrupt", "io", "memory", "internal")
 
 
