@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "daemon/config.h"
 
@@ -23,7 +24,8 @@ enum run_export { RUN_EXPORT_LAST, RUN_EXPORT_BEST };
 enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 
 struct run_settings {
-	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *student_tokenizer, *from_layers, *rollouts, *rollout_fresh, *corpus_field, *corpus_prompt;
+	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *student_tokenizer, *from_layers, *rollouts;
+	char *rollout_fresh, *corpus_field, *corpus_prompt;
 	struct config_list corpus, losses, parameters, others;
 	bool mlm, corpus_specials, tied_head, checkpointing;
 	uint64_t patience;             // ms
@@ -52,3 +54,7 @@ bool settings_adaptive(const struct run_settings *s);              // rollouts =
 int settings_objective(const struct run_settings *s, struct objective **ret, struct error *err);
 bool settings_is_llama(const struct run_settings *s);            // student-family; others have a key/value head for each head
 const char *settings_device(const struct run_settings *s);         // "auto", "cpu", ...
+// The settings that change a run's numbers, as lines "key = value", each key once, in the order of the table.
+void settings_print_lines(FILE *to, const struct run_settings *s);
+// ERROR_CONFLICT naming the first key that has another value than when the run began; keys that are not in both are not compared.
+int settings_compare_lines(const char *began, const char *now, struct error *err);

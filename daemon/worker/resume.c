@@ -2,11 +2,15 @@
 #include "daemon/worker/resume.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "common/error.h"
 #include "daemon/log.h"
+#include "daemon/model/weights.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/replay.h"
 #include "daemon/worker/team.h"
@@ -21,6 +25,25 @@ static struct snapshot_arrays arrays_of(struct trainer *t)
 	return arrays;
 }
 
+// What a run that goes on must repeat: settings, and what others of them came to.
+static int lines_make(struct trainer *t, char **ret, struct error *err)
+{
+	const struct backend *be = student_weights(t->student)->backend;
+	size_t n = 0;
+	FILE *f = open_memstream(ret, &n);
+	if (!f)
+		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	settings_print_lines(f, t->settings);
+	fprintf(f, "student = %s\n", strcmp(t->settings->student, "random") == 0 ? "random" : "a model");
+	fprintf(f, "steps = %" PRIu64 "\ndevice = %s\nprecision = %s\n", t->steps, be->ops->name, be->numeric);
+	bool bad = ferror(f);
+	if (fclose(f) == 0 && !bad)
+		return 0;
+	free(*ret);
+	*ret = NULL;
+	return error_set(err, ERROR_MEMORY, NULL, "out of memory");
+}
+
 int resume_save(struct trainer *t, struct error *err)
 {
 	if (team_rank(t->options.team))
@@ -31,8 +54,13 @@ int resume_save(struct trainer *t, struct error *err)
 	objective_state(t->objective, t->state.adaptive);
 	t->state.rollout_chance = policy.chance;
 	t->state.rollout_reference = policy.reference;
-	int r = arrays.name ? replay_encode(policy_replay(t->policy), &arrays.bytes, &arrays.n_bytes, err) : 0;
+	char *lines = NULL;
+	int r = lines_make(t, &lines, err);
+	arrays.settings = lines;
+	if (r == 0 && arrays.name)
+		r = replay_encode(policy_replay(t->policy), &arrays.bytes, &arrays.n_bytes, err);
 	r = r ? r : snapshot_save(t->checkpoints, &arrays, &t->state, (uint32_t)t->settings->keep, err);
+	free(lines);
 	free(arrays.bytes);
 	return r;
 }
@@ -41,6 +69,22 @@ static void policy_take(struct trainer *t)
 {
 	const struct policy_state state = {t->state.rollout_chance, t->state.rollout_reference};
 	policy_restore(t->policy, &state);
+}
+
+// Before anything is loaded: with other settings a checkpoint's arrays may not even fit.
+static int began_alike(struct trainer *t, struct error *err)
+{
+	struct snapshot_state saved;
+	char *began = NULL, *now = NULL;
+	int r = snapshot_peek(t->checkpoints, &saved, &began, err);
+	if (r == -ENOENT)
+		return 0;
+	r = r ? r : snapshot_compare(&saved, &t->state, err);
+	r = r ? r : lines_make(t, &now, err);
+	r = r ? r : settings_compare_lines(began, now, err);
+	free(began);
+	free(now);
+	return r;
 }
 
 static int checkpoint_take(struct trainer *t, struct snapshot_arrays *arrays, struct error *err)
@@ -76,7 +120,8 @@ int resume_load(struct trainer *t, struct error *err)
 		return 0;
 	}
 	struct snapshot_arrays arrays = arrays_of(t);
-	int r = checkpoint_take(t, &arrays, err);
+	int r = began_alike(t, err);
+	r = r ? r : checkpoint_take(t, &arrays, err);
 	free(arrays.bytes);
 	return r;
 }

@@ -379,18 +379,17 @@ int snapshot_load(const char *directory, struct snapshot_arrays *arrays, struct 
 	return r && n ? error_set(err, ERROR_CORRUPT, NULL, "no checkpoint in %s can be used: %s", directory, ret_skipped->message) : r;
 }
 
-int snapshot_settings(const char *directory, char **ret, struct error *err)
+int snapshot_peek(const char *directory, struct snapshot_state *ret_state, char **ret_settings, struct error *err)
 {
 	char folder[PATH_MAX];
 	struct dirent **names;
-	struct snapshot_state state;
 	int n = names_list(directory, is_snapshot, &names), r = -ENOENT;
-	*ret = NULL;
+	*ret_settings = NULL;
 	for (int i = n - 1; i >= 0; i--) {
 		json_t *j = NULL;
-		if (r && path_join(folder, directory, names[i]->d_name) == 0 && state_read(folder, &state, &j, &(struct error){0}) == 0) {
-			*ret = snapshot_settings_decode(json_object_get(j, "settings"));
-			r = *ret ? 0 : corrupt(err, folder, "it does not say which settings it is of");
+		if (r && path_join(folder, directory, names[i]->d_name) == 0 && state_read(folder, ret_state, &j, &(struct error){0}) == 0) {
+			*ret_settings = snapshot_settings_decode(json_object_get(j, "settings"));
+			r = *ret_settings ? 0 : corrupt(err, folder, "it does not say which settings it is of");
 			json_decref(j);
 		}
 		free(names[i]);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checkpoints of a run: DIR/step-NNNNNNNNN/ with the parameters, the optimizer's arrays, what else it remembers, and state.json. Written beside, synced, renamed into
-// place; every file's size and checksum stand in state.json, and a checkpoint that does not verify is passed over for the one before.
+// Checkpoints of a run: DIR/step-NNNNNNNNN/ with the parameters, the optimizer's arrays, what else it remembers, and state.json. Written
+// beside, synced, renamed into place; every file's size and checksum stand in state.json, and a checkpoint that does not verify is passed over for the one before.
 #pragma once
 
 #include <stdint.h>
@@ -51,8 +51,9 @@ int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, c
 // passed over was, its code ERROR_NONE when none was.
 int snapshot_load(const char *directory, struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *ret_skipped,
 		  struct error *err);
-// The settings that the newest checkpoint with a readable state.json was written with, the caller's. -ENOENT (err untouched): there is none.
-int snapshot_settings(const char *directory, char **ret, struct error *err);
+// What state.json of the newest checkpoint says where it can be read, and the settings it was written with (the caller's); the arrays are not
+// looked at. -ENOENT (err untouched): there is none.
+int snapshot_peek(const char *directory, struct snapshot_state *ret_state, char **ret_settings, struct error *err);
 // The setting because of which `b` would not go on where `a` is; NULL when it would.
 const char *snapshot_difference(const struct snapshot_state *a, const struct snapshot_state *b);
 // ERROR_CONFLICT naming the setting when `now` would not continue what `saved` began.

@@ -115,6 +115,27 @@ class Policy(unittest.TestCase):
             self.assertLess(late, 0.9 * early)
             self.assertAlmostEqual(said[7]["loss"], said[7]["rollout_k1"], places=3)
 
+    def test_a_resumed_run_must_repeat_what_changes_its_numbers(self):
+        with kdserved.Daemon() as daemon:
+            keys = {"steps": 12, "loss": "jsd beta=0.5 top-k=16", "checkpoint_every": 4, **GKD}
+            whole, parts = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "parts")
+            self.finish(self.worker(daemon, whole, settings(daemon.directory, **keys)))
+            process = self.worker(daemon, parts, settings(daemon.directory, **keys))
+            kdserved.wait_until(lambda: os.path.exists(os.path.join(parts, "checkpoints", "step-%012d" % 4)) or process.poll() is not None, "one")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stderr.close()
+            for key, value in (("precision", "bf16"), ("rollout_temperature", 0.9), ("rollout_share", 0.5), ("rollouts", 0.6), ("optimizer", "lion"),
+                               ("loss", "jsd beta=0.4 top-k=16"), ("micro_batch", 2), ("device", "ref"), ("steps", 13), ("values", "f32"),
+                               ("student_rope_theta", 5000), ("packing", "off"), ("weight_decay", 0)):
+                more = {"accumulate": 4} if key == "micro_batch" else {}
+                said = self.finish(self.worker(daemon, parts, settings(daemon.directory, **{**keys, key: value, **more}), "--resume"), expect=1)
+                self.assertRegex(said, r"(%s: is \"|corpus differs).*cannot be resumed" % key.replace("_", "-"))
+            said = self.finish(self.worker(daemon, parts, settings(daemon.directory, **{**keys, "threads": 2, "keep": 1, "checkpoint_every": 3,
+                                                                                       "gradient_checkpointing": "yes"}), "--resume"))
+            self.assertIn("resumed after step", said)
+            self.assertEqual(metrics(parts), metrics(whole))
+
     def test_what_cannot_be_is_refused_before_anything_starts(self):
         with kdserved.Daemon() as daemon:
             for field, keys in (("rollouts", {"rollouts": "often"}), ("rollouts", {"rollouts": "linear:0:2"}),

@@ -253,6 +253,32 @@ static void what_lies_beside_the_arrays_comes_back_or_is_damaged(void **state)
 	assert_int_equal(snapshot_load(f->directory, &f->arrays, &s, &skip, &err), error_errno(ERROR_CORRUPT));
 }
 
+static void settings_are_told_without_the_arrays(void **state)
+{
+	struct fixture *f = *state;
+	struct snapshot_state s;
+	struct error err = {0};
+	char *lines = NULL;
+	assert_int_equal(snapshot_peek(f->directory, &s, &lines, &err), -ENOENT);
+	assert_int_equal(err.code, ERROR_NONE);
+	f->arrays.settings = "seed = 1\nloss = jsd; taid\nteacher-layers = \n";
+	save(f, 1, 3);
+	f->arrays.settings = "seed = 2\n";
+	save(f, 2, 3);
+	save(f, 3, 3);
+	damage(f, 2, "parameters.safetensors", -1, false);
+	damage(f, 3, "state.json", 30, false);
+	assert_int_equal(snapshot_peek(f->directory, &s, &lines, &err), 0);
+	assert_string_equal(lines, "seed = 2\n");
+	assert_true(s.step == 2);
+	free(lines);
+	damage(f, 2, "state.json", 30, false);
+	assert_int_equal(snapshot_peek(f->directory, &s, &lines, &err), 0);
+	assert_string_equal(lines, "seed = 1\nloss = jsd; taid\nteacher-layers = \n");
+	free(lines);
+	f->arrays.settings = NULL;
+}
+
 static void what_would_change_the_run_is_named(void **state)
 {
 	(void)state;
@@ -282,6 +308,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(only_the_newest_are_kept_and_half_written_ones_go, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_damaged_one_is_passed_over_for_the_one_before, setup, teardown),
 		cmocka_unit_test_setup_teardown(one_of_another_optimizer_is_not_gone_on_with, setup, teardown),
+		cmocka_unit_test_setup_teardown(settings_are_told_without_the_arrays, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_lies_beside_the_arrays_comes_back_or_is_damaged, setup, teardown),
 		cmocka_unit_test_setup_teardown(all_damaged_is_an_error_not_a_fresh_start, setup, teardown),
 		cmocka_unit_test(what_would_change_the_run_is_named),
