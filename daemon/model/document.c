@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "daemon/model/jansson.h"
 
 // Counts depth and values without building anything. Strings are skipped; whether the text is JSON at all is jansson's to say.
 static int look(const char *text, size_t n, const char *name, size_t max_values, struct error *err)
@@ -39,7 +40,10 @@ int document_parse(const char *text, size_t n, const char *name, size_t max_valu
 	int r = look(text, n, name, max_values, err);
 	if (r < 0)
 		return r;
-	json_t *object = json_loadb(text, n, JSON_REJECT_DUPLICATES, &e);
+	bool starved;
+	json_t *object = jansson_load(text, n, JSON_REJECT_DUPLICATES, &e, &starved);
+	if (starved)
+		return error_set(err, ERROR_MEMORY, name, "%s: no memory to read it", name);
 	if (!object)
 		return error_set(err, ERROR_INVALID, name, "%s: not valid JSON: line %d: %s", name, e.line, e.text);
 	if (!json_is_object(object)) {

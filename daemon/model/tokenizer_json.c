@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/model/jansson.h"
 #include "daemon/model/tokenizer_internal.h"
 
 #define refuse tokenizer_json_refuse
@@ -395,13 +396,14 @@ int tokenizer_open_json(const char *json, size_t n, struct tokenizer **ret, stru
 	struct tokenizer *t = calloc(1, sizeof(*t));
 	json_error_t why;
 	json_t *root = NULL;
+	bool starved;
 	int rc;
 
 	if (!t)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a tokenizer");
-	root = json_loadb(json, n, JSON_REJECT_DUPLICATES, &why);
+	root = jansson_load(json, n, JSON_REJECT_DUPLICATES, &why, &starved);
 	if (!root) {
-		rc = error_set(err, ERROR_INVALID, "tokenizer.json", "not JSON: %s (line %d)", why.text, why.line);
+		rc = error_set(err, starved ? ERROR_MEMORY : ERROR_INVALID, "tokenizer.json", "not JSON: %s (line %d)", why.text, why.line);
 		goto out;
 	}
 	rc = read_root(t, root, err);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "daemon/model/jansson.h"
 #include "daemon/server/json_internal.h"
 
 // Depth without building anything: brackets outside strings. Unbalanced text is left to the parser.
@@ -35,7 +36,10 @@ int json_parse(const char *body, size_t n, json_t **ret_root, struct error *err)
 	int r = check_depth(body, n, err);
 	if (r)
 		return r;
-	json_t *root = json_loadb(body, n, JSON_REJECT_DUPLICATES, &why);
+	bool starved;
+	json_t *root = jansson_load(body, n, JSON_REJECT_DUPLICATES, &why, &starved);
+	if (starved)
+		return error_set(err, ERROR_MEMORY, "body", "no memory to read it");
 	if (!root)
 		return error_set(err, ERROR_INVALID, "body", "not JSON: %s (line %d, column %d)", why.text, why.line, why.column);
 	if (!json_is_object(root)) {

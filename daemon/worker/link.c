@@ -12,6 +12,7 @@
 #include "common/error.h"
 #include "daemon/clock.h"
 #include "daemon/log.h"
+#include "daemon/model/jansson.h"
 
 #define LINK_POLL_MS 200               // how soon a wait notices that it should end
 #define LINK_SILENCE_MS 120000         // a connection that says nothing for this long while we wait is taken for dead
@@ -139,7 +140,7 @@ static int teacher_choose(struct link *l, struct error *err)
 	int r = get_once(l, "/v1/model", &body, &n, err);
 	if (r)
 		return r;
-	json_t *model = json_loadb(body, n, JSON_REJECT_DUPLICATES, NULL);
+	json_t *model = jansson_load(body, n, JSON_REJECT_DUPLICATES, NULL, NULL);
 	free(body);
 	r = teacher_find(model, l->teacher_name, id, err);
 	json_decref(model);
@@ -157,7 +158,7 @@ static int objective_check(struct link *l, const char *id, struct error *err)
 	int r = get_once(l, "/v1/model", &body, &n, err);
 	if (r)
 		return r;
-	json_t *model = json_loadb(body, n, JSON_REJECT_DUPLICATES, NULL);
+	json_t *model = jansson_load(body, n, JSON_REJECT_DUPLICATES, NULL, NULL);
 	free(body);
 	json_array_foreach(json_object_get(model, "teachers"), i, one) {
 		const char *its_id = json_string_value(json_object_get(one, "id")), *objective = json_string_value(json_object_get(one, "objective"));

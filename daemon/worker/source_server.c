@@ -9,6 +9,7 @@
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/log.h"
+#include "daemon/model/jansson.h"
 #include "daemon/store/store.h"
 #include "daemon/worker/link.h"
 #include "daemon/worker/source.h"
@@ -178,7 +179,7 @@ static int info_fill(struct source_server *s, struct error *err)
 	int r = link_get(&s->link, "/v1/model", &body, &n, err);
 	if (r)
 		return r;
-	json_t *model = json_loadb(body, n, JSON_REJECT_DUPLICATES, NULL);
+	json_t *model = jansson_load(body, n, JSON_REJECT_DUPLICATES, NULL, NULL);
 	free(body);
 	*info = (struct answers_info){.teacher = s->link.teacher, .vocab_size = s->link.server.vocab_size,
 				      .max_tokens = s->link.server.max_tokens, .max_top_k = s->link.server.max_top_k,
