@@ -48,7 +48,10 @@ static int make_choices(struct openai *o, struct error *err)
 {
 	o->n_choices = o->ask.n_prompts * o->ask.n;
 	o->choices = calloc(o->n_choices, sizeof *o->choices);
-	return o->choices ? 0 : error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
+	if (o->choices)
+		return 0;
+	o->n_choices = 0;
+	return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
 }
 
 static int openai_start(struct exchange *x, const char *body, size_t n, struct error *err)
