@@ -5,6 +5,7 @@
 #include "daemon/server/http.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -88,6 +89,29 @@ static void cut_late(struct http *h)
 		}
 }
 
+static bool has_room(const struct http *h)
+{
+	uint32_t n = 0;
+	for (const struct http_connection *c = h->connections; c; c = c->next)
+		n++;
+	return n < h->options.max_connections;
+}
+
+// Without a descriptor for a client, libmicrohttpd accepts no more until one of its connections ends, though descriptors may be there
+// again long before. So when clients wait outside while there is room, it is given a connection of nobody's, which ends at once.
+static void accept_again(struct http *h)
+{
+	const struct sockaddr nobody = {.sa_family = AF_UNIX};
+	struct pollfd outside = {.fd = h->options.listen_fd, .events = POLLIN};
+	int ends[2];
+	bool waiting = poll(&outside, 1, 0) > 0 && has_room(h), before = h->waited;
+	h->waited = waiting;
+	if (!waiting || !before || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends))
+		return;
+	close(ends[1]);
+	(void)MHD_add_connection(h->daemon, ends[0], &nobody, sizeof nobody);    // which closes it, added or not
+}
+
 static void cancel_waiting(struct http *h)
 {
 	for (struct http_connection *c = h->connections; c; c = c->next)
@@ -163,6 +187,7 @@ static void *http_loop(void *arg)
 		loop_once(h);
 		if (clock_ms() - looked >= TICK_MS) {
 			cut_late(h);
+			accept_again(h);
 			looked = clock_ms();
 		}
 	}

@@ -60,6 +60,7 @@ struct http {
 	uint32_t n_requests;               // requests between their first line and the end of their reply
 	struct queue *returned;            // items that came back, from any thread
 	int epoll_fd, returned_fd, stop_fd;
+	bool waited;                       // at the last look somebody waited outside, though there was room
 };
 
 // Callbacks of libmicrohttpd, defined in http_request.c.
