@@ -195,6 +195,10 @@ class Closed(Exception):
     pass
 
 
+class Refused(AssertionError):
+    """No WELCOME for our HELLO."""
+
+
 class Client:
     def __init__(self, path, hello=True, timeout=PATIENCE, teacher=bytes(32)):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -204,7 +208,9 @@ class Client:
         if hello:
             self.send(HELLO, 0, struct.pack("<HH", 2, 2) + teacher + struct.pack("<H", 0))
             kind, _, body = self.receive()
-            assert kind == WELCOME, (kind, body)
+            if kind != WELCOME:
+                self.socket.close()
+                raise Refused((kind, body))
             self.welcome = body
 
     def __enter__(self):
@@ -253,9 +259,9 @@ class Client:
             kind, got, body = self.receive()
             if kind == GOAWAY:
                 continue
-            assert got == request_id, (kind, got, request_id)
-            if kind == ERROR:
+            if kind == ERROR and got in (0, request_id):        # 0: the connection is over
                 raise ProtocolError(body)
+            assert got == request_id, (kind, got, request_id)
             if kind == DONE:
                 return answers
             assert kind == ANSWER, kind
@@ -270,6 +276,8 @@ class Client:
         self.next_id += 1
         self.send(CALL, request_id, struct.pack("<BBHI", len(method), 0, len(path), len(body)) + method.encode() + path.encode() + body)
         kind, got, reply = self.receive()
+        if kind == ERROR:
+            raise ProtocolError(reply)
         assert kind == REPLY and got == request_id, (kind, got)
         status, n = struct.unpack("<II", reply[:8])
         assert n == len(reply) - 8
