@@ -6,6 +6,7 @@
 #include "common/error.h"
 #include "common/sequence.h"
 #include "daemon/loss/objective.h"
+#include "daemon/loss/objective_feature.h"
 #include "daemon/loss/schedule.h"
 #include "daemon/train/group.h"
 #include "daemon/train/other.h"
@@ -242,6 +243,24 @@ static int mlm_check(const struct run_settings *s, struct error *err)
 	return r;
 }
 
+static int reweight_check(const struct run_settings *s, struct error *err)
+{
+	struct objective *o = NULL;
+	const char *why = NULL;
+	uint32_t term = 0;
+	int r = s->reweight ? settings_objective(s, &o, err) : 0;
+	if (r || !s->reweight)
+		return r;
+	if (objective_has_features(o))
+		why = "losses on features are of a micro-batch, not of its sequences";
+	else if (objective_wants_rollouts(o, &term))
+		why = "a loss on what the student writes is no measure of a sequence";
+	else if (s->micro_batch < 2 && s->packing != RUN_PACKING_BFD)
+		why = "sequences are weighed within a micro-batch: micro-batch = 2 or more is expected";
+	objective_free(o);
+	return why ? error_set(err, ERROR_UNSUPPORTED, "reweight", "%s", why) : 0;
+}
+
 int settings_check(const struct run_settings *s, struct error *err)
 {
 	if (!s->student)
@@ -251,6 +270,7 @@ int settings_check(const struct run_settings *s, struct error *err)
 	r = r ? r : settings_check_rollouts(s, err);
 	r = r ? r : prompts_check(s, err);
 	r = r ? r : mlm_check(s, err);
+	r = r ? r : reweight_check(s, err);
 	r = r ? r : vocabulary_check(s, err);
 	if (r)
 		return r;

@@ -324,6 +324,16 @@ static int objective_prepare(struct trainer *t, struct error *err)
 	return 0;
 }
 
+static void reweight_prepare(struct trainer *t)
+{
+	static const char *const names[] = {"off", "linear-upper", "quadratic", "extremes"};
+	const struct run_settings *s = t->settings;
+	t->reweight = (struct reweight){(enum reweight_kind)s->reweight, s->reweight_strength, s->reweight_temperature};
+	if (s->reweight)
+		log_info("sequences of a micro-batch weigh by their losses: %s, delta %g, r %g, after %lld steps", names[s->reweight],
+			 s->reweight_strength, s->reweight_temperature, (long long)s->reweight_after);
+}
+
 // What the optimizer will be: the student's device is opened with room for its arrays.
 static int optimizer_plan(struct trainer *t, struct error *err)
 {
@@ -374,6 +384,7 @@ static int own_prepare(struct trainer *t, struct error *err)
 	r = objective_prepare(t, err);
 	r = r ? r : optimizer_plan(t, err);
 	r = r ? r : corpus_check_schedules(t, err);
+	reweight_prepare(t);
 	r = r ? r : policy_new(t->settings, &t->policy, err);
 	r = r ? r : student_prepare(t, t->student_vocab, err);
 	r = r ? r : rollout_prepare(t, err);

@@ -40,8 +40,11 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 	s->softmax_temperatures = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_temperatures);
 	s->softmax_lse = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_lse);
 	s->softmax_scales = calloc(n, OBJECTIVE_MAX_SOFTMAX * sizeof *s->softmax_scales);
+	s->position_losses = calloc(n, sizeof *s->position_losses);
+	s->sequence_losses = calloc(n, sizeof *s->sequence_losses);
 	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->rewards && s->gather && s->gathered &&
-		    s->corrections && s->label_logs && s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales;
+		    s->corrections && s->label_logs && s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales &&
+		    s->position_losses && s->sequence_losses;
 	if (!good || pair_init(&s->pair, (uint32_t)wide + 1))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a micro-batch of %zu positions", n);
 	return 0;
@@ -117,7 +120,7 @@ struct student *student_close(struct student *s)
 	backend_close(s->backend);
 	free(s->tokens), free(s->places), free(s->starts), free(s->rows), free(s->positions), free(s->swept), free(s->rewards);
 	free(s->gather), free(s->gathered), free(s->corrections), free(s->top_ids), free(s->top_logits), free(s->lse);
-	free(s->softmax_temperatures), free(s->softmax_lse), free(s->softmax_scales);
+	free(s->softmax_temperatures), free(s->softmax_lse), free(s->softmax_scales), free(s->position_losses), free(s->sequence_losses);
 	hearings_done(&s->hearings);
 	bridged_done(&s->bridged);
 	free(s->label_logs);
@@ -153,12 +156,7 @@ uint64_t student_activation_bytes(const struct student *s)
 	return s->activations_count.n_real * real_bytes + s->activations_count.n_act * act_bytes;
 }
 
-static int position_make(struct student *s, uint32_t i, const struct sweep_row *swept, uint32_t first, uint32_t *ret_n, struct error *err)
-{
-	return hearings_make(&s->hearings, &s->positions[i], swept, first, s->gather + i * s->hearings.wide, ret_n, err);
-}
-
-static int row_not_finite(struct error *err)
+int student_not_finite(struct error *err)
 {
 	return error_set(err, ERROR_NOT_FINITE, NULL, "the student's logits are not finite: training has diverged (try a lower learning-rate)");
 }
@@ -200,7 +198,7 @@ static int tile_note(void *arg, uint32_t first, uint32_t n, const struct sweep_r
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t label = 0;
 		if (swept[i].not_finite)
-			return row_not_finite(err);
+			return student_not_finite(err);
 		while (swept[i].gather[label] != s->positions[first + i].label)
 			label++;                       // it is among them: support_make
 		s->label_logs[first + i] = swept[i].gathered[label] - swept[i].lse[0];
@@ -221,7 +219,7 @@ static int spans_merge(struct student *s, const struct act *final, struct error 
 		if (!s->positions[i].teachers || s->positions[i].n_span == 0)
 			continue;
 		s->positions[i].log_student_factor = span_log(s, i);
-		r = position_make(s, i, &s->swept[i], 1, &n_ids, err);
+		r = student_position_make(s, i, &s->swept[i], 1, &n_ids, err);
 		if (r == 0)
 			objective_position(s->options.objective, s->hearings.heard, &sums, NULL);
 		for (uint32_t k = i + 1; r == 0 && k <= i + s->positions[i].n_span; k++)
@@ -230,24 +228,37 @@ static int spans_merge(struct student *s, const struct act *final, struct error 
 	return r;
 }
 
+// What a position adds to the total and to the gradients, so many times.
+static void position_weigh(struct student *s, double factor, double before, struct gradient *g, uint32_t n_ids)
+{
+	s->sums->objective.total = before + factor * (s->sums->objective.total - before);
+	for (uint32_t i = 0; i < g->n_terms; i++)
+		g->scales[i] *= factor;
+	for (uint32_t i = 0; i < n_ids; i++)
+		g->corrections[i] *= factor;
+}
+
 static int tile_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,
 		     struct error *err)
 {
 	struct student *s = arg;
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t n_ids = 0;
-		int r = swept[i].not_finite ? row_not_finite(err) : position_make(s, first + i, &swept[i], 1, &n_ids, err);
+		int r = swept[i].not_finite ? student_not_finite(err) : student_position_make(s, first + i, &swept[i], 1, &n_ids, err);
 		if (r)
 			return r;
 		struct gradient g = gradient_of(s, first + i, n_ids);
+		double before = s->sums->objective.total;
 		if (s->positions[first + i].teachers)
 			objective_position(s->options.objective, s->hearings.heard, &s->sums->objective, &g);
 		else
 			objective_label(s->options.objective, &s->hearings.heard[0], &s->sums->objective, &g);
+		if (s->reweight)
+			position_weigh(s, s->position_losses[first + i], before, &g, n_ids);
 		if (s->hearings.heard[0].n_rewards)
 			drawn_add(s, &s->positions[first + i], &s->hearings.heard[0]);
 		if (!isfinite(s->sums->objective.total))
-			return row_not_finite(err);
+			return student_not_finite(err);
 		struct loss_position all = {.n = n_ids, .ids = s->gather + (first + i) * s->hearings.wide};
 		gradient_finish(&g, &all, &ret_grad[i]);
 	}
@@ -263,6 +274,8 @@ static int losses_take(struct student *s, const struct record_rows *const *rows,
 	if (r)
 		return r;
 	r = spans_merge(s, final, err);
+	if (r == 0 && s->reweight)
+		r = student_weigh(s, final, n, err);
 	if (r)
 		return r;
 	if (objective_has_rows(s->options.objective))
@@ -318,7 +331,7 @@ int student_likeliest(struct student *s, const struct sequence *sequences, uint3
 	head_score(s->head, forward(s->weights, s->activations, &s->layout), s->rows, s->n_rows, s->swept);
 	int r = backend_sync(s->backend, err);
 	for (uint32_t i = 0; r == 0 && i < s->n_rows; i++)
-		r = s->swept[i].not_finite ? row_not_finite(err) : 0;
+		r = s->swept[i].not_finite ? student_not_finite(err) : 0;
 	free(logits);
 	return r;
 }
@@ -337,14 +350,14 @@ static int row_evaluate(struct student *s, uint32_t i, struct evaluation_sums *s
 	const struct loss_position *x = &s->hearings.heard[0];
 	struct divergence d = {.slope = s->corrections};
 	uint32_t n_ids;
-	int r = swept->not_finite ? row_not_finite(err) : position_make(s, i, swept, 0, &n_ids, err);
+	int r = swept->not_finite ? student_not_finite(err) : student_position_make(s, i, swept, 0, &n_ids, err);
 	if (r)
 		return r;
 	sums->ce += x->student_lse_1 - x->student[x->label];
 	sums->n_bytes += p->bytes;
 	sums->n_labels++;
 	if (!p->teachers)
-		return isfinite(sums->ce) ? 0 : row_not_finite(err);
+		return isfinite(sums->ce) ? 0 : student_not_finite(err);
 	pair_make(&s->pair, x, &bucket_view);
 	if (s->pair.n)
 		divergence_forward_kl(&s->pair, NULL, &d);
@@ -357,7 +370,7 @@ static int row_evaluate(struct student *s, uint32_t i, struct evaluation_sums *s
 		sums->n_teacher++;
 		sums->n_teacher_bytes += p->bytes;
 	}
-	return isfinite(sums->kl) && isfinite(sums->ce) ? 0 : row_not_finite(err);
+	return isfinite(sums->kl) && isfinite(sums->ce) ? 0 : student_not_finite(err);
 }
 
 // What the teacher itself says of its own tokens, which are not the student's.

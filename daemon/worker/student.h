@@ -16,6 +16,7 @@ struct head;
 struct passage;
 struct features;
 struct record_rows;
+struct reweight;
 struct rollout_options;
 struct sequence;
 struct student;
@@ -62,9 +63,14 @@ struct student_sums {
 	struct student_drawn drawn;
 };
 
-// What the sequences of the next calls of student_train and student_evaluate are (as many as it is given): only their labels are learned. NULL, as at first: text,
-// of which every token is. They must outlive the calls.
+// What the sequences of the next calls of student_train and student_evaluate are (as many as it is given): only their labels are learned.
+// NULL, as at first: text, of which every token is. They must outlive the calls.
 void student_passages(struct student *s, const struct passage *passages);
+
+// How the next calls of student_train weigh their sequences by their losses: of N positions the total is then N times the weighted sum of
+// the sequences' means, while each loss's own value stays what it is. Costs one more pass of the head. NULL, as at first: every position
+// counts alike. It must outlive the calls.
+void student_reweight(struct student *s, const struct reweight *reweight);
 
 // Sequences of one micro-batch with what each of the objective's teachers said of them (rows first..last of each; a row's label is the token
 // after it): rows (n_teachers, n), the run's own teacher first; NULL of who was not asked in this step. A position that one of them could not

@@ -36,8 +36,21 @@ struct student {
 	struct pair pair;              // for evaluation
 	struct student_sums *sums;     // of the call in progress
 	const struct passage *passages;
+	const struct reweight *reweight;       // NULL: positions count alike
+	double *position_losses;               // (n_rows) with it: of each; then what its gradient is multiplied by
+	double *sequence_losses;               // (n_sequences)
 	double *rewards;               // (max_rows) of each label that was drawn, at its place in the micro-batch
 };
+
+// What losses see of listed position i, from its row as it was read at the temperatures from `first` on.
+static inline int student_position_make(struct student *s, uint32_t i, const struct sweep_row *swept, uint32_t first, uint32_t *ret_n,
+					struct error *err)
+{
+	return hearings_make(&s->hearings, &s->positions[i], swept, first, s->gather + i * s->hearings.wide, ret_n, err);
+}
+
+int student_not_finite(struct error *err);
+int student_weigh(struct student *s, const struct act *final, uint32_t n, struct error *err);  // of n sequences: position_losses
 
 // Packs the sequences and lists every position that can be learned from, with what to read of the student there.
 int student_batch_pack(struct student *s, const struct record_rows *const *rows, uint32_t n, bool evaluation, uint64_t *n_masked,

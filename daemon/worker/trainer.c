@@ -149,6 +149,8 @@ static int micro_batch_train(struct trainer *t, struct student_sums *sums, struc
 	t->n_outstanding--;
 	r = questions_ask(t, t->ahead, err);
 	student_passages(t->student, passages->list);
+	bool alike = !t->reweight.kind || t->state.step < (uint64_t)t->settings->reweight_after;
+	student_reweight(t->student, alike ? NULL : &t->reweight);
 	r = r ? r : student_train(t->student, (const struct record_rows *const *)t->rows, n, sums, err);
 	for (uint32_t i = 0; i < n; i++)
 		t->n_tokens += t->rows[i]->sequence.n_tokens;

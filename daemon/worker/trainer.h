@@ -9,6 +9,7 @@
 
 #include "common/query.h"
 #include "daemon/model/tokenizer.h"
+#include "daemon/loss/reweight.h"
 #include "daemon/train/settings.h"
 #include "daemon/worker/features.h"
 #include "daemon/worker/bridge.h"
@@ -58,6 +59,7 @@ struct trainer {
 	struct optimizer *optimizer;
 	struct group *groups;                  // of optimizing
 	struct query query, held_out_query;    // query: of the first step, whose kind all are
+	struct reweight reweight;              // of a micro-batch's sequences
 	struct mask *mask;                     // of masked language modelling, else NULL
 	struct passages *held_out_passages;    // the held-out sequences as they are masked; NULL: they are not
 	struct record_rows **held_out;         // (n_held_out) the teacher's answers, asked once
