@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways of training that are tested one by one elsewhere, together: the losses follow those of the plain run."""
+import os
+import signal
+import subprocess
+import unittest
+
+import kdserved
+import test_processes
+import test_training
+from test_mlm import BERT
+from test_trainer_options import write_documents
+from test_training import FILES, metrics, read, settings
+
+FEATURES = ["forward-kl top-k=8", "hidden-mse layers=1:1,2:2 weight=0.5", "minilm heads=4 weight=0.5", "hidden-cosine layers=final weight=0.1"]
+
+
+class Combinations(unittest.TestCase):
+    worker, finish = test_training.Training.worker, test_training.Training.finish
+
+    def run_well(self, daemon, name, text, *arguments):
+        output = os.path.join(daemon.directory, name)
+        self.finish(self.worker(daemon, output, text, *arguments))
+        return metrics(output)
+
+    def run_together(self, daemon, n, name, text):
+        output = os.path.join(daemon.directory, name)
+        with open(output + ".conf", "w") as f:
+            f.write(text)
+        done = subprocess.run(["mpirun", "-n", str(n), test_training.WORKER, "--config", output + ".conf", "--output", output, "--server",
+                               "unix:" + daemon.socket_path], stderr=subprocess.PIPE, text=True, env=test_processes.ENVIRONMENT,
+                              timeout=2 * kdserved.PATIENCE, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn("Sanitizer", done.stderr)
+        return metrics(output)
+
+    def follow(self, one, other, share):
+        """Every number within so much of the other's, from a run of the same steps."""
+        self.assertEqual(sorted(one), sorted(other))
+        self.assertGreater(len(one), 3)
+        for step in one:
+            self.assertEqual(set(one[step]), set(other[step]))
+            for name, value in one[step].items():
+                self.assertAlmostEqual(other[step][name], value, delta=share * max(1, abs(value)), msg="%s of step %d" % (name, step))
+
+    def documents(self, daemon, **more):
+        path = os.path.join(daemon.directory, "documents.jsonl")
+        if not os.path.exists(path):
+            write_documents(path)
+        return settings(daemon.directory, **{"corpus": path, "held_out": 0, "warmup": 0, "steps": 6, **more})
+
+    def batches(self, daemon):
+        """How many micro-batches of one place make a step of all documents, packed and apart."""
+        out = os.path.join(daemon.directory, "count")
+        said = self.finish(self.worker(daemon, out, self.documents(daemon, packing="bfd", steps=1)))
+        return ("bfd", int(said.split("packed into ")[1].split()[0])), ("off", int(said.split("corpus: ")[1].split()[0]))
+
+    def test_losses_on_features_of_packed_documents_are_those_of_documents_apart(self):
+        with kdserved.Daemon() as daemon:
+            packed, apart = (self.run_well(daemon, packing, self.documents(daemon, packing=packing, micro_batch=1, accumulate=batch, loss=FEATURES))
+                             for packing, batch in self.batches(daemon))
+            self.follow(apart, packed, 3e-5)
+            self.assertLess(apart[6]["loss"], apart[1]["loss"] - 0.05)
+
+    def test_losses_on_features_in_bf16_follow_f32(self):
+        with kdserved.Daemon() as daemon:
+            runs = [self.run_well(daemon, precision, settings(daemon.directory, precision=precision, loss=FEATURES, steps=16))
+                    for precision in ("f32", "bf16")]
+            for step, numbers in runs[0].items():
+                for name in [name for name in numbers if name.startswith("loss")]:
+                    self.assertAlmostEqual(runs[1][step][name], numbers[name], delta=0.03 * numbers[name] + 1e-3, msg="%s of step %d" % (name, step))
+            self.assertNotEqual(runs[0], runs[1])
+
+    def test_checkpointing_changes_no_bit_of_losses_on_features(self):
+        with kdserved.Daemon() as daemon:
+            plain = {"loss": FEATURES + ["hidden-mse layers=1:0,3:2 name=more"], "student_layers": 4, "steps": 8}
+            plain["loss"][1] = "hidden-mse layers=1:1,3:2 weight=0.5"
+            for name, more in (("plain", {}), ("each", {"gradient_checkpointing": "yes"}),
+                               ("three", {"gradient_checkpointing": "yes", "gradient_checkpointing_layers": 3, "precision": "f32"})):
+                self.run_well(daemon, name, settings(daemon.directory, **plain, **more))
+            for name in ("each", "three"):
+                out, other = (os.path.join(daemon.directory, n) for n in (name, "plain"))
+                self.assertEqual(metrics(out), metrics(other), name)
+                for file in FILES:
+                    self.assertEqual(read(out, "student", file), read(other, "student", file), file)
+
+    def test_masked_tokens_of_packed_documents_see_their_own_document_alone(self):
+        """The teacher reads each document by itself: a student that is the teacher has no distance only where packing keeps them apart."""
+        with kdserved.Daemon(model=BERT) as daemon:
+            for packing in ("bfd", "off", "wrapped"):
+                text = self.documents(daemon, packing=packing, mlm="yes", student_family="bert", student=daemon.model, learning_rate=0, steps=4,
+                                      values="f32", feature_values="f32", mlm_probability=0.4,
+                                      loss=["forward-kl top-k=16", "reverse-kl top-k=96", "hidden-mse layers=1:1", "minilm"])
+                for step, numbers in self.run_well(daemon, packing, text).items():
+                    names = [name for name in numbers if name.startswith("loss_")]
+                    self.assertEqual(len(names), 4)
+                    for name in names:
+                        self.assertLess(abs(numbers[name]), 1e-5, "%s of step %d, %s" % (name, step, packing))
+
+    @unittest.skipUnless(test_processes.built_with_mpi(), "built without MPI")
+    def test_several_processes_with_packing_and_features_are_one(self):
+        with kdserved.Daemon() as daemon:
+            for name, more in (("packed", {"packing": "bfd", "loss": FEATURES}), ("weighed", {"packing": "bfd", "reweight": "extremes"}),
+                               ("off", {"packing": "off", "reweight": "linear-upper", "gradient_checkpointing": "yes"})):
+                text = self.documents(daemon, **more, micro_batch=3, accumulate=4, held_out=0.1, evaluate_every=3)
+                self.follow(self.run_well(daemon, name, text), self.run_together(daemon, 2, name + "-2", text), 2e-5)
+
+    @unittest.skipUnless(test_processes.built_with_mpi(), "built without MPI")
+    def test_several_processes_with_masked_tokens_are_one(self):
+        with kdserved.Daemon(model=BERT) as daemon:
+            text = self.documents(daemon, packing="bfd", mlm="yes", student_family="bert", micro_batch=3, accumulate=4,
+                                  loss=["forward-kl top-k=16", "hidden-cosine layers=1:1"])
+            self.follow(self.run_well(daemon, "one", text), self.run_together(daemon, 2, "two", text), 2e-5)
+
+
+class Reweighting(unittest.TestCase):
+    worker, finish = test_training.Training.worker, test_training.Training.finish
+
+    def test_sequences_weigh_by_their_losses_after_so_many_steps_and_resumed(self):
+        with kdserved.Daemon() as daemon:
+            runs = {}
+            for kind in ("off", "linear-upper", "quadratic", "extremes"):
+                out = os.path.join(daemon.directory, kind)
+                text = settings(daemon.directory, reweight=kind, reweight_after=4, reweight_temperature=0.25, steps=10, checkpoint_every=3)
+                said = self.finish(self.worker(daemon, out, text))
+                self.assertEqual("weigh by their losses: %s, delta 1, r 0.25, after 4 steps" % kind in said, kind != "off", said)
+                runs[kind] = metrics(out)
+                parts = [step["loss_forward_kl"] + 0.1 * step["loss_cross_entropy"] for _, step in sorted(runs[kind].items())]
+                alike = [abs(runs[kind][i + 1]["loss"] - part) < 1e-5 for i, part in enumerate(parts)]
+                self.assertEqual(alike, [True] * 4 + [kind == "off"] * 6)
+            for kind in ("linear-upper", "quadratic", "extremes"):
+                self.assertEqual([runs[kind][i] for i in range(1, 5)], [runs["off"][i] for i in range(1, 5)])
+                self.assertEqual(runs[kind][5]["loss_forward_kl"], runs["off"][5]["loss_forward_kl"])
+                self.assertNotEqual(runs[kind][6]["loss_forward_kl"], runs["off"][6]["loss_forward_kl"])
+            # the upper half counts more, so that their loss is more than the mean
+            upper = runs["linear-upper"]
+            self.assertTrue(all(upper[i]["loss"] > upper[i]["loss_forward_kl"] + 0.1 * upper[i]["loss_cross_entropy"] for i in range(5, 11)))
+            parts, whole = os.path.join(daemon.directory, "parts"), os.path.join(daemon.directory, "extremes")
+            process = self.worker(daemon, parts, text)
+            checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 6)
+            kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stderr.close()
+            self.finish(self.worker(daemon, parts, text, "--resume"))
+            self.assertEqual(metrics(parts), metrics(whole))
+            self.assertEqual(read(parts, "student", "model.safetensors"), read(whole, "student", "model.safetensors"))
+
+    def test_what_cannot_be_weighed_is_refused(self):
+        with kdserved.Daemon() as daemon:
+            for number, (said, keys) in enumerate((
+                    ("one of", {"reweight": "linear"}), ("micro-batch = 2 or more", {"micro_batch": 1}),
+                    ("losses on features", {"loss": "hidden-mse"}), ("reweight-temperature", {"reweight_temperature": 0}),
+                    ("reweight-strength", {"reweight_strength": -1}),
+                    ("no measure of a sequence", {"loss": ["jsd", "policy-gradient"], "rollouts": 1, "rollout_prompt": 8, "rollout_tokens": 8}))):
+                text = settings(daemon.directory, **{"reweight": "quadratic", **keys})
+                self.assertIn(said, self.finish(self.worker(daemon, os.path.join(daemon.directory, "out%d" % number), text), expect=78))
+
+
+if __name__ == "__main__":
+    unittest.main()
