@@ -10,7 +10,7 @@
 #include "daemon/loss/divergence.h"
 #include "daemon/loss/feature.h"
 
-#define METHOD_MAX_PARAMETERS 4
+#define METHOD_MAX_PARAMETERS 6
 #define METHOD_POOLED_FALLBACK "last"  // of pooling, where a loss has to pool
 
 enum parameter_type {

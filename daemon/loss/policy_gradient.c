@@ -5,12 +5,18 @@
 
 #include "daemon/loss/pair.h"
 
+static double reward(double r, const double *parameters)
+{
+	double limit = parameters[POLICY_LIMIT], scaled = r / parameters[POLICY_SCALE];
+	return limit > 0 ? fmin(fmax(scaled, -limit), limit) : scaled;
+}
+
 double policy_return(const struct loss_position *x, const double *parameters)
 {
 	double gamma = parameters[POLICY_GAMMA], sum = 0, factor = 1;
 	uint32_t first = parameters[POLICY_CURRENT] != 0 ? 0 : 1;
 	for (uint32_t i = first; i < x->n_rewards && factor != 0; i++) {
-		sum += factor * x->rewards[i];
+		sum += factor * reward(x->rewards[i], parameters);
 		factor *= gamma;
 	}
 	if (parameters[POLICY_NORMALISE] != 0 && x->n_rewards > first)

@@ -5,10 +5,11 @@
 
 struct loss_position;
 
-enum policy_parameter { POLICY_GAMMA, POLICY_CURRENT, POLICY_NORMALISE, POLICY_CLIP };
+enum policy_parameter { POLICY_GAMMA, POLICY_CURRENT, POLICY_NORMALISE, POLICY_CLIP, POLICY_SCALE, POLICY_LIMIT, POLICY_N };
 
 // R of the label: r_0 (current) + gamma r_1 + gamma^2 r_2 + ... over the rewards of the position; without `current` r_1 + gamma r_2 + ...,
-// what comes of the token, its own part being left to an exact loss. Normalised: over the number of terms there are (0 when there are none).
+// what comes of the token, its own part being left to an exact loss. Each r is divided by the scale and cut off at +- the limit (0: not).
+// Normalised: over the number of terms there are (0 when there are none).
 double policy_return(const struct loss_position *x, const double *parameters);
 
 // Value of the surrogate - rho R, rho = q / (what it was drawn with), and in *ret_factor what multiplies d ln q(label). With clip c > 0 it is

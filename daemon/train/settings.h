@@ -36,7 +36,7 @@ struct run_settings {
 	int64_t teacher_layers;
 	int64_t rollout_prompt, rollout_tokens, rollout_replay;
 	bool rollout_pairs;
-	double rollout_share, rollout_temperature, rollout_rise, rollout_margin;
+	double rollout_share, rollout_temperature, rollout_mix, rollout_rise, rollout_margin;
 	int reweight;                  // enum reweight_kind
 	double reweight_strength, reweight_temperature;
 	int64_t reweight_after;

@@ -94,5 +94,7 @@ int settings_check_rollouts(const struct run_settings *s, struct error *err)
 				 (long long)s->rollout_tokens, (long long)s->rollout_prompt, (long long)s->sequence_length);
 	if (s->rollout_temperature != 0 && s->rollout_temperature < 1e-4)
 		return error_set(err, ERROR_INVALID, "rollout-temperature", "%g: 0, or 0.0001 to 10000 is expected", s->rollout_temperature);
+	if (s->rollout_mix > 0 && s->rollout_temperature != 1)
+		return error_set(err, ERROR_INVALID, "rollout-mix", "needs rollout-temperature = 1, that of the teacher's tokens");
 	return replay_check(s, err);
 }

@@ -304,3 +304,16 @@ int link_ask(struct link *l, const struct query *q, const struct kd_sequence *se
 	struct kd_request request = {.size = sizeof request, .query = &query, .sequences = sequences, .n_sequences = n};
 	return kd_submit(l->client, &request, &id, &why) ? client_error(err, &why) : events_take(l, n, take, arg, err);
 }
+
+int link_generate(struct link *l, const struct kd_generation *request, int (*take)(void *arg, const struct kd_piece *piece), void *arg,
+		  struct error *err)
+{
+	struct kd_error why;
+	int r = connect_once(l, err);
+	if (r)
+		return r;
+	if (kd_generate(l->client, request, take, arg, &why))
+		return client_error(err, &why);
+	link_good(l);
+	return 0;
+}

@@ -41,6 +41,9 @@ int link_get(struct link *l, const char *path, char **ret_body, size_t *ret_n, s
 typedef int link_take_fn(void *arg, uint32_t index, const struct kd_answer *answer, struct error *err);
 int link_ask(struct link *l, const struct query *q, const struct kd_sequence *sequences, uint32_t n, link_take_fn *take, void *arg,
 	     struct error *err);
+// Asks once for what the teacher goes on with. `take` as in kd_generate.
+int link_generate(struct link *l, const struct kd_generation *request, int (*take)(void *arg, const struct kd_piece *piece), void *arg,
+		  struct error *err);
 uint32_t link_room(const struct link *l);
 
 void link_begin(struct link *l);               // patience counts from here

@@ -2,12 +2,22 @@
 #include "daemon/worker/passage.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 
 int passage_init(struct passage *p, const struct sequence *s, uint32_t first, enum passage_author author)
 {
 	*p = (struct passage){.first = first, .author = author};
 	return sequence_init(&p->sequence, s->tokens, s->n_tokens);
+}
+
+double passage_chance(const struct passage *p, uint32_t label, double log_p)
+{
+	double drawn = p->drawn[label - p->first];
+	if (p->mixed <= 0)
+		return drawn;
+	double a = log1p(-p->mixed) + drawn, b = log(p->mixed) + log_p, high = fmax(a, b);     // ln ((1 - al) q + al p)
+	return high + log1p(exp(fmin(a, b) - high));
 }
 
 void passage_done(struct passage *p)

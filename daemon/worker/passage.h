@@ -21,6 +21,8 @@ struct passage {
 
 // Takes a copy of the tokens; without logprobs. -ENOMEM leaves nothing to free.
 int passage_init(struct passage *p, const struct sequence *s, uint32_t first, enum passage_author author);
+// Ln of the chance with which label `label` (a token's place in the sequence) was drawn, the teacher's ln p of it being log_p.
+double passage_chance(const struct passage *p, uint32_t label, double log_p);
 void passage_done(struct passage *p);          // harmless on zeroed memory
 
 // The sequences of one micro-batch, in a list of those that the teacher is being asked about.

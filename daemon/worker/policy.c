@@ -90,6 +90,7 @@ void policy_rollout_options(const struct policy *p, const struct run_settings *s
 					.eos_ids = {eos_id, -1}, .seed = p->seed};
 	sampler_options_init(&ret->sampling);
 	ret->sampling.temperature = (float)s->rollout_temperature;
+	ret->mix = s->rollout_mix;
 }
 
 static double coin(const struct policy *p, uint64_t step)
@@ -159,7 +160,8 @@ static uint32_t prompt_of(const struct policy *p, const struct dataset *d, const
 	return s->n_tokens < p->prompt ? s->n_tokens : p->prompt;
 }
 
-static int draw(struct policy *p, struct rollout *r, struct dataset *d, uint64_t position, uint32_t n, struct passage *ret, struct error *err)
+static int draw(struct policy *p, struct rollout *r, struct dataset *d, uint64_t position, uint64_t step, uint32_t n, struct passage *ret,
+		struct error *err)
 {
 	struct sequence *sequences = calloc(n, sizeof *sequences);
 	if (!sequences)
@@ -167,7 +169,7 @@ static int draw(struct policy *p, struct rollout *r, struct dataset *d, uint64_t
 	for (uint32_t i = 0; i < n; i++) {
 		sequences[i] = dataset_train_at(d, position + i);
 		uint32_t n_prompt = prompt_of(p, d, &sequences[i]);
-		p->prompts[i] = (struct rollout_prompt){&sequences[i], n_prompt, position + i};
+		p->prompts[i] = (struct rollout_prompt){&sequences[i], n_prompt, position + i, step};
 	}
 	int result = rollout_make(r, p->prompts, n, p->tokens, ret, err);
 	free(sequences);
@@ -194,10 +196,11 @@ static int write_or_recall(struct policy *p, struct rollout *r, struct dataset *
 			   struct passage *ret, struct error *err)
 {
 	uint32_t number = p->replay ? number_in_step(p, position, n) : 0;
-	bool recall = policy_kind(p, position / p->batch) == POLICY_REPLAY;
-	int result = recall ? 0 : draw(p, r, d, p->pairs ? position / 2 : position, drawn, ret, err);
+	uint64_t step = position / p->batch;
+	bool recall = policy_kind(p, step) == POLICY_REPLAY;
+	int result = recall ? 0 : draw(p, r, d, p->pairs ? position / 2 : position, step, drawn, ret, err);
 	for (uint32_t i = 0; result == 0 && p->replay && i < drawn; i++)
-		if (recall ? replay_pick(p->replay, position / p->batch, number + i, &ret[i]) : replay_note(p->replay, number + i, &ret[i]))
+		if (recall ? replay_pick(p->replay, step, number + i, &ret[i]) : replay_note(p->replay, number + i, &ret[i]))
 			result = error_set(err, ERROR_MEMORY, "rollout-replay", "out of memory");
 	return result;
 }

@@ -22,6 +22,7 @@
 #include "daemon/worker/mask.h"
 #include "daemon/worker/lexicon.h"
 #include "daemon/worker/panel.h"
+#include "daemon/worker/partner.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
 #include "daemon/worker/resume.h"
@@ -269,6 +270,17 @@ static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error 
 	return r ? r : any_student_open(t, &o, &a, NULL, err);
 }
 
+// The teacher as a second writer, where tokens are given to it.
+static int partner_prepare(struct trainer *t, struct rollout_options *o, struct error *err)
+{
+	const struct partner_options p = {.server = t->settings->server, .token = t->token, .teacher = &answers_info(t->answers)->teacher,
+					  .patience_ms = t->settings->patience, .seed = o->seed, .stop = t->options.stop};
+	o->teacher = partner_write;
+	int r = o->mix > 0 ? partner_open(&p, &t->partner, err) : 0;
+	o->teacher_arg = t->partner;
+	return r;
+}
+
 // On the student's device, which was opened with room for it.
 static int rollout_prepare(struct trainer *t, struct error *err)
 {
@@ -278,7 +290,8 @@ static int rollout_prepare(struct trainer *t, struct error *err)
 	if (policy_begin(t->policy, t->steps, t->state.batch, t->student_vocab))
 		return error_set(err, ERROR_MEMORY, "rollout-replay", "no memory for %lld sequences", (long long)t->settings->rollout_replay);
 	policy_rollout_options(t->policy, t->settings, tokenizer_eos(t->tokenizer), &o);
-	return rollout_open(student_weights(t->student), student_head(t->student), &o, &t->rollout, err);
+	int r = partner_prepare(t, &o, err);
+	return r ? r : rollout_open(student_weights(t->student), student_head(t->student), &o, &t->rollout, err);
 }
 
 // What a run is trained on: the list of sequences and, where the student reads them in its own way, that.

@@ -15,6 +15,8 @@
 #include "kernels/backend.h"
 
 #define ROLLOUT_TAG 0x726f6c6cu        // "roll": keeps these draws apart from all others of the same seed
+#define ROLLOUT_MIX_TAG 0x6d697874u    // "mixt": the coins that give a token to the teacher
+#define ROLLOUT_OWN UINT32_MAX         // the student draws
 
 struct answer {
 	struct cache_sequence places;
@@ -23,6 +25,7 @@ struct answer {
 	uint32_t n_prompt, n_known, n_read, end;       // n_read: in the cache; end: most tokens
 	uint64_t number;
 	uint32_t row;                          // in the pass, of its last known token
+	uint32_t given;                        // by the teacher, to follow that token; or ROLLOUT_OWN
 	bool open;                             // its places were begun
 	bool over;
 };
@@ -42,6 +45,9 @@ struct rollout {
 	uint32_t *slots;                       // (n_sequences L)
 	uint32_t *rows, *which;                // (n_sequences) rows that the head reads, whose they are
 	double *logits;                        // (V)
+	struct sequence *beginnings;           // (n_sequences) that the teacher goes on from in a pass, whose they are, and how
+	uint32_t *whose, *given;
+	uint64_t group;
 	struct layout layout;
 };
 
@@ -69,7 +75,11 @@ static int arrays_new(struct rollout *r, struct error *err)
 	r->rows = calloc(n, sizeof *r->rows);
 	r->which = calloc(n, sizeof *r->which);
 	r->logits = calloc(V, sizeof *r->logits);
-	if (!r->answers || !r->tokens || !r->places || !r->starts || !r->slot_starts || !r->slots || !r->rows || !r->which || !r->logits)
+	r->beginnings = calloc(n, sizeof *r->beginnings);
+	r->whose = calloc(n, sizeof *r->whose);
+	r->given = calloc(n, sizeof *r->given);
+	bool mixing = r->beginnings && r->whose && r->given;
+	if (!mixing || !r->answers || !r->tokens || !r->places || !r->starts || !r->slot_starts || !r->slots || !r->rows || !r->which || !r->logits)
 		return error_set(err, ERROR_MEMORY, "rollouts", "no memory for %u rollouts of %u tokens", n, r->options.sequence_length);
 	return 0;
 }
@@ -105,7 +115,7 @@ struct rollout *rollout_close(struct rollout *r)
 	cache_close(r->cache);
 	sampler_free(r->sampler);
 	free(r->answers), free(r->tokens), free(r->places), free(r->starts), free(r->slot_starts), free(r->slots);
-	free(r->rows), free(r->which), free(r->logits);
+	free(r->rows), free(r->which), free(r->logits), free(r->beginnings), free(r->whose), free(r->given);
 	free(r);
 	return NULL;
 }
@@ -174,11 +184,11 @@ static bool pass_fill(struct rollout *r, uint32_t n)
 	return r->layout.n_sequences > 0;
 }
 
-static double uniform_at(const struct rollout *r, uint64_t number, uint32_t place)
+static double uniform_at(const struct rollout *r, uint64_t number, uint32_t place, uint32_t tag)
 {
 	const uint32_t key[2] = {(uint32_t)r->options.seed, (uint32_t)(r->options.seed >> 32)};
 	uint32_t words[4];
-	philox(key, (const uint32_t[]){place, (uint32_t)number, (uint32_t)(number >> 32), ROLLOUT_TAG}, words);
+	philox(key, (const uint32_t[]){place, (uint32_t)number, (uint32_t)(number >> 32), tag}, words);
 	return philox_uniform(words[0], words[1]);
 }
 
@@ -208,7 +218,11 @@ static int token_draw(struct rollout *r, struct answer *a, struct real *logits, 
 		return error_set(err, ERROR_NOT_FINITE, NULL,
 				 "the student's logits are not finite: training has diverged (try a lower learning-rate)");
 	uint32_t i = a->n_known - a->n_prompt;
-	uint32_t id = sampler_choose(r->sampler, &r->options.sampling, r->logits, uniform_at(r, a->number, i), &a->drawn[i]);
+	uint32_t id = a->given;
+	if (id == ROLLOUT_OWN)
+		id = sampler_choose(r->sampler, &r->options.sampling, r->logits, uniform_at(r, a->number, i, ROLLOUT_TAG), &a->drawn[i]);
+	else
+		a->drawn[i] = r->logits[id] - lse;     // mixed sampling is at temperature 1, without filters
 	a->tokens[a->n_known] = id;
 	a->logprobs[i] = r->logits[id] - lse;
 	a->over = ends(r, a->tokens[a->n_known]) || a->n_known + 1 == a->end;
@@ -216,8 +230,34 @@ static int token_draw(struct rollout *r, struct answer *a, struct real *logits, 
 	return 0;
 }
 
+// Coins are tossed for all sequences of the pass, and the teacher asked about those that are given to it together.
+static int teacher_ask(struct rollout *r, struct error *err)
+{
+	const struct rollout_options *o = &r->options;
+	uint32_t n = 0, V = r->weights->architecture.vocab_size;
+	for (uint32_t i = 0; i < r->layout.n_sequences; i++) {
+		struct answer *a = &r->answers[r->which[i]];
+		a->given = ROLLOUT_OWN;
+		if (o->mix <= 0 || uniform_at(r, a->number, a->n_known - a->n_prompt, ROLLOUT_MIX_TAG) >= o->mix)
+			continue;
+		r->whose[n] = r->which[i];
+		r->beginnings[n++] = (struct sequence){a->tokens, a->n_known};
+	}
+	int result = n ? o->teacher(o->teacher_arg, r->group, r->beginnings, n, r->given, err) : 0;
+	for (uint32_t i = 0; result == 0 && i < n; i++) {
+		if (r->given[i] >= V)
+			result = error_set(err, ERROR_CORRUPT, "server", "the teacher went on with id %u, there are %u", r->given[i], V);
+		else
+			r->answers[r->whose[i]].given = r->given[i];
+	}
+	return result;
+}
+
 static int pass_run(struct rollout *r, struct error *err)
 {
+	int asked = teacher_ask(r, err);
+	if (asked)
+		return asked;
 	const struct act *hidden = forward(r->weights, r->activations, &r->layout);
 	uint32_t tile = head_tile_rows(r->head);
 	for (uint32_t first = 0; first < r->layout.n_sequences; first += tile) {
@@ -232,13 +272,14 @@ static int pass_run(struct rollout *r, struct error *err)
 	return backend_sync(r->backend, err);
 }
 
-static int passage_make(struct answer *a, struct passage *ret, struct error *err)
+static int passage_make(struct answer *a, double mix, struct passage *ret, struct error *err)
 {
 	struct sequence whole = {a->tokens, a->n_known};
 	if (passage_init(ret, &whole, a->n_prompt, PASSAGE_STUDENT))
 		return error_set(err, ERROR_MEMORY, "rollouts", "out of memory");
 	ret->logprobs = a->logprobs;
 	ret->drawn = a->drawn;
+	ret->mixed = mix;
 	a->logprobs = a->drawn = NULL;
 	return 0;
 }
@@ -250,12 +291,13 @@ int rollout_make(struct rollout *r, const struct rollout_prompt *prompts, uint32
 	memset(ret, 0, n * sizeof *ret);
 	if (n > r->options.n_sequences || !max_tokens)
 		return error_set(err, ERROR_INTERNAL, "rollouts", "%u rollouts of %u tokens", n, max_tokens);
+	r->group = n ? prompts[0].group : 0;
 	for (uint32_t i = 0; result == 0 && i < n; i++)
 		result = answer_begin(r, &r->answers[i], &prompts[i], max_tokens, err);
 	while (result == 0 && pass_fill(r, n))
 		result = pass_run(r, err);
 	for (uint32_t i = 0; i < n; i++) {
-		result = result ? result : passage_make(&r->answers[i], &ret[i], err);
+		result = result ? result : passage_make(&r->answers[i], r->options.mix, &ret[i], err);
 		answer_end(r, &r->answers[i]);
 	}
 	return result;

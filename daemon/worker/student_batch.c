@@ -66,7 +66,6 @@ static int sequence_list(struct student *s, const struct record_rows *const *tea
 			 uint64_t *n_masked, struct error *err)
 {
 	const struct record_rows *t = teachers[0];
-	uint32_t first = passage ? passage->first : 1;
 	for (uint32_t row = 0; row < t->n_rows; row++) {
 		uint32_t at = (uint32_t)t->query.first + row, label;
 		if (!label_find(t, passage, at, &label))
@@ -79,7 +78,7 @@ static int sequence_list(struct student *s, const struct record_rows *const *tea
 		if (passage && passage->logprobs) {
 			p.rewards = s->rewards + start + at + 1;
 			p.n_rewards = t->sequence.n_tokens - at - 1;
-			p.drawn_logprob = passage->drawn[at + 1 - first];
+			p.drawn_logprob = passage_chance(passage, at + 1, (double)t->own_logit[row] - hearings_lse(t, row, 1));
 		}
 		int r = position_list(s, start + at, &p, err);
 		if (r)

@@ -19,6 +19,7 @@
 #include "daemon/worker/export.h"
 #include "daemon/worker/panel.h"
 #include "daemon/worker/mask.h"
+#include "daemon/worker/partner.h"
 #include "daemon/worker/passage.h"
 #include "daemon/worker/policy.h"
 #include "daemon/worker/questions.h"
@@ -102,6 +103,7 @@ struct trainer *trainer_close(struct trainer *t)
 		passages_free(t->outstanding);
 	}
 	rollout_close(t->rollout);
+	partner_close(t->partner);
 	policy_free(t->policy);
 	optimizer_free(t->optimizer);
 	free(t->groups);

@@ -18,6 +18,7 @@
 #include "daemon/worker/snapshot.h"
 
 struct error;
+struct partner;
 struct passages;
 struct policy;
 struct record_rows;
@@ -52,6 +53,7 @@ struct trainer {
 	struct objective *objective;
 	struct policy *policy;                 // NULL: text alone
 	struct rollout *rollout;               // with it
+	struct partner *partner;               // that writes some of its tokens; NULL: none does
 	struct features *features;             // of losses on features, or NULL
 	struct feature_widths widths;          // of the teacher's rows that they look at
 	struct student *student;

@@ -74,6 +74,28 @@ class Policy(unittest.TestCase):
         buffers = [said[step].get("rollout_buffer", 0) for step in sorted(said)]
         self.assertEqual(buffers, sorted(buffers))
 
+    def test_tokens_of_the_teacher_are_mixed_in_and_resume_exactly(self):
+        losses = ["policy-gradient gamma=1 current=off length-normalise=on clip=0.2 reward-scale=0.5 reward-limit=100",
+                  "reverse-kl support=both:8 top-k=16 on=rollouts"]
+        said = self.killed_and_resumed(at=4, steps=10, loss=losses, rollouts=1, rollout_mix=0.3, rollout_prompt=5, rollout_tokens=12)
+        self.assertEqual({report["rollouts"] for report in said.values()}, {8})
+
+    def test_a_token_of_the_teacher_has_its_distribution(self):
+        """rollout-mix near 1: what is written is the teacher's, and where teacher and student differ, ln p - ln q says so."""
+        with kdserved.Daemon() as first, kdserved.Daemon(model=self.taught(first)) as daemon:
+            means = []
+            for mix in (0, 0.99):
+                output = os.path.join(daemon.directory, "mix-%g" % mix)
+                self.finish(self.worker(daemon, output, settings(daemon.directory, steps=20, learning_rate=0, loss="policy-gradient", rollouts=1,
+                                                                rollout_prompt=4, rollout_tokens=24, rollout_mix=mix)))
+                said = reports(output)
+                means.append(sum(said[s]["rollout_k1"] for s in said) / len(said))
+            # k1 is the mean of ln q - ln p: KL(q; p) > 0 over the student's tokens, about -KL(p; q) < 0 over the teacher's.
+            self.assertGreater(means[0], 0.3)
+            self.assertLess(means[1], -0.3)
+            kl = said[1]["held_out_kl"]
+            self.assertTrue(0.6 * kl < -means[1] < 1.6 * kl, (means, kl))
+
     def taught(self, daemon):
         """A model that has learned something: the base of tests that need a teacher worth learning from."""
         output = os.path.join(daemon.directory, "learned")
@@ -149,6 +171,7 @@ class Policy(unittest.TestCase):
                                 ("rollout-replay: 7 is less than the 8 sequences that a step takes out of it", {**GKD, "rollout_replay": 7}),
                                 ("rollout-replay: 1048576 sequences of", {**GKD, "rollout_replay": 1048576, "sequence_length": 4096}),
                                 ("rollout-replay: and rollout-pairs", {**GKD, "rollouts": 1, "rollout_pairs": "yes", "rollout_replay": 16}),
+                                ("rollout-mix: needs rollout-temperature = 1", {**GKD, "rollout_mix": 0.2, "rollout_temperature": 0.9}),
                                 ("rollout-fresh: linear:2:0: a number from 0 to 1 is expected", {**GKD, "rollout_fresh": "linear:2:0"}),
                                 (": rollout-rise = 0 is below the minimum", {**GKD, "rollout_rise": 0})):
                 output = os.path.join(daemon.directory, "out")

@@ -42,11 +42,15 @@ static void returns_are_those_worked_out_by_hand(void **state)
 {
 	(void)state;
 	static const double log_p[3] = {-.5, -1.2, -2}, log_q[3] = {-.7, -.9, -1};
-	static const struct { double gamma, current, normalise, expected[3]; } cases[] = {
-		{0, 1, 0, {.2, -.3, -1}}, {1, 1, 0, {-1.1, -1.3, -1}},
-		{1, 0, 1, {-.65, -1, 0}},                              // the long part of MiniLLM, without its scale
-		{.95, 1, 1, {-.658333 / 2, -1.25 / 2, -2. / 2}},       // as its program has it, whose rewards are doubled
-		{.5, 0, 0, {-.8, -1, 0}},
+	static const struct { double gamma, current, normalise, expected[3], scale, limit; } cases[] = {
+		{0, 1, 0, {.2, -.3, -1}, 1, 0}, {1, 1, 0, {-1.1, -1.3, -1}, 1, 0},
+		{1, 0, 1, {-.65, -1, 0}, 1, 0},                            // the long part of MiniLLM, without its scale
+		{.95, 1, 1, {-.658333 / 2, -1.25 / 2, -2. / 2}, 1, 0},       // as its program has it, whose rewards are doubled
+		{.5, 0, 0, {-.8, -1, 0}, 1, 0},
+		{.95, 1, 1, {-.658333, -1.25, -2}, .5, 100},           // with its scale, whose limit none of them meets
+		{.95, 1, 0, {-1.975, -2.5, -2}, .5, 0},
+		{1, 1, 0, {-.6, -1, -.5}, .5, .5},                     // rewards .4, -.6, -2 cut off
+		{1, 0, 1, {-.5, -.5, 0}, .5, .5},
 	};
 	double rewards[3];
 	for (int i = 0; i < 3; i++)
@@ -54,7 +58,7 @@ static void returns_are_those_worked_out_by_hand(void **state)
 	for (size_t c = 0; c < sizeof cases / sizeof *cases; c++)
 		for (uint32_t i = 0; i < 3; i++) {
 			struct loss_position x = {.n_rewards = 3 - i, .rewards = rewards + i};
-			double parameters[] = {cases[c].gamma, cases[c].current, cases[c].normalise, 0};
+			double parameters[POLICY_N] = {cases[c].gamma, cases[c].current, cases[c].normalise, 0, cases[c].scale, cases[c].limit};
 			assert_near(policy_return(&x, parameters), cases[c].expected[i], 2e-6);
 		}
 }
@@ -131,7 +135,7 @@ static void the_mean_over_draws_comes_to_it(void **state)
 static void clipping_holds_still_what_went_far_enough(void **state)
 {
 	(void)state;
-	static const double parameters[] = {0, 1, 0, .2}, plain[] = {0, 1, 0, 0};
+	static const double parameters[] = {0, 1, 0, .2, 1, 0}, plain[] = {0, 1, 0, 0, 1, 0};
 	const double student[1] = {-1};
 	static const struct { double log_ratio, reward, value; bool still; } cases[] = {
 		{.1, -1, 1.105171, false}, {.5, 1, -1.2, true}, {.5, -1, 1.648721, false}, {-.5, 1, -.606531, false}, {-.5, -1, .8, true},
@@ -318,10 +322,34 @@ static void the_exact_row_and_what_comes_after_it_are_the_same(void **state)
 	expectation_check("reverse-kl top-k=5", "policy-gradient gamma=1 current=off");
 }
 
+// Tokens that the teacher drew in the student's place with chance .2: what methods make of the weights q / ((1 - al) q + al p).
+static void weights_of_mixed_tokens_are_those_worked_out_by_hand(void **state)
+{
+	(void)state;
+	static const double log_p[3] = {-.5, -1.2, -2}, weights[3] = {0.957597, 1.054670, 1.144720};
+	double log_q[3] = {-.7, -.9, -1};
+	struct passage p = {.first = 4, .drawn = log_q, .mixed = .2};
+	for (uint32_t i = 0; i < 3; i++)
+		assert_near(exp(log_q[i] - passage_chance(&p, 4 + i, log_p[i])), weights[i], 2e-6);
+	p.mixed = 0;
+	assert_true(passage_chance(&p, 5, -3) == -.9);
+	p.mixed = .5;
+	assert_near(passage_chance(&p, 4, -1000), -.7 + log(.5), 1e-12);
+	assert_near(passage_chance(&p, 4, -0.), log(.5 + .5 * exp(-.7)), 1e-12);
+	// One of them with the log ratio .1 on, in the clipped surrogate: advantage of the middle token, whitened by hand.
+	double chance = passage_chance(&(struct passage){.first = 4, .drawn = log_q, .mixed = .2}, 4, log_p[0]), factor;
+	static const double plain[POLICY_N] = {0, 1, 0, .2, 1, 0};
+	const double student[1] = {-.7 + .1}, reward[1] = {1.173845};
+	struct loss_position x = {.student = student, .n_rewards = 1, .rewards = reward, .drawn_logprob = chance};
+	assert_near(policy_gradient(&x, plain, &factor), -1.058308 * 1.173845, 2e-5);
+	assert_near(policy_gradient(&x, plain, &factor), -1.242290, 2e-5);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(returns_are_those_worked_out_by_hand),
+		cmocka_unit_test(weights_of_mixed_tokens_are_those_worked_out_by_hand),
 		cmocka_unit_test(its_expectation_is_the_reverse_kl_of_the_row),
 		cmocka_unit_test(the_mean_over_draws_comes_to_it),
 		cmocka_unit_test(clipping_holds_still_what_went_far_enough),

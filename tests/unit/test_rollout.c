@@ -85,7 +85,7 @@ static void make(struct rollout *r, const uint32_t *which, uint32_t n, uint32_t 
 	struct error err = {0};
 	for (uint32_t i = 0; i < n; i++) {
 		s[i] = (struct sequence){(uint32_t *)(uintptr_t)texts[which[i]], lengths[which[i]]};
-		prompts[i] = (struct rollout_prompt){&s[i], lengths[which[i]], 100 + which[i]};
+		prompts[i] = (struct rollout_prompt){&s[i], lengths[which[i]], 100 + which[i], 0};
 	}
 	if (rollout_make(r, prompts, n, max_tokens, ret, &err))
 		fail_msg("%s", err.message);
@@ -95,6 +95,34 @@ static void done(struct passage *p, uint32_t n)
 {
 	for (uint32_t i = 0; i < n; i++)
 		passage_done(&p[i]);
+}
+
+// A teacher that always goes on with 7, and remembers what it was asked.
+struct asked { uint32_t n, n_calls; uint64_t group; uint32_t answer; };
+
+static int teacher_write(void *arg, uint64_t group, const struct sequence *beginnings, uint32_t n, uint32_t *ret_ids, struct error *err)
+{
+	struct asked *asked = arg;
+	(void)err;
+	for (uint32_t i = 0; i < n; i++) {
+		assert_true(beginnings[i].n_tokens < L);
+		assert_true(beginnings[i].tokens[0] < V);
+		ret_ids[i] = asked->answer;
+	}
+	asked->n += n;
+	asked->n_calls++;
+	asked->group = group;
+	return 0;
+}
+
+static struct rollout *rollout_mixed_new(double mix, struct asked *asked)
+{
+	struct rollout *r = NULL;
+	struct rollout_options o = {.n_sequences = N, .sequence_length = L, .eos_ids = {-1, -1}, .seed = 7, .mix = mix, .teacher = teacher_write,
+				    .teacher_arg = asked};
+	sampler_options_init(&o.sampling);
+	assert_int_equal(rollout_open(student_weights(student), student_head(student), &o, &r, NULL), 0);
+	return r;
 }
 
 static const uint32_t everyone[N] = {0, 1, 2, 3, 4};
@@ -244,7 +272,7 @@ static void a_student_that_left_the_numbers_is_an_error(void **state)
 	struct rollout *r = rollout_new(1, -1, 7);
 	struct weights *w = student_weights(student);
 	struct sequence s = {(uint32_t *)(uintptr_t)texts[0], lengths[0]};
-	struct rollout_prompt prompt = {&s, lengths[0], 0};
+	struct rollout_prompt prompt = {&s, lengths[0], 0, 0};
 	struct passage p;
 	struct error err = {0};
 	double value;
@@ -257,10 +285,88 @@ static void a_student_that_left_the_numbers_is_an_error(void **state)
 	rollout_close(r);
 }
 
+static void the_teacher_writes_where_coins_say(void **state)
+{
+	(void)state;
+	struct asked asked = {.answer = 7};
+	struct rollout *r = rollout_mixed_new(0.2, &asked);
+	uint32_t n_sevens = 0, n = 0;
+	double chance = 0;                     // of a 7 by the student, summed over all places
+	for (uint64_t round = 0; round < 400; round++) {
+		struct sequence s[N];
+		struct rollout_prompt prompts[N];
+		struct passage all[N];
+		for (uint32_t i = 0; i < N; i++) {
+			s[i] = (struct sequence){(uint32_t *)(uintptr_t)texts[i], lengths[i]};
+			prompts[i] = (struct rollout_prompt){&s[i], lengths[i], round * N + i, round};
+		}
+		assert_int_equal(rollout_make(r, prompts, N, 2, all, NULL), 0);
+		assert_true(!asked.n_calls || asked.group <= round);
+		for (uint32_t i = 0; i < N; i++) {
+			assert_true(all[i].mixed == 0.2);
+			for (uint32_t k = 0; k < 2; k++, n++) {
+				bool seven = all[i].sequence.tokens[lengths[i] + k] == 7;
+				n_sevens += seven;
+				chance += seven ? exp(all[i].logprobs[k]) : 0;
+				assert_true(fabs(all[i].drawn[k] - all[i].logprobs[k]) < 1e-9);
+			}
+		}
+		done(all, N);
+	}
+	assert_in_range(asked.n, 800 - 102, 800 + 102);                // binomial(4000, .2), 4 standard deviations
+	assert_true(n_sevens >= asked.n && asked.n_calls <= 800);      // those of one pass are asked for together
+	assert_true(n_sevens < n && chance > 0);
+	rollout_close(r);
+}
+
+static void mixed_rollouts_do_not_depend_on_their_company(void **state)
+{
+	(void)state;
+	struct asked asked = {.answer = 7};
+	struct rollout *r = rollout_mixed_new(0.5, &asked), *plain = rollout_new(1, -1, 7);
+	struct passage all[N], one, own[N];
+	uint32_t differ = 0;
+	make(r, everyone, N, 6, all);
+	make(plain, everyone, N, 6, own);
+	for (uint32_t i = 0; i < N; i++) {
+		make(r, &everyone[i], 1, 6, &one);
+		assert_memory_equal(all[i].sequence.tokens, one.sequence.tokens, (lengths[i] + 6) * sizeof(uint32_t));
+		assert_memory_equal(all[i].logprobs, one.logprobs, 6 * sizeof(double));
+		// Up to the first token that the teacher gave it is what the student alone would have written.
+		uint32_t k = 0;
+		while (k < 6 && all[i].sequence.tokens[lengths[i] + k] == own[i].sequence.tokens[lengths[i] + k])
+			k++;
+		assert_true(k == 6 || all[i].sequence.tokens[lengths[i] + k] == 7);
+		differ += k < 6;
+		passage_done(&one);
+	}
+	assert_true(differ > 0);
+	done(all, N), done(own, N);
+	rollout_close(r), rollout_close(plain);
+}
+
+static void a_token_that_there_is_not_is_refused(void **state)
+{
+	(void)state;
+	struct asked asked = {.answer = V};
+	struct rollout *r = rollout_mixed_new(0.99, &asked);
+	struct sequence s = {(uint32_t *)(uintptr_t)texts[0], lengths[0]};
+	struct rollout_prompt prompt = {&s, lengths[0], 1, 1};
+	struct passage p;
+	struct error err = {0};
+	assert_int_equal(rollout_make(r, &prompt, 1, 6, &p, &err), error_errno(ERROR_CORRUPT));
+	assert_string_equal(err.message, "the teacher went on with id 11, there are 11");
+	passage_done(&p);
+	rollout_close(r);
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_rollout_does_not_depend_on_its_company),
+		cmocka_unit_test(the_teacher_writes_where_coins_say),
+		cmocka_unit_test(mixed_rollouts_do_not_depend_on_their_company),
+		cmocka_unit_test(a_token_that_there_is_not_is_refused),
 		cmocka_unit_test(what_is_drawn_is_what_training_sees),
 		cmocka_unit_test(at_temperature_zero_it_is_the_likeliest),
 		cmocka_unit_test(it_ends_with_the_token_that_ends),
