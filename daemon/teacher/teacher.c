@@ -159,7 +159,7 @@ struct pass {
 	bool generates;
 };
 
-static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, struct error *err)
+static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, bool counted, struct error *err)
 {
 	const struct batch *b = t->batch;
 	struct request_item *item = b->items[index].item;
@@ -172,7 +172,7 @@ static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, s
 		item->record = record_unref(item->record);
 		return device;
 	}
-	if (!canary_is_alone(t->canary, b)) {
+	if (counted) {
 		atomic_fetch_add(&t->n_rows, counts.n_rows);
 		atomic_fetch_add(&t->n_not_finite, counts.n_not_finite);
 	}
@@ -182,9 +182,10 @@ static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, s
 static int answer_scores(struct teacher *t, const struct pass *p, int r, struct error *err)
 {
 	const struct batch *b = t->batch;
+	bool counted = !canary_is_alone(t->canary, b);       // asked now: items that were given back are not ours to look at
 	for (uint32_t i = 0; i < b->n_items; i++) {
 		if (r == 0)
-			r = answer_one(t, p, i, err);
+			r = answer_one(t, p, i, counted, err);
 		if (r == 0 && atomic_load(&t->state) == TEACHER_FAILED)    // an item before this one was the canary
 			r = error_set(err, t->error.code, t->error.field, "%s", t->error.message);
 		if (r)
