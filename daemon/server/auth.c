@@ -19,7 +19,6 @@
 struct principal {
 	struct auth *auth;
 	uint32_t n_references;             // one of them the table's
-	uint32_t lane;
 	struct bearer bearer;
 	bool revoked;                      // its line is gone
 	double balance, balance_seconds;   // tokens that may be asked for, and when that was so; below zero = to be waited for
@@ -32,7 +31,6 @@ struct auth {
 	char *path;                        // NULL: no tokens
 	struct principal **principals;     // (n) in the order of the file; the first is anybody, or this server's own workers
 	size_t n;
-	uint32_t next_lane;
 	char worker_secret[BEARER_SECRET_BYTES];
 };
 
@@ -42,7 +40,6 @@ static struct principal *principal_new(struct auth *a, const struct bearer *t)
 	if (p) {
 		p->auth = a;
 		p->n_references = 1;
-		p->lane = a->next_lane++;
 		p->bearer = *t;
 		p->balance = (double)t->rate;
 		p->balance_seconds = clock_seconds();
@@ -258,8 +255,8 @@ int auth_permit(struct principal *p, unsigned scopes, struct error *err)
 
 // ---- how much
 
-// A bucket of one second's tokens. A request is let in while there are any, whatever it costs, and may leave the bucket in debt: so the rate
-// holds in the long run and no request is too large for it.
+// A bucket of one second's tokens. A request is let in while there are any, whatever it costs, and may leave the bucket in debt: so the
+// rate holds in the long run and no request is too large for it.
 static void fill_bucket(struct principal *p)
 {
 	double now = clock_seconds(), rate = (double)p->bearer.rate;
@@ -324,11 +321,6 @@ void auth_limit(struct principal *p, struct query_limits *limits)
 	uint32_t k = auth_k_max(p), *bounded[] = {&limits->max_top_k, &limits->max_gather, &limits->max_draws};
 	for (size_t i = 0; k && i < sizeof bounded / sizeof *bounded; i++)
 		*bounded[i] = *bounded[i] < k ? *bounded[i] : k;
-}
-
-uint32_t auth_lane(const struct principal *p)
-{
-	return p->lane;
 }
 
 // ---- watching

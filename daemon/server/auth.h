@@ -47,5 +47,4 @@ int auth_begin(struct principal *p, uint64_t n_tokens, struct error *err);
 void auth_end(struct principal *p);
 uint32_t auth_k_max(struct principal *p);                      // 0 = no limit
 void auth_limit(struct principal *p, struct query_limits *limits);    // lowers those that k-max bounds
-uint32_t auth_lane(const struct principal *p);                 // a small number of its own, for taking turns
 void auth_metrics(struct auth *a, struct buffer *b);           // per token, by name

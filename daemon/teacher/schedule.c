@@ -44,7 +44,7 @@ static bool oldest_fits(const struct schedule *s)
 	return n <= s->batch->capacity && n <= slots_left(s);
 }
 
-bool schedule_fill(struct schedule *s)
+static bool fill(struct schedule *s)
 {
 	struct batch *b = s->batch;
 	uint32_t limit = s->batch_tokens < s->generate_batch ? s->batch_tokens : s->generate_batch;
@@ -67,4 +67,12 @@ bool schedule_fill(struct schedule *s)
 	if (!scores_first)
 		fill_beside(s, limit, false);
 	return true;
+}
+
+bool schedule_fill(struct schedule *s)
+{
+	turns_order(&s->turns, &s->scores, 2 * (uint64_t)s->batch_tokens);
+	bool generates = fill(s);
+	turns_charge(&s->turns, s->batch);
+	return generates;
 }

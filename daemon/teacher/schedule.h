@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "daemon/teacher/batch.h"
+#include "daemon/teacher/turns.h"
 
 #define SCHEDULE_MIN_PROMPT 16             // rows of a pass that generates, whatever its steps take: prompts go on
 
@@ -23,6 +24,7 @@ struct schedule {
 	struct generator *generator;
 	struct batch *batch;
 	struct batch_backlog scores;
+	struct turns turns;                // of those who ask for scores
 	bool prompts_first;                // the next pass begins with prompts: the last one began with scores
 };
 

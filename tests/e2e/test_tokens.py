@@ -41,8 +41,8 @@ class Tokens(unittest.TestCase):
     def setUpClass(cls):
         cls.directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
         cls.path = os.path.join(cls.directory, "tokens")
-                path_ = path.replace("{id}", "x")
-                cls.resources.append((verb.upper(), path_, path, scopes, not security))
+        write(cls.path, line("limited", "score,generate in-flight=2"), line("slow", "score rate=1"),
+              line("narrow", "score,generate k-max=3"))
         runs = os.path.join(cls.directory, "runs")
         os.mkdir(runs)
         cls.daemon = Daemon("--tokens", cls.path, "--runs", runs, directory=cls.directory)
@@ -194,6 +194,22 @@ class Tokens(unittest.TestCase):
                 for _ in range(3):
                     c.score([[1, 2, 3]], top_k=2)
             self.assertEqual(got.exception.code, "overloaded")
+
+    def test_nobody_waits_for_all_of_anothers(self):
+        with self.hello(SECRETS["score"]) as heavy, self.hello(SECRETS["admin"]) as light:
+            ids = [heavy.start_score([[i * 8 + j + 1] * 900 for j in range(8)], own=True) for i in range(30)]
+            wait_until(lambda: self.daemon_value("kd_reserved_requests") >= 25, "the heavy one's questions")
+            self.assertEqual(len(light.score([[7] * 100], top_k=3)), 1)
+            left = self.daemon_value("kd_reserved_requests")
+            done = 0
+            while done < len(ids):
+                kind, _, body = heavy.receive()
+                self.assertIn(kind, (kdserved.ANSWER, kdserved.DONE), body)
+                done += kind == kdserved.DONE
+        self.assertGreater(left, 10)       # first come, first served: 0
+
+    def daemon_value(self, name):
+        return float(re.search("^%s (.*)$" % name, self.ask("GET", "/metrics", "none")[2].decode(), re.M).group(1))
 
     def test_ids_of_a_row(self):
         ask = {"sequences": [{"tokens": [1, 2, 3]}]}
