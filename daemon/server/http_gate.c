@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // libmicrohttpd 0.9.75 accepts requests whose end two parsers can place differently (Content-Length with Transfer-Encoding, two lengths,
-// "Transfer-Encoding :"). Behind a proxy that is request smuggling; so they are refused here and the connection is closed. Bare CR or LF,
-// NUL bytes and folded lines cannot be seen from here: kdserved-http.7 says never to share upstream connections between clients.
+// "Transfer-Encoding :"). Behind a proxy that is request smuggling; so they are refused here and the connection is closed. What it makes of
+// bare CR or LF, NUL bytes and folded lines looks like any header, except for where it lies: each string is left where it was received, its
+// end made zero. So between the end of one line's text and the next one's beginning there are two bytes, CR and LF, or something is wrong.
+// That is how 0.9 does it; 1.0 refuses such lines itself. Not seen from here: line ends within a chunked body.
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -11,7 +13,12 @@
 #include "common/frame.h"
 #include "daemon/server/http_internal.h"
 
-struct gate { unsigned n_lengths, n_encodings, n_hosts, n_content_encodings, n_authorizations; bool bad_name, bad_encoding; };
+#define LINE_END 2                     // CR LF
+#define MAX_HEADERS 16384              // bytes, from the request line to the empty line
+
+struct gate { unsigned n_lengths, n_encodings, n_hosts, n_content_encodings, n_authorizations; bool bad_name, bad_encoding, bad_line;
+	const char *end;               // of the line before, without its CR and LF; NULL = not looked at
+};
 
 static bool is_token(const char *name, size_t n)
 {
@@ -21,12 +28,24 @@ static bool is_token(const char *name, size_t n)
 	return n > 0;
 }
 
+// Of control characters only a tab may stand in a value; what stands after a zero byte is not in it.
+static bool is_text(const char *value, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (((unsigned char)value[i] < 0x20 && value[i] != '\t') || value[i] == 0x7f)
+			return false;
+	return true;
+}
+
 static enum MHD_Result count_header(void *arg, enum MHD_ValueKind kind, const char *name, size_t n_name, const char *value, size_t n_value)
 {
 	struct gate *g = arg;
 	(void)kind;
-	(void)n_value;
+	if (g->end)
+		g->bad_line |= name != g->end + LINE_END;
+	g->end = g->end && value ? value + n_value : NULL;
 	g->bad_name |= !is_token(name, n_name);
+	g->bad_line |= value && !is_text(value, n_value);
 	g->n_lengths += strcasecmp(name, "Content-Length") == 0;
 	g->n_hosts += strcasecmp(name, "Host") == 0;
 	g->n_authorizations += strcasecmp(name, "Authorization") == 0;
@@ -38,18 +57,33 @@ static enum MHD_Result count_header(void *arg, enum MHD_ValueKind kind, const ch
 	return MHD_YES;
 }
 
-static struct gate count_headers(struct MHD_Connection *mhd)
+// The bytes from the request's first to the empty line: the last line's end is checked by them.
+static size_t header_bytes(struct MHD_Connection *mhd)
 {
-	struct gate g = {0};
+	const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+	return info ? info->header_size : 0;
+}
+
+static struct gate count_headers(struct MHD_Connection *mhd, const char *version)
+{
+	struct gate g = {.end = version ? version + strlen(version) : NULL};
 	MHD_get_connection_values_n(mhd, MHD_HEADER_KIND, count_header, &g);
 	return g;
 }
 
-int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *version, struct error *err)
+int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *target_end, const char *version, struct error *err)
 {
-	struct gate g = count_headers(mhd);
+	size_t n = header_bytes(mhd);
+	bool lines = strncmp(MHD_get_version(), "0.9.", 4) == 0;
+	struct gate g = count_headers(mhd, lines ? version : NULL);
 	bool has_body = g.n_encodings || (g.n_lengths && strcmp(method, "POST") != 0 &&
 		strcmp(MHD_lookup_connection_value(mhd, MHD_HEADER_KIND, "Content-Length"), "0") != 0);
+	if (n > MAX_HEADERS)
+		return error_set(err, ERROR_TOO_LARGE, "headers", "%zu bytes, the limit is %d", n, MAX_HEADERS);
+	if (lines && version != target_end + 1)
+		return error_set(err, ERROR_INVALID, "target", "holds a zero byte, or more than one blank follows it");
+	if (g.bad_line || (lines && (!g.end || n != (size_t)(g.end - method) + 2 * LINE_END)))
+		return error_set(err, ERROR_INVALID, "headers", "a line holds a control character, goes on in the next, or does not end with CR and LF");
 	if (g.bad_name)
 		return error_set(err, ERROR_INVALID, "headers", "a header name holds a character that names cannot have");
 	if (g.n_hosts > 1)
@@ -110,5 +144,5 @@ bool http_gate_is_json(struct MHD_Connection *mhd)
 	const char *type = MHD_lookup_connection_value(mhd, MHD_HEADER_KIND, "Content-Type");
 	if (!type || strncasecmp(type, json, sizeof json - 1) != 0 || !strchr("; \t", type[sizeof json - 1]))
 		return false;    // strchr also finds the terminator
-	return count_headers(mhd).n_content_encodings == 0;
+	return count_headers(mhd, NULL).n_content_encodings == 0;
 }

@@ -40,6 +40,7 @@ struct http_request {
 	enum error_code refused_code;
 	struct principal *principal;       // who asks, logged in; NULL on a resource that is public
 	bool escaped;                      // the raw target holds '%'
+	const char *target_end;            // of the raw target, where libmicrohttpd has it
 	bool suspended;
 	struct buffer body;
 	struct control_reply reply;
@@ -77,7 +78,8 @@ void http_request_returned(struct request_item *item);
 void http_set_deadline(struct http_connection *c, uint64_t ms, bool reading);
 
 // Checks what 0.9.75 lets pass although it lets two readers of one byte stream disagree. 0, or -errno with the reason.
-int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *version, struct error *err);
+// target_end: of the request's target, where it was received.
+int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *target_end, const char *version, struct error *err);
 // What the headers say of the body: ret_n the declared length (0 when chunked), ret_chunked.
 int http_gate_body(struct MHD_Connection *mhd, uint64_t *ret_n, bool *ret_chunked, struct error *err);
 bool http_gate_is_json(struct MHD_Connection *mhd);

@@ -33,6 +33,7 @@ void *http_request_begin(void *arg, const char *target, struct MHD_Connection *m
 	q->connection = c;
 	q->mhd = mhd;
 	q->escaped = strchr(target, '%') != NULL;
+	q->target_end = target + strlen(target);
 	q->reply.status = 200;
 	c->request = q;
 	h->n_requests++;
@@ -243,9 +244,9 @@ static void check_headers(struct http_request *q, const char *path, const char *
 	bool chunked = false;
 	q->kind = exchange_find(path);
 	q->errors = control_errors(path);
-	if (http_gate_check(q->mhd, method, version, &err) || http_gate_body(q->mhd, &n_body, &chunked, &err)) {
+	if (http_gate_check(q->mhd, method, q->target_end, version, &err) || http_gate_body(q->mhd, &n_body, &chunked, &err)) {
 		q->must_close = q->at_once = true;
-		refuse(q, 0, &err);
+		refuse(q, err.code == ERROR_TOO_LARGE ? MHD_HTTP_REQUEST_HEADER_FIELDS_TOO_LARGE : 0, &err);
 		return;
 	}
 	if (!let_in(q, path, method, n_body, chunked))

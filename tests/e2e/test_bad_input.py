@@ -227,6 +227,51 @@ class BadInput(unittest.TestCase):
         status, _, closed = self.raw(b"POST /v1/score HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
         self.assertEqual((status, closed), (400, True))
 
+    def test_lines_that_end_or_go_on_otherwise(self):
+        first, host, body = b"POST /v1/tokenize HTTP/1.1\r\n", b"Host: x\r\n", b'{"text":"a"}'
+        rest = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+        for name, head in (("LF after the request line", first[:-2] + b"\n" + host + rest + b"\r\n"),
+                           ("LF after a line", first + b"Host: x\n" + rest + b"\r\n"),
+                           ("LF after each line", (first + host + rest + b"\r\n").replace(b"\r\n", b"\n")),
+                           ("LF after the last line", first + host + rest[:-2] + b"\n\r\n"), ("LF at the end", first + host + rest + b"\n"),
+                           ("CR in the middle", first + host + b"X: a\rY: b\r\n" + rest + b"\r\n"),
+                           ("CR after a line", first + b"Host: x\r" + rest + b"\r\n"),
+                           ("CR CR LF", first + b"Host: x\r\r\n" + rest + b"\r\n"),
+                           ("folded", first + host + b"X: a\r\n b\r\n" + rest + b"\r\n"),
+                           ("folded by a tab", first + host + b"X: a\r\n\tb\r\n" + rest + b"\r\n"),
+                           ("folded last", first + host + rest + b"X: a\r\n b\r\n\r\n"),
+                           ("zero byte in a value", first + host + b"X: a\0b\r\n" + rest + b"\r\n"),
+                           ("zero byte in a name", first + host + b"X\0Y: a\r\n" + rest + b"\r\n"),
+                           ("zero byte in the last value", first + host + rest + b"X: a\0b\r\n\r\n"),
+                           ("zero byte in the target", b"POST /v1/tokenize\0x HTTP/1.1\r\n" + host + rest + b"\r\n"),
+                           ("no colon", first + host + b"X\r\n" + rest + b"\r\n"), ("no name", first + host + b": x\r\n" + rest + b"\r\n"),
+                           ("blank before a name", first + b" Host: x\r\n" + rest + b"\r\n")):
+            with self.subTest(name=name):
+                status, _, closed = self.raw(head + body)
+                self.assertIn(status, (0, 400, 413, 431), name)
+                self.assertTrue(closed)
+                self.check_alive()
+
+    def test_lines_that_are_unusual_but_right(self):
+        first, body = b"POST /v1/tokenize HTTP/1.1\r\n", b'{"text":"a"}'
+        rest = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+        for name, head in (("no blank", b"Host:x\r\n"), ("blanks", b"Host:  \t x\r\n"), ("blanks behind", b"Host: x\r\nX: a  \t\r\n"),
+                           ("empty value", b"Host: x\r\nX:\r\n"), ("blank value", b"Host: x\r\nX: \r\n"),
+                           ("a cookie", b"Host: x\r\nCookie: a=b; c=d\r\n"), ("no header but this", b"Host: x\r\n"),
+                           ("many", b"Host: x\r\n" + b"".join(b"X-%d: %s\r\n" % (i, b"v" * (i % 90)) for i in range(60))),
+                           ("a long one", b"Host: x\r\nX: " + b"a" * 8000 + b"\r\n")):
+            for cuts in (1, 7):      # in one piece, and in several that the server reads one by one
+                with self.subTest(name=name, cuts=cuts), \
+                        socket.create_connection(("127.0.0.1", self.daemon.port), timeout=kdserved.PATIENCE) as s:
+                    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    for again in range(2):       # the connection is kept
+                        data = first + head + rest + b"\r\n" + body
+                        for i in range(cuts):
+                            s.sendall(data[len(data) * i // cuts:len(data) * (i + 1) // cuts])
+                            if cuts > 1:
+                                kdserved.time.sleep(0.002)
+                        self.assertEqual(self.read_reply(s)[0], 200)
+
     def test_a_get_has_no_body(self):
         status, reply, closed = self.raw(b"GET /live HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
         self.assertEqual((status, reply["error"]["field"], closed), (400, "body", True))
@@ -243,9 +288,14 @@ class BadInput(unittest.TestCase):
                 self.assertIn("error", json.loads(body))
 
     def test_headers_too_large(self):
-        status, _, _ = self.raw(b"GET /live HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 40000 + b"\r\n\r\n")
-        self.assertIn(status, (0, 413, 431))
-        self.check_alive()
+        start, end = b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: ", b"\r\n\r\n"
+        for n, status in ((16383, 200), (16384, 200), (16385, 431), (20000, 431)):
+            with self.subTest(n=n):
+                self.assertEqual(self.raw(start + b"a" * (n - len(start + end)) + end)[0], status)
+        for many in (b"X: " + b"a" * 40000 + b"\r\n", b"X: a\r\n" * 4000):
+            status, _, _ = self.raw(b"GET /live HTTP/1.1\r\nHost: x\r\n" + many + b"\r\n")
+            self.assertIn(status, (0, 413, 431))
+            self.check_alive()
 
     def slow(self, first, drip):
         """Bytes one by one until the server closes; returns whether it did before patience ran out."""
