@@ -52,7 +52,8 @@ void divergence_forward_kl(const struct pair *pair, const double *x, struct dive
 void divergence_soft_cross_entropy(const struct pair *pair, const double *x, struct divergence *ret)
 {
 	(void)x;
-	forward_set(pair, forward_value(pair) + own_entropy(pair), ret);
+	ret->floor = own_entropy(pair);
+	forward_set(pair, forward_value(pair) + ret->floor, ret);
 }
 
 // forward KL(p; q) + reverse KL(q; p).

@@ -10,6 +10,7 @@
 struct divergence {
 	double value;
 	double followed;               // what an adaptive schedule follows (TAID: the cross-entropy to its target); others leave it alone
+	double floor;                  // its least value (soft cross-entropy: the entropy of p); others leave it alone
 	bool direct;                   // slope[i] is dL/d(z_i / T) instead, and nothing outside S moves; others leave it alone
 	double *slope;                 // (pair->n) the caller's; every entry is written
 };

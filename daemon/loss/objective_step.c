@@ -84,6 +84,7 @@ static bool soft_position(struct objective *o, struct term *t, const struct loss
 		return !view.merge;            // a span that is not whole is no position of a loss that merges
 	t->method->fn(&o->pair, t->x, d);
 	d->value *= T2 * trust;
+	d->floor = T2 * trust * (term_draws(t) ? x->entropy : d->floor);       // a sample's own entropy is not the row's
 	for (uint32_t i = 0; view.merge && i < o->pair.n; i++)         // all of Q is proportional to its factor
 		sums->pull += t->weight_now * T2 * trust * d->slope[i];
 	if (g && t->weight_now != 0)
@@ -115,8 +116,7 @@ void objective_position(struct objective *o, const struct loss_position *voices,
 		sums->counts[i] += counts;
 		sums->values[i] += d.value;
 		sums->followed[i] += d.followed;
-		bool floor_known = t->method->fn == divergence_soft_cross_entropy && x->temperatures[t->temperature_at] == 1;
-		sums->entropies[i] += floor_known ? x->entropy : NAN;
+		sums->entropies[i] += t->method->fn == divergence_soft_cross_entropy ? d.floor : NAN;
 		sums->total += t->weight_now * d.value;
 	}
 	if (g && voices[0].label_pull != 0)

@@ -177,7 +177,7 @@ static void temperature_add(float *list, uint32_t *n, float temperature)
 
 static void term_query(const struct objective *o, const struct term *t, uint64_t step, struct query *q)
 {
-	bool entropy = (t->method->flags & METHOD_LINEAR) && (term_draws(t) || t->method->fn == divergence_soft_cross_entropy);
+	bool entropy = (t->method->flags & METHOD_LINEAR) && term_draws(t);
 	temperature_add(q->temperatures, &q->n_temperatures, (float)schedule_at(&t->temperature, step, o->n_steps));
 	q->own |= (t->method->flags & METHOD_LABEL) != 0 || t->by_label || term_merges(t);
 	q->tail |= t->tail;

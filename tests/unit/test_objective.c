@@ -130,6 +130,14 @@ static void losses_add_up_with_their_weights(void **state)
 	assert_near(sums.values[2] - sums.entropies[2], 0.089926, 2e-6);       // the KL is known where the entropy is
 	assert_true(isnan(sums.entropies[0]));
 	objective_free(o);
+	// of a sparse row as well, whose bucket has less entropy than the ids in it, and at any temperature
+	o = objective_of(LINES("soft-cross-entropy top-k=2", "soft-cross-entropy top-k=2 temperature=2",
+			       "soft-cross-entropy top-k=2 form=uniform"), 10, 5);
+	sums = evaluate(o, 2, 1, NULL);
+	assert_near(sums.values[0] - sums.entropies[0], 0.045520, 2e-6);
+	assert_near(sums.values[1] - sums.entropies[1], 0.037748, 2e-6);
+	assert_near(sums.values[2] - sums.entropies[2], 0.123490, 2e-6);
+	objective_free(o);
 }
 
 static void only_what_is_needed_is_asked_of_the_teacher(void **state)
@@ -143,7 +151,8 @@ static void only_what_is_needed_is_asked_of_the_teacher(void **state)
 		{{"reverse-kl support=student:20"}, 0, 20, 0, 1, false, false, false, false},
 		{{"reverse-kl support=both:20 top-k=8", "cross-entropy"}, 8, 20, 0, 1, false, false, false, false},
 		{{"dkd"}, 64, 0, 0, 1, true, false, false, false},
-		{{"soft-cross-entropy tail=on"}, 64, 0, 0, 1, false, true, true, false},
+		{{"soft-cross-entropy tail=on"}, 64, 0, 0, 1, false, false, true, false},
+		{{"soft-cross-entropy form=draws"}, 0, 0, 50, 1, false, true, false, false},
 		{{"soft-cross-entropy temperature=2"}, 64, 0, 0, 2, false, false, false, false},
 		{{"forward-kl form=draws draws=12 tau=0.8"}, 0, 0, 12, 1, false, true, false, false},
 		{{"forward-kl form=head-draws top-k=4", "jsd top-k=4"}, 4, 0, 50, 1, false, true, true, true},
