@@ -25,6 +25,7 @@
 #include "daemon/server/http.h"
 #include "daemon/server/service.h"
 #include "daemon/server/socket.h"
+#include "daemon/server/tls.h"
 #include "daemon/store/packed.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/canary.h"
@@ -42,6 +43,7 @@ struct daemon {
 	size_t n_sockets;
 	char address[ADDRESS_TEXT];        // of the first socket, for workers
 	struct auth *auth;
+	struct tls_files tls;              // of the HTTP door
 	struct supervisor *supervisor;
 	struct store *store;
 	struct teacher *teacher;
@@ -65,7 +67,7 @@ static void make_parent(const char *path)
 	}
 }
 
-static int listen_on(const char *text, const char *field, int *ret_fd, struct error *err)
+static int listen_on(const struct daemon *d, const char *text, const char *field, int *ret_fd, struct error *err)
 {
 	struct address a;
 	char bound[ADDRESS_TEXT];
@@ -78,7 +80,7 @@ static int listen_on(const char *text, const char *field, int *ret_fd, struct er
 		return r;
 	address_of_socket(*ret_fd, bound);
 	if (strcmp(field, "http") == 0)
-		log_notice("listening on http://%s", bound + strlen("tcp:"));
+		log_notice("listening on http%s://%s", d->tls.certificate ? "s" : "", bound + strlen("tcp:"));
 	else
 		log_notice("listening on %s", bound);
 	return 0;
@@ -87,9 +89,9 @@ static int listen_on(const char *text, const char *field, int *ret_fd, struct er
 static int open_listeners(struct daemon *d, struct error *err)
 {
 	const struct config_list *list = &d->options.socket;
-	int r = d->options.http ? listen_on(d->options.http, "http", &d->http_fd, err) : 0;
+	int r = d->options.http ? listen_on(d, d->options.http, "http", &d->http_fd, err) : 0;
 	for (size_t i = 0; i < list->n && !r; i++) {
-		r = listen_on(list->items[i], "socket", &d->socket_fds[d->n_sockets], err);
+		r = listen_on(d, list->items[i], "socket", &d->socket_fds[d->n_sockets], err);
 		// Nobody asked for the default socket by name: an ordinary user, who may not write to /run, can still serve HTTP.
 		if (r && list->origin == CONFIG_FROM_DEFAULT && d->options.http && !d->options.runs) {
 			log_warning("%s; going on without the binary door", err->message);
@@ -166,9 +168,11 @@ static int open_store(struct daemon *d, struct error *err)
 
 static int open_auth(struct daemon *d, struct error *err)
 {
-	char path[OPTIONS_PATH_BYTES];
+	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
+	int r = options_tls(&d->options, path, key) ? tls_files_open(path, key, &d->tls, err) : 0;
 	bool closed = options_tokens(&d->options, path);
-	int r = auth_open(closed ? path : NULL, &d->auth, err);
+	if (!r)
+		r = auth_open(closed ? path : NULL, &d->auth, err);
 	if (!r && closed)
 		log_notice("tokens: %zu in %s", auth_n_tokens(d->auth), path);
 	return r;
@@ -193,7 +197,7 @@ static int open_doors(struct daemon *d, struct error *err)
 		.max_draws = (uint32_t)o->max_draws, .max_spans = (uint32_t)o->max_spans, .max_samples = (uint32_t)o->max_samples,
 		.cache_tokens = (uint32_t)o->cache_tokens,
 		.auth = d->auth, .limits = {(uint64_t)o->queue_requests, (uint64_t)o->queue_tokens, o->queue_bytes}};
-	struct http_options h = {.listen_fd = d->http_fd, .max_json = o->max_json, .max_connections = (uint32_t)o->max_connections,
+	struct http_options h = {.listen_fd = d->http_fd, .tls = &d->tls, .max_json = o->max_json, .max_connections = (uint32_t)o->max_connections,
 		.header_timeout_ms = o->header_timeout, .body_timeout_ms = o->body_timeout, .idle_timeout_ms = o->idle_timeout,
 		.write_timeout_ms = o->write_timeout};
 	struct socket_options b = {.listen_fds = d->socket_fds, .n_listen_fds = d->n_sockets, .max_body = (uint32_t)o->max_body,
@@ -399,6 +403,7 @@ static void daemon_close(struct daemon *d)
 	teacher_close(d->teacher);
 	service_close(d->service);
 	auth_close(d->auth);
+	tls_files_close(&d->tls);
 	store_close(d->store);
 	uint64_t now = clock_ms();
 	supervisor_close(d->supervisor, deadline > now + 1000 ? deadline - now : 1000);

@@ -10,6 +10,7 @@
 #include "common/error.h"
 #include "daemon/server/address.h"
 #include "daemon/server/auth.h"
+#include "daemon/server/tls.h"
 #include "daemon/teacher/choice.h"
 
 const struct config_option options_table[] = {
@@ -30,18 +31,29 @@ void options_done(struct options *o)
 	config_done(options_table, options_count, o);
 }
 
-bool options_tokens(const struct options *o, char ret_path[OPTIONS_PATH_BYTES])
+// A file that a setting names, or else one of systemd's credentials, if it is there.
+static bool find_file(const char *setting, const char *credential, char ret_path[OPTIONS_PATH_BYTES])
 {
-	const char *credentials = getenv("CREDENTIALS_DIRECTORY");      // systemd's
+	const char *credentials = getenv("CREDENTIALS_DIRECTORY");
 	int n = 0;
-	if (o->tokens)
-		n = snprintf(ret_path, OPTIONS_PATH_BYTES, "%s", o->tokens);
+	if (setting)
+		n = snprintf(ret_path, OPTIONS_PATH_BYTES, "%s", setting);
 	else if (credentials)
-		n = snprintf(ret_path, OPTIONS_PATH_BYTES, "%s/api-tokens", credentials);
-	return n > 0 && n < OPTIONS_PATH_BYTES && (o->tokens || access(ret_path, F_OK) == 0);
+		n = snprintf(ret_path, OPTIONS_PATH_BYTES, "%s/%s", credentials, credential);
+	return n > 0 && n < OPTIONS_PATH_BYTES && (setting || access(ret_path, F_OK) == 0);
 }
 
-static int check_address(const struct options *o, const char *name, const char *text, struct error *err)
+bool options_tokens(const struct options *o, char ret_path[OPTIONS_PATH_BYTES])
+{
+	return find_file(o->tokens, "api-tokens", ret_path);
+}
+
+bool options_tls(const struct options *o, char ret_certificate[OPTIONS_PATH_BYTES], char ret_key[OPTIONS_PATH_BYTES])
+{
+	return find_file(o->tls_certificate, "tls-certificate", ret_certificate) && find_file(o->tls_key, "tls-key", ret_key);
+}
+
+static int check_address(const struct options *o, const char *name, const char *text, bool encrypted, struct error *err)
 {
 	char path[OPTIONS_PATH_BYTES];
 	struct address a;
@@ -51,9 +63,10 @@ static int check_address(const struct options *o, const char *name, const char *
 	if (!options_tokens(o, path))
 		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, where anybody could ask: "
 				 "set tokens = FILE (kdctl token new makes its lines), or use a loopback address", name, text);
-	if (!o->allow_remote)
+	if (!o->allow_remote && !encrypted)
 		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, and tokens and answers would travel "
-				 "unencrypted: set allow-remote = yes if that network is trusted, or use a loopback address", name, text);
+				 "unencrypted: %sset allow-remote = yes if that network is trusted, or use a loopback address", name, text,
+				 strcmp(name, "http") == 0 ? "set tls-certificate and tls-key, or " : "");
 	return 0;
 }
 
@@ -101,6 +114,7 @@ int options_teachers(const struct options *o, struct teacher_source ret_sources[
 int options_check(const struct options *o, struct error *err)
 {
 	struct teacher_source teachers[OPTIONS_MAX_TEACHERS];
+	char certificate[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
 	int r = options_teachers(o, teachers, err);
 	if (r)
 		return r;
@@ -108,19 +122,25 @@ int options_check(const struct options *o, struct error *err)
 		return error_set(err, ERROR_INVALID, "http", "both doors are closed: set http or socket");
 	if (o->runs && !o->socket.n)
 		return error_set(err, ERROR_INVALID, "socket", "runs need the binary door: set socket");
+	if (!o->tls_certificate != !o->tls_key)
+		return error_set(err, ERROR_INVALID, o->tls_key ? "tls-certificate" : "tls-key", "tls-certificate and tls-key go together");
 	if (o->http)
-		r = check_address(o, "http", o->http, err);
+		r = check_address(o, "http", o->http, options_tls(o, certificate, key), err);
 	for (size_t i = 0; r == 0 && i < o->socket.n; i++)
-		r = check_address(o, "socket", o->socket.items[i], err);
+		r = check_address(o, "socket", o->socket.items[i], false, err);
 	return r;
 }
 
-static int check_tokens(const struct options *o, struct error *err)
+static int check_secrets(const struct options *o, struct error *err)
 {
-	char path[OPTIONS_PATH_BYTES];
+	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
 	struct auth *auth = NULL;
+	struct tls_files tls = {0};
 	int r = options_tokens(o, path) ? auth_open(path, &auth, err) : 0;
 	auth_close(auth);
+	if (!r && options_tls(o, path, key))
+		r = tls_files_open(path, key, &tls, err);
+	tls_files_close(&tls);
 	return r;
 }
 
@@ -131,7 +151,7 @@ int options_check_files(const struct options *o, struct error *err)
 	for (size_t i = 0; r == 0 && i < o->teacher.n; i++)
 		if (access(s[i].path, R_OK))
 			r = error_system(err, errno, "teacher", "teacher = %s", s[i].path);
-	return r ? r : check_tokens(o, err);
+	return r ? r : check_secrets(o, err);
 }
 
 const char *options_device(const struct options *o)

@@ -39,4 +39,6 @@ int options_teachers(const struct options *o, struct teacher_source ret_sources[
 int options_check_files(const struct options *o, struct error *err);      // the teachers are there, the tokens can be read
 // The file of tokens: the setting's, or that of the unit's credentials. False: there are none.
 bool options_tokens(const struct options *o, char ret_path[OPTIONS_PATH_BYTES]);
+// The HTTP door's certificate and key, likewise. False: it speaks without TLS.
+bool options_tls(const struct options *o, char ret_certificate[OPTIONS_PATH_BYTES], char ret_key[OPTIONS_PATH_BYTES]);
 const char *options_device(const struct options *o);      // "auto", "cpu", ...

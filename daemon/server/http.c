@@ -17,11 +17,14 @@
 #include "daemon/clock.h"
 #include "daemon/queue.h"
 #include "daemon/server/http_internal.h"
+#include "daemon/server/tls.h"
 #include "daemon/teacher/request.h"
 
 #define CONNECTION_MEMORY 32768      // of libmicrohttpd, per connection: headers over about half of it get 431
 #define TICK_MS 250                  // how often deadlines are looked at
 #define MAX_EVENTS 64
+// GnuTLS's words for: TLS 1.2 and 1.3, no cipher below 128 bits.
+#define TLS_PRIORITIES "SECURE128:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:%SERVER_PRECEDENCE"
 #define LAST_WORDS_MS 1000           // for requests that are not exchanges, once the listener is closed
 #define LEFT_MS 1000                 // for bytes of a client who left that are still to be read
 
@@ -204,7 +207,12 @@ static int epoll_add(struct http *h, int fd, void *what)
 
 static int start_daemon(struct http *h, struct error *err)
 {
-	h->daemon = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, http_request_handle, h,
+	const struct tls_files *tls = h->options.tls;
+	struct MHD_OptionItem encrypted[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, tls->certificate}, {MHD_OPTION_HTTPS_MEM_KEY, 0, tls->key},
+		{MHD_OPTION_HTTPS_PRIORITIES, 0, (char[]){TLS_PRIORITIES}}, {MHD_OPTION_END, 0, NULL}};
+	if (tls->certificate && MHD_is_feature_supported(MHD_FEATURE_TLS) != MHD_YES)
+		return error_set(err, ERROR_UNSUPPORTED, "tls-certificate", "tls-certificate: this libmicrohttpd was built without TLS");
+	h->daemon = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (tls->certificate ? MHD_USE_TLS : 0u), 0, NULL, NULL, http_request_handle, h,
 				     MHD_OPTION_LISTEN_SOCKET, (MHD_socket)h->options.listen_fd,
 				     MHD_OPTION_CONNECTION_LIMIT, (unsigned)h->options.max_connections,
 				     MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY,
@@ -212,7 +220,10 @@ static int start_daemon(struct http *h, struct error *err)
 				     MHD_OPTION_URI_LOG_CALLBACK, http_request_begin, h,
 				     MHD_OPTION_NOTIFY_COMPLETED, http_request_end, h,
 				     MHD_OPTION_NOTIFY_CONNECTION, connection_changed, h,
+				     MHD_OPTION_ARRAY, tls->certificate ? encrypted : &encrypted[3],
 				     MHD_OPTION_END);
+	if (!h->daemon && tls->certificate)
+		return error_set(err, ERROR_INVALID, "tls-certificate", "tls-certificate and tls-key: not a certificate and its own key");
 	if (!h->daemon)
 		return error_set(err, ERROR_IO, "http", "libmicrohttpd did not start");
 	const union MHD_DaemonInfo *info = MHD_get_daemon_info(h->daemon, MHD_DAEMON_INFO_EPOLL_FD);

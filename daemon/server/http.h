@@ -7,9 +7,11 @@
 struct error;
 struct http;
 struct service;
+struct tls_files;
 
 struct http_options {
 	int listen_fd;                     // taken over
+	const struct tls_files *tls;       // must stay; without a certificate nothing is encrypted
 	uint64_t max_json;                 // largest body
 	uint32_t max_connections;
 	uint64_t header_timeout_ms, body_timeout_ms, idle_timeout_ms, write_timeout_ms;

@@ -66,7 +66,7 @@ class Daemon:
         *whole, self.unread = (self.unread + data).split(b"\n")
         for line in whole:
             self.lines.append(line.decode(errors="replace"))
-            found = re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.lines[-1])
+            found = re.search(r"listening on https?://127\.0\.0\.1:(\d+)", self.lines[-1])
             if found:
                 self.port = int(found.group(1))
 
