@@ -309,17 +309,23 @@ struct sequence dataset_held_out_at(const struct dataset *d, uint64_t i)
 	return dataset_at(d, d->held_out[i]);
 }
 
+bool dataset_has_prompts(const struct dataset *d)
+{
+	for (uint32_t i = 0; i < d->n_items; i++)
+		if (d->items[i].first > 1)
+			return true;
+	return false;
+}
+
 // Sequences of one length in the order in which they came are their tokens, nothing more: the id of a corpus is the id of its tokens.
 static void list_write(const void *arg, struct writer *w)
 {
 	static const char plain[] = "kdserved sequence 1\n", list[] = "kdserved list 1\n", packed[] = "kdserved packed list 1\n",
 			  answers[] = "kdserved answers 1\n";
 	const struct dataset *d = arg;
-	bool is_plain = !d->options.packed, prompts = false;
+	bool is_plain = !d->options.packed, prompts = dataset_has_prompts(d);
 	for (uint32_t i = 0; i < d->n_items && is_plain; i++)
 		is_plain = d->items[i].n == d->options.sequence_length && d->items[i].place == i;
-	for (uint32_t i = 0; i < d->n_items; i++)
-		prompts |= d->items[i].first > 1;
 	is_plain &= !prompts;
 	if (prompts)
 		writer_bytes(w, answers, sizeof answers - 1);

@@ -34,3 +34,4 @@ int dataset_fill_places(struct dataset *d, struct error *err);
 int dataset_add_item(struct dataset *d, uint32_t n, uint32_t place, struct error *err);        // its tokens are the next ones appended
 int dataset_add_tokens(struct dataset *d, const uint32_t *tokens, size_t n, struct error *err);
 const uint32_t *dataset_tokens(const struct dataset *d);       // what items point into
+bool dataset_has_prompts(const struct dataset *d);             // some sequence begins with tokens that are not learned

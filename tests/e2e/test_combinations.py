@@ -108,6 +108,25 @@ class Combinations(unittest.TestCase):
                 text = self.documents(daemon, **more, micro_batch=3, accumulate=4, held_out=0.1, evaluate_every=3)
                 self.follow(self.run_well(daemon, name, text), self.run_together(daemon, 2, name + "-2", text), 2e-5)
 
+    def answers(self, daemon):
+        """The documents as answers to a prompt."""
+        path = os.path.join(daemon.directory, "answers.jsonl")
+        write_documents(path)
+        with open(path, encoding="utf-8") as f:
+            lines = [json.loads(line) for line in f if line.strip()]
+        with open(path, "w", encoding="utf-8") as f:
+            f.writelines(json.dumps({"prompt": "the %d " % i, "text": line["text"]}) + "\n" for i, line in enumerate(lines))
+        return path
+
+    @unittest.skipUnless(test_processes.built_with_mpi(), "built without MPI")
+    def test_several_processes_learn_answers_and_not_their_prompts(self):
+        with kdserved.Daemon() as daemon:
+            path = self.answers(daemon)
+            for packing in ("off", "bfd"):
+                text = settings(daemon.directory, corpus=path, corpus_prompt="prompt", packing=packing, micro_batch=3, accumulate=4, steps=6,
+                                evaluate_every=3)
+                self.follow(self.run_well(daemon, packing, text), self.run_together(daemon, 2, packing + "-2", text), 2e-5)
+
     @unittest.skipUnless(test_processes.built_with_mpi(), "built without MPI")
     def test_several_processes_with_masked_tokens_are_one(self):
         with kdserved.Daemon(model=BERT) as daemon:
@@ -129,12 +148,7 @@ class Stages(unittest.TestCase):
         with kdserved.Daemon() as daemon:
             first, second = os.path.join(daemon.directory, "first"), os.path.join(daemon.directory, "second")
             self.finish(self.worker(daemon, first, settings(daemon.directory, loss=self.recipe("glmd-corpus.conf"))))
-            documents = os.path.join(daemon.directory, "task.jsonl")
-            write_documents(documents)
-            with open(documents, encoding="utf-8") as f:
-                lines = [json.loads(line) for line in f if line.strip()]
-            with open(documents, "w", encoding="utf-8") as f:
-                f.writelines(json.dumps({"prompt": "the ", "text": line["text"]}) + "\n" for line in lines if line["text"])
+            documents = Combinations.answers(self, daemon)
             said = self.finish(self.worker(daemon, second, settings(
                 daemon.directory, corpus=documents, corpus_prompt="prompt", packing="bfd", student=os.path.join(first, "student"),
                 loss=self.recipe("glmd-task.conf"), learning_rate=0.003, values="f32")))

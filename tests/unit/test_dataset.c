@@ -421,6 +421,38 @@ static void of_an_answer_the_first_label_is_known_wherever_it_goes(void **state)
 	}
 }
 
+static void a_list_of_answers_that_was_written_down_knows_their_prompts(void **state)
+{
+	(void)state;
+	for (int packed = 0; packed < 2; packed++) {
+		struct dataset_options o = {.sequence_length = 12, .held_out = .2, .held_out_max = 9, .seed = 3, .documents = true, .packed = packed};
+		struct dataset *d = answers_of(40, 1, packed), *back = NULL;
+		struct content_id source = {{7}}, told, a = dataset_id(d), b;
+		uint8_t *bytes = NULL;
+		size_t n = 0;
+		assert_int_equal(dataset_encode(d, &source, &bytes, &n, NULL), 0);
+		assert_int_equal(dataset_decode(&o, bytes, n, &told, &back, NULL), 0);
+		b = dataset_id(back);
+		assert_memory_equal(&a, &b, sizeof a);
+		assert_int_equal(dataset_split(back, NULL), 0);
+		assert_int_equal(dataset_n_places(d), dataset_n_places(back));
+		for (uint64_t p = 0; p < dataset_n_places(d); p++) {
+			struct sequence s[2][64];
+			uint32_t of = dataset_places_at(d, p, 1, s[0]);
+			assert_int_equal(dataset_places_at(back, p, 1, s[1]), of);
+			for (uint32_t i = 0; i < of; i++)
+				assert_int_equal(dataset_first(back, &s[1][i]), dataset_first(d, &s[0][i]));
+		}
+		dataset_free(back);
+		bytes[8 + CONTENT_ID_BYTES + 8 + 8] = 13;              // the first sequence's first answer token: beyond its end
+		told = content_id_of(bytes, n - CONTENT_ID_BYTES);
+		memcpy(bytes + n - CONTENT_ID_BYTES, &told, CONTENT_ID_BYTES);
+		assert_int_equal(dataset_decode(&o, bytes, n, &told, &back, NULL), error_errno(ERROR_CORRUPT));
+		free(bytes);
+		dataset_free(d);
+	}
+}
+
 static void answers_too_long_lose_their_end_and_prompts_too_long_are_left_out(void **state)
 {
 	(void)state;
@@ -462,6 +494,7 @@ int main(void)
 		cmocka_unit_test(places_are_a_function_of_the_seed),
 		cmocka_unit_test(sequential_places_keep_the_order_of_documents),
 		cmocka_unit_test(of_an_answer_the_first_label_is_known_wherever_it_goes),
+		cmocka_unit_test(a_list_of_answers_that_was_written_down_knows_their_prompts),
 		cmocka_unit_test(answers_too_long_lose_their_end_and_prompts_too_long_are_left_out),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
