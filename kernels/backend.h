@@ -80,6 +80,8 @@ struct attention_shape {
 	uint32_t n_heads, n_kv_heads, head_size;    // NH, NKV, D
 	float scale;                                // usually 1/sqrt(D)
 	bool bidirectional;                         // a row sees its whole sequence; else (causal) the rows up to itself. Never from a cache
+	uint32_t window;                            // causal: the last so many rows, itself among them; 0 = all of them
+	float soft_cap;                             // a score s, already scaled, becomes soft_cap tanh(s / soft_cap); 0 = none
 };
 
 enum gelu { GELU_ERF, GELU_TANH };       // x Phi(x), and its approximation by tanh
@@ -189,12 +191,18 @@ struct backend_ops {
 				 const struct act *cache, const struct attention_shape *shape);
 	void (*swiglu)(struct backend *be, struct act *y /*(rows,F)*/, const struct act *gate_up /*(rows,2F): gate then up*/, uint32_t rows,
 			uint32_t F);
+	void (*geglu)(struct backend *be, struct act *y /*(rows,F)*/, const struct act *gate_up /*(rows,2F): gate then up*/, uint32_t rows,
+		      uint32_t F);    // GELU_TANH of the gate, times up
 	void (*gelu)(struct backend *be, struct act *y /*(rows,F), may be x*/, const struct act *x /*(rows,F)*/, enum gelu form, uint32_t rows,
 		     uint32_t F);
 	void (*widen)(struct backend *be, struct real *y, const struct act *x, size_t n);     // y = x
 	void (*narrow)(struct backend *be, struct act *y, const struct real *x, size_t n);    // y = x, rounded
 	void (*pick_rows)(struct backend *be, struct act *y /*(n,C)*/, const struct act *x /*(T,C)*/, const uint32_t *rows /*host (n)*/,
 			  uint32_t n, uint32_t C);
+	// x[rows[i]] += scales[i] y[i]; rows are distinct.
+	void (*add_rows)(struct backend *be, struct real *x /*(T,C)*/, const struct real *y /*(n,C)*/, const uint32_t *rows /*host (n)*/,
+			 const float *scales /*host (n)*/, uint32_t n, uint32_t C);
+	void (*soft_cap)(struct backend *be, struct real *x /*(n) in place*/, float cap, size_t n);    // x = cap tanh(x / cap)
 	void (*pick_columns)(struct backend *be, struct real *y /*(n,n_ids)*/, const struct real *x /*(n,V)*/,
 			const uint32_t *ids /*host (n_ids)*/, uint32_t n, uint32_t n_ids, uint32_t V);
 	// Several teachers' logits as one: y (+)= weight x, or, with lse (n) (of x, T = 1), weight e^(x - lse); y may be x when not adding.

@@ -44,7 +44,9 @@ static struct attention_work work_of(const struct cpu *cpu, const float *qkv, co
 		.head_size = s->head_size,
 		.last = rows_of(cpu, sequence),
 		.n_seen = s->bidirectional ? rows_of(cpu, sequence) : 0,
+		.window = s->window,
 		.scale = s->scale,
+		.soft_cap = s->soft_cap,
 		.y_stride = s->n_heads * D,
 		.lse_stride = s->n_heads,
 	};

@@ -107,6 +107,10 @@ void cpu_attention_cached(struct backend *be, struct act *y, const struct act *q
 void cpu_attention_backward(struct backend *be, struct act *dqkv, const struct act *dy, const struct act *qkv, const struct act *y,
 			    const struct real *lse, const struct attention_shape *shape);
 
+void cpu_geglu(struct backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
+void cpu_add_rows(struct backend *be, struct real *x, const struct real *y, const uint32_t *rows, const float *scales, uint32_t n,
+		  uint32_t C);
+void cpu_soft_cap(struct backend *be, struct real *x, float cap, size_t n);
 void cpu_swiglu(struct backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
 void cpu_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows,
 			 uint32_t F);

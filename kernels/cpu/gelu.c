@@ -13,6 +13,20 @@ void cpu_gelu(struct backend *be, struct act *y, const struct act *x, enum gelu 
 		cpu->vector->gelu[form](cpu_act(y) + r * F, cpu_act_in(x) + r * F, F);
 }
 
+void cpu_geglu(struct backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F)
+{
+	const struct cpu *cpu = cpu_of(be);
+
+#pragma omp parallel for schedule(static) num_threads(cpu->n_threads)
+	for (size_t r = 0; r < rows; r++) {
+		const float *gate = cpu_act_in(gate_up) + r * 2 * F, *up = gate + F;
+		float *to = cpu_act(y) + r * F;
+		cpu->vector->gelu[GELU_TANH](to, gate, F);
+		for (size_t i = 0; i < F; i++)
+			to[i] *= up[i];
+	}
+}
+
 void cpu_gelu_backward(struct backend *be, struct act *dx, const struct act *dy, const struct act *x, enum gelu form, uint32_t rows,
 		       uint32_t F)
 {

@@ -4,6 +4,8 @@
 
 #include "kernels/cpu/cpu.h"
 
+#define SOFT_CAP_BLOCK 4096      // logits a thread takes at a time
+
 #define SPAN 1024    // logits kept aside while the terms, which read them all, are written over them
 
 static void softmax_row(const struct cpu_vector *vector, float *z, size_t V, const struct softmax_grad_row *row)
@@ -29,4 +31,13 @@ void cpu_softmax_grad(struct backend *be, struct real *logits, uint32_t n, uint3
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
 	for (uint32_t i = 0; i < n; i++)
 		softmax_row(cpu->vector, cpu_real(logits) + (size_t)i * V, V, &rows[i]);
+}
+
+void cpu_soft_cap(struct backend *be, struct real *x, float cap, size_t n)
+{
+	const struct cpu *cpu = cpu_of(be);
+
+#pragma omp parallel for schedule(static) num_threads(cpu->n_threads)
+	for (size_t i = 0; i < n; i += SOFT_CAP_BLOCK)
+		cpu->vector->soft_cap(cpu_real(x) + i, cap, n - i < SOFT_CAP_BLOCK ? n - i : SOFT_CAP_BLOCK);
 }

@@ -36,7 +36,9 @@ struct attention_work {
 	const uint32_t *slots;           // forward: position j's key and value are in row slots[j]; NULL: in row j
 	uint32_t n_group, head_size, first, last;
 	uint32_t n_seen;                 // keys that every row sees; 0: causal, a row sees the keys up to itself
+	uint32_t window;                 // causal: a row sees the last so many keys; 0: all
 	float scale;
+	float soft_cap;                  // 0: none
 	float *y;                        // (rows, n_group D), row stride y_stride; forward: written, backward: read
 	size_t y_stride;
 	float *lse;                      // (rows, n_group), row stride lse_stride; forward: written unless NULL, backward: read
@@ -94,6 +96,7 @@ struct cpu_vector {
 	void (*softmax)(float *out, bool add, const float *x, size_t n, float temperature, double lse, double scale);
 
 	void (*mix)(float *y, bool add, const float *x, float weight, size_t n);    // y = (add ? y : 0) + weight x; y may be x when not adding
+	void (*soft_cap)(float *x, float cap, size_t n);                            // x = cap tanh(x / cap)
 	void (*mix_log)(float *y, size_t n);                                        // y = ln max(y, 1e-38); NaN and infinity stay
 
 	void (*attention)(const struct attention_work *a);

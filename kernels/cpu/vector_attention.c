@@ -6,7 +6,7 @@
 // softmax runs down the columns without a single horizontal sum. Keys go in steps of ATTENTION_KEYS from position 0, with a running
 // maximum and sum per query; all of one step stays in the first-level cache. What a lane computes depends on its own query and the keys
 // before it, in one order: never on the rest of the batch, nor on which rows the pass holds. (A key that a lane must not see adds an
-// exact 0, and a step of only such keys rescales by an exact 1.)
+// exact 0, and a step of only such keys rescales by an exact 1, or is left out.)
 //
 // Backward keeps the same shape: probabilities are computed again from lse step by step. Queries (and their outputs) of one sequence
 // are walked in order by one thread, so dk and dv, which all queries of the group add to, have a fixed order too.
@@ -48,12 +48,31 @@ static void panel_transpose(float *to, const float *from, size_t stride, size_t 
 	}
 }
 
-// Backward: scores of keys after the query are taken out: key j of the step, query (lane) i of the panel, counted from the step's start.
-static void mask(float *s, size_t n_keys, size_t first_query)
+// s (n_keys, PANEL) becomes cap tanh(s / cap).
+static void cap_scores(float *s, size_t n_keys, float cap)
 {
-	for (size_t j = first_query + 1; j < n_keys; j++)
-		for (size_t i = 0; i < PANEL && first_query + i < j; i++)
+	float inverse = 1 / cap;
+
+	for (size_t i = 0; i < n_keys * PANEL; i += LANES)
+		vf_store(s + i, cap * vf_tanh(vf_load(s + i) * inverse));
+}
+
+// The first key that the row at `position` sees.
+static size_t first_seen(const struct attention_work *a, size_t position)
+{
+	return a->window && position >= a->window ? position - a->window + 1 : 0;
+}
+
+// Backward: scores of keys that a query does not see are taken out: keys key.. of the step, query (lane) i of the panel is row query + i.
+static void mask(const struct attention_work *a, float *s, size_t key, size_t n_keys, size_t query)
+{
+	for (size_t i = 0; i < PANEL; i++) {
+		size_t after = query + i + 1, from = first_seen(a, query + i);
+		for (size_t j = after > key ? after - key : 0; j < n_keys; j++)
 			s[j * PANEL + i] = -INFINITY;
+		for (size_t j = 0; j < n_keys && key + j < from; j++)
+			s[j * PANEL + i] = -INFINITY;
+	}
 }
 
 // One step: s (n_keys, PANEL) holds scores and becomes e^(s - maximum); running maximum and sum follow; out is rescaled.
@@ -141,10 +160,17 @@ static void panel_step(struct panel p, const struct attention_work *a, const flo
 	if (a->n_seen)
 		first = last = a->n_seen - 1;
 
-	if (last < key)
+	if (last < key || key + KEYS <= first_seen(a, first))
 		return;
 	size_t n_keys = last + 1 - key < KEYS ? last + 1 - key : KEYS;
 	product(s, PANEL, n_keys, k, D, 1, p.q, PANEL, D, false);
+	if (a->soft_cap > 0)
+		cap_scores(s, n_keys, a->soft_cap);
+	for (size_t i = 0; i < n && key < first_seen(a, last); i++) {
+		size_t from = first_seen(a, a->first + (lane + i) / a->n_group);
+		for (size_t j = 0; j < n_keys && key + j < from; j++)
+			s[j * PANEL + i] = -INFINITY;
+	}
 	for (size_t i = 0; i < n && key + n_keys > first + 1; i++) {
 		size_t after = a->first + (lane + i) / a->n_group + 1;    // rows beyond it: never where all rows see all keys
 		for (size_t j = after > key ? after - key : 0; j < n_keys; j++)
@@ -170,7 +196,7 @@ void VECTOR(attention)(const struct attention_work *a)
 	for (size_t lane = 0; lane < n_lanes; lane += PANEL)
 		panel_open(panel_at(a->scratch, lane / PANEL, D), a, lane, n_lanes - lane < PANEL ? n_lanes - lane : PANEL);
 	size_t n_seen = a->n_seen ? a->n_seen : a->last;
-	for (size_t key = 0; key < n_seen; key += KEYS) {
+	for (size_t key = first_seen(a, a->first) / KEYS * KEYS; key < n_seen; key += KEYS) {
 		size_t n_keys = n_seen - key < KEYS ? n_seen - key : KEYS;
 		keys_copy(k, a->k, a, key, n_keys);
 		keys_copy(v, a->v, a, key, n_keys);
@@ -221,16 +247,22 @@ size_t VECTOR(attention_scratch)(const struct attention_work *a, bool backward)
 	return n_panels * PANEL_FLOATS(D) + 2 * KEYS * D + KEYS * PANEL;
 }
 
-// p = e^(s - lse), ds = scale p (dp - delta); keys after the query give 0.
-static void back_softmax(const struct back *b, size_t n_keys, float scale)
+// p = e^(s - lse), ds = scale p (dp - delta), times the cap's slope 1 - (s / cap)^2; keys that are not seen give 0.
+static void back_softmax(const struct back *b, size_t n_keys, float scale, float cap)
 {
+	float inverse = cap > 0 ? 1 / cap : 0;
+
 	for (size_t half = 0; half < PANEL; half += LANES) {
 		vf lse = vf_load(b->lse + half), delta = vf_load(b->delta + half);
 		for (size_t j = 0; j < n_keys; j++) {
 			float *p = b->p + j * PANEL + half, *ds = b->ds + j * PANEL + half;
-			vf e = vf_exp_negative(vf_load(p) - lse);
+			vf score = vf_load(p), e = vf_exp_negative(score - lse), g = e * (vf_load(ds) - delta) * scale;
 			vf_store(p, e);
-			vf_store(ds, e * (vf_load(ds) - delta) * scale);
+			if (cap > 0) {
+				vf t = vf_max(vf_set(-cap), score) * inverse;
+				g *= 1.0f - t * t;
+			}
+			vf_store(ds, g);
 		}
 	}
 }
@@ -241,9 +273,11 @@ static void back_step(const struct attention_work *a, const struct back *b, size
 
 	product(b->p, PANEL, n_keys, b->k, width, 1, b->qt, PANEL, D, false);
 	product(b->ds, PANEL, n_keys, b->v, width, 1, b->dyt, PANEL, D, false);
-	if (!a->n_seen && key + n_keys > query + 1)
-		mask(b->p, n_keys, query - key);
-	back_softmax(b, n_keys, a->scale);
+	if (a->soft_cap > 0)
+		cap_scores(b->p, n_keys, a->soft_cap);
+	if (!a->n_seen && (key + n_keys > query + 1 || key < first_seen(a, query + PANEL - 1)))
+		mask(a, b->p, key, n_keys, query);
+	back_softmax(b, n_keys, a->scale, a->soft_cap);
 	product(b->dqt, PANEL, D, b->k, 1, width, b->ds, PANEL, n_keys, true);
 	product_wide(b->dv + key * width, width, n_keys, b->p, PANEL, 1, b->dy, PANEL);
 	product_wide(b->dk + key * width, width, n_keys, b->ds, PANEL, 1, b->q, PANEL);
@@ -269,7 +303,7 @@ static void back_panel(const struct attention_work *a, const struct back *b, siz
 		b->delta[i] = delta;
 		b->lse[i] = i < n ? a->lse[(query + i) * a->lse_stride + h] : 0;
 	}
-	for (size_t key = 0; key < (a->n_seen ? a->n_seen : query + n); key += KEYS) {
+	for (size_t key = first_seen(a, query) / KEYS * KEYS; key < (a->n_seen ? a->n_seen : query + n); key += KEYS) {
 		size_t n_keys = a->last - key < KEYS ? a->last - key : KEYS;
 		rows_copy(b->k, width, a->k + key * a->stride, a->stride, n_keys, D);
 		rows_copy(b->v, width, a->v + key * a->stride, a->stride, n_keys, D);

@@ -36,6 +36,7 @@ double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, d
 void VECTOR(exp_blocks)(float *out, const float *x, size_t n, float max, float scale, double *sums);
 void VECTOR(softmax)(float *out, bool add, const float *x, size_t n, float temperature, double lse, double scale);
 void VECTOR(mix)(float *y, bool add, const float *x, float weight, size_t n);
+void VECTOR(soft_cap)(float *x, float cap, size_t n);
 void VECTOR(mix_log)(float *y, size_t n);
 void VECTOR(attention)(const struct attention_work *a);
 void VECTOR(attention_backward)(const struct attention_work *a);

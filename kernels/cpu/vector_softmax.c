@@ -151,6 +151,14 @@ void VECTOR(mix)(float *y, bool add, const float *x, float weight, size_t n)
 	}
 }
 
+void VECTOR(soft_cap)(float *x, float cap, size_t n)
+{
+	float inverse = 1 / cap;
+
+	for (size_t i = 0; i < n; i += LANES)
+		give(x + i, cap * vf_tanh(take(x + i, n - i) * inverse), n - i);
+}
+
 void VECTOR(mix_log)(float *y, size_t n)
 {
 	vf low = vf_set(1e-38f);

@@ -34,6 +34,7 @@ const struct cpu_vector VECTOR(vector) = {
 	.exp_blocks = VECTOR(exp_blocks),
 	.softmax = VECTOR(softmax),
 	.mix = VECTOR(mix),
+	.soft_cap = VECTOR(soft_cap),
 	.mix_log = VECTOR(mix_log),
 	.attention = VECTOR(attention),
 	.attention_backward = VECTOR(attention_backward),

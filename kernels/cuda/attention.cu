@@ -18,13 +18,13 @@ template <int D_MAX, typename A> static __device__ void load_keys(float (*to)[D_
 
 template <int D_MAX> struct running { float q[D_MAX], sum[D_MAX], max, total; };
 
-template <int D_MAX> static __device__ void running_take(running<D_MAX> *r, const float *key, const float *value, float scale)
+template <int D_MAX> static __device__ void running_take(running<D_MAX> *r, const float *key, const float *value, const attention_shape &s)
 {
 	float score = 0;
 #pragma unroll
 	for (int d = 0; d < D_MAX; d++)
 		score += r->q[d] * key[d];
-	score *= scale;
+	score = cap_score(s, score * s.scale);
 	if (score > r->max) {
 		float shrink = expf(r->max - score);
 		r->total *= shrink;
@@ -56,14 +56,15 @@ template <int D_MAX, int TILE, typename A> static __global__ void attention_kern
 		r.sum[d] = 0;
 	}
 	uint32_t end = keys_of_tile(in.shape, at), seen = keys_of_row(in.shape, at, at.position + row);
-	for (uint32_t first = 0; first < end; first += TILE) {
+	uint32_t from = first_key_of_row(in.shape, at.position + row);
+	for (uint32_t first = first_key_of_row(in.shape, at.position) / TILE * TILE; first < end; first += TILE) {
 		uint32_t n = min((uint32_t)TILE, end - first);
 		__syncthreads();
 		load_keys<D_MAX>(keys, in.k, in, at, first, n);
 		load_keys<D_MAX>(values, in.v, in, at, first, n);
 		__syncthreads();
-		for (uint32_t j = 0; mine && j < n && first + j < seen; j++)
-			running_take(&r, keys[j], values[j], in.shape.scale);
+		for (uint32_t j = from > first ? from - first : 0; mine && j < n && first + j < seen; j++)
+			running_take(&r, keys[j], values[j], in.shape);
 	}
 	if (!mine)
 		return;

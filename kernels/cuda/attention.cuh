@@ -4,7 +4,7 @@
 // A block of threads takes the heads of one kv head for a tile of rows; a lane is one row and one of its heads: lane l is row l / group,
 // head l % group of them, so that few rows of many heads fill a block too. Keys are walked in steps that begin at position 0 of the
 // sequence, and what a lane computes depends on its own query and the keys up to its own position, in that order: a key it must not see
-// adds an exact 0, and a step of only such keys rescales by an exact 1. So a row has the same bits in any batch, tile or pass.
+// adds an exact 0, and a step of only such keys rescales by an exact 1 (or is left out). So a row has the same bits in any batch, tile or pass.
 #pragma once
 
 #include "kernels/cuda/cuda.cuh"
@@ -31,6 +31,23 @@ static __device__ __forceinline__ uint32_t keys_of_tile(const attention_shape &s
 static __device__ __forceinline__ uint32_t keys_of_row(const attention_shape &s, const cuda_tile &at, uint32_t position)
 {
 	return s.bidirectional ? at.end - at.keys : position + 1;
+}
+
+// The first key that the row at `position` sees.
+static __device__ __forceinline__ uint32_t first_key_of_row(const attention_shape &s, uint32_t position)
+{
+	return s.window && position >= s.window ? position - s.window + 1 : 0;
+}
+
+// A scaled score under the cap, and the cap's slope where the capped score is c.
+static __device__ __forceinline__ float cap_score(const attention_shape &s, float x)
+{
+	return s.soft_cap > 0 ? s.soft_cap * tanhf(x / s.soft_cap) : x;
+}
+static __device__ __forceinline__ float cap_slope(const attention_shape &s, float c)
+{
+	float t = s.soft_cap > 0 ? c / s.soft_cap : 0.0f;
+	return 1.0f - t * t;
 }
 
 // Keys and values of the batch itself (cache NULL) or of a cache.

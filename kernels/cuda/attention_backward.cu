@@ -68,17 +68,17 @@ template <int D_MAX, int TILE, typename A> static __global__ void query_kernel(b
 	load_row<D_MAX>(q, in.qkv + here * W + head * D, D);
 	for (int d = 0; d < D_MAX; d++)
 		dq[d] = 0;
-	uint32_t end = keys_of_tile(s, at), seen = keys_of_row(s, at, row);
-	for (uint32_t first = 0; first < end; first += TILE) {
+	uint32_t end = keys_of_tile(s, at), seen = keys_of_row(s, at, row), from = first_key_of_row(s, row);
+	for (uint32_t first = first_key_of_row(s, at.position) / TILE * TILE; first < end; first += TILE) {
 		uint32_t n = min((uint32_t)TILE, end - first);
 		const A *k = in.qkv + (size_t)(at.keys + first) * W + (size_t)(s.n_heads + kv) * D;
 		__syncthreads();
 		load_rows<D_MAX>(keys, k, W, n, D);
 		load_rows<D_MAX>(values, k + (size_t)s.n_kv_heads * D, W, n, D);
 		__syncthreads();
-		for (uint32_t j = 0; mine && j < n && first + j < seen; j++) {
-			float p = expf(s.scale * dot<D_MAX>(q, keys[j]) - normal);
-			add_scaled<D_MAX>(dq, p * (dot<D_MAX>(g, values[j]) - delta), keys[j]);
+		for (uint32_t j = from > first ? from - first : 0; mine && j < n && first + j < seen; j++) {
+			float score = cap_score(s, s.scale * dot<D_MAX>(q, keys[j])), p = expf(score - normal);
+			add_scaled<D_MAX>(dq, p * cap_slope(s, score) * (dot<D_MAX>(g, values[j]) - delta), keys[j]);
 		}
 	}
 	if (mine)
@@ -123,16 +123,18 @@ template <int D_MAX, int TILE, typename A> static __global__ void key_kernel(bac
 	load_row<D_MAX>(v, in.qkv + v_at, D);
 	for (int d = 0; d < D_MAX; d++)
 		dk[d] = dv[d] = 0;
+	// Beyond `end` no query sees a key of this tile.
+	uint32_t end = s.window && length - at.position - at.n_rows > s.window ? at.position + at.n_rows + s.window : length;
 	for (uint32_t head = kv * group; head < (kv + 1) * group; head++) {
-		for (uint32_t first = s.bidirectional ? 0 : at.position / TILE * TILE; first < length; first += TILE) {
+		for (uint32_t first = s.bidirectional ? 0 : at.position / TILE * TILE; first < end; first += TILE) {
 			uint32_t n = min((uint32_t)TILE, length - first);
 			query_tile_load(&t, in, head, (size_t)at.keys + first, n);
 			for (uint32_t i = 0; mine && i < n; i++) {
-				if (first + i < row && !s.bidirectional)
+				if ((first + i < row && !s.bidirectional) || first_key_of_row(s, first + i) > row)
 					continue;
-				float p = expf(s.scale * dot<D_MAX>(t.q[i], k) - t.lse[i]);
+				float score = cap_score(s, s.scale * dot<D_MAX>(t.q[i], k)), p = expf(score - t.lse[i]);
 				add_scaled<D_MAX>(dv, p, t.dy[i]);
-				add_scaled<D_MAX>(dk, p * (dot<D_MAX>(t.dy[i], v) - t.delta[i]), t.q[i]);
+				add_scaled<D_MAX>(dk, p * cap_slope(s, score) * (dot<D_MAX>(t.dy[i], v) - t.delta[i]), t.q[i]);
 			}
 		}
 	}

@@ -34,7 +34,7 @@ template <int D> struct running {
 	uint32_t q[D / 16][4];
 	float out[D / 8][4];
 	float max[2], sum[2];             // of scores in units of log 2; of this thread's share of the row
-	uint32_t seen[2];                 // keys that the two rows see
+	uint32_t from[2], seen[2];        // the two rows see the keys from..seen-1
 };
 
 // Two neighbouring values of the row that lane l of the block is; zeros past the end.
@@ -59,8 +59,9 @@ template <int D> static __device__ void running_init(running<D> *r, const attent
 		for (int i = 0; i < 4; i++)
 			r->out[n][i] = 0;
 	for (int i = 0; i < 2; i++) {
-		r->max[i] = -INFINITY;
+		r->max[i] = -0x1p126f;    // finite: a step whose keys a row does not see, before its window, must not give NaN
 		r->sum[i] = 0;
+		r->from[i] = first_key_of_row(in.shape, at.position + (l + i * 8) / group);
 		r->seen[i] = keys_of_row(in.shape, at, at.position + (l + i * 8) / group);
 	}
 }
@@ -82,15 +83,18 @@ template <int D> static __device__ void multiply_keys(float (&s)[KEYS / 8][4], c
 }
 
 // Scores become probabilities against the new maximum; what was summed so far shrinks to it.
-template <int D> static __device__ void soften(float (&s)[KEYS / 8][4], running<D> *r, uint32_t first, float scale)
+template <int D> static __device__ void soften(float (&s)[KEYS / 8][4], running<D> *r, uint32_t first, const attention_shape &shape)
 {
+	const float LOG2_E = 1.4426950408889634f;
 	for (int i = 0; i < 2; i++) {
 		float max = r->max[i];
 #pragma unroll
 		for (int n = 0; n < KEYS / 8; n++)
 			for (int j = 0; j < 2; j++) {
 				uint32_t key = first + n * 8 + threadIdx.x % 4 * 2 + j;
-				s[n][2 * i + j] = key < r->seen[i] ? s[n][2 * i + j] * scale : -INFINITY;
+				float score = shape.soft_cap > 0 ? cap_score(shape, s[n][2 * i + j] * shape.scale) * LOG2_E :
+								   s[n][2 * i + j] * (shape.scale * LOG2_E);
+				s[n][2 * i + j] = key >= r->from[i] && key < r->seen[i] ? score : -INFINITY;
 				max = fmaxf(max, s[n][2 * i + j]);
 			}
 		max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
@@ -168,11 +172,13 @@ template <int D> static __global__ void __launch_bounds__(THREADS) attention_ker
 	uint32_t end = keys_of_tile(in.shape, at);
 	// by this warp
 	uint32_t seen = first_lane < n_lanes ? keys_of_row(in.shape, at, at.position + min(first_lane + 15, n_lanes - 1) / group) : 1;
-	float scale = in.shape.scale * 1.4426950408889634f, s[KEYS / 8][4];
+	uint32_t from = first_lane < n_lanes ? first_key_of_row(in.shape, at.position + first_lane / group) : 0;
+	float s[KEYS / 8][4];
 	running<D> r;
 	running_init(&r, in, at, first_lane + threadIdx.x % CUDA_WARP / 4);
-	load_step<D>(keys[0], values[0], in, at, 0, end);
-	for (uint32_t first = 0, half = 0; first < end; first += KEYS, half ^= 1) {
+	uint32_t start = first_key_of_row(in.shape, at.position) / KEYS * KEYS;
+	load_step<D>(keys[0], values[0], in, at, start, end);
+	for (uint32_t first = start, half = 0; first < end; first += KEYS, half ^= 1) {
 		if (first + KEYS < end) {
 			load_step<D>(keys[half ^ 1], values[half ^ 1], in, at, first + KEYS, end);
 			copy_wait<1>();
@@ -180,9 +186,9 @@ template <int D> static __global__ void __launch_bounds__(THREADS) attention_ker
 			copy_wait<0>();
 		}
 		__syncthreads();
-		if (first_lane < n_lanes && first < seen) {
+		if (first_lane < n_lanes && first < seen && first + KEYS > from) {
 			multiply_keys<D>(s, r, keys[half]);
-			soften<D>(s, &r, first, scale);
+			soften<D>(s, &r, first, in.shape);
 			multiply_values<D>(&r, s, values[half]);
 		}
 		__syncthreads();          // before the half is filled again

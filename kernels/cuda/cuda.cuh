@@ -226,6 +226,9 @@ void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const st
 void cuda_attention(backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape);
 void cuda_cache_write(backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *shape);
 void cuda_attention_cached(backend *be, struct act *y, const struct act *qkv, const struct act *cache, const struct attention_shape *shape);
+void cuda_geglu(backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
+void cuda_add_rows(backend *be, struct real *x, const struct real *y, const uint32_t *rows, const float *scales, uint32_t n, uint32_t C);
+void cuda_soft_cap(backend *be, struct real *x, float cap, size_t n);
 void cuda_swiglu(backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
 void cuda_gelu(backend *be, struct act *y, const struct act *x, enum gelu form, uint32_t rows, uint32_t F);
 void cuda_gelu_backward(backend *be, struct act *dx, const struct act *dy, const struct act *x, enum gelu form, uint32_t rows,

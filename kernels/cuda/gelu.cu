@@ -53,6 +53,28 @@ void cuda_gelu_backward(backend *be, struct act *dx, const struct act *dy, const
 	run(be, "gelu_backward", dx, dy, x, form, (uint64_t)rows * F);
 }
 
+// Thread i takes the i-th product: row i / F.
+template <typename A> static __global__ void geglu_kernel(A *y, const A *gate_up, uint64_t n, uint32_t F)
+{
+	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
+		uint64_t at = i + i / F * F;
+		float slope, gate = to_float(gate_up[at]);
+		y[i] = from_float<A>(gate * share_of(gate, GELU_TANH, &slope) * to_float(gate_up[at + F]));
+	}
+}
+
+void cuda_geglu(backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F)
+{
+	cuda *c = cuda_of(be);
+	uint64_t n = (uint64_t)rows * F;
+	if (backend_failed(be) || !n)
+		return;
+	with_act(c, [&](auto *type) {
+		using A = ACT_TYPE(type);
+		cuda_launch(be, "geglu", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, geglu_kernel<A>, (A *)y, (const A *)gate_up, n, F);
+	});
+}
+
 template <typename To, typename From> static __global__ void convert_kernel(To *y, const From *x, uint64_t n)
 {
 	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x)

@@ -41,6 +41,18 @@ void cuda_mix(backend *be, struct real *y, bool add, const struct real *x, doubl
 	}
 }
 
+static __global__ void cap_kernel(float *x, float cap, uint64_t n)
+{
+	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x)
+		x[i] = cap * tanhf(x[i] / cap);
+}
+
+void cuda_soft_cap(backend *be, struct real *x, float cap, size_t n)
+{
+	if (!backend_failed(be) && n)
+		cuda_launch(be, "soft_cap", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, cap_kernel, real_of(x), cap, (uint64_t)n);
+}
+
 // max() of a NaN and a number is the number: the comparison keeps the NaN.
 static __global__ void log_kernel(float *y, uint64_t n)
 {

@@ -40,6 +40,31 @@ void cuda_put_rows(backend *be, struct act *dx, const struct act *dy, const uint
 	move_rows(be, "put_rows", dx, dy, rows, n, C, true);
 }
 
+static __global__ void add_kernel(float *x, const float *y, const uint32_t *rows, const float *scales, uint32_t C)
+{
+	size_t to = (size_t)rows[blockIdx.x] * C, from = (size_t)blockIdx.x * C;
+	float scale = scales[blockIdx.x];
+	for (uint32_t i = threadIdx.x; i < C; i += blockDim.x)
+		x[to + i] += scale * y[from + i];
+}
+
+void cuda_add_rows(backend *be, struct real *x, const struct real *y, const uint32_t *rows, const float *scales, uint32_t n, uint32_t C)
+{
+	cuda *c = cuda_of(be);
+	assert(n <= c->max_rows);
+	if (!n || backend_failed(be))
+		return;
+	uint32_t most = CUDA_SCRATCH_BYTES / sizeof *scales;
+	for (uint32_t first = 0; first < n; first += most) {
+		uint32_t some = n - first < most ? n - first : most;
+		if (!cuda_send(be, c->row_list, rows + first, (size_t)some * sizeof *rows, "sending a list of rows") ||
+		    !cuda_send(be, c->scratch, scales + first, (size_t)some * sizeof *scales, "sending scales of rows"))
+			return;
+		cuda_launch(be, "add_rows", some, CUDA_BLOCK, 0, add_kernel, real_of(x), real_of(y) + (size_t)first * C, (const uint32_t *)c->row_list,
+			    (const float *)c->scratch, C);
+	}
+}
+
 static __global__ void columns_kernel(float *y, const float *x, const uint32_t *ids, uint32_t n_ids, uint32_t V)
 {
 	for (uint32_t j = threadIdx.x; j < n_ids; j += blockDim.x)

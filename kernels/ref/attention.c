@@ -27,15 +27,28 @@ static size_t past_at(const struct past *past, size_t j)
 	return (past->slots ? past->slots[j] : j) * past->stride;
 }
 
-// y (D) = attention of q (D) over positions 0..last; returns the log-sum-exp of its scores.
-static double attend(double *y, const double *q, const struct past *past, size_t last, size_t D, double scale)
+// The first position that the row at `position` sees.
+static size_t first_seen(const struct attention_shape *s, size_t position)
+{
+	return s->window && position >= s->window ? position - s->window + 1 : 0;
+}
+
+static double score(const struct attention_shape *s, const double *q, const double *k)
+{
+	double x = (double)s->scale * ref_dot(q, k, s->head_size);
+	return s->soft_cap > 0 ? (double)s->soft_cap * tanh(x / (double)s->soft_cap) : x;
+}
+
+// y (D) = attention of q (D) over positions first..last; returns the log-sum-exp of its scores.
+static double attend(double *y, const double *q, const struct past *past, size_t first, size_t last, const struct attention_shape *s)
 {
 	double max = -INFINITY, sum = 0;
-	for (size_t j = 0; j <= last; j++)
-		max = fmax(max, scale * ref_dot(q, past->k + past_at(past, j), D));
+	size_t D = s->head_size;
+	for (size_t j = first; j <= last; j++)
+		max = fmax(max, score(s, q, past->k + past_at(past, j)));
 	memset(y, 0, D * sizeof *y);
-	for (size_t j = 0; j <= last; j++) {
-		double p = exp(scale * ref_dot(q, past->k + past_at(past, j), D) - max);
+	for (size_t j = first; j <= last; j++) {
+		double p = exp(score(s, q, past->k + past_at(past, j)) - max);
 		const double *v = past->v + past_at(past, j);
 		sum += p;
 		for (size_t d = 0; d < D; d++)
@@ -57,7 +70,7 @@ void ref_attention(struct backend *be, struct act *y, struct real *lse, const st
 				size_t i = t * x.NH + h, start = ref->starts[s], g = h / (x.NH / x.NKV);
 				struct past past = {key(&x, start, g), value(&x, start, g), x.W, NULL};
 				size_t last = (shape->bidirectional ? ref->starts[s + 1] - 1 : t) - start;
-				double l = attend(ref_act(y) + i * x.D, query(&x, t, h), &past, last, x.D, shape->scale);
+				double l = attend(ref_act(y) + i * x.D, query(&x, t, h), &past, first_seen(shape, t - start), last, shape);
 				if (lse)
 					ref_real(lse)[i] = l;
 			}
@@ -97,25 +110,26 @@ void ref_attention_cached(struct backend *be, struct act *y, const struct act *q
 			for (size_t h = 0; h < x.NH; h++) {
 				const double *k = ref_act_in(cache) + h / (x.NH / x.NKV) * x.D;
 				struct past past = {k, k + x.NKV * x.D, width, slots};
-				attend(ref_act(y) + (t * x.NH + h) * x.D, query(&x, t, h), &past, before + t - ref->starts[s], x.D,
-				       shape->scale);
+				size_t last = before + t - ref->starts[s];
+				attend(ref_act(y) + (t * x.NH + h) * x.D, query(&x, t, h), &past, first_seen(shape, last), last, shape);
 			}
 		}
 	}
 }
 
-// Adds what row t of query head h, which saw the rows start..last, gives to the gradients: p = softmax, ds = p (dp - dy.y), dq += ds k,
-// dk += ds q, dv += p dy.
-static void attend_backward(double *dqkv, const struct heads *x, const double *dy, const double *y, double lse, size_t start, size_t last,
-			    size_t t, size_t h, double scale)
+// Adds what row t of query head h, which saw the rows first..last, gives to the gradients: p = softmax, ds = p (dp - dy.y) (the cap's
+// slope is 1 - tanh^2), dq += ds k, dk += ds q, dv += p dy.
+static void attend_backward(double *dqkv, const struct heads *x, const double *dy, const double *y, double lse, size_t first, size_t last,
+			    size_t t, size_t h, const struct attention_shape *s)
 {
 	size_t g = h / (x->NH / x->NKV), D = x->D;
 	const double *q = query(x, t, h);
 	double *dq = dqkv + t * x->W + h * D, delta = ref_dot(dy, y, D);
-	for (size_t j = start; j <= last; j++) {
+	for (size_t j = first; j <= last; j++) {
 		const double *k = key(x, j, g), *v = value(x, j, g);
 		double *dk = dqkv + j * x->W + (x->NH + g) * D, *dv = dqkv + j * x->W + (x->NH + x->NKV + g) * D;
-		double p = exp(scale * ref_dot(q, k, D) - lse), ds = scale * p * (ref_dot(dy, v, D) - delta);
+		double c = score(s, q, k), slope = s->soft_cap > 0 ? 1 - c / (double)s->soft_cap * c / (double)s->soft_cap : 1;
+		double p = exp(c - lse), ds = (double)s->scale * slope * p * (ref_dot(dy, v, D) - delta);
 		for (size_t d = 0; d < D; d++) {
 			dq[d] += ds * k[d];
 			dk[d] += ds * q[d];
@@ -137,10 +151,10 @@ void ref_attention_backward(struct backend *be, struct act *dqkv, const struct a
 		for (size_t g = 0; g < x.NKV; g++) {
 			for (uint32_t t = ref->starts[s]; t < ref->starts[s + 1]; t++) {
 				for (size_t h = g * group; h < (g + 1) * group; h++) {
-					size_t i = t * x.NH + h;
+					size_t i = t * x.NH + h, start = ref->starts[s];
 					attend_backward(ref_act(dqkv), &x, ref_act_in(dy) + i * D, ref_act_in(y) + i * D,
-							ref_real_in(lse)[i], ref->starts[s],
-							shape->bidirectional ? ref->starts[s + 1] - 1 : t, t, h, shape->scale);
+							ref_real_in(lse)[i], start + first_seen(shape, t - start),
+							shape->bidirectional ? ref->starts[s + 1] - 1 : t, t, h, shape);
 				}
 			}
 		}

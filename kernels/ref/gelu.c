@@ -26,6 +26,17 @@ void ref_gelu(struct backend *be, struct act *y, const struct act *x, enum gelu 
 		ref_act(y)[i] = ref_act_in(x)[i] * share(ref_act_in(x)[i], form, &slope);
 }
 
+void ref_geglu(struct backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F)
+{
+	double slope;
+	(void)be;
+	for (size_t r = 0; r < rows; r++) {
+		const double *gate = ref_act_in(gate_up) + r * 2 * F, *up = gate + F;
+		for (size_t i = 0; i < F; i++)
+			ref_act(y)[r * F + i] = gate[i] * share(gate[i], GELU_TANH, &slope) * up[i];
+	}
+}
+
 void ref_gelu_backward(struct backend *be, struct act *dx, const struct act *dy, const struct act *x, enum gelu form, uint32_t rows,
 		       uint32_t F)
 {

@@ -95,6 +95,7 @@ void ref_swiglu(struct backend *be, struct act *y, const struct act *gate_up, ui
 void ref_swiglu_backward(struct backend *be, struct act *dgate_up, const struct act *dy, const struct act *gate_up, uint32_t rows,
 			 uint32_t F);
 
+void ref_geglu(struct backend *be, struct act *y, const struct act *gate_up, uint32_t rows, uint32_t F);
 void ref_gelu(struct backend *be, struct act *y, const struct act *x, enum gelu form, uint32_t rows, uint32_t F);
 void ref_gelu_backward(struct backend *be, struct act *dx, const struct act *dy, const struct act *x, enum gelu form, uint32_t rows,
 		       uint32_t F);
@@ -104,6 +105,9 @@ void ref_narrow(struct backend *be, struct act *y, const struct real *x, size_t 
 void ref_pick_rows(struct backend *be, struct act *y, const struct act *x, const uint32_t *rows, uint32_t n, uint32_t C);
 void ref_put_rows(struct backend *be, struct act *dx, const struct act *dy, const uint32_t *rows, uint32_t n, uint32_t T, uint32_t C);
 
+void ref_add_rows(struct backend *be, struct real *x, const struct real *y, const uint32_t *rows, const float *scales, uint32_t n,
+		  uint32_t C);
+void ref_soft_cap(struct backend *be, struct real *x, float cap, size_t n);
 void ref_pick_columns(struct backend *be, struct real *y, const struct real *x, const uint32_t *ids, uint32_t n, uint32_t n_ids,
 		      uint32_t V);
 void ref_mix(struct backend *be, struct real *y, bool add, const struct real *x, double weight, const double *lse, uint32_t n, uint32_t V);

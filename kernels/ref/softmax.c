@@ -22,3 +22,10 @@ void ref_softmax_grad(struct backend *be, struct real *logits, uint32_t n, uint3
 	for (uint32_t i = 0; i < n; i++)
 		softmax_grad_one(ref_real(logits) + (size_t)i * V, V, &rows[i]);
 }
+
+void ref_soft_cap(struct backend *be, struct real *x, float cap, size_t n)
+{
+	(void)be;
+	for (size_t i = 0; i < n; i++)
+		ref_real(x)[i] = (double)cap * tanh(ref_real(x)[i] / (double)cap);
+}

@@ -13,8 +13,8 @@
 #include "kernels/backend.h"
 
 struct shape { uint32_t L, C, F, V; struct attention_shape heads; };
-static const struct shape teacher = {30, 576, 1536, 49152, {9, 3, 64, 0.125f, false}},
-	student = {8, 384, 1024, 49152, {6, 2, 64, 0.125f, false}};
+static const struct shape teacher = {30, 576, 1536, 49152, {9, 3, 64, 0.125f, false, 0, 0}},
+	student = {8, 384, 1024, 49152, {6, 2, 64, 0.125f, false, 0, 0}};
 
 enum { RMSNORM, QKV, ROPE, ATTENTION, OUT, GATE_UP, SWIGLU, DOWN, HEAD, SWEEP, EMBED, COPY,
        SOFTMAX_GRAD, HEAD_BACK, DOWN_BACK, SWIGLU_BACK, GATE_UP_BACK, OUT_BACK, ATTENTION_BACK, ROPE_BACK, QKV_BACK, RMSNORM_BACK,

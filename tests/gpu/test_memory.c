@@ -67,8 +67,8 @@ static void a_shape_it_cannot_do_is_refused_before_anything_is_loaded(void **sta
 {
 	(void)state;
 	static const struct { struct attention_shape shape; bool good; } cases[] = {
-		{{4, 2, 256, 1, false}, true}, {{64, 1, 16, 1, true}, true}, {{4, 2, 258, 1, false}, false}, {{65, 1, 16, 1, false}, false},
-		{{130, 2, 16, 1, false}, false}, {{1, 1, 1024, 1, true}, false},
+		{{4, 2, 256, 1, false, 0, 0}, true}, {{64, 1, 16, 1, true, 0, 0}, true}, {{4, 2, 258, 1, false, 0, 0}, false}, {{65, 1, 16, 1, false, 0, 0}, false},
+		{{130, 2, 16, 1, false, 0, 0}, false}, {{1, 1, 1024, 1, true, 0, 0}, false},
 	};
 	assert_int_equal(open_with(0, 0, 0), 0);
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

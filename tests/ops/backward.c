@@ -6,7 +6,7 @@
 #include "tests/ops/harness.h"
 
 static const struct attention_shape shapes[] = {
-	{4, 2, 2, 0.7071f, false}, {3, 3, 16, 0.25f, false}, {6, 2, 64, 0.125f, false}, {4, 1, 128, 0.0884f, false},
+	{4, 2, 2, 0.7071f, false, 0, 0}, {3, 3, 16, 0.25f, false, 0, 0}, {6, 2, 64, 0.125f, false, 0, 0}, {4, 1, 128, 0.0884f, false, 0, 0},
 };
 #define N_SHAPES (sizeof shapes / sizeof *shapes)
 
@@ -128,13 +128,15 @@ void linear_real_backward_matches_ref(void **state)
 	}
 }
 
-static void check_attention(struct pair *p, bool bidirectional)
+static void check_attention(struct pair *p, bool bidirectional, uint32_t window, float soft_cap)
 {
 	for (size_t i = 0; i < N_LENGTHS * N_SHAPES; i++) {
 		struct attention_shape shape = shapes[i % N_SHAPES], *s = &shape;
 		uint32_t T = lengths[i / N_SHAPES];
 		size_t n = (size_t)T * s->n_heads, group = s->n_heads / s->n_kv_heads;
 		shape.bidirectional = bidirectional;
+		shape.window = window;
+		shape.soft_cap = soft_cap;
 		pair_reset(p, i + 1);
 		pair_begin(p, T, 5);
 		struct twin_act qkv = twin_act_random(p, T * row_width(s), 1), dy = twin_act_random(p, n * s->head_size, 1);
@@ -154,12 +156,25 @@ static void check_attention(struct pair *p, bool bidirectional)
 
 void attention_backward_matches_ref(void **state)
 {
-	check_attention(*state, false);
+	check_attention(*state, false, 0, 0);
+}
+
+void attention_backward_within_windows_matches_ref(void **state)
+{
+	static const uint32_t windows[] = {1, 5, 63, 64, 100};
+	for (int i = 0; i < 5; i++)
+		check_attention(*state, false, windows[i], i % 2 ? 3 : 0);
+}
+
+void attention_backward_with_capped_scores_matches_ref(void **state)
+{
+	check_attention(*state, false, 0, 0.7f);
+	check_attention(*state, true, 0, 50);
 }
 
 void attention_backward_of_whole_sequences_matches_ref(void **state)
 {
-	check_attention(*state, true);
+	check_attention(*state, true, 0, 0);
 }
 
 void swiglu_backward_matches_ref(void **state)

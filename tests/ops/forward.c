@@ -6,7 +6,8 @@
 #include "tests/ops/harness.h"
 
 static const struct attention_shape shapes[] = {
-	{4, 2, 2, 0.7071f, false}, {3, 3, 16, 0.25f, false}, {6, 2, 64, 0.125f, false}, {4, 1, 128, 0.0884f, false}, {9, 3, 64, 0.125f, false},
+	{4, 2, 2, 0.7071f, false, 0, 0}, {3, 3, 16, 0.25f, false, 0, 0}, {6, 2, 64, 0.125f, false, 0, 0}, {4, 1, 128, 0.0884f, false, 0, 0},
+	{9, 3, 64, 0.125f, false, 0, 0},
 };
 #define N_SHAPES (sizeof shapes / sizeof *shapes)
 
@@ -209,12 +210,14 @@ void rope_matches_ref(void **state)
 	}
 }
 
-static void check_attention(struct pair *p, bool bidirectional)
+static void check_attention(struct pair *p, bool bidirectional, uint32_t window, float soft_cap)
 {
 	for (size_t i = 0; i < N_LENGTHS * N_SHAPES; i++) {
 		struct attention_shape shape = shapes[i % N_SHAPES], *s = &shape;
 		uint32_t T = lengths[i / N_SHAPES];
 		shape.bidirectional = bidirectional;
+		shape.window = window;
+		shape.soft_cap = soft_cap;
 		size_t n = (size_t)T * s->n_heads;
 		pair_reset(p, i + 1);
 		pair_begin(p, T, 5);
@@ -226,7 +229,8 @@ static void check_attention(struct pair *p, bool bidirectional)
 		// bfloat16 devices round the probabilities too
 		struct bound b = {170 * EPS_F32 + 4 * (p->eps_act - EPS_F32), 64 * EPS_F32 + 2 * p->eps_act};
 		assert_twin_act(p, "attention", y, b);
-		assert_twin(p, "attention lse", lse, (struct bound){64 * EPS_F32, 4 * EPS_F32});
+		// of few keys the log-sum-exp has the error of a score, of many less
+		assert_twin(p, "attention lse", lse, (struct bound){(window ? 170 : 64) * EPS_F32, 4 * EPS_F32});
 		y.be = twin_act_poisoned(p, y.n).be;
 		p->be->ops->attention(p->be, y.be, NULL, qkv.be, s);
 		assert_twin_act(p, "attention without lse", y, b);
@@ -235,12 +239,26 @@ static void check_attention(struct pair *p, bool bidirectional)
 
 void attention_matches_ref(void **state)
 {
-	check_attention(*state, false);
+	check_attention(*state, false, 0, 0);
+}
+
+void attention_within_windows_matches_ref(void **state)
+{
+	static const uint32_t windows[] = {1, 5, 63, 64, 100};
+	for (int i = 0; i < 5; i++)
+		check_attention(*state, false, windows[i], i % 2 ? 3 : 0);
+}
+
+void attention_with_capped_scores_matches_ref(void **state)
+{
+	check_attention(*state, false, 0, 0.7f);
+	check_attention(*state, false, 0, 50);
+	check_attention(*state, true, 0, 5);
 }
 
 void attention_of_whole_sequences_matches_ref(void **state)
 {
-	check_attention(*state, true);
+	check_attention(*state, true, 0, 0);
 }
 
 void swiglu_matches_ref(void **state)

@@ -139,3 +139,45 @@ void copies_match_ref(void **state)
 		assert_twin(p, "widen", back, (struct bound){0, 0});
 	}
 }
+
+void geglu_matches_ref(void **state)
+{
+	struct pair *p = *state;
+	static const uint32_t widths[] = {1, 33, 192};
+	for (int i = 0; i < N_LENGTHS * 3; i++) {
+		uint32_t rows = lengths[i / 3], F = widths[i % 3];
+		pair_reset(p, (uint64_t)i + 1);
+		struct twin_act x = twin_act_random(p, (size_t)rows * 2 * F, i % 2 ? 9 : 2), y = twin_act_poisoned(p, (size_t)rows * F);
+		p->ref->ops->geglu(p->ref, y.ref, x.ref, rows, F);
+		p->be->ops->geglu(p->be, y.be, x.be, rows, F);
+		assert_twin_act(p, "geglu", y, (struct bound){100 * EPS_F32, 32 * EPS_F32 + p->eps_act});
+	}
+}
+
+void rows_added_match_ref(void **state)
+{
+	struct pair *p = *state;
+	static const uint32_t rows[] = {64, 0, 3, 63, 17};
+	static const float scales[] = {0.25f, 1, 0, -2, 0.1f};
+	const uint32_t T = 65, C = 33, n = 5;
+	pair_reset(p, 3);
+	struct twin x = twin_random(p, T * C, 1), y = twin_random(p, n * C, 1);
+	p->ref->ops->add_rows(p->ref, x.ref, y.ref, rows, scales, n, C);
+	p->be->ops->add_rows(p->be, x.be, y.be, rows, scales, n, C);
+	assert_twin(p, "add_rows", x, (struct bound){8 * EPS_F32, EPS_F32});
+}
+
+// The cap's whole range: where it is the identity, where it bends, where it is flat.
+void soft_caps_match_ref(void **state)
+{
+	struct pair *p = *state;
+	static const float scales[] = {0.01f, 5, 30, 300, 1e6f};
+	static const uint32_t sizes[] = {1, 33, 9001};
+	for (size_t i = 0; i < 15; i++) {
+		pair_reset(p, i + 1);
+		struct twin x = twin_random(p, sizes[i % 3], scales[i / 3]);
+		p->ref->ops->soft_cap(p->ref, x.ref, 30, x.n);
+		p->be->ops->soft_cap(p->be, x.be, 30, x.n);
+		assert_twin(p, "soft_cap", x, (struct bound){1e-30, 12 * EPS_F32});
+	}
+}

@@ -146,7 +146,7 @@ static void head_norm_backward_is_the_gradient(void **state)
 	begin(3);
 	const size_t D = 4, n = T * (4 + 2 * 2) * D;
 	struct operation o = {.forward = head_norm_forward, .y = array(n, 0), .c = array(n, 1), .n_y = n,
-			      .in = {array(n, 1), array(D, 1), array(D, 1)}, .shape = {4, 2, (uint32_t)D, 0.5f, false}};
+			      .in = {array(n, 1), array(D, 1), array(D, 1)}, .shape = {4, 2, (uint32_t)D, 0.5f, false, 0, 0}};
 	double *dx = array(n, 1), *dq = ones(D), *dk = ones(D);
 	ref_head_norm_backward(pair.ref, A(dx), R(dq), R(dk), A(o.c), A(o.in[0]), R(o.in[1]), R(o.in[2]), &o.shape, 1e-2f);
 	assert_gradient("head_norm dx", &o, o.in[0], dx, n);
@@ -199,7 +199,7 @@ static void rope_inverse_is_the_gradient(void **state)
 	begin(5);
 	const size_t D = 4, n = T * (2 + 2 * 1) * D;
 	struct operation o = {.forward = rope_forward, .y = array(n, 0), .c = array(n, 1), .n_y = n,
-			      .in = {array(n, 1), array(T * D / 2, 1), array(T * D / 2, 1)}, .shape = {2, 1, (uint32_t)D, 0.5f, false}};
+			      .in = {array(n, 1), array(T * D / 2, 1), array(T * D / 2, 1)}, .shape = {2, 1, (uint32_t)D, 0.5f, false, 0, 0}};
 	double *dx = array(n, 0);
 	for (size_t i = 0; i < n; i++)
 		dx[i] = o.c[i];
@@ -212,12 +212,12 @@ static void attention_forward(const struct operation *o)
 	ref_attention(pair.ref, A(o->y), R(o->in[1]), A(o->in[0]), &o->shape);
 }
 
-static void check_attention(bool bidirectional)
+static void check_attention(bool bidirectional, uint32_t window, float soft_cap)
 {
 	begin(6);
 	const size_t D = 4, NH = 4, n = T * (NH + 2 * 2) * D, n_y = T * NH * D;
 	struct operation o = {.forward = attention_forward, .y = array(n_y, 0), .c = array(n_y, 1), .n_y = n_y,
-			      .in = {array(n, 1), array(T * NH, 0)}, .shape = {(uint32_t)NH, 2, (uint32_t)D, 0.5f, bidirectional}};
+			      .in = {array(n, 1), array(T * NH, 0)}, .shape = {(uint32_t)NH, 2, (uint32_t)D, 0.5f, bidirectional, window, soft_cap}};
 	double *dqkv = array(n, 1);
 	o.forward(&o);
 	ref_attention_backward(pair.ref, A(dqkv), A(o.c), A(o.in[0]), A(o.y), R(o.in[1]), &o.shape);
@@ -227,9 +227,13 @@ static void check_attention(bool bidirectional)
 static void attention_backward_is_the_gradient(void **state)
 {
 	(void)state;
-	check_attention(false);
+	check_attention(false, 0, 0);
 	forget(NULL);
-	check_attention(true);
+	check_attention(true, 0, 0);
+	forget(NULL);
+	check_attention(false, 2, 0);
+	forget(NULL);
+	check_attention(false, 3, 0.8f);
 }
 
 static void layernorm_forward(const struct operation *o)

@@ -14,7 +14,7 @@
 
 enum { C = 96, F = 200, V = 1003, NH = 6, NKV = 2, D = 16, W = (NH + 2 * NKV) * D, TOP_K = 9, N_DRAWS = 5,
        N_RESULTS = 6 + 2 * TOP_K + N_DRAWS, MAX_T = 420 };
-static const struct attention_shape heads = {NH, NKV, D, 0.25f, false};
+static const struct attention_shape heads = {NH, NKV, D, 0.25f, false, 0, 0};
 static const uint32_t sequence_lengths[] = {1, 37, 70, 133, 64, 97};
 #define N_SEQUENCES (sizeof sequence_lengths / sizeof *sequence_lengths)
 
@@ -199,19 +199,19 @@ static double *score(struct model *m, const uint32_t *sequences, uint32_t n)
 	return results;
 }
 
-static void check_batches(enum backend_numeric numeric, bool bidirectional)
+static void check_batches(enum backend_numeric numeric, bool bidirectional, uint32_t window, float soft_cap)
 {
 	static const uint32_t batches[][N_SEQUENCES] = {{0, 1, 2, 3, 4, 5}, {5, 3, 1, 0, 4, 2}, {3, 0, 5, 1, 2, 4}};
 	struct model m;
 	double *alone[N_SEQUENCES];
 	model_open(&m, 1, numeric, false);
-	m.heads.bidirectional = bidirectional;
+	m.heads.bidirectional = bidirectional, m.heads.window = window, m.heads.soft_cap = soft_cap;
 	for (uint32_t s = 0; s < N_SEQUENCES; s++)
 		alone[s] = score(&m, &s, 1);
 	model_close(&m);
 	for (uint32_t n_threads = 1; n_threads <= 3; n_threads++) {
 		model_open(&m, n_threads, numeric, false);
-		m.heads.bidirectional = bidirectional;
+		m.heads.bidirectional = bidirectional, m.heads.window = window, m.heads.soft_cap = soft_cap;
 		double *results = score(&m, batches[n_threads - 1], N_SEQUENCES), *at = results;
 		for (uint32_t i = 0; i < N_SEQUENCES; i++) {
 			uint32_t s = batches[n_threads - 1][i];
@@ -229,15 +229,17 @@ static void check_batches(enum backend_numeric numeric, bool bidirectional)
 static void rows_depend_on_their_sequence_alone(void **state)
 {
 	(void)state;
-	check_batches(BACKEND_NUMERIC_F32, false);
-	check_batches(BACKEND_NUMERIC_F32, true);
+	check_batches(BACKEND_NUMERIC_F32, false, 0, 0);
+	check_batches(BACKEND_NUMERIC_F32, true, 0, 0);
+	check_batches(BACKEND_NUMERIC_F32, false, 40, 5);
 }
 
 static void rows_depend_on_their_sequence_alone_in_bfloat16(void **state)
 {
 	(void)state;
-	check_batches(BACKEND_NUMERIC_BF16, false);
-	check_batches(BACKEND_NUMERIC_BF16, true);
+	check_batches(BACKEND_NUMERIC_BF16, false, 0, 0);
+	check_batches(BACKEND_NUMERIC_BF16, true, 0, 0);
+	check_batches(BACKEND_NUMERIC_BF16, false, 40, 5);
 }
 
 // A row reads only what lies before it: a longer sequence begins like the shorter one.
