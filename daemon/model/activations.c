@@ -184,7 +184,8 @@ int activations_new(const struct weights *w, uint32_t max_positions, bool traini
 	}
 	*x = (struct activations){.backend = w->backend, .n_layers = a->n_layers, .max_positions = max_positions, .training = training,
 				  .segment = segment_of(a, training, recompute),
-				  .shape = {a->n_heads, a->n_kv_heads, a->head_size, (float)(1 / sqrt(a->head_size)), a->masked}, .layers = layers};
+				  .shape = {.n_heads = a->n_heads, .n_kv_heads = a->n_kv_heads, .head_size = a->head_size,
+					    .scale = (float)(1 / sqrt(a->head_size)), .bidirectional = a->masked}, .layers = layers};
 	make_arrays(&m, a, training, x);
 	if (m.result < 0) {
 		activations_free(x);

@@ -27,12 +27,15 @@ static inline enum gelu forward_gelu(const struct architecture *a)
 	return a->activation == ACTIVATION_GELU_TANH ? GELU_TANH : GELU_ERF;
 }
 
+struct activations;
+struct attention_shape forward_shape(const struct weights *w, const struct activations *a, uint32_t layer);
+
 struct activations {
 	struct backend *backend;
 	uint32_t n_layers, max_positions;
 	bool training;
 	uint32_t segment;                    // layers whose arrays stand at a time: n_layers when all are kept; 1 without training
-	struct attention_shape shape;
+	struct attention_shape shape;        // but for what layers differ in: see forward_shape
 	struct layer_activations *layers;    // (n_layers)
 	struct real *x_final, *r_final;      // (T, C) as x_attention and r_attention, after the last layer
 	struct act *final;                   // (T, C) normed

@@ -86,6 +86,7 @@ static void layer(const struct weights *w, struct activations *a, uint32_t i, ui
 	const struct layer_weights *lw = &w->layers[i];
 	const struct layer_gradients *g = &w->gradients[i];
 	const struct layer_activations *l = &a->layers[i];
+	struct attention_shape shape = forward_shape(w, a, i);
 
 	ops->linear_real_backward(be, a->dffn, g->down, g->down_bias, a->dx, l->ffn, lw->down, T);
 	activate(w, a->dgate_up, a->dffn, l->gate_up, T);
@@ -93,7 +94,7 @@ static void layer(const struct weights *w, struct activations *a, uint32_t i, ui
 	norm(w, a->dx, g->ffn_norm, g->ffn_norm_bias, a->dh, l->x_ffn, lw->ffn_norm, T);
 
 	ops->linear_real_backward(be, a->dheads, g->out, g->out_bias, a->dx, l->heads, lw->out, T);
-	ops->attention_backward(be, a->dqkv, a->dheads, l->qkv, l->heads, l->lse, &a->shape);
+	ops->attention_backward(be, a->dqkv, a->dheads, l->qkv, l->heads, l->lse, &shape);
 	if (w->cosine)
 		ops->rope(be, a->dqkv, w->cosine, w->sine, &a->shape, true);
 	show(a, FORWARD_QKV, i, NULL, a->dqkv);

@@ -3,6 +3,7 @@
 #include "daemon/model/config.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "common/error.h"
 
@@ -41,10 +42,21 @@ static int check_rope(const struct architecture *a, struct error *err)
 	return 0;
 }
 
+void architecture_settle_window(struct architecture *a)
+{
+	bool any = false;
+	for (uint32_t i = 0; i < a->n_layers && i < ARCHITECTURE_MAX_LAYERS; i++)
+		any = any || a->sliding[i];
+	if (any && a->window && a->window < a->context_length)
+		return;
+	a->window = 0;
+	memset(a->sliding, 0, sizeof a->sliding);
+}
+
 int architecture_check(const struct architecture *a, struct error *err)
 {
 	int r;
-	if ((r = check_number("number of layers", a->n_layers, 1, 1024, err)) < 0 ||
+	if ((r = check_number("number of layers", a->n_layers, 1, ARCHITECTURE_MAX_LAYERS, err)) < 0 ||
 	    (r = check_number("width", a->width, 1, 65536, err)) < 0 ||
 	    (r = check_number("feed-forward width", a->ffn_width, 1, 1u << 20, err)) < 0 ||
 	    (r = check_number("number of heads", a->n_heads, 1, 1024, err)) < 0 ||
@@ -64,6 +76,8 @@ int architecture_check(const struct architecture *a, struct error *err)
 		return error_set(err, ERROR_INVALID, "type_vocab_size", "%u token types; supported: up to 65536", a->n_token_types);
 	if ((a->post_norm || a->masked) && a->norm != NORM_LAYER)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "post-norm blocks and masked models have layer norms");
+	if (a->window && a->masked)
+		return error_set(err, ERROR_UNSUPPORTED, NULL, "masked models with sliding windows");
 	if (a->qk_norm && a->masked)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "masked models with Q/K norms");
 	return a->learned_positions ? 0 : check_rope(a, err);

@@ -19,10 +19,11 @@ enum architecture_norm { NORM_RMS, NORM_LAYER };      // a layer norm has a bias
 enum architecture_activation { ACTIVATION_SWIGLU, ACTIVATION_GELU_ERF, ACTIVATION_GELU_TANH };
 
 #define ARCHITECTURE_MAX_HEAD_SIZE 1024
+#define ARCHITECTURE_MAX_LAYERS 1024
 
 struct architecture {
 	char name[32];                 // "llama", "qwen2", "qwen3", "mistral", "gpt2", "bert"
-	uint32_t n_layers;             // <= 1024
+	uint32_t n_layers;             // <= ARCHITECTURE_MAX_LAYERS
 	uint32_t width;                // C <= 65536
 	uint32_t ffn_width;            // F <= 1 << 20
 	uint32_t n_heads, n_kv_heads;  // n_heads a multiple of n_kv_heads
@@ -52,7 +53,17 @@ struct architecture {
 	bool qkv_bias;                 // Qwen2, GPT-2, BERT
 	bool qk_norm;                  // Qwen3
 	int32_t bos_id, eos_id;        // -1 = none
+	// Rows of sliding layers see the last `window` positions, themselves among them, and no more. 0: none slides (as when the window is no
+	// shorter than the context).
+	uint32_t window;
+	bool sliding[ARCHITECTURE_MAX_LAYERS];
 };
+
+// What rows of that layer see: 0 = everything before them.
+static inline uint32_t architecture_window(const struct architecture *a, uint32_t layer)
+{
+	return a->sliding[layer] ? a->window : 0;
+}
 
 // Width of what the first product of the feed-forward half gives: gate and up, or up alone.
 static inline uint64_t architecture_up_width(const struct architecture *a)
@@ -63,6 +74,8 @@ static inline uint64_t architecture_up_width(const struct architecture *a)
 // Parses and checks config.json; unknown architectures, activations or scalings are refused by name.
 int architecture_from_json(const char *json, size_t n, struct architecture *ret, struct error *err);
 int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err);
+// Without effect on a number: a window that no layer has, or that reaches over the whole context, becomes none.
+void architecture_settle_window(struct architecture *a);
 int architecture_check(const struct architecture *a, struct error *err);
 // config.json that `transformers` loads (LlamaForCausalLM, ...); the caller frees.
 int architecture_to_json(const struct architecture *a, char **ret_json, struct error *err);

@@ -77,19 +77,24 @@ static int refuse_other(const struct source *s, const char *key, uint32_t wanted
 	return error_set(s->err, ERROR_UNSUPPORTED, key, "GGUF metadata: %s.%s is %u: %s not supported", s->family, key, v, what);
 }
 
-static int check_features(const struct source *s, const struct architecture *a)
+// Files of families without layers of their own kinds: all of them slide, if any.
+static int read_window(const struct source *s, struct architecture *a)
 {
-	uint32_t window;
+	int r = read_size(s, "attention.sliding_window", UINT32_MAX, &a->window);
+	for (uint32_t i = 0; i < a->n_layers && i < ARCHITECTURE_MAX_LAYERS; i++)
+		a->sliding[i] = true;
+	architecture_settle_window(a);
+	return r;
+}
+
+static int check_features(const struct source *s, struct architecture *a)
+{
 	int r;
 	if ((r = refuse_other(s, "attention.value_length", a->head_size, "values of another size than keys are")) < 0 ||
 	    (r = refuse_other(s, "rope.dimension_count", a->head_size, "partial rotation is")) < 0 ||
-	    (r = refuse_other(s, "expert_count", 0, "mixtures of experts are")) < 0 ||
-	    (r = read_size(s, "attention.sliding_window", UINT32_MAX, &window)) < 0)
+	    (r = refuse_other(s, "expert_count", 0, "mixtures of experts are")) < 0)
 		return r;
-	if (window && window < a->context_length)
-		return error_set(s->err, ERROR_UNSUPPORTED, "attention.sliding_window",
-				 "GGUF metadata: a sliding window of %u in a context of %u is not supported", window, a->context_length);
-	return 0;
+	return read_window(s, a);
 }
 
 // llama3 scaling arrives as the divisors it leads to. Meta's own setting (low 1, high 4, original 8192, any factor) is recognised, so that

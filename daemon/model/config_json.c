@@ -14,16 +14,17 @@
 
 static const struct family {
 	const char *name, *class;
+	enum config_window window;
 	uint32_t default_head_size;      // 0: width / heads
 	int (*read)(const json_t *o, struct architecture *a, struct error *err);    // all but the name; NULL: as Llama's
 	json_t *(*write)(const struct architecture *a);
 } families[] = {
-	{"llama", "LlamaForCausalLM", 0, NULL, NULL},
-	{"mistral", "MistralForCausalLM", 0, NULL, NULL},
-	{"qwen2", "Qwen2ForCausalLM", 0, NULL, NULL},
-	{"qwen3", "Qwen3ForCausalLM", 128, NULL, NULL},
-	{"gpt2", "GPT2LMHeadModel", 0, config_read_gpt2, config_write_gpt2},
-	{"bert", "BertForMaskedLM", 0, config_read_bert, config_write_bert},
+	{"llama", "LlamaForCausalLM", CONFIG_WINDOW_NONE, 0, NULL, NULL},
+	{"mistral", "MistralForCausalLM", CONFIG_WINDOW_ALL, 0, NULL, NULL},
+	{"qwen2", "Qwen2ForCausalLM", CONFIG_WINDOW_LATE, 0, NULL, NULL},
+	{"qwen3", "Qwen3ForCausalLM", CONFIG_WINDOW_LATE, 128, NULL, NULL},
+	{"gpt2", "GPT2LMHeadModel", CONFIG_WINDOW_NONE, 0, config_read_gpt2, config_write_gpt2},
+	{"bert", "BertForMaskedLM", CONFIG_WINDOW_NONE, 0, config_read_bert, config_write_bert},
 };
 #define N_FAMILIES (sizeof families / sizeof *families)
 #define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GPT2LMHeadModel, BertForMaskedLM"
@@ -89,27 +90,7 @@ int config_refuse_set(const json_t *o, const char *key, const char *what, struct
 	return v ? CONFIG_REFUSE(key, "%s (%s) is not supported", key, what) : 0;
 }
 
-// A window at least as long as the context has no effect. Mistral's default, when the key is absent, is a window of 4096.
-static int check_window(const json_t *o, const struct architecture *a, struct error *err)
-{
-	uint64_t window = UINT64_MAX;
-	const json_t *types = json_object_get(o, "layer_types"), *type;
-	size_t i;
-	json_array_foreach(types, i, type)
-		if (!json_is_string(type) || strcmp(json_string_value(type), "full_attention"))
-			return CONFIG_REFUSE("layer_types", "layer_types[%zu] is not full_attention: sliding windows are not supported", i);
-	if (strcmp(a->name, "mistral"))
-		return config_refuse_set(o, "use_sliding_window", "sliding attention window", err);
-	int r = document_u64(o, CONFIG_NAME, "sliding_window", 0, UINT32_MAX, &window, err);
-	if (r == -ENOENT && !json_object_get(o, "sliding_window"))
-		window = 4096;
-	else if (r < 0 && r != -ENOENT)
-		return r;
-	return window >= a->context_length ? 0 : CONFIG_REFUSE("sliding_window", "a sliding window of %llu in a context of %u is not supported",
-							(unsigned long long)window, a->context_length);
-}
-
-static int check_features(const json_t *o, const struct architecture *a, struct error *err)
+static int check_features(const json_t *o, const struct family *f, struct architecture *a, struct error *err)
 {
 	const char *activation = NULL;
 	int r = document_string(o, CONFIG_NAME, "hidden_act", &activation, err);
@@ -121,7 +102,7 @@ static int check_features(const json_t *o, const struct architecture *a, struct 
 	    // Llama and Qwen3 then have a bias on the attention output too, which Qwen2 never has.
 	    (r = config_refuse_set(o, "attention_bias", "bias on the attention output", err)) < 0)
 		return r;
-	return check_window(o, a, err);
+	return config_read_window(o, f->window, a, err);
 }
 
 static int check_quantised(const json_t *o, struct error *err)
@@ -212,7 +193,7 @@ static int read_llama(const json_t *o, const struct family *f, struct architectu
 	int r;
 	a->qkv_bias = !strcmp(f->name, "qwen2");
 	a->qk_norm = !strcmp(f->name, "qwen3");
-	if ((r = read_sizes(o, f, a, err)) < 0 || (r = check_features(o, a, err)) < 0)
+	if ((r = read_sizes(o, f, a, err)) < 0 || (r = check_features(o, f, a, err)) < 0)
 		return r;
 	return read_rope(o, a, err);
 }
@@ -249,7 +230,7 @@ static const struct family *family_of(const struct architecture *a)
 		return &families[a->masked ? 5 : 4];
 	if (a->qk_norm || a->qkv_bias)
 		return a->qk_norm && a->qkv_bias ? NULL : &families[a->qk_norm ? 3 : 2];
-	if (!strcmp(a->name, "mistral"))
+	if (!strcmp(a->name, "mistral") || a->window)      // a GGUF "llama" may have windows: those of Mistral's class
 		i = 1;
 	return &families[i];
 }
@@ -294,8 +275,8 @@ static json_t *write_llama(const struct architecture *a, const struct family *f)
 		"hidden_act", "silu", "rope_theta", a->rope_theta, "rope_scaling", rope_json(a), "attention_bias", 0);
 	if (o && f == &families[0])
 		r = json_object_set_new(o, "mlp_bias", json_false());
-	if (o && f == &families[1])
-		r = json_object_set_new(o, "sliding_window", json_null());
+	if (o && f->window != CONFIG_WINDOW_NONE)
+		r |= config_write_window(a, f->window, o);
 	if (r == 0)
 		return o;
 	json_decref(o);

@@ -17,6 +17,12 @@ json_t *config_token_json(int32_t id);
 // The shortest decimal that reads back as the same float: 1e-05 rather than 9.9999997e-06.
 double config_decimal_of(float f);
 
+// How a family says which layers slide: not at all; all of them (Mistral); those from a number on (Qwen); a pattern that its reader has set
+// in a->sliding before (Gemma). layer_types, but for Mistral's, goes before all of it.
+enum config_window { CONFIG_WINDOW_NONE, CONFIG_WINDOW_ALL, CONFIG_WINDOW_LATE, CONFIG_WINDOW_MIXED };
+int config_read_window(const json_t *o, enum config_window rule, struct architecture *a, struct error *err);
+int config_write_window(const struct architecture *a, enum config_window rule, json_t *o);    // -ENOMEM
+
 int config_read_gpt2(const json_t *o, struct architecture *a, struct error *err);
 json_t *config_write_gpt2(const struct architecture *a);        // NULL without memory
 int config_read_bert(const json_t *o, struct architecture *a, struct error *err);

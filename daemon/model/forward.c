@@ -67,16 +67,24 @@ static void show(const struct activations *a, enum forward_tap what, uint32_t la
 		a->tap(a->tap_arg, what, layer, x, y);
 }
 
-static void attend(const struct activations *a, const struct layer_activations *l, uint32_t layer, bool cached)
+struct attention_shape forward_shape(const struct weights *w, const struct activations *a, uint32_t layer)
+{
+	struct attention_shape shape = a->shape;
+	shape.window = architecture_window(&w->architecture, layer);
+	return shape;
+}
+
+static void attend(const struct weights *w, const struct activations *a, const struct layer_activations *l, uint32_t layer, bool cached)
 {
 	const struct backend_ops *ops = a->backend->ops;
+	struct attention_shape shape = forward_shape(w, a, layer);
 	if (!cached) {
-		ops->attention(a->backend, l->heads, l->lse, l->qkv, &a->shape);
+		ops->attention(a->backend, l->heads, l->lse, l->qkv, &shape);
 		return;
 	}
 	struct act *cache = cache_layer(a->cache, layer);
-	ops->cache_write(a->backend, cache, l->qkv, &a->shape);
-	ops->attention_cached(a->backend, l->heads, l->qkv, cache, &a->shape);
+	ops->cache_write(a->backend, cache, l->qkv, &shape);
+	ops->attention_cached(a->backend, l->heads, l->qkv, cache, &shape);
 }
 
 void forward_layer(const struct weights *w, struct activations *a, const struct layout *layout, uint32_t i, struct real *x_next, bool shown)
@@ -97,7 +105,7 @@ void forward_layer(const struct weights *w, struct activations *a, const struct 
 		show(a, FORWARD_QKV, i, NULL, l->qkv);
 	if (w->cosine)
 		ops->rope(be, l->qkv, w->cosine, w->sine, &a->shape, false);
-	attend(a, l, i, layout->slots != NULL);
+	attend(w, a, l, i, layout->slots != NULL);
 	add_product(be, l->x_ffn, l->r_attention, l->heads, lw->out, lw->out_bias, T, C);
 
 	norm(w, l->h_ffn, l->r_ffn, l->x_ffn, lw->ffn_norm, lw->ffn_norm_bias, T);

@@ -336,6 +336,10 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 			     a->n_token_types);
 		hasher_update(h, text, (size_t)n);
 	}
+	for (uint32_t i = 0; a->window && i < a->n_layers; i++) {      // nor do those without a window differ
+		n = snprintf(text, sizeof text, "%u\n", architecture_window(a, i));
+		hasher_update(h, text, (size_t)n);
+	}
 	for (uint32_t i = 0; a->rope_scaling == ROPE_SCALING_DIVISORS && i < a->head_size / 2; i++) {
 		n = snprintf(text, sizeof text, "%a\n", (double)a->rope_divisors[i]);
 		hasher_update(h, text, (size_t)n);

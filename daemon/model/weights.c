@@ -281,7 +281,8 @@ int weights_new_empty(struct backend *be, const struct architecture *a, uint32_t
 		return r;
 	if (a->learned_positions && max_positions > a->context_length)
 		max_positions = a->context_length;
-	struct attention_shape shape = {a->n_heads, a->n_kv_heads, a->head_size, 1, a->masked};
+	struct attention_shape shape = {.n_heads = a->n_heads, .n_kv_heads = a->n_kv_heads, .head_size = a->head_size, .scale = 1,
+					.bidirectional = a->masked};
 	if ((r = be->ops->check_shape(be, &shape, err)) < 0)
 		return r;
 	if (max_positions < 1 || max_positions > 1u << 24)

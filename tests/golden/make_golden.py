@@ -114,7 +114,7 @@ def plain_rope(theta=10000.0):
 
 def tiny_models():
     import torch
-    from transformers import BertConfig, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+    from transformers import BertConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
     llama3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
               "original_max_position_embeddings": 32}
     linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
@@ -133,6 +133,13 @@ def tiny_models():
         "bert-old": (BertConfig(**{**BERT, "hidden_act": "gelu_new", "type_vocab_size": 1}), torch.bfloat16),
         "train-gpt2": (GPT2Config(**{**GPT2, "n_embd": 16, "n_inner": 24, "vocab_size": 64}), torch.float32),
         "train-bert": (BertConfig(**{**BERT, "hidden_size": 16, "intermediate_size": 24, "vocab_size": 64}), torch.float32),
+        # new ones go to the end: a model's seed is its place
+        "train-mistral": (MistralConfig(**{**COMMON, "hidden_size": 16, "intermediate_size": 24, "vocab_size": 64}, sliding_window=6,
+                                        tie_word_embeddings=False, rope_parameters=plain_rope()), torch.float32),
+        "mistral": (MistralConfig(**COMMON, sliding_window=8, tie_word_embeddings=False, rope_parameters=plain_rope()), torch.bfloat16),
+        "qwen3-window": (Qwen3Config(**{**COMMON, "num_hidden_layers": 3}, head_dim=16, use_sliding_window=True, sliding_window=5,
+                                     layer_types=["sliding_attention", "full_attention", "sliding_attention"], tie_word_embeddings=True,
+                                     rope_parameters=plain_rope()), torch.float32),
     }
 
 
@@ -435,7 +442,7 @@ def teacher_generate(path):
 
 # (e) Backward and five AdamW steps on the model "train", in float64.
 def train(which="train"):
-    """WHICH.bin, for the models train, train-gpt2 and train-bert: magic, n_steps, n_support; f64: w_ce, w_kd, temperature, learning rate, beta1, beta2, epsilon, weight decay, maximal
+    """WHICH.bin, for the models train, train-gpt2, train-bert and train-mistral: magic, n_steps, n_support; f64: w_ce, w_kd, temperature, learning rate, beta1, beta2, epsilon, weight decay, maximal
     gradient norm. Per step: n_sequences, per sequence n_tokens and tokens; n_rows (all rows that have a label, in order: the token after, or, of
     a masked model, the token itself), per row:
     support ids, teacher probabilities at the temperature f64 (the rest is the tail); loss f64, gradient norm f64.
@@ -494,13 +501,13 @@ def train(which="train"):
 def main():
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdserved"
     parser = argparse.ArgumentParser(description="Makes the golden files with PyTorch and transformers.")
-    parser.add_argument("parts", nargs="*", help="tiny, train, train-gpt2, train-bert, teacher, signals, mixture, teacher_signals, generate, teacher_generate (default: all)")
+    parser.add_argument("parts", nargs="*", help="tiny, train, train-gpt2, train-bert, train-mistral, teacher, signals, mixture, teacher_signals, generate, teacher_generate (default: all)")
     parser.add_argument("--models", nargs="*", help="the tiny models to make (default: all)")
     parser.add_argument("--teacher", type=Path, default=cache / "SmolLM2-135M-Instruct.Q4_1.gguf", help="the GGUF file")
     parser.add_argument("--venv", type=Path, default=cache / "golden-venv", help="virtual environment to make when packages are missing")
     arguments = parser.parse_args()
     makers = {"tiny": lambda: tiny(arguments.models), "train": train, "train-gpt2": lambda: train("train-gpt2"),
-              "train-bert": lambda: train("train-bert"), "teacher": lambda: teacher(arguments.teacher), "signals": signals, "mixture": mixture,
+              "train-bert": lambda: train("train-bert"), "train-mistral": lambda: train("train-mistral"), "teacher": lambda: teacher(arguments.teacher), "signals": signals, "mixture": mixture,
               "teacher_signals": lambda: teacher_signals(arguments.teacher), "generate": generate,
               "teacher_generate": lambda: teacher_generate(arguments.teacher)}
     if unknown := set(arguments.parts) - set(makers):

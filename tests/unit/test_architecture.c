@@ -115,6 +115,32 @@ static void families_are_read(void **state)
 	assert_string_equal(parsed("{\"model_type\":\"qwen2\"," SIZES "}").name, "qwen2");
 }
 
+static void expect_windows(const char *json, uint32_t first, uint32_t second)
+{
+	struct architecture a = parsed(json), again;
+	char *text = NULL;
+	assert_int_equal(architecture_window(&a, 0), first);
+	assert_int_equal(architecture_window(&a, 1), second);
+	assert_int_equal(architecture_to_json(&a, &text, NULL), 0);
+	again = parsed(text);
+	assert_memory_equal(&again, &a, sizeof a);
+	free(text);
+}
+
+static void sliding_windows_are_read_and_written_layer_by_layer(void **state)
+{
+	(void)state;
+	expect_windows(MISTRAL ",\"sliding_window\":256}", 256, 256);
+	expect_windows(MISTRAL ",\"sliding_window\":512}", 0, 0);          // as long as the context: nothing is hidden
+	expect_windows(MISTRAL ",\"sliding_window\":null}", 0, 0);
+	expect_windows(MISTRAL "}", 0, 0);                                  // 4096
+	expect_windows(QWEN2 ",\"use_sliding_window\":true,\"sliding_window\":8,\"max_window_layers\":1}", 0, 8);
+	expect_windows(QWEN2 ",\"use_sliding_window\":true,\"sliding_window\":8}", 0, 0);
+	expect_windows(QWEN2 ",\"use_sliding_window\":false,\"sliding_window\":8,\"max_window_layers\":1}", 0, 0);
+	expect_windows(QWEN3 ",\"use_sliding_window\":true,\"sliding_window\":8,"
+		       "\"layer_types\":[\"sliding_attention\",\"full_attention\"]}", 8, 0);
+}
+
 static void rope_scaling_is_read_in_old_and_new_form(void **state)
 {
 	(void)state;
@@ -151,10 +177,11 @@ static void what_would_change_a_logit_is_refused_by_name(void **state)
 	refused(LLAMA ",\"partial_rotary_factor\":0.5}", -EOPNOTSUPP, "partial_rotary_factor 0.5");
 	refused(LLAMA ",\"rope_parameters\":{\"partial_rotary_factor\":0.5}}", -EOPNOTSUPP, "partial_rotary_factor 0.5");
 	refused(LLAMA ",\"quantization_config\":{\"bits\":4}}", -EOPNOTSUPP, "quantised safetensors");
-	refused(QWEN2 ",\"use_sliding_window\":true}", -EOPNOTSUPP, "use_sliding_window");
-	refused(QWEN2 ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}", -EOPNOTSUPP, "layer_types[1]");
-	refused(MISTRAL ",\"sliding_window\":256}", -EOPNOTSUPP, "a sliding window of 256 in a context of 512");
-	assert_string_equal(parsed(MISTRAL ",\"sliding_window\":512}").name, "mistral");
+	refused(LLAMA ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}", -EOPNOTSUPP, "layer_types[1]");
+	refused(QWEN2 ",\"layer_types\":[\"full_attention\",\"chunked_attention\"]}", -EOPNOTSUPP, "layer_types[1] is chunked_attention");
+	refused(QWEN2 ",\"layer_types\":[\"full_attention\"]}", -EINVAL, "one word for each of 2 layers");
+	refused(MISTRAL ",\"sliding_window\":0}", -EINVAL, "sliding_window");
+	refused(MISTRAL ",\"sliding_window\":\"long\"}", -EINVAL, "sliding_window");
 	assert_string_equal(parsed(MISTRAL "}").name, "mistral");      // the class's own 4096 is longer than the context
 }
 
@@ -390,7 +417,7 @@ static void gguf_features_are_refused_by_name(void **state)
 	assert_non_null(strstr(err.message, "rope scaling yarn"));
 	c.scaling = NULL;
 	static const struct { const char *key; uint32_t value; const char *part; } cases[] = {
-		{"llama.expert_count", 8, "mixtures of experts"}, {"llama.attention.sliding_window", 64, "a sliding window of 64"},
+		{"llama.expert_count", 8, "mixtures of experts"},
 		{"llama.attention.value_length", 32, "values of another size"}, {"llama.attention.key_length", 32, "partial rotation"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -399,6 +426,9 @@ static void gguf_features_are_refused_by_name(void **state)
 			fail_msg("%s: %d %s", cases[i].key, r, err.message);
 	}
 	assert_int_equal(from_gguf(&c, "llama.expert_count", 0, &a, &err), 0);
+	assert_int_equal(architecture_window(&a, 0), 0);
+	assert_int_equal(from_gguf(&c, "llama.attention.sliding_window", 5, &a, &err), 0);
+	assert_int_equal(architecture_window(&a, a.n_layers - 1), 5);
 	c.n_tokens = 10;
 	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EINVAL);
 	assert_non_null(strstr(err.message, "10 tokens, but token_embd.weight has 9 rows"));
@@ -409,6 +439,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(families_are_read), cmocka_unit_test(layer_norm_families_are_read_and_written),
 		cmocka_unit_test(layer_norm_features_are_refused_by_name),
+		cmocka_unit_test(sliding_windows_are_read_and_written_layer_by_layer),
 		cmocka_unit_test(rope_scaling_is_read_in_old_and_new_form),
 		cmocka_unit_test(what_would_change_a_logit_is_refused_by_name),
 		cmocka_unit_test(wrong_numbers_are_refused),
