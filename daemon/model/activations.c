@@ -146,6 +146,7 @@ static void make_arrays(struct maker *m, const struct architecture *a, bool trai
 	}
 	x->x_final = training ? make_real(m, a->width) : x->layers[0].x_attention;
 	x->r_final = training && a->post_norm ? make_real(m, a->width) : x->x_final;
+	x->x_half = a->gemma ? make_real(m, a->width) : NULL;
 	make_head(m, a, training, x);
 	if (training)
 		make_gradients(m, a, x);
@@ -185,7 +186,8 @@ int activations_new(const struct weights *w, uint32_t max_positions, bool traini
 	*x = (struct activations){.backend = w->backend, .n_layers = a->n_layers, .max_positions = max_positions, .training = training,
 				  .segment = segment_of(a, training, recompute),
 				  .shape = {.n_heads = a->n_heads, .n_kv_heads = a->n_kv_heads, .head_size = a->head_size,
-					    .scale = (float)(1 / sqrt(a->head_size)), .bidirectional = a->masked}, .layers = layers};
+					    .scale = (float)(1 / sqrt(a->query_scalar > 0 ? a->query_scalar : a->head_size)),
+					    .bidirectional = a->masked, .soft_cap = a->score_cap}, .layers = layers};
 	make_arrays(&m, a, training, x);
 	if (m.result < 0) {
 		activations_free(x);
@@ -205,6 +207,7 @@ struct activations *activations_free(struct activations *a)
 	if (a->training)
 		ops->real_free(a->backend, a->x_final);
 	free_head(a);
+	ops->real_free(a->backend, a->x_half);
 	ops->real_free(a->backend, a->dx);
 	ops->act_free(a->backend, a->dh);
 	ops->act_free(a->backend, a->dqkv);

@@ -38,6 +38,7 @@ struct activations {
 	struct attention_shape shape;        // but for what layers differ in: see forward_shape
 	struct layer_activations *layers;    // (n_layers)
 	struct real *x_final, *r_final;      // (T, C) as x_attention and r_attention, after the last layer
+	struct real *x_half;                 // (T, C) what a half gives, where it is normed before it is added; else NULL
 	struct act *final;                   // (T, C) normed
 	// Masked models: final, multiplied, through GELU (also as real), normed; else `head` is `final`.
 	struct act *transformed, *activated, *head;

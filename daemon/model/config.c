@@ -50,7 +50,8 @@ void architecture_settle_window(struct architecture *a)
 	if (any && a->window && a->window < a->context_length)
 		return;
 	a->window = 0;
-	memset(a->sliding, 0, sizeof a->sliding);
+	if (a->rope_theta_sliding == 0)
+		memset(a->sliding, 0, sizeof a->sliding);
 }
 
 int architecture_check(const struct architecture *a, struct error *err)
@@ -76,6 +77,14 @@ int architecture_check(const struct architecture *a, struct error *err)
 		return error_set(err, ERROR_INVALID, "type_vocab_size", "%u token types; supported: up to 65536", a->n_token_types);
 	if ((a->post_norm || a->masked) && a->norm != NORM_LAYER)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "post-norm blocks and masked models have layer norms");
+	if (a->score_cap != 0 && (r = check_real("attn_logit_softcapping", (double)a->score_cap, 0, 1e6, err)) < 0)
+		return r;
+	if (a->logit_cap != 0 && (r = check_real("final_logit_softcapping", (double)a->logit_cap, 0, 1e6, err)) < 0)
+		return r;
+	if (a->query_scalar != 0 && (r = check_real("query_pre_attn_scalar", a->query_scalar, 0, 1e9, err)) < 0)
+		return r;
+	if (a->rope_theta_sliding != 0 && (r = check_real("rope_local_base_freq", a->rope_theta_sliding, 0, 1e30, err)) < 0)
+		return r;
 	if (a->window && a->masked)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "masked models with sliding windows");
 	if (a->qk_norm && a->masked)
@@ -91,6 +100,8 @@ static uint64_t layer_parameters(const struct architecture *a)
 		n += W;
 	if (a->qk_norm)
 		n += 2 * D;
+	if (a->gemma)
+		n += 2 * C;
 	if (a->linear_bias)
 		n += 2 * C + up;
 	return n;
@@ -136,6 +147,14 @@ static float rope_frequency(const struct architecture *a, uint32_t i)
 	default:
 		return frequency;
 	}
+}
+
+void architecture_rope_tables_sliding(const struct architecture *a, uint32_t n, float *ret_cosine, float *ret_sine)
+{
+	struct architecture plain = *a;
+	plain.rope_theta = a->rope_theta_sliding;
+	plain.rope_scaling = ROPE_SCALING_NONE;
+	architecture_rope_tables(&plain, n, ret_cosine, ret_sine);
 }
 
 void architecture_rope_tables(const struct architecture *a, uint32_t n, float *ret_cosine, float *ret_sine)

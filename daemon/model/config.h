@@ -16,13 +16,14 @@ enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_LLAMA3,
 enum architecture_norm { NORM_RMS, NORM_LAYER };      // a layer norm has a bias
 
 // What stands between the two products of the feed-forward half. SWIGLU is gated: silu(gate) * up.
-enum architecture_activation { ACTIVATION_SWIGLU, ACTIVATION_GELU_ERF, ACTIVATION_GELU_TANH };
+// GEGLU: gelu_tanh(gate) * up.
+enum architecture_activation { ACTIVATION_SWIGLU, ACTIVATION_GELU_ERF, ACTIVATION_GELU_TANH, ACTIVATION_GEGLU };
 
 #define ARCHITECTURE_MAX_HEAD_SIZE 1024
 #define ARCHITECTURE_MAX_LAYERS 1024
 
 struct architecture {
-	char name[32];                 // "llama", "qwen2", "qwen3", "mistral", "gpt2", "bert"
+	char name[32];                 // "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "bert"
 	uint32_t n_layers;             // <= ARCHITECTURE_MAX_LAYERS
 	uint32_t width;                // C <= 65536
 	uint32_t ffn_width;            // F <= 1 << 20
@@ -57,7 +58,18 @@ struct architecture {
 	// shorter than the context).
 	uint32_t window;
 	bool sliding[ARCHITECTURE_MAX_LAYERS];
+	double rope_theta_sliding;     // of sliding layers, whose frequencies are not scaled; 0: as in the others
+	// Gemma: the embedding is multiplied by sqrt(C), and what a half gives is normed once more before it is added. Hugging Face's files hold
+	// the gains of norms less 1.
+	bool gemma;
+	double query_scalar;           // scores are multiplied by 1/sqrt of it; 0: of the head size
+	float score_cap, logit_cap;    // x becomes cap tanh(x / cap); 0 = none
 };
+
+static inline bool architecture_gated(const struct architecture *a)
+{
+	return a->activation == ACTIVATION_SWIGLU || a->activation == ACTIVATION_GEGLU;
+}
 
 // What rows of that layer see: 0 = everything before them.
 static inline uint32_t architecture_window(const struct architecture *a, uint32_t layer)
@@ -68,7 +80,7 @@ static inline uint32_t architecture_window(const struct architecture *a, uint32_
 // Width of what the first product of the feed-forward half gives: gate and up, or up alone.
 static inline uint64_t architecture_up_width(const struct architecture *a)
 {
-	return (a->activation == ACTIVATION_SWIGLU ? 2 : 1) * (uint64_t)a->ffn_width;
+	return (architecture_gated(a) ? 2 : 1) * (uint64_t)a->ffn_width;
 }
 
 // Parses and checks config.json; unknown architectures, activations or scalings are refused by name.
@@ -82,3 +94,5 @@ int architecture_to_json(const struct architecture *a, char **ret_json, struct e
 uint64_t architecture_n_parameters(const struct architecture *a);
 // Rotation tables over n positions: angle = float(position) * float(inverse frequency), as transformers computes it. Arrays (n, D/2).
 void architecture_rope_tables(const struct architecture *a, uint32_t n, float *ret_cosine, float *ret_sine);
+// Those of sliding layers, where they have their own.
+void architecture_rope_tables_sliding(const struct architecture *a, uint32_t n, float *ret_cosine, float *ret_sine);

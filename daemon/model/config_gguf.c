@@ -87,6 +87,32 @@ static int read_window(const struct source *s, struct architecture *a)
 	return r;
 }
 
+// What llama.cpp knows of the family without a key: the caps' defaults, the pattern of layers, the base of sliding ones, and that the models
+// of 27 B scale queries by width / heads.
+static int read_gemma(const struct source *s, struct architecture *a)
+{
+	bool third = !strcmp(a->name, "gemma3");
+	double score_cap = third ? 0 : 50, logit_cap = third ? 0 : 30, theta = 10000;
+	uint32_t pattern;
+	int r;
+	if ((r = read_size(s, "attention.sliding_window_pattern", third ? 6 : 2, &pattern)) < 0)
+		return r;
+	if (!third && ((r = read_real(s, "attn_logit_softcapping", score_cap, &score_cap)) < 0 ||
+		       (r = read_real(s, "final_logit_softcapping", logit_cap, &logit_cap)) < 0))
+		return r;
+	if ((r = read_real(s, "rope.freq_base_swa", theta, &theta)) < 0)
+		return r;
+	a->score_cap = (float)score_cap;
+	a->logit_cap = (float)logit_cap;
+	a->rope_theta_sliding = third ? theta : 0;
+	a->query_scalar = a->n_layers == (third ? 62 : 46) ? (double)a->width / a->n_heads : a->head_size;
+	for (uint32_t i = 0; i < a->n_layers && i < ARCHITECTURE_MAX_LAYERS; i++)
+		a->sliding[i] = pattern && (i + 1) % pattern != 0;
+	r = read_size(s, "attention.sliding_window", UINT32_MAX, &a->window);
+	architecture_settle_window(a);
+	return r;
+}
+
 static int check_features(const struct source *s, struct architecture *a)
 {
 	int r;
@@ -94,7 +120,7 @@ static int check_features(const struct source *s, struct architecture *a)
 	    (r = refuse_other(s, "rope.dimension_count", a->head_size, "partial rotation is")) < 0 ||
 	    (r = refuse_other(s, "expert_count", 0, "mixtures of experts are")) < 0)
 		return r;
-	return read_window(s, a);
+	return a->gemma ? read_gemma(s, a) : read_window(s, a);
 }
 
 // llama3 scaling arrives as the divisors it leads to. Meta's own setting (low 1, high 4, original 8192, any factor) is recognised, so that
@@ -222,7 +248,7 @@ static int read_token(const struct source *s, const char *key, int32_t *ret)
 
 static int find_family(struct source *s, char ret_name[32])
 {
-	static const char *const supported[] = {"llama", "qwen2", "qwen3", "gpt2"};
+	static const char *const supported[] = {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2"};
 	const char *name = NULL;
 	size_t n = 0;
 	int r = gguf_get_string(s->file, "general.architecture", &name, &n, s->err);
@@ -236,7 +262,7 @@ static int find_family(struct source *s, char ret_name[32])
 		}
 	}
 	return error_set(s->err, ERROR_UNSUPPORTED, "general.architecture",
-			 "GGUF metadata: architecture %.*s is not supported (supported: llama, qwen2, qwen3, gpt2)", n < 32 ? (int)n : 32, name);
+			 "GGUF metadata: architecture %.*s is not supported (supported: llama, qwen2, qwen3, gemma2, gemma3, gpt2)", n < 32 ? (int)n : 32, name);
 }
 
 int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err)
@@ -247,6 +273,10 @@ int architecture_from_gguf(const struct gguf *file, struct architecture *ret, st
 	int r = find_family(&s, a.name);
 	if (r < 0)
 		return r;
+	if (!strcmp(a.name, "gemma2") || !strcmp(a.name, "gemma3")) {
+		a.gemma = true;
+		a.activation = ACTIVATION_GEGLU;
+	}
 	if (!strcmp(a.name, "gpt2")) {
 		a.norm = NORM_LAYER;
 		a.activation = ACTIVATION_GELU_TANH;

@@ -23,11 +23,14 @@ static const struct family {
 	{"mistral", "MistralForCausalLM", CONFIG_WINDOW_ALL, 0, NULL, NULL},
 	{"qwen2", "Qwen2ForCausalLM", CONFIG_WINDOW_LATE, 0, NULL, NULL},
 	{"qwen3", "Qwen3ForCausalLM", CONFIG_WINDOW_LATE, 128, NULL, NULL},
+	{"gemma2", "Gemma2ForCausalLM", CONFIG_WINDOW_MIXED, 256, config_read_gemma2, NULL},
+	{"gemma3_text", "Gemma3ForCausalLM", CONFIG_WINDOW_MIXED, 256, config_read_gemma3, NULL},
 	{"gpt2", "GPT2LMHeadModel", CONFIG_WINDOW_NONE, 0, config_read_gpt2, config_write_gpt2},
 	{"bert", "BertForMaskedLM", CONFIG_WINDOW_NONE, 0, config_read_bert, config_write_bert},
 };
 #define N_FAMILIES (sizeof families / sizeof *families)
-#define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, GPT2LMHeadModel, BertForMaskedLM"
+#define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, " \
+	"GPT2LMHeadModel, BertForMaskedLM"
 
 static int find_family(const json_t *o, const struct family **ret, struct error *err)
 {
@@ -56,7 +59,7 @@ int config_read_size(const json_t *o, const char *key, uint64_t fallback, uint32
 	return r;
 }
 
-static int read_sizes(const json_t *o, const struct family *f, struct architecture *a, struct error *err)
+int config_read_sizes(const json_t *o, uint32_t default_head_size, bool n_kv_heads_may_lack, struct architecture *a, struct error *err)
 {
 	double epsilon = 1e-6;
 	int r;
@@ -70,10 +73,10 @@ static int read_sizes(const json_t *o, const struct family *f, struct architectu
 	if (a->n_heads == 0)
 		return error_set(err, ERROR_INVALID, "num_attention_heads", CONFIG_NAME ": num_attention_heads is 0");
 	// Only Llama counts the key/value heads as the heads when the key is absent; the others have a fixed default nobody relies on.
-	if ((r = config_read_size(o, "num_key_value_heads", strcmp(f->name, "llama") ? 0 : a->n_heads, &a->n_kv_heads, err)) < 0)
+	if ((r = config_read_size(o, "num_key_value_heads", n_kv_heads_may_lack ? a->n_heads : 0, &a->n_kv_heads, err)) < 0)
 		return r;
 	uint32_t share = a->width / a->n_heads;
-	if ((r = config_read_size(o, "head_dim", f->default_head_size ? f->default_head_size : share, &a->head_size, err)) < 0)
+	if ((r = config_read_size(o, "head_dim", default_head_size ? default_head_size : share, &a->head_size, err)) < 0)
 		return r;
 	if ((r = document_real(o, CONFIG_NAME, "rms_norm_eps", &epsilon, err)) < 0 && r != -ENOENT)
 		return r;
@@ -139,11 +142,10 @@ static int read_llama3(const json_t *o, struct architecture *a, struct error *er
 
 // Old files: "rope_theta" beside "rope_scaling": {"type" or "rope_type": ...}; new ones: all of it in "rope_parameters". As in
 // transformers, rope_scaling goes first where both are there.
-static int read_rope(const json_t *o, struct architecture *a, struct error *err)
+int config_read_rope(const json_t *o, double default_theta, struct architecture *a, struct error *err)
 {
-	const json_t *scaling = json_object_get(o, "rope_scaling"), *v;
-	const char *key, *type = "default";
-	a->rope_theta = 10000;
+	const json_t *scaling = json_object_get(o, "rope_scaling");
+	a->rope_theta = default_theta;
 	int r = check_partial_rotary(o, err);
 	if (r < 0 || ((r = document_real(o, CONFIG_NAME, "rope_theta", &a->rope_theta, err)) < 0 && r != -ENOENT))
 		return r;
@@ -151,6 +153,14 @@ static int read_rope(const json_t *o, struct architecture *a, struct error *err)
 		scaling = json_object_get(o, "rope_parameters");
 	if (!scaling || json_is_null(scaling))
 		return 0;
+	return config_read_rope_object(scaling, a, err);
+}
+
+int config_read_rope_object(const json_t *scaling, struct architecture *a, struct error *err)
+{
+	const char *key, *type = "default";
+	const json_t *v;
+	int r;
 	if (!json_is_object(scaling))
 		return error_set(err, ERROR_INVALID, "rope_scaling", CONFIG_NAME ": rope parameters must be an object");
 	json_object_foreach((json_t *)(uintptr_t)scaling, key, v)
@@ -193,9 +203,9 @@ static int read_llama(const json_t *o, const struct family *f, struct architectu
 	int r;
 	a->qkv_bias = !strcmp(f->name, "qwen2");
 	a->qk_norm = !strcmp(f->name, "qwen3");
-	if ((r = read_sizes(o, f, a, err)) < 0 || (r = check_features(o, f, a, err)) < 0)
+	if ((r = config_read_sizes(o, f->default_head_size, !strcmp(f->name, "llama"), a, err)) < 0 || (r = check_features(o, f, a, err)) < 0)
 		return r;
-	return read_rope(o, a, err);
+	return config_read_rope(o, 10000, a, err);
 }
 
 int architecture_from_json(const char *json, size_t n, struct architecture *ret, struct error *err)
@@ -227,7 +237,7 @@ static const struct family *family_of(const struct architecture *a)
 {
 	size_t i = 0;
 	if (a->learned_positions)
-		return &families[a->masked ? 5 : 4];
+		return &families[a->masked ? N_FAMILIES - 1 : N_FAMILIES - 2];
 	if (a->qk_norm || a->qkv_bias)
 		return a->qk_norm && a->qkv_bias ? NULL : &families[a->qk_norm ? 3 : 2];
 	if (!strcmp(a->name, "mistral") || a->window)      // a GGUF "llama" may have windows: those of Mistral's class
@@ -288,6 +298,8 @@ int architecture_to_json(const struct architecture *a, char **ret_json, struct e
 	int r = architecture_check(a, err);
 	if (r < 0)
 		return r;
+	if (a->gemma)
+		return error_set(err, ERROR_UNSUPPORTED, NULL, "models of the family %s are not written", a->name);
 	const struct family *f = family_of(a);
 	if (!f)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "no class of transformers has both QKV biases and Q/K norms");

@@ -23,6 +23,13 @@ enum config_window { CONFIG_WINDOW_NONE, CONFIG_WINDOW_ALL, CONFIG_WINDOW_LATE, 
 int config_read_window(const json_t *o, enum config_window rule, struct architecture *a, struct error *err);
 int config_write_window(const struct architecture *a, enum config_window rule, json_t *o);    // -ENOMEM
 
+// Parts of the Llama family's reader.
+int config_read_sizes(const json_t *o, uint32_t default_head_size, bool n_kv_heads_may_lack, struct architecture *a, struct error *err);
+int config_read_rope(const json_t *o, double default_theta, struct architecture *a, struct error *err);
+int config_read_rope_object(const json_t *scaling, struct architecture *a, struct error *err);    // theta and scaling of one kind of layer
+
+int config_read_gemma2(const json_t *o, struct architecture *a, struct error *err);
+int config_read_gemma3(const json_t *o, struct architecture *a, struct error *err);
 int config_read_gpt2(const json_t *o, struct architecture *a, struct error *err);
 json_t *config_write_gpt2(const struct architecture *a);        // NULL without memory
 int config_read_bert(const json_t *o, struct architecture *a, struct error *err);

@@ -5,6 +5,7 @@
 #include "daemon/model/forward.h"
 
 #include <assert.h>
+#include <math.h>
 
 #include "daemon/model/activations.h"
 #include "daemon/model/cache.h"
@@ -16,6 +17,18 @@ static void add_product(struct backend *be, struct real *y, const struct real *x
 	if (y != x)
 		be->ops->real_copy(be, y, x, (size_t)T * C);
 	be->ops->linear_real(be, y, true, h, w, bias, T);
+}
+
+// y = x + norm(product), the product first in an array of its own. Nothing is kept of it: not in training.
+static void add_normed(const struct weights *w, struct activations *a, const struct layer_activations *l, struct real *y, const struct act *h,
+		       const struct weight *matrix, const struct real *gain, uint32_t T)
+{
+	const struct backend_ops *ops = a->backend->ops;
+	uint32_t C = w->architecture.width;
+	ops->linear_real(a->backend, a->x_half, false, h, matrix, NULL, T);
+	ops->rmsnorm(a->backend, l->h_attention, a->x_half, gain, w->architecture.norm_epsilon, T, C);
+	ops->widen(a->backend, a->x_half, l->h_attention, (size_t)T * C);
+	ops->mix(a->backend, y, true, a->x_half, 1, NULL, T, C);
 }
 
 // h = norm(x), and so is r, where a half goes on from the norm. Only layer norms have a bias.
@@ -34,15 +47,19 @@ static void activate(const struct weights *w, struct act *y, const struct act *g
 	const struct architecture *a = &w->architecture;
 	if (a->activation == ACTIVATION_SWIGLU)
 		w->backend->ops->swiglu(w->backend, y, gate_up, T, a->ffn_width);
+	else if (a->activation == ACTIVATION_GEGLU)
+		w->backend->ops->geglu(w->backend, y, gate_up, T, a->ffn_width);
 	else
 		w->backend->ops->gelu(w->backend, y, gate_up, forward_gelu(a), T, a->ffn_width);
 }
 
-static void embed(const struct weights *w, struct real *x)
+static void embed(const struct weights *w, struct real *x, uint32_t T)
 {
 	const struct backend_ops *ops = w->backend->ops;
 	uint32_t C = w->architecture.width;
 	ops->embed(w->backend, x, w->embedding);
+	if (w->architecture.gemma)
+		ops->mix(w->backend, x, false, x, sqrt(C), NULL, T, C);
 	if (w->vectors.positions)
 		ops->embed_add(w->backend, x, w->vectors.positions, true, C);
 	if (w->vectors.token_types)
@@ -103,15 +120,21 @@ void forward_layer(const struct weights *w, struct activations *a, const struct 
 		ops->head_norm(be, l->qkv, l->qkv_plain, lw->q_norm, lw->k_norm, &a->shape, w->architecture.norm_epsilon);
 	if (shown)
 		show(a, FORWARD_QKV, i, NULL, l->qkv);
+	bool own = w->cosine_sliding && w->architecture.sliding[i];
 	if (w->cosine)
-		ops->rope(be, l->qkv, w->cosine, w->sine, &a->shape, false);
+		ops->rope(be, l->qkv, own ? w->cosine_sliding : w->cosine, own ? w->sine_sliding : w->sine, &a->shape, false);
 	attend(w, a, l, i, layout->slots != NULL);
-	add_product(be, l->x_ffn, l->r_attention, l->heads, lw->out, lw->out_bias, T, C);
+	if (lw->attention_post_norm)
+		add_normed(w, a, l, l->x_ffn, l->heads, lw->out, lw->attention_post_norm, T);
+	else
+		add_product(be, l->x_ffn, l->r_attention, l->heads, lw->out, lw->out_bias, T, C);
 
 	norm(w, l->h_ffn, l->r_ffn, l->x_ffn, lw->ffn_norm, lw->ffn_norm_bias, T);
 	ops->linear(be, l->gate_up, l->h_ffn, lw->gate_up, lw->up_bias, T);
 	activate(w, l->ffn, l->gate_up, T);
-	if (x_next)
+	if (lw->ffn_post_norm)
+		add_normed(w, a, l, x_next, l->ffn, lw->down, lw->ffn_post_norm, T);
+	else if (x_next)
 		add_product(be, x_next, l->r_ffn, l->ffn, lw->down, lw->down_bias, T, C);
 }
 
@@ -122,7 +145,7 @@ struct act *forward(const struct weights *w, struct activations *a, const struct
 	uint32_t T = layout->n_positions;
 	assert(T <= a->max_positions && (!layout->slots || (a->cache && !a->training && !arch->masked)));
 	be->ops->begin(be, layout);
-	embed(w, a->layers[0].x_attention);
+	embed(w, a->layers[0].x_attention, T);
 	for (uint32_t i = 0; i < a->n_layers; i++)
 		forward_layer(w, a, layout, i, i + 1 < a->n_layers ? a->layers[i + 1].x_attention : a->x_final, true);
 	norm(w, a->final, a->r_final, a->x_final, w->vectors.final_norm, w->vectors.final_norm_bias, T);

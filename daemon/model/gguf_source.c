@@ -21,6 +21,9 @@ static const struct { const char *name, *gguf; } of_model[] = {
 	{"self_attn.k_norm.weight", "attn_k_norm.weight"}, {"self_attn.o_proj.weight", "attn_output.weight"},
 	{"post_attention_layernorm.weight", "ffn_norm.weight"}, {"mlp.gate_proj.weight", "ffn_gate.weight"},
 	{"mlp.up_proj.weight", "ffn_up.weight"}, {"mlp.down_proj.weight", "ffn_down.weight"},
+}, of_gemma_layer[] = {      // first: of_layer has other meanings for the same names
+	{"post_attention_layernorm.weight", "post_attention_norm.weight"}, {"pre_feedforward_layernorm.weight", "ffn_norm.weight"},
+	{"post_feedforward_layernorm.weight", "post_ffw_norm.weight"},
 }, of_gpt2_layer[] = {
 	{"ln_1.weight", "attn_norm.weight"}, {"ln_1.bias", "attn_norm.bias"}, {"attn.c_attn.weight", "attn_qkv.weight"},
 	{"attn.c_attn.bias", "attn_qkv.bias"}, {"attn.c_proj.weight", "attn_output.weight"}, {"attn.c_proj.bias", "attn_output.bias"},
@@ -42,7 +45,7 @@ static const char *layer_part(const char *name, unsigned *ret_layer, bool *ret_g
 	return NULL;
 }
 
-int gguf_source_name(const char *name, char ret_name[GGUF_SOURCE_NAME])
+int gguf_source_name(const struct architecture *a, const char *name, char ret_name[GGUF_SOURCE_NAME])
 {
 	unsigned layer;
 	bool gpt2;
@@ -50,6 +53,12 @@ int gguf_source_name(const char *name, char ret_name[GGUF_SOURCE_NAME])
 	for (size_t i = 0; !rest && i < N(of_model); i++) {
 		if (!strcmp(name, of_model[i].name)) {
 			snprintf(ret_name, GGUF_SOURCE_NAME, "%s", of_model[i].gguf);
+			return 0;
+		}
+	}
+	for (size_t i = 0; rest && a->gemma && i < N(of_gemma_layer); i++) {
+		if (!strcmp(rest, of_gemma_layer[i].name)) {
+			snprintf(ret_name, GGUF_SOURCE_NAME, "blk.%u.%s", layer, of_gemma_layer[i].gguf);
 			return 0;
 		}
 	}
@@ -86,7 +95,7 @@ int gguf_source_read(const struct gguf *file, const struct architecture *a, cons
 {
 	char gguf[GGUF_SOURCE_NAME];
 	unsigned layer;
-	int r = gguf_source_name(name, gguf);
+	int r = gguf_source_name(a, name, gguf);
 	if (r < 0 || (r = gguf_read(file, gguf, ret_tensor, err)) < 0)
 		return r;
 	bool gpt2;

@@ -83,7 +83,7 @@ static int describe(const struct model_file *m, const char *name, struct tensor 
 	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
 	if (!m->gguf)
 		return safetensors_find(m->safetensors, stored_name(m, name, old), ret_tensor, err);
-	return gguf_source_name(name, gguf) < 0 ? -ENOENT : gguf_find(m->gguf, gguf, ret_tensor);
+	return gguf_source_name(&m->architecture, name, gguf) < 0 ? -ENOENT : gguf_find(m->gguf, gguf, ret_tensor);
 }
 
 static size_t tensor_count(const struct model_file *m)
@@ -126,7 +126,7 @@ static bool is_parameter(const struct model_file *m, const char *name)
 {
 	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
 	for (size_t i = 0; i < m->n_parameters; i++) {
-		if (m->gguf && gguf_source_name(m->list[i].name, gguf) < 0)
+		if (m->gguf && gguf_source_name(&m->architecture, m->list[i].name, gguf) < 0)
 			continue;
 		if (!strcmp(name, m->gguf ? gguf : stored_name(m, m->list[i].name, old)))
 			return true;
@@ -290,7 +290,7 @@ static int read_run(const struct model_file *m, const char *name, uint64_t first
 	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
 	if (!m->gguf)
 		return safetensors_read_rows(m->safetensors, stored_name(m, name, old), first, n, to, err);
-	int r = gguf_source_name(name, gguf);
+	int r = gguf_source_name(&m->architecture, name, gguf);
 	return r < 0 ? r : gguf_read_rows(m->gguf, gguf, first, n, to, err);
 }
 
@@ -334,6 +334,10 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 	if (a->norm == NORM_LAYER) {      // Llama's descendants keep the ids they had before there were others
 		n = snprintf(text, sizeof text, "%d %d %d %d %d %u\n", a->activation, a->post_norm, a->linear_bias, a->learned_positions, a->masked,
 			     a->n_token_types);
+		hasher_update(h, text, (size_t)n);
+	}
+	if (a->gemma) {
+		n = snprintf(text, sizeof text, "%a %a %a %a\n", a->rope_theta_sliding, a->query_scalar, (double)a->score_cap, (double)a->logit_cap);
 		hasher_update(h, text, (size_t)n);
 	}
 	for (uint32_t i = 0; a->window && i < a->n_layers; i++) {      // nor do those without a window differ

@@ -18,6 +18,7 @@ struct names {
 	const char *layer;                          // before its number
 	const char *attention_norm, *q, *k, *v;     // k NULL: q is q, k and v in one
 	const char *out, *ffn_norm;
+	const char *attention_post_norm, *ffn_post_norm;    // NULL where there is none
 	const char *gate, *up, *down;               // gate NULL where there is none
 	const char *last_norm;                      // of a layer (post-norm), else of the model
 	const char *transform, *transform_norm, *head_bias, *head;
@@ -28,6 +29,12 @@ static const struct names llama = {
 	.embedding = "model.embed_tokens", .layer = "model.layers.", .attention_norm = "input_layernorm", .q = "self_attn.q_proj",
 	.k = "self_attn.k_proj", .v = "self_attn.v_proj", .out = "self_attn.o_proj", .ffn_norm = "post_attention_layernorm",
 	.gate = "mlp.gate_proj", .up = "mlp.up_proj", .down = "mlp.down_proj", .last_norm = "model.norm", .head = "lm_head",
+};
+static const struct names gemma = {
+	.embedding = "model.embed_tokens", .layer = "model.layers.", .attention_norm = "input_layernorm", .q = "self_attn.q_proj",
+	.k = "self_attn.k_proj", .v = "self_attn.v_proj", .out = "self_attn.o_proj", .attention_post_norm = "post_attention_layernorm",
+	.ffn_norm = "pre_feedforward_layernorm", .gate = "mlp.gate_proj", .up = "mlp.up_proj", .down = "mlp.down_proj",
+	.ffn_post_norm = "post_feedforward_layernorm", .last_norm = "model.norm", .head = "lm_head",
 };
 static const struct names gpt2 = {
 	.embedding = "transformer.wte", .positions = "transformer.wpe", .layer = "transformer.h.", .attention_norm = "ln_1",
@@ -45,7 +52,7 @@ static const struct names bert = {
 
 static const struct names *names_of(const struct architecture *a)
 {
-	return a->masked ? &bert : a->learned_positions ? &gpt2 : &llama;
+	return a->masked ? &bert : a->learned_positions ? &gpt2 : a->gemma ? &gemma : &llama;
 }
 
 uint32_t parameters_qkv_parts(const struct architecture *a)
@@ -74,7 +81,7 @@ static struct parameter *add(struct parameters *p, const char *prefix, const cha
 
 static void add_norm(struct parameters *p, const struct architecture *a, const char *prefix, const char *name)
 {
-	add(p, prefix, name, "weight", a->width, 0);
+	add(p, prefix, name, "weight", a->width, 0)->from_one = a->gemma;
 	if (a->norm == NORM_LAYER)
 		add(p, prefix, name, "bias", a->width, 0);
 }
@@ -104,8 +111,8 @@ static void add_qkv(struct parameters *p, const struct architecture *a, const st
 	for (int i = 0; a->qkv_bias && i < (names->k ? 3 : 1); i++)
 		add(p, at, parts[i], "bias", sizes[i], 0);
 	if (a->qk_norm) {
-		add(p, at, "self_attn.q_norm", "weight", D, 0);
-		add(p, at, "self_attn.k_norm", "weight", D, 0);
+		add(p, at, "self_attn.q_norm", "weight", D, 0)->from_one = a->gemma;
+		add(p, at, "self_attn.k_norm", "weight", D, 0)->from_one = a->gemma;
 	}
 }
 
@@ -119,8 +126,10 @@ static void add_layer(struct parameters *p, const struct architecture *a, const 
 	add_matrix(p, names, at, names->out, C, (uint64_t)a->n_heads * a->head_size);
 	if (a->linear_bias)
 		add(p, at, names->out, "bias", C, 0);
+	if (names->attention_post_norm)
+		add_norm(p, a, at, names->attention_post_norm);
 	add_norm(p, a, at, names->ffn_norm);
-	if (a->activation == ACTIVATION_SWIGLU)
+	if (architecture_gated(a))
 		add_matrix(p, names, at, names->gate, F, C);
 	add_matrix(p, names, at, names->up, F, C);
 	if (a->linear_bias)
@@ -128,6 +137,8 @@ static void add_layer(struct parameters *p, const struct architecture *a, const 
 	add_matrix(p, names, at, names->down, C, F);
 	if (a->linear_bias)
 		add(p, at, names->down, "bias", C, 0);
+	if (names->ffn_post_norm)
+		add_norm(p, a, at, names->ffn_post_norm);
 }
 
 static void add_head(struct parameters *p, const struct architecture *a, const struct names *names)

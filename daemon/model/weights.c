@@ -148,7 +148,10 @@ static struct real *load_vector(struct loading *g, uint32_t n)
 		struct tensor t;
 		g->result = weights_find(g->source, &p[i], &t, g->err);
 		if (g->result == 0) {
-			dtype_to_float(t.dtype, t.data, values + (p[i].offset - p[0].offset), p[i].n);
+			float *to = values + (p[i].offset - p[0].offset);
+			dtype_to_float(t.dtype, t.data, to, p[i].n);
+			for (size_t j = 0; p[i].from_one && !g->source->row_major && j < p[i].n; j++)
+				to[j] += 1;
 			g->w->file_bytes += t.n_bytes;
 			weights_release(g->source, &p[i], &t);
 		}
@@ -187,13 +190,17 @@ static void load_layer(struct loading *g, struct layer_weights *l)
 	l->out = load_matrix(g, 1);
 	if (a->linear_bias)
 		l->out_bias = load_vector(g, 1);
+	if (a->gemma)
+		l->attention_post_norm = load_vector(g, 1);
 	load_norm(g, &l->ffn_norm, &l->ffn_norm_bias);
-	l->gate_up = load_matrix(g, a->activation == ACTIVATION_SWIGLU ? 2 : 1);
+	l->gate_up = load_matrix(g, architecture_gated(a) ? 2 : 1);
 	if (a->linear_bias)
 		l->up_bias = load_vector(g, 1);
 	l->down = load_matrix(g, 1);
 	if (a->linear_bias)
 		l->down_bias = load_vector(g, 1);
+	if (a->gemma)
+		l->ffn_post_norm = load_vector(g, 1);
 }
 
 static void load_embeddings(struct loading *g)
@@ -234,8 +241,9 @@ int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t 
 		count->n_weight += !n_arrays && matrix ? list[i].n : 0;
 		count->n_view += n_arrays && matrix ? list[i].n : 0;
 	}
-	count->n_real += a->learned_positions ? 0 : 2 * (uint64_t)max_positions * (a->head_size / 2);
-	count->n_arrays += n + 2 + n_arrays;
+	uint64_t table = a->learned_positions ? 0 : 2 * (uint64_t)max_positions * (a->head_size / 2);
+	count->n_real += a->rope_theta_sliding > 0 ? 2 * table : table;
+	count->n_arrays += n + (a->rope_theta_sliding > 0 ? 4 : 2) + n_arrays;
 	free(list);
 	return 0;
 }
@@ -251,7 +259,7 @@ void weights_need_beside(const struct parameters_beside *beside, uint32_t n_arra
 	}
 }
 
-static int make_rope_tables(struct weights *w, struct error *err)
+static int make_rope_tables(struct weights *w, bool sliding, struct real **ret_cosine, struct real **ret_sine, struct error *err)
 {
 	const struct backend_ops *ops = w->backend->ops;
 	size_t n = (size_t)w->max_positions * (w->architecture.head_size / 2);
@@ -260,12 +268,12 @@ static int make_rope_tables(struct weights *w, struct error *err)
 	if (!cosine)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for rotation tables of %u positions", w->max_positions);
 	float *sine = cosine + n;
-	architecture_rope_tables(&w->architecture, w->max_positions, cosine, sine);
-	w->cosine = ops->real_new(w->backend, n, err);
-	w->sine = w->cosine ? ops->real_new(w->backend, n, err) : NULL;
-	if (w->sine) {
-		ops->real_write(w->backend, w->cosine, cosine, n);
-		ops->real_write(w->backend, w->sine, sine, n);
+	(sliding ? architecture_rope_tables_sliding : architecture_rope_tables)(&w->architecture, w->max_positions, cosine, sine);
+	*ret_cosine = ops->real_new(w->backend, n, err);
+	*ret_sine = *ret_cosine ? ops->real_new(w->backend, n, err) : NULL;
+	if (*ret_sine) {
+		ops->real_write(w->backend, *ret_cosine, cosine, n);
+		ops->real_write(w->backend, *ret_sine, sine, n);
 	} else {
 		r = -ENOMEM;
 	}
@@ -297,7 +305,9 @@ int weights_new_empty(struct backend *be, const struct architecture *a, uint32_t
 	w->backend = be;
 	w->architecture = *a;
 	w->max_positions = max_positions;
-	r = a->learned_positions ? 0 : make_rope_tables(w, err);
+	r = a->learned_positions ? 0 : make_rope_tables(w, false, &w->cosine, &w->sine, err);
+	if (r == 0 && a->rope_theta_sliding > 0)
+		r = make_rope_tables(w, true, &w->cosine_sliding, &w->sine_sliding, err);
 	if (r < 0) {
 		weights_free(w);
 		return r;
@@ -354,7 +364,7 @@ static void free_layer(struct weights *w, struct layer_weights *l)
 	if (w->parameters)      // vectors are places in the flat array
 		return;
 	struct real *vectors[] = {l->attention_norm, l->attention_norm_bias, l->ffn_norm, l->ffn_norm_bias, l->q_norm, l->k_norm, l->qkv_bias,
-				  l->out_bias, l->up_bias, l->down_bias};
+				  l->out_bias, l->up_bias, l->down_bias, l->attention_post_norm, l->ffn_post_norm};
 	for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++)
 		free_vector(w, vectors[i]);
 }
@@ -396,6 +406,8 @@ struct weights *weights_free(struct weights *w)
 		free_model_vectors(w);
 	free_vector(w, w->cosine);
 	free_vector(w, w->sine);
+	free_vector(w, w->cosine_sliding);
+	free_vector(w, w->sine_sliding);
 	free_parameters(w);
 	free(w->gradients);
 	free(w->layers);

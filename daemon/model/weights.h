@@ -14,6 +14,7 @@ struct checkpoint_tensor;
 
 struct layer_weights {
 	struct real *attention_norm, *ffn_norm;       // (C)
+	struct real *attention_post_norm, *ffn_post_norm;    // (C) of what a half gives, or NULL
 	struct real *q_norm, *k_norm;                 // (D) or NULL
 	struct real *attention_norm_bias, *ffn_norm_bias;    // (C) of layer norms, or NULL
 	struct real *qkv_bias;                        // (W) or NULL
@@ -50,6 +51,7 @@ struct weights {
 	struct weight *transform;                     // (C, C) of masked models, or NULL
 	struct weight *head;                          // (V, C); the embedding's own when tied
 	struct real *cosine, *sine;                   // rotation tables (max_positions, D/2); NULL where positions are learned
+	struct real *cosine_sliding, *sine_sliding;   // of sliding layers, where they have their own; else NULL
 	uint32_t max_positions;
 	uint64_t file_bytes;                          // of what weights_load read
 	// Trainable only, else NULL:
@@ -64,7 +66,7 @@ struct weights {
 // Where tensors come from: Hugging Face names ("model.layers.0.self_attn.q_proj.weight"); GGUF names and its permuted q/k rows are
 // translated by the source. find returns -ENOENT for an absent name (err untouched). What find gave is valid until release, which
 // must be called for each (NULL: nothing to release): a source reads a tensor when asked, so that loading holds one matrix at a time.
-// Matrices lie as Hugging Face stores them: GPT-2's are transposed, unless `row_major` (GGUF).
+// Tensors are as Hugging Face stores them, GPT-2's matrices transposed and Gemma's gains less 1, unless `row_major` (GGUF).
 struct tensor_source {
 	void *file;
 	int (*find)(void *file, const char *name, struct tensor *ret_tensor, struct error *err);
@@ -88,6 +90,7 @@ struct parameter {
 	bool decay;                                   // weight decay applies: matrices
 	bool transposed;                              // Hugging Face stores it as (dims[1], dims[0])
 	bool table;                                   // its rows are added to others: an array of numbers, not a matrix
+	bool from_one;                                // Hugging Face stores the gain less 1
 	bool of_vocabulary;                           // a row for each token: files may have more (padding)
 };
 // Every parameter of an architecture in storage order; the caller frees *ret_list.

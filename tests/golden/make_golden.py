@@ -114,7 +114,7 @@ def plain_rope(theta=10000.0):
 
 def tiny_models():
     import torch
-    from transformers import BertConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+    from transformers import BertConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
     llama3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
               "original_max_position_embeddings": 32}
     linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
@@ -140,6 +140,12 @@ def tiny_models():
         "qwen3-window": (Qwen3Config(**{**COMMON, "num_hidden_layers": 3}, head_dim=16, use_sliding_window=True, sliding_window=5,
                                      layer_types=["sliding_attention", "full_attention", "sliding_attention"], tie_word_embeddings=True,
                                      rope_parameters=plain_rope()), torch.float32),
+        "gemma2": (Gemma2Config(**{**COMMON, "num_hidden_layers": 3}, head_dim=16, query_pre_attn_scalar=20, sliding_window=6,
+                                attn_logit_softcapping=2.0, final_logit_softcapping=3.0, rope_parameters=plain_rope()), torch.float32),
+        "gemma3": (Gemma3TextConfig(**{**COMMON, "num_hidden_layers": 3}, head_dim=16, query_pre_attn_scalar=16, sliding_window=6,
+                                    layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                                    rope_parameters={"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                                                     "sliding_attention": plain_rope(500.0)}), torch.bfloat16),
     }
 
 
@@ -157,7 +163,7 @@ def randomise(model, seed):
     for name, p in model.named_parameters():
         noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
         if p.dim() == 1:
-            p.data = noise * 0.5 if name.endswith("bias") else 1 + 0.3 * noise
+            p.data = noise * 0.5 if name.endswith("bias") else ("gemma" not in model.config.model_type) + 0.3 * noise
         else:
             inputs = p.shape[0] if ".c_" in name else p.shape[1]        # GPT-2 keeps its matrices transposed
             p.data = noise * (1.0 if "embed" in name or "wte" in name or "wpe" in name else 1.5 / inputs ** 0.5)
@@ -206,7 +212,8 @@ def tiny(only=None):
             old_style_config(where / "config.json")
         if name.endswith("-old"):
             old_style_names(where)
-        model = open_model(where, dtype=torch.float64, attn_implementation="sdpa").eval()
+        # capped scores are computed by the plain form alone
+        model = open_model(where, dtype=torch.float64, attn_implementation="eager" if "gemma" in name else "sdpa").eval()
         generator = torch.Generator().manual_seed(100 + seed)
         out = b"KDGM" + u32(4, config.vocab_size)
         for length in (1, 3, 22, 70) if name == "llama3" else (1, 3, 9, 22):

@@ -7,7 +7,8 @@
 #include "tests/golden/golden.h"
 
 static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "train",
-				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window", "train-mistral"};
+				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window", "train-mistral",
+				    "gemma2", "gemma3"};
 #define N_NAMES (sizeof names / sizeof *names)
 
 // Asks for the logits of the whole vocabulary at each of n rows.

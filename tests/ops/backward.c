@@ -128,15 +128,17 @@ void linear_real_backward_matches_ref(void **state)
 	}
 }
 
-static void check_attention(struct pair *p, bool bidirectional, uint32_t window, float soft_cap)
+static void check_attention(struct pair *p, bool bidirectional, bool windows, bool caps)
 {
+	static const uint32_t some_windows[] = {1, 5, 63, 64, 100};
+	static const float some_caps[] = {0.7f, 5, 50};
 	for (size_t i = 0; i < N_LENGTHS * N_SHAPES; i++) {
 		struct attention_shape shape = shapes[i % N_SHAPES], *s = &shape;
 		uint32_t T = lengths[i / N_SHAPES];
 		size_t n = (size_t)T * s->n_heads, group = s->n_heads / s->n_kv_heads;
 		shape.bidirectional = bidirectional;
-		shape.window = window;
-		shape.soft_cap = soft_cap;
+		shape.window = windows ? some_windows[(i + i / 5) % 5] : 0;
+		shape.soft_cap = caps ? some_caps[i % 3] : 0;
 		pair_reset(p, i + 1);
 		pair_begin(p, T, 5);
 		struct twin_act qkv = twin_act_random(p, T * row_width(s), 1), dy = twin_act_random(p, n * s->head_size, 1);
@@ -156,25 +158,24 @@ static void check_attention(struct pair *p, bool bidirectional, uint32_t window,
 
 void attention_backward_matches_ref(void **state)
 {
-	check_attention(*state, false, 0, 0);
+	check_attention(*state, false, false, false);
 }
 
+// Windows and caps in turn, over the lengths and shapes: see check_attention.
 void attention_backward_within_windows_matches_ref(void **state)
 {
-	static const uint32_t windows[] = {1, 5, 63, 64, 100};
-	for (int i = 0; i < 5; i++)
-		check_attention(*state, false, windows[i], i % 2 ? 3 : 0);
+	check_attention(*state, false, true, false);
 }
 
 void attention_backward_with_capped_scores_matches_ref(void **state)
 {
-	check_attention(*state, false, 0, 0.7f);
-	check_attention(*state, true, 0, 50);
+	check_attention(*state, false, false, true);
+	check_attention(*state, true, false, true);
 }
 
 void attention_backward_of_whole_sequences_matches_ref(void **state)
 {
-	check_attention(*state, true, 0, 0);
+	check_attention(*state, true, false, false);
 }
 
 void swiglu_backward_matches_ref(void **state)

@@ -408,9 +408,9 @@ static void gguf_features_are_refused_by_name(void **state)
 	(void)state;
 	struct architecture a;
 	struct error err = {0};
-	struct gguf_case c = {.family = "gemma2", .n_tokens = 9, .rows = 9};
+	struct gguf_case c = {.family = "falcon", .n_tokens = 9, .rows = 9};
 	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);
-	assert_non_null(strstr(err.message, "architecture gemma2 is not supported (supported: llama, qwen2, qwen3, gpt2)"));
+	assert_non_null(strstr(err.message, "architecture falcon is not supported (supported: llama, qwen2, qwen3, gemma2, gemma3, gpt2)"));
 	c.family = "llama";
 	c.scaling = "yarn";
 	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);

@@ -258,19 +258,25 @@ static void left_over_and_missing_tensors_are_refused(void **state)
 static void names_are_translated(void **state)
 {
 	(void)state;
+	static const struct architecture llama, gemma = {.gemma = true};
 	char name[GGUF_SOURCE_NAME];
-	assert_int_equal(gguf_source_name("model.layers.1023.self_attn.k_norm.weight", name), 0);
+	assert_int_equal(gguf_source_name(&gemma, "model.layers.3.post_attention_layernorm.weight", name), 0);
+	assert_string_equal(name, "blk.3.post_attention_norm.weight");
+	assert_int_equal(gguf_source_name(&llama, "model.layers.3.post_attention_layernorm.weight", name), 0);
+	assert_string_equal(name, "blk.3.ffn_norm.weight");
+	assert_int_equal(gguf_source_name(&llama, "model.layers.3.pre_feedforward_layernorm.weight", name), -ENOENT);
+	assert_int_equal(gguf_source_name(&llama, "model.layers.1023.self_attn.k_norm.weight", name), 0);
 	assert_string_equal(name, "blk.1023.attn_k_norm.weight");
-	assert_int_equal(gguf_source_name("lm_head.weight", name), 0);
+	assert_int_equal(gguf_source_name(&llama, "lm_head.weight", name), 0);
 	assert_string_equal(name, "output.weight");
-	assert_int_equal(gguf_source_name("transformer.h.47.attn.c_attn.bias", name), 0);
+	assert_int_equal(gguf_source_name(&llama, "transformer.h.47.attn.c_attn.bias", name), 0);
 	assert_string_equal(name, "blk.47.attn_qkv.bias");
-	assert_int_equal(gguf_source_name("transformer.wpe.weight", name), 0);
+	assert_int_equal(gguf_source_name(&llama, "transformer.wpe.weight", name), 0);
 	assert_string_equal(name, "position_embd.weight");
-	assert_int_equal(gguf_source_name("transformer.h.0.self_attn.q_proj.weight", name), -ENOENT);
-	assert_int_equal(gguf_source_name("bert.embeddings.word_embeddings.weight", name), -ENOENT);
-	assert_int_equal(gguf_source_name("model.layers.x.mlp.up_proj.weight", name), -ENOENT);
-	assert_int_equal(gguf_source_name("model.layers.1.mlp.up_proj.bias", name), -ENOENT);
+	assert_int_equal(gguf_source_name(&llama, "transformer.h.0.self_attn.q_proj.weight", name), -ENOENT);
+	assert_int_equal(gguf_source_name(&llama, "bert.embeddings.word_embeddings.weight", name), -ENOENT);
+	assert_int_equal(gguf_source_name(&llama, "model.layers.x.mlp.up_proj.weight", name), -ENOENT);
+	assert_int_equal(gguf_source_name(&llama, "model.layers.1.mlp.up_proj.bias", name), -ENOENT);
 }
 
 static struct content_id id_of(struct builder *b)
