@@ -241,9 +241,9 @@ static int open_cuda(backend *be, const backend_options *options, struct error *
 	.begin = cuda_begin, .embed = cuda_embed, .embed_add = cuda_embed_add, .rmsnorm = cuda_rmsnorm, .layernorm = cuda_layernorm, \
 	.linear = cuda_linear, .linear_real = cuda_linear_real, \
 	.head_norm = cuda_head_norm, .rope = cuda_rope, .attention = cuda_attention, .cache_write = cuda_cache_write, \
-	.attention_cached = cuda_attention_cached, .swiglu = cuda_swiglu, .gelu = cuda_gelu, \
-	.geglu = cuda_geglu, .add_rows = cuda_add_rows, .soft_cap = cuda_soft_cap, \
-	.widen = cuda_widen, .narrow = cuda_narrow, .pick_rows = cuda_pick_rows, .pick_columns = cuda_pick_columns, \
+	.attention_cached = cuda_attention_cached, .swiglu = cuda_swiglu, .geglu = cuda_geglu, .gelu = cuda_gelu, \
+	.widen = cuda_widen, .narrow = cuda_narrow, .pick_rows = cuda_pick_rows, .add_rows = cuda_add_rows, .soft_cap = cuda_soft_cap, \
+	.pick_columns = cuda_pick_columns, \
 	.mix = cuda_mix, .mix_log = cuda_mix_log, .sweep = cuda_sweep, .embed_backward = cuda_embed_backward, \
 	.embed_add_backward = cuda_embed_add_backward, .rmsnorm_backward = cuda_rmsnorm_backward, .layernorm_backward = cuda_layernorm_backward, \
 	.linear_backward = cuda_linear_backward, .linear_real_backward = cuda_linear_real_backward, \
