@@ -146,6 +146,13 @@ static void make_arrays(struct maker *m, const struct architecture *a, bool trai
 	}
 	x->x_final = training ? make_real(m, a->width) : x->layers[0].x_attention;
 	x->r_final = training && a->post_norm ? make_real(m, a->width) : x->x_final;
+	if (a->n_experts) {
+		x->experts.scores = make_real(m, a->n_experts);
+		x->experts.h = make_act(m, a->width);
+		x->experts.y = make_real(m, a->width);
+		x->experts.gate_up = x->layers[0].gate_up;
+		x->experts.ffn = x->layers[0].ffn;
+	}
 	x->x_half = a->gemma ? make_real(m, a->width) : NULL;
 	make_head(m, a, training, x);
 	if (training)
@@ -189,6 +196,9 @@ int activations_new(const struct weights *w, uint32_t max_positions, bool traini
 					    .scale = (float)(1 / sqrt(a->query_scalar > 0 ? a->query_scalar : a->head_size)),
 					    .bidirectional = a->masked, .soft_cap = a->score_cap}, .layers = layers};
 	make_arrays(&m, a, training, x);
+	x->choice = a->n_experts && m.result == 0 ? experts_new(a, max_positions) : NULL;
+	if (m.result == 0 && a->n_experts && !x->choice)
+		m.result = error_set(err, ERROR_MEMORY, NULL, "no memory for the choice of experts");
 	if (m.result < 0) {
 		activations_free(x);
 		return m.result;
@@ -208,6 +218,10 @@ struct activations *activations_free(struct activations *a)
 		ops->real_free(a->backend, a->x_final);
 	free_head(a);
 	ops->real_free(a->backend, a->x_half);
+	ops->real_free(a->backend, a->experts.scores);
+	ops->act_free(a->backend, a->experts.h);
+	ops->real_free(a->backend, a->experts.y);
+	experts_free(a->choice);
 	ops->real_free(a->backend, a->dx);
 	ops->act_free(a->backend, a->dh);
 	ops->act_free(a->backend, a->dqkv);

@@ -2,6 +2,7 @@
 // Private to forward.c and backward.c: the work arrays of one pass.
 #pragma once
 
+#include "daemon/model/experts.h"
 #include "daemon/model/forward.h"
 
 // Inputs of one layer's operations. Without training every layer has the same arrays (each is dead once the next has been computed)
@@ -38,6 +39,8 @@ struct activations {
 	struct attention_shape shape;        // but for what layers differ in: see forward_shape
 	struct layer_activations *layers;    // (n_layers)
 	struct real *x_final, *r_final;      // (T, C) as x_attention and r_attention, after the last layer
+	struct experts_work experts;         // of mixtures; gate_up and ffn are the layers' own
+	struct choice_of_experts *choice;
 	struct real *x_half;                 // (T, C) what a half gives, where it is normed before it is added; else NULL
 	struct act *final;                   // (T, C) normed
 	// Masked models: final, multiplied, through GELU (also as real), normed; else `head` is `final`.

@@ -77,6 +77,9 @@ int architecture_check(const struct architecture *a, struct error *err)
 		return error_set(err, ERROR_INVALID, "type_vocab_size", "%u token types; supported: up to 65536", a->n_token_types);
 	if ((a->post_norm || a->masked) && a->norm != NORM_LAYER)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "post-norm blocks and masked models have layer norms");
+	if (a->n_experts && ((r = check_number("number of experts", a->n_experts, 1, ARCHITECTURE_MAX_EXPERTS, err)) < 0 ||
+			     (r = check_number("number of experts used", a->n_experts_used, 1, a->n_experts, err)) < 0))
+		return r;
 	if (a->score_cap != 0 && (r = check_real("attn_logit_softcapping", (double)a->score_cap, 0, 1e6, err)) < 0)
 		return r;
 	if (a->logit_cap != 0 && (r = check_real("final_logit_softcapping", (double)a->logit_cap, 0, 1e6, err)) < 0)
@@ -95,7 +98,8 @@ int architecture_check(const struct architecture *a, struct error *err)
 static uint64_t layer_parameters(const struct architecture *a)
 {
 	uint64_t C = a->width, D = a->head_size, W = (a->n_heads + 2 * (uint64_t)a->n_kv_heads) * D, up = architecture_up_width(a);
-	uint64_t norm = a->norm == NORM_LAYER ? 2 * C : C, n = 2 * norm + W * C + C * a->n_heads * D + (up + a->ffn_width) * C;
+	uint64_t norm = a->norm == NORM_LAYER ? 2 * C : C, n = 2 * norm + W * C + C * a->n_heads * D;
+	n += a->n_experts ? a->n_experts * ((up + a->ffn_width) * C + C) : (up + a->ffn_width) * C;
 	if (a->qkv_bias)
 		n += W;
 	if (a->qk_norm)

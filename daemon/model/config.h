@@ -21,9 +21,10 @@ enum architecture_activation { ACTIVATION_SWIGLU, ACTIVATION_GELU_ERF, ACTIVATIO
 
 #define ARCHITECTURE_MAX_HEAD_SIZE 1024
 #define ARCHITECTURE_MAX_LAYERS 1024
+#define ARCHITECTURE_MAX_EXPERTS 1024
 
 struct architecture {
-	char name[32];                 // "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "gpt2", "bert"
+	char name[32];                 // "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3moe", "gemma2", "gemma3", "gpt2", "bert"
 	uint32_t n_layers;             // <= ARCHITECTURE_MAX_LAYERS
 	uint32_t width;                // C <= 65536
 	uint32_t ffn_width;            // F <= 1 << 20
@@ -64,6 +65,10 @@ struct architecture {
 	bool gemma;
 	double query_scalar;           // scores are multiplied by 1/sqrt of it; 0: of the head size
 	float score_cap, logit_cap;    // x becomes cap tanh(x / cap); 0 = none
+	// Mixture of experts: the feed-forward half is there n_experts times (ffn_width is the width of one), and each row goes through the
+	// n_experts_used that a router finds likeliest, added up by their probabilities (normalise_experts: divided by their sum). 0 = none.
+	uint32_t n_experts, n_experts_used;
+	bool normalise_experts;
 };
 
 static inline bool architecture_gated(const struct architecture *a)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// config.json of Gemma 2 and Gemma 3 (text): gelu by tanh in the gated unit, capped scores and logits, a scale of queries of its own, layers
-// that slide by a pattern, and (Gemma 3) rotate with a base of their own.
+// config.json of Gemma 2 and Gemma 3 (text): gelu by tanh in the gated unit, capped scores and logits, a scale of queries of its own,
+// layers that slide by a pattern, and (Gemma 3) rotate with a base of their own.
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>

@@ -87,8 +87,25 @@ static int read_window(const struct source *s, struct architecture *a)
 	return r;
 }
 
-// What llama.cpp knows of the family without a key: the caps' defaults, the pattern of layers, the base of sliding ones, and that the models
-// of 27 B scale queries by width / heads.
+// Mixtures, all of whose files are evaluated with normalised probabilities.
+static int read_experts(const struct source *s, struct architecture *a)
+{
+	int r = read_size(s, "expert_count", UINT32_MAX, &a->n_experts);
+	if (r < 0)
+		return r;
+	if (a->n_experts == UINT32_MAX || a->n_experts == 0) {
+		a->n_experts = 0;
+		return strcmp(a->name, "qwen3moe") ? 0 : missing(s, "qwen3moe.expert_count");
+	}
+	a->normalise_experts = true;
+	if ((r = refuse_other(s, "expert_shared_count", 0, "experts that every row goes through are")) < 0 ||
+	    (r = read_size(s, "expert_used_count", 0, &a->n_experts_used)) < 0)
+		return r;
+	return strcmp(a->name, "qwen3moe") ? 0 : read_size(s, "expert_feed_forward_length", a->ffn_width, &a->ffn_width);
+}
+
+// What llama.cpp knows of the family without a key: the caps' defaults, the pattern of layers, the base of sliding ones, and that the
+// models of 27 B scale queries by width / heads.
 static int read_gemma(const struct source *s, struct architecture *a)
 {
 	bool third = !strcmp(a->name, "gemma3");
@@ -118,7 +135,7 @@ static int check_features(const struct source *s, struct architecture *a)
 	int r;
 	if ((r = refuse_other(s, "attention.value_length", a->head_size, "values of another size than keys are")) < 0 ||
 	    (r = refuse_other(s, "rope.dimension_count", a->head_size, "partial rotation is")) < 0 ||
-	    (r = refuse_other(s, "expert_count", 0, "mixtures of experts are")) < 0)
+	    (r = read_experts(s, a)) < 0)
 		return r;
 	return a->gemma ? read_gemma(s, a) : read_window(s, a);
 }
@@ -248,7 +265,7 @@ static int read_token(const struct source *s, const char *key, int32_t *ret)
 
 static int find_family(struct source *s, char ret_name[32])
 {
-	static const char *const supported[] = {"llama", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2"};
+	static const char *const supported[] = {"llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "gpt2"};
 	const char *name = NULL;
 	size_t n = 0;
 	int r = gguf_get_string(s->file, "general.architecture", &name, &n, s->err);
@@ -262,7 +279,8 @@ static int find_family(struct source *s, char ret_name[32])
 		}
 	}
 	return error_set(s->err, ERROR_UNSUPPORTED, "general.architecture",
-			 "GGUF metadata: architecture %.*s is not supported (supported: llama, qwen2, qwen3, gemma2, gemma3, gpt2)", n < 32 ? (int)n : 32, name);
+			 "GGUF metadata: architecture %.*s is not supported (supported: llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, gpt2)",
+			 n < 32 ? (int)n : 32, name);
 }
 
 int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err)

@@ -18,19 +18,22 @@ static const struct family {
 	uint32_t default_head_size;      // 0: width / heads
 	int (*read)(const json_t *o, struct architecture *a, struct error *err);    // all but the name; NULL: as Llama's
 	json_t *(*write)(const struct architecture *a);
+	int (*more)(const json_t *o, struct architecture *a, struct error *err);    // after what is read as Llama's; or NULL
 } families[] = {
-	{"llama", "LlamaForCausalLM", CONFIG_WINDOW_NONE, 0, NULL, NULL},
-	{"mistral", "MistralForCausalLM", CONFIG_WINDOW_ALL, 0, NULL, NULL},
-	{"qwen2", "Qwen2ForCausalLM", CONFIG_WINDOW_LATE, 0, NULL, NULL},
-	{"qwen3", "Qwen3ForCausalLM", CONFIG_WINDOW_LATE, 128, NULL, NULL},
-	{"gemma2", "Gemma2ForCausalLM", CONFIG_WINDOW_MIXED, 256, config_read_gemma2, NULL},
-	{"gemma3_text", "Gemma3ForCausalLM", CONFIG_WINDOW_MIXED, 256, config_read_gemma3, NULL},
-	{"gpt2", "GPT2LMHeadModel", CONFIG_WINDOW_NONE, 0, config_read_gpt2, config_write_gpt2},
-	{"bert", "BertForMaskedLM", CONFIG_WINDOW_NONE, 0, config_read_bert, config_write_bert},
+	{"llama", "LlamaForCausalLM", CONFIG_WINDOW_NONE, 0, NULL, NULL, NULL},
+	{"mistral", "MistralForCausalLM", CONFIG_WINDOW_ALL, 0, NULL, NULL, NULL},
+	{"qwen2", "Qwen2ForCausalLM", CONFIG_WINDOW_LATE, 0, NULL, NULL, NULL},
+	{"qwen3", "Qwen3ForCausalLM", CONFIG_WINDOW_LATE, 128, NULL, NULL, NULL},
+	{"mixtral", "MixtralForCausalLM", CONFIG_WINDOW_NONE, 0, NULL, NULL, config_read_mixtral},
+	{"qwen3_moe", "Qwen3MoeForCausalLM", CONFIG_WINDOW_NONE, 0, NULL, NULL, config_read_qwen3_moe},
+	{"gemma2", "Gemma2ForCausalLM", CONFIG_WINDOW_MIXED, 256, config_read_gemma2, NULL, NULL},
+	{"gemma3_text", "Gemma3ForCausalLM", CONFIG_WINDOW_MIXED, 256, config_read_gemma3, NULL, NULL},
+	{"gpt2", "GPT2LMHeadModel", CONFIG_WINDOW_NONE, 0, config_read_gpt2, config_write_gpt2, NULL},
+	{"bert", "BertForMaskedLM", CONFIG_WINDOW_NONE, 0, config_read_bert, config_write_bert, NULL},
 };
 #define N_FAMILIES (sizeof families / sizeof *families)
-#define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, " \
-	"GPT2LMHeadModel, BertForMaskedLM"
+#define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, Qwen3MoeForCausalLM, " \
+	"Gemma2ForCausalLM, Gemma3ForCausalLM, GPT2LMHeadModel, BertForMaskedLM"
 
 static int find_family(const json_t *o, const struct family **ret, struct error *err)
 {
@@ -205,7 +208,8 @@ static int read_llama(const json_t *o, const struct family *f, struct architectu
 	a->qk_norm = !strcmp(f->name, "qwen3");
 	if ((r = config_read_sizes(o, f->default_head_size, !strcmp(f->name, "llama"), a, err)) < 0 || (r = check_features(o, f, a, err)) < 0)
 		return r;
-	return config_read_rope(o, 10000, a, err);
+	r = config_read_rope(o, 10000, a, err);
+	return r == 0 && f->more ? f->more(o, a, err) : r;
 }
 
 int architecture_from_json(const char *json, size_t n, struct architecture *ret, struct error *err)
@@ -298,7 +302,7 @@ int architecture_to_json(const struct architecture *a, char **ret_json, struct e
 	int r = architecture_check(a, err);
 	if (r < 0)
 		return r;
-	if (a->gemma)
+	if (a->gemma || a->n_experts)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "models of the family %s are not written", a->name);
 	const struct family *f = family_of(a);
 	if (!f)

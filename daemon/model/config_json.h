@@ -28,6 +28,8 @@ int config_read_sizes(const json_t *o, uint32_t default_head_size, bool n_kv_hea
 int config_read_rope(const json_t *o, double default_theta, struct architecture *a, struct error *err);
 int config_read_rope_object(const json_t *scaling, struct architecture *a, struct error *err);    // theta and scaling of one kind of layer
 
+int config_read_mixtral(const json_t *o, struct architecture *a, struct error *err);
+int config_read_qwen3_moe(const json_t *o, struct architecture *a, struct error *err);
 int config_read_gemma2(const json_t *o, struct architecture *a, struct error *err);
 int config_read_gemma3(const json_t *o, struct architecture *a, struct error *err);
 int config_read_gpt2(const json_t *o, struct architecture *a, struct error *err);

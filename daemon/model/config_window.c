@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sliding windows in config.json: which layers look back at a few positions only. Said layer by layer (layer_types), or by the older keys of
-// a family: Mistral's layers all slide, Qwen's do from max_window_layers on.
+// Sliding windows in config.json: which layers look back at a few positions only. Said layer by layer (layer_types), or by the older keys
+// of a family: Mistral's layers all slide, Qwen's do from max_window_layers on.
 #include <errno.h>
 #include <string.h>
 

@@ -20,8 +20,8 @@ static void add_product(struct backend *be, struct real *y, const struct real *x
 }
 
 // y = x + norm(product), the product first in an array of its own. Nothing is kept of it: not in training.
-static void add_normed(const struct weights *w, struct activations *a, const struct layer_activations *l, struct real *y, const struct act *h,
-		       const struct weight *matrix, const struct real *gain, uint32_t T)
+static void add_normed(const struct weights *w, struct activations *a, const struct layer_activations *l, struct real *y,
+		       const struct act *h, const struct weight *matrix, const struct real *gain, uint32_t T)
 {
 	const struct backend_ops *ops = a->backend->ops;
 	uint32_t C = w->architecture.width;
@@ -130,6 +130,11 @@ void forward_layer(const struct weights *w, struct activations *a, const struct 
 		add_product(be, l->x_ffn, l->r_attention, l->heads, lw->out, lw->out_bias, T, C);
 
 	norm(w, l->h_ffn, l->r_ffn, l->x_ffn, lw->ffn_norm, lw->ffn_norm_bias, T);
+	if (lw->experts) {
+		assert(x_next == l->x_ffn);      // nothing is trained
+		experts_forward(w, lw, a->choice, &a->experts, x_next, l->h_ffn, T);
+		return;
+	}
 	ops->linear(be, l->gate_up, l->h_ffn, lw->gate_up, lw->up_bias, T);
 	activate(w, l->ffn, l->gate_up, T);
 	if (lw->ffn_post_norm)

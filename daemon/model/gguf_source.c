@@ -20,7 +20,9 @@ static const struct { const char *name, *gguf; } of_model[] = {
 	{"self_attn.v_proj.bias", "attn_v.bias"}, {"self_attn.q_norm.weight", "attn_q_norm.weight"},
 	{"self_attn.k_norm.weight", "attn_k_norm.weight"}, {"self_attn.o_proj.weight", "attn_output.weight"},
 	{"post_attention_layernorm.weight", "ffn_norm.weight"}, {"mlp.gate_proj.weight", "ffn_gate.weight"},
-	{"mlp.up_proj.weight", "ffn_up.weight"}, {"mlp.down_proj.weight", "ffn_down.weight"},
+	{"mlp.up_proj.weight", "ffn_up.weight"}, {"mlp.down_proj.weight", "ffn_down.weight"}, {"mlp.gate.weight", "ffn_gate_inp.weight"},
+}, of_expert[] = {
+	{"gate_proj.weight", "ffn_gate_exps.weight"}, {"up_proj.weight", "ffn_up_exps.weight"}, {"down_proj.weight", "ffn_down_exps.weight"},
 }, of_gemma_layer[] = {      // first: of_layer has other meanings for the same names
 	{"post_attention_layernorm.weight", "post_attention_norm.weight"}, {"pre_feedforward_layernorm.weight", "ffn_norm.weight"},
 	{"post_feedforward_layernorm.weight", "post_ffw_norm.weight"},
@@ -45,11 +47,36 @@ static const char *layer_part(const char *name, unsigned *ret_layer, bool *ret_g
 	return NULL;
 }
 
+// "mlp.experts.5.rest" -> 5 and "rest", or NULL.
+static const char *expert_part(const char *rest, unsigned *ret_expert)
+{
+	int n = 0;
+	return sscanf(rest, "mlp.experts.%4u.%n", ret_expert, &n) == 1 && n ? rest + n : NULL;
+}
+
+bool gguf_source_expert(const char *name, uint32_t *ret_expert)
+{
+	unsigned layer, expert = 0;
+	bool gpt2;
+	const char *rest = layer_part(name, &layer, &gpt2);
+	bool found = rest && expert_part(rest, &expert);
+	*ret_expert = expert;
+	return found;
+}
+
 int gguf_source_name(const struct architecture *a, const char *name, char ret_name[GGUF_SOURCE_NAME])
 {
 	unsigned layer;
 	bool gpt2;
 	const char *rest = layer_part(name, &layer, &gpt2);
+	unsigned expert;
+	const char *of_one = rest ? expert_part(rest, &expert) : NULL;
+	for (size_t i = 0; of_one && i < N(of_expert); i++) {
+		if (!strcmp(of_one, of_expert[i].name)) {
+			snprintf(ret_name, GGUF_SOURCE_NAME, "blk.%u.%s", layer, of_expert[i].gguf);
+			return 0;
+		}
+	}
 	for (size_t i = 0; !rest && i < N(of_model); i++) {
 		if (!strcmp(name, of_model[i].name)) {
 			snprintf(ret_name, GGUF_SOURCE_NAME, "%s", of_model[i].gguf);
@@ -91,11 +118,43 @@ static int restore_rows(struct tensor *t, uint32_t n_heads, uint32_t head_size, 
 	return 0;
 }
 
+int gguf_source_find(const struct gguf *file, const struct architecture *a, const char *name, struct tensor *ret_tensor)
+{
+	char gguf[GGUF_SOURCE_NAME];
+	uint32_t expert;
+	int r = gguf_source_name(a, name, gguf);
+	if (r < 0 || (r = gguf_find(file, gguf, ret_tensor)) < 0 || !gguf_source_expert(name, &expert))
+		return r;
+	struct tensor *t = ret_tensor;
+	if (t->n_dims != 3 || t->dims[0] != a->n_experts || expert >= a->n_experts)
+		return 0;      // its shape will be named as wrong
+	t->n_dims = 2;
+	t->n_bytes /= (size_t)t->dims[0];
+	t->dims[0] = t->dims[1];
+	t->dims[1] = t->dims[2];
+	return 0;
+}
+
+static int read_expert(const struct gguf *file, const char *gguf, uint32_t expert, const char *name, struct tensor *t, struct error *err)
+{
+	void *bytes = malloc(t->n_bytes ? t->n_bytes : 1);
+	if (!bytes)
+		return error_set(err, ERROR_MEMORY, name, "no memory for tensor %s (%zu bytes)", name, t->n_bytes);
+	int r = gguf_read_rows(file, gguf, expert, 1, bytes, err);
+	if (r < 0)
+		free(bytes);
+	t->data = r < 0 ? NULL : bytes;
+	return r;
+}
+
 int gguf_source_read(const struct gguf *file, const struct architecture *a, const char *name, struct tensor *ret_tensor, struct error *err)
 {
 	char gguf[GGUF_SOURCE_NAME];
 	unsigned layer;
+	uint32_t expert;
 	int r = gguf_source_name(a, name, gguf);
+	if (r == 0 && gguf_source_expert(name, &expert) && (r = gguf_source_find(file, a, name, ret_tensor)) == 0 && ret_tensor->n_dims == 2)
+		return read_expert(file, gguf, expert, name, ret_tensor, err);
 	if (r < 0 || (r = gguf_read(file, gguf, ret_tensor, err)) < 0)
 		return r;
 	bool gpt2;

@@ -80,10 +80,10 @@ struct tensor_source model_file_source(struct model_file *file)
 // Without reading.
 static int describe(const struct model_file *m, const char *name, struct tensor *ret_tensor, struct error *err)
 {
-	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
+	char old[MAX_NAME];
 	if (!m->gguf)
 		return safetensors_find(m->safetensors, stored_name(m, name, old), ret_tensor, err);
-	return gguf_source_name(&m->architecture, name, gguf) < 0 ? -ENOENT : gguf_find(m->gguf, gguf, ret_tensor);
+	return gguf_source_find(m->gguf, &m->architecture, name, ret_tensor);
 }
 
 static size_t tensor_count(const struct model_file *m)
@@ -147,6 +147,8 @@ static int check_tensors(struct model_file *m, struct error *err)
 		if (r < 0)
 			return r;
 		bytes[t.dtype] += t.n_bytes;
+		uint32_t expert;
+		n_used -= m->gguf && gguf_source_expert(m->list[i].name, &expert) && expert;      // in the tensor of expert 0
 	}
 	for (int t = 0; t < N_DTYPES; t++)
 		if (bytes[t] > bytes[m->dtype])
@@ -298,7 +300,8 @@ int model_file_read_rows(const struct model_file *file, const char *name, const 
 			 struct error *err)
 {
 	struct tensor t;
-	int r = describe(file, name, &t, err);
+	uint32_t expert;
+	int r = file->gguf && gguf_source_expert(name, &expert) ? -ENOENT : describe(file, name, &t, err);
 	if (r < 0)
 		return r;
 	size_t columns = t.dims[t.n_dims - 1], row = dtype_row_bytes(t.dtype, columns), bytes;
@@ -338,6 +341,10 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 	}
 	if (a->gemma) {
 		n = snprintf(text, sizeof text, "%a %a %a %a\n", a->rope_theta_sliding, a->query_scalar, (double)a->score_cap, (double)a->logit_cap);
+		hasher_update(h, text, (size_t)n);
+	}
+	if (a->n_experts) {
+		n = snprintf(text, sizeof text, "%u %u %d\n", a->n_experts, a->n_experts_used, a->normalise_experts);
 		hasher_update(h, text, (size_t)n);
 	}
 	for (uint32_t i = 0; a->window && i < a->n_layers; i++) {      // nor do those without a window differ

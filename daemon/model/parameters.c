@@ -22,6 +22,7 @@ struct names {
 	const char *gate, *up, *down;               // gate NULL where there is none
 	const char *last_norm;                      // of a layer (post-norm), else of the model
 	const char *transform, *transform_norm, *head_bias, *head;
+	const char *router, *experts;               // experts: before the number of one, whose matrices are gate, up and down
 	bool transposed;                            // the matrices of layers
 };
 
@@ -29,6 +30,16 @@ static const struct names llama = {
 	.embedding = "model.embed_tokens", .layer = "model.layers.", .attention_norm = "input_layernorm", .q = "self_attn.q_proj",
 	.k = "self_attn.k_proj", .v = "self_attn.v_proj", .out = "self_attn.o_proj", .ffn_norm = "post_attention_layernorm",
 	.gate = "mlp.gate_proj", .up = "mlp.up_proj", .down = "mlp.down_proj", .last_norm = "model.norm", .head = "lm_head",
+};
+#define LLAMA_BUT_EXPERTS \
+	.embedding = "model.embed_tokens", .layer = "model.layers.", .attention_norm = "input_layernorm", .q = "self_attn.q_proj", \
+	.k = "self_attn.k_proj", .v = "self_attn.v_proj", .out = "self_attn.o_proj", .ffn_norm = "post_attention_layernorm", \
+	.last_norm = "model.norm", .head = "lm_head"
+static const struct names moe = {
+	LLAMA_BUT_EXPERTS, .gate = "gate_proj", .up = "up_proj", .down = "down_proj", .router = "mlp.gate", .experts = "mlp.experts.",
+};
+static const struct names mixtral = {
+	LLAMA_BUT_EXPERTS, .gate = "w1", .up = "w3", .down = "w2", .router = "block_sparse_moe.gate", .experts = "block_sparse_moe.experts.",
 };
 static const struct names gemma = {
 	.embedding = "model.embed_tokens", .layer = "model.layers.", .attention_norm = "input_layernorm", .q = "self_attn.q_proj",
@@ -52,7 +63,8 @@ static const struct names bert = {
 
 static const struct names *names_of(const struct architecture *a)
 {
-	return a->masked ? &bert : a->learned_positions ? &gpt2 : a->gemma ? &gemma : &llama;
+	return a->masked ? &bert : a->learned_positions ? &gpt2 : a->gemma ? &gemma :
+	       !a->n_experts ? &llama : !strcmp(a->name, "mixtral") ? &mixtral : &moe;
 }
 
 uint32_t parameters_qkv_parts(const struct architecture *a)
@@ -116,6 +128,18 @@ static void add_qkv(struct parameters *p, const struct architecture *a, const st
 	}
 }
 
+static void add_experts(struct parameters *p, const struct architecture *a, const struct names *names, const char *at)
+{
+	char expert[96];
+	add_matrix(p, names, at, names->router, a->n_experts, a->width);
+	for (uint32_t e = 0; e < a->n_experts; e++) {
+		snprintf(expert, sizeof expert, "%s%s%u.", at, names->experts, e);
+		add_matrix(p, names, expert, names->gate, a->ffn_width, a->width);
+		add_matrix(p, names, expert, names->up, a->ffn_width, a->width);
+		add_matrix(p, names, expert, names->down, a->width, a->ffn_width);
+	}
+}
+
 static void add_layer(struct parameters *p, const struct architecture *a, const struct names *names, uint32_t layer)
 {
 	uint64_t C = a->width, F = a->ffn_width;
@@ -129,6 +153,10 @@ static void add_layer(struct parameters *p, const struct architecture *a, const 
 	if (names->attention_post_norm)
 		add_norm(p, a, at, names->attention_post_norm);
 	add_norm(p, a, at, names->ffn_norm);
+	if (names->experts) {
+		add_experts(p, a, names, at);
+		return;
+	}
 	if (architecture_gated(a))
 		add_matrix(p, names, at, names->gate, F, C);
 	add_matrix(p, names, at, names->up, F, C);
@@ -160,7 +188,7 @@ int parameters_list(const struct architecture *a, struct parameter **ret_list, s
 		return r;
 	const struct names *names = names_of(a);
 	struct parameters p = {0};
-	p.list = calloc((size_t)a->n_layers * MAX_PER_LAYER + MAX_OTHERS, sizeof *p.list);
+	p.list = calloc((size_t)a->n_layers * (MAX_PER_LAYER + 3 * (size_t)a->n_experts) + MAX_OTHERS, sizeof *p.list);
 	if (!p.list)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the list of parameters");
 	add(&p, "", names->embedding, "weight", a->vocab_size, a->width)->of_vocabulary = true;

@@ -174,6 +174,19 @@ static void load_norm(struct loading *g, struct real **ret_gain, struct real **r
 		*ret_bias = load_vector(g, 1);
 }
 
+static void load_experts(struct loading *g, struct layer_weights *l)
+{
+	uint32_t n = g->w->architecture.n_experts;
+	l->router = load_matrix(g, 1);
+	l->experts = calloc(n, sizeof *l->experts);
+	if (!l->experts && g->result == 0)
+		g->result = error_set(g->err, ERROR_MEMORY, NULL, "no memory for %u experts", n);
+	for (uint32_t e = 0; e < n && g->result == 0; e++) {
+		l->experts[e].gate_up = load_matrix(g, 2);
+		l->experts[e].down = load_matrix(g, 1);
+	}
+}
+
 // In the order of parameters.c.
 static void load_layer(struct loading *g, struct layer_weights *l)
 {
@@ -193,6 +206,10 @@ static void load_layer(struct loading *g, struct layer_weights *l)
 	if (a->gemma)
 		l->attention_post_norm = load_vector(g, 1);
 	load_norm(g, &l->ffn_norm, &l->ffn_norm_bias);
+	if (a->n_experts) {
+		load_experts(g, l);
+		return;
+	}
 	l->gate_up = load_matrix(g, architecture_gated(a) ? 2 : 1);
 	if (a->linear_bias)
 		l->up_bias = load_vector(g, 1);
@@ -361,6 +378,12 @@ static void free_layer(struct weights *w, struct layer_weights *l)
 	free_matrix(w, l->out);
 	free_matrix(w, l->gate_up);
 	free_matrix(w, l->down);
+	free_matrix(w, l->router);
+	for (uint32_t e = 0; l->experts && e < w->architecture.n_experts; e++) {
+		free_matrix(w, l->experts[e].gate_up);
+		free_matrix(w, l->experts[e].down);
+	}
+	free(l->experts);
 	if (w->parameters)      // vectors are places in the flat array
 		return;
 	struct real *vectors[] = {l->attention_norm, l->attention_norm_bias, l->ffn_norm, l->ffn_norm_bias, l->q_norm, l->k_norm, l->qkv_bias,

@@ -12,6 +12,8 @@
 struct error;
 struct checkpoint_tensor;
 
+struct expert_weights { struct weight *gate_up, *down; };
+
 struct layer_weights {
 	struct real *attention_norm, *ffn_norm;       // (C)
 	struct real *attention_post_norm, *ffn_post_norm;    // (C) of what a half gives, or NULL
@@ -23,6 +25,9 @@ struct layer_weights {
 	struct weight *out;                           // (C, NH D)
 	struct weight *gate_up;                       // (2F, C) rows: gate then up; (F, C) where there is no gate
 	struct weight *down;                          // (C, F)
+	// A mixture has, in the place of these two, a router (n_experts, C) and n_experts of both; else NULL.
+	struct weight *router;
+	struct expert_weights *experts;
 };
 
 // Gradients of the same shapes, places in parameters->gradient (NULL where the layer has no such weight).

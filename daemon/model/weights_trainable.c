@@ -226,7 +226,7 @@ int weights_new_beside(struct backend *be, const struct architecture *a, const s
 		       uint32_t max_positions, struct weights **ret_weights, struct error *err)
 {
 	struct weights *w = NULL;
-	if (a->gemma)
+	if (a->gemma || a->n_experts)
 		return error_set(err, ERROR_UNSUPPORTED, "student", "models of the family %s cannot be trained yet", a->name);
 	float *buffer = malloc(CHUNK * sizeof *buffer);
 	int r = buffer ? weights_new_empty(be, a, max_positions, &w, err) : error_set(err, ERROR_MEMORY, NULL, "no memory for parameters");

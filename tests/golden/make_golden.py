@@ -114,7 +114,8 @@ def plain_rope(theta=10000.0):
 
 def tiny_models():
     import torch
-    from transformers import BertConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+    from transformers import BertConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config
+    from transformers import Qwen3Config, Qwen3MoeConfig
     llama3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
               "original_max_position_embeddings": 32}
     linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
@@ -146,6 +147,10 @@ def tiny_models():
                                     layer_types=["sliding_attention", "full_attention", "sliding_attention"],
                                     rope_parameters={"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
                                                      "sliding_attention": plain_rope(500.0)}), torch.bfloat16),
+        "mixtral": (MixtralConfig(**{**COMMON, "intermediate_size": 24}, num_local_experts=4, num_experts_per_tok=2, sliding_window=7,
+                                  tie_word_embeddings=False, rope_parameters=plain_rope()), torch.bfloat16),
+        "qwen3-moe": (Qwen3MoeConfig(**COMMON, head_dim=16, moe_intermediate_size=16, num_experts=6, num_experts_per_tok=3,
+                                     norm_topk_prob=False, tie_word_embeddings=False, rope_parameters=plain_rope()), torch.float32),
     }
 
 
@@ -165,7 +170,7 @@ def randomise(model, seed):
         if p.dim() == 1:
             p.data = noise * 0.5 if name.endswith("bias") else ("gemma" not in model.config.model_type) + 0.3 * noise
         else:
-            inputs = p.shape[0] if ".c_" in name else p.shape[1]        # GPT-2 keeps its matrices transposed
+            inputs = p.shape[0] if ".c_" in name else p.shape[-1]       # GPT-2 keeps its matrices transposed; experts come stacked
             p.data = noise * (1.0 if "embed" in name or "wte" in name or "wpe" in name else 1.5 / inputs ** 0.5)
 
 
@@ -213,7 +218,8 @@ def tiny(only=None):
         if name.endswith("-old"):
             old_style_names(where)
         # capped scores are computed by the plain form alone
-        model = open_model(where, dtype=torch.float64, attn_implementation="eager" if "gemma" in name else "sdpa").eval()
+        plain = {"experts_implementation": "eager"} if "num_experts_per_tok" in config.to_dict() else {}      # the others know no float64
+        model = open_model(where, dtype=torch.float64, attn_implementation="eager" if "gemma" in name else "sdpa", **plain).eval()
         generator = torch.Generator().manual_seed(100 + seed)
         out = b"KDGM" + u32(4, config.vocab_size)
         for length in (1, 3, 22, 70) if name == "llama3" else (1, 3, 9, 22):

@@ -8,7 +8,7 @@
 
 static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "train",
 				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window", "train-mistral",
-				    "gemma2", "gemma3"};
+				    "gemma2", "gemma3", "mixtral", "qwen3-moe"};
 #define N_NAMES (sizeof names / sizeof *names)
 
 // Asks for the logits of the whole vocabulary at each of n rows.

@@ -267,6 +267,14 @@ static void names_are_translated(void **state)
 	assert_int_equal(gguf_source_name(&llama, "model.layers.3.pre_feedforward_layernorm.weight", name), -ENOENT);
 	assert_int_equal(gguf_source_name(&llama, "model.layers.1023.self_attn.k_norm.weight", name), 0);
 	assert_string_equal(name, "blk.1023.attn_k_norm.weight");
+	uint32_t expert;
+	assert_int_equal(gguf_source_name(&llama, "model.layers.2.mlp.experts.17.gate_proj.weight", name), 0);
+	assert_string_equal(name, "blk.2.ffn_gate_exps.weight");
+	assert_true(gguf_source_expert("model.layers.2.mlp.experts.17.gate_proj.weight", &expert) && expert == 17);
+	assert_false(gguf_source_expert("model.layers.2.mlp.gate.weight", &expert));
+	assert_int_equal(gguf_source_name(&llama, "model.layers.2.mlp.gate.weight", name), 0);
+	assert_string_equal(name, "blk.2.ffn_gate_inp.weight");
+	assert_int_equal(gguf_source_name(&llama, "model.layers.2.mlp.experts.17.other.weight", name), -ENOENT);
 	assert_int_equal(gguf_source_name(&llama, "lm_head.weight", name), 0);
 	assert_string_equal(name, "output.weight");
 	assert_int_equal(gguf_source_name(&llama, "transformer.h.47.attn.c_attn.bias", name), 0);
