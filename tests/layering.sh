@@ -34,7 +34,7 @@ allow 'daemon/train/'       'common/|daemon/(loss|train)/|daemon/(clock|config|l
 allow 'daemon/worker/'      'common/|kernels/|clients/kdclient\.h|daemon/(loss|model|store|worker)/|daemon/train/(group|other|settings)\.h|daemon/(clock|config|idle|log)\.h'
 allow 'daemon/server/'      'common/|daemon/(model|teacher|store|train|server)/|daemon/(log|queue|clock|histogram)\.h'
 allow 'daemon/(config|log|queue|clock|histogram|idle)\.' 'common/|daemon/(config|log|queue|clock|histogram|idle)\.h'
-allow 'clients/'            'common/|clients/|daemon/store/(packed|store|surplus|survey|upkeep)\.h|daemon/train/history\.h|daemon/model/(packing|text_file|tokenizer|unicode)\.h'
+allow 'clients/'            'common/|clients/|daemon/store/(packed|store|surplus|survey|upkeep)\.h|daemon/train/history\.h|daemon/model/(config|gguf|packing|text_file|tokenizer|unicode)\.h'
 
 home 'microhttpd\.h'        'daemon/server/http[a-z_]*\.[ch]'
 home 'liburing\.h'          'daemon/store/ring\.c'

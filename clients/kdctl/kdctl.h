@@ -32,6 +32,8 @@ int command_capture(struct kdctl *k, int argc, char **argv);
 int command_generate(struct kdctl *k, int argc, char **argv);
 int command_label(struct kdctl *k, int argc, char **argv);
 int command_select(struct kdctl *k, int argc, char **argv);
+int command_audit(struct kdctl *k, int argc, char **argv);
+int command_plan(struct kdctl *k, int argc, char **argv);
 int command_train(struct kdctl *k, int argc, char **argv);
 int command_runs(struct kdctl *k, int argc, char **argv);
 int command_store(struct kdctl *k, int argc, char **argv);

@@ -26,6 +26,8 @@ static const struct {
 	{"generate", command_generate, "--prompt TEXT", "let the teacher continue a text"},
 	{"label", command_label, "PROMPTS --output FILE", "let the teacher answer prompts: a corpus to learn from; goes on where it ended"},
 	{"select", command_select, "METHOD FILE", "which items of a corpus to learn from (no server needed)"},
+	{"audit", command_audit, "--reference ADDRESS FILE", "compare answers with those of a server that computes in float64"},
+	{"plan", command_plan, "MODEL", "memory, speed, bytes and hours before they are spent"},
 	{"train", command_train, "RUN.conf", "start a training run and follow it"},
 	{"runs", command_runs, "[[stop|watch|plot] ID]", "list training runs; show, stop, watch or draw one"},
 	{"token", command_token, "new NAME", "make a bearer token for a server's tokens file (no server needed)"},

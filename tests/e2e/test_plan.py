@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kdctl plan: the shape is the file's, the figures are the caller's or measured through a daemon."""
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import unittest
+
+import tiny_model
+from kdserved import BUILD, Daemon
+
+KDCTL = os.path.join(BUILD, "kdctl")
+
+
+class Plan(unittest.TestCase):
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.model = os.path.join(self.directory, "model")
+        tiny_model.write(self.model)
+
+    def kdctl(self, *arguments, server=(), expect=0):
+        done = subprocess.run([KDCTL, *server, "--json", "plan", *arguments], capture_output=True, text=True, timeout=120)
+        self.assertEqual(done.returncode, expect, done.stderr)
+        return json.loads(done.stdout) if expect == 0 else done.stderr
+
+    def test_figures_of_the_caller(self):
+        plan = self.kdctl(self.model, "--flops", "1e9", "--bandwidth", "1e15", "--tokens", "3600000", "--length", "511", "--batch", "511",
+                          "--top-k", "10", "--values", "u8", "--cache-tokens", "100", "--student", self.model, "--epochs", "2")
+        C, F, W, V, layers = tiny_model.WIDTH, tiny_model.FFN, 64, 265, tiny_model.LAYERS
+        active = layers * (W * C + C * C + 3 * F * C) + V * C
+        self.assertEqual(plan["active_parameters"], active)
+        per_token = 2 * active + layers * 4 * 256 * C                   # 256 keys a row on average
+        self.assertAlmostEqual(plan["score_tokens_per_s"], 1e9 / per_token, delta=1e-6 * 1e9 / per_token)
+        self.assertAlmostEqual(plan["score_hours"], 1000 / plan["score_tokens_per_s"], delta=1e-9)
+        self.assertAlmostEqual(plan["train_tokens_per_s"] * 3, plan["score_tokens_per_s"], delta=1)
+        self.assertAlmostEqual(plan["train_hours"], 2 * 3 * plan["score_hours"], delta=1e-6)
+        self.assertEqual(plan["weights_bytes"], os.path.getsize(os.path.join(self.model, "model.safetensors")))
+        self.assertEqual(plan["cache_bytes"], 100 * 2 * layers * 16 * 4)
+        self.assertAlmostEqual(sum(plan["shares"].values()), 1, delta=1e-9)
+        self.assertAlmostEqual(plan["store_bytes"], plan["row_bytes"] * 3600000, delta=1)
+
+    def test_figures_measured_explain_what_was_measured(self):
+        with Daemon(model=self.model) as daemon:
+            plan = self.kdctl(self.model, "--measure", "--length", "64", "--batch", "512", "--generate", "100",
+                              server=("--server", "unix:" + daemon.socket_path))
+        for name in ("flops", "bandwidth", "score_tokens_per_s", "generate_tokens_per_s"):
+            self.assertGreater(plan[name], 0)
+
+    def test_what_is_missing_is_said(self):
+        self.assertIn("--flops and --bandwidth, or --measure", self.kdctl(self.model, expect=2))
+        self.assertIn("f32, f16 or u8", self.kdctl(self.model, "--values", "f64", expect=2))
+        self.assertIn("a number", self.kdctl(self.model, "--flops", "much", expect=2))
+        self.assertIn("No such file", self.kdctl("/nonexistent", "--flops", "1", "--bandwidth", "1", expect=1))
+        with open(os.path.join(self.directory, "text"), "w") as f:
+            f.write("no model, but text that is long enough to be one")
+        self.kdctl(f.name, "--flops", "1", "--bandwidth", "1", expect=1)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// The plan's arithmetic against numbers worked out by hand.
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include "clients/kdctl/plan.h"
+#include "daemon/model/config.h"
+
+static void near(double got, double want, double relative)
+{
+	if (!(fabs(got - want) <= relative * fabs(want)))
+		fail_msg("%.17g, wanted %.17g", got, want);
+}
+
+// 7e9 parameters of 2 bytes, 4096 tokens, 100 TFLOP/s at half, 1 TB/s: 2 * 7e9 * 4096 / 5e13 s of products, 14e9 / 1e12 s of memory.
+static void a_roof_is_products_or_bytes(void **state)
+{
+	(void)state;
+	struct plan_device d = {5e13, 1e12};
+	struct plan_operator prefill = {"prefill", 2 * 7e9 * 4096, 14e9}, decode = {"decode", 2 * 7e9, 14e9};
+	near(plan_seconds(&d, &prefill, 1), 1.146880, 1e-12);
+	near(plan_seconds(&d, &decode, 1), 0.014, 1e-12);
+	struct plan_operator both[] = {prefill, decode};
+	near(plan_seconds(&d, both, 2), 1.160880, 1e-12);
+}
+
+static const struct architecture tiny = {.n_layers = 2, .width = 8, .ffn_width = 12, .n_heads = 4, .n_kv_heads = 2, .head_size = 2,
+					 .vocab_size = 100, .context_length = 64};
+
+// By hand: q, k, v 16 x 8, output 8 x 8, gate and up 24 x 8, down 8 x 12: 480 a layer; head 800. Row i of 4 sees i + 1 keys, 2.5 on average,
+// 4 * 8 products each.
+static void a_pass_counts_every_product(void **state)
+{
+	(void)state;
+	struct plan_operator ops[PLAN_MAX_OPERATORS];
+	struct plan_pass pass = plan_scoring(4, 4, 2);
+	size_t n = plan_operators(&tiny, &pass, ops);
+	assert_int_equal(n, 5);
+	near(plan_active_parameters(&tiny), 2 * 480 + 800, 1e-12);
+	near(plan_flop(ops, n), 2 * 4 * (2 * 480 + 800) + 2 * 4 * 2.5 * 4 * 8, 1e-12);
+	near(ops[0].bytes, 2 * (16 * 8 * 2 + 4 * (16 + 8) * 4), 1e-12);
+	near(ops[4].bytes, 800 * 2 + 4 * 108 * 4, 1e-12);
+	// 3 answers of 10 positions: each key and value (2 * 2 * 2 floats a layer) is read once
+	pass = plan_generation(3, 10, 2);
+	n = plan_operators(&tiny, &pass, ops);
+	near(ops[1].bytes, 2 * (30 * 8 + 3 * (16 + 8)) * 4, 1e-12);
+	near(ops[1].flop, 2 * 3 * 10 * 4 * 8, 1e-12);
+}
+
+static void windows_bound_what_a_row_reads(void **state)
+{
+	(void)state;
+	struct architecture a = tiny;
+	struct plan_operator ops[PLAN_MAX_OPERATORS];
+	struct plan_pass pass = plan_generation(1, 40, 2);
+	a.window = 8;
+	a.sliding[1] = true;
+	plan_operators(&a, &pass, ops);
+	near(ops[1].flop, (40 + 8) * 4 * 8, 1e-12);
+}
+
+// 6 experts of which a row uses 2: each row pays for 2, and memory for as many as 2 rows (4) or 100 rows (all 6) can use.
+static void experts_cost_what_is_used(void **state)
+{
+	(void)state;
+	struct architecture a = tiny;
+	struct plan_operator ops[PLAN_MAX_OPERATORS];
+	a.n_experts = 6;
+	a.n_experts_used = 2;
+	struct plan_pass pass = plan_generation(2, 1, 1);
+	plan_operators(&a, &pass, ops);
+	near(ops[3].flop, 2 * 2 * 2 * (288 * 2 + 48), 1e-12);
+	near(ops[3].bytes, 2 * ((288 * 4 + 48) + 2 * 2 * (24 + 24 + 16) * 4), 1e-12);
+	pass = plan_generation(100, 1, 1);
+	plan_operators(&a, &pass, ops);
+	near(ops[3].bytes, 2 * ((288 * 6 + 48) + 100 * 2 * (24 + 24 + 16) * 4), 1e-12);
+	near(plan_active_parameters(&a), 2 * (128 + 64 + 2 * 288 + 48) + 800, 1e-12);
+}
+
+static void memory_is_counted(void **state)
+{
+	(void)state;
+	near(plan_cache_bytes(&tiny, 1000), 2 * 2 * 2 * 2 * 1000 * 4, 1e-12);
+	// rows of 3 * 8 + 16 + 8 + 24 + 12 + 2 * 8 floats, and 10 rows of logits
+	near(plan_work_bytes(&tiny, 10), 4 * (10 * 100 + 10 * 100), 1e-12);
+	near(plan_work_bytes(&tiny, 1000), 4 * (1000 * 100 + 64 * 100), 1e-12);
+	assert_true(plan_training_bytes(&tiny, 10) > 16 * (double)architecture_n_parameters(&tiny));
+}
+
+// The real teacher's top-64 rows over 49,152 ids take 152.15 bytes as u8 and 212 as f16 (tests/bench/results/bytes_per_token.csv).
+static void rows_are_as_long_as_measured(void **state)
+{
+	(void)state;
+	near(plan_row_bytes(49152, 64, 1), 152.15, 0.05);
+	near(plan_row_bytes(49152, 64, 2), 212, 0.05);
+	near(plan_row_bytes(100, 0, 2), 16, 1e-12);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_roof_is_products_or_bytes), cmocka_unit_test(a_pass_counts_every_product),
+		cmocka_unit_test(windows_bound_what_a_row_reads), cmocka_unit_test(experts_cost_what_is_used),
+		cmocka_unit_test(memory_is_counted), cmocka_unit_test(rows_are_as_long_as_measured),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
