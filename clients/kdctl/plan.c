@@ -221,7 +221,7 @@ static int probe_generation(struct kdctl *k, const struct plan_options *o, doubl
 static int measure(struct kdctl *k, struct plan_options *o, const struct model *m, double weight_bytes)
 {
 	struct plan_operator ops[PLAN_MAX_OPERATORS];
-	double rate, steps;
+	double rate = 0, steps = 0;
 	int status = kdctl_connect(k);
 	if (status)
 		return status;

@@ -143,9 +143,9 @@ void copies_match_ref(void **state)
 void geglu_matches_ref(void **state)
 {
 	struct pair *p = *state;
-	static const uint32_t widths[] = {1, 33, 192};
+	static const uint32_t sizes[] = {1, 33, 192};
 	for (int i = 0; i < N_LENGTHS * 3; i++) {
-		uint32_t rows = lengths[i / 3], F = widths[i % 3];
+		uint32_t rows = lengths[i / 3], F = sizes[i % 3];
 		pair_reset(p, (uint64_t)i + 1);
 		struct twin_act x = twin_act_random(p, (size_t)rows * 2 * F, i % 2 ? 9 : 2), y = twin_act_poisoned(p, (size_t)rows * F);
 		p->ref->ops->geglu(p->ref, y.ref, x.ref, rows, F);
