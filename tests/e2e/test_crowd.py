@@ -65,12 +65,14 @@ def essence(status, body):
 
 
 class Crowd(unittest.TestCase):
+    arguments = ()       # of the daemon, more
+
     @classmethod
     def setUpClass(cls):
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))    # the daemon inherits it
         cls.daemon = Daemon("--max-tokens", "512", "--max-connections", str(2 * CONNECTIONS + 50), "--queue-requests", "65536",
-            "--cache-tokens", "65536", "--batch-tokens", "256", patience=PATIENCE)
+            "--cache-tokens", "65536", "--batch-tokens", "256", *cls.arguments, patience=PATIENCE)
         cls.addClassCleanup(cls.daemon.stop)
         cls.asked = []
         for path, body in questions():
