@@ -22,6 +22,7 @@
 #include "daemon/options.h"
 #include "daemon/server/address.h"
 #include "daemon/server/auth.h"
+#include "daemon/server/health.h"
 #include "daemon/server/http.h"
 #include "daemon/server/service.h"
 #include "daemon/server/socket.h"
@@ -33,6 +34,7 @@
 #include "daemon/train/supervisor.h"
 
 #define STALL_MS 120000              // a forward pass longer than this is a hang: the watchdog is no longer fed
+#define STATUS_MS 10000              // how often it is looked whether the status text still holds
 #define LAST_MS 10000                // beyond the drain deadline, for what cannot be interrupted (fsync, workers)
 
 struct daemon {
@@ -51,6 +53,7 @@ struct daemon {
 	struct http *http;
 	struct socket_door *socket;
 	bool was_ready;
+	char status[HEALTH_TEXT_BYTES];    // as systemd was told
 };
 
 // ---- starting
@@ -134,7 +137,9 @@ static void on_store_failing(void *arg, const struct error *why)
 		log_warning("%s: answers are not stored until there is space again; questions are answered", why->message);
 	else
 		log_notice("store %s: answers are stored again", d->options.store);
-	sd_notifyf(0, "STATUS=%s", why ? why->message : "Answers are stored again");
+	const uint64_t one = 1;
+	if (write(d->event_fd, &one, sizeof one) < 0)
+		return;    // full: the loop, which tells systemd, is awake already
 }
 
 static int read_compression(const struct options *o, int *ret_level, struct error *err)
@@ -278,7 +283,7 @@ static void announce_ready(struct daemon *d)
 			log_warning("the known answer is not kept: %s", t[i].canary_note);
 	if (*t->fallback)
 		log_notice("device = auto: %s: the teacher runs on the CPU", t->fallback);
-	sd_notifyf(0, "READY=1\nSTATUS=Serving %s on %s", t->name, t->device);
+	sd_notify(0, "READY=1");
 }
 
 // The teacher's state changed. -1: go on; else the exit status.
@@ -290,7 +295,8 @@ static int on_teacher(struct daemon *d)
 		return -1;
 	switch (teacher_state(d->teacher)) {
 	case TEACHER_READY:
-		announce_ready(d);
+		if (!d->was_ready)
+			announce_ready(d);
 		return -1;
 	case TEACHER_FAILED:
 		teacher_error(d->teacher, &err);
@@ -334,6 +340,22 @@ static void feed_watchdog(struct daemon *d)
 		sd_notify(0, "WATCHDOG=1");
 }
 
+// The status text follows what /ready says. A store whose file system fills up tells nobody: so it is looked at now and then.
+static void tell_status(struct daemon *d)
+{
+	char text[HEALTH_TEXT_BYTES];
+	health_text(d->service, text);
+	if (strcmp(text, d->status) == 0)
+		return;
+	memcpy(d->status, text, sizeof text);
+	sd_notifyf(0, "STATUS=%s", text);
+}
+
+static int shorter(int a_ms, int b_ms)      // -1 = never
+{
+	return a_ms >= 0 && (b_ms < 0 || a_ms < b_ms) ? a_ms : b_ms;
+}
+
 static int daemon_loop(struct daemon *d)
 {
 	uint64_t watchdog_us = 0;
@@ -345,8 +367,8 @@ static int daemon_loop(struct daemon *d)
 	if (sd_watchdog_enabled(0, &watchdog_us) > 0)
 		watchdog = (int)(watchdog_us / 3000);
 	while (status < 0) {
-		int check = teacher_check(d->teacher);
-		int n = poll(fds, sizeof fds / sizeof *fds, check >= 0 && (watchdog < 0 || check < watchdog) ? check : watchdog);
+		tell_status(d);
+		int n = poll(fds, sizeof fds / sizeof *fds, shorter(shorter(watchdog, STATUS_MS), teacher_check(d->teacher)));
 		if (watchdog >= 0)
 			feed_watchdog(d);
 		if (n > 0 && fds[2].revents)

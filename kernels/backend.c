@@ -22,6 +22,11 @@ static const struct backend_ops *const backends[] = {
 };
 #define N_BACKENDS (sizeof backends / sizeof *backends)
 
+bool backend_has_gpu(void)
+{
+	return backends[0] != &backend_cpu_ops;
+}
+
 struct opened {
 	struct backend backend;          // first: callers hold a pointer to it
 	bool failed;

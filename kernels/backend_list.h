@@ -9,3 +9,7 @@ extern const struct backend_ops backend_cpu_ops;
 #ifdef HAVE_CUDA
 extern const struct backend_ops backend_cuda_ops;
 #endif
+
+#include <stdbool.h>
+// Whether this build has code for a GPU: only then is the CPU a second choice.
+bool backend_has_gpu(void);

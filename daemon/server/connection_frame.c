@@ -172,7 +172,9 @@ static void send_item(struct connection *c, struct connection_ask *ask, struct r
 		connection_send_error(c, ask->id, item->index, &item->error);
 		return;
 	}
+	double began = clock_seconds();
 	struct connection_output *o = answer_new(c, ask, item);
+	histogram_append(service_encode_seconds(c->context->service), clock_seconds() - began);
 	if (o)
 		connection_send(c, o);
 	item->record = record_unref(item->record);

@@ -13,10 +13,12 @@
 #include "common/record_json.h"
 #include "daemon/model/tokenizer.h"
 #include "daemon/server/auth.h"
+#include "daemon/server/health.h"
 #include "daemon/server/json.h"
 #include "daemon/server/metrics.h"
 #include "daemon/server/openai.h"
 #include "daemon/server/openapi.h"
+#include "daemon/server/page.h"
 #include "daemon/server/reply.h"
 #include "daemon/server/service.h"
 #include "daemon/store/store.h"
@@ -50,16 +52,20 @@ static int get_live(const struct control_input *in, struct control_reply *out, s
 	return 0;
 }
 
+// {"ready":true}, with "degraded" where something is; not ready is an error that says why.
 static int get_ready(const struct control_input *in, struct control_reply *out, struct error *err)
 {
-	struct store *store = service_store(in->service);
-	struct store_stats t = {0};
-	int r = service_check_ready(in->service, err);
-	if (!r && store)
-		store_stats(store, &t);
-	if (!r)
-		buffer_text(&out->body, t.failing ? "{\"ready\":true,\"degraded\":[\"store\"]}" : "{\"ready\":true}");
-	return r;
+	struct health h;
+	health_read(in->service, &h);
+	if (!h.ready)
+		return error_set(err, h.why.code, h.why.field, "%s", h.why.message);
+	buffer_text(&out->body, "{\"ready\":true");
+	if (memchr(h.degraded, true, sizeof h.degraded)) {
+		buffer_text(&out->body, ",\"degraded\":");
+		health_list(&out->body, &h);
+	}
+	buffer_text(&out->body, "}");
+	return 0;
 }
 
 static int get_metrics(const struct control_input *in, struct control_reply *out, struct error *err)
@@ -128,75 +134,6 @@ static int get_model(const struct control_input *in, struct control_reply *out, 
 		buffer_text(b, "}");
 	}
 	buffer_text(b, "]}");
-	return 0;
-}
-
-static void store_status(struct buffer *b, struct store *store)
-{
-	struct store_stats t;
-	store_stats(store, &t);
-	buffer_printf(b,
-		      ",\"store\":{\"records\":%" PRIu64 ",\"shards\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"hits\":%" PRIu64
-		      ",\"contained\":%" PRIu64 ",\"misses\":%" PRIu64 ",\"appended\":%" PRIu64 ",\"removed_shards\":%" PRIu64
-		      ",\"corrupt\":%" PRIu64 ",\"uring\":%s,\"failing\":%s}",
-		      t.n_records, t.n_shards, t.n_bytes, t.n_hits, t.n_contained, t.n_misses, t.n_appended, t.n_removed_shards, t.n_corrupt,
-		      t.uring ? "true" : "false",
-		      t.failing ? "true" : "false");
-}
-
-static void device_status(struct buffer *b, struct teacher *teacher, const struct teacher_stats *t)
-{
-	uint32_t n;
-	const struct teacher_info *infos = teacher_infos(teacher, &n);
-	buffer_printf(b,
-		      ",\"device\":{\"name\":\"%s\",\"numeric\":\"%s\",\"memory_bytes\":%" PRIu64 ",\"late_allocations\":%" PRIu64 ",\"description\":",
-		      infos->device, infos->numeric, t->memory_bytes, t->n_late_allocations);
-	buffer_string(b, infos->description, strlen(infos->description));
-	if (*infos->fallback) {
-		buffer_text(b, ",\"fallback\":");
-		buffer_string(b, infos->fallback, strlen(infos->fallback));
-	}
-	buffer_text(b, "},\"load\":{");
-	for (uint32_t i = 0; i < n; i++) {
-		buffer_text(b, i ? "," : "");
-		buffer_string(b, infos[i].name, strlen(infos[i].name));
-		buffer_printf(b, ":{\"seconds\":%.3f,\"upload_seconds\":%.3f,\"upload_bytes\":%" PRIu64 ",\"seconds_per_gib\":%.3f}",
-			      infos[i].load_seconds,
-			      infos[i].upload_seconds, infos[i].upload_bytes, teacher_upload_rate(&infos[i]));
-	}
-	buffer_text(b, "}");
-}
-
-static int get_status(const struct control_input *in, struct control_reply *out, struct error *err)
-{
-	struct service *s = in->service;
-	struct buffer *b = &out->body;
-	struct service_stats t;
-	struct teacher_stats passes;
-	struct error why = {0};
-	(void)err;
-	service_stats(s, &t);
-	teacher_stats(service_teacher(s), &passes);
-	bool ready = service_check_ready(s, &why) == 0;
-	buffer_printf(b, "{\"version\":\"%s\",\"uptime_s\":%.3f,\"ready\":%s", PACKAGE_VERSION, service_uptime(s),
-		      ready ? "true" : "false");
-	if (!ready) {
-		buffer_text(b, ",\"why\":");
-		buffer_string(b, why.message, strlen(why.message));
-	}
-	buffer_printf(
-		b, ",\"queue\":{\"requests\":%" PRIu64 ",\"tokens\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"sequences_waiting\":%" PRIu64 "}",
-		t.reserved.requests, t.reserved.tokens, t.reserved.bytes, passes.n_waiting);
-	buffer_printf(b, ",\"sequences\":{\"cached\":%" PRIu64 ",\"computed\":%" PRIu64 "}", t.n_cached, t.n_computed);
-	buffer_printf(b, ",\"forward\":{\"passes\":%" PRIu64 ",\"mixed_passes\":%" PRIu64 ",\"positions\":%" PRIu64 "}", passes.n_passes,
-		      passes.n_mixed_passes, passes.n_positions);
-	if (control_check_loaded(s, NULL) == 0)
-		device_status(b, service_teacher(s), &passes);
-	if (service_store(s))
-		store_status(b, service_store(s));
-	if (service_supervisor(s))
-		buffer_printf(b, ",\"runs\":{\"running\":%" PRIu32 "}", supervisor_n_running(service_supervisor(s)));
-	buffer_text(b, "}");
 	return 0;
 }
 
@@ -314,13 +251,16 @@ static const struct route {
 	enum reply_errors errors;
 	unsigned scopes;
 } routes[] = {
+	{"GET", "/", page_get_index, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
+	{"GET", "/page.css", page_get_style, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
+	{"GET", "/page.js", page_get_script, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
 	{"GET", "/live", get_live, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
 	{"GET", "/ready", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
 	{"GET", "/health", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},      // vLLM's name, which its clients wait on
 	{"GET", "/metrics", get_metrics, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
 	{"GET", "/openapi.json", get_openapi, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
 	{"GET", "/v1/model", get_model, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
-	{"GET", "/v1/status", get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
+	{"GET", "/v1/status", control_get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
 	{"POST", "/v1/score", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE},
 	{"POST", "/v1/generate", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_GENERATE},
 	{"POST", "/v1/completions", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, BEARER_SCORE | BEARER_GENERATE},

@@ -19,6 +19,7 @@ struct control_reply {
 	int status;                        // as in HTTP
 	const char *content_type;
 	unsigned retry_s;                  // with 429: 0 = nobody knows
+	const char *policy;                // Content-Security-Policy of a page; NULL = none
 	char allow[CONTROL_ALLOW_BYTES];   // with 405: the methods there are; else empty
 	struct buffer body;                // buffer_done() frees
 };

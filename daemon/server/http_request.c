@@ -2,6 +2,7 @@
 // One request: headers checked, body collected within its bound, handed to control or service, reply written. Its one complication: a
 // refusal known from the headers still reads and drops a body of ordinary size, because closing with unread bytes makes the client's
 // kernel throw the reply away.
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,16 +88,25 @@ static void suspend(struct http_request *q)
 	MHD_suspend_connection(q->mhd);
 }
 
+// The next piece of the answer, in q->out.
+static int encode(struct http_request *q)
+{
+	struct error err = {0};
+	double began = clock_seconds();
+	int r = q->kind->encode(q->exchange, &q->out, &err);
+	histogram_append(service_encode_seconds(q->http->service), clock_seconds() - began);
+	return r ? r : q->out.failed ? -ENOMEM : 0;
+}
+
 static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
 {
 	struct http_request *q = arg;
-	struct error err = {0};
 	(void)position;
 	if (q->n_sent == q->out.n) {
 		if (q->exchange->ended)
 			return MHD_CONTENT_READER_END_OF_STREAM;
 		q->out.n = q->n_sent = 0;
-		if (exchange_is_ready(q->exchange) && (q->kind->encode(q->exchange, &q->out, &err) || q->out.failed))
+		if (exchange_is_ready(q->exchange) && encode(q))
 			return MHD_CONTENT_READER_END_WITH_ERROR;
 		if (!q->out.n) {
 			suspend(q);
@@ -124,6 +134,12 @@ static enum MHD_Result queue_response(struct http_request *q, int status, struct
 		return MHD_NO;
 	if (q->reply.content_type)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, q->reply.content_type);
+	if (q->reply.policy) {
+		MHD_add_response_header(response, "Content-Security-Policy", q->reply.policy);
+		MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
+		MHD_add_response_header(response, "Referrer-Policy", "no-referrer");
+		MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
+	}
 	if (q->reply.allow[0])
 		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, q->reply.allow);
 	if (status == 429 || status == 503)

@@ -3,11 +3,13 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/error.h"
 #include "common/buffer.h"
 #include "daemon/server/auth.h"
+#include "daemon/server/health.h"
 #include "daemon/server/service.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"
@@ -103,7 +105,6 @@ static void encode_teacher(struct buffer *b, struct service *s)
 	struct teacher *teacher = service_teacher(s);
 	struct teacher_stats t;
 	teacher_stats(teacher, &t);
-	gauge(b, "kd_ready", "1 when score requests are taken.", service_check_ready(s, NULL) == 0);
 	gauge(b, "kd_teacher_state", "0 loading, 1 ready, 2 failed.", teacher_state(teacher));
 	counter(b, "kd_forward_passes_total", "Forward passes.", t.n_passes);
 	counter(b, "kd_forward_mixed_passes_total", "Forward passes shared by several requests.", t.n_mixed_passes);
@@ -126,7 +127,12 @@ static void encode_teacher(struct buffer *b, struct service *s)
 		t.n_late_allocations);
 	gauge(b, "kd_device_memory_bytes", "Of the device's own memory, reserved at start; 0 on the CPU.", (double)t.memory_bytes);
 	gauge(b, "kd_sequences_waiting", "Sequences waiting for the teacher.", (double)t.n_waiting);
-	histogram(b, "kd_forward_seconds", "Duration of the trunk's forward passes.", teacher_pass_seconds(teacher));
+	struct teacher_seconds *seconds = teacher_seconds(teacher);
+	histogram(b, "kd_queue_seconds", "From a request's acceptance to the pass that computes a score of it.", &seconds->queue);
+	histogram(b, "kd_batch_seconds", "Choosing what a pass holds.", &seconds->batch);
+	histogram(b, "kd_forward_seconds", "Duration of the trunk's forward passes.", &seconds->forward);
+	histogram(b, "kd_epilogue_seconds", "After a pass: the head, all that is read from it, records and tokens made.", &seconds->epilogue);
+	histogram(b, "kd_encode_seconds", "Making a piece of a reply.", service_encode_seconds(s));
 	if (teacher_state(teacher) != TEACHER_READY)
 		return;
 	uint32_t n;
@@ -153,11 +159,34 @@ static void encode_store(struct buffer *b, struct store *store)
 	counter(b, "kd_store_removed_shards_total", "Shards removed by store-max-bytes and store-max-age.", t.n_removed_shards);
 	counter(b, "kd_store_removed_bytes_total", "Their bytes.", t.removed_bytes);
 	counter(b, "kd_store_recovered_bytes_total", "Bytes cut from a torn tail at start.", t.recovered_bytes);
+	gauge(b, "kd_store_free_bytes", "Free on the file system of the store.", (double)t.free_bytes);
+	histogram(b, "kd_store_append_seconds", "Writing what was queued, each time.", store_append_seconds(store));
 	gauge(b, "kd_store_queued_bytes", "Bytes waiting for the disk.", (double)t.queued_bytes);
 	gauge(b, "kd_store_uring", "1 when io_uring is in use, 0 after falling back to pwrite.", t.uring);
 	gauge(b, "kd_store_direct", "1 when shards are written past the page cache (O_DIRECT).", t.direct);
 	counter(b, "kd_uring_cq_overflow_total", "Completions io_uring had to hold back for want of room; none are lost.", t.n_overflows);
 	gauge(b, "kd_store_failing", "1 while the disk refuses appends.", t.failing);
+}
+
+static void encode_runs(struct buffer *b, struct supervisor *runs)
+{
+	uint32_t n[SUPERVISOR_STATES];
+	supervisor_count(runs, n);
+	gauge(b, "kd_runs_running", "Training runs under way.", supervisor_n_running(runs));
+	head(b, "kd_runs", "gauge", "Training runs known, by their state.");
+	for (unsigned i = 0; i < SUPERVISOR_STATES; i++)
+		buffer_printf(b, "kd_runs{state=\"%s\"} %" PRIu32 "\n", supervisor_state_name(i), n[i]);
+	histogram(b, "kd_training_step_seconds", "Steps of training, as their workers report them.", supervisor_step_seconds(runs));
+}
+
+static void encode_health(struct buffer *b, struct service *s)
+{
+	struct health h;
+	health_read(s, &h);
+	gauge(b, "kd_ready", "1 when score requests are taken.", h.ready);
+	head(b, "kd_degraded", "gauge", "1 when something is not as it should be although questions are answered: see GET /ready.");
+	for (int i = 0; i < N_HEALTH_STATES; i++)
+		buffer_printf(b, "kd_degraded{state=\"%s\"} %d\n", health_name((enum health_state)i), h.degraded[i]);
 }
 
 static double resident_bytes(void)
@@ -174,13 +203,15 @@ static double resident_bytes(void)
 
 void metrics_encode(struct buffer *b, struct service *s)
 {
+	encode_health(b, s);
 	encode_requests(b, s);
 	auth_metrics(service_auth(s), b);
 	encode_teacher(b, s);
 	if (service_store(s))
 		encode_store(b, service_store(s));
 	if (service_supervisor(s))
-		gauge(b, "kd_runs_running", "Training runs under way.", supervisor_n_running(service_supervisor(s)));
+		encode_runs(b, service_supervisor(s));
+	gauge(b, "kd_start_time_seconds", "When the process began to serve, in seconds since 1970.", (double)time(NULL) - service_uptime(s));
 	gauge(b, "kd_uptime_seconds", "Since start.", service_uptime(s));
 	gauge(b, "kd_resident_bytes", "Resident memory of the process.", resident_bytes());
 }

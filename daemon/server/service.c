@@ -360,6 +360,11 @@ struct histogram *service_request_seconds(struct service *s)
 	return &s->request_seconds;
 }
 
+struct histogram *service_encode_seconds(struct service *s)
+{
+	return &s->encode_seconds;
+}
+
 double service_uptime(const struct service *s)
 {
 	return clock_seconds() - s->opened_seconds;

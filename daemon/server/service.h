@@ -63,6 +63,7 @@ struct service_stats {
 };
 void service_stats(struct service *s, struct service_stats *ret_stats);
 struct histogram *service_request_seconds(struct service *s);
+struct histogram *service_encode_seconds(struct service *s);       // the doors': making bytes of answers
 double service_uptime(const struct service *s);
 struct teacher *service_teacher(const struct service *s);
 struct auth *service_auth(const struct service *s);

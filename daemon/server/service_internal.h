@@ -20,7 +20,7 @@ struct service {
 	struct door_counts doors[N_REQUEST_DOORS];
 	atomic_uint_fast64_t rejected_by_code[N_ERROR_CODES];
 	atomic_uint_fast64_t n_cached, n_computed, n_wasted, n_unkept, n_generated;
-	struct histogram request_seconds;
+	struct histogram request_seconds, encode_seconds;
 };
 
 // Of a question to these.

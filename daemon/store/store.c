@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <time.h>
 
 #include "common/error.h"
@@ -57,6 +58,15 @@ static void store_wait(struct store *s)
 		index_wait_ms(s->parts.index, ms);
 }
 
+static void drain(struct store *s)
+{
+	struct timespec from, to;
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	appender_drain(&s->appender);
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	histogram_append(&s->append_seconds, (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) * 1e-9);
+}
+
 static void *store_run(void *arg)
 {
 	struct store *s = arg;
@@ -65,7 +75,7 @@ static void *store_run(void *arg)
 	for (;;) {
 		if (s->parts.pending.queue.first) {
 			index_unlock(index);
-			appender_drain(&s->appender);
+			drain(s);
 			if (retention_due(s))        // the queue may not be empty for hours
 				store_retain(s);
 			index_lock(index);
@@ -194,6 +204,21 @@ int store_append(struct store *s, struct record *record, enum store_durability d
 	return rc < 0 ? error_set(err, ERROR_MEMORY, NULL, "no memory to queue a record") : 0;
 }
 
+struct histogram *store_append_seconds(struct store *s)
+{
+	return &s->append_seconds;
+}
+
+static void stat_disk(const struct store *s, struct store_stats *ret)
+{
+	struct statvfs v;
+	if (fstatvfs(s->parts.directory.fd, &v) != 0)
+		return;
+	ret->free_bytes = (uint64_t)v.f_bavail * v.f_frsize;
+	ret->disk_bytes = (uint64_t)v.f_blocks * v.f_frsize;
+	ret->disk_read_only = v.f_flag & ST_RDONLY;
+}
+
 void store_stats(struct store *s, struct store_stats *ret)
 {
 	struct store_counters *c = &s->parts.counters;
@@ -207,6 +232,7 @@ void store_stats(struct store *s, struct store_stats *ret)
 		.n_overflows = atomic_load(&c->n_overflows), .uring = atomic_load(&c->uring), .direct = atomic_load(&c->direct),
 		.failing = atomic_load(&c->failing),
 	};
+	stat_disk(s, ret);
 	index_lock(s->parts.index);
 	ret->n_records = index_count(s->parts.index);
 	ret->n_shards = s->parts.shards.n;

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "common/record.h"
+#include "daemon/histogram.h"
 
 struct error;
 struct provenance;
@@ -78,6 +79,8 @@ struct store_stats {
 	uint64_t recovered_bytes;                          // cut from a torn tail at open
 	uint64_t queued_bytes;
 	uint64_t n_removed_shards, removed_bytes;          // let go of by max_bytes and max_age_s, since open
+	uint64_t free_bytes, disk_bytes;                   // of the file system it lies on; both 0 when that cannot be asked
+	bool disk_read_only;                               // and that it is mounted so
 	uint64_t n_overflows;                              // completions the ring had to hold back; none are lost
 	bool uring;                                        // false: fell back to pwrite
 	bool direct;                                       // the shard being written bypasses the page cache (O_DIRECT)
@@ -85,6 +88,7 @@ struct store_stats {
 	                                                   // it is tried again with the next append, or without one, every 2 s
 };
 void store_stats(struct store *s, struct store_stats *ret);
+struct histogram *store_append_seconds(struct store *s);   // of each time that what was queued is written
 
 // Every record in shard order (begin with a zeroed cursor). Damage is reported where it lies: -EBADMSG, ret_record NULL, err filled, and
 // the next call goes on behind it. -ENOENT at the end. ret_place: "0000002a.shard:4096". n_record is the next record's number in its shard.

@@ -17,6 +17,7 @@
 #include "daemon/teacher/generator.h"
 #include "daemon/teacher/rehearsal.h"
 #include "kernels/backend.h"
+#include "kernels/backend_list.h"
 
 static uint32_t smaller(uint32_t a, uint32_t b)
 {
@@ -89,6 +90,7 @@ static int describe(struct member *m, const struct backend *be, struct error *er
 	snprintf(info->device, sizeof info->device, "%s", be->ops->name);
 	snprintf(info->description, sizeof info->description, "%s", be->description);
 	snprintf(info->fallback, sizeof info->fallback, "%s", be->fallback ? be->fallback : "");
+	info->second_choice = be->fallback && backend_has_gpu();
 	struct provenance p = teacher_provenance(info);
 	info->fingerprint = provenance_fingerprint(&p);
 	return 0;

@@ -141,14 +141,12 @@ static bool collect(struct teacher *t)
 static void count_pass(struct teacher *t, double seconds)
 {
 	const struct batch *b = t->batch;
-	if (canary_is_alone(t->canary, b))
-		return;
 	atomic_fetch_add(&t->n_passes, 1);
 	atomic_fetch_add(&t->n_mixed, batch_is_mixed(b));
 	atomic_fetch_add(&t->n_sequences, b->n_items + b->n_generated);
 	atomic_fetch_add(&t->n_positions, b->n_rows);
 	atomic_fetch_add(&t->n_shared, b->n_shared);
-	histogram_append(&t->pass_seconds, seconds);
+	histogram_append(&t->seconds.forward, seconds);
 }
 
 // What a pass is: who computes it, for whom.
@@ -157,9 +155,10 @@ struct pass {
 	struct head_member members[CHOICE_MAX_MEMBERS];
 	struct schedule *schedule;
 	bool generates;
+	bool unseen;                           // no client has part in it: it is not counted. Items given back are not ours to look at
 };
 
-static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, bool counted, struct error *err)
+static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, struct error *err)
 {
 	const struct batch *b = t->batch;
 	struct request_item *item = b->items[index].item;
@@ -172,7 +171,7 @@ static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, b
 		item->record = record_unref(item->record);
 		return device;
 	}
-	if (counted) {
+	if (!p->unseen) {
 		atomic_fetch_add(&t->n_rows, counts.n_rows);
 		atomic_fetch_add(&t->n_not_finite, counts.n_not_finite);
 	}
@@ -182,10 +181,9 @@ static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, b
 static int answer_scores(struct teacher *t, const struct pass *p, int r, struct error *err)
 {
 	const struct batch *b = t->batch;
-	bool counted = !canary_is_alone(t->canary, b);       // asked now: items that were given back are not ours to look at
 	for (uint32_t i = 0; i < b->n_items; i++) {
 		if (r == 0)
-			r = answer_one(t, p, i, counted, err);
+			r = answer_one(t, p, i, err);
 		if (r == 0 && atomic_load(&t->state) == TEACHER_FAILED)    // an item before this one was the canary
 			r = error_set(err, t->error.code, t->error.field, "%s", t->error.message);
 		if (r)
@@ -212,17 +210,31 @@ static int forward_all(struct teacher *t, struct pass *p, struct error *err)
 	return r;
 }
 
+static void count_waits(struct teacher *t, double now)
+{
+	const struct batch *b = t->batch;
+	for (uint32_t i = 0; i < b->n_items; i++)
+		if (b->items[i].item->request->accepted_seconds > 0)       // 0: the canary's
+			histogram_append(&t->seconds.queue, now - b->items[i].item->request->accepted_seconds);
+}
+
 static void run_pass(struct teacher *t, struct pass *p)
 {
 	struct error err = {0};
 	double began = clock_seconds();
+	p->unseen = canary_is_alone(t->canary, t->batch);
+	count_waits(t, began);
 	atomic_store(&t->pass_began_ms, clock_ms());
 	int r = forward_all(t, p, &err);
 	// Counted before the answers go out: who sees an answer must find it in the metrics.
-	count_pass(t, clock_seconds() - began);
+	double forwarded = clock_seconds();
+	if (!p->unseen)
+		count_pass(t, forwarded - began);
 	if (r == 0 && p->generates)
 		r = generator_take(p->schedule->generator, p->members[0].hidden, &err);
 	r = answer_scores(t, p, r, &err);
+	if (!p->unseen)
+		histogram_append(&t->seconds.epilogue, clock_seconds() - forwarded);
 	if (r)
 		teacher_poison(t, &err);    // generations are dropped before the next pass
 	answer_unwatch(t->answer);
@@ -260,12 +272,15 @@ void teacher_run_next(struct teacher *t)
 		t->turn = t->turn < t->n_members ? t->turn + 1 : 0;
 	while (schedule_is_idle(schedule_at(t, t->turn)));
 	struct pass p = {.schedule = schedule_at(t, t->turn)};
+	double began = clock_seconds();
 	if (t->turn == t->n_members) {
 		fill_mixture(t, &p);
 	} else {
 		p.choice = (struct choice){.n_members = 1, .members = {t->turn}, .fingerprint = t->infos[t->turn].fingerprint};
 		p.generates = schedule_fill(p.schedule);
 	}
+	if (!canary_is_alone(t->canary, t->batch))
+		histogram_append(&t->seconds.batch, clock_seconds() - began);
 	run_pass(t, &p);
 }
 
@@ -471,7 +486,7 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 	queue_usage(t->queue, &reserved, &ret_stats->n_waiting);
 }
 
-struct histogram *teacher_pass_seconds(struct teacher *t)
+struct teacher_seconds *teacher_seconds(struct teacher *t)
 {
-	return &t->pass_seconds;
+	return &t->seconds;
 }

@@ -60,6 +60,7 @@ struct teacher_info {
 	uint64_t upload_bytes;                       // which are so many in the file
 	char canary_note[320];                       // why the known answer was not kept; "" when it was, or nobody asked for that
 	char fallback[256];                          // device "auto": why not the GPU; "" when there is nothing to say
+	bool second_choice;                          // and this build could use one
 };
 
 double teacher_upload_rate(const struct teacher_info *info);    // seconds per GiB of the file's weights
@@ -106,4 +107,7 @@ void teacher_submit(struct teacher *t, struct request_item *chain);
 // many ms to call again, -1 for never. One thread's, once TEACHER_READY was seen. A wrong answer is TEACHER_FAILED, error field "canary".
 int teacher_check(struct teacher *t);
 void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats);
-struct histogram *teacher_pass_seconds(struct teacher *t);
+// Where the time goes, in stages: a score's wait for its pass since its request was accepted; choosing what a pass holds; the trunk; the head
+// with all that is read from it, records included.
+struct teacher_seconds { struct histogram queue, batch, forward, epilogue; };
+struct teacher_seconds *teacher_seconds(struct teacher *t);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/clock.h"
 
 int entry_new(const char *id, struct entry **ret)
 {
@@ -90,6 +91,9 @@ int entry_start(struct entry *e, const struct entry_context *c)
 	e->run.finished = 0;
 	e->run.reason[0] = '\0';
 	e->stopping = false;
+	e->step_seconds = c->step_seconds;
+	e->reported_step = 0;
+	e->reported_ms = 0;
 	json_object_del(e->run.progress, "state");     // what an earlier worker said of its end
 	int r = worker_start(e, c, &err);
 	if (r) {
@@ -148,10 +152,24 @@ void entry_classify(struct entry *e, const struct entry_context *c, int status)
 	entry_finish(e, c, RUN_FAILED, reason);
 }
 
+// A report tells how far the run is: what passed since the last one is the time of the steps between them, evenly.
+static void time_steps(struct entry *e)
+{
+	double step = json_number_value(json_object_get(e->run.progress, "step"));
+	uint64_t now = clock_ms();
+	if (step == e->reported_step)
+		return;
+	if (e->step_seconds && e->reported_ms && step > e->reported_step)
+		histogram_append(e->step_seconds, (double)(now - e->reported_ms) * 1e-3 / (step - e->reported_step));
+	e->reported_step = step;
+	e->reported_ms = now;
+}
+
 static void take_line(void *arg, const char *line, size_t n)
 {
 	struct entry *e = arg;
 	run_take_progress(&e->run, line, n);   // what is not a JSON object is no news
+	time_steps(e);
 }
 
 bool entry_listen(struct entry *e)

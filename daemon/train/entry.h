@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "daemon/histogram.h"
 #include "daemon/train/process.h"
 #include "daemon/train/run.h"
 
@@ -14,6 +15,7 @@ struct entry_context {
 	char *directory;               // of all runs
 	char *worker_path;
 	char *server_address;          // may be NULL
+	struct histogram *step_seconds;    // of training, as workers report them
 };
 
 struct entry {
@@ -22,6 +24,9 @@ struct entry {
 	uint32_t index;                // in the supervisor's table
 	bool stopping;
 	uint64_t kill_at_ms, saved_at_ms;
+	struct histogram *step_seconds;
+	double reported_step;          // the last report's, and when it came; 0 = none yet
+	uint64_t reported_ms;
 	int64_t log_from;              // where this worker's part of the log begins
 };
 

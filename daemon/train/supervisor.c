@@ -225,6 +225,7 @@ int supervisor_open(const struct supervisor_options *options, struct supervisor 
 		supervisor_close(s, 0);
 		return r;
 	}
+	s->context.step_seconds = &s->step_seconds;
 	supervisor_queue_start(s);
 	*ret = s;
 	return 0;

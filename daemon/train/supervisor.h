@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 struct error;
+struct histogram;
 struct supervisor;
 
 #define RUN_ID_MAX 64                  // [a-z0-9_-]{1,64}
@@ -31,3 +32,8 @@ int supervisor_get(struct supervisor *s, const char *id, char **ret_json, struct
 int supervisor_history(struct supervisor *s, const char *id, char **ret_json, struct error *err);
 int supervisor_list(struct supervisor *s, char **ret_json, struct error *err);                     // {"runs":[...]}
 uint32_t supervisor_n_running(struct supervisor *s);
+// How many runs are in each state (enum run_state).
+#define SUPERVISOR_STATES 5
+void supervisor_count(struct supervisor *s, uint32_t ret_n[SUPERVISOR_STATES]);
+const char *supervisor_state_name(unsigned state);
+struct histogram *supervisor_step_seconds(struct supervisor *s);       // of training steps, of all runs

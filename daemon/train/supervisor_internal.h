@@ -12,6 +12,7 @@
 struct supervisor {
 	pthread_mutex_t lock;
 	struct entry_context context;
+	struct histogram step_seconds;
 	uint32_t max_running, n_running, n_queued;
 	int epoll_fd, timer_fd;
 	bool closing;                  // nothing new is started

@@ -229,3 +229,23 @@ uint32_t supervisor_n_running(struct supervisor *s)
 	pthread_mutex_unlock(&s->lock);
 	return n;
 }
+
+void supervisor_count(struct supervisor *s, uint32_t ret_n[SUPERVISOR_STATES])
+{
+	_Static_assert(SUPERVISOR_STATES == N_RUN_STATES, "one for each state of a run");
+	memset(ret_n, 0, SUPERVISOR_STATES * sizeof *ret_n);
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t i = 0; i < s->n_entries; i++)
+		ret_n[s->entries[i]->run.state]++;
+	pthread_mutex_unlock(&s->lock);
+}
+
+const char *supervisor_state_name(unsigned state)
+{
+	return run_state_name((enum run_state)state);
+}
+
+struct histogram *supervisor_step_seconds(struct supervisor *s)
+{
+	return &s->step_seconds;
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "daemon/server/health.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "common/buffer.h"
+#include "daemon/server/service.h"
+#include "daemon/store/store.h"
+#include "daemon/teacher/teacher.h"
+
+#define SPACE_SHARE 20                     // of the file system: a twentieth
+#define SPACE_BYTES (UINT64_C(1) << 30)    // of a small one that is little; of a large one a twentieth is much
+
+static const char *const names[] = {
+	[HEALTH_DEVICE] = "device", [HEALTH_STORE] = "store", [HEALTH_SPACE] = "space", [HEALTH_CANARY] = "canary",
+};
+
+const char *health_name(enum health_state state)
+{
+	return names[state];
+}
+
+static void read_store(struct store *store, struct health *h)
+{
+	struct store_stats t;
+	store_stats(store, &t);
+	h->degraded[HEALTH_STORE] = t.failing || t.disk_read_only;
+	h->degraded[HEALTH_SPACE] = t.disk_bytes && t.free_bytes < t.disk_bytes / SPACE_SHARE && t.free_bytes < SPACE_BYTES;
+}
+
+void health_read(struct service *s, struct health *ret)
+{
+	uint32_t n;
+	*ret = (struct health){0};
+	ret->ready = service_check_ready(s, &ret->why) == 0;
+	if (service_store(s))
+		read_store(service_store(s), ret);
+	if (teacher_state(service_teacher(s)) != TEACHER_READY)
+		return;
+	const struct teacher_info *infos = teacher_infos(service_teacher(s), &n);
+	ret->degraded[HEALTH_DEVICE] = infos->second_choice;
+	for (uint32_t i = 0; i < n; i++)
+		ret->degraded[HEALTH_CANARY] |= *infos[i].canary_note != '\0';
+}
+
+void health_list(struct buffer *b, const struct health *h)
+{
+	const char *between = "[";
+	for (int i = 0; i < N_HEALTH_STATES; i++) {
+		if (!h->degraded[i])
+			continue;
+		buffer_printf(b, "%s\"%s\"", between, names[i]);
+		between = ",";
+	}
+	buffer_text(b, *between == '[' ? "[]" : "]");
+}
+
+void health_text(struct service *s, char ret_text[HEALTH_TEXT_BYTES])
+{
+	struct health h;
+	health_read(s, &h);
+	if (!h.ready) {
+		snprintf(ret_text, HEALTH_TEXT_BYTES, "Not ready: %s", h.why.message);
+		return;
+	}
+	const struct teacher_info *t = teacher_info(service_teacher(s));
+	const char *between = "; degraded: ";
+	size_t n = (size_t)snprintf(ret_text, HEALTH_TEXT_BYTES, "Serving %s on %s", t->name, t->device);
+	for (int i = 0; i < N_HEALTH_STATES; i++) {
+		if (!h.degraded[i])
+			continue;
+		n += (size_t)snprintf(ret_text + n, HEALTH_TEXT_BYTES - n, "%s%s", between, names[i]);
+		between = ", ";
+	}
+}

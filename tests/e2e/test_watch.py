@@ -1,0 +1,208 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What operators watch: the account of requests at any scrape, a fixed set of series, quick scrapes under load, named states of health; and
+that the alert rules and the dashboard name metrics that exist."""
+import json
+import os
+import re
+import socket
+import threading
+import time
+import unittest
+
+import kdserved
+from kdserved import Closed, Daemon, ProtocolError, wait_until
+
+SOURCE = os.environ.get("top_srcdir", os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".."))
+SCRAPE_S = float(os.environ.get("KDSERVED_TEST_SCRAPE_S", "0.010"))
+
+
+def parts(text):
+    """{name without labels} of metrics, of a text."""
+    return set(re.findall(r"\bkd_[a-z_]+", text))
+
+
+class Accounts(unittest.TestCase):
+    DOORS = ("http", "socket")
+
+    def check_account(self, m):
+        for door in self.DOORS:
+            n = {what: m['kd_requests_%s{door="%s"}' % (what, door)] for what in
+                 ("accepted_total", "answered_total", "rejected_total", "cancelled_total", "in_flight")}
+            self.assertEqual(n["accepted_total"], n["answered_total"] + n["rejected_total"] + n["cancelled_total"] + n["in_flight"], door)
+            self.assertGreaterEqual(n["in_flight"], 0)
+        return m
+
+    def ask_http(self, d, stop, number):
+        i = 0
+        while not stop.is_set():
+            i += 1
+            tokens = [(number * 31 + i + j) % 256 for j in range(40 if i % 3 else 400)]      # 400 are too many
+            d.http("POST", "/v1/score", {"sequences": [{"tokens": tokens}], "top_k": 4 if i % 5 else 1 << 20})
+
+    def ask_and_leave(self, d, stop, number):
+        i = 0
+        while not stop.is_set():
+            i += 1
+            body = json.dumps({"sequences": [{"tokens": [(number + i + j) % 256 for j in range(100)]} for _ in range(8)], "top_k": 4})
+            with socket.create_connection(("127.0.0.1", d.port)) as s:
+                s.sendall(("POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" %
+                           (len(body), body)).encode())
+                time.sleep(0.001 * (i % 4))
+
+    def ask_socket(self, d, stop, number):
+        i = 0
+        while not stop.is_set():
+            with d.client() as c:
+                for _ in range(5):
+                    i += 1
+                    try:
+                        c.score([[(number + i + j) % 256 for j in range(50)]], top_k=4 if i % 4 else 1 << 20)
+                    except ProtocolError:
+                        pass
+                c.start_score([[(number + i) % 256] * 100] * 4, top_k=4)     # and leaves
+
+    def test_the_account_is_exact_at_any_scrape_and_the_series_stay_the_same(self):
+        with Daemon("--max-tokens", "256", "--queue-requests", "6") as d:
+            series = set(d.metrics())
+            stop = threading.Event()
+            threads = [threading.Thread(target=ask, args=(d, stop, 100 * i)) for i, ask in
+                       enumerate([self.ask_http] * 2 + [self.ask_and_leave] + [self.ask_socket] * 2)]
+            for t in threads:
+                t.start()
+            busy, n, quick = 0, 0, []
+            try:
+                end = time.monotonic() + 6
+                while time.monotonic() < end or (n < 12 and time.monotonic() < end + kdserved.PATIENCE):
+                    began = time.thread_time(), time.monotonic()
+                    m = self.check_account(d.metrics())
+                    quick.append(time.monotonic() - began[1])
+                    busy += m['kd_requests_in_flight{door="http"}'] + m['kd_requests_in_flight{door="socket"}'] > 0
+                    n += 1
+            finally:
+                stop.set()
+                for t in threads:
+                    t.join()
+            self.assertGreater(n, 10)
+            self.assertGreater(busy, n // 10, "hardly ever anything under way")
+
+            def quiet():
+                m = self.check_account(d.metrics())
+                return m if all(m['kd_requests_in_flight{door="%s"}' % door] == 0 for door in self.DOORS) else None
+            m = wait_until(quiet, "nothing under way")
+            self.assertEqual(set(m), series)
+            for door in self.DOORS:
+                for what in "answered", "rejected", "cancelled":
+                    self.assertGreater(m['kd_requests_%s_total{door="%s"}' % (what, door)], 0, (what, door))
+            for stage in "queue", "batch", "forward", "epilogue", "encode", "request":
+                self.assertGreater(m["kd_%s_seconds_count" % stage], 0, stage)
+                self.assertEqual(m["kd_%s_seconds_count" % stage], m['kd_%s_seconds_bucket{le="+Inf"}' % stage], stage)
+            self.assertEqual(m["kd_batch_seconds_count"], m["kd_forward_seconds_count"])
+            quick.sort()
+            print("scrapes: %d, median %.1f ms, p90 %.1f ms" % (n, 1e3 * quick[n // 2], 1e3 * quick[n * 9 // 10]))
+
+    def test_making_the_text_takes_few_milliseconds_of_a_processor(self):
+        """Of processor time, which a loaded machine does not change; what else the process does meanwhile is next to nothing."""
+        with Daemon() as d:
+            def used():
+                with open("/proc/%d/stat" % d.process.pid) as f:
+                    fields = f.read().rsplit(")", 1)[1].split()
+                return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            before = used()
+            for _ in range(200):
+                d.http("GET", "/metrics")
+            self.assertLess((used() - before) / 200, SCRAPE_S)
+
+
+class Health(unittest.TestCase):
+    def test_ready_says_why_not_and_live_goes_on(self):
+        d = Daemon("--drain-timeout", "5s", wait=False)
+        try:
+            wait_until(lambda: d.read_lines(0.01) or d.port, "the HTTP door")
+            self.assertEqual(d.get("/live"), (200, {"live": True}))
+            status, reply = d.get("/ready")
+            if status != 200:
+                self.assertEqual((status, reply["error"]["code"]), (503, "unavailable"))
+            d.wait_line(r": teacher ")
+            self.assertEqual(d.get("/ready")[1].get("degraded", []), [])
+            m = d.metrics()
+            self.assertEqual({name: v for name, v in m.items() if name.startswith("kd_degraded")},
+                             {'kd_degraded{state="%s"}' % s: 0 for s in ("device", "store", "space", "canary")})
+            self.assertAlmostEqual(m["kd_start_time_seconds"], time.time(), delta=600)
+        finally:
+            d.stop()
+
+    def test_the_status_text_follows_what_ready_says(self):
+        path = os.path.join(os.environ.get("TMPDIR", "/tmp"), "kdserved-notify-%d" % os.getpid())
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notify.bind(path)
+        self.addCleanup(os.unlink, path)
+        self.addCleanup(notify.close)
+        notify.settimeout(kdserved.PATIENCE)
+        told = []
+
+        def wait_for(pattern):
+            while not told or not re.search(pattern, told[-1]):
+                try:
+                    told.append(notify.recv(4096).decode())
+                except TimeoutError:
+                    self.fail("%r is not among %s" % (pattern, told))
+        with Daemon(environment={"NOTIFY_SOCKET": path}) as d:
+            wait_for(r"STATUS=Serving model on cpu$")
+            self.assertTrue(any("READY=1" in t for t in told), told)
+            self.assertTrue(told[0].startswith("STATUS=Not ready: the teacher is loading"), told)
+            self.assertEqual(d.get("/v1/status")[1]["degraded"], [])
+        wait_for(r"STOPPING=1")
+
+
+class Shipped(unittest.TestCase):
+    """What etc/ says about metrics, held against a daemon with everything switched on."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.store = kdserved.tempfile.mkdtemp(prefix="kdserved-e2e-")
+        cls.daemon = Daemon("--store", os.path.join(cls.store, "store"), "--runs", os.path.join(cls.store, "runs"))
+        cls.names = {name.split("{")[0] for name in cls.daemon.metrics()}
+        cls.series = set(cls.daemon.metrics())
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.daemon.stop()
+        kdserved.shutil.rmtree(cls.store, ignore_errors=True)
+
+    def check(self, name, expressions):
+        self.assertGreater(len(expressions), 5)
+        for expression in expressions:
+            for metric in parts(expression):
+                self.assertIn(metric, self.names, "%s: %s" % (name, expression))
+            for metric, label, value in re.findall(r'\b(kd_[a-z_]+)\{(state|code|door)="(\w+)"\}', expression):
+                self.assertIn('%s{%s="%s"}' % (metric, label, value), self.series, expression)
+
+    def test_every_metric_of_the_alert_rules_exists(self):
+        with open(os.path.join(SOURCE, "etc", "prometheus", "kdserved.rules.yml")) as f:
+            self.check("rules", re.findall(r"expr: (?:>-\n)?((?:.|\n)*?)\n +(?:for|labels):", f.read()))
+
+    def test_every_metric_of_the_dashboard_exists_and_panels_do_not_lie_on_each_other(self):
+        with open(os.path.join(SOURCE, "etc", "grafana", "kdserved.json")) as f:
+            board = json.load(f)
+        self.check("dashboard", [t["expr"] for p in board["panels"] for t in p.get("targets", [])])
+        self.assertEqual(len({p["id"] for p in board["panels"]}), len(board["panels"]))
+        taken = set()
+        for p in board["panels"]:
+            g = p["gridPos"]
+            cells = {(x, y) for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])}
+            self.assertFalse(cells & taken, p["title"])
+            self.assertLessEqual(g["x"] + g["w"], 24, p["title"])
+            taken |= cells
+
+    def test_every_stage_has_a_histogram_and_every_metric_a_help_and_a_type(self):
+        for stage in "request", "queue", "batch", "forward", "epilogue", "encode", "store_append", "training_step":
+            self.assertIn("kd_%s_seconds_bucket" % stage, self.names)
+        text = self.daemon.http("GET", "/metrics")[2].decode()
+        described = set(re.findall(r"^# HELP (\S+) \S", text, re.M))
+        self.assertEqual(described, set(re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", text, re.M)))
+        self.assertEqual(described, {re.sub(r"(_seconds)_(bucket|sum|count)$", r"\1", n) for n in self.names})
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
