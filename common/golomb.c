@@ -176,8 +176,8 @@ static const struct { uint32_t low, all; } lengths[LENGTH_END] = {
 	LENGTHS(0), LENGTHS(5), LENGTHS(10), LENGTHS(15), LENGTHS(20), [GOLOMB_MAX_LENGTH + 1 ... LENGTH_END - 1] = {0, UINT32_MAX},
 };
 
-// One code of the inverted bits, whose sign bit is set; ret_sum: 2 (g + 2^b), perhaps with a bit below. Ones come in at the top, so a number
-// is always found, though one of noise behind the end of the bits. Returns how many ones it has: 2 of these + b + 1 bits are gone.
+// One code of the inverted bits, whose sign bit is set; ret_sum: 2 (g + 2^b), perhaps with a bit below. Ones come in at the top, so a
+// number is always found, though one of noise behind the end of the bits. Returns how many ones it has: 2 of these + b + 1 bits are gone.
 static inline __attribute__((always_inline)) unsigned pull_number(int64_t *inverted, unsigned b, uint32_t *ret_sum)
 {
 	unsigned ones = (unsigned)__builtin_ctzll((uint64_t)*inverted);
@@ -210,8 +210,8 @@ static bool finish(uint32_t *sums, size_t n, unsigned b, uint32_t limit)
 	return over < UINT32_C(1) << 31;
 }
 
-// Sums while eight bytes are left, three of each load: seldom do they not fit, and a fourth would too often to be guessed. The bits are kept
-// inverted here, zeros above them. Stops at three that do not fit. Returns how many.
+// Sums while eight bytes are left, three of each load: seldom do they not fit, and a fourth would too often to be guessed. The bits are
+// kept inverted here, zeros above them. Stops at three that do not fit. Returns how many.
 #define EACH 3
 static size_t take_many(struct golomb_reader *r, uint32_t *ret_sums, size_t n)
 {
