@@ -20,6 +20,7 @@ enum run_family { RUN_FAMILY_LLAMA, RUN_FAMILY_GPT2, RUN_FAMILY_BERT };
 enum run_precision { RUN_PRECISION_AUTO, RUN_PRECISION_F32, RUN_PRECISION_BF16 };
 enum run_optimizer { RUN_OPTIMIZER_ADAMW, RUN_OPTIMIZER_LION };
 enum run_quantize { RUN_QUANTIZE_NONE, RUN_QUANTIZE_INT8, RUN_QUANTIZE_INT4 };
+enum run_guard { RUN_GUARD_OFF, RUN_GUARD_WARN, RUN_GUARD_STOP };
 enum run_export { RUN_EXPORT_LAST, RUN_EXPORT_BEST };
 enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 
@@ -37,6 +38,9 @@ struct run_settings {
 	int64_t rollout_prompt, rollout_tokens, rollout_replay;
 	bool rollout_pairs;
 	double rollout_share, rollout_temperature, rollout_mix, rollout_rise, rollout_margin;
+	int guard;                     // enum run_guard
+	double guard_fit;
+	int64_t guard_checks;
 	int reweight;                  // enum reweight_kind
 	double reweight_strength, reweight_temperature;
 	int64_t reweight_after;

@@ -16,6 +16,7 @@ static const char *const free_keys[] = {
 	"teacher", "server", "teacher-id", "other-teacher", "token-file", "patience", "store", "missing", "tokenizer", "corpus", "held-out",
 	"held-out-max", "student", "student-tokenizer", "student-type", "gradient-checkpointing", "gradient-checkpointing-layers", "steps",
 	"epochs", "early-stop", "checkpoint-every", "keep", "threads", "device", "precision",
+	"guard", "guard-fit", "guard-checks",
 };
 
 static bool begins(const char *name, const char *with)

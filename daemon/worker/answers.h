@@ -43,6 +43,7 @@ struct answers_info {
 	uint32_t vocab_size;
 	uint32_t max_tokens, max_top_k, max_gather, max_draws; // of a question
 	uint32_t n_layers;                     // of the teacher; 0 = not known (shards)
+	uint64_t n_parameters;                 // of the teacher; 0 = not known (shards)
 	bool described;                        // whether it is known what the fingerprint is made of:
 	struct provenance provenance;
 };

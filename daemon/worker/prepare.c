@@ -405,6 +405,20 @@ static int own_prepare(struct trainer *t, struct error *err)
 	return r ? r : resume_load(t, err);
 }
 
+// The rule of capacity is a hint: what a run is told of, not what it is refused for.
+static void capacity_say(struct trainer *t)
+{
+	double n_student = (double)t->report.n_parameters, n_teacher = (double)answers_info(t->answers)->n_parameters;
+	double best = guard_best_teacher(n_student), ratio = n_teacher / best;
+	if (n_teacher <= 0)
+		return;
+	t->report.teacher_parameters = n_teacher;
+	t->report.best_teacher = best;
+	log_info("teacher of %.1f M parameters, student of %.1f M: the law of capacity gap names a teacher of about %.1f M%s", n_teacher / 1e6,
+		 n_student / 1e6, best / 1e6, ratio > 4 ? "; a chain over one in between may teach it better (takd.conf)" :
+		 ratio < 0.25 ? "; this one may have little to teach" : "");
+}
+
 int trainer_prepare(struct trainer *t, struct error *err)
 {
 	int r = share_agree(t, own_prepare(t, err), err);
@@ -416,6 +430,9 @@ int trainer_prepare(struct trainer *t, struct error *err)
 	log_info("activations of a micro-batch need %.1f MiB%s", (double)student_activation_bytes(t->student) / (1 << 20),
 		 t->settings->checkpointing ? ", with gradient checkpointing" : "");
 	t->report.n_parameters = student_weights(t->student)->parameters->n_model_values;
+	t->report.guard_residual = NAN;
+	t->report.guard_alarms = t->state.guard.alarms;
+	capacity_say(t);
 	t->asked = t->state.position;
 	t->ahead = TRAINER_AHEAD;
 	size_t n_sequences = (size_t)t->settings->micro_batch * dataset_per_place(t->dataset);

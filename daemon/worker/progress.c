@@ -61,6 +61,8 @@ static void evaluations_add(json_t *j, const struct progress_report *r)
 	number_add(j, "teacher_perplexity", exp(r->last.teacher_ce));
 	number_add(j, "held_out_bits_per_byte", r->last.bits_per_byte);
 	number_add(j, "teacher_bits_per_byte", r->last.teacher_bits_per_byte);
+	number_add(j, "guard_residual", r->guard_residual);
+	number_add(j, "guard_alarms", r->guard_alarms);
 }
 
 // "loss_forward_kl": the supervisor takes flat names.
@@ -125,6 +127,10 @@ static json_t *report_to_json(const struct progress_report *r)
 		number_add(j, "learning_rate", r->learning_rate);
 		number_add(j, "gradient_norm", r->gradient_norm);
 		number_add(j, "tokens_per_second", r->tokens_per_second);
+	}
+	if (r->teacher_parameters > 0) {
+		number_add(j, "teacher_parameters", r->teacher_parameters);
+		number_add(j, "capacity_ratio", r->teacher_parameters / r->best_teacher);
 	}
 	number_add(j, "seconds", r->seconds);
 	number_add(j, "teacher_wait_share", r->wait_share);

@@ -28,6 +28,8 @@ struct progress_report {
 	double cached_share;                   // of the answers, that came from a store
 	uint64_t n_evaluations;
 	struct student_evaluation before, last, best;
+	double guard_residual, guard_alarms;   // guard.h; NAN where there is no curve
+	double teacher_parameters, best_teacher;       // of the run's own teacher, 0 = not known; what guard_best_teacher says
 	double eta_seconds;                    // < 0: not known
 };
 

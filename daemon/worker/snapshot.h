@@ -7,6 +7,7 @@
 
 #include "common/sequence.h"
 #include "common/error.h"
+#include "daemon/worker/guard.h"
 #include "daemon/worker/optimizer.h"
 #include "daemon/worker/student.h"
 
@@ -24,6 +25,7 @@ struct snapshot_state {
 	uint64_t seed, sequence_length, batch; // batch: sequences per step
 	uint64_t n_held_out, sequential;       // sequences kept from training; 1 = trained in the order of the list's making
 	double rollout_chance, rollout_reference;      // rollouts = adaptive: the chance, and the held-out loss it is measured by
+	struct guard_state guard;
 	uint64_t n_adaptive;                   // what the objective's adaptive schedules remember
 	double adaptive[SNAPSHOT_MAX_ADAPTIVE];
 	uint64_t n_evaluations;                // the three below are set when it is not 0

@@ -42,6 +42,35 @@ static bool adaptive_from_json(const json_t *j, struct snapshot_state *s)
 	return true;
 }
 
+_Static_assert(sizeof(struct guard_state) == 11 * sizeof(double), "guard_state holds doubles alone");
+
+static json_t *guard_to_json(const struct guard_state *g)
+{
+	double values[GUARD_N_STATE];
+	json_t *list = json_array();
+	int bad = !list;
+	memcpy(values, g, sizeof values);
+	for (size_t i = 0; !bad && i < GUARD_N_STATE; i++)
+		bad = json_array_append_new(list, json_real(values[i]));
+	if (bad)
+		json_decref(list);
+	return bad ? NULL : list;
+}
+
+static bool guard_from_json(const json_t *list, struct guard_state *ret)
+{
+	double values[GUARD_N_STATE];
+	if (json_array_size(list) != GUARD_N_STATE)
+		return false;
+	for (size_t i = 0; i < GUARD_N_STATE; i++) {
+		values[i] = json_number_value(json_array_get(list, i));
+		if (!json_is_number(json_array_get(list, i)))
+			return false;
+	}
+	memcpy(ret, values, sizeof values);
+	return true;
+}
+
 json_t *snapshot_state_encode(const struct snapshot_state *s)
 {
 	char teacher[CONTENT_ID_HEX], dataset[CONTENT_ID_HEX];
@@ -57,7 +86,8 @@ json_t *snapshot_state_encode(const struct snapshot_state *s)
 	int bad = j ? json_object_set_new(j, "adaptive", adaptive_to_json(s)) : 0;
 	if (j && !bad)
 		bad = json_object_set_new(j, "rollout_chance", json_real(s->rollout_chance)) |
-		      json_object_set_new(j, "rollout_reference", json_real(s->rollout_reference));
+		      json_object_set_new(j, "rollout_reference", json_real(s->rollout_reference)) |
+		      json_object_set_new(j, "guard", guard_to_json(&s->guard));
 	if (bad) {
 		json_decref(j);
 		return NULL;
@@ -122,7 +152,7 @@ bool snapshot_state_decode(const json_t *j, struct snapshot_state *s)
 		    id_of(j, "dataset", &s->dataset) && snapshot_integer(j, "seed", &s->seed) && snapshot_integer(j, "sequence_length", &s->sequence_length) &&
 		    snapshot_integer(j, "batch", &s->batch) && snapshot_integer(j, "n_held_out", &s->n_held_out) && snapshot_integer(j, "sequential", &s->sequential) &&
 		    adaptive_from_json(j, s) && number_of(j, "rollout_chance", &s->rollout_chance) &&
-		    number_of(j, "rollout_reference", &s->rollout_reference) &&
+		    number_of(j, "rollout_reference", &s->rollout_reference) && guard_from_json(json_object_get(j, "guard"), &s->guard) &&
 		    snapshot_integer(j, "n_evaluations", &s->n_evaluations);
 	if (good && s->n_evaluations)
 		good = evaluation_from_json(json_object_get(j, "before"), &s->before) && evaluation_from_json(json_object_get(j, "last"), &s->last) &&

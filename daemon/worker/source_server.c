@@ -159,6 +159,10 @@ static void provenance_take(struct answers_info *info, const json_t *model)
 	size_t i;
 	json_array_foreach(json_object_get(model, "teachers"), i, one) {
 		struct provenance p = {.codec = PROVENANCE_CODEC};
+		struct content_id id;
+		json_int_t n = json_integer_value(json_object_get(one, "n_parameters"));
+		if (id_of(one, "id", &id) && memcmp(&id, &info->teacher, sizeof id) == 0 && n > 0)
+			info->n_parameters = (uint64_t)n;
 		if (!id_of(one, "weights_id", &p.weights) || !id_of(one, "tokenizer_id", &p.tokenizer))
 			continue;
 		word_of(one, "numeric", p.numeric, sizeof p.numeric);

@@ -278,6 +278,31 @@ static int best_load(struct trainer *t, struct error *err)
 	return backend_sync(w->backend, err);
 }
 
+// Whether the student goes the teacher's own ways, as evaluations tell. Nothing is trained otherwise for it.
+static void guard_take(struct trainer *t)
+{
+	const struct run_settings *s = t->settings;
+	const struct guard_options o = {.fit_steps = s->guard_fit * (double)t->steps, .checks = (uint32_t)s->guard_checks};
+	static const char *const words[] = {
+		[GUARD_OFF_CURVE] = "the held-out KL has left the curve that it showed early in the run",
+		[GUARD_APART] = "the student comes nearer to the teacher, and its perplexity on held-out text rises",
+	};
+	if (s->guard == RUN_GUARD_OFF || s->mlm)
+		return;
+	const struct guard_point point = {t->state.last.kl, t->state.last.ce, t->state.last.teacher_ce};
+	enum guard_verdict verdict = guard_look(&o, &t->state.guard, t->state.step, &point, &t->report.guard_residual);
+	t->report.guard_alarms = t->state.guard.alarms;
+	if (verdict == GUARD_FINE)
+		return;
+	log_warning("step %llu: %s, %lld evaluations in a row: it may be learning the teacher's faults (more different text, or rollouts, help)",
+		    (unsigned long long)t->state.step, words[verdict], (long long)s->guard_checks);
+}
+
+static bool guard_stops(const struct trainer *t)
+{
+	return t->settings->guard == RUN_GUARD_STOP && t->state.guard.alarms > 0;
+}
+
 // Numbers of the evaluation just made; the best so far is kept where it is to become the student.
 static int evaluation_take(struct trainer *t, struct error *err)
 {
@@ -286,6 +311,7 @@ static int evaluation_take(struct trainer *t, struct error *err)
 	if (first)
 		s->before = s->last;
 	policy_evaluated(t->policy, s->last.ce, first);
+	guard_take(t);
 	if (!first && s->last.kl >= s->best.kl)
 		return 0;
 	s->best = s->last;
@@ -333,12 +359,12 @@ static bool due(int64_t every, uint64_t step)
 	return every && step % (uint64_t)every == 0;
 }
 
-// So many evaluations in a row were no better than one before them.
+// So many evaluations in a row were no better than one before them, or the guard ends the run.
 static bool stalled(const struct trainer *t)
 {
 	const struct snapshot_state *s = &t->state;
 	uint64_t patience = (uint64_t)t->settings->early_stop;
-	return patience && s->n_evaluations && s->n_evaluations - 1 - s->best_evaluation >= patience;
+	return guard_stops(t) || (patience && s->n_evaluations && s->n_evaluations - 1 - s->best_evaluation >= patience);
 }
 
 static int steps_run(struct trainer *t, struct error *err)
@@ -369,7 +395,9 @@ static int finish(struct trainer *t, struct error *err)
 	int r = 0;
 	if (team_rank(t->options.team))
 		return 0;
-	if (stalled(t))
+	if (guard_stops(t))
+		log_notice("stopped early: guard = stop");
+	else if (stalled(t))
 		log_notice("stopped early: %lld evaluations were no better than that of KL %.4f", (long long)t->settings->early_stop, t->state.best.kl);
 	optimizer_swap_average(t->optimizer);
 	if (t->settings->export_which == RUN_EXPORT_BEST && t->state.n_evaluations)

@@ -89,6 +89,30 @@ class Options(unittest.TestCase):
                     self.assertAlmostEqual(losses["bfd"][step][name], value, delta=2e-5 * max(1, abs(value)), msg="%d %s" % (step, name))
             self.assertLess(losses["off"][6]["loss"], losses["off"][1]["loss"] - 0.1)
 
+    def test_the_guard_ends_a_run_that_leaves_its_curve(self):
+        """A learning rate that rises until it hurts: the first evaluations fall, later ones do not."""
+        with kdserved.Daemon() as daemon:
+            keys = {"steps": 80, "warmup": 80, "learning_rate": 0.1, "evaluate_every": 2, "guard_fit": 0.15, "loss": "forward-kl top-k=16"}
+            said = {}
+            for guard in ("stop", "warn", "off"):
+                output = os.path.join(daemon.directory, guard)
+                said[guard] = self.finish(self.worker(daemon, output, settings(daemon.directory, guard=guard, **keys))), metrics(output)
+            self.assertIn("stopped early: guard = stop", said["stop"][0])
+            self.assertIn("the held-out KL has left the curve that it showed early in the run, 3 evaluations in a row", said["stop"][0])
+            self.assertTrue(16 < max(said["stop"][1]) < 80)
+            self.assertIn("the held-out KL has left the curve", said["warn"][0])
+            self.assertNotIn("the held-out KL has left the curve", said["off"][0])
+            self.assertEqual(said["warn"][1], said["off"][1])
+            self.assertEqual(max(said["warn"][1]), 80)
+            self.assertEqual(said["stop"][1], {step: said["off"][1][step] for step in said["stop"][1]})
+            with open(os.path.join(daemon.directory, "stop", "metrics.jsonl")) as f:
+                last = json.loads(f.readlines()[-1])
+            self.assertEqual(last["guard_alarms"], 1)
+            self.assertGreater(last["guard_residual"], 3)
+            self.assertGreater(last["teacher_parameters"], 0)
+            self.assertAlmostEqual(last["capacity_ratio"], last["teacher_parameters"] / (2.5 * last["n_parameters"]))
+            self.assertIn("the law of capacity gap names a teacher of about", said["off"][0])
+
     def test_a_packed_run_is_resumed_and_not_as_another(self):
         with kdserved.Daemon() as daemon:
             keys = {"packing": "bfd", "steps": 9, "checkpoint_every": 4, "held_out": 0.1, "evaluate_every": 3, "micro_batch": 2,
