@@ -26,6 +26,7 @@ struct kdctl {
 };
 
 int command_status(struct kdctl *k, int argc, char **argv);
+int command_top(struct kdctl *k, int argc, char **argv);
 int command_model(struct kdctl *k, int argc, char **argv);
 int command_score(struct kdctl *k, int argc, char **argv);
 int command_capture(struct kdctl *k, int argc, char **argv);

@@ -20,6 +20,7 @@ static const struct {
 	const char *arguments, *help;
 } commands[] = {
 	{"status", command_status, "", "is the server well"},
+	{"top", command_top, "", "what it does now; live on a terminal"},
 	{"model", command_model, "", "which teacher it holds"},
 	{"score", command_score, "FILE", "score a text (- = stdin) or JSON lines and sum up"},
 	{"capture", command_capture, "CORPUS... --store DIR", "score a corpus into a directory of records; goes on where it ended"},

@@ -155,6 +155,36 @@ class Health(unittest.TestCase):
         wait_for(r"STOPPING=1")
 
 
+class Top(unittest.TestCase):
+    def run_top(self, d, *arguments, **more):
+        return kdserved.subprocess.run([os.path.join(kdserved.BUILD, "kdctl"), "--server", "unix:" + d.socket_path, *arguments], text=True,
+                                       timeout=kdserved.PATIENCE, **more)
+
+    def test_in_a_pipe_it_is_one_plain_snapshot(self):
+        with Daemon() as d:
+            d.post("/v1/score", {"sequences": [{"tokens": [1, 2, 3]}], "top_k": 1})
+            done = self.run_top(d, "top", "--interval", "0.1", capture_output=True)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            self.assertRegex(done.stdout, r"\Akdserved \S+  ready  cpu \S+  up 0 min \d+ s\nrequests +0 answered/s")
+            self.assertNotIn("\033", done.stdout)
+            self.assertRegex(done.stdout, r"requests \[\.{24}\] 0 of 1024\n")
+            self.assertEqual(json.loads(self.run_top(d, "--json", "top", capture_output=True).stdout)["requests"]["answered"], 1)
+            self.assertEqual(self.run_top(d, "top", "--interval", "0", capture_output=True).returncode, 2)
+            self.assertEqual(self.run_top(d, "top", "more", capture_output=True).returncode, 2)
+
+    def test_on_a_terminal_it_goes_on_until_the_server_leaves(self):
+        with Daemon() as d:
+            master, slave = os.openpty()
+            top = kdserved.subprocess.Popen([os.path.join(kdserved.BUILD, "kdctl"), "--server", "unix:" + d.socket_path, "top", "--interval",
+                                             "0.1"], stdout=slave, stderr=kdserved.subprocess.DEVNULL)
+            os.close(slave)
+            seen = b""
+            while seen.count(b"\033[H") < 3:
+                seen += os.read(master, 4096)
+        self.assertEqual(top.wait(kdserved.PATIENCE), 1)
+        os.close(master)
+
+
 class Shipped(unittest.TestCase):
     """What etc/ says about metrics, held against a daemon with everything switched on."""
 

@@ -2,7 +2,8 @@
 // The status page: asks /v1/status and /v1/runs and draws. Everything from the server becomes text nodes or numbers, never markup.
 "use strict";
 
-const KEEP = 300;                  // samples of a chart: five minutes
+const KEEP = 300;                  // samples of a chart: five minutes at most,
+const START = 60;                  // and a minute of room at first
 const PERIOD_MS = 1000;
 const HISTORY_MS = 5000;           // how often a run's curve is asked for
 const SVG = "http://www.w3.org/2000/svg";
@@ -118,7 +119,7 @@ function show(s) {
   $("records").textContent = s.store ? count(s.store.records) : "no store";
   $("size").textContent = s.store ? bytes(s.store.bytes) : "–";
   for (const svg of document.querySelectorAll("svg[data-series]"))
-    draw(svg, svg.dataset.series.split(" ").map((name) => series[name]), KEEP);
+    draw(svg, svg.dataset.series.split(" ").map((name) => series[name]), Math.max(START, series.queue.length));
 }
 
 // ---- runs
