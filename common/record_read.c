@@ -286,8 +286,10 @@ static int check_tail_draws(const struct record_rows *rows, struct error *err)
 	size_t k = rows->query.top_k;
 	if (!k)
 		return 0;
+	int r = 0;
 	uint32_t *top = malloc(k * sizeof *top);
-	int r = top ? 0 : error_set(err, ERROR_MEMORY, NULL, "no memory to check %zu ids", k);
+	if (!top)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory to check %zu ids", k);
 	for (size_t row = 0; !r && row < rows->n_rows; row++) {
 		size_t n = rows->n_top ? rows->n_top[row] : k;
 		if (rows->draw_starts[row] == rows->draw_starts[row + 1])
