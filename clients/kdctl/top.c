@@ -78,8 +78,8 @@ static void print_work(const struct view *v)
 {
 	const json_t *s = v->status;
 	double passes = number(s, "forward", "passes"), hits = rate(v, "sequences", "cached"), all = hits + rate(v, "sequences", "computed");
-	printf("requests   %.4g answered/s  %.4g refused/s  %.4g left/s  %.0f under way  %.0f sequences waiting\n", rate(v, "requests", "answered"),
-	       rate(v, "requests", "rejected"), rate(v, "requests", "cancelled"), number(s, "requests", "in_flight"),
+	printf("requests   %.4g answered/s  %.4g refused/s  %.4g left/s  %.0f under way  %.0f sequences waiting\n",
+	       rate(v, "requests", "answered"), rate(v, "requests", "rejected"), rate(v, "requests", "cancelled"), number(s, "requests", "in_flight"),
 	       number(s, "queue", "sequences_waiting"));
 	printf("teacher    %.4g positions/s  %.4g passes/s  %.0f %% shared by several requests\n", rate(v, "forward", "positions"),
 	       rate(v, "forward", "passes"), passes > 0 ? 100 * number(s, "forward", "mixed_passes") / passes : 0);

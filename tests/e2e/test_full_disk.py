@@ -62,7 +62,7 @@ class FullDisk(unittest.TestCase):
             self.assertLess(n, 1000)
 
     def expect_degraded(self, d, client, n):
-        self.assertEqual(d.get("/ready"), (200, {"ready": True, "degraded": ["store"]}))
+        self.assertEqual(d.get("/ready"), (200, {"ready": True, "degraded": ["store", "space"]}))
         self.assertEqual(d.metrics()["kd_store_failing"], 1)
         self.assertTrue(d.get("/v1/status")[1]["store"]["failing"])
         wait_until(lambda: "answers are not stored until there is space again" in d.log(), "the log")
