@@ -25,7 +25,8 @@ struct control_reply {
 };
 
 // body may be NULL when n = 0. Always fills the reply. principal: who asks, logged in; NULL = nobody, to whom public resources are open.
-void control_call(struct service *s, struct principal *principal, const char *method, const char *path, const char *body, size_t n, struct control_reply *ret_reply);
+void control_call(struct service *s, struct principal *principal, const char *method, const char *path, const char *body, size_t n,
+		  struct control_reply *ret_reply);
 // Whether the path exists and takes the method; else fills a reply that says so. For doors that decide before reading a body.
 bool control_check(const char *method, const char *path, struct control_reply *ret_reply);
 // Whether who asks may: 0, ERROR_UNAUTHORIZED or ERROR_FORBIDDEN. A resource that does not exist needs a token, so that nobody without one

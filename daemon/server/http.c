@@ -212,7 +212,8 @@ static int start_daemon(struct http *h, struct error *err)
 		{MHD_OPTION_HTTPS_PRIORITIES, 0, (char[]){TLS_PRIORITIES}}, {MHD_OPTION_END, 0, NULL}};
 	if (tls->certificate && MHD_is_feature_supported(MHD_FEATURE_TLS) != MHD_YES)
 		return error_set(err, ERROR_UNSUPPORTED, "tls-certificate", "tls-certificate: this libmicrohttpd was built without TLS");
-	h->daemon = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (tls->certificate ? MHD_USE_TLS : 0u), 0, NULL, NULL, http_request_handle, h,
+	unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (tls->certificate ? MHD_USE_TLS : 0u);
+	h->daemon = MHD_start_daemon(flags, 0, NULL, NULL, http_request_handle, h,
 				     MHD_OPTION_LISTEN_SOCKET, (MHD_socket)h->options.listen_fd,
 				     MHD_OPTION_CONNECTION_LIMIT, (unsigned)h->options.max_connections,
 				     MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY,

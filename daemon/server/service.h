@@ -39,8 +39,9 @@ uint32_t service_max_tokens(const struct service *s);      // of a sequence, who
 // Finds whom the request asks (r->asked): sets r->choice. service_score and service_generate do it themselves.
 int service_choose(const struct service *s, struct request *r, struct error *err);
 
-// Takes the request, whose principal is set: each item comes back through r->complete (perhaps before this returns, perhaps from another thread); when all are
-// back the door calls service_finish. On error (err is required) the door keeps the request and frees it; the refusal is counted.
+// Takes the request, whose principal is set: each item comes back through r->complete (perhaps before this returns, perhaps from another
+// thread); when all are back the door calls service_finish. On error (err is required) the door keeps the request and frees it; the
+// refusal is counted.
 int service_score(struct service *s, struct request *r, struct error *err);
 // The same for a request with `generate` set. Its items may come back several times (request_item_take()).
 int service_generate(struct service *s, struct request *r, struct error *err);

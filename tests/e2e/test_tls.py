@@ -35,7 +35,8 @@ class TLS(unittest.TestCase):
         cls.addClassCleanup(shutil.rmtree, cls.directory, ignore_errors=True)
         cls.certificate, cls.key = make(cls.directory, "one")
         cls.other = make(cls.directory, "other")
-        cls.daemon = Daemon("--tls-certificate", cls.certificate, "--tls-key", cls.key, "--header-timeout", "1s", directory=cls.directory)
+        cls.daemon = Daemon("--tls-certificate", cls.certificate, "--tls-key", cls.key, "--header-timeout", "1s",
+                            directory=cls.directory)
         cls.addClassCleanup(cls.daemon.stop)
 
     def context(self, trusted=None):
@@ -115,8 +116,8 @@ class TLS(unittest.TestCase):
             self.assertEqual(said, b"")
 
     def check(self, *arguments):
-        done = subprocess.run([kdserved.PROGRAM, "--check-config", "--teacher", self.daemon.model, *arguments], capture_output=True, text=True,
-                              timeout=kdserved.PATIENCE)
+        done = subprocess.run([kdserved.PROGRAM, "--check-config", "--teacher", self.daemon.model, *arguments], capture_output=True,
+                              text=True, timeout=kdserved.PATIENCE)
         return done.returncode, done.stderr
 
     def test_files_that_are_none(self):
@@ -131,8 +132,9 @@ class TLS(unittest.TestCase):
                 status, said = self.check(*arguments)
                 self.assertEqual(status, 78)
                 self.assertIn(text, said)
-        done = subprocess.run([kdserved.PROGRAM, "--teacher", self.daemon.model, "--http", "127.0.0.1:0", "--socket", "", "--tls-certificate",
-                               self.certificate, "--tls-key", self.other[1]], capture_output=True, text=True, timeout=kdserved.PATIENCE)
+        done = subprocess.run([kdserved.PROGRAM, "--teacher", self.daemon.model, "--http", "127.0.0.1:0", "--socket", "",
+                               "--tls-certificate", self.certificate, "--tls-key", self.other[1]], capture_output=True, text=True,
+                              timeout=kdserved.PATIENCE)
         self.assertEqual(done.returncode, 78, done.stderr)
         self.assertIn("its own key", done.stderr)
 

@@ -143,7 +143,7 @@ class Tokens(unittest.TestCase):
                 self.assertEqual(self.ask("POST", "/v1/completions", who, body)[0], status)
 
     def test_nobody_learns_which_resources_there_are(self):
-        for path in ("/v1/secret", "/", "/v1/runs/../x"):
+        for path in ("/v1/secret", "/page", "/v1/runs/../x"):
             self.assertEqual(self.ask("GET", path)[0], 401)
             self.assertEqual(self.ask("GET", path, "none")[0], 404)
         self.assertEqual(self.ask("GET", "/v1/score")[0], 401)
