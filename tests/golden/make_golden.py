@@ -13,7 +13,7 @@ Files (little-endian; u32, f32, f64):
                      then per row: position, lse f64, own-token logit f32 (NaN at the last token), 64 top ids, 64 top logits f32,
                      n_ids logits f32. Whole rows would be 1 GB: the relative logit error (norm of the difference over norm) is taken
                      over the seeded ids of all rows of a text.
-  models/NAME/       a Hugging Face directory with seeded random weights, and golden.bin: magic "KDGM", n_sequences, V; per sequence:
+  models/NAME/       a Hugging Face directory with seeded random weights (of some also model.gguf, the same in GGUF), and golden.bin: magic "KDGM", n_sequences, V; per sequence:
                      n_tokens, tokens, logits f32 (n_tokens, V), computed in float64
   train*.bin         magic "KDGB": see train() below
   models/NAME/tokenizer.json    of the models that signals() serves: 96 tokens, one per printable character
@@ -219,6 +219,8 @@ def tiny(only=None):
             old_style_names(where)
         # capped scores are computed by the plain form alone
         plain = {"experts_implementation": "eager"} if "num_experts_per_tok" in config.to_dict() else {}      # the others know no float64
+        if name in ("gemma3", "mixtral"):
+            write_gguf(name, config, where)
         model = open_model(where, dtype=torch.float64, attn_implementation="eager" if "gemma" in name else "sdpa", **plain).eval()
         generator = torch.Generator().manual_seed(100 + seed)
         out = b"KDGM" + u32(4, config.vocab_size)
@@ -230,6 +232,74 @@ def tiny(only=None):
             out += u32(length, *tokens.tolist()) + f32(logits)
         (where / "golden.bin").write_bytes(out)
         print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits of deviation {logits.std():.2f}", flush=True)
+
+
+GGUF_NAMES = {"gemma3": "gemma3", "mixtral": "llama"}
+
+
+def gguf_tensors(name, config, state):
+    """As llama.cpp's converter writes them: gains whole, experts stacked, llama's q and k with the pairs that rotate side by side."""
+    import numpy
+    layer = {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+             "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "self_attn.o_proj": "attn_output",
+             "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+             "block_sparse_moe.gate": "ffn_gate_inp", "mlp.gate": "ffn_gate_inp"}
+    if "gemma" in name:
+        layer.update({"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+                      "post_feedforward_layernorm": "post_ffw_norm"})
+    expert = {"w1": "ffn_gate_exps", "w3": "ffn_up_exps", "w2": "ffn_down_exps", "gate_proj": "ffn_gate_exps", "up_proj": "ffn_up_exps",
+              "down_proj": "ffn_down_exps"}
+    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    stacks = {}
+    for full, t in state.items():
+        x = t.float().numpy()
+        x = x + 1 if "gemma" in name and x.ndim == 1 else x
+        stem = full.removesuffix(".weight")
+        if stem in top:
+            yield top[stem] + ".weight", x
+            continue
+        _, _, i, rest = stem.split(".", 3)
+        if ".experts." in rest:
+            stacks.setdefault((i, expert[rest.rsplit(".", 1)[1]]), {})[int(rest.split(".")[-2])] = x
+            continue
+        heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}.get(rest)
+        if heads and GGUF_NAMES[name] == "llama":
+            x = x.reshape(heads, 2, x.shape[0] // heads // 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
+        yield f"blk.{i}.{layer[rest]}.weight", x
+    for (i, what), parts in stacks.items():
+        yield f"blk.{i}.{what}.weight", numpy.stack([parts[e] for e in range(len(parts))])
+
+
+def write_gguf(name, config, where):
+    import gguf
+    from safetensors.torch import load_file
+    architecture = GGUF_NAMES[name]
+    w = gguf.GGUFWriter(where / "model.gguf", architecture)
+    w.add_block_count(config.num_hidden_layers)
+    w.add_context_length(config.max_position_embeddings)
+    w.add_embedding_length(config.hidden_size)
+    w.add_feed_forward_length(config.intermediate_size)
+    w.add_head_count(config.num_attention_heads)
+    w.add_head_count_kv(config.num_key_value_heads)
+    w.add_layer_norm_rms_eps(config.rms_norm_eps)
+    w.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    if getattr(config, "sliding_window", None):
+        w.add_sliding_window(config.sliding_window)
+    if name == "gemma3":
+        w.add_rope_freq_base(config.rope_parameters["full_attention"]["rope_theta"])
+        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        w.add_rope_scaling_factor(config.rope_parameters["full_attention"]["factor"])
+        w.add_float32("gemma3.rope.freq_base_swa", config.rope_parameters["sliding_attention"]["rope_theta"])
+        w.add_uint32("gemma3.attention.sliding_window_pattern", 2)
+    if name == "mixtral":
+        w.add_expert_count(config.num_local_experts)
+        w.add_expert_used_count(config.num_experts_per_tok)
+    for tensor, x in gguf_tensors(name, config, load_file(where / "model.safetensors")):
+        w.add_tensor(tensor, x)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
 
 
 # (c) Every signal of a question, on models that have a tokenizer: what the engine answers end to end.
