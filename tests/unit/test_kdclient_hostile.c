@@ -30,7 +30,7 @@ static void send_damaged(struct fake_server *s, const struct frame *f, const str
 	record_unref(record);
 	switch (misbehaviour) {
 	case 0: w.data[w.position - 1] ^= 1; break;                         // record checksum wrong, frame's right
-	case 1: fake_server_send(s, FRAME_ANSWER, f->request_id, bytes, 4); return;
+	case 1: fake_server_send(s, FRAME_ANSWER, f->request_id, w.data, 4); return;
 	case 2: fake_server_send_answer(s, f->request_id, score, 1, 0); return;    // the neighbour's record
 	case 3: fake_server_send_answer(s, f->request_id, score, 0, 2); return;    // no such index
 	case 4: fake_server_send_answer(s, f->request_id + 1, score, 0, 0); return;
