@@ -353,4 +353,7 @@ class Programs(unittest.TestCase):
 
 
 if __name__ == "__main__":
+    if skip_reason():
+        print(skip_reason())
+        sys.exit(77)
     unittest.main(verbosity=2)
