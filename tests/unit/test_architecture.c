@@ -115,6 +115,33 @@ static void families_are_read(void **state)
 	assert_string_equal(parsed("{\"model_type\":\"qwen2\"," SIZES "}").name, "qwen2");
 }
 
+static void gemma_and_mixtures_are_read(void **state)
+{
+	(void)state;
+	struct architecture a = parsed("{\"architectures\":[\"Gemma2ForCausalLM\"]," SIZES ",\"sliding_window\":32,\"head_dim\":16}");
+	assert_true(a.gemma && a.tied_head && !a.qk_norm && a.activation == ACTIVATION_GEGLU && !strcmp(a.name, "gemma2"));
+	assert_true(a.score_cap == 50 && a.logit_cap == 30 && a.query_scalar == 256 && a.rope_theta_sliding == 0);
+	assert_true(architecture_window(&a, 0) == 32 && architecture_window(&a, 1) == 0);
+	a = parsed("{\"architectures\":[\"Gemma3ForCausalLM\"]," SIZES ",\"sliding_window\":32,\"rope_local_base_freq\":77,"
+		   "\"tie_word_embeddings\":false}");
+	assert_true(a.gemma && !a.tied_head && a.qk_norm && a.score_cap == 0 && a.logit_cap == 0 && a.head_size == 256);
+	assert_true(a.rope_theta == 1e6 && a.rope_theta_sliding == 77 && architecture_window(&a, 1) == 32);
+	refused("{\"architectures\":[\"Gemma2ForCausalLM\"]," SIZES ",\"final_logit_softcapping\":-1}", -EINVAL, "final_logit_softcapping");
+	refused("{\"architectures\":[\"Gemma2ForCausalLM\"]," SIZES ",\"query_pre_attn_scalar\":0}", -EINVAL, "query_pre_attn_scalar");
+	refused("{\"architectures\":[\"Gemma3ForCausalLM\"]," SIZES ",\"hidden_activation\":\"relu\"}", -EOPNOTSUPP, "hidden_activation relu");
+	refused("{\"architectures\":[\"Gemma3ForCausalLM\"]," SIZES ",\"use_bidirectional_attention\":true}", -EOPNOTSUPP, "what follows");
+#define MOE "{\"architectures\":[\"Qwen3MoeForCausalLM\"]," SIZES ",\"moe_intermediate_size\":24,\"num_experts_per_tok\":2"
+	a = parsed(MOE ",\"num_experts\":8,\"norm_topk_prob\":true}");
+	assert_true(a.n_experts == 8 && a.n_experts_used == 2 && a.normalise_experts && a.ffn_width == 24 && a.qk_norm);
+	assert_false(parsed(MOE ",\"num_local_experts\":8}").normalise_experts);
+	refused(MOE ",\"num_experts\":1}", -EINVAL, "number of experts used is 2");
+	refused(MOE "}", -EINVAL, "num_experts is missing");
+	refused(MOE ",\"num_experts\":8,\"mlp_only_layers\":[1]}", -EOPNOTSUPP, "mlp_only_layers");
+	refused(MOE ",\"num_experts\":8,\"decoder_sparse_step\":2}", -EOPNOTSUPP, "decoder_sparse_step 2");
+	a = parsed("{\"architectures\":[\"MixtralForCausalLM\"]," SIZES ",\"num_local_experts\":8,\"num_experts_per_tok\":2}");
+	assert_true(a.normalise_experts && a.window == 0 && a.ffn_width == 128);
+}
+
 static void expect_windows(const char *json, uint32_t first, uint32_t second)
 {
 	struct architecture a = parsed(json), again;
@@ -438,6 +465,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(families_are_read), cmocka_unit_test(layer_norm_families_are_read_and_written),
 		cmocka_unit_test(layer_norm_features_are_refused_by_name),
+		cmocka_unit_test(gemma_and_mixtures_are_read),
 		cmocka_unit_test(sliding_windows_are_read_and_written_layer_by_layer),
 		cmocka_unit_test(rope_scaling_is_read_in_old_and_new_form),
 		cmocka_unit_test(what_would_change_a_logit_is_refused_by_name),
