@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""students.py RUNS OUTPUT: what students.sh measured: OUTPUT.csv, OUTPUT.svg (held-out KL over steps, the first seed of each method), and the
-table on stdout. Held-out numbers are at temperature 1: KL from teacher to student over the teacher's 64 likeliest ids and one bucket for the rest."""
+"""students.py RUNS OUTPUT: what students.sh measured: OUTPUT.csv, OUTPUT.svg (held-out KL over steps: each seed, and their mean), and the
+tables on stdout. Held-out numbers are at temperature 1: KL from teacher to student over the teacher's 64 likeliest ids and one bucket for the rest."""
 import csv
 import json
 import math
@@ -38,31 +38,58 @@ def write_table(runs, path):
                                                        100 * last["held_out_agreement"], last["seconds"]))
 
 
+def write_means(runs):
+    """a line a method: the mean over its seeds and, behind it, the least and the most"""
+    print("%-16s %5s %24s %26s %24s" % ("method", "seeds", "KL", "perplexity", "agreement %"))
+    methods = {}
+    for method, _, reports in runs:
+        methods.setdefault(method, []).append(reports[-1])
+    for method, ends in sorted(methods.items(), key=lambda m: mean([e["held_out_kl"] for e in m[1]])):
+        cells = []
+        for name, scale, form in (("held_out_kl", 1, "%.3f"), ("held_out_perplexity", 1, "%.0f"), ("held_out_agreement", 100, "%.1f")):
+            values = [scale * e[name] for e in ends]
+            cells.append((form + " (" + form + " to " + form + ")") % (mean(values), min(values), max(values)))
+        print("%-16s %5d %24s %26s %24s" % (method, len(ends), *cells))
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
 def evaluations(reports):
-    """[(step, KL)], a point where it changed"""
-    points = [(0, reports[-1]["held_out_kl_before"])]
-    for report in reports:
-        if "held_out_kl" in report and report["held_out_kl"] != points[-1][1]:
-            points.append((report["step"], report["held_out_kl"]))
-    return points
+    """[(step, KL)]: where it was evaluated"""
+    last, every = reports[-1], max(1, reports[-1]["steps"] // 10)
+    points = {r["step"]: r["held_out_kl"] for r in reports if "held_out_kl" in r and r["step"] and r["step"] % every == 0}
+    return [(0, last["held_out_kl_before"]), *sorted({**points, last["step"]: last["held_out_kl"]}.items())]
 
 
 def ticks(least, most):
-    """values of 1, 2 and 5 times a power of ten between the two"""
-    found = [m * 10 ** e for e in range(-4, 5) for m in (1, 2, 5)]
+    """values of 1, 1.5, 2, 3, 5 and 7 times a power of ten between the two"""
+    found = [m * 10 ** e for e in range(-4, 5) for m in (1, 1.5, 2, 3, 5, 7)]
     return [v for v in found if least <= v <= most] or [least, most]
+
+
+def spread(wanted, gap):
+    """the heights wanted, rising, moved down as little as keeps them a gap apart"""
+    placed = []
+    for y in wanted:
+        placed.append(max(y, placed[-1] + gap) if placed else y)
+    return placed
 
 
 def draw(runs, path):
     curves = {}
     for method, _, reports in runs:
-        curves.setdefault(method, evaluations(reports))
-    values = [kl for points in curves.values() for _, kl in points]
-    least, most, last = min(values) * 0.95, max(values) * 1.05, max(points[-1][0] for points in curves.values())
+        curves.setdefault(method, []).append(evaluations(reports))
+    values = [kl for seeds in curves.values() for points in seeds for _, kl in points]
+    least, most, last = min(values) * 0.95, max(values) * 1.05, max(points[-1][0] for seeds in curves.values() for points in seeds)
 
     def place(step, kl):
         return (LEFT + step / last * (WIDTH - LEFT - RIGHT),
                 TOP + (math.log(most) - math.log(kl)) / (math.log(most) - math.log(least)) * (HEIGHT - TOP - BOTTOM))
+
+    def line(points, colour, style):
+        return '<polyline points="%s" fill="none" stroke="%s" %s/>' % (" ".join("%.1f,%.1f" % place(*p) for p in points), colour, style)
     out = ['<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">' % (WIDTH, HEIGHT),
            '<rect width="100%" height="100%" fill="white"/>']
     for value in ticks(least, most):
@@ -72,13 +99,13 @@ def draw(runs, path):
     for i in range(5):
         x = place(last * i / 4, least)[0]
         out.append('<text x="%.1f" y="%d" text-anchor="middle">%d</text>' % (x, HEIGHT - BOTTOM + 18, last * i // 4))
-    ends = sorted(curves, key=lambda method: -curves[method][-1][1])
-    for i, method in enumerate(ends):
-        colour = COLOURS[i % len(COLOURS)]
-        line = " ".join("%.1f,%.1f" % place(*point) for point in curves[method])
-        y = TOP + 16 * i + 12
-        out.append('<polyline points="%s" fill="none" stroke="%s" stroke-width="2"/>' % (line, colour))
-        out.append('<text x="%d" y="%d" fill="%s">%s %.3f</text>' % (WIDTH - RIGHT + 8, y, colour, method, curves[method][-1][1]))
+    means = {method: [(points[0][0], mean([kl for _, kl in points])) for points in zip(*seeds)] for method, seeds in curves.items()}
+    ends = sorted(means, key=lambda method: -means[method][-1][1])
+    heights = spread([place(*means[method][-1])[1] + 4 for method in ends], 15)
+    for colour, method, y in zip(COLOURS, ends, heights):
+        out += [line(points, colour, 'stroke-width="1" stroke-opacity="0.4"') for points in curves[method]]
+        out.append(line(means[method], colour, 'stroke-width="2.5"'))
+        out.append('<text x="%d" y="%.1f" fill="%s">%s %.2f</text>' % (WIDTH - RIGHT + 8, y, colour, method, means[method][-1][1]))
     out.append('<text x="%d" y="%d" text-anchor="middle">optimizer steps</text>' % ((LEFT + WIDTH - RIGHT) // 2, HEIGHT - 8))
     out.append('<text transform="translate(14 %d) rotate(-90)" text-anchor="middle">held-out KL to the teacher, nats (log)</text></svg>' % (HEIGHT // 2))
     with open(path, "w", encoding="utf-8") as file:
@@ -90,6 +117,7 @@ def main():
         raise SystemExit(__doc__)
     runs = read_runs(sys.argv[1])
     write_table(runs, sys.argv[2] + ".csv")
+    write_means(runs)
     draw(runs, sys.argv[2] + ".svg")
 
 
