@@ -128,7 +128,7 @@ function runLine(run, p) {
   const parts = [run.state];
   if (Number.isFinite(p.step)) parts.push(`step ${p.step}${p.steps ? " of " + p.steps : ""}`);
   if (Number.isFinite(p.loss)) parts.push(`loss ${p.loss.toPrecision(4)}`);
-  if (Number.isFinite(p.tokens_per_s)) parts.push(`${count(p.tokens_per_s)} tokens / s`);
+  if (Number.isFinite(p.tokens_per_second)) parts.push(`${count(p.tokens_per_second)} tokens / s`);
   if (run.reason) parts.push(run.reason);
   return parts.join(" · ");
 }
