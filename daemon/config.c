@@ -306,14 +306,20 @@ void config_done(const struct config_option *table, size_t n, void *target)
 	}
 }
 
+static enum config_origin origin_of(const char *where)
+{
+	if (strncmp(where, "--", 2) == 0)
+		return CONFIG_FROM_COMMAND;
+	return *where == '$' ? CONFIG_FROM_ENVIRONMENT : strcmp(where, "default") == 0 ? CONFIG_FROM_DEFAULT : CONFIG_FROM_FILE;
+}
+
 int config_set(const struct config_option *table, size_t n, void *target, const char *name, const char *value, const char *where,
 	       struct error *err)
 {
 	const struct config_option *o = option_find(table, n, name);
 	if (!o)
 		return name_unknown(table, n, name, where, err);
-	enum config_origin origin = strncmp(where, "--", 2) == 0 ? CONFIG_FROM_COMMAND : CONFIG_FROM_FILE;
-	return set_value(o, target, value, origin, where, err);
+	return set_value(o, target, value, origin_of(where), where, err);
 }
 
 static char *trim(char *text)

@@ -26,7 +26,7 @@ enum config_type {
 struct config_amount { uint64_t bytes; double share; };
 
 // Settings of a higher origin replace those of a lower one; within one origin they add up. An empty value empties the list.
-enum config_origin { CONFIG_FROM_DEFAULT, CONFIG_FROM_FILE, CONFIG_FROM_COMMAND };
+enum config_origin { CONFIG_FROM_DEFAULT, CONFIG_FROM_FILE, CONFIG_FROM_ENVIRONMENT, CONFIG_FROM_COMMAND };
 struct config_list {
 	char **items;                    // (n)
 	char **where;                    // (n) "run.conf:12", "--loss": for errors that are found later
@@ -47,7 +47,8 @@ struct config_option {
 
 int config_init(const struct config_option *table, size_t n, void *target, struct error *err);      // every default
 void config_done(const struct config_option *table, size_t n, void *target);
-// One setting; `where` ("--socket", "kdserved.conf:12") goes into the error, and "--" at its start tells a command line from a file.
+// One setting; `where` ("--socket", "$KDSERVED_SOCKET", "kdserved.conf:12", "default") goes into the error, and its start tells a command line,
+// the environment and a file apart.
 // An empty value unsets a string. An unknown name is an error that suggests the nearest one.
 int config_set(const struct config_option *table, size_t n, void *target, const char *name, const char *value, const char *where,
 	       struct error *err);

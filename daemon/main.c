@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
 
@@ -18,9 +17,9 @@
 #include "daemon/arguments.h"
 #include "daemon/clock.h"
 #include "daemon/idle.h"
+#include "daemon/listeners.h"
 #include "daemon/log.h"
 #include "daemon/options.h"
-#include "daemon/server/address.h"
 #include "daemon/server/auth.h"
 #include "daemon/server/health.h"
 #include "daemon/server/http.h"
@@ -40,10 +39,7 @@
 struct daemon {
 	struct options options;
 	int signal_fd, event_fd;
-	int http_fd;
-	int socket_fds[SOCKET_MAX_LISTENERS];
-	size_t n_sockets;
-	char address[ADDRESS_TEXT];        // of the first socket, for workers
+	struct listeners listeners;
 	struct auth *auth;
 	struct tls_files tls;              // of the HTTP door
 	struct supervisor *supervisor;
@@ -57,56 +53,6 @@ struct daemon {
 };
 
 // ---- starting
-
-// The directory of a socket in /run is gone after each boot; only the last part is made.
-static void make_parent(const char *path)
-{
-	char parent[108];
-	const char *slash = strrchr(path, '/');
-	if (slash && slash > path && (size_t)(slash - path) < sizeof parent) {
-		snprintf(parent, sizeof parent, "%.*s", (int)(slash - path), path);
-		if (mkdir(parent, 0755) && errno != EEXIST)
-			log_debug("cannot make %s: %s", parent, strerror(errno));    // bind will say what is wrong
-	}
-}
-
-static int listen_on(const struct daemon *d, const char *text, const char *field, int *ret_fd, struct error *err)
-{
-	struct address a;
-	char bound[ADDRESS_TEXT];
-	int r = address_parse(text, field, &a, err);
-	if (!r && strncmp(text, "unix:", 5) == 0)
-		make_parent(text + 5);
-	if (!r)
-		r = address_listen(&a, field, ret_fd, err);
-	if (r)
-		return r;
-	address_of_socket(*ret_fd, bound);
-	if (strcmp(field, "http") == 0)
-		log_notice("listening on http%s://%s", d->tls.certificate ? "s" : "", bound + strlen("tcp:"));
-	else
-		log_notice("listening on %s", bound);
-	return 0;
-}
-
-static int open_listeners(struct daemon *d, struct error *err)
-{
-	const struct config_list *list = &d->options.socket;
-	int r = d->options.http ? listen_on(d, d->options.http, "http", &d->http_fd, err) : 0;
-	for (size_t i = 0; i < list->n && !r; i++) {
-		r = listen_on(d, list->items[i], "socket", &d->socket_fds[d->n_sockets], err);
-		// Nobody asked for the default socket by name: an ordinary user, who may not write to /run, can still serve HTTP.
-		if (r && list->origin == CONFIG_FROM_DEFAULT && d->options.http && !d->options.runs) {
-			log_warning("%s; going on without the binary door", err->message);
-			return 0;
-		}
-		if (!r)
-			d->n_sockets++;
-	}
-	if (d->n_sockets)
-		address_of_socket(d->socket_fds[0], d->address);
-	return r;
-}
 
 static int open_teacher(struct daemon *d, struct error *err)
 {
@@ -187,11 +133,11 @@ static int open_auth(struct daemon *d, struct error *err)
 static int open_supervisor(struct daemon *d, struct error *err)
 {
 	const char *secret = auth_worker_secret(d->auth);
-	if (secret && (setenv(AUTH_WORKER_ENV, secret, 1) || setenv(AUTH_WORKER_ENV "_FOR", d->address, 1)))
+	if (secret && (setenv(AUTH_WORKER_ENV, secret, 1) || setenv(AUTH_WORKER_ENV "_FOR", d->listeners.address, 1)))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the environment");
 	const struct options *o = &d->options;
 	struct supervisor_options s = {
-		.directory = o->runs, .worker_path = o->worker, .server_address = d->address, .max_running = (uint32_t)o->max_running};
+		.directory = o->runs, .worker_path = o->worker, .server_address = d->listeners.address, .max_running = (uint32_t)o->max_running};
 	return o->runs ? supervisor_open(&s, &d->supervisor, err) : 0;
 }
 
@@ -202,17 +148,19 @@ static int open_doors(struct daemon *d, struct error *err)
 		.max_draws = (uint32_t)o->max_draws, .max_spans = (uint32_t)o->max_spans, .max_samples = (uint32_t)o->max_samples,
 		.cache_tokens = (uint32_t)o->cache_tokens,
 		.auth = d->auth, .limits = {(uint64_t)o->queue_requests, (uint64_t)o->queue_tokens, o->queue_bytes}};
-	struct http_options h = {.listen_fd = d->http_fd, .tls = &d->tls, .max_json = o->max_json, .max_connections = (uint32_t)o->max_connections,
+	struct http_options h = {.listen_fd = d->listeners.http_fd, .inherited = d->listeners.http_inherited, .tls = &d->tls,
+		.max_json = o->max_json, .max_connections = (uint32_t)o->max_connections,
 		.header_timeout_ms = o->header_timeout, .body_timeout_ms = o->body_timeout, .idle_timeout_ms = o->idle_timeout,
 		.write_timeout_ms = o->write_timeout};
-	struct socket_options b = {.listen_fds = d->socket_fds, .n_listen_fds = d->n_sockets, .max_body = (uint32_t)o->max_body,
+	struct socket_options b = {.listen_fds = d->listeners.socket_fds, .n_listen_fds = d->listeners.n_sockets,
+		.inherited = d->listeners.sockets_inherited, .max_body = (uint32_t)o->max_body,
 		.max_connections = (uint32_t)o->max_connections, .credits = (uint32_t)o->credits, .header_timeout_ms = o->header_timeout,
 		.body_timeout_ms = o->body_timeout, .write_timeout_ms = o->write_timeout};
 	int r = service_open(&s, d->teacher, d->store, d->supervisor, &d->service, err);
-	if (!r && d->http_fd >= 0)
-		r = http_open(&h, d->service, &d->http, err);
-	if (!r && d->n_sockets)
-		r = socket_open(&b, d->service, &d->socket, err);
+	if (!r && h.listen_fd >= 0 && !(r = http_open(&h, d->service, &d->http, err)))
+		d->listeners.http_fd = -1;    // taken over
+	if (!r && b.n_listen_fds && !(r = socket_open(&b, d->service, &d->socket, err)))
+		d->listeners.n_sockets = 0;
 	return r;
 }
 
@@ -238,7 +186,7 @@ static int daemon_open(struct daemon *d, struct error *err)
 	if (!r)
 		r = open_auth(d, err);
 	if (!r)
-		r = open_listeners(d, err);
+		r = listeners_open(&d->options, &d->listeners, err);
 	if (!r)
 		r = open_supervisor(d, err);
 	if (!r)
@@ -429,10 +377,7 @@ static void daemon_close(struct daemon *d)
 	store_close(d->store);
 	uint64_t now = clock_ms();
 	supervisor_close(d->supervisor, deadline > now + 1000 ? deadline - now : 1000);
-	for (size_t i = 0; !d->socket && i < d->n_sockets; i++)
-		close(d->socket_fds[i]);
-	if (!d->http)
-		close_fd(d->http_fd);
+	listeners_close(&d->listeners);
 	close_fd(d->signal_fd);
 	close_fd(d->event_fd);
 }
@@ -443,7 +388,7 @@ static int daemon_run(struct daemon *d)
 	int status;
 	static const int priorities[] = {LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG};
 	log_open(priorities[d->options.log_level]);
-	d->signal_fd = d->event_fd = d->http_fd = -1;
+	d->signal_fd = d->event_fd = d->listeners.http_fd = -1;
 	if (daemon_open(d, &err)) {
 		log_error("%s", err.message);
 		status = is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
@@ -487,7 +432,7 @@ int main(int argc, char **argv)
 	(void)argc;
 	idle_init(argv);
 	heap_init();
-	if (options_init(&d.options, &err)) {
+	if (options_init_unit(&d.options, &err)) {
 		fprintf(stderr, "kdserved: %s\n", err.message);
 		return EXIT_FAILURE;
 	}

@@ -26,6 +26,27 @@ int options_init(struct options *o, struct error *err)
 	return config_init(options_table, options_count, o, err);
 }
 
+// The directories systemd made for a unit (StateDirectory=, RuntimeDirectory=): the first of each.
+static int default_below(struct options *o, const char *variable, const char *name, const char *kind, const char *file, struct error *err)
+{
+	char path[OPTIONS_PATH_BYTES];
+	const char *directory = getenv(variable);
+	if (!directory || !*directory)
+		return 0;
+	int n = snprintf(path, sizeof path, "%s%.*s/%s", kind, (int)strcspn(directory, ":"), directory, file);
+	if (n < 0 || (size_t)n >= sizeof path)
+		return error_set(err, ERROR_TOO_LARGE, name, "$%s is too long", variable);
+	return config_set(options_table, options_count, o, name, path, "default", err);
+}
+
+int options_init_unit(struct options *o, struct error *err)
+{
+	int r = options_init(o, err);
+	r = r ? r : default_below(o, "STATE_DIRECTORY", "store", "", "store", err);
+	r = r ? r : default_below(o, "STATE_DIRECTORY", "runs", "", "runs", err);
+	return r ? r : default_below(o, "RUNTIME_DIRECTORY", "socket", "unix:", "kdserved.sock", err);
+}
+
 void options_done(struct options *o)
 {
 	config_done(options_table, options_count, o);
@@ -53,9 +74,9 @@ bool options_tls(const struct options *o, char ret_certificate[OPTIONS_PATH_BYTE
 	return find_file(o->tls_certificate, "tls-certificate", ret_certificate) && find_file(o->tls_key, "tls-key", ret_key);
 }
 
-static int check_address(const struct options *o, const char *name, const char *text, bool encrypted, struct error *err)
+int options_check_address(const struct options *o, const char *name, const char *text, struct error *err)
 {
-	char path[OPTIONS_PATH_BYTES];
+	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
 	struct address a;
 	int r = address_parse(text, name, &a, err);
 	if (r || !address_is_remote(&a))
@@ -63,6 +84,7 @@ static int check_address(const struct options *o, const char *name, const char *
 	if (!options_tokens(o, path))
 		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, where anybody could ask: "
 				 "set tokens = FILE (kdctl token new makes its lines), or use a loopback address", name, text);
+	bool encrypted = strcmp(name, "http") == 0 && options_tls(o, path, key);
 	if (!o->allow_remote && !encrypted)
 		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, and tokens and answers would travel "
 				 "unencrypted: %sset allow-remote = yes if that network is trusted, or use a loopback address", name, text,
@@ -114,7 +136,6 @@ int options_teachers(const struct options *o, struct teacher_source ret_sources[
 int options_check(const struct options *o, struct error *err)
 {
 	struct teacher_source teachers[OPTIONS_MAX_TEACHERS];
-	char certificate[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
 	int r = options_teachers(o, teachers, err);
 	if (r)
 		return r;
@@ -125,9 +146,9 @@ int options_check(const struct options *o, struct error *err)
 	if (!o->tls_certificate != !o->tls_key)
 		return error_set(err, ERROR_INVALID, o->tls_key ? "tls-certificate" : "tls-key", "tls-certificate and tls-key go together");
 	if (o->http)
-		r = check_address(o, "http", o->http, options_tls(o, certificate, key), err);
+		r = options_check_address(o, "http", o->http, err);
 	for (size_t i = 0; r == 0 && i < o->socket.n; i++)
-		r = check_address(o, "socket", o->socket.items[i], false, err);
+		r = options_check_address(o, "socket", o->socket.items[i], err);
 	return r;
 }
 

@@ -30,6 +30,8 @@ extern const struct config_option options_table[];
 extern const size_t options_count;
 
 int options_init(struct options *o, struct error *err);
+// The same under systemd: store, runs and socket lie in the directories it made for the unit ($STATE_DIRECTORY, $RUNTIME_DIRECTORY).
+int options_init_unit(struct options *o, struct error *err);
 void options_done(struct options *o);
 // Checks that need several rows: a teacher is named, a door is open, addresses parse, none is remote without tokens and allow-remote.
 int options_check(const struct options *o, struct error *err);
@@ -41,4 +43,6 @@ int options_check_files(const struct options *o, struct error *err);      // the
 bool options_tokens(const struct options *o, char ret_path[OPTIONS_PATH_BYTES]);
 // The HTTP door's certificate and key, likewise. False: it speaks without TLS.
 bool options_tls(const struct options *o, char ret_certificate[OPTIONS_PATH_BYTES], char ret_key[OPTIONS_PATH_BYTES]);
+// One address of a door ("tcp:ADDR:PORT", ...): it parses, and other machines reach it only where they may. `name`: http or socket.
+int options_check_address(const struct options *o, const char *name, const char *text, struct error *err);
 const char *options_device(const struct options *o);      // "auto", "cpu", ...

@@ -158,19 +158,27 @@ static void loop_once(struct http *h)
 	MHD_run(h->daemon);
 }
 
-// After the stop: answer the exchanges under way (still listening, so that /ready can say 503), stop listening, let small requests end,
-// cancel what is left and wait until it is back from other threads.
+static void stop_listening(struct http *h)
+{
+	int listen_fd = MHD_quiesce_daemon(h->daemon);
+	if (listen_fd >= 0)
+		close(listen_fd);
+}
+
+// After the stop: answer the exchanges under way (still listening, so that /ready can say 503, unless another process will), stop listening,
+// let small requests end, cancel what is left and wait until it is back from other threads.
 static void finish(struct http_thread *t)
 {
 	struct http *h = &t->http;
 	uint64_t deadline = atomic_load(&t->stop_deadline_ms);
+	if (h->options.inherited)
+		stop_listening(h);
 	while (h->n_exchanges && clock_ms() < deadline) {
 		loop_once(h);
 		cut_late(h);
 	}
-	int listen_fd = MHD_quiesce_daemon(h->daemon);
-	if (listen_fd >= 0)
-		close(listen_fd);
+	if (!h->options.inherited)
+		stop_listening(h);
 	uint64_t short_deadline = clock_ms() + LAST_WORDS_MS;
 	deadline = deadline < short_deadline ? deadline : short_deadline;
 	while (h->n_requests && clock_ms() < deadline)

@@ -2,6 +2,7 @@
 // The HTTP door (kdserved-http.7): one thread around libmicrohttpd.
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct error;
@@ -12,6 +13,7 @@ struct tls_files;
 struct http_options {
 	int listen_fd;                     // taken over
 	const struct tls_files *tls;       // must stay; without a certificate nothing is encrypted
+	bool inherited;                    // it outlives this process: from the stop on, who connects waits in its backlog for the next one
 	uint64_t max_json;                 // largest body
 	uint32_t max_connections;
 	uint64_t header_timeout_ms, body_timeout_ms, idle_timeout_ms, write_timeout_ms;

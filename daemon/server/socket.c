@@ -30,6 +30,7 @@ struct socket_door {
 	int listen_fds[SOCKET_MAX_LISTENERS];
 	size_t n_listeners;
 	bool listening;                    // the listeners are in epoll
+	bool inherited;
 	int epoll_fd, returned_fd, stop_fd;
 	pthread_t thread;
 	_Atomic uint64_t stop_deadline_ms;
@@ -182,7 +183,7 @@ static void close_listeners(struct socket_door *d)
 	for (size_t i = 0; i < d->n_listeners; i++) {
 		struct sockaddr_un un;
 		socklen_t n = sizeof un;
-		if (getsockname(d->listen_fds[i], (struct sockaddr *)&un, &n) == 0 && un.sun_family == AF_UNIX)
+		if (!d->inherited && getsockname(d->listen_fds[i], (struct sockaddr *)&un, &n) == 0 && un.sun_family == AF_UNIX)
 			unlink(un.sun_path);
 		close(d->listen_fds[i]);
 	}
@@ -266,6 +267,7 @@ int socket_open(const struct socket_options *options, struct service *service, s
 		.write_timeout_ms = options->write_timeout_ms,
 	};
 	d->max_connections = options->max_connections;
+	d->inherited = options->inherited;
 	for (size_t i = 0; i < options->n_listen_fds; i++)
 		d->listen_fds[d->n_listeners++] = options->listen_fds[i];
 	int r = socket_init(d, err);

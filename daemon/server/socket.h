@@ -2,6 +2,7 @@
 // The binary door (kdserved-protocol.7): one thread, any number of listening sockets.
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,6 +15,7 @@ struct socket_door;
 struct socket_options {
 	const int *listen_fds;             // taken over
 	size_t n_listen_fds;               // <= SOCKET_MAX_LISTENERS
+	bool inherited;                    // they outlive this process: the files of unix sockets stay
 	uint32_t max_body, max_connections, credits;
 	uint64_t header_timeout_ms, body_timeout_ms, write_timeout_ms;
 };

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets that are passed the way systemd passes them, and the directories of its units."""
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import unittest
+
+import kdserved
+import tiny_model
+from kdserved import wait_until
+
+ASK = b"POST /v1/score HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+BODY = b'{"sequences":[{"tokens":[1,2,3]}],"top_k":2}'
+
+
+class Passing(unittest.TestCase):
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
+        self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
+        tiny_model.write(self.path("model"))
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def unix(self, name):
+        s = socket.socket(socket.AF_UNIX)
+        self.addCleanup(s.close)
+        s.bind(self.path(name))
+        s.listen(4096)
+        return s
+
+    def tcp(self):
+        s = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.addCleanup(s.close)
+        return s
+
+    def start(self, passed, *arguments, environment=None):
+        """passed: [(name, socket)]. What systemd does between fork and exec."""
+        high = [os.dup(s.fileno()) for _, s in passed]
+        high = [(os.dup2(fd, 100 + i), os.close(fd))[0] for i, fd in enumerate(high)]
+
+        def pass_sockets():
+            for i, fd in enumerate(high):
+                os.dup2(fd, 3 + i)
+
+        # in a shell: LISTEN_PID is the pid of what exec leaves
+        command = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$0" "$@"', kdserved.PROGRAM, "--teacher", self.path("model"),
+                   "--threads", "1", *arguments]
+        variables = dict(os.environ, LISTEN_FDS=str(len(passed)), LISTEN_FDNAMES=":".join(name for name, _ in passed), **(environment or {}))
+        log = open(self.path("log"), "ab")
+        process = subprocess.Popen(command, stderr=log, env=variables, preexec_fn=pass_sockets,
+                                   pass_fds=tuple(range(3, 3 + len(passed))))
+        log.close()
+        for fd in high:
+            os.close(fd)
+
+        def end():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        self.addCleanup(end)
+        return process
+
+    def log(self):
+        with open(self.path("log"), errors="replace") as f:
+            return f.read()
+
+    def stop(self, process):
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(kdserved.PATIENCE), 0, self.log())
+        self.assertNotIn("Sanitizer", self.log())
+
+    def ask(self, address):
+        with socket.create_connection(address, timeout=kdserved.PATIENCE) as s:
+            return self.exchange(s)
+
+    @staticmethod
+    def exchange(s):
+        s.sendall(ASK % (len(BODY), BODY))
+        data = b""
+        while piece := s.recv(65536):
+            data += piece
+        return data
+
+
+class Activation(Passing):
+    def test_passed_sockets_stand_in_for_the_settings(self):
+        http, binary = self.tcp(), self.unix("kd.sock")
+        d = self.start([("socket", binary), ("http", http)], "--http", "127.0.0.1:1")    # nobody may bind that one
+        wait_until(lambda: b" 200 " in self.ask(http.getsockname()), "an answer over HTTP")
+        with kdserved.Client(self.path("kd.sock")) as c:
+            self.assertEqual(len(c.score([[1, 2, 3]], top_k=2)), 1)
+        self.assertEqual(len(re.findall(r"listening on .*systemd's socket", self.log())), 2)
+        self.stop(d)
+        self.assertTrue(os.path.exists(self.path("kd.sock")), "the file of a passed socket is systemd's")
+
+    def test_the_door_that_is_not_passed_opens_as_set(self):
+        http = self.tcp()
+        d = self.start([("http", http)], "--socket", "unix:" + self.path("own.sock"))
+        wait_until(lambda: b" 200 " in self.ask(http.getsockname()), "an answer over HTTP")
+        with kdserved.Client(self.path("own.sock")) as c:
+            self.assertEqual(len(c.score([[1, 2, 3]], top_k=2)), 1)
+        self.stop(d)
+        self.assertFalse(os.path.exists(self.path("own.sock")))
+
+    def test_http_may_be_a_unix_socket(self):
+        http = self.unix("http.sock")
+        d = self.start([("http", http)], "--socket", "")
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(kdserved.PATIENCE)
+            s.connect(self.path("http.sock"))
+            s.sendall(b"GET /live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            self.assertIn(b" 200 ", s.recv(4096))
+        self.stop(d)
+
+    def refused(self, passed, says, *arguments):
+        d = self.start(passed, *arguments)
+        self.assertEqual(d.wait(kdserved.PATIENCE), 78, self.log())
+        self.assertIn(says, self.log())
+
+    def test_what_is_not_a_door_is_refused(self):
+        self.refused([("kdserved.socket", self.tcp())], 'named "kdserved.socket"')
+        self.refused([("http", self.tcp()), ("http", self.tcp())], "too many sockets for http")
+        plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(plain.close)
+        self.refused([("socket", plain)], "not a listening stream socket")
+
+    def test_a_passed_socket_that_others_reach_needs_what_the_setting_needs(self):
+        everywhere = socket.create_server(("0.0.0.0", 0))
+        self.addCleanup(everywhere.close)
+        self.refused([("http", everywhere)], "can be reached from other machines")
+
+    def test_restarts_under_load_refuse_no_connection(self):
+        http = self.tcp()
+        answered, failed, stop = [], [], threading.Event()
+
+        def client():
+            while not stop.is_set():
+                try:
+                    answered.append(b" 200 " in self.ask(http.getsockname()))
+                except OSError as e:
+                    failed.append(repr(e))
+
+        d = self.start([("http", http)], "--socket", "")
+        wait_until(lambda: b" 200 " in self.ask(http.getsockname()), "an answer over HTTP")
+        clients = [threading.Thread(target=client) for _ in range(4)]
+        for c in clients:
+            c.start()
+        for _ in range(int(os.environ.get("KDSERVED_TEST_RESTARTS", "5"))):
+            seen = len(answered)
+            wait_until(lambda: len(answered) > seen + 20, "answers between restarts")
+            self.stop(d)
+            d = self.start([("http", http)], "--socket", "")
+        seen = len(answered)
+        wait_until(lambda: len(answered) > seen + 20, "answers after the restarts")
+        stop.set()
+        for c in clients:
+            c.join()
+        self.stop(d)
+        self.assertEqual(failed, [])
+        # 503: asked while the teacher was being read, or the drain had begun; never a refused or broken connection
+        self.assertGreater(sum(answered), 20)
+
+
+class Directories(Passing):
+    def test_a_unit_keeps_its_things_in_the_directories_systemd_made(self):
+        where = {"STATE_DIRECTORY": self.path("state") + ":/elsewhere", "RUNTIME_DIRECTORY": self.path("run")}
+        os.mkdir(self.path("state"))
+        os.mkdir(self.path("run"))
+        http = self.tcp()
+        d = self.start([("http", http)], environment=where)
+        wait_until(lambda: b" 200 " in self.ask(http.getsockname()), "an answer over HTTP")
+        self.assertTrue(os.path.exists(self.path("run/kdserved.sock")))
+        self.stop(d)
+        self.assertIn("store %s: " % self.path("state/store"), self.log())
+        self.assertTrue(os.path.isdir(self.path("state/runs")))
+
+    def test_settings_win_over_the_directories_of_the_unit(self):
+        with open(self.path("conf"), "w") as f:
+            f.write("store =\nruns =\nsocket = unix:%s\n" % self.path("mine.sock"))
+        d = self.start([("http", self.tcp())], "--config", self.path("conf"),
+                       environment={"STATE_DIRECTORY": self.path("state"), "RUNTIME_DIRECTORY": self.path("run")})
+        wait_until(lambda: ": teacher " in self.log(), "READY")
+        self.assertTrue(os.path.exists(self.path("mine.sock")))
+        self.stop(d)
+        self.assertNotIn("store ", self.log())
+        self.assertFalse(os.path.exists(self.path("state")))
+
+
+if __name__ == "__main__":
+    unittest.main()
