@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
-#include <systemd/sd-daemon.h>
 #include <unistd.h>
 
 #include "common/error.h"
@@ -19,6 +18,7 @@
 #include "daemon/idle.h"
 #include "daemon/listeners.h"
 #include "daemon/log.h"
+#include "daemon/notify.h"
 #include "daemon/options.h"
 #include "daemon/server/auth.h"
 #include "daemon/server/health.h"
@@ -32,7 +32,7 @@
 #include "daemon/teacher/teacher.h"
 #include "daemon/train/supervisor.h"
 
-#define STALL_MS 120000              // a forward pass longer than this is a hang: the watchdog is no longer fed
+#define REF_STALL_MS 600000          // one layer on the reference device may take minutes; elsewhere far less than the watchdog's time
 #define STATUS_MS 10000              // how often it is looked whether the status text still holds
 #define LAST_MS 10000                // beyond the drain deadline, for what cannot be interrupted (fsync, workers)
 
@@ -46,6 +46,7 @@ struct daemon {
 	struct store *store;
 	struct teacher *teacher;
 	struct service *service;
+	struct notify notify;
 	struct http *http;
 	struct socket_door *socket;
 	bool was_ready;
@@ -231,7 +232,7 @@ static void announce_ready(struct daemon *d)
 			log_warning("the known answer is not kept: %s", t[i].canary_note);
 	if (*t->fallback)
 		log_notice("device = auto: %s: the teacher runs on the CPU", t->fallback);
-	sd_notify(0, "READY=1");
+	notify_ready();
 }
 
 // The teacher's state changed. -1: go on; else the exit status.
@@ -249,7 +250,7 @@ static int on_teacher(struct daemon *d)
 	case TEACHER_FAILED:
 		teacher_error(d->teacher, &err);
 		log_error("teacher: %s%s%s", err.field, *err.field ? ": " : "", err.message);
-		sd_notifyf(0, "STATUS=The teacher failed: %s", err.message);
+		notify_status("The teacher failed: %s", err.message);
 		return d->was_ready || strcmp(err.field, CANARY_FIELD) == 0 ? EXIT_DEVICE : is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
 	default:
 		return -1;
@@ -280,14 +281,6 @@ static int on_signal(struct daemon *d)
 	return EXIT_SUCCESS;
 }
 
-static void feed_watchdog(struct daemon *d)
-{
-	struct teacher_stats t;
-	teacher_stats(d->teacher, &t);
-	if (t.busy_ms < STALL_MS)
-		sd_notify(0, "WATCHDOG=1");
-}
-
 // The status text follows what /ready says. A store whose file system fills up tells nobody: so it is looked at now and then.
 static void tell_status(struct daemon *d)
 {
@@ -296,7 +289,7 @@ static void tell_status(struct daemon *d)
 	if (strcmp(text, d->status) == 0)
 		return;
 	memcpy(d->status, text, sizeof text);
-	sd_notifyf(0, "STATUS=%s", text);
+	notify_status("%s", text);
 }
 
 static int shorter(int a_ms, int b_ms)      // -1 = never
@@ -306,19 +299,20 @@ static int shorter(int a_ms, int b_ms)      // -1 = never
 
 static int daemon_loop(struct daemon *d)
 {
-	uint64_t watchdog_us = 0;
-	int status = -1, watchdog = -1;
+	int status = -1;
 	struct pollfd fds[] = {
 		{.fd = d->signal_fd, .events = POLLIN}, {.fd = d->event_fd, .events = POLLIN},
 		{.fd = d->supervisor ? supervisor_fd(d->supervisor) : -1, .events = POLLIN},
 	};
-	if (sd_watchdog_enabled(0, &watchdog_us) > 0)
-		watchdog = (int)(watchdog_us / 3000);
 	while (status < 0) {
+		bool loading = teacher_state(d->teacher) == TEACHER_LOADING;
 		tell_status(d);
-		int n = poll(fds, sizeof fds / sizeof *fds, shorter(shorter(watchdog, STATUS_MS), teacher_check(d->teacher)));
-		if (watchdog >= 0)
-			feed_watchdog(d);
+		int look = shorter(notify_timeout(&d->notify, loading), STATUS_MS);
+		int n = poll(fds, sizeof fds / sizeof *fds, shorter(look, teacher_check(d->teacher)));
+		if (loading)
+			notify_loading(&d->notify);
+		else
+			notify_engine(&d->notify, teacher_beats(d->teacher));
 		if (n > 0 && fds[2].revents)
 			supervisor_dispatch(d->supervisor);
 		if (n > 0 && fds[1].revents)
@@ -364,7 +358,7 @@ static void close_fd(int fd)
 static void daemon_close(struct daemon *d)
 {
 	uint64_t deadline = clock_ms() + d->options.drain_timeout;
-	sd_notify(0, "STOPPING=1\nSTATUS=Answering what was accepted");
+	notify_stopping(d->options.drain_timeout);
 	arm_last_resort(d->options.drain_timeout);
 	if (d->service)
 		service_drain(d->service);
@@ -388,6 +382,7 @@ static int daemon_run(struct daemon *d)
 	int status;
 	static const int priorities[] = {LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG};
 	log_open(priorities[d->options.log_level]);
+	notify_init(&d->notify, strcmp(options_device(&d->options), "ref") == 0 ? REF_STALL_MS : 0);
 	d->signal_fd = d->event_fd = d->listeners.http_fd = -1;
 	if (daemon_open(d, &err)) {
 		log_error("%s", err.message);

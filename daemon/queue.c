@@ -15,7 +15,7 @@ struct queue {
 	uint64_t n_waiting;
 	struct queue_cost limits, reserved;
 	int wake_fd;
-	bool stopped;
+	bool stopped, poked;
 };
 
 int queue_open(const struct queue_cost *limits, int wake_fd, struct queue **ret_queue)
@@ -111,8 +111,9 @@ void queue_push(struct queue *q, struct queue_item *chain)
 struct queue_item *queue_pop(struct queue *q, bool wait)
 {
 	pthread_mutex_lock(&q->lock);
-	while (wait && !q->first && !q->stopped)
+	while (wait && !q->first && !q->stopped && !q->poked)
 		pthread_cond_wait(&q->not_empty, &q->lock);
+	q->poked = false;
 	struct queue_item *item = q->first;
 	if (item) {
 		q->first = item->next;
@@ -129,6 +130,22 @@ void queue_stop(struct queue *q)
 {
 	pthread_mutex_lock(&q->lock);
 	q->stopped = true;
+	pthread_cond_broadcast(&q->not_empty);
+	pthread_mutex_unlock(&q->lock);
+}
+
+bool queue_is_stopped(struct queue *q)
+{
+	pthread_mutex_lock(&q->lock);
+	bool stopped = q->stopped;
+	pthread_mutex_unlock(&q->lock);
+	return stopped;
+}
+
+void queue_poke(struct queue *q)
+{
+	pthread_mutex_lock(&q->lock);
+	q->poked = true;
 	pthread_cond_broadcast(&q->not_empty);
 	pthread_mutex_unlock(&q->lock);
 }

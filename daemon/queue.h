@@ -22,9 +22,12 @@ void queue_release(struct queue *q, const struct queue_cost *cost);
 
 // Appends a chain (one lock, so that its items can be popped together); the last item's next must be NULL.
 void queue_push(struct queue *q, struct queue_item *chain);
-// The oldest item, or NULL: at once when `wait` is false, else only after queue_stop, once the queue is empty.
+// The oldest item, or NULL: at once when `wait` is false, else only after queue_stop, once the queue is empty, or when poked.
 struct queue_item *queue_pop(struct queue *q, bool wait);
 void queue_stop(struct queue *q);
+bool queue_is_stopped(struct queue *q);
+// A receiver that waits returns once, with NULL, though the queue is not stopped: it is asked for a sign of life.
+void queue_poke(struct queue *q);
 
 // What is reserved now, and how many items wait.
 void queue_usage(struct queue *q, struct queue_cost *ret_reserved, uint64_t *ret_waiting);

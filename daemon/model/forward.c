@@ -112,6 +112,7 @@ void forward_layer(const struct weights *w, struct activations *a, const struct 
 	const struct layer_activations *l = &a->layers[i];
 	uint32_t T = layout->n_positions, C = w->architecture.width;
 
+	weights_beat(w);
 	norm(w, l->h_attention, l->r_attention, l->x_attention, lw->attention_norm, lw->attention_norm_bias, T);
 	if (shown)
 		show(a, FORWARD_HIDDEN, i, l->r_attention, NULL);

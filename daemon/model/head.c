@@ -159,6 +159,7 @@ struct real *head_keep(struct head *h, const uint32_t *ids, uint32_t n_ids, uint
 static void sweep_tile(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct sweep_row *out)
 {
 	struct real *logits = head_logits(h, hidden, rows, n);
+	weights_beat(h->weights);
 	h->backend->ops->sweep(h->backend, logits, n, h->weights->architecture.vocab_size, out);
 }
 

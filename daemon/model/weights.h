@@ -59,6 +59,7 @@ struct weights {
 	struct real *cosine_sliding, *sine_sliding;   // of sliding layers, where they have their own; else NULL
 	uint32_t max_positions;
 	uint64_t file_bytes;                          // of what weights_load read
+	uint64_t *beats;                              // counted up with each layer and each tile of the head; NULL = nobody looks
 	// Trainable only, else NULL:
 	struct parameters *parameters;                // owner of the storage
 	struct layer_gradients *gradients;            // (n_layers)
@@ -67,6 +68,13 @@ struct weights {
 	struct real *head_gradient;                   // the embedding's own when tied
 	struct weight **beside;                       // (parameters->n_parameters - n_model) the matrices beside the model; NULL for vectors
 };
+
+// A sign of life of whoever computes with them, for a thread that watches.
+static inline void weights_beat(const struct weights *w)
+{
+	if (w->beats)
+		__atomic_fetch_add(w->beats, 1, __ATOMIC_RELAXED);
+}
 
 // Where tensors come from: Hugging Face names ("model.layers.0.self_attn.q_proj.weight"); GGUF names and its permuted q/k rows are
 // translated by the source. find returns -ENOENT for an absent name (err untouched). What find gave is valid until release, which

@@ -127,9 +127,12 @@ static void drop_dead(struct teacher *t, struct schedule *s)
 // Takes in what waits, and drops what is over. False when there is nothing left to do, ever.
 static bool collect(struct teacher *t)
 {
-	struct queue_item *item = queue_pop(t->queue, is_idle(t));
-	if (!item && is_idle(t))
-		return false;
+	struct queue_item *item;
+	while (!(item = queue_pop(t->queue, is_idle(t))) && is_idle(t)) {
+		if (queue_is_stopped(t->queue))
+			return false;
+		__atomic_fetch_add(&t->beats, 1, __ATOMIC_RELAXED);    // poked: nothing to do, but alive
+	}
 	for (uint32_t i = 0; i <= t->n_members; i++)
 		drop_dead(t, schedule_at(t, i));
 	for (; item; item = queue_pop(t->queue, false))
@@ -166,6 +169,7 @@ static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, s
 	struct answer_input in = {.choice = &p->choice, .members = p->members, .rows = b->rows + b->items[index].rows, .index = index,
 				  .after = !t->infos[p->choice.members[0]].architecture.masked};
 	(void)answer_make(t->answer, &in, item, &counts);    // an error is the item's own
+	__atomic_fetch_add(&t->beats, 1, __ATOMIC_RELAXED);
 	int device = backend_sync(t->backend, err);
 	if (device) {
 		item->record = record_unref(item->record);
@@ -484,6 +488,13 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 		ret_stats->canary_age_ms = c.age_ms;
 	}
 	queue_usage(t->queue, &reserved, &ret_stats->n_waiting);
+}
+
+uint64_t teacher_beats(struct teacher *t)
+{
+	uint64_t n = __atomic_load_n(&t->beats, __ATOMIC_RELAXED);
+	queue_poke(t->queue);
+	return n;
 }
 
 struct teacher_seconds *teacher_seconds(struct teacher *t)

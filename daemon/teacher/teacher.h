@@ -107,6 +107,9 @@ void teacher_submit(struct teacher *t, struct request_item *chain);
 // many ms to call again, -1 for never. One thread's, once TEACHER_READY was seen. A wrong answer is TEACHER_FAILED, error field "canary".
 int teacher_check(struct teacher *t);
 void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats);
+// Signs of life the engine has shown: of a pass each layer and each tile of the head, of an idle engine an answer to the last call of this.
+// One thread's; any may call teacher_stats.
+uint64_t teacher_beats(struct teacher *t);
 // Where the time goes, in stages: a score's wait for its pass since its request was accepted; choosing what a pass holds; the trunk; the head
 // with all that is read from it, records included.
 struct teacher_seconds { struct histogram queue, batch, forward, epilogue; };

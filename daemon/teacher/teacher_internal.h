@@ -36,6 +36,7 @@ struct teacher {
 	// counters
 	atomic_uint_fast64_t n_passes, n_mixed, n_sequences, n_positions, n_rows, n_dropped, n_not_finite, pass_began_ms;
 	atomic_uint_fast64_t n_shared, n_slots_used, n_slots_idle, n_late_allocations, memory_bytes;
+	uint64_t beats;                        // with atomic operations: weights_beat()
 	uint64_t n_allocations;                // of the backend, when it was READY
 	struct teacher_seconds seconds;
 	struct canary *canary;                 // written before state becomes READY

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/model/tokenizer.h"
+#include "daemon/model/weights.h"
 #include "daemon/teacher/answer.h"
 #include "daemon/teacher/batch.h"
 #include "kernels/backend.h"
@@ -89,6 +90,8 @@ int teacher_load(struct teacher *t, struct error *err)
 	for (uint32_t i = 0; i < t->n_members && !r; i++) {
 		t->members[i].schedule.batch = t->batch;
 		r = member_load(&t->members[i], t->backend, i ? t->members[0].head : NULL, t->tokenizer, capacity, &t->options, err);
+		if (!r)
+			t->members[i].weights->beats = &t->beats;
 	}
 	t->mixtures.batch = t->batch;
 	return r ? r : open_answer(t, capacity, err);

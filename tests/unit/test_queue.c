@@ -102,6 +102,37 @@ static void a_stopped_queue_gives_what_it_holds_and_then_nothing(void **state)
 	queue_close(q);
 }
 
+// The receiver that waits comes back with nothing, once each time it is asked to, and goes on.
+static void *count_pokes(void *arg)
+{
+	size_t n = 0;
+	while (!queue_pop(arg, true) && !queue_is_stopped(arg))
+		n++;
+	return (void *)n;
+}
+
+static void a_poke_wakes_who_waits_and_loses_nothing(void **state)
+{
+	(void)state;
+	struct queue *q;
+	pthread_t thread;
+	struct queue_item item = {NULL};
+	void *n;
+	assert_int_equal(queue_open(NULL, -1, &q), 0);
+	queue_poke(q);
+	assert_null(queue_pop(q, true));    // poked before it waited
+	queue_push(q, &item);
+	queue_poke(q);
+	assert_ptr_equal(queue_pop(q, true), &item);
+	pthread_create(&thread, NULL, count_pokes, q);
+	queue_poke(q);
+	queue_stop(q);
+	pthread_join(thread, &n);
+	assert_true((size_t)n <= 1);
+	assert_true(queue_is_stopped(q));
+	queue_close(q);
+}
+
 static void *push_one(void *arg)
 {
 	static struct queue_item item;
@@ -242,6 +273,7 @@ int main(void)
 		cmocka_unit_test(the_budget_is_all_or_nothing),
 		cmocka_unit_test(a_push_wakes_the_eventfd),
 		cmocka_unit_test(a_stopped_queue_gives_what_it_holds_and_then_nothing),
+		cmocka_unit_test(a_poke_wakes_who_waits_and_loses_nothing),
 		cmocka_unit_test(a_queue_may_be_closed_once_the_last_item_is_popped),
 		cmocka_unit_test(sequences_lie_side_by_side),
 		cmocka_unit_test(smaller_ones_pass_one_that_does_not_fit_which_goes_next),

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What systemd is told: a socket of our own stands in for it."""
+import os
+import shutil
+import socket
+import tempfile
+import time
+import unittest
+
+import kdserved
+from kdserved import Daemon, wait_until
+
+
+class Told:
+    """Every assignment that arrives at $NOTIFY_SOCKET, with when it did."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(path)
+        self.socket.setblocking(False)
+        self.seen = []
+
+    def look(self):
+        while True:
+            try:
+                message = self.socket.recv(65536).decode()
+            except BlockingIOError:
+                return self.seen
+            self.seen += [(time.monotonic(), line) for line in message.split("\n")]
+
+    def has(self, text):
+        return any(line.startswith(text) for _, line in self.look())
+
+    def count(self, text):
+        return sum(line.startswith(text) for _, line in self.look())
+
+
+class Notify(unittest.TestCase):
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
+        self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
+        self.told = Told(os.path.join(self.directory, "notify"))
+        self.addCleanup(self.told.socket.close)
+
+    def daemon(self, *arguments, **environment):
+        return Daemon(*arguments, directory=self.directory,
+                      environment={"NOTIFY_SOCKET": os.path.join(self.directory, "notify"), **environment})
+
+    def test_ready_status_and_stopping_are_told(self):
+        with self.daemon():
+            wait_until(lambda: self.told.has("READY=1"), "READY")
+            wait_until(lambda: self.told.has("STATUS=Serving model on cpu"), "STATUS")
+            self.assertFalse(self.told.has("STOPPING=1"))
+        for text in ("STOPPING=1", "STATUS=Answering what was accepted", "EXTEND_TIMEOUT_USEC=45000000"):
+            self.assertTrue(self.told.has(text), text)
+        self.assertFalse(self.told.has("WATCHDOG=1"), "nobody asked for it")
+
+    def test_the_watchdog_is_fed_while_idle_and_while_busy(self):
+        with self.daemon("--batch-tokens", "64", WATCHDOG_USEC="800000") as d:    # a look every 200 ms
+            wait_until(lambda: self.told.count("WATCHDOG=1") >= 5, "an idle engine's food")
+            seen = self.told.count("WATCHDOG=1")
+            with d.client() as c:
+                request = c.start_score([[i % 250] * 60 for i in range(400)], top_k=20)
+                wait_until(lambda: self.told.count("WATCHDOG=1") >= seen + 2, "a busy engine's food")
+                c.finish_score(request)
+
+
+if __name__ == "__main__":
+    unittest.main()
