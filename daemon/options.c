@@ -36,7 +36,8 @@ static int default_below(struct options *o, const char *variable, const char *na
 	int n = snprintf(path, sizeof path, "%s%.*s/%s", kind, (int)strcspn(directory, ":"), directory, file);
 	if (n < 0 || (size_t)n >= sizeof path)
 		return error_set(err, ERROR_TOO_LARGE, name, "$%s is too long", variable);
-	return config_set(options_table, options_count, o, name, path, "default", err);
+	int r = config_set(options_table, options_count, o, name, "", "default", err);    // the items of a list would add up
+	return r ? r : config_set(options_table, options_count, o, name, path, "default", err);
 }
 
 int options_init_unit(struct options *o, struct error *err)

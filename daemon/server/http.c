@@ -26,6 +26,7 @@
 // GnuTLS's words for: TLS 1.2 and 1.3, no cipher below 128 bits.
 #define TLS_PRIORITIES "SECURE128:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:%SERVER_PRECEDENCE"
 #define LAST_WORDS_MS 1000           // for requests that are not exchanges, once the listener is closed
+#define NEW_MS 300                   // for the first request of a connection that was accepted just before
 #define LEFT_MS 1000                 // for bytes of a client who left that are still to be read
 
 struct http_thread { struct http http; pthread_t thread; _Atomic uint64_t stop_deadline_ms; };
@@ -165,6 +166,14 @@ static void stop_listening(struct http *h)
 		close(listen_fd);
 }
 
+static bool any_new(const struct http *h)
+{
+	for (const struct http_connection *c = h->connections; c; c = c->next)
+		if (!c->asked && !c->left)
+			return true;
+	return false;
+}
+
 // After the stop: answer the exchanges under way (still listening, so that /ready can say 503, unless another process will), stop listening,
 // let small requests end, cancel what is left and wait until it is back from other threads.
 static void finish(struct http_thread *t)
@@ -179,9 +188,9 @@ static void finish(struct http_thread *t)
 	}
 	if (!h->options.inherited)
 		stop_listening(h);
-	uint64_t short_deadline = clock_ms() + LAST_WORDS_MS;
+	uint64_t short_deadline = clock_ms() + LAST_WORDS_MS, new_deadline = clock_ms() + NEW_MS;
 	deadline = deadline < short_deadline ? deadline : short_deadline;
-	while (h->n_requests && clock_ms() < deadline)
+	while ((h->n_requests || (any_new(h) && clock_ms() < new_deadline)) && clock_ms() < deadline)
 		loop_once(h);
 	cancel_waiting(h);
 	while (h->n_waiting)

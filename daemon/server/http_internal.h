@@ -17,6 +17,7 @@ struct http_connection {
 	struct http_connection *previous, *next;
 	int fd;
 	uint64_t deadline_ms;              // then it is shut down; 0 = none
+	bool asked;                        // a request line was read on it
 	bool left;                         // the client sends no more: it has closed, or shut its side
 	struct http_request *request;      // the one under way, or NULL
 };

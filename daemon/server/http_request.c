@@ -37,6 +37,7 @@ void *http_request_begin(void *arg, const char *target, struct MHD_Connection *m
 	q->target_end = target + strlen(target);
 	q->reply.status = 200;
 	c->request = q;
+	c->asked = true;
 	h->n_requests++;
 	set_deadline(q, h->options.header_timeout_ms);
 	return q;

@@ -149,11 +149,12 @@ class Activation(Passing):
         d = self.start([("http", http)], "--socket", "")
         wait_until(lambda: b" 200 " in self.ask(http.getsockname()), "an answer over HTTP")
         clients = [threading.Thread(target=client) for _ in range(4)]
+        self.addCleanup(stop.set)
         for c in clients:
             c.start()
         for _ in range(int(os.environ.get("KDSERVED_TEST_RESTARTS", "5"))):
             seen = len(answered)
-            wait_until(lambda: len(answered) > seen + 20, "answers between restarts")
+            wait_until(lambda: len(answered) > seen + 20, "answers between restarts %r\n%s" % (failed, self.log()))
             self.stop(d)
             d = self.start([("http", http)], "--socket", "")
         seen = len(answered)
