@@ -274,7 +274,11 @@ static int on_signal(struct daemon *d)
 	if (read(d->signal_fd, &info, sizeof info) != sizeof info)
 		return -1;
 	if (info.ssi_signo == SIGHUP) {
+		if (d->was_ready)
+			notify_reloading();
 		reload(d);
+		if (d->was_ready)
+			notify_ready();
 		return -1;
 	}
 	log_notice("%s: draining", info.ssi_signo == SIGTERM ? "SIGTERM" : "SIGINT");

@@ -77,7 +77,7 @@ void notify_reloading(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_MONOTONIC, &t);    // newer systemd waits for a READY that is later than this
-	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu\nSTATUS=Reading the settings again",
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu",
 		   (unsigned long long)t.tv_sec * 1000000 + (unsigned long long)t.tv_nsec / 1000);
 }
 

@@ -2,6 +2,7 @@
 """What systemd is told: a socket of our own stands in for it."""
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -54,6 +55,15 @@ class Notify(unittest.TestCase):
         for text in ("STOPPING=1", "STATUS=Answering what was accepted", "EXTEND_TIMEOUT_USEC=45000000"):
             self.assertTrue(self.told.has(text), text)
         self.assertFalse(self.told.has("WATCHDOG=1"), "nobody asked for it")
+
+    def test_a_reload_begins_and_ends(self):
+        with self.daemon() as d:
+            wait_until(lambda: self.told.has("READY=1"), "READY")
+            d.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: self.told.count("READY=1") == 2, "READY after the reload")
+            lines = [line.split("=")[0] for _, line in self.told.look()]
+            self.assertIn("MONOTONIC_USEC", lines)
+            self.assertLess(lines.index("RELOADING"), len(lines) - 1 - lines[::-1].index("READY"))
 
     def test_the_watchdog_is_fed_while_idle_and_while_busy(self):
         with self.daemon("--batch-tokens", "64", WATCHDOG_USEC="800000") as d:    # a look every 200 ms

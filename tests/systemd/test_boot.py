@@ -96,7 +96,7 @@ class Boot(unittest.TestCase):
 
     def test_it_starts_says_what_it_serves_and_stops(self):
         self.start()
-        self.assertEqual(self.m.show(UNIT, "StatusText"), "Serving tiny on cpu")
+        wait_until(lambda: self.m.show(UNIT, "StatusText").startswith("Serving tiny on cpu"), "the status text")
         self.assertEqual(self.http("GET", "/ready")[0], 200)
         self.assertTrue(self.score())
         self.assertTrue(os.path.isdir(self.m.path("/var/lib/kdserved/store")))
@@ -105,6 +105,14 @@ class Boot(unittest.TestCase):
         self.assertEqual((self.m.show(UNIT, "Result"), self.m.show(UNIT, "ExecMainStatus")), ("success", "0"))
         self.start()
         self.assertTrue(self.score()[0], "answers are remembered over restarts")
+
+    def test_a_reload_ends_and_disturbs_nobody(self):
+        self.start()
+        before = self.m.main_pid(UNIT)
+        self.m.run("systemctl", "reload", UNIT)
+        self.assertEqual((self.m.show(UNIT, "ActiveState"), self.m.main_pid(UNIT)), ("active", before))
+        self.assertIn("SIGHUP: ", self.m.journal(UNIT))
+        self.assertEqual(self.http("GET", "/ready")[0], 200)
 
     def test_the_sandbox_is_in_effect(self):
         self.m.write("/home/somebody/secret", "s")
