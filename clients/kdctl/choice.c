@@ -5,8 +5,6 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define DOMAIN_RATIO_MAX 10.0
-
 struct ranked { double value; size_t item; };
 
 static int by_value(const void *a, const void *b)
@@ -82,15 +80,4 @@ int choice_queries(const double *gains, size_t n, size_t bad, double *ret_probab
 		ret_probabilities[r[i].item] = 1 / r[i].value / best_sum;
 	free(r);
 	return 0;
-}
-
-void choice_domains(const double *student, const double *teacher, const double *previous, size_t n, double alpha, double *ret)
-{
-	double sum = 0;
-	for (size_t i = 0; i < n; i++) {
-		ret[i] = exp(fmin(student[i] / teacher[i], DOMAIN_RATIO_MAX)) * (previous ? previous[i] : 1);
-		sum += ret[i];
-	}
-	for (size_t i = 0; i < n; i++)
-		ret[i] = previous ? alpha * ret[i] / sum + (1 - alpha) / (double)n : ret[i] / sum;
 }

@@ -17,8 +17,3 @@ double choice_gumbel(uint64_t seed, uint64_t item);
 // the worst case largest. Gains g >= 0 sorted descending, k the argmax over k > bad of (k - bad) / sum_{i <= k} 1/g_i; then in proportion
 // to 1/g_i for i <= k, and 0 beyond. Items without gain (0, NaN) get 0. *ret_value: that gain; 0 when there are too few items.
 int choice_queries(const double *gains, size_t n, size_t bad, double *ret_probabilities, double *ret_value);      // -ENOMEM
-
-// How much of each domain to train on next (DDK, arXiv 2407.16154), from perplexities of student and teacher on its held-out text. With
-// e_i = exp(min(student_i / teacher_i, 10)): without previous weights e / sum e; else alpha psi / sum psi + (1 - alpha) / n,
-// psi_i = previous_i e_i. The cap keeps an untrained student's ratio from being the whole answer.
-void choice_domains(const double *student, const double *teacher, const double *previous /*NULL*/, size_t n, double alpha, double *ret);

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "clients/kdctl/choice.h"
 #include "clients/kdctl/select.h"
+#include "common/domain.h"
 
 #define DOMAINS_MAX 1024
 
@@ -111,7 +111,7 @@ static int weigh(struct domains *d, const struct select_options *o)
 	if (!status && o->previous_path)
 		status = read_previous(d, o->previous_path, previous);
 	if (!status) {
-		choice_domains(perplexities, perplexities + d->n, o->previous_path ? previous : NULL, d->n, o->alpha, weights);
+		domain_shares(perplexities, perplexities + d->n, o->previous_path ? previous : NULL, d->n, o->alpha, weights);
 		status = print(d, perplexities, weights);
 	}
 	free(numbers);

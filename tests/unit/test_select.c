@@ -11,6 +11,7 @@
 
 #include "clients/kdctl/choice.h"
 #include "clients/kdctl/ngrams.h"
+#include "common/domain.h"
 
 #define N(list) (sizeof(list) / sizeof *(list))
 
@@ -62,9 +63,9 @@ static void domains_follow_the_ratio_of_perplexities(void **state)
 {
 	(void)state;
 	double student[] = {9, 12, 20}, teacher[] = {6, 10, 8}, r[3], next[3], later[] = {8, 11.5, 14};
-	choice_domains(student, teacher, NULL, 3, .5, r);
+	domain_shares(student, teacher, NULL, 3, .5, r);
 	assert_close(r, (double[]){.224260, .166136, .609603}, 3);
-	choice_domains(later, teacher, r, 3, .5, next);
+	domain_shares(later, teacher, r, 3, .5, next);
 	assert_close(next, (double[]){.253774, .220388, .525839}, 3);
 }
 
@@ -72,7 +73,7 @@ static void an_untrained_student_does_not_take_it_all(void **state)
 {
 	(void)state;
 	double student[] = {50000, 40000}, teacher[] = {10, 10}, r[2];
-	choice_domains(student, teacher, NULL, 2, .5, r);
+	domain_shares(student, teacher, NULL, 2, .5, r);
 	assert_close(r, (double[]){.5, .5}, 2);
 }
 
