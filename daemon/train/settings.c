@@ -243,6 +243,26 @@ static int mlm_check(const struct run_settings *s, struct error *err)
 	return r;
 }
 
+static int domains_check(const struct run_settings *s, struct error *err)
+{
+	const char *why = NULL;
+	if (!s->domains)
+		return 0;
+	if (s->corpus.n < 2)
+		why = "two or more lines corpus are expected, a file for each domain";
+	else if (settings_shards(s) || settings_labels(s) || s->others.n)
+		why = "one live teacher is expected, whose perplexity each domain has";
+	else if (s->mlm || s->student_tokenizer)
+		why = "the student's perplexity is compared with the teacher's: of the tokens that follow, and of one tokenizer";
+	else if (settings_rollouts(s))
+		why = "what the student writes is of no domain";
+	else if (s->packing == RUN_PACKING_BFD)
+		why = "packing = bfd puts documents of several domains into one place";
+	else if (s->held_out <= 0)
+		why = "held-out = 0 leaves nothing to measure domains by";
+	return why ? error_set(err, ERROR_UNSUPPORTED, "domains", "%s", why) : 0;
+}
+
 static int reweight_check(const struct run_settings *s, struct error *err)
 {
 	struct objective *o = NULL;
@@ -271,6 +291,7 @@ int settings_check(const struct run_settings *s, struct error *err)
 	r = r ? r : prompts_check(s, err);
 	r = r ? r : mlm_check(s, err);
 	r = r ? r : reweight_check(s, err);
+	r = r ? r : domains_check(s, err);
 	r = r ? r : vocabulary_check(s, err);
 	if (r)
 		return r;

@@ -41,6 +41,9 @@ struct run_settings {
 	int guard;                     // enum run_guard
 	double guard_fit;
 	int64_t guard_checks;
+	int domains;                   // not 0: each file of the corpus is one
+	int64_t domains_every;
+	double domains_alpha;
 	int reweight;                  // enum reweight_kind
 	double reweight_strength, reweight_temperature;
 	int64_t reweight_after;

@@ -245,11 +245,13 @@ int corpus_open(struct trainer *t, struct error *err)
 	return 0;
 }
 
-int corpus_take(struct trainer *t, const void *bytes, size_t n, struct error *err)
+int corpus_take(struct trainer *t, const void *bytes, size_t n, const uint32_t *domain_ends, uint32_t n_domains, struct error *err)
 {
 	struct dataset_options o = options_make(t);
 	struct content_id source;
 	int r = dataset_decode(&o, bytes, n, &source, &t->dataset, err);
+	if (r == 0)
+		dataset_set_domains(t->dataset, domain_ends, n_domains);
 	return r ? r : dataset_split(t->dataset, err);
 }
 

@@ -38,6 +38,8 @@ struct dataset *dataset_free(struct dataset *d)
 		free(d->order);
 		free(d->place_starts);
 		free(d->placed);
+		free(d->domain_places);
+		free(d->domain_order);
 		free(d);
 	}
 	return NULL;
@@ -225,7 +227,8 @@ int dataset_split(struct dataset *d, struct error *err)
 	}
 	if (d->options.sequential)
 		qsort_r(d->train, n_train, sizeof *d->train, place_compare, d->items);
-	return dataset_fill_places(d, err);
+	r = dataset_fill_places(d, err);
+	return r ? r : dataset_fill_domains(d, err);
 }
 
 uint64_t dataset_n_train(const struct dataset *d)
@@ -270,6 +273,8 @@ static void order_fill(struct dataset *d, uint64_t epoch)
 static uint32_t place_at(struct dataset *d, uint64_t position)
 {
 	uint64_t n = d->n_places;
+	if (d->drawn_from.n)
+		return dataset_domain_place(d, position);
 	if (d->epoch != position / n && !(d->options.sequential && d->epoch != UINT64_MAX))
 		order_fill(d, position / n);
 	return d->order[position % n];

@@ -22,6 +22,14 @@ struct error;
 struct tokenizer;
 struct dataset;
 
+#define DATASET_MAX_DOMAINS 64
+// How places are drawn from domains from one position of the stream on.
+struct dataset_domains {
+	uint64_t n, position;                  // n 0: they are not
+	double shares[DATASET_MAX_DOMAINS];    // sum to 1
+	uint64_t taken[DATASET_MAX_DOMAINS];   // places of each that were drawn before
+};
+
 struct dataset_options {
 	uint32_t sequence_length;      // L >= 2: of packed sequences, at most of whole ones
 	const uint32_t *prefix;        // (n_prefix < L) starts each sequence: what the tokenizer's template puts first (a BOS), or none
@@ -69,6 +77,18 @@ uint32_t dataset_per_place(const struct dataset *d);           // most sequences
 // Not thread-safe: the order of the current epoch is kept inside.
 uint32_t dataset_places_at(struct dataset *d, uint64_t position, uint32_t n, struct sequence *ret);
 struct sequence dataset_train_at(struct dataset *d, uint64_t position);        // the first of a place
+
+// Domains: what is appended up to a call of dataset_end_domain is one more of them. ERROR_TOO_LARGE. Splitting then refuses one without a
+// training sequence. Not with options.packed.
+int dataset_end_domain(struct dataset *d, struct error *err);
+uint32_t dataset_n_domains(const struct dataset *d);
+const uint32_t *dataset_domain_ends(const struct dataset *d);  // (n_domains) where each ends, for a dataset that was made of another's bytes
+void dataset_set_domains(struct dataset *d, const uint32_t *ends, uint32_t n);         // before it is split
+uint32_t dataset_held_out_domain(const struct dataset *d, uint64_t i);
+// From its position on the stream is drawn by these shares, each domain with epochs of its own; how it stands at a position not before that.
+void dataset_draw_domains(struct dataset *d, const struct dataset_domains *from);
+void dataset_domains_at(struct dataset *d, uint64_t position, struct dataset_domains *ret);
+
 // 64 random bits, a function of its arguments.
 uint64_t dataset_random(uint64_t seed, uint64_t epoch, uint64_t i);
 struct sequence dataset_held_out_at(const struct dataset *d, uint64_t i);

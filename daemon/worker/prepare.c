@@ -318,6 +318,7 @@ static void plan_make(struct trainer *t)
 	t->state.n_held_out = dataset_n_held_out(t->dataset);
 	t->state.sequential = s->order == RUN_ORDER_SEQUENTIAL;
 	t->state.n_adaptive = objective_n_state(t->objective);
+	t->state.domains.n = dataset_n_domains(t->dataset);
 }
 
 static int objective_prepare(struct trainer *t, struct error *err)

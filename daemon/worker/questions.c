@@ -9,6 +9,7 @@
 
 #include "common/error.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/domains.h"
 #include "daemon/worker/mask.h"
 #include "daemon/worker/panel.h"
 #include "daemon/worker/passage.h"
@@ -144,6 +145,8 @@ static int micro_batch_ask(struct trainer *t, struct sequence *sequences, struct
 static bool may_ask(const struct trainer *t, uint64_t position)
 {
 	uint64_t step = position / t->state.batch;
+	if (domains_wait(t, step))
+		return false;
 	return step == t->state.step || !(objective_any_own_k(t->objective) || policy_waits(t->policy, t->state.step, step));
 }
 

@@ -32,7 +32,7 @@ int share_agree(struct trainer *t, int r, struct error *err)
 
 // ---- the corpus
 
-struct list_told { uint64_t n_bytes; bool own; };
+struct list_told { uint64_t n_bytes; bool own; uint32_t n_domains, domain_ends[DATASET_MAX_DOMAINS]; };
 
 static int list_give(struct trainer *t, int r, struct error *err)
 {
@@ -43,6 +43,9 @@ static int list_give(struct trainer *t, int r, struct error *err)
 	size_t n = 0;
 	r = r ? r : dataset_encode(t->dataset, &source, &bytes, &n, err);
 	told.n_bytes = n;
+	told.n_domains = r ? 0 : dataset_n_domains(t->dataset);
+	for (uint32_t i = 0; i < told.n_domains; i++)
+		told.domain_ends[i] = dataset_domain_ends(t->dataset)[i];
 	r = team_agree(team, r, err);
 	r = r ? r : team_broadcast(team, &told, sizeof told, err);
 	r = r ? r : team_agree(team, 0, err);          // they have the memory for it
@@ -64,7 +67,7 @@ static int list_take(struct trainer *t, struct error *err)
 	r = bytes ? 0 : error_set(err, ERROR_MEMORY, NULL, "no memory for the list of sequences");
 	r = team_agree(team, r, err);
 	r = r ? r : team_broadcast(team, bytes, told.n_bytes, err);
-	r = r ? r : corpus_take(t, bytes, told.n_bytes, err);
+	r = r ? r : corpus_take(t, bytes, told.n_bytes, told.domain_ends, told.n_domains, err);
 	t->held_out_query.own = told.own;
 	free(bytes);
 	return r;

@@ -7,6 +7,7 @@
 
 #include "common/sequence.h"
 #include "common/error.h"
+#include "daemon/worker/dataset.h"
 #include "daemon/worker/guard.h"
 #include "daemon/worker/optimizer.h"
 #include "daemon/worker/student.h"
@@ -28,6 +29,7 @@ struct snapshot_state {
 	struct guard_state guard;
 	uint64_t n_adaptive;                   // what the objective's adaptive schedules remember
 	double adaptive[SNAPSHOT_MAX_ADAPTIVE];
+	struct dataset_domains domains;        // of drawn domains: since they were measured last
 	uint64_t n_evaluations;                // the three below are set when it is not 0
 	struct student_evaluation before, last, best;
 	uint64_t best_evaluation;              // which one it was, from 0

@@ -71,6 +71,41 @@ static bool guard_from_json(const json_t *list, struct guard_state *ret)
 	return true;
 }
 
+static json_t *domains_to_json(const struct dataset_domains *d)
+{
+	json_t *shares = json_array(), *taken = json_array();
+	int bad = !shares || !taken;
+	for (uint64_t i = 0; i < d->n; i++) {
+		bad |= json_array_append_new(shares, json_real(d->shares[i]));
+		bad |= json_array_append_new(taken, json_integer((json_int_t)d->taken[i]));
+	}
+	if (bad) {
+		json_decref(shares);
+		json_decref(taken);
+		return NULL;
+	}
+	return json_pack("{s:I, s:o, s:o}", "position", (json_int_t)d->position, "shares", shares, "taken", taken);
+}
+
+// None: the run has no domains.
+static bool domains_from_json(const json_t *j, struct dataset_domains *d)
+{
+	const json_t *shares = json_object_get(j, "shares"), *taken = json_object_get(j, "taken");
+	if (!j)
+		return true;
+	d->n = json_array_size(shares);
+	if (d->n == 0 || d->n > DATASET_MAX_DOMAINS || json_array_size(taken) != d->n || !snapshot_integer(j, "position", &d->position))
+		return false;
+	for (size_t i = 0; i < d->n; i++) {
+		const json_t *share = json_array_get(shares, i), *n = json_array_get(taken, i);
+		if (!json_is_number(share) || !json_is_integer(n) || json_integer_value(n) < 0)
+			return false;
+		d->shares[i] = json_number_value(share);
+		d->taken[i] = (uint64_t)json_integer_value(n);
+	}
+	return true;
+}
+
 json_t *snapshot_state_encode(const struct snapshot_state *s)
 {
 	char teacher[CONTENT_ID_HEX], dataset[CONTENT_ID_HEX];
@@ -88,6 +123,8 @@ json_t *snapshot_state_encode(const struct snapshot_state *s)
 		bad = json_object_set_new(j, "rollout_chance", json_real(s->rollout_chance)) |
 		      json_object_set_new(j, "rollout_reference", json_real(s->rollout_reference)) |
 		      json_object_set_new(j, "guard", guard_to_json(&s->guard));
+	if (j && !bad && s->domains.n)
+		bad = json_object_set_new(j, "domains", domains_to_json(&s->domains));
 	if (bad) {
 		json_decref(j);
 		return NULL;
@@ -151,8 +188,9 @@ bool snapshot_state_decode(const json_t *j, struct snapshot_state *s)
 		    snapshot_integer(j, "n_masked", &s->n_masked) && number_of(j, "seconds", &s->seconds) && id_of(j, "teacher", &s->teacher) &&
 		    id_of(j, "dataset", &s->dataset) && snapshot_integer(j, "seed", &s->seed) && snapshot_integer(j, "sequence_length", &s->sequence_length) &&
 		    snapshot_integer(j, "batch", &s->batch) && snapshot_integer(j, "n_held_out", &s->n_held_out) && snapshot_integer(j, "sequential", &s->sequential) &&
-		    adaptive_from_json(j, s) && number_of(j, "rollout_chance", &s->rollout_chance) &&
-		    number_of(j, "rollout_reference", &s->rollout_reference) && guard_from_json(json_object_get(j, "guard"), &s->guard) &&
+		    adaptive_from_json(j, s) && domains_from_json(json_object_get(j, "domains"), &s->domains) &&
+		    number_of(j, "rollout_chance", &s->rollout_chance) && number_of(j, "rollout_reference", &s->rollout_reference) &&
+		    guard_from_json(json_object_get(j, "guard"), &s->guard) &&
 		    snapshot_integer(j, "n_evaluations", &s->n_evaluations);
 	if (good && s->n_evaluations)
 		good = evaluation_from_json(json_object_get(j, "before"), &s->before) && evaluation_from_json(json_object_get(j, "last"), &s->last) &&
@@ -205,6 +243,7 @@ const char *snapshot_difference(const struct snapshot_state *a, const struct sna
 		: a->n_held_out != b->n_held_out                           ? "held-out"
 		: a->sequential != b->sequential                           ? "order"
 		: a->n_adaptive != b->n_adaptive                           ? "loss"
+		: a->domains.n != b->domains.n                             ? "domains"
 									    : NULL;
 }
 

@@ -194,8 +194,10 @@ int texts_read(const struct run_settings *s, const struct tokenizer *t, const st
 	if (r)
 		return r;
 	struct texts x = {.settings = s, .tokenizer = t, .dataset = *ret};
-	for (size_t i = 0; r == 0 && i < s->corpus.n; i++)
+	for (size_t i = 0; r == 0 && i < s->corpus.n; i++) {
 		r = is_lines(s->corpus.items[i]) ? lines_read(&x, s->corpus.items[i], err) : file_read(&x, s->corpus.items[i], err);
+		r = r || !s->domains ? r : dataset_end_domain(*ret, err);
+	}
 	free(x.tokens);
 	if (x.n_left_out)
 		log_warning("%llu prompts are as long as sequence-length or longer, or their answers empty: left out", (unsigned long long)x.n_left_out);

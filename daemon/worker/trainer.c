@@ -16,6 +16,7 @@
 #include "daemon/model/weights.h"
 #include "daemon/worker/answers.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/domains.h"
 #include "daemon/worker/export.h"
 #include "daemon/worker/panel.h"
 #include "daemon/worker/mask.h"
@@ -377,6 +378,7 @@ static int steps_run(struct trainer *t, struct error *err)
 		bool last = t->state.step == t->steps;
 		if (last || due(s->evaluate_every, t->state.step))
 			r = evaluate(t, err);
+		r = r ? r : domains_renew(t, err);
 		if (r)
 			return r;
 		last = last || stalled(t);
@@ -426,6 +428,7 @@ static int run_through(struct trainer *t, enum trainer_end *ret_end, struct erro
 	int r = share_agree(t, held_out_ask(t, err), err);
 	if (r == 0 && t->state.n_evaluations == 0)
 		r = evaluate(t, err);
+	r = r ? r : domains_begin(t, err);
 	r = r ? r : steps_run(t, err);
 	if (r == -ECANCELED && trainer_stopping(t)) {
 		*ret_end = TRAINER_STOPPED;

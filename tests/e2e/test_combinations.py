@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways of training that are tested one by one elsewhere, together: the losses follow those of the plain run."""
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import unittest
@@ -17,7 +19,7 @@ FEATURES = ["forward-kl top-k=8", "hidden-mse layers=1:1,2:2 weight=0.5", "minil
             "hidden-cosine layers=final weight=0.1"]
 
 
-class Combinations(unittest.TestCase):
+class Runs(unittest.TestCase):
     worker, finish = test_training.Training.worker, test_training.Training.finish
 
     def run_well(self, daemon, name, text, *arguments):
@@ -45,6 +47,8 @@ class Combinations(unittest.TestCase):
             for name, value in one[step].items():
                 self.assertAlmostEqual(other[step][name], value, delta=share * max(1, abs(value)), msg="%s of step %d" % (name, step))
 
+
+class Combinations(Runs):
     def documents(self, daemon, **more):
         path = os.path.join(daemon.directory, "documents.jsonl")
         if not os.path.exists(path):
@@ -123,8 +127,8 @@ class Combinations(unittest.TestCase):
         with kdserved.Daemon() as daemon:
             path = self.answers(daemon)
             for packing in ("off", "bfd"):
-                text = settings(daemon.directory, corpus=path, corpus_prompt="prompt", packing=packing, micro_batch=3, accumulate=4, steps=6,
-                                evaluate_every=3)
+                text = settings(daemon.directory, corpus=path, corpus_prompt="prompt", packing=packing, micro_batch=3, accumulate=4,
+                                steps=6, evaluate_every=3)
                 self.follow(self.run_well(daemon, packing, text), self.run_together(daemon, 2, packing + "-2", text), 2e-5)
 
     @unittest.skipUnless(test_processes.built_with_mpi(), "built without MPI")
@@ -163,6 +167,72 @@ class Stages(unittest.TestCase):
             self.assertLess(steps[24]["held_out_kl"], steps[8]["held_out_kl"])
             kls = [numbers["kl_soft_cross_entropy"] for _, numbers in sorted(steps.items())]
             self.assertTrue(all(kl > 0 for kl in kls), kls)
+
+
+class Domains(Runs):
+    def texts(self, daemon):
+        words, paths = test_training.corpus(4000).split(), []
+        for name, text in (("easy", "the the " * 1200), ("words", " ".join(words)), ("letters", " ".join(w[::-1] for w in words[:1500]))):
+            paths.append(os.path.join(daemon.directory, name + ".txt"))
+            with open(paths[-1], "w", encoding="utf-8") as f:
+                f.write(text)
+        return paths
+
+    def shares(self, said):
+        """step -> {domain: (student's perplexity, teacher's, share)}"""
+        found = {}
+        line = r"domain \S*/(\w+)\.txt: perplexity ([0-9.]+) \(teacher ([0-9.]+)\), share ([0-9.]+) from step (\d+) on"
+        for name, student, teacher, share, step in re.findall(line, said):
+            found.setdefault(int(step), {})[name] = (float(student), float(teacher), float(share))
+        return found
+
+    def keys(self, daemon, **more):
+        return {"corpus": self.texts(daemon), "domains": "ddk", "domains_every": 5, "held_out": 0.1, "held_out_max": 64, "steps": 18,
+                "evaluate_every": 9, "checkpoint_every": 7, "loss": ["cross-entropy", "forward-kl top-k=16 weight=0.2"], **more}
+
+    def test_shares_follow_the_ratio_of_perplexities_and_are_resumed(self):
+        with kdserved.Daemon() as daemon:
+            text = settings(daemon.directory, **self.keys(daemon))
+            whole, parts = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "parts")
+            said = self.shares(self.finish(self.worker(daemon, whole, text)))
+            self.assertEqual(sorted(said), [1, 6, 11, 16])
+            before = None
+            for _, domains in sorted(said.items()):
+                self.assertEqual(set(domains), {"easy", "words", "letters"})
+                psi = {k: math.exp(min(s / t, 10)) * (before[k] if before else 1) for k, (s, t, _) in domains.items()}
+                for k, (_, _, share) in domains.items():
+                    want = psi[k] / sum(psi.values())
+                    self.assertAlmostEqual(share, want if before is None else 0.5 * want + 0.5 / 3, delta=0.005)
+                before = {k: share for k, (_, _, share) in domains.items()}
+            process = self.worker(daemon, parts, text)
+            checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 7)
+            kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stderr.close()
+            again = self.shares(self.finish(self.worker(daemon, parts, text, "--resume")))
+            self.assertNotIn(1, again)
+            self.assertEqual(again[16], said[16])
+            self.assertEqual(metrics(parts), metrics(whole))
+            other = settings(daemon.directory, **self.keys(daemon, domains="off", steps=30))
+            self.assertIn("domains differs", self.finish(self.worker(daemon, whole, other, "--resume"), expect=1))
+
+    @unittest.skipUnless(test_processes.built_with_mpi(), "built without MPI")
+    def test_several_processes_draw_the_same_domains(self):
+        with kdserved.Daemon() as daemon:
+            text = settings(daemon.directory, **self.keys(daemon, packing="off", micro_batch=2, accumulate=4))
+            self.follow(self.run_well(daemon, "one", text), self.run_together(daemon, 2, "two", text), 2e-5)
+
+    def test_what_has_no_domains_is_refused(self):
+        with kdserved.Daemon() as daemon:
+            texts = self.texts(daemon)
+            for number, (status, said, keys) in enumerate((
+                    (78, "two or more lines corpus", {"corpus": texts[0]}), (78, "packing = bfd", {"packing": "bfd"}),
+                    (78, "is of no domain", {"rollouts": 1, "rollout_prompt": 8, "rollout_tokens": 8}), (78, "held-out = 0", {"held_out": 0}),
+                    (78, "domains-alpha", {"domains_alpha": 2}), (78, "domains-every", {"domains_every": 0}),
+                    (1, "no held-out sequence is of it", {"held_out_max": 2}))):
+                text = settings(daemon.directory, **self.keys(daemon, **keys))
+                self.assertIn(said, self.finish(self.worker(daemon, os.path.join(daemon.directory, "out%d" % number), text), expect=status))
 
 
 class Reweighting(unittest.TestCase):
