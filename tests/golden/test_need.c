@@ -179,6 +179,9 @@ static void what_is_served_is_counted(void **state)
 	for (size_t i = 0; i < N_NAMES; i++)
 		check_model(names[i], false, BACKEND_NUMERIC_AUTO);
 	check_model(names[0], false, BACKEND_NUMERIC_F32);
+	static const char *const only_served[] = {"gemma2", "gemma3", "mixtral", "qwen3-moe"};
+	for (size_t i = 0; i < sizeof only_served / sizeof *only_served; i++)
+		check_model(only_served[i], false, BACKEND_NUMERIC_AUTO);
 }
 
 static void what_is_trained_is_counted(void **state)
