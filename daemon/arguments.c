@@ -2,7 +2,9 @@
 #include "daemon/arguments.h"
 
 #include <config.h>    // of configure; in quotes it would be daemon/config.h
+#include <ctype.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/error.h"
@@ -17,7 +19,7 @@ static void print_help(void)
 {
 	printf("Usage: kdserved --teacher PATH [OPTION]...\n"
 	       "Serves a teacher language model to those who train students.\n\n"
-	       "  --config FILE                 read settings from FILE first; the command line wins\n"
+	       "  --config FILE                 read settings from FILE first; $KDSERVED_NAME, then the command line win\n"
 	       "  --check-config                check the settings and leave\n"
 	       "  --print-config                print a settings file with every default and leave\n"
 	       "  --help, --version\n\n");
@@ -78,7 +80,22 @@ static int read_argument(struct options *o, char **argv, int *i, bool settings, 
 	return !config && settings && config_set(options_table, options_count, o, name, value, where, err) ? EXIT_BAD_CONFIG : 0;
 }
 
-// Twice over the command line: first for --config, then, once that file is read, for the rest.
+// "max-tokens" is $KDSERVED_MAX_TOKENS. Variables of other names are somebody else's (kdctl's, an orchestrator's).
+static int read_environment(struct options *o, struct error *err)
+{
+	char where[80];
+	int r = 0;
+	for (size_t i = 0; i < options_count && !r; i++) {
+		snprintf(where, sizeof where, "$KDSERVED_%s", options_table[i].name);
+		for (char *p = where; *p; p++)
+			*p = *p == '-' ? '_' : (char)toupper((unsigned char)*p);
+		const char *value = getenv(where + 1);
+		r = value ? config_set(options_table, options_count, o, options_table[i].name, value, where, err) : 0;
+	}
+	return r;
+}
+
+// Twice over the command line: first for --config, then, once that file and the environment are read, for the rest.
 int arguments_read(struct options *o, char **argv, enum arguments_mode *ret_mode, struct error *err)
 {
 	const char *config = NULL;
@@ -90,6 +107,8 @@ int arguments_read(struct options *o, char **argv, enum arguments_mode *ret_mode
 		if (status)
 			return status;
 		if (pass == 0 && config && config_read_file(options_table, options_count, o, config, err))
+			return EXIT_BAD_CONFIG;
+		if (pass == 0 && read_environment(o, err))
 			return EXIT_BAD_CONFIG;
 	}
 	return 0;

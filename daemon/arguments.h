@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The command line of kdserved: settings over those of --config, and the words that only print.
+// The command line of kdserved: settings over those of the environment over those of --config, and the words that only print.
 #pragma once
 
 #include <stdbool.h>

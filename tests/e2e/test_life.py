@@ -86,6 +86,25 @@ class Remembering(Temporary):
             self.assertNotEqual(second[0][1], first[0][1])
 
 
+class Settings(Temporary):
+    def asked(self, n, *arguments, **environment):
+        with open(self.path("conf"), "w") as f:
+            f.write("max-sequences = 2\n")
+        with Daemon("--config", self.path("conf"), *arguments, directory=self.directory, environment=environment) as d:
+            return d.post("/v1/score", {"sequences": [{"tokens": [1]}] * n, "top_k": 1})[0]
+
+    def test_the_command_line_wins_over_the_environment_and_that_over_the_file(self):
+        self.assertNotEqual(self.asked(3), 200)
+        self.assertEqual(self.asked(3, KDSERVED_MAX_SEQUENCES="3"), 200)
+        self.assertNotEqual(self.asked(3, "--max-sequences", "2", KDSERVED_MAX_SEQUENCES="3"), 200)
+
+    def test_a_bad_variable_is_named(self):
+        os.environ["KDSERVED_MAX_TOKENS"] = "many"
+        self.addCleanup(os.environ.pop, "KDSERVED_MAX_TOKENS")
+        status, _, said = run("--teacher", "/", "--check-config")
+        self.assertEqual((status, "$KDSERVED_MAX_TOKENS: max-tokens = many" in said), (78, True), said)
+
+
 class Stopping(Temporary):
     def test_sigterm_answers_what_was_accepted(self):
         d = Daemon("--batch-tokens", "64", directory=self.directory)
