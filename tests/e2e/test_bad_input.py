@@ -277,7 +277,7 @@ class BadInput(unittest.TestCase):
         self.assertEqual((status, reply["error"]["field"], closed), (400, "body", True))
 
     def test_paths_and_methods(self):
-        for method, path, status in (("GET", "/", 404), ("GET", "/v1/scores", 404), ("GET", "/%6cive", 400), ("GET", "/v1/score", 405),
+        for method, path, status in (("GET", "/index", 404), ("GET", "/v1/scores", 404), ("GET", "/%6cive", 400), ("GET", "/v1/score", 405),
             ("POST", "/live", 405),
                                      ("DELETE", "/v1/model", 405), ("GET", "/v1/runs/../../etc/passwd", 404),
                                          ("GET", "/v1/runs/" + "a" * 65, 404), ("GET", "/v1/runs/A", 404)):
