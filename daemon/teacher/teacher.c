@@ -128,11 +128,9 @@ static void drop_dead(struct teacher *t, struct schedule *s)
 static bool collect(struct teacher *t)
 {
 	struct queue_item *item;
-	while (!(item = queue_pop(t->queue, is_idle(t))) && is_idle(t)) {
+	for (; !(item = queue_pop(t->queue, is_idle(t))) && is_idle(t); __atomic_fetch_add(&t->beats, 1, __ATOMIC_RELAXED))    // poked: alive
 		if (queue_is_stopped(t->queue))
 			return false;
-		__atomic_fetch_add(&t->beats, 1, __ATOMIC_RELAXED);    // poked: nothing to do, but alive
-	}
 	for (uint32_t i = 0; i <= t->n_members; i++)
 		drop_dead(t, schedule_at(t, i));
 	for (; item; item = queue_pop(t->queue, false))
@@ -458,7 +456,6 @@ int teacher_check(struct teacher *t)
 void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 {
 	struct queue_cost reserved;
-	uint64_t began = atomic_load(&t->pass_began_ms), now = clock_ms();
 	*ret_stats = (struct teacher_stats){
 		.n_passes = atomic_load(&t->n_passes),
 		.n_mixed_passes = atomic_load(&t->n_mixed),
@@ -472,7 +469,6 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 		.n_slots_idle = atomic_load(&t->n_slots_idle),
 		.n_late_allocations = atomic_load(&t->n_late_allocations),
 		.memory_bytes = atomic_load(&t->memory_bytes),
-		.busy_ms = began && now > began ? now - began : 0,
 	};
 	for (uint32_t i = 0; i < t->n_members; i++) {
 		ret_stats->n_slots += t->infos[i].architecture.masked ? 0 : t->options.cache_tokens;

@@ -78,7 +78,6 @@ struct teacher_stats {
 	uint64_t n_late_allocations;                 // times the device was asked for memory after READY: a fault, if not 0 (cuda)
 	uint64_t memory_bytes;                       // of the device's own memory, taken at start; 0 on a device without any
 	uint64_t n_canaries, canary_age_ms;          // answers to the known question found right; since the last (once READY)
-	uint64_t busy_ms;                            // how long the pass under way has taken; 0 when idle
 };
 
 // Starts the engine thread, which loads the models: watch event_fd, then teacher_state.
