@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 import unittest
 
@@ -18,16 +19,16 @@ class Told:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(path)
-        self.socket.setblocking(False)
         self.seen = []
+        # Like systemd it always reads: the kernel holds only some messages, then whoever tells waits.
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        while message := self.socket.recv(65536).decode():
+            self.seen += [(time.monotonic(), line) for line in message.split("\n")]
 
     def look(self):
-        while True:
-            try:
-                message = self.socket.recv(65536).decode()
-            except BlockingIOError:
-                return self.seen
-            self.seen += [(time.monotonic(), line) for line in message.split("\n")]
+        return list(self.seen)
 
     def has(self, text):
         return any(line.startswith(text) for _, line in self.look())
@@ -41,7 +42,6 @@ class Notify(unittest.TestCase):
         self.directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
         self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
         self.told = Told(os.path.join(self.directory, "notify"))
-        self.addCleanup(self.told.socket.close)
 
     def daemon(self, *arguments, **environment):
         return Daemon(*arguments, directory=self.directory,
