@@ -69,11 +69,13 @@ def ticks(least, most):
     return [v for v in found if least <= v <= most] or [least, most]
 
 
-def spread(wanted, gap):
-    """the heights wanted, rising, moved down as little as keeps them a gap apart"""
+def spread(wanted, gap, most):
+    """the heights wanted, rising, moved as little as keeps them a gap apart and within most"""
     placed = []
     for y in wanted:
         placed.append(max(y, placed[-1] + gap) if placed else y)
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], most if i + 1 == len(placed) else placed[i + 1] - gap)
     return placed
 
 
@@ -101,7 +103,7 @@ def draw(runs, path):
         out.append('<text x="%.1f" y="%d" text-anchor="middle">%d</text>' % (x, HEIGHT - BOTTOM + 18, last * i // 4))
     means = {method: [(points[0][0], mean([kl for _, kl in points])) for points in zip(*seeds)] for method, seeds in curves.items()}
     ends = sorted(means, key=lambda method: -means[method][-1][1])
-    heights = spread([place(*means[method][-1])[1] + 4 for method in ends], 15)
+    heights = spread([place(*means[method][-1])[1] + 4 for method in ends], 15, HEIGHT - BOTTOM)
     for colour, method, y in zip(COLOURS, ends, heights):
         out += [line(points, colour, 'stroke-width="1" stroke-opacity="0.4"') for points in curves[method]]
         out.append(line(means[method], colour, 'stroke-width="2.5"'))
