@@ -48,8 +48,9 @@ class Daemon:
             tiny_model.write(self.model)
         self.socket_path = os.path.join(self.directory, "kd.sock")
         self.lines, self.port, self.patience, self.unread = [], None, patience, b""
+        device = [] if "--device" in arguments else ["--device", "cpu"]     # by choice: auto is degraded where a build looks for a GPU in vain
         command = [PROGRAM, "--teacher", self.model, "--threads", "1", "--http", "127.0.0.1:0", "--socket", "unix:" + self.socket_path,
-            *arguments]
+                   *device, *arguments]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env=dict(os.environ, **(environment or {})))
         os.set_blocking(self.process.stderr.fileno(), False)
         self.selector = selectors.DefaultSelector()

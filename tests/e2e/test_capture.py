@@ -293,7 +293,7 @@ class Interruptions(Base):
             self.assertGreaterEqual(len(there), reported)
             unsettled = [c["input"]["sequences"] - c["input"]["unsettled"] for c in self.manifest()["captures"]]
             self.assertLessEqual(unsettled[0], len(there))
-        self.assertGreater(rounds, 5)
+        self.assertGreater(rounds, 1)        # how many depends on how quick the machine is
         s, _ = self.capture(self.input)
         self.assertEqual(self.numbers(s), (0, 240, 0))
         self.assertEqual(self.records(), self.records(whole))

@@ -100,7 +100,16 @@ class Machine:
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             raise AssertionError("make install: " + done.stdout[-3000:])
+        self.lend_libraries()
         subprocess.run(["chroot", self.root, "ldconfig"], check=True)
+
+    def lend_libraries(self):
+        """CUDA's, of a build with it, which are no package of the root's: too large to copy."""
+        told = subprocess.run(["ldd", os.path.join(BUILD, "kdserved")], capture_output=True, text=True, check=True).stdout
+        for name, path in re.findall(r"^\s*(\S+) => (/\S+)", told, re.M):
+            if not path.startswith(("/lib", "/usr/lib", BUILD)):
+                self.write("/usr/local/lib/" + name, "")
+                subprocess.run(["mount", "--bind", os.path.realpath(path), self.path("/usr/local/lib/" + name)], check=True)
 
     def boot(self):
         command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--directory", self.root, "--boot", "--private-network",
