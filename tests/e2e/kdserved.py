@@ -24,15 +24,16 @@ HELLO, WELCOME, SCORE, ANSWER, DONE, ERROR, PING, PONG, GOAWAY, CALL, REPLY, CAN
 WHOLE = 0xffffffff
 
 
-def wait_until(condition, what, patience=PATIENCE):
+def wait_until(condition, what, patience=PATIENCE, pause=0.005):
+    """What the condition became. what: it was, or says when asked, what was waited for."""
     end = time.monotonic() + patience
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > end:
-            raise AssertionError("waited too long: " + what)
-        time.sleep(0.005)    # between looks, not instead of one
+            raise AssertionError("waited too long: %s" % (what() if callable(what) else what))
+        time.sleep(pause)    # between looks, not instead of one
 
 
 # ---- the daemon

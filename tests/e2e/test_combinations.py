@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import unittest
 
@@ -13,7 +12,7 @@ import test_processes
 import test_training
 from test_mlm import BERT
 from test_trainer_options import write_documents
-from test_training import FILES, metrics, read, settings
+from test_training import FILES, kill_at, metrics, read, settings
 
 FEATURES = ["forward-kl top-k=8", "hidden-mse layers=1:1,2:2 weight=0.5", "minilm heads=4 weight=0.5",
             "hidden-cosine layers=final weight=0.1"]
@@ -205,11 +204,7 @@ class Domains(Runs):
                     self.assertAlmostEqual(share, want if before is None else 0.5 * want + 0.5 / 3, delta=0.005)
                 before = {k: share for k, (_, _, share) in domains.items()}
             process = self.worker(daemon, parts, text)
-            checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 7)
-            kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stderr.close()
+            kill_at(process, parts, 7)
             again = self.shares(self.finish(self.worker(daemon, parts, text, "--resume")))
             self.assertNotIn(1, again)
             self.assertEqual(again[16], said[16])
@@ -260,11 +255,7 @@ class Reweighting(unittest.TestCase):
                 self.assertGreater(upper["loss"], upper["loss_forward_kl"] + 0.1 * upper["loss_cross_entropy"])
             parts, whole = os.path.join(daemon.directory, "parts"), os.path.join(daemon.directory, "extremes")
             process = self.worker(daemon, parts, text)
-            checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 6)
-            kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stderr.close()
+            kill_at(process, parts, 6)
             self.finish(self.worker(daemon, parts, text, "--resume"))
             self.assertEqual(metrics(parts), metrics(whole))
             self.assertEqual(read(parts, "student", "model.safetensors"), read(whole, "student", "model.safetensors"))

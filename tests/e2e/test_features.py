@@ -2,7 +2,6 @@
 """Losses on what lies inside the models: from a live teacher, resumed, and from shards, with the same numbers; and what cannot be is refused."""
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import unittest
@@ -10,7 +9,7 @@ import unittest
 import kdserved
 import test_training
 import tiny_model
-from test_training import FILES, WORKER, conf, corpus, metrics, read, tensors
+from test_training import FILES, WORKER, conf, corpus, kill_at, metrics, read, tensors
 
 # Wider than the teacher, so hidden rows need a projection; 4 heads divide all widths (48 and 24, 32 and 16).
 SHAPE = {"sequence-length": 32, "micro-batch": 3, "steps": 18, "warmup": 2, "learning-rate": 0.01, "student-width": 48, "student-layers": 2,
@@ -55,11 +54,7 @@ class Features(unittest.TestCase):
                 live = {"server": "unix:" + daemon.socket_path, "loss": losses}
                 whole = self.run_well("whole%d" % i, store=kept, **live)
                 output, process = self.work("parts%d" % i, **live)
-                checkpoint = os.path.join(output, "checkpoints", "step-%012d" % 4)
-                kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                process.stderr.close()
+                kill_at(process, output, 4)
                 parts = self.run_well("parts%d" % i, "--resume", **live)
             offline = self.run_well("offline%d" % i, teacher="shards:" + kept, tokenizer=model, teacher_layers=tiny_model.LAYERS, loss=losses)
             first, last = metrics(whole)[1], metrics(whole)[18]

@@ -2,13 +2,12 @@
 """Masked language models: a tiny BERT teacher and a BERT student, from corpus to export, resumed, and refused where it does not fit."""
 import json
 import os
-import signal
 import subprocess
 import unittest
 
 import kdserved
 import test_training
-from test_training import metrics, read, settings
+from test_training import kill_at, metrics, read, settings
 
 BERT = os.path.join(os.environ.get("top_srcdir", "."), "tests", "golden", "models", "bert")
 
@@ -64,11 +63,7 @@ class Masked(unittest.TestCase):
             whole, parts = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "parts")
             self.finish(self.worker(daemon, whole, text))
             process = self.worker(daemon, parts, text)
-            checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 6)
-            kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stderr.close()
+            kill_at(process, parts, 6)
             self.finish(self.worker(daemon, parts, text, "--resume"))
             self.assertEqual(metrics(parts), metrics(whole))
             self.assertEqual(len(metrics(whole)), 15)

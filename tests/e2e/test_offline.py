@@ -4,14 +4,13 @@ import glob
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import unittest
 
 import kdserved
 import tiny_model
-from test_training import FILES, LOSSES, WORKER, conf, corpus, metrics, read
+from test_training import FILES, LOSSES, WORKER, conf, corpus, kill_at, metrics, read
 
 SHAPE = {"sequence-length": 48, "micro-batch": 4, "accumulate": 2, "warmup": 3, "learning-rate": 0.01, "student-width": 32,
          "student-layers": 2, "student-heads": 4, "student-kv-heads": 2, "student-ffn-width": 64, "student-context": 64,
@@ -84,11 +83,7 @@ class Offline(unittest.TestCase):
 
     def killed_at(self, text, seen):
         process = self.start(self.output, text)
-        checkpoint = os.path.join(self.output, "checkpoints", "step-%012d" % seen)
-        kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
+        kill_at(process, self.output, seen)
 
     # ---- the same as with the teacher
 

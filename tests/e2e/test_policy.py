@@ -7,7 +7,7 @@ import subprocess
 import unittest
 
 import kdserved
-from test_training import FILES, WORKER, metrics, read, settings
+from test_training import FILES, WORKER, kill_at, metrics, read, settings
 
 GKD = {"rollouts": 0.5, "rollout_prompt": 6, "rollout_tokens": 20}
 
@@ -38,11 +38,7 @@ class Policy(unittest.TestCase):
             whole, parts = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "parts")
             self.finish(self.worker(daemon, whole, text))
             process = self.worker(daemon, parts, text)
-            checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % at)
-            kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stderr.close()
+            kill_at(process, parts, at)
             self.finish(self.worker(daemon, parts, text, "--resume"))
             self.assertEqual(metrics(parts), metrics(whole))
             for name in FILES:

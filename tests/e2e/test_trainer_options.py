@@ -2,12 +2,11 @@
 """Runs that compute the same in another way: layers computed twice, documents packed."""
 import json
 import os
-import signal
 import unittest
 
 import kdserved
 import test_training
-from test_training import FILES, corpus, metrics, read, settings
+from test_training import FILES, corpus, kill_at, metrics, read, settings
 
 
 def write_documents(path, field="text"):
@@ -121,11 +120,7 @@ class Options(unittest.TestCase):
             whole, parts = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "parts")
             self.finish(self.worker(daemon, whole, text))
             process = self.worker(daemon, parts, text)
-            checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 4)
-            kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stderr.close()
+            kill_at(process, parts, 4)
             other = self.documents(daemon, **{**keys, "packing": "off"})
             self.assertRegex(self.finish(self.worker(daemon, parts, other, "--resume"), expect=1), "corpus differs|packing: is")
             self.finish(self.worker(daemon, parts, text, "--resume"))

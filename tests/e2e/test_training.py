@@ -68,6 +68,15 @@ def tensors(directory):
     return {name: data[8 + n + t["data_offsets"][0]:8 + n + t["data_offsets"][1]] for name, t in header.items() if name != "__metadata__"}
 
 
+def kill_at(process, output, step):
+    """Kills a worker once the step's checkpoint is there (or it has ended)."""
+    checkpoint = os.path.join(output, "checkpoints", "step-%012d" % step)
+    kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+
+
 class Training(unittest.TestCase):
     def worker(self, daemon, output, text, *arguments):
         config = output + ".conf"
@@ -143,11 +152,7 @@ class Training(unittest.TestCase):
             self.finish(self.worker(daemon, whole, text))
             for seen in (12, 30):
                 process = self.worker(daemon, parts, text, *(["--resume"] if seen > 12 else []))
-                checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % seen)
-                kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                process.stderr.close()
+                kill_at(process, parts, seen)
             self.finish(self.worker(daemon, parts, text), expect=1)                    # not by accident
             process = self.worker(daemon, parts, text, "--resume")
             self.finish(process)
@@ -170,11 +175,7 @@ class Training(unittest.TestCase):
                 said = self.finish(self.worker(daemon, whole, text))
                 self.assertEqual(said.count(": weight "), len(lines), said)
                 process = self.worker(daemon, parts, text)
-                checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 4)
-                kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                process.stderr.close()
+                kill_at(process, parts, 4)
                 self.finish(self.worker(daemon, parts, text, "--resume"))
                 self.assertEqual(metrics(parts), metrics(whole), lines)
                 self.assertLess(metrics(whole)[9]["held_out_kl"], metrics(whole)[1]["held_out_kl"], lines)
@@ -193,11 +194,7 @@ class Training(unittest.TestCase):
                 said = self.finish(self.worker(own, whole, text))
                 self.assertIn("teacher second:3,own:1", said)
                 process = self.worker(own, parts, text)
-                checkpoint = os.path.join(parts, "checkpoints", "step-%012d" % 4)
-                kdserved.wait_until(lambda: os.path.exists(checkpoint) or process.poll() is not None, "a checkpoint")
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                process.stderr.close()
+                kill_at(process, parts, 4)
                 self.finish(self.worker(own, parts, text, "--resume"))
                 self.assertEqual(metrics(parts), metrics(whole))
                 reverse = ["loss_reverse_kl" in step for step in metrics(whole).values()]

@@ -11,9 +11,7 @@
 #include "common/record.h"
 #include "daemon/model/weights.h"
 #include "daemon/worker/features.h"
-#include "daemon/worker/optimizer.h"
-#include "daemon/worker/student.h"
-#include "tests/golden/golden.h"
+#include "tests/golden/training.h"
 
 #define MAX_SEQUENCES 8
 #define MAX_LAYERS 8
@@ -108,37 +106,17 @@ static struct record_rows *answer(const struct lessons *l, const struct objectiv
 static double step_take(const struct lessons *l, struct student *student, struct optimizer *optimizer, struct objective *o, uint64_t step)
 {
 	struct record_rows *answers[MAX_SEQUENCES];
-	struct student_sums sums = {0};
-	struct error err = {0};
-	double norm;
+	struct student_sums sums;
 	objective_step(o, step);
 	for (uint32_t i = 0; i < l->n_sequences; i++)
 		answers[i] = answer(l, o, step, i);
-	if (student_train(student, (const struct record_rows *const *)answers, l->n_sequences, &sums, &err) ||
-	    optimizer_step(optimizer, step + 1, sums.n_positions, &norm, &err))
-		fail_msg("%s", err.message);
-	assert_int_equal(sums.n_positions, l->n_sequences * (l->length - 1));
-	for (uint32_t i = 0; i < l->n_sequences; i++)
-		record_rows_free(answers[i]);
-	return sums.objective.total / (double)sums.n_positions;
+	return golden_train(student, optimizer, answers, l->n_sequences, step, l->n_sequences * (l->length - 1), &sums);
 }
 
 static struct objective *objective_read(const struct lessons *l, struct golden_file *g, uint32_t n_layers, char *ret_first, size_t room)
 {
-	struct objective *o = NULL;
+	struct objective *o = golden_objective(g, "features.bin", ret_first, room);
 	struct error err = {0};
-	assert_int_equal(objective_new(&o), 0);
-	uint32_t n_lines = reader_u32(&g->reader);
-	for (uint32_t i = 0; i < n_lines; i++) {
-		char line[128] = {0};
-		uint32_t n = reader_u32(&g->reader);
-		assert_in_range(n, 1, sizeof line - 1);
-		reader_copy(&g->reader, line, n);
-		if (objective_add(o, line, "features.bin", &err))
-			fail_msg("%s", err.message);
-		if (i == 0)
-			snprintf(ret_first, room, "%s", line);
-	}
 	if (objective_resolve(o, n_layers, l->n_layers, &err))
 		fail_msg("%s", err.message);
 	assert_int_equal(objective_begin(o, l->n_steps, l->V), 0);

@@ -10,9 +10,7 @@
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/model/weights.h"
-#include "daemon/worker/optimizer.h"
-#include "daemon/worker/student.h"
-#include "tests/golden/golden.h"
+#include "tests/golden/training.h"
 
 #define MAX_SEQUENCES 8
 
@@ -138,10 +136,9 @@ static double step_take(const struct lessons *l, struct student *student, struct
 {
 	struct record_rows *answers[MAX_SEQUENCES];
 	struct sequence sequences[MAX_SEQUENCES];
-	struct student_sums sums = {0};
+	struct student_sums sums;
 	struct error err = {0};
 	uint32_t k = objective_any_own_k(o), *own = golden_array((size_t)l->n_sequences * l->length * (k + 1), sizeof *own);
-	double norm;
 	objective_step(o, step);
 	for (uint32_t i = 0; i < l->n_sequences; i++)
 		sequences[i] = (struct sequence){l->tokens + (size_t)i * l->length, l->length};
@@ -149,33 +146,15 @@ static double step_take(const struct lessons *l, struct student *student, struct
 		fail_msg("%s", err.message);
 	for (uint32_t i = 0; i < l->n_sequences; i++)
 		answers[i] = answer(l, o, step, i, own);
-	if (student_train(student, (const struct record_rows *const *)answers, l->n_sequences, &sums, &err) ||
-	    optimizer_step(optimizer, step + 1, sums.n_positions, &norm, &err))
-		fail_msg("%s", err.message);
-	assert_int_equal(sums.n_positions, l->n_sequences * (l->length - 1));
+	double loss = golden_train(student, optimizer, answers, l->n_sequences, step, l->n_sequences * (l->length - 1), &sums);
 	objective_end_step(o, &sums.objective);
-	for (uint32_t i = 0; i < l->n_sequences; i++)
-		record_rows_free(answers[i]);
 	free(own);
-	return sums.objective.total / (double)sums.n_positions;
+	return loss;
 }
 
 static struct objective *objective_read(const struct lessons *l, struct golden_file *g, char *ret_first, size_t room)
 {
-	struct objective *o = NULL;
-	struct error err = {0};
-	assert_int_equal(objective_new(&o), 0);
-	uint32_t n_lines = reader_u32(&g->reader);
-	for (uint32_t i = 0; i < n_lines; i++) {
-		char line[128] = {0};
-		uint32_t n = reader_u32(&g->reader);
-		assert_in_range(n, 1, sizeof line - 1);
-		reader_copy(&g->reader, line, n);
-		if (objective_add(o, line, "losses.bin", &err))
-			fail_msg("%s", err.message);
-		if (i == 0)
-			snprintf(ret_first, room, "%s", line);
-	}
+	struct objective *o = golden_objective(g, "losses.bin", ret_first, room);
 	assert_int_equal(objective_begin(o, l->n_steps, l->V), 0);
 	return o;
 }

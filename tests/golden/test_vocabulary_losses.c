@@ -12,9 +12,7 @@
 #include "daemon/model/tokenizer.h"
 #include "daemon/model/weights.h"
 #include "daemon/worker/bridge.h"
-#include "daemon/worker/optimizer.h"
-#include "daemon/worker/student.h"
-#include "tests/golden/golden.h"
+#include "tests/golden/training.h"
 
 #define MAX_SEQUENCES 8
 #define LENGTH 64                      // tokens of the longest sequence, on either side
@@ -141,37 +139,17 @@ static double step_take(const struct lessons *l, struct student *student, struct
 			uint32_t n_positions)
 {
 	struct record_rows *answers[MAX_SEQUENCES];
-	struct student_sums sums = {0};
-	struct error err = {0};
-	double norm;
+	struct student_sums sums;
 	objective_step(o, step);
 	for (uint32_t i = 0; i < l->n_sequences; i++)
 		answers[i] = answer(l, o, step, i);
-	if (student_train(student, (const struct record_rows *const *)answers, l->n_sequences, &sums, &err) ||
-	    optimizer_step(optimizer, step + 1, sums.n_positions, &norm, &err))
-		fail_msg("%s", err.message);
-	assert_int_equal(sums.n_positions, n_positions);
-	for (uint32_t i = 0; i < l->n_sequences; i++)
-		record_rows_free(answers[i]);
-	return sums.objective.total / (double)sums.n_positions;
+	return golden_train(student, optimizer, answers, l->n_sequences, step, n_positions, &sums);
 }
 
 static struct objective *objective_read(const struct lessons *l, struct golden_file *g, char *ret_first, size_t room)
 {
-	struct objective *o = NULL;
+	struct objective *o = golden_objective(g, "vocabulary.bin", ret_first, room);
 	struct error err = {0};
-	assert_int_equal(objective_new(&o), 0);
-	uint32_t n_lines = reader_u32(&g->reader);
-	for (uint32_t i = 0; i < n_lines; i++) {
-		char line[128] = {0};
-		uint32_t n = reader_u32(&g->reader);
-		assert_in_range(n, 1, sizeof line - 1);
-		reader_copy(&g->reader, line, n);
-		if (objective_add(o, line, "vocabulary.bin", &err))
-			fail_msg("%s", err.message);
-		if (i == 0)
-			snprintf(ret_first, room, "%s", line);
-	}
 	if (objective_check_foreign(o, &err))
 		fail_msg("%s", err.message);
 	assert_int_equal(objective_begin(o, l->n_steps, l->bridge.student_vocab), 0);

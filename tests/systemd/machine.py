@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 BUILD = os.environ.get("top_builddir", os.getcwd())
 SOURCE = os.environ.get("top_srcdir", os.getcwd())
@@ -16,6 +15,7 @@ PATIENCE = float(os.environ.get("KDSERVED_TEST_PATIENCE", "60"))
 ROOT = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "kdserved", "boot", "root")
 
 sys.path.insert(0, os.path.join(SOURCE, "tests", "e2e"))
+import kdserved     # noqa: E402
 
 
 def skip(why):
@@ -43,15 +43,9 @@ def enter():
     os.execvp("unshare", [*command, sys.executable, *sys.argv])
 
 
-def wait_until(condition, what, patience=PATIENCE):
-    end = time.monotonic() + patience
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > end:
-            raise AssertionError("waited too long: %s" % (what() if callable(what) else what))
-        time.sleep(0.05)    # between looks, not instead of one
+def wait_until(condition, what):
+    """Each look is a program or two."""
+    return kdserved.wait_until(condition, what, PATIENCE, pause=0.05)
 
 
 def text_of(path):
