@@ -243,7 +243,8 @@ class Malformed(unittest.TestCase):
 
     def check_json(self, path, text):
         status, reply = self.post(path, text)
-        self.assertIn(status, (200, 201, 400, 404, 409, 413, 422, 429), (text, reply[:300]))
+        late = (504,) if b"deadline_ms" in text else ()         # a millisecond can be too short
+        self.assertIn(status, (200, 201, 400, 404, 409, 413, 422, 429) + late, (text, reply[:300]))
         if status >= 400:
             error = json.loads(reply)["error"]
             self.assertTrue(error["message"], reply)
