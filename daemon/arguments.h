@@ -4,7 +4,7 @@
 
 #include <stdbool.h>
 
-struct error;
+struct config_errors;
 struct options;
 
 #define EXIT_USAGE 2
@@ -13,6 +13,7 @@ struct options;
 
 enum arguments_mode { MODE_RUN, MODE_CHECK, MODE_HELP, MODE_VERSION, MODE_PRINT_CONFIG, MODE_PRINT_MAN };
 
-// 0, or the exit status with err filled.
-int arguments_read(struct options *o, char **argv, enum arguments_mode *ret_mode, struct error *err);
+// 0, or the exit status with every error found; a bad command line (EXIT_USAGE) ends it at once. *o is then not to be used.
+int arguments_read(struct options *o, char **argv, enum arguments_mode *ret_mode, struct config_errors *all);
+void arguments_warn(struct config_errors *all);      // variables that look like settings and are none
 bool arguments_print(enum arguments_mode mode);      // does what a printing mode asks; false for the others

@@ -5,21 +5,22 @@
 
 #include <ctype.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "common/error.h"
 
 #define CONFIG_NAME_MAX 63
-#define CONFIG_MAX_FILE_BYTES (1u << 20)    // settings, not data: a bigger file is the wrong file
 
 static void *field_of(const struct config_option *o, void *target)
 {
 	return (char *)target + o->offset;
+}
+
+static char **where_of(const struct config_option *o, void *target)
+{
+	return (char **)(void *)((char *)target + o->where_offset);
 }
 
 static void list_clear(struct config_list *list)
@@ -85,7 +86,7 @@ static size_t name_distance(const char *a, const char *b)
 	return row[n_b];
 }
 
-static int name_unknown(const struct config_option *table, size_t n, const char *name, const char *where, struct error *err)
+const char *config_nearest(const struct config_option *table, size_t n, const char *name)
 {
 	const char *best = NULL;
 	size_t best_distance = 4;    // further away than three edits is a guess, not a typing error
@@ -96,6 +97,12 @@ static int name_unknown(const struct config_option *table, size_t n, const char 
 			best_distance = d;
 		}
 	}
+	return best;
+}
+
+static int name_unknown(const struct config_option *table, size_t n, const char *name, const char *where, struct error *err)
+{
+	const char *best = config_nearest(table, n, name);
 	if (best)
 		return error_set(err, ERROR_INVALID, name, "%s: unknown setting \"%s\"; did you mean \"%s\"?", where, name, best);
 	return error_set(err, ERROR_INVALID, name, "%s: unknown setting \"%s\"", where, name);
@@ -271,7 +278,7 @@ static int set_value(const struct config_option *o, void *target, const char *va
 	}
 }
 
-static const struct config_option *option_find(const struct config_option *table, size_t n, const char *name)
+const struct config_option *config_find(const struct config_option *table, size_t n, const char *name)
 {
 	for (size_t i = 0; i < n; i++)
 		if (strcmp(table[i].name, name) == 0)
@@ -287,6 +294,8 @@ int config_init(const struct config_option *table, size_t n, void *target, struc
 			*(char **)field_of(o, target) = NULL;
 		if (o->type == CONFIG_LIST)
 			*(struct config_list *)field_of(o, target) = (struct config_list){0};
+		if (o->where_offset)
+			*where_of(o, target) = NULL;
 	}
 	for (size_t i = 0; i < n; i++) {
 		int r = set_value(&table[i], target, table[i].fallback, CONFIG_FROM_DEFAULT, "default", err);
@@ -303,6 +312,8 @@ void config_done(const struct config_option *table, size_t n, void *target)
 			list_clear(field_of(&table[i], target));
 		if (table[i].type == CONFIG_STRING)
 			set_string(field_of(&table[i], target), "");
+		if (table[i].where_offset)
+			set_string(where_of(&table[i], target), "");
 	}
 }
 
@@ -316,176 +327,61 @@ static enum config_origin origin_of(const char *where)
 int config_set(const struct config_option *table, size_t n, void *target, const char *name, const char *value, const char *where,
 	       struct error *err)
 {
-	const struct config_option *o = option_find(table, n, name);
+	const struct config_option *o = config_find(table, n, name);
 	if (!o)
 		return name_unknown(table, n, name, where, err);
-	return set_value(o, target, value, origin_of(where), where, err);
-}
-
-static char *trim(char *text)
-{
-	while (*text == ' ' || *text == '\t')
-		text++;
-	size_t n = strlen(text);
-	while (n && strchr(" \t\r", text[n - 1]))
-		n--;
-	text[n] = '\0';
-	return text;
-}
-
-static void cut_comment(char *line)
-{
-	for (char *p = line; *p; p++)
-		if (*p == '#' && (p == line || p[-1] == ' ' || p[-1] == '\t')) {
-			*p = '\0';
-			return;
-		}
-}
-
-// What reading one text needs; `seen` marks the rows already set by it.
-struct config_text { const struct config_option *table; size_t n; void *target; const char *source; bool *seen; };
-
-static int read_line(const struct config_text *t, char *line, size_t number, struct error *err)
-{
-	char where[160];
-	snprintf(where, sizeof where, "%s:%zu", t->source, number);
-	cut_comment(line);
-	line = trim(line);
-	if (!*line)
-		return 0;
-	char *equals = strchr(line, '=');
-	if (!equals)
-		return error_set(err, ERROR_INVALID, NULL, "%s: expected \"key = value\", found \"%s\"", where, line);
-	*equals = '\0';
-	const char *name = trim(line), *value = trim(equals + 1);
-	const struct config_option *o = option_find(t->table, t->n, name);
-	if (o && o->type != CONFIG_LIST) {
-		if (t->seen[o - t->table])
-			return error_set(err, ERROR_INVALID, name, "%s: %s is set twice", where, name);
-		t->seen[o - t->table] = true;
-	}
-	return config_set(t->table, t->n, t->target, name, value, where, err);
-}
-
-int config_read_text(const struct config_option *table, size_t n, void *target, const char *text, size_t n_bytes, const char *source,
-		     struct error *err)
-{
-	int r = 0;
-	if (memchr(text, '\0', n_bytes))
-		return error_set(err, ERROR_INVALID, NULL, "%s: holds a zero byte: not a text file", source);
-	char *copy = strndup(text, n_bytes);
-	bool *seen = calloc(n ? n : 1, sizeof *seen);
-	if (!copy || !seen) {
-		r = error_set(err, ERROR_MEMORY, NULL, "%s: out of memory", source);
-		goto out;
-	}
-	struct config_text t = {table, n, target, source, seen};
-	char *rest = copy, *line;
-	for (size_t number = 1; r == 0 && (line = strsep(&rest, "\n")); number++)
-		r = read_line(&t, line, number, err);
-out:
-	free(copy);
-	free(seen);
+	enum config_origin origin = origin_of(where);
+	int r = set_value(o, target, value, origin, where, err);
+	if (r == 0 && o->where_offset && set_string(where_of(o, target), origin == CONFIG_FROM_DEFAULT ? "" : where))
+		r = error_set(err, ERROR_MEMORY, o->name, "%s: out of memory", where);
 	return r;
 }
 
-static int read_all(int fd, size_t n, char *to, size_t *ret_n)
+static bool lists_are_same(const struct config_list *a, const struct config_list *b)
 {
-	size_t have = 0;
-	while (have < n) {
-		ssize_t k = read(fd, to + have, n - have);
-		if (k < 0 && errno == EINTR)
-			continue;
-		if (k < 0)
-			return -errno;
-		if (k == 0)
-			break;
-		have += (size_t)k;
-	}
-	*ret_n = have;
-	return 0;
+	bool same = a->n == b->n;
+	for (size_t i = 0; same && i < a->n; i++)
+		same = strcmp(a->items[i], b->items[i]) == 0;
+	return same;
 }
 
-int config_read_file(const struct config_option *table, size_t n, void *target, const char *path, struct error *err)
+static bool texts_are_same(const char *a, const char *b)
 {
-	int r;
-	size_t n_bytes = 0;
-	char *text = NULL;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return error_system(err, errno, path, "cannot open %s", path);
-	text = malloc(CONFIG_MAX_FILE_BYTES + 1);
-	if (!text) {
-		r = error_set(err, ERROR_MEMORY, path, "out of memory");
-		goto out;
-	}
-	r = read_all(fd, CONFIG_MAX_FILE_BYTES + 1, text, &n_bytes);
-	if (r)
-		r = error_system(err, r, path, "cannot read %s", path);
-	else if (n_bytes > CONFIG_MAX_FILE_BYTES)
-		r = error_set(err, ERROR_TOO_LARGE, path, "%s is over %u bytes: not a settings file", path, CONFIG_MAX_FILE_BYTES);
-	else
-		r = config_read_text(table, n, target, text, n_bytes, path, err);
-out:
-	free(text);
-	close(fd);
-	return r;
+	return a && b ? strcmp(a, b) == 0 : a == b;
 }
 
-static const char *value_word(const struct config_option *o)
+bool config_is_same(const struct config_option *o, const void *a, const void *b)
 {
+	const void *x = (const char *)a + o->offset, *y = (const char *)b + o->offset;
 	switch (o->type) {
-	case CONFIG_CHOICE: return o->choices;
-	case CONFIG_BOOL: return "yes|no";
-	case CONFIG_SIZE: return "SIZE";
-	case CONFIG_AMOUNT: return "SIZE|SHARE";
-	case CONFIG_DURATION: return "DURATION";
-	case CONFIG_INTEGER: return "N";
-	case CONFIG_REAL: return "X";
-	default: return *o->unit ? o->unit : "TEXT";
+	case CONFIG_STRING: return texts_are_same(*(char *const *)x, *(char *const *)y);
+	case CONFIG_LIST: return lists_are_same(x, y);
+	case CONFIG_AMOUNT: {
+		const struct config_amount *p = x, *q = y;
+		return p->bytes == q->bytes && memcmp(&p->share, &q->share, sizeof p->share) == 0;
+	}
+	case CONFIG_BOOL: return *(const bool *)x == *(const bool *)y;
+	case CONFIG_CHOICE: return *(const int *)x == *(const int *)y;
+	default: return memcmp(x, y, sizeof(uint64_t)) == 0;
 	}
 }
 
-void config_print_help(FILE *to, const struct config_option *table, size_t n)
+static void swap_bytes(void *a, void *b, size_t n)
 {
-	for (size_t i = 0; i < n; i++) {
-		const struct config_option *o = &table[i];
-		int width = fprintf(to, "  --%s %s", o->name, value_word(o));
-		fprintf(to, "%*s%s", width < 30 ? 32 - width : 2, "", o->help);
-		if (*o->fallback)
-			fprintf(to, " [%s]", o->fallback);
-		fputc('\n', to);
-	}
+	unsigned char kept[sizeof(struct config_list)];
+	memcpy(kept, a, n);
+	memcpy(a, b, n);
+	memcpy(b, kept, n);
 }
 
-// mdoc items. Texts of tables hold no backslash and no leading dot, so nothing needs escaping but the hyphen of names.
-void config_print_man(FILE *to, const struct config_option *table, size_t n)
+void config_swap(const struct config_option *o, void *a, void *b)
 {
-	for (size_t i = 0; i < n; i++) {
-		const struct config_option *o = &table[i];
-		fprintf(to, ".It Ic %s No = Ar %s\n", o->name, value_word(o));
-		fprintf(to, "%c%s.\n", o->help[0] >= 'a' && o->help[0] <= 'z' ? o->help[0] - 'a' + 'A' : o->help[0], o->help + 1);
-		if (o->type == CONFIG_LIST)
-			fprintf(to, "May be repeated.\n");
-		if (o->type == CONFIG_INTEGER || o->type == CONFIG_SIZE || o->type == CONFIG_REAL)
-			fprintf(to, "From %.15g to %.15g%s%s.\n", o->min, o->max, *o->unit ? " " : "", o->unit);
-		if (o->type == CONFIG_DURATION)
-			fprintf(to, "From %.15g to %.15g ms.\n", o->min, o->max);
-		if (o->type == CONFIG_AMOUNT)
-			fprintf(to, "From %.15g to %.15g%s%s, or a share up to 1.0.\n", o->min, o->max, *o->unit ? " " : "", o->unit);
-		fprintf(to, *o->fallback ? "Default: %s.\n" : "Default: unset.\n", o->fallback);
-	}
-}
-
-void config_print_example(FILE *to, const struct config_option *table, size_t n)
-{
-	for (size_t i = 0; i < n; i++) {
-		const struct config_option *o = &table[i];
-		fprintf(to, "%s# %s\n", i ? "\n" : "", o->help);
-		if (o->type == CONFIG_CHOICE)
-			fprintf(to, "# One of %s.\n", o->choices);
-		if (o->type == CONFIG_LIST)
-			fprintf(to, "# May be repeated.\n");
-		fprintf(to, "#%s =%s%s\n", o->name, *o->fallback ? " " : "", o->fallback);
-	}
+	static const size_t sizes[] = {
+		[CONFIG_STRING] = sizeof(char *), [CONFIG_LIST] = sizeof(struct config_list), [CONFIG_INTEGER] = sizeof(int64_t),
+		[CONFIG_SIZE] = sizeof(uint64_t), [CONFIG_AMOUNT] = sizeof(struct config_amount), [CONFIG_DURATION] = sizeof(uint64_t),
+		[CONFIG_REAL] = sizeof(double), [CONFIG_BOOL] = sizeof(bool), [CONFIG_CHOICE] = sizeof(int),
+	};
+	swap_bytes(field_of(o, a), field_of(o, b), sizes[o->type]);
+	if (o->where_offset)
+		swap_bytes(where_of(o, a), where_of(o, b), sizeof(char *));
 }

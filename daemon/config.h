@@ -43,7 +43,16 @@ struct config_option {
 	const char *unit;                // for help, may be ""
 	const char *help;                // one line
 	size_t offset;                   // into the target struct
+	size_t where_offset;             // there, a char * for who set it ("kdserved.conf:12"; NULL: the default); 0 = it is not kept
+	bool reloadable;                 // a running process may take another value
 };
+
+// What is wrong with a text, all of it.
+#define CONFIG_MAX_ERRORS 64
+struct config_errors { struct error *items; size_t n, n_more; };      // (n); n_more: not kept. Zero-initialise
+void config_errors_add(struct config_errors *all, const struct error *e);
+bool config_errors_any(const struct config_errors *all);
+void config_errors_done(struct config_errors *all);
 
 int config_init(const struct config_option *table, size_t n, void *target, struct error *err);      // every default
 void config_done(const struct config_option *table, size_t n, void *target);
@@ -57,6 +66,14 @@ int config_set(const struct config_option *table, size_t n, void *target, const 
 int config_read_text(const struct config_option *table, size_t n, void *target, const char *text, size_t n_bytes, const char *source,
 		     struct error *err);
 int config_read_file(const struct config_option *table, size_t n, void *target, const char *path, struct error *err);
+// The same, but every line is read and every error added to *all. Returns the first one's -errno.
+int config_check_file(const struct config_option *table, size_t n, void *target, const char *path, struct config_errors *all);
+const struct config_option *config_find(const struct config_option *table, size_t n, const char *name);      // NULL: none
+const char *config_nearest(const struct config_option *table, size_t n, const char *name);    // likely meant; NULL when none is near
+bool config_is_same(const struct config_option *o, const void *a, const void *b);             // one setting of two targets
+void config_swap(const struct config_option *o, void *a, void *b);                            // with who set it
+// The value as a file would say it, cut to the room; a list's items with commas between.
+void config_format(const struct config_option *o, const void *target, char *ret, size_t room);
 void config_print_help(FILE *to, const struct config_option *table, size_t n);        // for --help
 void config_print_example(FILE *to, const struct config_option *table, size_t n);     // commented etc/*.conf
 void config_print_man(FILE *to, const struct config_option *table, size_t n);         // mdoc items for a manual page

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,8 +14,10 @@
 
 #define LOG_LINE_MAX 1024
 
-static int log_max_priority = LOG_INFO;
+static atomic_int log_max_priority = LOG_INFO;
 static bool log_to_journal;
+static log_journal_fn *log_journal;
+static atomic_bool log_leaving;
 
 // systemd says in JOURNAL_STREAM which device:inode is the journal; anything else (a redirect) gets plain lines.
 static bool stderr_is_journal(void)
@@ -29,8 +32,23 @@ static bool stderr_is_journal(void)
 
 void log_open(int max_priority)
 {
-	log_max_priority = max_priority;
+	log_set_level(max_priority);
 	log_to_journal = stderr_is_journal();
+}
+
+void log_set_level(int max_priority)
+{
+	atomic_store(&log_max_priority, max_priority);
+}
+
+void log_set_journal(log_journal_fn *send)
+{
+	log_journal = send;
+}
+
+void log_leave(void)
+{
+	atomic_store(&log_leaving, true);
 }
 
 static const char *priority_word(int priority)
@@ -43,10 +61,21 @@ static const char *priority_word(int priority)
 	}
 }
 
-void log_write(int priority, const char *format, ...)
+static void write_line(int priority, const char *message)
 {
-	char message[LOG_LINE_MAX], line[LOG_LINE_MAX + 128];
-	if (priority > log_max_priority)
+	char text[LOG_LINE_MAX + 128];
+	int n = log_to_journal ? snprintf(text, sizeof text, "<%d>%s\n", priority, message)
+		: snprintf(text, sizeof text, "%.64s: %s%s\n", program_invocation_short_name, priority_word(priority), message);
+	ssize_t written = write(STDERR_FILENO, text, (size_t)n);
+	(void)written;    // nowhere is left to complain to
+}
+
+void log_write(int priority, const char *file, int line, const char *function, const char *field, const char *value,
+	       const char *format, ...)
+{
+	char message[LOG_LINE_MAX];
+	const struct log_event event = {priority, message, file, function, line, field, value};
+	if (priority > atomic_load(&log_max_priority))
 		return;
 	int saved_errno = errno;
 	va_list arguments;
@@ -56,9 +85,7 @@ void log_write(int priority, const char *format, ...)
 	for (char *p = message; *p; p++)
 		if ((unsigned char)*p < 0x20 || *p == 0x7f)
 			*p = '?';
-	int n = log_to_journal ? snprintf(line, sizeof line, "<%d>%s\n", priority, message)
-		: snprintf(line, sizeof line, "%.64s: %s%s\n", program_invocation_short_name, priority_word(priority), message);
-	ssize_t written = write(STDERR_FILENO, line, (size_t)n);
-	(void)written;    // nowhere is left to complain to
+	if (!log_to_journal || !log_journal || atomic_load(&log_leaving) || !log_journal(&event))
+		write_line(priority, message);
 	errno = saved_errno;
 }

@@ -18,15 +18,16 @@
 #include "daemon/idle.h"
 #include "daemon/listeners.h"
 #include "daemon/log.h"
+#include "daemon/log_journal.h"
 #include "daemon/notify.h"
 #include "daemon/options.h"
+#include "daemon/reload.h"
 #include "daemon/server/auth.h"
 #include "daemon/server/health.h"
 #include "daemon/server/http.h"
 #include "daemon/server/service.h"
 #include "daemon/server/socket.h"
 #include "daemon/server/tls.h"
-#include "daemon/store/packed.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/canary.h"
 #include "daemon/teacher/teacher.h"
@@ -38,6 +39,7 @@
 
 struct daemon {
 	struct options options;
+	char **argv;                       // for the next reading of the settings
 	int signal_fd, event_fd;
 	struct listeners listeners;
 	struct auth *auth;
@@ -71,9 +73,12 @@ static int open_teacher(struct daemon *d, struct error *err)
 		.max_gather = (uint32_t)o->max_gather, .max_draws = (uint32_t)o->max_draws,
 		.cache_tokens = (uint32_t)o->cache_tokens, .max_generating = (uint32_t)o->max_generating,
 		.generate_batch = (uint32_t)o->generate_batch, .canary_directory = o->store,
-		.canary_reference = o->canary_reference, .canary_interval_ms = o->canary_interval, .event_fd = d->event_fd,
+		.canary_reference = o->canary_reference, .event_fd = d->event_fd,
 	};
-	return teacher_open(&t, &d->teacher, err);
+	int opened = teacher_open(&t, &d->teacher, err);
+	if (!opened)
+		teacher_set_canary_interval(d->teacher, o->canary_interval);
+	return opened;
 }
 
 // In the store's thread.
@@ -89,13 +94,6 @@ static void on_store_failing(void *arg, const struct error *why)
 		return;    // full: the loop, which tells systemd, is awake already
 }
 
-static int read_compression(const struct options *o, int *ret_level, struct error *err)
-{
-	struct error why = {0};
-	int r = packed_level(o->store_compression ? o->store_compression : "none", ret_level, &why);
-	return r ? error_set(err, why.code, "store-compression", "store-compression = %s", why.message) : 0;
-}
-
 static int open_store(struct daemon *d, struct error *err)
 {
 	const struct options *o = &d->options;
@@ -105,7 +103,7 @@ static int open_store(struct daemon *d, struct error *err)
 	struct store_stats stats;
 	if (!o->store)
 		return 0;
-	int r = read_compression(o, &s.compression, err);
+	int r = options_compression(o, &s.compression, err);
 	r = r ? r : store_open(&s, &d->store, err);
 	if (r)
 		return r;
@@ -130,6 +128,12 @@ static int open_auth(struct daemon *d, struct error *err)
 	return r;
 }
 
+static void on_run(void *arg, const char *id, const char *what)
+{
+	(void)arg;
+	log_about(LOG_WARNING, "KD_RUN", id, "run %s: %s", id, what);
+}
+
 // Workers that this process starts log in with a secret it made; they send it to this address only. Before other threads start.
 static int open_supervisor(struct daemon *d, struct error *err)
 {
@@ -138,25 +142,21 @@ static int open_supervisor(struct daemon *d, struct error *err)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the environment");
 	const struct options *o = &d->options;
 	struct supervisor_options s = {
-		.directory = o->runs, .worker_path = o->worker, .server_address = d->listeners.address, .max_running = (uint32_t)o->max_running};
+		.directory = o->runs, .worker_path = o->worker, .server_address = d->listeners.address, .event = on_run};
+	reload_supervisor_limits(o, &s.limits);
 	return o->runs ? supervisor_open(&s, &d->supervisor, err) : 0;
 }
 
 static int open_doors(struct daemon *d, struct error *err)
 {
 	const struct options *o = &d->options;
-	struct service_options s = {.max_sequences = (uint32_t)o->max_sequences, .max_gather = (uint32_t)o->max_gather,
-		.max_draws = (uint32_t)o->max_draws, .max_spans = (uint32_t)o->max_spans, .max_samples = (uint32_t)o->max_samples,
-		.cache_tokens = (uint32_t)o->cache_tokens,
-		.auth = d->auth, .limits = {(uint64_t)o->queue_requests, (uint64_t)o->queue_tokens, o->queue_bytes}};
+	struct service_options s;
 	struct http_options h = {.listen_fd = d->listeners.http_fd, .inherited = d->listeners.http_inherited, .tls = &d->tls,
-		.max_json = o->max_json, .max_connections = (uint32_t)o->max_connections,
-		.header_timeout_ms = o->header_timeout, .body_timeout_ms = o->body_timeout, .idle_timeout_ms = o->idle_timeout,
-		.write_timeout_ms = o->write_timeout};
+		.max_connections = (uint32_t)o->max_connections};
 	struct socket_options b = {.listen_fds = d->listeners.socket_fds, .n_listen_fds = d->listeners.n_sockets,
-		.inherited = d->listeners.sockets_inherited, .max_body = (uint32_t)o->max_body,
-		.max_connections = (uint32_t)o->max_connections, .credits = (uint32_t)o->credits, .header_timeout_ms = o->header_timeout,
-		.body_timeout_ms = o->body_timeout, .write_timeout_ms = o->write_timeout};
+		.inherited = d->listeners.sockets_inherited, .max_connections = (uint32_t)o->max_connections};
+	reload_service_options(o, &s);
+	s.auth = d->auth;
 	int r = service_open(&s, d->teacher, d->store, d->supervisor, &d->service, err);
 	if (!r && h.listen_fd >= 0 && !(r = http_open(&h, d->service, &d->http, err)))
 		d->listeners.http_fd = -1;    // taken over
@@ -257,15 +257,15 @@ static int on_teacher(struct daemon *d)
 	}
 }
 
-static void reload(struct daemon *d)
+static void on_hangup(struct daemon *d)
 {
-	struct error err = {0};
-	if (!auth_is_closed(d->auth))
-		log_notice("SIGHUP: there are no tokens to read again; other settings are read at start only: restart to change them");
-	else if (auth_reload(d->auth, &err))
-		log_error("SIGHUP: %s; the tokens read before still count", err.message);
-	else
-		log_notice("SIGHUP: %zu tokens; other settings are read at start only: restart to change them", auth_n_tokens(d->auth));
+	const struct reload r = {.options = &d->options, .argv = d->argv, .auth = d->auth, .service = d->service, .teacher = d->teacher,
+		.store = d->store, .supervisor = d->supervisor};
+	if (d->was_ready)
+		notify_reloading();
+	reload(&r);
+	if (d->was_ready)
+		notify_ready();
 }
 
 static int on_signal(struct daemon *d)
@@ -274,11 +274,7 @@ static int on_signal(struct daemon *d)
 	if (read(d->signal_fd, &info, sizeof info) != sizeof info)
 		return -1;
 	if (info.ssi_signo == SIGHUP) {
-		if (d->was_ready)
-			notify_reloading();
-		reload(d);
-		if (d->was_ready)
-			notify_ready();
+		on_hangup(d);
 		return -1;
 	}
 	log_notice("%s: draining", info.ssi_signo == SIGTERM ? "SIGTERM" : "SIGINT");
@@ -380,53 +376,80 @@ static void daemon_close(struct daemon *d)
 	close_fd(d->event_fd);
 }
 
+static void warn(void)
+{
+	struct config_errors all = {0};
+	arguments_warn(&all);
+	reload_log_errors("", LOG_WARNING, &all);
+	config_errors_done(&all);
+}
+
 static int daemon_run(struct daemon *d)
 {
 	struct error err = {0};
 	int status;
-	static const int priorities[] = {LOG_ERR, LOG_WARNING, LOG_NOTICE, LOG_INFO, LOG_DEBUG};
-	log_open(priorities[d->options.log_level]);
+	log_open(reload_log_priority(&d->options));
+	log_set_journal(log_journal);
+	warn();
 	notify_init(&d->notify, strcmp(options_device(&d->options), "ref") == 0 ? REF_STALL_MS : 0);
 	d->signal_fd = d->event_fd = d->listeners.http_fd = -1;
 	if (daemon_open(d, &err)) {
+		log_leave();
 		log_error("%s", err.message);
 		status = is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
 	} else {
 		status = daemon_loop(d);
 	}
 	daemon_close(d);
+	log_leave();
 	log_notice("stopped");
 	return status;
 }
 
-static int check_config(const struct options *o)
+static int complain(const struct config_errors *all, const char *kind)
 {
-	struct error err = {0};
-	if (options_check_files(o, &err)) {
-		fprintf(stderr, "kdserved: %s\n", err.message);
-		return EXIT_BAD_CONFIG;
-	}
-	puts("kdserved: the settings are good");
-	return EXIT_SUCCESS;
+	for (size_t i = 0; i < all->n; i++)
+		fprintf(stderr, "kdserved: %s%s\n", kind, all->items[i].message);
+	if (all->n_more)
+		fprintf(stderr, "kdserved: %sand %zu more\n", kind, all->n_more);
+	return config_errors_any(all) ? EXIT_BAD_CONFIG : EXIT_SUCCESS;
 }
 
-static int run_mode(struct daemon *d, enum arguments_mode mode)
+// Goes on where the start would end: who mends a file wants to know all that is wrong with it.
+static int check_config(const struct options *o, struct config_errors *all)
 {
-	struct error err = {0};
-	int level;
-	if (arguments_print(mode))
+	struct config_errors warnings = {0};
+	options_check_all(o, all);
+	options_check_files(o, all);
+	arguments_warn(&warnings);
+	options_warn(o, &warnings);
+	complain(&warnings, "warning: ");
+	config_errors_done(&warnings);
+	int status = complain(all, "");
+	if (!status)
+		puts("kdserved: the settings are good");
+	return status;
+}
+
+static int run_mode(struct daemon *d, int status, enum arguments_mode mode, struct config_errors *all)
+{
+	if (status != EXIT_USAGE && mode == MODE_CHECK)
+		return check_config(&d->options, all);
+	if (!status && arguments_print(mode))
 		return EXIT_SUCCESS;
-	if (options_check(&d->options, &err) || read_compression(&d->options, &level, &err)) {
-		fprintf(stderr, "kdserved: %s\n", err.message);
-		return EXIT_BAD_CONFIG;
-	}
-	return mode == MODE_CHECK ? check_config(&d->options) : daemon_run(d);
+	if (!status)
+		options_check_all(&d->options, all);
+	complain(all, "");
+	if (!status && config_errors_any(all))
+		status = EXIT_BAD_CONFIG;
+	return status ? status : daemon_run(d);
 }
 
 int main(int argc, char **argv)
 {
-	struct daemon d = {0};
+	struct daemon d = {.argv = argv};
 	struct error err = {0};
+	struct config_errors all = {0};
 	enum arguments_mode mode = MODE_RUN;
 	(void)argc;
 	idle_init(argv);
@@ -435,11 +458,9 @@ int main(int argc, char **argv)
 		fprintf(stderr, "kdserved: %s\n", err.message);
 		return EXIT_FAILURE;
 	}
-	int status = arguments_read(&d.options, argv, &mode, &err);
-	if (status)
-		fprintf(stderr, "kdserved: %s\n", err.message);
-	else
-		status = run_mode(&d, mode);
+	int status = arguments_read(&d.options, argv, &mode, &all);
+	status = run_mode(&d, status, mode, &all);
+	config_errors_done(&all);
 	options_done(&d.options);
 	return status;
 }

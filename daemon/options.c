@@ -2,22 +2,31 @@
 #include "daemon/options.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <libgen.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/error.h"
 #include "daemon/server/address.h"
 #include "daemon/server/auth.h"
 #include "daemon/server/tls.h"
+#include "daemon/store/packed.h"
 #include "daemon/teacher/choice.h"
 
 const struct config_option options_table[] = {
-#define OPTION(field, name, type, min, max, fallback, choices, unit, help) \
-	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct options, field)},
+#define ROW(field, name, type, min, max, fallback, choices, unit, help, reloadable) \
+	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct options, field), \
+	 offsetof(struct options, where.field), reloadable},
+#define OPTION(...) ROW(__VA_ARGS__, false)
+#define RELOADABLE(...) ROW(__VA_ARGS__, true)
 #include "daemon/options.def"
 #undef OPTION
+#undef ROW
 };
 const size_t options_count = sizeof options_table / sizeof *options_table;
 
@@ -134,46 +143,182 @@ int options_teachers(const struct options *o, struct teacher_source ret_sources[
 	return 0;
 }
 
-int options_check(const struct options *o, struct error *err)
+int options_compression(const struct options *o, int *ret_level, struct error *err)
+{
+	struct error why = {0};
+	int r = packed_level(o->store_compression ? o->store_compression : "none", ret_level, &why);
+	return r ? error_set(err, why.code, "store-compression", "store-compression = %s", why.message) : 0;
+}
+
+// ---- all that is wrong
+
+struct checking { const struct options *o; struct config_errors *all; };
+
+// "kdserved.conf:12: ", or nothing for a default.
+struct place { char text[128]; };
+static struct place place_of(const char *where)
+{
+	struct place p = {""};
+	if (where && strcmp(where, "default") != 0)
+		snprintf(p.text, sizeof p.text, "%.120s: ", where);
+	return p;
+}
+
+// " (kdserved.conf:9)": of the other row that has to do with it.
+static struct place other_place(const char *where)
+{
+	struct place p = {" (the default)"};
+	if (where && strcmp(where, "default") != 0)
+		snprintf(p.text, sizeof p.text, " (%.120s)", where);
+	return p;
+}
+
+// An error that a function found, with who set the row before it.
+static void add_at(const struct checking *c, const char *where, const struct error *e)
+{
+	struct error whole = *e;
+	if (*place_of(where).text)
+		snprintf(whole.message, sizeof whole.message, "%s%.190s", place_of(where).text, e->message);
+	config_errors_add(c->all, &whole);
+}
+
+static void add(const struct checking *c, const char *where, const char *field, const char *format, ...)
+	__attribute__((format(printf, 4, 5)));
+
+static void add(const struct checking *c, const char *where, const char *field, const char *format, ...)
+{
+	char text[sizeof((struct error *)0)->message];
+	struct error e = {0};
+	va_list arguments;
+	va_start(arguments, format);
+	vsnprintf(text, sizeof text, format, arguments);
+	va_end(arguments);
+	error_set(&e, ERROR_INVALID, field, "%s", text);
+	add_at(c, where, &e);
+}
+
+static void check_doors(const struct checking *c)
+{
+	const struct options *o = c->o;
+	struct error err = {0};
+	if (!o->http && !o->socket.n)
+		add(c, o->where.http, "http", "both doors are closed: set http%s or socket%s", other_place(o->where.http).text,
+		    other_place(o->where.socket).text);
+	if (o->runs && !o->socket.n)
+		add(c, o->where.runs, "socket", "runs need the binary door: set socket%s", other_place(o->where.socket).text);
+	if (o->tls_certificate && !o->tls_key)
+		add(c, o->where.tls_certificate, "tls-key", "tls-certificate and tls-key go together: tls-key is not set");
+	if (o->tls_key && !o->tls_certificate)
+		add(c, o->where.tls_key, "tls-certificate", "tls-certificate and tls-key go together: tls-certificate is not set");
+	if (o->http && options_check_address(o, "http", o->http, &err))
+		add_at(c, o->where.http, &err);
+	for (size_t i = 0; i < o->socket.n; i++)
+		if (options_check_address(o, "socket", o->socket.items[i], &err))
+			add_at(c, o->socket.where[i], &err);
+}
+
+// Only where both were set: the defaults of limits are generous, and who lowers one need not know the others.
+static void check_limits(const struct checking *c)
+{
+	const struct options *o = c->o;
+	if (o->where.max_tokens && o->where.queue_tokens && o->max_tokens > o->queue_tokens)
+		add(c, o->where.max_tokens, "max-tokens", "max-tokens = %" PRId64 " is more than queue-tokens = %" PRId64 "%s: no such sequence would "
+		    "be let in", o->max_tokens, o->queue_tokens, other_place(o->where.queue_tokens).text);
+	if (o->where.credits && o->where.queue_requests && o->credits > o->queue_requests)
+		add(c, o->where.credits, "credits", "credits = %" PRId64 " is more than queue-requests = %" PRId64 "%s: a connection would be promised "
+		    "what is refused", o->credits, o->queue_requests, other_place(o->where.queue_requests).text);
+}
+
+void options_check_all(const struct options *o, struct config_errors *all)
 {
 	struct teacher_source teachers[OPTIONS_MAX_TEACHERS];
-	int r = options_teachers(o, teachers, err);
-	if (r)
-		return r;
-	if (!o->http && !o->socket.n)
-		return error_set(err, ERROR_INVALID, "http", "both doors are closed: set http or socket");
-	if (o->runs && !o->socket.n)
-		return error_set(err, ERROR_INVALID, "socket", "runs need the binary door: set socket");
-	if (!o->tls_certificate != !o->tls_key)
-		return error_set(err, ERROR_INVALID, o->tls_key ? "tls-certificate" : "tls-key", "tls-certificate and tls-key go together");
-	if (o->http)
-		r = options_check_address(o, "http", o->http, err);
-	for (size_t i = 0; r == 0 && i < o->socket.n; i++)
-		r = options_check_address(o, "socket", o->socket.items[i], err);
+	const struct checking c = {o, all};
+	struct error err = {0};
+	int level;
+	if (options_teachers(o, teachers, &err))
+		add_at(&c, o->where.teacher, &err);
+	check_doors(&c);
+	check_limits(&c);
+	if (options_compression(o, &level, &err))
+		add_at(&c, o->where.store_compression, &err);
+}
+
+int options_check(const struct options *o, struct error *err)
+{
+	struct config_errors all = {0};
+	options_check_all(o, &all);
+	int r = all.n ? error_errno(all.items[0].code) : all.n_more ? -ENOMEM : 0;
+	if (all.n && err)
+		*err = all.items[0];
+	else if (r)
+		error_set(err, ERROR_MEMORY, NULL, "no memory to check the settings");
+	config_errors_done(&all);
 	return r;
 }
 
-static int check_secrets(const struct options *o, struct error *err)
+void options_warn(const struct options *o, struct config_errors *all)
 {
+	const struct checking c = {o, all};
+	if (o->store_max_bytes && o->store_max_bytes < o->store_shard)
+		add(&c, o->where.store_max_bytes, "store-max-bytes", "store-max-bytes is less than one shard, store-shard%s: the store will pass it",
+		    other_place(o->where.store_shard).text);
+	if (!o->store && (o->store_max_bytes || o->store_max_age))
+		add(&c, o->store_max_bytes ? o->where.store_max_bytes : o->where.store_max_age, "store",
+		    "it says what a store lets go of, and there is none: set store%s", other_place(o->where.store).text);
+}
+
+// ---- what they name
+
+// A directory that can be written to, or can be made.
+static void check_directory(const struct checking *c, const char *where, const char *name, const char *path)
+{
+	char parent[OPTIONS_PATH_BYTES];
+	struct error err = {0};
+	struct stat st;
+	if (!path)
+		return;
+	bool there = stat(path, &st) == 0;
+	if (!there && errno == ENOENT) {
+		snprintf(parent, sizeof parent, "%s", path);
+		path = dirname(parent);
+		there = stat(path, &st) == 0;
+	}
+	if (there && !S_ISDIR(st.st_mode))
+		add(c, where, name, "%s = %s: not a directory", name, path);
+	else if ((!there || access(path, W_OK | X_OK)) && error_system(&err, errno, name, "%s = %s", name, path))
+		add_at(c, where, &err);
+}
+
+static void check_secrets(const struct checking *c)
+{
+	const struct options *o = c->o;
 	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
 	struct auth *auth = NULL;
 	struct tls_files tls = {0};
-	int r = options_tokens(o, path) ? auth_open(path, &auth, err) : 0;
-	auth_close(auth);
-	if (!r && options_tls(o, path, key))
-		r = tls_files_open(path, key, &tls, err);
+	struct error err = {0};
+	if (options_tokens(o, path) && auth_open(path, &auth, &err))
+		add_at(c, o->where.tokens, &err);
+	else
+		auth_close(auth);
+	if (options_tls(o, path, key) && tls_files_open(path, key, &tls, &err))
+		add_at(c, strcmp(err.field, "tls-key") == 0 ? o->where.tls_key : o->where.tls_certificate, &err);
 	tls_files_close(&tls);
-	return r;
 }
 
-int options_check_files(const struct options *o, struct error *err)
+void options_check_files(const struct options *o, struct config_errors *all)
 {
 	struct teacher_source s[OPTIONS_MAX_TEACHERS];
-	int r = options_teachers(o, s, err);
-	for (size_t i = 0; r == 0 && i < o->teacher.n; i++)
-		if (access(s[i].path, R_OK))
-			r = error_system(err, errno, "teacher", "teacher = %s", s[i].path);
-	return r ? r : check_secrets(o, err);
+	const struct checking c = {o, all};
+	struct error err = {0};
+	size_t n = options_teachers(o, s, NULL) == 0 ? o->teacher.n : 0;
+	for (size_t i = 0; i < n; i++)
+		if (access(s[i].path, R_OK) && error_system(&err, errno, "teacher", "teacher = %s", s[i].path))
+			add_at(&c, o->teacher.where[i], &err);
+	check_secrets(&c);
+	check_directory(&c, o->where.store, "store", o->store);
+	check_directory(&c, o->where.runs, "runs", o->runs);
+	if (o->worker && access(o->worker, X_OK) && error_system(&err, errno, "worker", "worker = %s", o->worker))
+		add_at(&c, o->where.worker, &err);
 }
 
 const char *options_device(const struct options *o)

@@ -24,6 +24,11 @@ struct options {
 #define OPTION(field, name, type, ...) OPTION_C_##type field;
 #include "daemon/options.def"
 #undef OPTION
+	struct {                           // who set each: "kdserved.conf:12", "--store"; NULL = the default
+#define OPTION(field, ...) char *field;
+#include "daemon/options.def"
+#undef OPTION
+	} where;
 };
 
 extern const struct config_option options_table[];
@@ -34,11 +39,16 @@ int options_init(struct options *o, struct error *err);
 int options_init_unit(struct options *o, struct error *err);
 void options_done(struct options *o);
 // Checks that need several rows: a teacher is named, a door is open, addresses parse, none is remote without tokens and allow-remote.
+// Where two rows are at odds, the error names who set either.
 int options_check(const struct options *o, struct error *err);
+void options_check_all(const struct options *o, struct config_errors *all);     // every error instead of the first
+void options_warn(const struct options *o, struct config_errors *all);          // what is allowed and surely not meant
 // The teachers of o->teacher, as many (OPTIONS_MAX_TEACHERS at most), of different names: what stands before "=", else the last part of the
 // path. Paths are the options'.
 int options_teachers(const struct options *o, struct teacher_source ret_sources[OPTIONS_MAX_TEACHERS], struct error *err);
-int options_check_files(const struct options *o, struct error *err);      // the teachers are there, the tokens can be read
+// What the settings name is there: teachers, tokens, certificates; directories can be written to.
+void options_check_files(const struct options *o, struct config_errors *all);
+int options_compression(const struct options *o, int *ret_level, struct error *err);      // of store-compression (packed.h)
 // The file of tokens: the setting's, or that of the unit's credentials. False: there are none.
 bool options_tokens(const struct options *o, char ret_path[OPTIONS_PATH_BYTES]);
 // The HTTP door's certificate and key, likewise. False: it speaks without TLS.

@@ -90,6 +90,13 @@ void queue_release(struct queue *q, const struct queue_cost *cost)
 	pthread_mutex_unlock(&q->lock);
 }
 
+void queue_limit(struct queue *q, const struct queue_cost *limits)
+{
+	pthread_mutex_lock(&q->lock);
+	q->limits = *limits;
+	pthread_mutex_unlock(&q->lock);
+}
+
 void queue_push(struct queue *q, struct queue_item *chain)
 {
 	const uint64_t one = 1;

@@ -19,6 +19,7 @@ struct queue *queue_close(struct queue *q);          // must be empty; NULL is f
 // All or nothing. ERROR_TOO_LARGE when the cost alone is over a limit (waiting would not help), ERROR_OVERLOADED when it does not fit now.
 int queue_reserve(struct queue *q, const struct queue_cost *cost, struct error *err);
 void queue_release(struct queue *q, const struct queue_cost *cost);
+void queue_limit(struct queue *q, const struct queue_cost *limits);    // from now on; what is reserved already stays so
 
 // Appends a chain (one lock, so that its items can be popped together); the last item's next must be NULL.
 void queue_push(struct queue *q, struct queue_item *chain);

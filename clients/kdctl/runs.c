@@ -47,13 +47,24 @@ bool runs_state_is_final(const json_t *run)
 	return strcmp(state, "succeeded") == 0 || strcmp(state, "failed") == 0 || strcmp(state, "stopped") == 0;
 }
 
+// "running", or of a run whose worker died "restarting in 4 s".
+static const char *state_words(const json_t *run, char *ret, size_t room)
+{
+	const json_t *wait = json_object_get(run, "restarting_in_s");
+	if (json_is_number(wait))
+		snprintf(ret, room, "%.20s in %.0f s", text_of(run, "state"), ceil(json_number_value(wait)));
+	else
+		snprintf(ret, room, "%.40s", text_of(run, "state"));
+	return ret;
+}
+
 static void show_progress(struct progress *p, const json_t *run)
 {
 	char note[128], part[48];
 	double step = number_of(run, "step"), steps = number_of(run, "steps");
 	double loss = number_of(run, "loss"), kl = number_of(run, "held_out_kl");
 	double speed = number_of(run, "tokens_per_second");
-	snprintf(note, sizeof note, "%s", text_of(run, "state"));
+	state_words(run, note, sizeof note);
 	if (steps > 0) {
 		snprintf(part, sizeof part, " step %.0f/%.0f", step, steps);
 		strncat(note, part, sizeof note - strlen(note) - 1);
@@ -174,14 +185,14 @@ static int list(struct kdctl *k)
 	if (k->json) {
 		kdctl_print_json(reply);
 	} else {
-		printf("%-24s %-10s %12s %10s\n", "ID", "STATE", "STEP", "LOSS");
+		printf("%-24s %-20s %12s %10s\n", "ID", "STATE", "STEP", "LOSS");
 		json_array_foreach(json_object_get(reply, "runs"), i, run) {
-			char step[32] = "-", loss[32] = "-";
+			char step[32] = "-", loss[32] = "-", state[64];
 			if (!isnan(number_of(run, "step")))
 				snprintf(step, sizeof step, "%.0f/%.0f", number_of(run, "step"), number_of(run, "steps"));
 			if (!isnan(number_of(run, "loss")))
 				snprintf(loss, sizeof loss, "%.4f", number_of(run, "loss"));
-			printf("%-24s %-10s %12s %10s\n", text_of(run, "id"), text_of(run, "state"), step, loss);
+			printf("%-24s %-20s %12s %10s\n", text_of(run, "id"), state_words(run, state, sizeof state), step, loss);
 		}
 	}
 	json_decref(reply);

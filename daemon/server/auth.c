@@ -28,7 +28,7 @@ struct principal {
 
 struct auth {
 	pthread_mutex_t lock;
-	char *path;                        // NULL: no tokens
+	bool closed;                       // fixed at start: there are tokens
 	struct principal **principals;     // (n) in the order of the file; the first is anybody, or this server's own workers
 	size_t n;
 	char worker_secret[BEARER_SECRET_BYTES];
@@ -118,13 +118,13 @@ static int replace(struct auth *a, const struct bearer *tokens, size_t n, struct
 	return 0;
 }
 
-int auth_reload(struct auth *a, struct error *err)
+int auth_reload(struct auth *a, const char *path, struct error *err)
 {
 	struct bearer *tokens = NULL;
 	size_t n = 0;
-	if (!a->path)
+	if (!a->closed)
 		return 0;
-	int r = auth_file_read(a->path, &tokens, &n, err);
+	int r = auth_file_read(path, &tokens, &n, err);
 	if (!r) {
 		pthread_mutex_lock(&a->lock);
 		r = replace(a, tokens, n, err);
@@ -138,7 +138,7 @@ int auth_reload(struct auth *a, struct error *err)
 static int add_first(struct auth *a, struct error *err)
 {
 	struct bearer t = {.name = "(anybody)", .scopes = ALL_SCOPES};
-	if (a->path) {
+	if (a->closed) {
 		if (bearer_new_secret(a->worker_secret))
 			return error_set(err, ERROR_IO, "tokens", "the system has no random numbers");
 		t = (struct bearer){.name = "(workers)", .scopes = BEARER_SCORE | BEARER_GENERATE};
@@ -158,13 +158,10 @@ int auth_open(const char *path, struct auth **ret_auth, struct error *err)
 	if (!a)
 		return error_set(err, ERROR_MEMORY, "tokens", "no memory for the tokens");
 	pthread_mutex_init(&a->lock, NULL);
-	int r = 0;
-	if (path && !(a->path = strdup(path)))
-		r = error_set(err, ERROR_MEMORY, "tokens", "no memory for the tokens");
+	a->closed = path;
+	int r = add_first(a, err);
 	if (!r)
-		r = add_first(a, err);
-	if (!r)
-		r = auth_reload(a, err);
+		r = auth_reload(a, path, err);
 	if (r)
 		auth_close(a);
 	else
@@ -181,7 +178,6 @@ struct auth *auth_close(struct auth *a)
 	free(a->principals);
 	pthread_mutex_destroy(&a->lock);
 	explicit_bzero(a->worker_secret, sizeof a->worker_secret);
-	free(a->path);
 	free(a);
 	return NULL;
 }
@@ -193,12 +189,12 @@ size_t auth_n_tokens(const struct auth *a)
 
 bool auth_is_closed(const struct auth *a)
 {
-	return a->path;
+	return a->closed;
 }
 
 const char *auth_worker_secret(const struct auth *a)
 {
-	return a->path ? a->worker_secret : NULL;
+	return a->closed ? a->worker_secret : NULL;
 }
 
 // ---- who
@@ -223,12 +219,12 @@ int auth_login(struct auth *a, const char *secret, struct principal **ret_princi
 	int r = 0;
 	struct principal *p = NULL;
 	struct content_id digest = {0};
-	if (a->path && !secret)
+	if (a->closed && !secret)
 		return error_set(err, ERROR_UNAUTHORIZED, "token", "a bearer token is needed");
-	if (a->path)
+	if (a->closed)
 		digest = bearer_digest(secret, strlen(secret));
 	pthread_mutex_lock(&a->lock);
-	p = a->path ? find_digest(a, &digest) : a->principals[0];
+	p = a->closed ? find_digest(a, &digest) : a->principals[0];
 	if (!p)
 		r = error_set(err, ERROR_UNAUTHORIZED, "token", "nobody here has this token");
 	else
@@ -332,7 +328,7 @@ void auth_metrics(struct auth *a, struct buffer *b)
 		{"kd_token_tokens_total", "counter", "Tokens of those requests: what was read and what may be generated."},
 		{"kd_token_refused_total", "counter", "Requests refused because the quota was used up."},
 		{"kd_token_in_flight", "gauge", "Requests under way."}};
-	if (!a->path)
+	if (!a->closed)
 		return;
 	pthread_mutex_lock(&a->lock);
 	for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {

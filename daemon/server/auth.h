@@ -27,9 +27,9 @@ struct query_limits;
 // path NULL: there are no tokens. Errors name the file and the line.
 int auth_open(const char *path, struct auth **ret_auth, struct error *err);
 struct auth *auth_close(struct auth *a);    // nobody is logged in; NULL is fine; returns NULL
-// Reads the file again: all of it or, on error, nothing. Who is logged in with a line that is gone is refused from then on; new limits hold
-// at once. No file, no change.
-int auth_reload(struct auth *a, struct error *err);
+// Reads the file again, or another: all of it or, on error, nothing. Who is logged in with a line that is gone is refused from then on; new
+// limits hold at once. Opened without a file: no change.
+int auth_reload(struct auth *a, const char *path, struct error *err);
 size_t auth_n_tokens(const struct auth *a);
 bool auth_is_closed(const struct auth *a);  // there is a file of tokens: nobody may anything without one
 // A secret made at start for training runs on this machine: scopes score and generate, no limits. NULL without a file.

@@ -28,8 +28,10 @@ int connection_new(const struct connection_context *context, int fd, struct conn
 		return -ENOMEM;
 	c->context = context;
 	c->fd = fd;
+	c->max_body = context->settings.max_body;
+	c->credits = context->settings.credits;
 	c->output_end = &c->output;
-	c->input_deadline_ms = clock_ms() + context->header_timeout_ms;
+	c->input_deadline_ms = clock_ms() + context->settings.header_timeout_ms;
 	*ret_connection = c;
 	return 0;
 }
@@ -95,7 +97,7 @@ int connection_send(struct connection *c, struct connection_output *o)
 		return -ESHUTDOWN;
 	}
 	if (!c->output)
-		c->output_deadline_ms = clock_ms() + c->context->write_timeout_ms;
+		c->output_deadline_ms = clock_ms() + c->context->settings.write_timeout_ms;
 	*c->output_end = o;
 	c->output_end = &o->next;
 	c->n_output += o->n;
@@ -128,7 +130,7 @@ void connection_write(struct connection *c)
 		}
 		o->n_sent += (size_t)n;
 		c->n_output -= (size_t)n;
-		c->output_deadline_ms = clock_ms() + c->context->write_timeout_ms;
+		c->output_deadline_ms = clock_ms() + c->context->settings.write_timeout_ms;
 		if (o->n_sent == o->n)
 			output_drop(c);
 	}
@@ -160,9 +162,9 @@ static size_t read_header(struct connection *c)
 {
 	struct error err = {0};
 	size_t n = receive(c, c->header + c->n_header, FRAME_HEADER_BYTES - c->n_header);
-	uint32_t max_body = c->state == CONNECTION_HELLO ? HELLO_MAX_BODY : c->context->max_body;
+	uint32_t max_body = c->state == CONNECTION_HELLO ? HELLO_MAX_BODY : c->max_body;
 	if (n && c->state == CONNECTION_OPEN && !c->n_header)
-		c->input_deadline_ms = clock_ms() + c->context->body_timeout_ms;
+		c->input_deadline_ms = clock_ms() + c->context->settings.body_timeout_ms;
 	c->n_header += n;
 	if (c->n_header == FRAME_HEADER_BYTES && frame_decode(c->header, max_body, &c->frame, &err))
 		connection_fail(c, &err);

@@ -9,13 +9,13 @@
 #include <stdint.h>
 
 #include "common/frame.h"
+#include "daemon/server/service.h"
 
 struct connection;
 struct error;
 struct principal;
 struct queue;
 struct request_item;
-struct service;
 
 enum connection_state {
 	CONNECTION_HELLO,          // nothing but HELLO is read
@@ -27,8 +27,7 @@ enum connection_state {
 struct connection_context {        // the same for all connections of a door
 	struct service *service;
 	struct queue *returned;        // where items go when they are done, from any thread
-	uint32_t max_body, credits;
-	uint64_t header_timeout_ms, body_timeout_ms, write_timeout_ms;
+	struct door_settings settings; // of this turn of the loop
 };
 
 struct connection_output;          // one frame, and how much of it is sent
@@ -40,6 +39,7 @@ struct connection {
 	int fd;
 	enum connection_state state;
 	uint32_t epoll_events;                         // what the door asked epoll for
+	uint32_t max_body, credits;                    // as WELCOME says
 	// input
 	uint8_t header[FRAME_HEADER_BYTES];
 	size_t n_header;

@@ -284,7 +284,7 @@ static int read_request(struct connection *c, const struct frame *f, const uint8
 	struct request *q = NULL;
 	bool short_answers = false;
 	int r = 0;
-	if (c->n_asks >= c->context->credits)
+	if (c->n_asks >= c->credits)
 		return error_set(err, ERROR_OVERLOADED, NULL, "sent without credit: %u requests are in flight", c->n_asks);
 	if (f->kind == FRAME_GENERATE)
 		r = connection_generate_request(c, body, f->body_bytes, &q, err);
@@ -367,7 +367,7 @@ static int choose_teacher(struct connection *c, const struct frame_hello *hello,
 static void on_hello(struct connection *c, const struct frame *f, const uint8_t *body)
 {
 	struct frame_hello hello = {0};
-	struct frame_welcome m = {.max_body_bytes = c->context->max_body, .credits = c->context->credits};
+	struct frame_welcome m = {.max_body_bytes = c->max_body, .credits = c->credits};
 	struct error err = {0};
 	int r = 0;
 	if (f->kind != FRAME_HELLO || f->request_id)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon/server/health.h"
+#include "daemon/server/reloads.h"
 #include "daemon/server/reply.h"
 #include "daemon/server/service.h"
 #include "daemon/store/store.h"
@@ -85,6 +86,8 @@ int control_get_status(const struct control_input *in, struct control_reply *out
 	}
 	buffer_text(b, ",\"degraded\":");
 	health_list(b, &h);
+	buffer_text(b, ",\"settings\":");
+	reloads_status(service_reloads(s), b);
 	request_status(b, &t);
 	buffer_printf(
 		b, ",\"queue\":{\"requests\":%" PRIu64 ",\"tokens\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"requests_limit\":%" PRIu64

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/buffer.h"
+#include "daemon/server/reloads.h"
 #include "daemon/server/service.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"
@@ -56,7 +57,19 @@ void health_list(struct buffer *b, const struct health *h)
 	buffer_text(b, *between == '[' ? "[]" : "]");
 }
 
-void health_text(struct service *s, char ret_text[HEALTH_TEXT_BYTES])
+// Behind what is served: what an administrator asked for and did not get.
+static void add_reloads(struct service *s, char *text)
+{
+	struct reloads_stats t;
+	size_t n = strlen(text);
+	reloads_read(service_reloads(s), &t);
+	if (*t.why)
+		snprintf(text + n, HEALTH_TEXT_BYTES - n, "; reload refused: %s", t.why);
+	else if (t.n_restart)
+		snprintf(text + n, HEALTH_TEXT_BYTES - n, "; restart needed for: %s", t.restart);
+}
+
+static void serving_text(struct service *s, char ret_text[HEALTH_TEXT_BYTES])
 {
 	struct health h;
 	health_read(s, &h);
@@ -73,4 +86,10 @@ void health_text(struct service *s, char ret_text[HEALTH_TEXT_BYTES])
 		n += (size_t)snprintf(ret_text + n, HEALTH_TEXT_BYTES - n, "%s%s", between, names[i]);
 		between = ", ";
 	}
+}
+
+void health_text(struct service *s, char ret_text[HEALTH_TEXT_BYTES])
+{
+	serving_text(s, ret_text);
+	add_reloads(s, ret_text);
 }

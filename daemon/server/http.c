@@ -66,7 +66,7 @@ static void connection_changed(void *arg, struct MHD_Connection *mhd, void **con
 		if (!info || !(c = calloc(1, sizeof *c)))
 			return;    // its requests will be refused: http_request_begin finds no connection
 		c->fd = info->connect_fd;
-		c->deadline_ms = clock_ms() + h->options.header_timeout_ms;
+		c->deadline_ms = clock_ms() + h->settings.header_timeout_ms;
 		c->next = h->connections;
 		if (c->next)
 			c->next->previous = c;
@@ -147,6 +147,7 @@ static void loop_once(struct http *h)
 {
 	struct epoll_event events[MAX_EVENTS];
 	int n = epoll_wait(h->epoll_fd, events, MAX_EVENTS, loop_timeout(h));
+	h->settings = service_doors(h->service);
 	for (int i = 0; i < n; i++) {
 		void *what = events[i].data.ptr;
 		if (what == &h->returned_fd || what == &h->stop_fd) {
@@ -271,6 +272,7 @@ int http_open(const struct http_options *options, struct service *service, struc
 	struct http *h = &t->http;
 	h->options = *options;
 	h->service = service;
+	h->settings = service_doors(service);
 	h->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	h->returned_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	h->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

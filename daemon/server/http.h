@@ -14,9 +14,7 @@ struct http_options {
 	int listen_fd;                     // taken over
 	const struct tls_files *tls;       // must stay; without a certificate nothing is encrypted
 	bool inherited;                    // it outlives this process: from the stop on, who connects waits in its backlog for the next one
-	uint64_t max_json;                 // largest body
 	uint32_t max_connections;
-	uint64_t header_timeout_ms, body_timeout_ms, idle_timeout_ms, write_timeout_ms;
 };
 
 int http_open(const struct http_options *options, struct service *service, struct http **ret_http, struct error *err);

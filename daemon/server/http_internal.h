@@ -12,6 +12,7 @@
 #include "daemon/server/control.h"
 #include "daemon/server/exchange.h"
 #include "daemon/server/http.h"
+#include "daemon/server/service.h"
 
 struct http_connection {
 	struct http_connection *previous, *next;
@@ -43,6 +44,7 @@ struct http_request {
 	bool escaped;                      // the raw target holds '%'
 	const char *target_end;            // of the raw target, where libmicrohttpd has it
 	bool suspended;
+	uint64_t max_json;                 // when it began: a smaller limit is for those that come later
 	struct buffer body;
 	struct control_reply reply;
 	const struct exchange_kind *kind;  // of the path; NULL = control answers at once
@@ -54,6 +56,7 @@ struct http_request {
 
 struct http {
 	struct http_options options;
+	struct door_settings settings;     // of this turn of the loop
 	struct service *service;
 	struct MHD_Daemon *daemon;
 	struct http_connection *connections;

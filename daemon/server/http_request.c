@@ -36,10 +36,11 @@ void *http_request_begin(void *arg, const char *target, struct MHD_Connection *m
 	q->escaped = strchr(target, '%') != NULL;
 	q->target_end = target + strlen(target);
 	q->reply.status = 200;
+	q->max_json = h->settings.max_json;
 	c->request = q;
 	c->asked = true;
 	h->n_requests++;
-	set_deadline(q, h->options.header_timeout_ms);
+	set_deadline(q, h->settings.header_timeout_ms);
 	return q;
 }
 
@@ -59,7 +60,7 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 			exchange_free(q->exchange, why != MHD_REQUEST_TERMINATED_COMPLETED_OK);
 		}
 	}
-	http_set_deadline(q->connection, h->options.idle_timeout_ms, true);
+	http_set_deadline(q->connection, h->settings.idle_timeout_ms, true);
 	q->connection->request = NULL;
 	principal_unref(q->principal);
 	buffer_done(&q->body);
@@ -118,7 +119,7 @@ static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
 	n = n < left ? n : left;
 	memcpy(to, q->out.data + q->n_sent, n);
 	q->n_sent += n;
-	set_deadline(q, q->http->options.write_timeout_ms);    // asked for more: the client took what was there
+	set_deadline(q, q->http->settings.write_timeout_ms);    // asked for more: the client took what was there
 	return (ssize_t)n;
 }
 
@@ -150,7 +151,7 @@ static enum MHD_Result queue_response(struct http_request *q, int status, struct
 	if (q->must_close)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
 	q->state = HTTP_REPLYING;
-	set_deadline(q, q->http->options.write_timeout_ms);
+	set_deadline(q, q->http->settings.write_timeout_ms);
 	enum MHD_Result r = MHD_queue_response(q->mhd, (unsigned)status, response);
 	MHD_destroy_response(response);
 	return r;
@@ -196,7 +197,7 @@ void http_request_returned(struct request_item *item)
 		return;
 	q->suspended = false;
 	if (q->state == HTTP_REPLYING)
-		set_deadline(q, h->options.write_timeout_ms);
+		set_deadline(q, h->settings.write_timeout_ms);
 	MHD_resume_connection(q->mhd);
 }
 
@@ -274,9 +275,9 @@ static void check_headers(struct http_request *q, const char *path, const char *
 		refuse(q, 0, &err);
 	} else if (!control_check(method, path, &q->reply)) {
 		q->refused = true;
-	} else if (n_body > q->http->options.max_json) {
+	} else if (n_body > q->max_json) {
 		error_set(&err, ERROR_TOO_LARGE, "body", "%llu bytes, the limit is %llu: use the binary protocol",
-			  (unsigned long long)n_body, (unsigned long long)q->http->options.max_json);
+			  (unsigned long long)n_body, (unsigned long long)q->max_json);
 		refuse(q, 0, &err);
 	} else if (strcmp(method, "POST") == 0 && !http_gate_is_json(q->mhd)) {
 		error_set(&err, ERROR_UNSUPPORTED, "Content-Type", "expected application/json, not compressed");
@@ -291,9 +292,9 @@ static void take_body(struct http_request *q, const char *data, size_t n)
 	struct error err = {0};
 	if (q->refused)
 		return;
-	if (n > q->http->options.max_json - q->body.n) {
+	if (n > q->max_json - q->body.n) {
 		error_set(&err, ERROR_TOO_LARGE, "body", "more than %llu bytes: use the binary protocol",
-			  (unsigned long long)q->http->options.max_json);
+			  (unsigned long long)q->max_json);
 		refuse(q, 0, &err);
 		q->must_close = true;    // chunked: nothing says where it would end
 		buffer_done(&q->body);
@@ -333,7 +334,7 @@ enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const
 	case HTTP_HEADERS:
 		check_headers(q, path, method, version);
 		q->state = HTTP_BODY;
-		set_deadline(q, q->http->options.body_timeout_ms);
+		set_deadline(q, q->http->settings.body_timeout_ms);
 		return q->at_once ? send_reply(q) : MHD_YES;
 	case HTTP_BODY:
 		if (*n_data) {

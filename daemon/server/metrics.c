@@ -10,6 +10,7 @@
 #include "common/buffer.h"
 #include "daemon/server/auth.h"
 #include "daemon/server/health.h"
+#include "daemon/server/reloads.h"
 #include "daemon/server/service.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"
@@ -176,6 +177,7 @@ static void encode_runs(struct buffer *b, struct supervisor *runs)
 	head(b, "kd_runs", "gauge", "Training runs known, by their state.");
 	for (unsigned i = 0; i < SUPERVISOR_STATES; i++)
 		buffer_printf(b, "kd_runs{state=\"%s\"} %" PRIu32 "\n", supervisor_state_name(i), n[i]);
+	counter(b, "kd_run_restarts_total", "Workers started in the place of one that died.", supervisor_n_restarts(runs));
 	histogram(b, "kd_training_step_seconds", "Steps of training, as their workers report them.", supervisor_step_seconds(runs));
 }
 
@@ -187,6 +189,17 @@ static void encode_health(struct buffer *b, struct service *s)
 	head(b, "kd_degraded", "gauge", "1 when something is not as it should be although questions are answered: see GET /ready.");
 	for (int i = 0; i < N_HEALTH_STATES; i++)
 		buffer_printf(b, "kd_degraded{state=\"%s\"} %d\n", health_name((enum health_state)i), h.degraded[i]);
+}
+
+static void encode_reloads(struct buffer *b, struct reloads *reloads)
+{
+	struct reloads_stats t;
+	reloads_read(reloads, &t);
+	head(b, "kd_reloads_total", "counter", "Times the settings were read again (SIGHUP): taken over, or refused for an error in them.");
+	buffer_printf(b, "kd_reloads_total{result=\"good\"} %" PRIu64 "\nkd_reloads_total{result=\"refused\"} %" PRIu64 "\n", t.n_good, t.n_bad);
+	head(b, "kd_settings_read_seconds", "gauge", "When they were last read without an error, in seconds since 1970.");
+	buffer_printf(b, "kd_settings_read_seconds %.3f\n", t.good_seconds);
+	gauge(b, "kd_settings_restart_needed", "Settings that were changed and wait for a restart.", t.n_restart);
 }
 
 static double resident_bytes(void)
@@ -204,6 +217,7 @@ static double resident_bytes(void)
 void metrics_encode(struct buffer *b, struct service *s)
 {
 	encode_health(b, s);
+	encode_reloads(b, service_reloads(s));
 	encode_requests(b, s);
 	auth_metrics(service_auth(s), b);
 	encode_teacher(b, s);

@@ -20,6 +20,12 @@ int service_open(const struct service_options *options, struct teacher *teacher,
 	struct service *s = calloc(1, sizeof *s);
 	if (!s)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the service");
+	pthread_rwlockattr_t attributes;
+	pthread_rwlockattr_init(&attributes);
+	pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);    // else a busy server never reloads
+	pthread_rwlock_init(&s->lock, &attributes);
+	pthread_rwlockattr_destroy(&attributes);
+	reloads_init(&s->reloads);
 	s->options = *options;
 	s->teacher = teacher;
 	s->store = store;
@@ -33,12 +39,34 @@ int service_open(const struct service_options *options, struct teacher *teacher,
 	return 0;
 }
 
+void service_change(struct service *s, const struct service_options *options)
+{
+	pthread_rwlock_wrlock(&s->lock);
+	s->options.max_sequences = options->max_sequences;
+	s->options.max_spans = options->max_spans;
+	s->options.max_samples = options->max_samples;
+	s->options.limits = options->limits;
+	s->options.doors = options->doors;
+	queue_limit(s->budget, &options->limits);
+	pthread_rwlock_unlock(&s->lock);
+}
+
+struct door_settings service_doors(struct service *s)
+{
+	pthread_rwlock_rdlock(&s->lock);
+	struct door_settings doors = s->options.doors;
+	pthread_rwlock_unlock(&s->lock);
+	return doors;
+}
+
 struct service *service_close(struct service *s)
 {
 	if (!s)
 		return NULL;
 	queue_close(s->budget);
 	queue_close(s->slots);
+	reloads_done(&s->reloads);
+	pthread_rwlock_destroy(&s->lock);
 	free(s);
 	return NULL;
 }
@@ -67,11 +95,14 @@ static struct query_limits limits_of(const struct service *s, const struct teach
 		.width = a->width, .q_width = a->n_heads * a->head_size, .kv_width = a->n_kv_heads * a->head_size};
 }
 
-void service_limits(const struct service *s, uint32_t teacher, struct query_limits *ret_limits, uint32_t *ret_max_sequences)
+void service_limits(struct service *s, uint32_t teacher, struct query_limits *ret_limits, uint32_t *ret_max_sequences)
 {
 	uint32_t n;
-	*ret_limits = limits_of(s, &teacher_infos(s->teacher, &n)[teacher]);
+	const struct teacher_info *info = &teacher_infos(s->teacher, &n)[teacher];
+	pthread_rwlock_rdlock(&s->lock);
+	*ret_limits = limits_of(s, info);
 	*ret_max_sequences = s->options.max_sequences;
+	pthread_rwlock_unlock(&s->lock);
 }
 
 uint32_t service_max_tokens(const struct service *s)
@@ -274,6 +305,21 @@ static void dispatch(struct service *s, struct request *r)
 		teacher_submit(s->teacher, (struct request_item *)first);
 }
 
+// By the settings of one moment.
+static int admit(struct service *s, struct request *r, struct error *err)
+{
+	pthread_rwlock_rdlock(&s->lock);
+	int result = check_items(s, r, err);
+	if (!result && r->durable && !s->store)
+		result = error_set(err, ERROR_INVALID, "durable", "this server keeps no answers (no store is set)");
+	if (!result && r->durable && r->no_store)
+		result = error_set(err, ERROR_INVALID, "durable", "an answer that is not stored cannot be durable");
+	if (!result)
+		result = reserve(s, r, err);
+	pthread_rwlock_unlock(&s->lock);
+	return result;
+}
+
 int service_score(struct service *s, struct request *r, struct error *err)
 {
 	atomic_fetch_add(&s->doors[r->door].accepted, 1);
@@ -282,13 +328,7 @@ int service_score(struct service *s, struct request *r, struct error *err)
 	if (!result)
 		result = service_check_ready(s, err);
 	if (!result)
-		result = check_items(s, r, err);
-	if (!result && r->durable && !s->store)
-		result = error_set(err, ERROR_INVALID, "durable", "this server keeps no answers (no store is set)");
-	if (!result && r->durable && r->no_store)
-		result = error_set(err, ERROR_INVALID, "durable", "an answer that is not stored cannot be durable");
-	if (!result)
-		result = reserve(s, r, err);
+		result = admit(s, r, err);
 	if (result)
 		return service_refuse(s, r, result, err);
 	r->service = s;
@@ -337,7 +377,10 @@ void service_drain(struct service *s)
 void service_stats(struct service *s, struct service_stats *ret_stats)
 {
 	uint64_t waiting;
-	struct service_stats t = {.limits = s->options.limits};
+	struct service_stats t = {0};
+	pthread_rwlock_rdlock(&s->lock);
+	t.limits = s->options.limits;
+	pthread_rwlock_unlock(&s->lock);
 	for (int i = 0; i < N_REQUEST_DOORS; i++) {
 		t.doors[i].answered = atomic_load(&s->doors[i].answered);
 		t.doors[i].rejected = atomic_load(&s->doors[i].rejected);
@@ -388,4 +431,9 @@ struct store *service_store(const struct service *s)
 struct supervisor *service_supervisor(const struct service *s)
 {
 	return s->supervisor;
+}
+
+struct reloads *service_reloads(struct service *s)
+{
+	return &s->reloads;
 }

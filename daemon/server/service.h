@@ -13,28 +13,40 @@
 #include "daemon/teacher/request.h"
 
 struct auth;
+struct reloads;
 struct service;
 struct store;
 struct supervisor;
 struct teacher;
+
+// What both doors hold their clients to. Each takes it anew at every turn of its loop.
+struct door_settings {
+	uint64_t max_json;                 // largest HTTP body
+	uint32_t max_body, credits;        // of the binary door; a connection keeps what its WELCOME said
+	uint64_t header_timeout_ms, body_timeout_ms, idle_timeout_ms, write_timeout_ms;
+};
 
 struct service_options {
 	uint32_t max_sequences, max_gather, max_draws, max_spans;
 	uint32_t max_samples;              // of one prompt
 	uint32_t cache_tokens;             // the teacher's (teacher_options)
 	struct queue_cost limits;          // of what may be under way, over both doors
+	struct door_settings doors;
 	struct auth *auth;                 // who may what; not owned
 };
 
 // teacher is required; store and supervisor may be NULL. None is owned. The service must be closed before they are.
 int service_open(const struct service_options *options, struct teacher *teacher, struct store *store, struct supervisor *supervisor,
 		 struct service **ret_service, struct error *err);
+// Takes over max_sequences, max_spans, max_samples, limits and doors, all at once: a request is judged by the old ones or by these.
+void service_change(struct service *s, const struct service_options *options);
+struct door_settings service_doors(struct service *s);
 struct service *service_close(struct service *s);      // NULL is fine; returns NULL. No request may be under way
 
 // 0 when score requests are taken; ERROR_UNAVAILABLE while loading, after a failure, or draining.
 int service_check_ready(const struct service *s, struct error *err);
 // Of a question to the teacher of that number; once ready.
-void service_limits(const struct service *s, uint32_t teacher, struct query_limits *ret_limits, uint32_t *ret_max_sequences);
+void service_limits(struct service *s, uint32_t teacher, struct query_limits *ret_limits, uint32_t *ret_max_sequences);
 uint32_t service_max_tokens(const struct service *s);      // of a sequence, whoever is asked: for decoders
 // Finds whom the request asks (r->asked): sets r->choice. service_score and service_generate do it themselves.
 int service_choose(const struct service *s, struct request *r, struct error *err);
@@ -70,3 +82,4 @@ struct teacher *service_teacher(const struct service *s);
 struct auth *service_auth(const struct service *s);
 struct store *service_store(const struct service *s);              // or NULL
 struct supervisor *service_supervisor(const struct service *s);    // or NULL
+struct reloads *service_reloads(struct service *s);                // how the settings were read again

@@ -104,6 +104,19 @@ static void item_generated(struct request_item *item)
 	request_item_tell(item, true);
 }
 
+// By the settings of one moment.
+static int admit(struct service *s, struct request *r, struct error *err)
+{
+	pthread_rwlock_rdlock(&s->lock);
+	int result = check(s, r, err);
+	if (!result)
+		result = pick_seed(r->generate, err);
+	if (!result)
+		result = reserve(s, r, err);
+	pthread_rwlock_unlock(&s->lock);
+	return result;
+}
+
 int service_generate(struct service *s, struct request *r, struct error *err)
 {
 	atomic_fetch_add(&s->doors[r->door].accepted, 1);
@@ -112,11 +125,7 @@ int service_generate(struct service *s, struct request *r, struct error *err)
 	if (!result)
 		result = service_check_ready(s, err);
 	if (!result)
-		result = check(s, r, err);
-	if (!result)
-		result = pick_seed(r->generate, err);
-	if (!result)
-		result = reserve(s, r, err);
+		result = admit(s, r, err);
 	if (result)
 		return service_refuse(s, r, result, err);
 	r->service = s;

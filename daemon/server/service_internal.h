@@ -2,14 +2,18 @@
 // Shared by service.c (scores) and service_generate.c only.
 #pragma once
 
+#include <pthread.h>
 #include <stdatomic.h>
 
+#include "daemon/server/reloads.h"
 #include "daemon/server/service.h"
 
 struct door_counts { atomic_uint_fast64_t accepted, answered, rejected, cancelled; };
 
 struct service {
+	pthread_rwlock_t lock;                 // of options: a request holds it from its first check to its admission
 	struct service_options options;
+	struct reloads reloads;
 	struct teacher *teacher;
 	struct store *store;
 	struct supervisor *supervisor;

@@ -18,6 +18,7 @@
 #include "daemon/clock.h"
 #include "daemon/queue.h"
 #include "daemon/server/connection.h"
+#include "daemon/server/service.h"
 #include "daemon/teacher/request.h"
 
 #define TICK_MS 250                  // how often deadlines are looked at
@@ -155,6 +156,7 @@ static void loop_once(struct socket_door *d)
 	struct epoll_event events[MAX_EVENTS];
 	struct queue_item *item;
 	int n = epoll_wait(d->epoll_fd, events, MAX_EVENTS, TICK_MS);
+	d->context.settings = service_doors(d->context.service);
 	for (int i = 0; i < n; i++)
 		handle_event(d, &events[i]);
 	while ((item = queue_pop(d->context.returned, false)))
@@ -258,14 +260,7 @@ int socket_open(const struct socket_options *options, struct service *service, s
 	struct socket_door *d = calloc(1, sizeof *d);
 	if (!d)
 		return error_set(err, ERROR_MEMORY, "socket", "no memory for the binary door");
-	d->context = (struct connection_context){
-		.service = service,
-		.max_body = options->max_body,
-		.credits = options->credits,
-		.header_timeout_ms = options->header_timeout_ms,
-		.body_timeout_ms = options->body_timeout_ms,
-		.write_timeout_ms = options->write_timeout_ms,
-	};
+	d->context = (struct connection_context){.service = service, .settings = service_doors(service)};
 	d->max_connections = options->max_connections;
 	d->inherited = options->inherited;
 	for (size_t i = 0; i < options->n_listen_fds; i++)

@@ -16,8 +16,7 @@ struct socket_options {
 	const int *listen_fds;             // taken over
 	size_t n_listen_fds;               // <= SOCKET_MAX_LISTENERS
 	bool inherited;                    // they outlive this process: the files of unix sockets stay
-	uint32_t max_body, max_connections, credits;
-	uint64_t header_timeout_ms, body_timeout_ms, write_timeout_ms;
+	uint32_t max_connections;
 };
 
 int socket_open(const struct socket_options *options, struct service *service, struct socket_door **ret_door, struct error *err);

@@ -67,12 +67,24 @@ static void drain(struct store *s)
 	histogram_append(&s->append_seconds, (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) * 1e-9);
 }
 
+// What store_change left. The index's lock is held.
+static void take_limits(struct store *s)
+{
+	if (!s->changed)
+		return;
+	s->changed = false;
+	s->retention = s->wanted;
+	s->appender.pauses = store_retains(s);
+	s->retain_at_ms = 0;
+}
+
 static void *store_run(void *arg)
 {
 	struct store *s = arg;
 	struct index *index = s->parts.index;
 	index_lock(index);
 	for (;;) {
+		take_limits(s);
 		if (s->parts.pending.queue.first) {
 			index_unlock(index);
 			drain(s);
@@ -184,10 +196,12 @@ int store_append(struct store *s, struct record *record, enum store_durability d
 	record_bytes(record, &n);
 	if (s->read_only)
 		return error_set(err, ERROR_UNAVAILABLE, NULL, "store %s is open for reading only", s->path);
-	if (n > SHARD_RECORD_MAX || n > p->pending.max_bytes)
-		return error_set(err, ERROR_TOO_LARGE, NULL, "a record of %zu bytes is over the store's limit of %" PRIu64, n,
-				 p->pending.max_bytes < SHARD_RECORD_MAX ? p->pending.max_bytes : SHARD_RECORD_MAX);
 	index_lock(p->index);
+	uint64_t queue_bytes = p->pending.max_bytes, largest = queue_bytes < SHARD_RECORD_MAX ? queue_bytes : SHARD_RECORD_MAX;
+	if (n > largest) {
+		index_unlock(p->index);
+		return error_set(err, ERROR_TOO_LARGE, NULL, "a record of %zu bytes is over the store's limit of %" PRIu64, n, largest);
+	}
 	struct index_entry place;
 	int rc = 0;
 	// Nobody waits and the copy on disk is as good: not worth the queue.
@@ -200,8 +214,18 @@ int store_append(struct store *s, struct record *record, enum store_durability d
 	if (known)
 		atomic_fetch_add(&p->counters.n_duplicates, 1);
 	if (rc == -EAGAIN)
-		return error_set(err, ERROR_OVERLOADED, NULL, "the store's queue of %" PRIu64 " bytes is full", p->pending.max_bytes);
+		return error_set(err, ERROR_OVERLOADED, NULL, "the store's queue of %" PRIu64 " bytes is full", queue_bytes);
 	return rc < 0 ? error_set(err, ERROR_MEMORY, NULL, "no memory to queue a record") : 0;
+}
+
+void store_change(struct store *s, const struct store_limits *limits)
+{
+	index_lock(s->parts.index);
+	s->parts.pending.max_bytes = limits->queue_bytes;
+	s->wanted = (struct retention){limits->max_bytes, limits->max_age_s};
+	s->changed = true;
+	index_wake(s->parts.index);
+	index_unlock(s->parts.index);
 }
 
 struct histogram *store_append_seconds(struct store *s)

@@ -38,6 +38,9 @@ struct store_options {
 // Opens, takes the directory's lock (a second writer is refused), recovers: a torn tail of the newest shard is cut (and reported through
 // stats), damage in the middle is left, reported, and its records are not served. -EBADMSG only when nothing can be trusted.
 int store_open(const struct store_options *options, struct store **ret_store, struct error *err);
+// Other limits from now on (queue_bytes: not 0). Of a store that is not read_only; any thread.
+struct store_limits { uint64_t queue_bytes, max_bytes, max_age_s; };
+void store_change(struct store *s, const struct store_limits *limits);
 // Waits until what is queued is written and fsynced, then frees. NULL is fine.
 void store_close(struct store *s);
 

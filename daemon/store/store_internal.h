@@ -23,6 +23,8 @@ struct store {
 	struct retention retention;
 	uint64_t retain_at_ms;       // when to look again
 	uint32_t retained_next_id;   // what the next shard's id was then: it has changed when a shard was begun
+	struct retention wanted;     // from store_change, under the index's lock, as the next
+	bool changed;
 	struct histogram append_seconds;
 	struct scan *parked;         // where store_next stopped, under the index's lock; NULL while in use
 	// read-only: how far the newest shard has been read (follow.c)

@@ -437,7 +437,7 @@ void teacher_submit(struct teacher *t, struct request_item *chain)
 int teacher_check(struct teacher *t)
 {
 	struct queue_cost reserved;
-	uint64_t waiting, interval = t->options.canary_interval_ms, asked = atomic_load(&t->canary_asked_ms), now = clock_ms();
+	uint64_t waiting, interval = t->canary_interval_ms, asked = atomic_load(&t->canary_asked_ms), now = clock_ms();
 	if (!interval || atomic_load(&t->state) != TEACHER_READY)
 		return -1;
 	if (!asked)
@@ -451,6 +451,11 @@ int teacher_check(struct teacher *t)
 	atomic_store(&t->canary_asked_ms, now);
 	canary_submit(t->canary);
 	return (int)interval;
+}
+
+void teacher_set_canary_interval(struct teacher *t, uint64_t ms)
+{
+	t->canary_interval_ms = ms;
 }
 
 void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)

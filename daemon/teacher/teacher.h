@@ -36,7 +36,6 @@ struct teacher_options {
 	uint32_t max_gather, max_draws;              // of one row
 	const char *canary_directory;                // where the first start's answer to the known question is kept; NULL = nowhere
 	bool canary_reference;                       // the reference answers it too, at start
-	uint64_t canary_interval_ms;                 // how often it is asked again; 0 = only at start
 	int event_fd;                                // an eventfd written when the state changes (kept by the caller); -1 = none
 };
 
@@ -105,6 +104,7 @@ void teacher_submit(struct teacher *t, struct request_item *chain);
 // Asks the known question again if that is due and nobody else asks anything (after three intervals also if somebody does). Returns in how
 // many ms to call again, -1 for never. One thread's, once TEACHER_READY was seen. A wrong answer is TEACHER_FAILED, error field "canary".
 int teacher_check(struct teacher *t);
+void teacher_set_canary_interval(struct teacher *t, uint64_t ms);    // of the next teacher_check, whose thread it is
 void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats);
 // Signs of life the engine has shown: of a pass each layer and each tile of the head, of an idle engine an answer to the last call of this.
 // One thread's; any may call teacher_stats.

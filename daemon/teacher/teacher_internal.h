@@ -41,6 +41,7 @@ struct teacher {
 	struct teacher_seconds seconds;
 	struct canary *canary;                 // written before state becomes READY
 	atomic_uint_fast64_t canary_asked_ms;
+	uint64_t canary_interval_ms;           // of teacher_check's thread alone
 };
 
 int teacher_load(struct teacher *t, struct error *err);    // the engine's: everything it will ever use

@@ -15,6 +15,9 @@
 #include "common/error.h"
 #include "daemon/clock.h"
 
+#define WORKER_USAGE 2                 // exit statuses of kdserved-worker(8)
+#define WORKER_BAD_CONFIG 78
+
 int entry_new(const char *id, struct entry **ret)
 {
 	struct entry *e = calloc(1, sizeof *e);
@@ -95,6 +98,7 @@ int entry_start(struct entry *e, const struct entry_context *c)
 	e->reported_step = 0;
 	e->reported_ms = 0;
 	json_object_del(e->run.progress, "state");     // what an earlier worker said of its end
+	json_object_del(e->run.progress, "fault");
 	int r = worker_start(e, c, &err);
 	if (r) {
 		entry_finish(e, c, RUN_FAILED, err.message);
@@ -130,26 +134,48 @@ static void reason_of_status(int code, const char *line, char *ret_reason, size_
 		snprintf(ret_reason, size, "exit status %d", code);
 }
 
-// A worker that was asked to stop says "stopped" in its last progress line and leaves with 0.
-void entry_classify(struct entry *e, const struct entry_context *c, int status)
+// The worker says so itself where the settings, or what they name, are at fault; usage and bad settings have statuses of their own.
+static bool is_own_fault(const struct entry *e, int code)
 {
-	char line[RUN_REASON_MAX], reason[RUN_REASON_MAX + 64];
+	const char *fault = json_string_value(json_object_get(e->run.progress, "fault"));
+	return code == WORKER_USAGE || code == WORKER_BAD_CONFIG || (fault && strcmp(fault, "settings") == 0);
+}
+
+// A worker that was asked to stop says "stopped" in its last progress line and leaves with 0.
+enum run_state entry_classify(struct entry *e, const struct entry_context *c, int status, char ret_reason[ENTRY_REASON_MAX],
+			      bool *ret_again)
+{
+	char line[RUN_REASON_MAX];
 	const char *said = json_string_value(json_object_get(e->run.progress, "state"));
 	bool ended = e->stopping && WIFSIGNALED(status) && (WTERMSIG(status) == SIGTERM || WTERMSIG(status) == SIGKILL);
-	if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
-		entry_finish(e, c, said && strcmp(said, "stopped") == 0 ? RUN_STOPPED : RUN_SUCCEEDED, "");
-		return;
-	}
+	*ret_reason = '\0';
+	*ret_again = false;
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+		return said && strcmp(said, "stopped") == 0 ? RUN_STOPPED : RUN_SUCCEEDED;
 	if (ended) {
-		entry_finish(e, c, RUN_STOPPED, "ended while being stopped; it continues from its last checkpoint");
-		return;
+		snprintf(ret_reason, ENTRY_REASON_MAX, "ended while being stopped; it continues from its last checkpoint");
+		return RUN_STOPPED;
 	}
 	run_last_line(c->directory, e->run.id, e->log_from, line);
 	if (WIFSIGNALED(status))
-		reason_of_signal(WTERMSIG(status), line, reason, sizeof reason);
+		reason_of_signal(WTERMSIG(status), line, ret_reason, ENTRY_REASON_MAX);
 	else
-		reason_of_status(WEXITSTATUS(status), line, reason, sizeof reason);
-	entry_finish(e, c, RUN_FAILED, reason);
+		reason_of_status(WEXITSTATUS(status), line, ret_reason, ENTRY_REASON_MAX);
+	*ret_again = !e->stopping && (WIFSIGNALED(status) || !is_own_fault(e, WEXITSTATUS(status)));
+	return RUN_FAILED;
+}
+
+void entry_postpone(struct entry *e, const struct entry_context *c, const char *reason, uint64_t ms)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_REALTIME, &t);
+	e->run.state = RUN_RESTARTING;
+	e->run.pid = 0;
+	e->run.resume = true;
+	e->run.restart_at = (double)t.tv_sec + (double)t.tv_nsec * 1e-9 + (double)ms * 1e-3;
+	e->restart_at_ms = clock_ms() + ms;
+	snprintf(e->run.reason, sizeof e->run.reason, "%s", reason);
+	run_save(c->directory, &e->run, true, NULL);
 }
 
 // A report tells how far the run is: what passed since the last one is the time of the steps between them, evenly.
@@ -191,7 +217,7 @@ int entry_recover(struct entry *e, const struct entry_context *c)
 	if (r) {
 		e->run.state = RUN_FAILED;     // in memory only: the damaged file stays as evidence
 		snprintf(e->run.reason, sizeof e->run.reason, "%s", why.message);
-	} else if (e->run.state == RUN_RUNNING) {
+	} else if (e->run.state == RUN_RUNNING || e->run.state == RUN_RESTARTING) {
 		// It died with the daemon that watched it, or is writing its last checkpoint: workers leave when their socket closes.
 		entry_finish(e, c, RUN_FAILED, "interrupted: the daemon ended while this run was in progress; start it again to continue");
 	}

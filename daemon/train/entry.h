@@ -23,7 +23,9 @@ struct entry {
 	struct process process;
 	uint32_t index;                // in the supervisor's table
 	bool stopping;
-	uint64_t kill_at_ms, saved_at_ms;
+	uint64_t kill_at_ms, saved_at_ms, restart_at_ms;
+	uint32_t n_restarts;           // within the window that began then
+	uint64_t window_began_ms;
 	struct histogram *step_seconds;
 	double reported_step;          // the last report's, and when it came; 0 = none yet
 	uint64_t reported_ms;
@@ -37,8 +39,13 @@ struct entry *entry_free(struct entry *e);             // returns NULL; NULL is 
 int entry_start(struct entry *e, const struct entry_context *c);
 // Marks the run as ended and saves it.
 void entry_finish(struct entry *e, const struct entry_context *c, enum run_state state, const char *reason);
-// The worker was reaped with this status (waitpid): the run succeeded, stopped or failed.
-void entry_classify(struct entry *e, const struct entry_context *c, int status);
+// The worker was reaped with this status (waitpid): the run succeeded, stopped or failed, and why. ret_again: it failed by no fault of its
+// settings, and another worker may get further.
+#define ENTRY_REASON_MAX (RUN_REASON_MAX + 64)
+enum run_state entry_classify(struct entry *e, const struct entry_context *c, int status, char ret_reason[ENTRY_REASON_MAX],
+			      bool *ret_again);
+// Another worker is to follow in so many ms, and goes on from the last checkpoint. Saves it.
+void entry_postpone(struct entry *e, const struct entry_context *c, const char *reason, uint64_t ms);
 // Reads what the worker says; false once it has closed its end.
 bool entry_listen(struct entry *e);
 // Fills the entry from disk. A run that was in progress is failed as interrupted. -ENOENT: not a run's folder; -ENOMEM.

@@ -17,7 +17,7 @@
 #define RUN_MAX_KEY 40
 #define RUN_MAX_TEXT 256
 
-static const char *const state_names[N_RUN_STATES] = {"queued", "running", "succeeded", "failed", "stopped"};
+static const char *const state_names[N_RUN_STATES] = {"queued", "running", "succeeded", "failed", "stopped", "restarting"};
 
 static double now(void)
 {
@@ -68,6 +68,10 @@ json_t *run_to_json(const struct run *r)
 		bad |= json_object_set_new(j, "reason", json_string(r->reason));
 	if (j && r->pid)
 		bad |= json_object_set_new(j, "pid", json_integer(r->pid));
+	if (j && r->state == RUN_RESTARTING)
+		bad |= json_object_set_new(j, "restarting_in_s", json_real(r->restart_at > now() ? r->restart_at - now() : 0));
+	if (j && r->restarts)
+		bad |= json_object_set_new(j, "restarts", json_integer(r->restarts));
 	if (j && r->resume)
 		bad |= json_object_set_new(j, "resumed", json_true());
 	if (j)
@@ -149,6 +153,8 @@ int run_load(const char *root, const char *id, struct run *ret, struct error *er
 	ret->started = number_of(j, "started");
 	ret->finished = number_of(j, "finished");
 	ret->pid = (int64_t)number_of(j, "pid");
+	double restarts = number_of(j, "restarts");
+	ret->restarts = restarts > 0 && restarts < UINT32_MAX ? (uint32_t)restarts : 0;
 	ret->resume = json_is_true(json_object_get(j, "resumed"));
 	const char *reason = json_string_value(json_object_get(j, "reason"));
 	snprintf(ret->reason, sizeof ret->reason, "%s", reason ? reason : "");

@@ -10,7 +10,7 @@
 
 #include "daemon/train/supervisor.h"
 
-enum run_state { RUN_QUEUED, RUN_RUNNING, RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED, N_RUN_STATES };
+enum run_state { RUN_QUEUED, RUN_RUNNING, RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED, RUN_RESTARTING, N_RUN_STATES };
 
 #define RUN_REASON_MAX 320
 #define RUN_LINE_MAX 4096              // longest progress line taken; a longer one is dropped whole
@@ -21,6 +21,8 @@ struct run {
 	enum run_state state;
 	char reason[RUN_REASON_MAX];   // why it failed or was stopped; empty otherwise
 	double created, started, finished;     // seconds since 1970; 0 = not yet
+	double restart_at;             // likewise, of a run that is RUN_RESTARTING
+	uint32_t restarts;             // workers started in the place of one that died
 	int64_t pid;                   // 0 = none
 	bool resume;                   // the next worker continues from the newest checkpoint
 	json_t *progress;              // what the worker said last: scalars by name

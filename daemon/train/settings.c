@@ -12,7 +12,7 @@
 #include "daemon/train/other.h"
 
 #define OPTION(field, name, type, min, max, fallback, choices, unit, help) \
-	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct run_settings, field)},
+	{name, CONFIG_##type, min, max, fallback, choices, unit, help, offsetof(struct run_settings, field), 0, false},
 static const struct config_option table[] = {
 #include "daemon/train/run.def"
 };

@@ -69,17 +69,11 @@ static void worker_start(struct supervisor *s, struct entry *e)
 
 void supervisor_queue_start(struct supervisor *s)
 {
-	for (uint32_t i = 0; !s->closing && s->n_queued && i < s->n_entries && s->n_running < s->max_running; i++)
+	for (uint32_t i = 0; !s->closing && s->n_queued && i < s->n_entries && s->n_running < s->limits.max_running; i++)
 		if (s->entries[i]->run.state == RUN_QUEUED) {
 			s->n_queued--;
 			worker_start(s, s->entries[i]);
 		}
-}
-
-void supervisor_timer_set(struct supervisor *s, bool on)
-{
-	struct itimerspec t = {.it_interval.tv_sec = on, .it_value.tv_sec = on};
-	timerfd_settime(s->timer_fd, 0, &t, NULL);
 }
 
 static void on_progress(struct supervisor *s, struct entry *e)
@@ -106,25 +100,8 @@ static void on_exit_of(struct supervisor *s, struct entry *e)
 			break;
 	process_done(&e->process);
 	s->n_running--;
-	entry_classify(e, &s->context, status);
+	supervisor_ended(s, e, status);
 	e->stopping = false;
-}
-
-static void stopping_check(struct supervisor *s)
-{
-	uint64_t ticks, now = clock_ms();
-	bool any = false;
-	if (read(s->timer_fd, &ticks, sizeof ticks) < 0 && errno != EAGAIN)
-		return;
-	for (uint32_t i = 0; i < s->n_entries; i++) {
-		struct entry *e = s->entries[i];
-		if (e->process.pid == 0 || !e->stopping)
-			continue;
-		any = true;
-		if (now >= e->kill_at_ms)
-			process_signal(&e->process, SIGKILL);
-	}
-	supervisor_timer_set(s, any);
 }
 
 static void dispatch(struct supervisor *s)
@@ -135,7 +112,7 @@ static void dispatch(struct supervisor *s)
 		uint32_t index = (uint32_t)(events[i].data.u64 >> 2);
 		switch ((enum watch_kind)(events[i].data.u64 & 3)) {
 		case WATCH_TIMER:
-			stopping_check(s);
+			supervisor_timer_fired(s);
 			break;
 		case WATCH_PROGRESS:
 			on_progress(s, s->entries[index]);
@@ -200,7 +177,9 @@ static int supervisor_init(struct supervisor *s, const struct supervisor_options
 {
 	struct entry_context *c = &s->context;
 	pthread_mutex_init(&s->lock, NULL);
-	s->max_running = o->max_running ? o->max_running : 1;
+	s->limits = o->limits;
+	s->event = o->event;
+	s->event_arg = o->event_arg;
 	c->directory = strdup(o->directory);
 	c->worker_path = o->worker_path ? strdup(o->worker_path) : entry_locate_worker();
 	c->server_address = o->server_address ? strdup(o->server_address) : NULL;
@@ -257,11 +236,21 @@ static void workers_end(struct supervisor *s, uint64_t deadline_ms)
 	}
 }
 
+// Like those that run: started again when somebody asks.
+static void waiting_end(struct supervisor *s)
+{
+	for (uint32_t i = 0; i < s->n_entries; i++)
+		if (s->entries[i]->run.state == RUN_RESTARTING)
+			entry_finish(s->entries[i], &s->context, RUN_STOPPED,
+				     "the daemon ended before the worker was started again; it continues from its last checkpoint");
+}
+
 void supervisor_close(struct supervisor *s, uint64_t deadline_ms)
 {
 	if (!s)
 		return;
 	s->closing = true;
+	waiting_end(s);
 	if (s->n_running)
 		workers_end(s, deadline_ms);
 	for (uint32_t i = 0; i < s->n_entries; i++)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Private to supervisor*.c: supervisor.c has the workers' lives, supervisor_request.c what the doors ask. All but _open and _close under the
+// Private to supervisor*.c: supervisor.c has the workers' lives, supervisor_restart.c what is due at a time, supervisor_request.c what the doors
+// ask. All but _open and _close under the
 // lock.
 #pragma once
 
@@ -13,7 +14,11 @@ struct supervisor {
 	pthread_mutex_t lock;
 	struct entry_context context;
 	struct histogram step_seconds;
-	uint32_t max_running, n_running, n_queued;
+	struct supervisor_limits limits;
+	uint32_t n_running, n_queued;
+	uint64_t n_restarts;
+	supervisor_event_fn *event;
+	void *event_arg;
 	int epoll_fd, timer_fd;
 	bool closing;                  // nothing new is started
 	struct entry **entries;        // never removed: an index stays good
@@ -23,4 +28,7 @@ struct supervisor {
 struct entry *supervisor_find(const struct supervisor *s, const char *id);     // NULL: no such run
 int supervisor_add(struct supervisor *s, struct entry *e, struct error *err);  // the table's from then on
 void supervisor_queue_start(struct supervisor *s);             // as many as may run
-void supervisor_timer_set(struct supervisor *s, bool on);      // ticks while a worker is being stopped
+// supervisor_restart.c
+void supervisor_ended(struct supervisor *s, struct entry *e, int status);      // its worker was reaped
+void supervisor_timer_arm(struct supervisor *s);       // for the next thing that is due: a kill, or a restart
+void supervisor_timer_fired(struct supervisor *s);

@@ -61,7 +61,7 @@ static bool config_same(struct supervisor *s, const char *id, const char *config
 static int run_again(struct supervisor *s, struct entry *e, const char *config, size_t n, struct error *err)
 {
 	const char *id = e->run.id;
-	if (e->run.state == RUN_RUNNING || e->run.state == RUN_QUEUED || e->run.state == RUN_SUCCEEDED)
+	if (e->run.state == RUN_RUNNING || e->run.state == RUN_QUEUED || e->run.state == RUN_RESTARTING || e->run.state == RUN_SUCCEEDED)
 		return error_set(err, ERROR_CONFLICT, "name", "run %s is %s", id, run_state_name(e->run.state));
 	if (!config_same(s, id, config, n))
 		return error_set(err, ERROR_CONFLICT, "name", "run %s exists with another configuration", id);
@@ -120,6 +120,7 @@ static int start_locked(struct supervisor *s, const char *id, const char *config
 	if (r)
 		return r;
 	e->run.state = RUN_QUEUED;
+	e->n_restarts = 0;                     // somebody looked at it
 	s->n_queued++;
 	run_save(s->context.directory, &e->run, true, NULL);
 	supervisor_queue_start(s);
@@ -156,13 +157,18 @@ static int stop_locked(struct supervisor *s, const char *id, struct error *err)
 		entry_finish(e, &s->context, RUN_STOPPED, "");
 		return 0;
 	}
+	if (e->run.state == RUN_RESTARTING) {
+		entry_finish(e, &s->context, RUN_STOPPED, "stopped before another worker was started; it continues from its last checkpoint");
+		supervisor_timer_arm(s);
+		return 0;
+	}
 	if (e->run.state != RUN_RUNNING)
 		return error_set(err, ERROR_CONFLICT, "id", "run %s is %s", id, run_state_name(e->run.state));
 	if (!e->stopping)
 		e->kill_at_ms = clock_ms() + SUPERVISOR_STOP_MS;
 	e->stopping = true;
 	process_signal(&e->process, SIGTERM);
-	supervisor_timer_set(s, true);
+	supervisor_timer_arm(s);
 	return 0;
 }
 
@@ -237,6 +243,22 @@ void supervisor_count(struct supervisor *s, uint32_t ret_n[SUPERVISOR_STATES])
 	pthread_mutex_lock(&s->lock);
 	for (uint32_t i = 0; i < s->n_entries; i++)
 		ret_n[s->entries[i]->run.state]++;
+	pthread_mutex_unlock(&s->lock);
+}
+
+uint64_t supervisor_n_restarts(struct supervisor *s)
+{
+	pthread_mutex_lock(&s->lock);
+	uint64_t n = s->n_restarts;
+	pthread_mutex_unlock(&s->lock);
+	return n;
+}
+
+void supervisor_change(struct supervisor *s, const struct supervisor_limits *limits)
+{
+	pthread_mutex_lock(&s->lock);
+	s->limits = *limits;
+	supervisor_queue_start(s);
 	pthread_mutex_unlock(&s->lock);
 }
 

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "common/error.h"
@@ -187,6 +188,16 @@ static void name_set(const struct team *team)
 	program_invocation_short_name = name;
 }
 
+// The daemon starts a worker that failed again, unless the settings, or what they name, are at fault.
+static void fault_say(int fd, enum error_code code)
+{
+	static const char line[] = "{\"fault\":\"settings\"}\n";
+	bool own = code == ERROR_INVALID || code == ERROR_UNSUPPORTED || code == ERROR_NOT_FOUND || code == ERROR_TOO_LARGE ||
+		code == ERROR_CORRUPT || code == ERROR_UNAUTHORIZED || code == ERROR_FORBIDDEN;
+	if (own && fd >= 0 && send(fd, line, sizeof line - 1, MSG_NOSIGNAL) < 0)
+		log_debug("nobody hears why");
+}
+
 static int run(const struct arguments *a, const struct run_settings *s)
 {
 	struct error err = {0};
@@ -203,8 +214,10 @@ static int run(const struct arguments *a, const struct run_settings *s)
 	}
 	r = r ? r : trainer_run(t, &end, &err);
 	trainer_close(t);
-	if (r)
+	if (r) {
 		complain(EXIT_FAILURE, &err);
+		fault_say(a->progress_fd, err.code);
+	}
 	team_close(team);              // a broken one does not return
 	return r ? EXIT_FAILURE : EXIT_SUCCESS;
 }

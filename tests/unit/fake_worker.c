@@ -66,6 +66,41 @@ static void wait_for_term(void)
 	say("{\"state\": \"stopped\"}\n");
 }
 
+// How often a worker of this folder has died already; counts one more.
+static int deaths_count(const char *folder)
+{
+	char path[4096];
+	int n = 0;
+	snprintf(path, sizeof path, "%s/deaths", folder);
+	FILE *f = fopen(path, "r");
+	if (f && fscanf(f, "%d", &n) != 1)
+		n = 0;
+	if (f)
+		fclose(f);
+	f = fopen(path, "w");
+	if (f) {
+		fprintf(f, "%d", n + 1);
+		fclose(f);
+	}
+	return n;
+}
+
+// Dies so many times, then goes on, which it must have been told to.
+static int die_often(int argc, char **argv, int times, int by_signal)
+{
+	int n = deaths_count(argument_of(argc, argv, "--output"));
+	if (n && !has_flag(argc, argv, "--resume"))
+		return 78;
+	if (n < times && by_signal)
+		raise(SIGKILL);
+	if (n < times) {
+		fprintf(stderr, "kdserved-worker: error: disk: not now\n");
+		return 1;
+	}
+	say("{\"step\": 10, \"steps\": 10, \"state\": \"succeeded\"}\n");
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	char what[64];
@@ -79,6 +114,14 @@ int main(int argc, char **argv)
 		fprintf(stderr, "about to fall\n");
 		signal(SIGSEGV, SIG_DFL);      // a sanitizer would turn it into an exit
 		raise(SIGSEGV);
+	} else if (strncmp(what, "killed-", 7) == 0 || strncmp(what, "exits-", 6) == 0) {
+		return die_often(argc, argv, atoi(strchr(what, '-') + 1), *what == 'k');
+	} else if (strcmp(what, "own-fault") == 0) {
+		say("{\"fault\": \"settings\"}\n");
+		fprintf(stderr, "kdserved-worker: error: corpus: cannot open it\n");
+		return 1;
+	} else if (strcmp(what, "usage") == 0) {
+		return 2;
 	} else if (strcmp(what, "garbage") == 0) {
 		say_garbage();
 	} else if (strcmp(what, "wait") == 0) {

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "common/error.h"
@@ -22,15 +24,15 @@ struct settings {
 };
 
 static const struct config_option table[] = {
-	{"text", CONFIG_STRING, 0, 0, "hello", "", "", "some text", offsetof(struct settings, text)},
-	{"socket", CONFIG_LIST, 0, 0, "unix:/a", "", "ADDRESS", "where", offsetof(struct settings, list)},
-	{"max-top-k", CONFIG_INTEGER, -5, 100, "7", "", "ids", "how many", offsetof(struct settings, integer)},
-	{"max-body", CONFIG_SIZE, 1024, 1 << 30, "32M", "", "bytes", "how big", offsetof(struct settings, size)},
-	{"timeout", CONFIG_DURATION, 100, 3600000, "10s", "", "", "how long", offsetof(struct settings, duration)},
-	{"rate", CONFIG_REAL, 0, 1, "0.5", "", "", "how fast", offsetof(struct settings, real)},
-	{"memory", CONFIG_AMOUNT, 1024, 1 << 30, "", "", "bytes", "how much", offsetof(struct settings, amount)},
-	{"flag", CONFIG_BOOL, 0, 0, "no", "", "", "whether", offsetof(struct settings, flag)},
-	{"device", CONFIG_CHOICE, 0, 0, "auto", "auto|cpu|cuda|ref", "", "which", offsetof(struct settings, choice)},
+	{"text", CONFIG_STRING, 0, 0, "hello", "", "", "some text", offsetof(struct settings, text), 0, false},
+	{"socket", CONFIG_LIST, 0, 0, "unix:/a", "", "ADDRESS", "where", offsetof(struct settings, list), 0, false},
+	{"max-top-k", CONFIG_INTEGER, -5, 100, "7", "", "ids", "how many", offsetof(struct settings, integer), 0, false},
+	{"max-body", CONFIG_SIZE, 1024, 1 << 30, "32M", "", "bytes", "how big", offsetof(struct settings, size), 0, false},
+	{"timeout", CONFIG_DURATION, 100, 3600000, "10s", "", "", "how long", offsetof(struct settings, duration), 0, false},
+	{"rate", CONFIG_REAL, 0, 1, "0.5", "", "", "how fast", offsetof(struct settings, real), 0, false},
+	{"memory", CONFIG_AMOUNT, 1024, 1 << 30, "", "", "bytes", "how much", offsetof(struct settings, amount), 0, false},
+	{"flag", CONFIG_BOOL, 0, 0, "no", "", "", "whether", offsetof(struct settings, flag), 0, false},
+	{"device", CONFIG_CHOICE, 0, 0, "auto", "auto|cpu|cuda|ref", "", "which", offsetof(struct settings, choice), 0, false},
 };
 #define N_TABLE (sizeof table / sizeof *table)
 
@@ -232,6 +234,84 @@ static void help_names_every_option(void **state)
 	free(text);
 }
 
+static int check_whole(struct settings *s, const char *text, struct config_errors *all)
+{
+	char path[] = "/tmp/kdserved-test-config-XXXXXX";
+	int fd = mkstemp(path);
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, text, strlen(text)), strlen(text));
+	close(fd);
+	int r = config_check_file(table, N_TABLE, s, path, all);
+	unlink(path);
+	return r;
+}
+
+static void every_error_of_a_file_is_told(void **state)
+{
+	static const char *const expected[] = {
+		":1: unknown setting \"max-topk\"; did you mean \"max-top-k\"?", ":2: max-body = 12Q: expected a size", ":4: timeout is set twice (before in line 3)",
+		":5: rate = 7 is above the maximum 1", ":6: expected \"key = value\"", ":8: device = gpu: expected one of auto|cpu|cuda|ref"};
+	struct config_errors all = {0};
+	int r = check_whole(*state, "max-topk = 3\nmax-body = 12Q\ntimeout = 5s\ntimeout = 6s\nrate = 7\nnonsense\nmax-top-k = 9\ndevice = gpu\n", &all);
+	assert_int_equal(r, -EINVAL);
+	assert_int_equal(all.n, 6);
+	for (size_t i = 0; i < all.n; i++)
+		if (!strstr(all.items[i].message, expected[i]))
+			fail_msg("%s is not %s", all.items[i].message, expected[i]);
+	struct settings *s = *state;
+	assert_int_equal(s->integer, 9);           // good lines among them count
+	config_errors_done(&all);
+}
+
+static void more_errors_than_anybody_reads_are_counted(void **state)
+{
+	char text[4096] = "";
+	struct config_errors all = {0};
+	for (int i = 0; i < CONFIG_MAX_ERRORS + 20; i++)
+		strcat(text, "nonsense\n");
+	assert_true(check_whole(*state, text, &all) < 0);
+	assert_int_equal(all.n, CONFIG_MAX_ERRORS);
+	assert_int_equal(all.n_more, 20);
+	config_errors_done(&all);
+	assert_true(config_check_file(table, N_TABLE, *state, "/nonexistent/kdserved.conf", &all) < 0);
+	assert_int_equal(all.n, 1);
+	config_errors_done(&all);
+}
+
+static void values_are_said_as_a_file_would(void **state)
+{
+	static const struct { const char *name, *value, *said; } cases[] = {
+		{"text", "a b", "a b"}, {"text", "", ""}, {"max-top-k", "-3", "-3"}, {"max-body", "2097152", "2M"}, {"max-body", "1500", "1500"},
+		{"timeout", "90", "90s"}, {"timeout", "120000ms", "2min"}, {"timeout", "150ms", "150ms"}, {"rate", "0.25", "0.25"}, {"memory", "4K", "4K"},
+		{"memory", "0.5", "0.5"}, {"flag", "on", "yes"}, {"device", "cuda", "cuda"}, {"socket", "unix:/b", "unix:/b"}};
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		char said[64];
+		assert_int_equal(config_set(table, N_TABLE, *state, cases[i].name, cases[i].value, "x:1", NULL), 0);
+		config_format(config_find(table, N_TABLE, cases[i].name), *state, said, sizeof said);
+		assert_string_equal(said, cases[i].said);
+		assert_int_equal(config_set(table, N_TABLE, *state, cases[i].name, said, "x:2", NULL), 0);      // and is read back
+	}
+}
+
+static void settings_are_compared_and_exchanged(void **state)
+{
+	static const struct { const char *name, *value; } other[] = {{"text", "x"}, {"socket", "unix:/c"}, {"max-top-k", "8"}, {"max-body", "1M"},
+		{"timeout", "1s"}, {"rate", "0.1"}, {"memory", "0.5"}, {"flag", "yes"}, {"device", "cpu"}};
+	struct settings s = {0};
+	for (size_t i = 0; i < N_TABLE; i++) {
+		assert_int_equal(config_init(table, N_TABLE, &s, NULL), 0);
+		for (size_t j = 0; j < N_TABLE; j++)
+			assert_true(config_is_same(&table[j], &s, *state));
+		assert_int_equal(config_set(table, N_TABLE, &s, other[i].name, other[i].value, "x:1", NULL), 0);
+		for (size_t j = 0; j < N_TABLE; j++)
+			assert_int_equal(config_is_same(&table[j], &s, *state), i != j);
+		config_swap(&table[i], &s, *state);
+		config_swap(&table[i], &s, *state);
+		assert_false(config_is_same(&table[i], &s, *state));
+		config_done(table, N_TABLE, &s);
+	}
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, start, stop)
 
 int main(void)
@@ -240,7 +320,8 @@ int main(void)
 		TEST(defaults_are_the_rows), TEST(an_amount_is_a_size_or_a_share), TEST(a_file_sets_every_type), TEST(plain_durations_are_seconds),
 		TEST(lists_add_up_and_command_lines_replace_files), TEST(an_empty_string_unsets), TEST(bad_values_name_their_key_and_line),
 		TEST(zero_bytes_are_refused), TEST(a_failed_set_leaves_the_old_value), TEST(a_missing_file_is_named),
-		TEST(the_example_reads_back_as_the_defaults), TEST(help_names_every_option),
+		TEST(the_example_reads_back_as_the_defaults), TEST(help_names_every_option), TEST(every_error_of_a_file_is_told), TEST(more_errors_than_anybody_reads_are_counted),
+		TEST(values_are_said_as_a_file_would), TEST(settings_are_compared_and_exchanged),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

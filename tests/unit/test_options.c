@@ -149,12 +149,47 @@ static void addresses_are_checked(void **state)
 	}
 }
 
+// Both lines of settings that are at odds.
+static void contradictions_name_both_lines(void **state)
+{
+	(void)state;
+	static const struct { const char *text, *first, *second; } cases[] = {
+		{"teacher = x\nruns = /r\nsocket =\n", "test:2: ", "(test:3)"}, {"teacher = x\nhttp =\nsocket =\n", "test:2: ", "(test:3)"},
+		{"queue-tokens = 10\nteacher = x\nmax-tokens = 20\n", "test:3: ", "(test:1)"},
+		{"teacher = x\ncredits = 9\nqueue-requests = 8\n", "test:2: ", "(test:3)"}, {"teacher = x\ntls-key = k\n", "test:2: ", "go together"},
+		{"teacher = x\n\nhttp = 0.0.0.0:80\n", "test:3: ", "set tokens"}, {"teacher = x\nstore-compression = lzma\n", "test:2: ", "lzma"}};
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		struct error err = {0};
+		assert_int_equal(check(cases[i].text, &err), error_errno(ERROR_INVALID));
+		if (strncmp(err.message, cases[i].first, strlen(cases[i].first)) != 0 || !strstr(err.message, cases[i].second))
+			fail_msg("%s", err.message);
+	}
+}
+
+static void every_contradiction_is_told(void **state)
+{
+	(void)state;
+	struct options o;
+	struct config_errors all = {0};
+	static const char text[] = "runs = /r\nsocket =\nhttp = 0.0.0.0:80\ntls-key = k\nstore-max-age = 1d\nstore-max-bytes = 1M\n";
+	assert_int_equal(options_init(&o, NULL), 0);
+	assert_int_equal(config_read_text(options_table, options_count, &o, text, strlen(text), "test", NULL), 0);
+	options_check_all(&o, &all);
+	assert_int_equal(all.n, 4);                // no teacher, runs, the key alone, the address
+	config_errors_done(&all);
+	options_warn(&o, &all);
+	assert_int_equal(all.n, 2);
+	config_errors_done(&all);
+	options_done(&o);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_example_file_is_what_the_table_says), cmocka_unit_test(the_manual_page_is_what_the_table_says),
 		cmocka_unit_test(defaults_need_only_a_teacher), cmocka_unit_test(addresses_are_checked),
 		cmocka_unit_test(teachers_have_names), cmocka_unit_test(teachers_of_one_name_are_refused),
+		cmocka_unit_test(contradictions_name_both_lines), cmocka_unit_test(every_contradiction_is_told),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,6 +21,9 @@
 struct fixture {
 	char directory[64], worker[4096];
 	struct supervisor *s;
+	struct supervisor_limits limits;
+	unsigned n_told;
+	char told[4096];                       // every event, a line each
 };
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
@@ -29,10 +32,18 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
 	return remove(path);
 }
 
+static void take_event(void *arg, const char *id, const char *what)
+{
+	struct fixture *f = arg;
+	f->n_told++;
+	size_t n = strlen(f->told);
+	snprintf(f->told + n, sizeof f->told - n, "%s: %s\n", id, what);
+}
+
 static void fixture_open(struct fixture *f)
 {
 	struct error err = {0};
-	struct supervisor_options o = {f->directory, f->worker, "unix:/nowhere", 1};
+	struct supervisor_options o = {f->directory, f->worker, "unix:/nowhere", f->limits, take_event, f};
 	if (supervisor_open(&o, &f->s, &err))
 		fail_msg("%s", err.message);
 }
@@ -44,9 +55,17 @@ static int setup(void **state)
 	strcpy(f->directory, "/tmp/kdserved-test-XXXXXX");
 	assert_non_null(mkdtemp(f->directory));
 	snprintf(f->worker, sizeof f->worker, "%s/tests/unit/fake_worker", top ? top : ".");
+	f->limits = (struct supervisor_limits){.max_running = 1, .window_ms = 3600000, .delay_ms = 20};
 	fixture_open(f);
 	*state = f;
 	return 0;
+}
+
+static void allow_restarts(struct fixture *f, uint32_t n, uint64_t delay_ms)
+{
+	f->limits.restarts = n;
+	f->limits.delay_ms = delay_ms;
+	supervisor_change(f->s, &f->limits);
 }
 
 static int teardown(void **state)
@@ -294,6 +313,126 @@ static void a_worker_that_cannot_start_is_a_failed_run(void **state)
 	json_decref(j);
 }
 
+static json_int_t restarts_of(json_t *j)
+{
+	return json_integer_value(json_object_get(j, "restarts"));
+}
+
+static void a_worker_that_dies_is_followed_by_others_that_go_on(void **state)
+{
+	struct fixture *f = *state;
+	char id[RUN_ID_MAX + 1];
+	allow_restarts(f, 5, 10);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(start(f, NULL, i ? "exits-3" : "killed-3", id, NULL), 0);
+		json_t *j = wait_for(f, id, "succeeded");
+		assert_int_equal(restarts_of(j), 3);
+		assert_int_equal(step_of(j), 10);
+		assert_string_equal(text_of(j, "reason"), "");
+		json_decref(j);
+		assert_int_equal(f->n_told, 3 * (i + 1));
+		assert_non_null(strstr(f->told, i ? "disk: not now; another worker follows in" : "killed by signal 9 (SIGKILL)"));
+	}
+	assert_int_equal(supervisor_n_restarts(f->s), 6);
+}
+
+static void the_wait_doubles_and_is_seen(void **state)
+{
+	struct fixture *f = *state;
+	char id[RUN_ID_MAX + 1];
+	uint32_t n[SUPERVISOR_STATES];
+	allow_restarts(f, 2, 60000);
+	assert_int_equal(start(f, "slow", "killed-9", id, NULL), 0);
+	json_t *j = wait_for(f, id, "restarting");
+	double seconds = json_number_value(json_object_get(j, "restarting_in_s"));
+	assert_true(seconds > 50 && seconds <= 60);
+	assert_null(json_object_get(j, "pid"));
+	json_decref(j);
+	supervisor_count(f->s, n);
+	assert_int_equal(n[5], 1);
+	assert_string_equal(supervisor_state_name(5), "restarting");
+	assert_int_equal(supervisor_n_running(f->s), 0);
+	assert_int_equal(start(f, "slow", "killed-9", id, NULL), error_errno(ERROR_CONFLICT));
+	assert_int_equal(supervisor_stop(f->s, "slow", NULL), 0);
+	json_decref(wait_for(f, "slow", "stopped"));
+	assert_int_equal(start(f, "slow", "killed-9", id, NULL), 0);      // somebody wants it: counted anew
+	j = wait_for(f, id, "restarting");
+	assert_non_null(strstr(f->told, "in 60 s"));
+	json_decref(j);
+	allow_restarts(f, 2, 10);
+	assert_int_equal(supervisor_stop(f->s, "slow", NULL), 0);
+	assert_int_equal(start(f, "quick", "killed-9", id, NULL), 0);
+	j = wait_for(f, id, "failed");
+	assert_int_equal(restarts_of(j), 2);
+	assert_non_null(strstr(text_of(j, "reason"), "(restarted 2 times within 3.6e+03 s)"));
+	assert_non_null(strstr(f->told, "quick: killed by signal 9 (SIGKILL); another worker follows in 0.01 s\n"));
+	assert_non_null(strstr(f->told, "quick: killed by signal 9 (SIGKILL); another worker follows in 0.02 s\n"));
+	json_decref(j);
+}
+
+static void its_own_fault_ends_a_run(void **state)
+{
+	struct fixture *f = *state;
+	static const struct { const char *what, *reason; } cases[] = {
+		{"own-fault", "corpus: cannot open it"}, {"unheard-of", "exit status 78"}, {"usage", "exit status 2"}};
+	char id[RUN_ID_MAX + 1];
+	allow_restarts(f, 5, 10);
+	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		assert_int_equal(start(f, NULL, cases[i].what, id, NULL), 0);
+		json_t *j = wait_for(f, id, "failed");
+		assert_string_equal(text_of(j, "reason"), cases[i].reason);
+		assert_int_equal(restarts_of(j), 0);
+		json_decref(j);
+	}
+	assert_int_equal(supervisor_n_restarts(f->s), 0);
+}
+
+static void others_run_while_one_waits(void **state)
+{
+	struct fixture *f = *state;
+	char waiting[RUN_ID_MAX + 1], other[RUN_ID_MAX + 1];
+	allow_restarts(f, 5, 60000);
+	assert_int_equal(start(f, NULL, "killed-1", waiting, NULL), 0);
+	json_decref(wait_for(f, waiting, "restarting"));
+	assert_int_equal(start(f, NULL, "success", other, NULL), 0);
+	json_decref(wait_for(f, other, "succeeded"));
+	json_decref(wait_for(f, waiting, "restarting"));
+}
+
+static void an_end_of_the_daemon_while_one_waits_is_clean(void **state)
+{
+	struct fixture *f = *state;
+	char id[RUN_ID_MAX + 1];
+	allow_restarts(f, 5, 60000);
+	assert_int_equal(start(f, "late", "killed-1", id, NULL), 0);
+	json_decref(wait_for(f, id, "restarting"));
+	supervisor_close(f->s, 1000);
+	write_status(f, "lost", "{\"id\": \"lost\", \"state\": \"restarting\", \"restarts\": 4, \"created\": 1.5, \"progress\": {\"step\": 4}}");
+	fixture_open(f);
+	json_t *j = wait_for(f, "late", "stopped");
+	assert_non_null(strstr(text_of(j, "reason"), "before the worker was started again"));
+	json_decref(j);
+	j = wait_for(f, "lost", "failed");
+	assert_non_null(strstr(text_of(j, "reason"), "interrupted"));
+	assert_int_equal(restarts_of(j), 4);
+	json_decref(j);
+	assert_int_equal(start(f, "late", "killed-1", id, NULL), 0);      // it has died once already: this one goes on
+	json_decref(wait_for(f, id, "succeeded"));
+}
+
+static void more_may_run_from_now_on(void **state)
+{
+	struct fixture *f = *state;
+	char first[RUN_ID_MAX + 1], second[RUN_ID_MAX + 1];
+	assert_int_equal(start(f, NULL, "wait", first, NULL), 0);
+	assert_int_equal(start(f, NULL, "wait", second, NULL), 0);
+	json_decref(wait_for(f, first, "running"));
+	json_decref(wait_for(f, second, "queued"));
+	f->limits.max_running = 2;
+	supervisor_change(f->s, &f->limits);
+	json_decref(wait_for(f, second, "running"));
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -308,6 +447,12 @@ int main(void)
 		cmocka_unit_test_setup_teardown(queued_runs_start_after_a_restart, setup, teardown),
 		cmocka_unit_test_setup_teardown(bad_questions_are_refused_by_name, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_worker_that_cannot_start_is_a_failed_run, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_worker_that_dies_is_followed_by_others_that_go_on, setup, teardown),
+		cmocka_unit_test_setup_teardown(the_wait_doubles_and_is_seen, setup, teardown),
+		cmocka_unit_test_setup_teardown(its_own_fault_ends_a_run, setup, teardown),
+		cmocka_unit_test_setup_teardown(others_run_while_one_waits, setup, teardown),
+		cmocka_unit_test_setup_teardown(an_end_of_the_daemon_while_one_waits_is_clean, setup, teardown),
+		cmocka_unit_test_setup_teardown(more_may_run_from_now_on, setup, teardown),
 	};
 	signal(SIGPIPE, SIG_IGN);
 	return cmocka_run_group_tests(tests, NULL, NULL);

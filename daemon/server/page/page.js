@@ -125,7 +125,7 @@ function show(s) {
 // ---- runs
 
 function runLine(run, p) {
-  const parts = [run.state];
+  const parts = [Number.isFinite(run.restarting_in_s) ? `${run.state} in ${Math.ceil(run.restarting_in_s)} s` : run.state];
   if (Number.isFinite(p.step)) parts.push(`step ${p.step}${p.steps ? " of " + p.steps : ""}`);
   if (Number.isFinite(p.loss)) parts.push(`loss ${p.loss.toPrecision(4)}`);
   if (Number.isFinite(p.tokens_per_second)) parts.push(`${count(p.tokens_per_second)} tokens / s`);
