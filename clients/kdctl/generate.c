@@ -103,7 +103,7 @@ static int parse_arguments(struct generation *g, int argc, char **argv)
 
 static int tokenize(struct generation *g, const char *text, bool whole, uint32_t **ret_tokens, uint32_t *ret_n)
 {
-	json_t *body = json_pack("{s:s, s:b, s:b}", "text", text, "specials", g->specials, "add_special", whole);
+	json_t *body = json_pack("{s:s, s:b, s:b}", "text", text, "specials", g->specials, "part", !whole);
 	if (!body)
 		return kdctl_fail(g->k, "the text is not UTF-8");
 	json_t *reply = kdctl_call(g->k, "POST", "/v1/tokenize", body);

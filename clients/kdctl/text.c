@@ -68,7 +68,8 @@ static int tokenize_here(struct kdctl *k, const char *text, size_t n, bool first
 	struct tokens tokens = {0};
 	struct error err = {0};
 	// No text makes more tokens than an ill-formed byte does, whose U+FFFD has three bytes.
-	int r = tokenizer_encode(k->tokenizer, text, n, k->specials, first, 3 * n + 16, &tokens, &err);
+	int r = first ? tokenizer_encode(k->tokenizer, text, n, k->specials, true, 3 * n + 16, &tokens, &err)
+		: tokenizer_encode_part(k->tokenizer, text, n, k->specials, 3 * n + 16, &tokens, &err);
 	int status = r ? kdctl_fail(k, "%s", err.message) : id_list_reserve(k, t, tokens.n);
 	if (!status && tokens.n) {
 		memcpy(t->ids + t->n, tokens.ids, tokens.n * sizeof *t->ids);
@@ -85,8 +86,8 @@ int text_tokenize_piece(struct kdctl *k, const char *text, size_t n, uint64_t at
 	json_t *piece = json_stringn(text, n);
 	if (!piece)
 		return kdctl_fail(k, "the text is not UTF-8 between bytes %" PRIu64 " and %" PRIu64, at, at + n);
-	// A template's leading token (such as BOS) belongs before the text, not before each piece of it.
-	json_t *reply = kdctl_call(k, "POST", "/v1/tokenize", json_pack("{s:o, s:b}", "text", piece, "add_special", (int)first));
+	// A template's leading token (such as BOS) and a space put first belong before the text, not before each piece of it.
+	json_t *reply = kdctl_call(k, "POST", "/v1/tokenize", json_pack("{s:o, s:b}", "text", piece, "part", (int)!first));
 	int status = reply ? id_list_append_json(k, json_object_get(reply, "tokens"), t) : 1;
 	json_decref(reply);
 	return status;

@@ -51,13 +51,15 @@ static int match_compare(const void *a, const void *b)
 	return strcmp(x->match, y->match);
 }
 
-static int match_init(struct added_token *token, bool nfc)
+static int match_init(struct added_token *token, bool nfc, struct space_normalizer spaces)
 {
 	struct source_text given = { .bytes = token->content, .n = strlen(token->content) }, normal;
 	int ret = 0;
 
 	if (nfc && token->normalized)
 		ret = source_text_nfc(&normal, &given, 0, given.n);
+	else if ((spaces.prepend || spaces.replace) && token->normalized)
+		ret = source_text_spaces(&normal, &given, 0, given.n, spaces);
 	else
 		source_text_view(&normal, &given, 0, given.n);
 	if (ret)
@@ -88,7 +90,7 @@ static int set_init(struct added_set *set, struct added *a, bool normalized)
 	return 0;
 }
 
-int added_finish(struct added *a, bool nfc, struct error *err)
+int added_finish(struct added *a, bool nfc, struct space_normalizer spaces, struct error *err)
 {
 	int ret = 0;
 
@@ -98,7 +100,7 @@ int added_finish(struct added *a, bool nfc, struct error *err)
 		if (a->tokens[i].id == a->tokens[i - 1].id)
 			return error_set(err, ERROR_INVALID, "added_tokens", "added token id %u is given twice", a->tokens[i].id);
 	for (size_t i = 0; i < a->n && !ret; i++)
-		ret = match_init(&a->tokens[i], nfc);
+		ret = match_init(&a->tokens[i], nfc, spaces);
 	if (!ret)
 		ret = set_init(&a->set[0], a, false);
 	if (!ret)
@@ -212,7 +214,8 @@ bool added_next(const struct added_set *set, const char *text, size_t n, bool sp
 			continue;
 		}
 		i += token->n;
-		if (begin < covered || (!specials && token->special) || (token->single_word && touches_word(text, n, begin, i)))
+		// One inside the white space that the match before has taken along is found all the same, as in the reference.
+		if ((!specials && token->special) || (token->single_word && touches_word(text, n, begin, i)))
 			continue;
 		*at = i;
 		*ret_match = (struct added_match){ token, begin, i };

@@ -6,13 +6,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "daemon/model/normalizer.h"
+
 struct error;
 
 struct added_token {
 	uint32_t id;
 	uint32_t n;                  // bytes of `match`
 	char *content;               // as written in the file, NUL-terminated
-	char *match;                 // what is looked for: content, in NFC when `normalized` under an NFC normalizer
+	char *match;                 // what is looked for: content, when `normalized` as the normalizer makes it
 	bool special;                // can be ordinary text on demand; left out of decoded text on demand
 	bool normalized;             // looked for after normalization, else before
 	bool lstrip, rstrip;         // takes the white space on that side along
@@ -33,7 +35,8 @@ struct added {
 };
 
 int added_append(struct added *a, const struct added_token *flags, const char *content, size_t n, struct error *err);
-int added_finish(struct added *a, bool nfc, struct error *err);
+// nfc, spaces: what the normalizer does to a text.
+int added_finish(struct added *a, bool nfc, struct space_normalizer spaces, struct error *err);
 void added_done(struct added *a);
 const struct added_token *added_find(const struct added *a, uint32_t id);    // NULL when the id is not an added token's
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The merge queue is a heap of (rank, position), four children to a node: half the depth, and they share a cache line. An entry is
-// stale when the pair at its position is no longer the one that was queued; symbols only grow, so comparing the rank is enough.
+// stale when the pair at its position is no longer the one that was queued; symbols only grow, so comparing the rank is enough
+// (where ranks are shared, a stale entry may stand for the pair now there: that one's own entry has the same key, so nothing changes).
 #include "daemon/model/bpe.h"
 
 #include <errno.h>
@@ -58,6 +59,7 @@ void bpe_done(struct bpe *bpe)
 {
 	free(bpe->merges);
 	free(bpe->slots);
+	free(bpe->ranks);
 	memset(bpe, 0, sizeof(*bpe));
 }
 
@@ -170,38 +172,46 @@ void bpe_work_done(struct bpe_work *work)
 	memset(work, 0, sizeof(*work));
 }
 
+static uint32_t spelled_rank(const struct bpe *bpe, const char *bytes, size_t n)
+{
+	uint32_t id = n <= bpe->longest ? vocabulary_find(bpe->vocabulary, bytes, n, true) : NONE;
+
+	return id == NONE ? NONE : bpe->ranks[id];
+}
+
 // Finds the merge of symbol i with its successor; false when there is none.
-static bool symbol_rank(const struct bpe *bpe, struct symbol *symbols, uint32_t i)
+static bool symbol_rank(const struct bpe *bpe, struct symbol *symbols, uint32_t i, const char *bytes)
 {
 	struct symbol *s = &symbols[i];
 
-	s->rank = s->next == NONE ? NONE : slot_find(bpe, pair_key(s->id, symbols[s->next].id))->rank;
+	if (s->next == NONE)
+		s->rank = NONE;
+	else if (bpe->ranks)
+		s->rank = spelled_rank(bpe, bytes + i, symbols[s->next].end - i);
+	else
+		s->rank = slot_find(bpe, pair_key(s->id, symbols[s->next].id))->rank;
 	return s->rank != NONE;
 }
 
-static void symbols_start(const struct bpe *bpe, struct bpe_work *work, const uint8_t *bytes, size_t n)
+int bpe_work_start(struct bpe_work *work, size_t n)
 {
-	uint32_t previous = NONE;
-
-	work->first = NONE;
-	// A byte without a token is left out and its neighbours become adjacent, as in the reference (unk_token null).
-	for (uint32_t i = 0; i < n; i++) {
-		uint32_t id = bpe->byte_ids[bytes[i]];
-
-		if (id == NONE)
-			continue;
-		work->symbols[i] = (struct symbol){ id, i + 1, previous, NONE, NONE };
-		*(previous == NONE ? &work->first : &work->symbols[previous].next) = i;
-		previous = i;
-	}
+	work->first = work->last = NONE;
+	return work_reserve(work, n);
 }
 
-// The first heap: every pair of bytes that can merge.
-static void heap_start(const struct bpe *bpe, struct bpe_work *work)
+void bpe_work_append(struct bpe_work *work, uint32_t begin, uint32_t end, uint32_t id)
+{
+	work->symbols[begin] = (struct symbol){ id, end, work->last, NONE, NONE };
+	*(work->last == NONE ? &work->first : &work->symbols[work->last].next) = begin;
+	work->last = begin;
+}
+
+// The first heap: every pair of symbols that can merge.
+static void heap_start(const struct bpe *bpe, struct bpe_work *work, const char *bytes)
 {
 	work->n_heap = 0;
 	for (uint32_t i = work->first; i != NONE; i = work->symbols[i].next)
-		if (symbol_rank(bpe, work->symbols, i))
+		if (symbol_rank(bpe, work->symbols, i, bytes))
 			work->heap[work->n_heap++] = (uint64_t)work->symbols[i].rank << 32 | i;
 	for (size_t i = work->n_heap / 4 + 1; work->n_heap && i-- > 0;)
 		heap_sink(work->heap, work->n_heap, i);
@@ -209,13 +219,21 @@ static void heap_start(const struct bpe *bpe, struct bpe_work *work)
 
 int bpe_encode(const struct bpe *bpe, struct bpe_work *work, const uint8_t *bytes, size_t n)
 {
-	struct symbol *symbols;
-
-	if (work_reserve(work, n))
+	if (bpe_work_start(work, n))
 		return -ENOMEM;
-	symbols = work->symbols;
-	symbols_start(bpe, work, bytes, n);
-	heap_start(bpe, work);
+	// A byte without a token is left out and its neighbours become adjacent, as in the reference (unk_token null).
+	for (uint32_t i = 0; i < n; i++)
+		if (bpe->byte_ids[bytes[i]] != NONE)
+			bpe_work_append(work, i, i + 1, bpe->byte_ids[bytes[i]]);
+	bpe_merge(bpe, work, (const char *)bytes);
+	return 0;
+}
+
+void bpe_merge(const struct bpe *bpe, struct bpe_work *work, const char *bytes)
+{
+	struct symbol *symbols = work->symbols;
+
+	heap_start(bpe, work, bytes);
 	while (work->n_heap) {
 		uint64_t top = heap_pop(work);
 		uint32_t i = (uint32_t)top;
@@ -225,16 +243,15 @@ int bpe_encode(const struct bpe *bpe, struct bpe_work *work, const uint8_t *byte
 			continue;
 		struct symbol *right = &symbols[s->next];
 
-		s->id = bpe->merges[s->rank].id;
+		s->id = bpe->ranks ? NONE : bpe->merges[s->rank].id;
 		s->end = right->end;
 		s->next = right->next;
 		right->rank = NONE;    // makes its queued entry stale
 		if (s->next != NONE)
 			symbols[s->next].previous = i;
-		if (symbol_rank(bpe, symbols, i))
+		if (symbol_rank(bpe, symbols, i, bytes))
 			heap_push(work, (uint64_t)s->rank << 32 | i);
-		if (s->previous != NONE && symbol_rank(bpe, symbols, s->previous))
+		if (s->previous != NONE && symbol_rank(bpe, symbols, s->previous, bytes))
 			heap_push(work, (uint64_t)symbols[s->previous].rank << 32 | s->previous);
 	}
-	return 0;
 }

@@ -197,6 +197,24 @@ int gguf_get_int32s(const struct gguf *file, const char *key, int32_t **ret, uin
 	return 0;
 }
 
+int gguf_get_floats(const struct gguf *file, const char *key, float **ret, uint64_t *ret_n, struct error *err)
+{
+	const struct gguf_entry *e = gguf_entry(file, key);
+	if (!e)
+		return -ENOENT;
+	if (!e->array || e->type != GGUF_F32)
+		return wrong_type(file, key, "an array of 32-bit floating-point numbers", err);
+	float *values = calloc(e->n ? (size_t)e->n : 1, sizeof *values);
+	if (!values)
+		return error_set(err, ERROR_MEMORY, key, "no memory for %llu numbers", (unsigned long long)e->n);
+	struct reader r = reader_init(e->data, (size_t)e->n * sizeof *values);      // in memory: no product wraps
+	for (uint64_t i = 0; i < e->n; i++)
+		values[i] = reader_f32(&r);
+	*ret = values;
+	*ret_n = e->n;
+	return 0;
+}
+
 static int compare_name(const void *name, const void *tensor)
 {
 	return strcmp(name, ((const struct gguf_tensor *)tensor)->name);

@@ -26,6 +26,7 @@ int gguf_get_strings(const struct gguf *file, const char *key, uint64_t *ret_n, 
 int gguf_string_at(const struct gguf *file, const char *key, uint64_t i, const char **ret, size_t *ret_n);
 // Arrays of integers (any integer type) converted to int32 in a new array the caller frees.
 int gguf_get_int32s(const struct gguf *file, const char *key, int32_t **ret, uint64_t *ret_n, struct error *err);
+int gguf_get_floats(const struct gguf *file, const char *key, float **ret, uint64_t *ret_n, struct error *err);    // of F32, likewise
 
 // Tensors. find gives dtype, dims (row-major: rows first) and n_bytes, data NULL; -ENOENT when absent. read then brings the bytes into
 // memory the caller frees (tensor->data): a short read is an error, so that a file truncated under us cannot kill the process.

@@ -278,6 +278,26 @@ int source_text_nfc(struct source_text *t, const struct source_text *in, size_t 
 	return ret;
 }
 
+int source_text_spaces(struct source_text *t, const struct source_text *in, size_t begin, size_t end, struct space_normalizer how)
+{
+	int ret = 0;
+
+	memset(t, 0, sizeof(*t));
+	if (how.prepend && begin < end)
+		ret = text_append(t, SPACE_MARK, SPACE_MARK_BYTES, source_text_begin(in, begin), source_text_begin(in, begin));
+	for (size_t i = begin, run; i < end && !ret; i = run + 1) {
+		const char *space = how.replace ? memchr(in->bytes + i, ' ', end - i) : NULL;
+
+		run = space ? (size_t)(space - in->bytes) : end;
+		ret = text_copy(t, in, i, run);
+		if (!ret && space)
+			ret = text_append(t, SPACE_MARK, SPACE_MARK_BYTES, source_text_begin(in, run), source_text_end(in, run));
+	}
+	if (ret)
+		source_text_done(t);
+	return ret;
+}
+
 // ---- BERT
 
 static int mark_append_text(struct source_text *t, uint32_t c, uint32_t begin, uint32_t end)

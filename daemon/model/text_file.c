@@ -109,7 +109,8 @@ int text_file_next(struct text_file *f, const uint32_t **ret_tokens, size_t *ret
 	}
 	size_t cut = f->end ? f->n : piece_cut((const uint8_t *)f->buffer, f->n);
 	// An ill-formed byte becomes U+FFFD, three bytes: no text makes more tokens than that.
-	r = tokenizer_encode(f->tokenizer, f->buffer, cut, f->specials, false, 3 * cut + 16, &f->tokens, err);
+	r = f->position ? tokenizer_encode_part(f->tokenizer, f->buffer, cut, f->specials, 3 * cut + 16, &f->tokens, err)
+		: tokenizer_encode(f->tokenizer, f->buffer, cut, f->specials, false, 3 * cut + 16, &f->tokens, err);
 	if (r)
 		return r;
 	memmove(f->buffer, f->buffer + cut, f->n - cut);

@@ -57,6 +57,20 @@ static void hash_wordpiece(struct hasher *h, const struct wordpiece *w)
 	hash_u32(h, w->max_characters);
 }
 
+static void hash_sentencepiece(struct hasher *h, const struct tokenizer *t)
+{
+	const struct sentencepiece *s = &t->sentencepiece;
+
+	hash_bytes(h, "sentencepiece", 13);
+	hash_u32(h, (uint32_t)(s->normalizer.prepend | s->normalizer.replace << 1 | s->metaspace << 2 | s->split << 3 | s->fallback << 4 |
+			       s->fuse << 5 | s->decode_bytes << 6 | (t->bpe.ranks != NULL) << 7));
+	hash_u32(h, (uint32_t)s->prefix);
+	hash_u32(h, (uint32_t)s->strip);
+	hash_u32(h, s->unknown);
+	for (uint32_t id = 0; t->bpe.ranks && id < t->vocabulary.n_ids; id++)
+		hash_u32(h, t->bpe.ranks[id]);
+}
+
 static int id_compute(struct tokenizer *t, struct error *err)
 {
 	static const char name[] = "kdserved tokenizer 1\n";
@@ -84,6 +98,8 @@ static int id_compute(struct tokenizer *t, struct error *err)
 	hash_template(h, &t->after);
 	if (t->wordpiece.on)
 		hash_wordpiece(h, &t->wordpiece);
+	if (t->sentencepiece.on)
+		hash_sentencepiece(h, t);
 	t->id = hasher_free(h);
 	return 0;
 }
@@ -104,8 +120,10 @@ static void id_or_none(const struct tokenizer *t, int32_t *id)
 
 int tokenizer_finish(struct tokenizer *t, struct error *err)
 {
-	int ret = added_finish(&t->added, t->nfc, err);
+	int ret = added_finish(&t->added, t->nfc, tokenizer_added_spaces(t), err);
 
+	if (!ret && t->sentencepiece.on)
+		ret = sentencepiece_finish(&t->sentencepiece, &t->vocabulary, &t->added, err);
 	if (ret || (ret = template_check(t, &t->before, err)) || (ret = template_check(t, &t->after, err)))
 		return ret;
 	for (size_t i = 0; i < t->added.n; i++)

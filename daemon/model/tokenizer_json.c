@@ -11,6 +11,11 @@
 #include "daemon/model/tokenizer_internal.h"
 
 #define refuse tokenizer_json_refuse
+#define is_type tokenizer_json_is_type
+#define is_off tokenizer_json_is_off
+#define get_flag tokenizer_json_flag
+#define sequence_size tokenizer_json_size
+#define sequence_get tokenizer_json_get
 
 int tokenizer_json_refuse(struct error *err, const char *field, const char *format, ...)
 {
@@ -30,20 +35,20 @@ static const char *type_of(const json_t *component)
 	return type ? type : "(none)";
 }
 
-static bool is_type(const json_t *component, const char *type)
+bool tokenizer_json_is_type(const json_t *component, const char *type)
 {
 	return !strcmp(type_of(component), type);
 }
 
-// null, absent, false, 0, "": what a switched-off option looks like.
-static bool is_off(const json_t *value)
+// null, absent, false, 0, "".
+bool tokenizer_json_is_off(const json_t *value)
 {
 	return !value || json_is_null(value) || json_is_false(value) || (json_is_string(value) && !json_string_length(value)) ||
 	       (json_is_number(value) && json_number_value(value) == 0);
 }
 
 // A boolean member; `otherwise` when absent.
-static int get_flag(const json_t *object, const char *name, bool otherwise, bool *ret, struct error *err)
+int tokenizer_json_flag(const json_t *object, const char *name, bool otherwise, bool *ret, struct error *err)
 {
 	const json_t *value = json_object_get(object, name);
 
@@ -151,7 +156,7 @@ int tokenizer_json_vocabulary(struct tokenizer *t, json_t *vocab, bool literal, 
 	return 0;
 }
 
-static int read_merges(struct tokenizer *t, const json_t *merges, struct error *err)
+int tokenizer_json_merges(struct tokenizer *t, const json_t *merges, struct error *err)
 {
 	const json_t *item;
 	size_t i;
@@ -193,16 +198,15 @@ static int read_model(struct tokenizer *t, const json_t *model, struct error *er
 	if ((ret = get_flag(model, "ignore_merges", false, &t->ignore_merges, err)) ||
 	    (ret = tokenizer_json_vocabulary(t, json_object_get(model, "vocab"), false, err)))
 		return ret;
-	return read_merges(t, json_object_get(model, "merges"), err);
+	return tokenizer_json_merges(t, json_object_get(model, "merges"), err);
 }
 
-// A component or the members of its Sequence (one level), flattened. `list`: the member's name within.
-static size_t sequence_size(const json_t *component, const char *list)
+size_t tokenizer_json_size(const json_t *component, const char *list)
 {
 	return is_type(component, "Sequence") ? json_array_size(json_object_get(component, list)) : component && !json_is_null(component);
 }
 
-static const json_t *sequence_get(const json_t *component, const char *list, size_t i)
+const json_t *tokenizer_json_get(const json_t *component, const char *list, size_t i)
 {
 	return is_type(component, "Sequence") ? json_array_get(json_object_get(component, list), i) : component;
 }
@@ -364,6 +368,13 @@ static int read_byte_level_parts(struct tokenizer *t, const json_t *root, struct
 	return read_decoder(json_object_get(root, "decoder"), err);
 }
 
+static int read_parts(struct tokenizer *t, const json_t *root, struct error *err)
+{
+	if (tokenizer_json_is_wordpiece(root))
+		return tokenizer_json_wordpiece(t, root, err);
+	return tokenizer_json_is_sentencepiece(root) ? tokenizer_json_sentencepiece(t, root, err) : read_byte_level_parts(t, root, err);
+}
+
 static int read_root(struct tokenizer *t, json_t *root, struct error *err)
 {
 	static const char *const known[] = { "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
@@ -382,7 +393,7 @@ static int read_root(struct tokenizer *t, json_t *root, struct error *err)
 			return refuse(err, "tokenizer.json", "member \"%.60s\"", key);
 	}
 	if ((ret = read_added(t, json_object_get(root, "added_tokens"), err)) ||
-	    (ret = tokenizer_json_is_wordpiece(root) ? tokenizer_json_wordpiece(t, root, err) : read_byte_level_parts(t, root, err)) ||
+	    (ret = read_parts(t, root, err)) ||
 	    (ret = read_post_processor(t, json_object_get(root, "post_processor"), err)))
 		return ret;
 	// The file names neither; the template tells what stands around a text.

@@ -61,15 +61,18 @@ static json_t *merges_to_json(const struct tokenizer *t)
 	return list;
 }
 
-static json_t *added_to_json(const struct added *a)
+static json_t *added_to_json(const struct tokenizer *tokenizer)
 {
+	const struct added *a = &tokenizer->added;
+	// The reference would look for them with a space before, as its normalizer makes of them.
+	bool plain = tokenizer->bpe.ranks && tokenizer->sentencepiece.normalizer.prepend;
 	json_t *list = json_array();
 
 	for (size_t i = 0; list && i < a->n; i++) {
 		const struct added_token *t = &a->tokens[i];
 		json_t *item = json_pack("{s:i, s:s, s:b, s:b, s:b, s:b, s:b}", "id", (int)t->id, "content", t->content, "single_word",
-					 t->single_word, "lstrip", t->lstrip, "rstrip", t->rstrip, "normalized", t->normalized, "special",
-					 t->special);
+					 t->single_word, "lstrip", t->lstrip, "rstrip", t->rstrip, "normalized", t->normalized && !plain,
+					 "special", t->special);
 
 		if (json_array_append_new(list, item)) {
 			json_decref(list);
@@ -156,7 +159,7 @@ static json_t *template_to_json(const struct tokenizer *t)
 
 static json_t *post_processor_to_json(const struct tokenizer *t)
 {
-	if (t->wordpiece.on && !t->before.n && !t->after.n)
+	if ((t->wordpiece.on || t->sentencepiece.on) && !t->before.n && !t->after.n)
 		return json_null();
 	return t->before.n || t->after.n ? template_to_json(t) : byte_level_to_json(true);
 }
@@ -176,23 +179,50 @@ static int dump(json_t *root, size_t flags, char **ret_json, size_t *ret_n, stru
 static json_t *wordpiece_to_json(const struct tokenizer *t)
 {
 	return json_pack("{s:s, s:n, s:n, s:o, s:o, s:{s:s}, s:o, s:{s:s, s:s, s:b}, s:o}", "version", "1.0", "truncation", "padding",
-			 "added_tokens", added_to_json(&t->added), "normalizer", tokenizer_json_wordpiece_normalizer(t),
+			 "added_tokens", added_to_json(t), "normalizer", tokenizer_json_wordpiece_normalizer(t),
 			 "pre_tokenizer", "type", "BertPreTokenizer",
 			 "post_processor", post_processor_to_json(t), "decoder", "type", "WordPiece", "prefix", WORDPIECE_PREFIX, "cleanup",
 			 t->wordpiece.cleanup, "model", tokenizer_json_wordpiece_model(t, vocabulary_to_json(&t->vocabulary)));
+}
+
+static json_t *sentencepiece_model_to_json(const struct tokenizer *t)
+{
+	const struct sentencepiece *s = &t->sentencepiece;
+	json_t *unknown = s->unknown == VOCABULARY_NONE ? json_null() : token_to_json(&t->vocabulary, s->unknown);
+	json_t *model = json_pack("{s:s, s:n, s:o, s:n, s:n, s:b, s:b, s:b, s:o}", "type", "BPE", "dropout", "unk_token", unknown,
+				  "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", s->fuse, "byte_fallback", s->fallback,
+				  "ignore_merges", t->ignore_merges, "vocab", vocabulary_to_json(&t->vocabulary));
+	int failed = !model || (t->bpe.ranks ? tokenizer_json_ranks(&t->bpe, &t->vocabulary, model) :
+						 json_object_set_new(model, "merges", merges_to_json(t)));
+
+	if (failed) {
+		json_decref(model);
+		return NULL;
+	}
+	return model;
+}
+
+static json_t *sentencepiece_to_json(const struct tokenizer *t)
+{
+	return json_pack("{s:s, s:n, s:n, s:o, s:o, s:o, s:o, s:o, s:o}", "version", "1.0", "truncation", "padding", "added_tokens",
+			 added_to_json(t), "normalizer", tokenizer_json_spaces(&t->sentencepiece), "pre_tokenizer",
+			 tokenizer_json_metaspace(&t->sentencepiece), "post_processor", post_processor_to_json(t), "decoder",
+			 tokenizer_json_joining(&t->sentencepiece), "model", sentencepiece_model_to_json(t));
 }
 
 int tokenizer_to_json(const struct tokenizer *t, char **ret_json, size_t *ret_n, struct error *err)
 {
 	if (t->wordpiece.on)
 		return dump(wordpiece_to_json(t), JSON_COMPACT, ret_json, ret_n, err);
+	if (t->sentencepiece.on)
+		return dump(sentencepiece_to_json(t), JSON_COMPACT, ret_json, ret_n, err);
 	json_t *model = json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",
 				  "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0, "ignore_merges",
 				  t->ignore_merges, "vocab", vocabulary_to_json(&t->vocabulary), "merges", merges_to_json(t));
 	json_t *normalizer = t->nfc ? json_pack("{s:s}", "type", "NFC") : json_null();
 
 	return dump(json_pack("{s:s, s:n, s:n, s:o, s:o, s:o, s:o, s:o, s:o}", "version", "1.0", "truncation", "padding", "added_tokens",
-			      added_to_json(&t->added), "normalizer", normalizer, "pre_tokenizer", pretokenizer_to_json(&t->pretokenizer),
+			      added_to_json(t), "normalizer", normalizer, "pre_tokenizer", pretokenizer_to_json(&t->pretokenizer),
 			      "post_processor", post_processor_to_json(t), "decoder", byte_level_to_json(true), "model", model),
 		    JSON_COMPACT, ret_json, ret_n, err);
 }

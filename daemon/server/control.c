@@ -183,9 +183,10 @@ static int post_tokenize(const struct control_input *in, struct control_reply *o
 	int r = control_check_loaded(in->service, err);
 	if (!r)
 		r = json_read_tokenize(in->body, in->n, &t, err);
+	const struct tokenizer *tokenizer = r ? NULL : teacher_tokenizer(service_teacher(in->service));
 	if (!r)
-		r = tokenizer_encode(teacher_tokenizer(service_teacher(in->service)), t.text, t.n, t.specials, t.add_special,
-				     TOKENIZE_MAX_TOKENS, &tokens, err);
+		r = t.part ? tokenizer_encode_part(tokenizer, t.text, t.n, t.specials, TOKENIZE_MAX_TOKENS, &tokens, err)
+			: tokenizer_encode(tokenizer, t.text, t.n, t.specials, t.add_special, TOKENIZE_MAX_TOKENS, &tokens, err);
 	if (!r) {
 		buffer_text(&out->body, "{\"tokens\":");
 		record_json_ids(&out->body, tokens.ids, tokens.n);

@@ -203,10 +203,16 @@ static int read_tokenize_add(void *to, const json_t *v, const char *name, struct
 	return json_read_bool(v, name, &((struct json_tokenize *)to)->add_special, err);
 }
 
+static int read_tokenize_part(void *to, const json_t *v, const char *name, struct error *err)
+{
+	return json_read_bool(v, name, &((struct json_tokenize *)to)->part, err);
+}
+
 int json_read_tokenize(const char *body, size_t n, struct json_tokenize *ret, struct error *err)
 {
 	static const struct json_field fields[] = {
 		{"text", read_tokenize_text, true, 0}, {"specials", read_tokenize_specials, false, 0}, {"add_special", read_tokenize_add, false, 0},
+		{"part", read_tokenize_part, false, 0},
 	};
 	struct json_tokenize t = {.add_special = true};
 	int r = json_read_whole(body, n, fields, sizeof fields / sizeof *fields, &t, err);

@@ -38,7 +38,7 @@ int json_read_generate(const char *body, size_t n, const struct tokenizer *token
 		       struct json_generate *ret, struct error *err);
 void json_generate_done(struct json_generate *g);
 
-struct json_tokenize { char *text; size_t n; bool specials, add_special; };
+struct json_tokenize { char *text; size_t n; bool specials, add_special, part; };
 int json_read_tokenize(const char *body, size_t n, struct json_tokenize *ret, struct error *err);
 void json_tokenize_done(struct json_tokenize *t);
 

@@ -158,7 +158,8 @@ static int tokenize(const struct generate_reader *g, const struct part_reader *i
 	struct tokens tokens = {0};
 	char field[JSON_NAME_BYTES];
 	snprintf(field, sizeof field, "%.50s.text", name);
-	int r = tokenizer_encode(g->tokenizer, in->text, in->n_text, g->specials, whole, g->limits->max_tokens, &tokens, err);
+	int r = whole ? tokenizer_encode(g->tokenizer, in->text, in->n_text, g->specials, true, g->limits->max_tokens, &tokens, err)
+		: tokenizer_encode_part(g->tokenizer, in->text, in->n_text, g->specials, g->limits->max_tokens, &tokens, err);
 	if (r && err)
 		snprintf(err->field, sizeof err->field, "%s", field);
 	if (!r && !tokens.n)

@@ -98,7 +98,7 @@ static int decode(const struct openai *o, const uint32_t *ids, uint32_t n, struc
 {
 	char *text = NULL;
 	size_t n_text = 0;
-	int e = tokenizer_decode(o->writer.tokenizer, ids, n, !o->ask.keep_special, &text, &n_text, err);
+	int e = tokenizer_decode_part(o->writer.tokenizer, ids, n, !o->ask.keep_special, &text, &n_text, err);
 	if (!e)
 		buffer_add(to, text, n_text);
 	free(text);

@@ -120,7 +120,7 @@ void generation_end_check(struct generation_end *e, struct request_item *item, c
 	char *text = NULL;
 	size_t n = 0, sure;
 	int32_t stop;
-	if (tokenizer_decode(tokenizer, &g->tokens[at], 1, true, &text, &n, &item->error))
+	if (tokenizer_decode_part(tokenizer, &g->tokens[at], 1, true, &text, &n, &item->error))
 		return;
 	sure = add_text(e, q, text, n, given, &stop);
 	free(text);

@@ -27,7 +27,7 @@ int generation_reader_take(struct generation_reader *r, const struct generation 
 	char *text = NULL;
 	size_t n_text = 0, sure = atomic_load(&g->n_text);     // before the count of tokens: theirs is at least this text
 	uint32_t n = atomic_load(&g->n_tokens);
-	int result = tokenizer_decode(tokenizer, g->tokens + r->n_tokens, n - r->n_tokens, true, &text, &n_text, err);
+	int result = tokenizer_decode_part(tokenizer, g->tokens + r->n_tokens, n - r->n_tokens, true, &text, &n_text, err);
 	if (result)
 		return result;
 	buffer_add(&r->text, text, n_text);

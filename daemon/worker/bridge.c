@@ -20,7 +20,7 @@ struct meaning {
 	const char *bytes;
 	size_t n;
 	uint32_t id;
-	bool special;
+	bool special, fallback;
 };
 
 static int meaning_compare(const void *a, const void *b)
@@ -33,6 +33,8 @@ static int meaning_compare(const void *a, const void *b)
 		return order;
 	if (x->n != y->n)
 		return x->n < y->n ? -1 : 1;
+	if (x->fallback != y->fallback)        // "a", which texts have, goes before "<0x61>", which none has
+		return x->fallback ? 1 : -1;
 	return (x->id > y->id) - (x->id < y->id);
 }
 
@@ -50,6 +52,7 @@ static struct meaning *meanings_list(const struct tokenizer *t, uint32_t vocab, 
 	for (uint32_t id = 0; list && id < all; id++) {
 		struct meaning m = {.id = id};
 		m.bytes = tokenizer_bytes(t, id, &m.n, &m.special);
+		m.fallback = tokenizer_is_fallback(t, id);
 		if (m.bytes && m.n)
 			list[n++] = m;
 	}
@@ -189,13 +192,15 @@ static size_t broken_end(const char *text, size_t n)
 	return 0;
 }
 
-// Text that began `at` bytes into the sequence. skip: of its bytes that are left out at its beginning.
-static int text_add(const struct bridge *b, struct bridged *s, const char *text, size_t n, uint32_t at, uint32_t max_tokens,
+// Text that began `at` bytes into the sequence. fresh: it is a text's beginning.
+static int text_add(const struct bridge *b, struct bridged *s, const char *text, size_t n, uint32_t at, bool fresh, uint32_t max_tokens,
 		    struct error *err)
 {
 	struct tokens t = {0};
 	uint32_t before = 0;
-	int r = n ? tokenizer_encode(b->student, text, n, false, false, n + 16, &t, err) : 0;
+	bool whole = fresh || tokenizer_puts_space(b->student, false);
+	int r = !n ? 0 : whole ? tokenizer_encode(b->student, text, n, false, false, 3 * n + 16, &t, err)
+		: tokenizer_encode_part(b->student, text, n, false, 3 * n + 16, &t, err);
 	for (size_t i = 0; r == 0 && i < t.n; i++) {
 		uint32_t end = t.offsets[i].end > before ? t.offsets[i].end : before;
 		r = token_add(s, t.ids[i], at + end, end - before, max_tokens, err);
@@ -211,14 +216,16 @@ struct walk {
 	uint32_t max_tokens, at, begin;        // byte of the sequence; where the text in hand began
 	size_t n;                              // of its bytes
 	bool first;                            // nothing came before it
+	bool fresh, begun;                     // it is the beginning of a text; there was a token of it
 };
 
 static int text_end(struct walk *w, bool last, struct error *err)
 {
 	size_t skip = w->first ? broken_begin(w->to->text, w->n) : 0, n = w->n - skip;
 	n -= last ? broken_end(w->to->text + skip, n) : 0;
-	int r = text_add(w->bridge, w->to, w->to->text + skip, n, w->begin + (uint32_t)skip, w->max_tokens, err);
+	int r = text_add(w->bridge, w->to, w->to->text + skip, n, w->begin + (uint32_t)skip, w->fresh, w->max_tokens, err);
 	w->first = w->first && w->n == 0;
+	w->begun = false;
 	w->n = 0;
 	return r;
 }
@@ -226,6 +233,11 @@ static int text_end(struct walk *w, bool last, struct error *err)
 static int text_append(struct walk *w, const char *bytes, size_t n, struct error *err)
 {
 	struct bridged *s = w->to;
+	if (!w->begun && bytes[0] == ' ' && tokenizer_puts_space(w->bridge->teacher, w->fresh)) {
+		bytes++;       // put there by the teacher's tokenizer: the student's may put one itself
+		n--;
+	}
+	w->begun = true;
 	if (w->n == 0)
 		w->begin = w->at;
 	if (w->n + n + 1 > s->text_room) {
@@ -252,6 +264,7 @@ static int token_walk(struct walk *w, uint32_t id, struct error *err)
 		return n ? text_append(w, bytes, n, err) : 0;
 	int r = text_end(w, false, err);
 	w->first = false;
+	w->fresh = (int64_t)id == tokenizer_eos(b->teacher) || (int64_t)id == tokenizer_bos(b->teacher);
 	uint32_t other = id < b->teacher_vocab ? b->match[id] : BRIDGE_NONE;
 	if (r || other == BRIDGE_NONE)
 		return r;
@@ -260,7 +273,7 @@ static int token_walk(struct walk *w, uint32_t id, struct error *err)
 
 int bridge_sequence(const struct bridge *b, const uint32_t *tokens, uint32_t n, uint32_t max_tokens, struct bridged *ret, struct error *err)
 {
-	struct walk w = {.bridge = b, .to = ret, .max_tokens = max_tokens, .first = true};
+	struct walk w = {.bridge = b, .to = ret, .max_tokens = max_tokens, .first = true, .fresh = true};
 	int r = 0;
 	ret->n = ret->n_boundaries = 0;
 	ret->cut = false;

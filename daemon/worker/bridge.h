@@ -2,7 +2,8 @@
 // From the teacher's vocabulary to a student's that is another one. Which of the teacher's ids mean what to the student, and a sequence of
 // the teacher's as the student reads it.
 //
-// A student with a tokenizer of its own reads the bytes that the teacher's tokens stand for: from the first whole character to the last.
+// A student with a tokenizer of its own reads the bytes that the teacher's tokens stand for: from the first whole character to the last,
+// without the space that the teacher's tokenizer may put before a text.
 // End-of-text and begin-of-text tokens stand for each other, other special tokens for those of the same bytes; one without a counterpart
 // is not read.
 #pragma once

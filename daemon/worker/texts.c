@@ -75,10 +75,13 @@ static int text_read(struct texts *x, const char *text, struct tokens *tokens, s
 	return r ? r : document_end(x, err);
 }
 
-static int words_append(struct texts *x, const char *text, struct tokens *tokens, struct error *err)
+// first: nothing stands before it.
+static int words_append(struct texts *x, const char *text, bool first, struct tokens *tokens, struct error *err)
 {
 	size_t n = strlen(text);
-	int r = tokenizer_encode(x->tokenizer, text, n, x->settings->corpus_specials, false, 3 * n + 16, tokens, err);
+	bool specials = x->settings->corpus_specials;
+	int r = first ? tokenizer_encode(x->tokenizer, text, n, specials, false, 3 * n + 16, tokens, err)
+		: tokenizer_encode_part(x->tokenizer, text, n, specials, 3 * n + 16, tokens, err);
 	return r ? r : tokens_append(x, tokens->ids, tokens->n, err);
 }
 
@@ -92,9 +95,9 @@ static int answer_read(struct texts *x, const json_t *object, const char *prompt
 	bool taken = false;
 	int r = document_string(object, where, "finish", &finish, err);
 	r = r == -ENOENT ? 0 : r;
-	r = r ? r : words_append(x, prompt, tokens, err);
+	r = r ? r : words_append(x, prompt, true, tokens, err);
 	size_t n_prompt = x->n;
-	r = r ? r : words_append(x, text, tokens, err);
+	r = r ? r : words_append(x, text, !*prompt, tokens, err);
 	r = r || eos < 0 || (finish && strcmp(finish, "length") == 0) ? r : tokens_append(x, &end, 1, err);
 	r = r ? r : dataset_append_answer(x->dataset, x->tokens, x->n, n_prompt, &taken, err);
 	x->n = 0;

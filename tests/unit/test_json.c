@@ -223,8 +223,13 @@ static void small_bodies_are_read_and_refused(void **state)
 	static const char tokenize[] = "{\"text\":\"a\\u0062\",\"specials\":true}";
 	assert_int_equal(json_read_tokenize(tokenize, strlen(tokenize), &t, &err), 0);
 	assert_string_equal(t.text, "ab");
-	assert_true(t.specials && t.add_special);
+	assert_true(t.specials && t.add_special && !t.part);
 	json_tokenize_done(&t);
+	assert_int_equal(json_read_tokenize("{\"text\":\"a\",\"part\":true}", 24, &t, &err), 0);
+	assert_true(t.part);
+	json_tokenize_done(&t);
+	assert_true(json_read_tokenize("{\"text\":\"a\",\"part\":1}", 21, &t, &err) < 0);
+	assert_string_equal(err.field, "part");
 	assert_true(json_read_tokenize("{}", 2, &t, &err) < 0);
 	assert_string_equal(err.field, "text");
 	assert_int_equal(json_read_detokenize("{\"tokens\":[1,2]}", 16, &d, &err), 0);

@@ -196,7 +196,7 @@ static void bad_files_are_refused_with_the_reason(void **state)
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a a\"]}", "not in the vocabulary" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"aa\"]}", "two tokens" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[7]}", "neither" },
-		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[],\"byte_fallback\":true}", "byte_fallback" },
+		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[],\"byte_fallback\":true}", "pre_tokenizer type ByteLevel of this kind" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"a\"}", "unk_token" },
 		{ "normalizer", "{\"type\":\"Lowercase\"}", "normalizer type Lowercase is not supported" },
 		{ "pre_tokenizer", "{\"type\":\"Metaspace\"}", "pre_tokenizer type Metaspace" },

@@ -137,7 +137,12 @@ static void full_compare(const struct tokens *tokens, const json_t *expected, co
 
 void golden_compare(const struct tokenizer *t, const char *name)
 {
-	json_t *fragments = golden_load("fragments.json"), *all = golden_load("expected.json");
+	golden_compare_in(t, "expected.json", name);
+}
+
+void golden_compare_in(const struct tokenizer *t, const char *file, const char *name)
+{
+	json_t *fragments = golden_load("fragments.json"), *all = golden_load(file);
 	const json_t *expected = json_object_get(all, name), *full = json_object_get(expected, "full");
 	const char *blocks = json_string_value(json_object_get(expected, "blocks"));
 	static struct line line;
