@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The units under a systemd of their own: start, status, reload, crash, watchdog, sockets, credentials, stop."""
+import json
 import os
 import re
 import time
@@ -113,6 +114,28 @@ class Boot(unittest.TestCase):
         self.assertEqual((self.m.show(UNIT, "ActiveState"), self.m.main_pid(UNIT)), ("active", before))
         self.assertIn("SIGHUP: ", self.m.journal(UNIT))
         self.assertEqual(self.http("GET", "/ready")[0], 200)
+
+    def entries(self, *matches):
+        said = self.m.run("journalctl", "--no-pager", "-o", "json", "-u", UNIT, *matches).stdout
+        return [json.loads(line) for line in said.splitlines()]
+
+    def test_a_reload_changes_settings_and_the_journal_has_its_fields(self):
+        self.start()
+        self.settings("max-spans = 7\nmax-top-k = 9\n")
+        self.m.run("systemctl", "reload", UNIT)
+        changed = wait_until(lambda: self.entries("KD_SETTING=max-spans"), lambda: self.m.journal(UNIT)[-2000:])[-1]
+        self.assertEqual(changed["MESSAGE"], "SIGHUP: max-spans: 1024 -> 7")
+        self.assertEqual((changed["PRIORITY"], changed["CODE_FUNC"], changed["SYSLOG_IDENTIFIER"]), ("5", "move_rows", "kdserved"))
+        self.assertTrue(changed["CODE_FILE"].endswith("daemon/reload.c"))
+        self.assertGreater(int(changed["CODE_LINE"]), 0)
+        self.assertEqual(changed["_TRANSPORT"], "journal")
+        wait_until(lambda: self.m.show(UNIT, "StatusText").endswith("restart needed for: max-top-k"), lambda: self.m.show(UNIT, "StatusText"))
+        self.settings("max-spans = many\n")
+        self.m.run("systemctl", "reload", UNIT)
+        wait_until(lambda: "max-spans = many: expected" in self.m.show(UNIT, "StatusText"), lambda: self.m.show(UNIT, "StatusText"))
+        self.assertIn("%s:3: max-spans = many: expected a whole number" % self.conf, self.entries("KD_SETTING=max-spans")[-1]["MESSAGE"])
+        self.m.run("systemctl", "stop", UNIT)
+        self.assertIn("stopped", self.m.journal(UNIT))
 
     def test_the_sandbox_is_in_effect(self):
         self.m.write("/home/somebody/secret", "s")

@@ -53,6 +53,26 @@ static void the_budget_is_all_or_nothing(void **state)
 	queue_close(q);
 }
 
+static void other_limits_hold_from_then_on(void **state)
+{
+	(void)state;
+	struct queue *q;
+	struct queue_cost reserved;
+	uint64_t waiting;
+	assert_int_equal(queue_open(&(struct queue_cost){10, 100, 1000}, -1, &q), 0);
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 80, 800}, NULL), 0);
+	queue_limit(q, &(struct queue_cost){10, 50, 1000});                                   // less than what is reserved
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 1, 1}, NULL), error_errno(ERROR_OVERLOADED));
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 51, 1}, NULL), error_errno(ERROR_TOO_LARGE));
+	queue_release(q, &(struct queue_cost){1, 80, 800});
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 50, 1}, NULL), 0);
+	queue_limit(q, &(struct queue_cost){10, 200, 1000});
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 150, 1}, NULL), 0);
+	queue_usage(q, &reserved, &waiting);
+	assert_int_equal(reserved.tokens, 200);
+	queue_close(q);
+}
+
 static void a_push_wakes_the_eventfd(void **state)
 {
 	(void)state;
@@ -271,6 +291,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(items_leave_in_order_and_chains_stay_together),
 		cmocka_unit_test(the_budget_is_all_or_nothing),
+		cmocka_unit_test(other_limits_hold_from_then_on),
 		cmocka_unit_test(a_push_wakes_the_eventfd),
 		cmocka_unit_test(a_stopped_queue_gives_what_it_holds_and_then_nothing),
 		cmocka_unit_test(a_poke_wakes_who_waits_and_loses_nothing),

@@ -132,6 +132,35 @@ static void a_store_lets_go_of_what_is_old(void **state)
 	fixture_remove(d);
 }
 
+static void limits_change_while_it_is_open(void **state)
+{
+	(void)state;
+	char *d = fixture_directory();
+	struct error err = {0};
+	struct store *s = open_limited(d, 0, 0);
+	append(s, 0, 200);
+	uint64_t n_shards = fixture_stats(s).n_shards;
+	assert_true(n_shards > 4);
+	store_change(s, &(struct store_limits){64u << 20, 3 * SHARD_BYTES, 0});      // nobody appends: it is looked at now
+	for (int i = 0; i < 5000 && fixture_stats(s).n_removed_shards + 4 < n_shards; i++)
+		usleep(1000);
+	assert_true(fixture_stats(s).n_removed_shards >= n_shards - 4);
+	assert_int_equal(count(s, 0, 200), fixture_stats(s).n_records);
+	store_change(s, &(struct store_limits){1024, 0, 0});
+	struct record *r = fixture_record(300, 32, 16);
+	assert_int_equal(store_append(s, r, STORE_NONE, NULL, NULL, &err), error_errno(ERROR_TOO_LARGE));
+	assert_non_null(strstr(err.message, "1024"));
+	store_change(s, &(struct store_limits){64u << 20, 0, 0});
+	assert_int_equal(fixture_append(s, r, STORE_FLUSHED), 0);
+	record_unref(r);
+	n_shards = fixture_stats(s).n_removed_shards;
+	append(s, 400, 600);                                     // no limit any more
+	assert_int_equal(fixture_stats(s).n_removed_shards, n_shards);
+	assert_int_equal(count(s, 400, 600), 200);
+	store_close(s);
+	fixture_remove(d);
+}
+
 struct readers {
 	struct store *store;
 	atomic_bool stop;
@@ -268,6 +297,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_store_keeps_within_its_size),
 		cmocka_unit_test(a_store_lets_go_of_what_is_old),
+		cmocka_unit_test(limits_change_while_it_is_open),
 		cmocka_unit_test(readers_go_on_while_shards_go),
 		cmocka_unit_test(pruning_removes_the_oldest),
 	};
