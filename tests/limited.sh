@@ -2,14 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # limited.sh COMMAND...: runs one test. A test that has not ended after TEST_SECONDS [600] is a failed one: it is told to abort (Python then shows
 # where each thread stands), killed 20 s later, and the last line of its log says so.
-# Tests on the emulated GPU are slow: TEST_EMULATED=no leaves them to another build (./quickstart check: to the one with sanitizers), but for a
-# whole teacher, which takes minutes there and is left to the one without.
+# Tests on the emulated GPU take minutes with sanitizers: there only those run that show every kernel a bad address (TEST_EMULATED=all: all).
 export PYTHONFAULTHANDLER=1
 case " $* " in
-*/test_teacher_emulated\ *)
-	[ -z "${KDSERVED_TEST_SANITIZED:-}" ] || { echo "skipped: minutes with sanitizers"; exit 77; } ;;
+*/test_ops_emulated\ *|*/test_tiny_emulated\ *|*/test_need_emulated\ *) ;;
 *_emulated\ *|*/gpu/test_faults.py\ *)
-	[ "${TEST_EMULATED:-yes}" = yes ] || { echo "skipped: TEST_EMULATED=$TEST_EMULATED"; exit 77; } ;;
+	[ -z "${KDSERVED_TEST_SANITIZED:-}" ] || [ "${TEST_EMULATED:-}" = all ] || { echo "skipped: minutes with sanitizers (TEST_EMULATED=all)"; exit 77; } ;;
 esac
 timeout --signal=ABRT --kill-after=20 "${TEST_SECONDS:-600}" "$@"
 status=$?
