@@ -187,7 +187,7 @@ static int open_reference(const struct teacher *t, uint32_t member, struct teach
 	options.sources = &t->sources[member];
 	options.n_sources = 1;
 	options.device = "ref";
-	options.numeric = "auto";
+	options.numeric = strcmp(t->infos[member].numeric, "int8") == 0 ? "int8" : "auto";    // the same integers
 	options.max_tokens = options.batch_tokens = N_SHORT;
 	options.cache_tokens = 0;
 	options.max_gather = options.max_draws = 1;

@@ -29,6 +29,8 @@ static int open_backend(struct teacher *t, uint32_t max_rows, struct error *err)
 		options.numeric = BACKEND_NUMERIC_F32;
 	if (strcmp(numeric, "bf16") == 0)
 		options.numeric = BACKEND_NUMERIC_BF16;
+	if (strcmp(numeric, "int8") == 0)
+		options.numeric = BACKEND_NUMERIC_INT8;
 	return backend_open(t->device, &options, &t->backend, err);
 }
 

@@ -37,6 +37,8 @@ static enum operand operand_of(enum backend_numeric numeric, const struct cpu_ve
 {
 	bool fast = products_have_bf16() && vector == &vector_avx512;
 
+	if (numeric == BACKEND_NUMERIC_INT8)
+		return OPERAND_INT8;
 	if (numeric == BACKEND_NUMERIC_F32 || (numeric == BACKEND_NUMERIC_AUTO && !fast))
 		return OPERAND_F32;
 	return fast ? OPERAND_BF16 : OPERAND_ROUNDED;
@@ -71,7 +73,7 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 		cpu_close(be);
 		return r;
 	}
-	be->numeric = cpu->operand != OPERAND_F32 ? "bf16" : options->numeric == BACKEND_NUMERIC_F32 ? "f32" : "f32-fast";
+	be->numeric = cpu->operand == OPERAND_INT8 ? "int8" : cpu->operand != OPERAND_F32 ? "bf16" : options->numeric == BACKEND_NUMERIC_F32 ? "f32" : "f32-fast";
 	snprintf(cpu->description, sizeof cpu->description, "%d threads, %s%s", cpu->n_threads, vector->name,
 		 cpu->operand == OPERAND_ROUNDED ? ", bf16 at the speed of f32" : "");
 	be->description = cpu->description;

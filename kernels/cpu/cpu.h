@@ -11,10 +11,11 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/vector.h"
 
+struct int8_matrix;
 struct matrix;
 struct products;
 
-enum operand { OPERAND_F32, OPERAND_ROUNDED /* to bfloat16, multiplied as float */, OPERAND_BF16 };
+enum operand { OPERAND_F32, OPERAND_ROUNDED /* to bfloat16, multiplied as float */, OPERAND_BF16, OPERAND_INT8 };
 struct cpu {
 	int n_threads;
 	uint32_t max_rows;
@@ -36,7 +37,8 @@ struct cpu {
 struct weight {
 	uint32_t n_rows, n_columns;
 	enum operand operand;                   // of y = x Wᵀ
-	struct matrix *forward;                 // y = x Wᵀ
+	struct int8_matrix *int8;               // loaded as OPERAND_INT8; else NULL
+	struct matrix *forward;                 // y = x Wᵀ; else NULL
 	struct matrix *backward;                // dx = dy W; views only
 	const float *view;                      // NULL for a loaded matrix
 };

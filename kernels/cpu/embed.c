@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/int8.h"
 #include "kernels/cpu/product.h"
 
 void cpu_embed(struct backend *be, struct real *x, const struct weight *w)
@@ -14,6 +15,8 @@ void cpu_embed(struct backend *be, struct real *x, const struct weight *w)
 	for (uint32_t t = 0; t < cpu->n_positions; t++) {
 		if (w->view)
 			memcpy(cpu_real(x) + t * C, w->view + cpu->tokens[t] * C, C * sizeof(float));
+		else if (w->int8)
+			int8_matrix_row(w->int8, cpu->tokens[t], cpu_real(x) + t * C);
 		else
 			matrix_row(w->forward, cpu->tokens[t], cpu_real(x) + t * C);
 	}

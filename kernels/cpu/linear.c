@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/int8.h"
 #include "kernels/cpu/product.h"
 
 #define GRADIENT_BLOCK 192           // rows of dw in one unit: their share of dy, packed, stays in the second-level cache
@@ -103,15 +104,23 @@ static void multiply(struct backend *be, float *y, bool add, const float *x, con
 		backend_fail(be, "a product of %zu x %zu failed", N, K);
 }
 
+static void forward(struct backend *be, float *y, bool add, const float *x, const struct weight *w, const float *bias, size_t rows)
+{
+	if (w->int8)
+		int8_multiply(be, y, add, x, w->int8, bias, rows);
+	else
+		multiply(be, y, add, x, w->forward, w->n_rows, w->n_columns, w->operand, bias, rows);
+}
+
 void cpu_linear(struct backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows)
 {
-	multiply(be, cpu_act(y), false, cpu_act_in(x), w->forward, w->n_rows, w->n_columns, w->operand, cpu_real_in(bias), rows);
+	forward(be, cpu_act(y), false, cpu_act_in(x), w, cpu_real_in(bias), rows);
 }
 
 void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias,
 		     uint32_t rows)
 {
-	multiply(be, cpu_real(y), add, cpu_act_in(x), w->forward, w->n_rows, w->n_columns, w->operand, cpu_real_in(bias), rows);
+	forward(be, cpu_real(y), add, cpu_act_in(x), w, cpu_real_in(bias), rows);
 }
 
 // dw (N, K) += dyᵀ x, in blocks of rows of dw; with operands rounded to bfloat16 too where the other products are of such, at float's speed. Sums run over rows in order, so they do not depend on threads (but they do on T).

@@ -48,6 +48,19 @@ struct attention_work {
 	float *scratch;                  // attention_scratch() floats, 64-byte aligned
 };
 
+// One block of a product of 8-bit integers (int8.h): block_rows rows times a panel.
+struct int8_block {
+	float *y;                        // (n_rows, n), row stride ldy; += when add; + bias (n) unless NULL
+	size_t ldy, n, n_rows;           // at most a panel, at most block_rows
+	bool add;
+	const float *bias;
+	const int16_t *x;                // (block_rows, n_groups * INT8_GROUP)
+	const float *x_scales;           // (block_rows, n_groups)
+	size_t n_groups;
+	const int16_t *w;                // (n_groups * INT8_GROUP / 2, panel, 2)
+	const float *w_scales;           // (n_groups, panel)
+};
+
 struct layernorm_moments { float mean, inverse; };    // inverse: 1 / sqrt(variance + epsilon)
 
 struct cpu_vector {
@@ -85,6 +98,11 @@ struct cpu_vector {
 	void (*gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, bool rounded);
 	void (*gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
 			 bool rounded);
+
+	// Products of integers (backend.h, INT8). quantize: a row of n to whole groups, the last filled up with zeros.
+	uint32_t block_rows;
+	void (*quantize)(int16_t *q, float *scales, const float *x, size_t n);
+	void (*int8_block)(const struct int8_block *b);
 
 	// Vocabulary. maxima: (ceil(n / SWEEP_BLOCK)); false when an element is NaN or infinite.
 	bool (*block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);

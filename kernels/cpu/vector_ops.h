@@ -31,6 +31,8 @@ void VECTOR(adamw)(float *w, float *m, float *v, const float *g, size_t n, const
 void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, bool rounded);
 void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
 		      bool rounded);
+void VECTOR(quantize)(int16_t *q, float *scales, const float *x, size_t n);
+void VECTOR(int8_block)(const struct int8_block *b);
 bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
 double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
 void VECTOR(exp_blocks)(float *out, const float *x, size_t n, float max, float scale, double *sums);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The table of one instruction set; compiled once for each.
 #include "kernels/backend.h"
+#include "kernels/cpu/vector_block.h"
 #include "kernels/cpu/vector_ops.h"
 
 #define VECTOR_STRING(name) VECTOR_STRING_OF(name)
@@ -29,6 +30,9 @@ const struct cpu_vector VECTOR(vector) = {
 	.panel = 2 * LANES,
 	.gradient_pack = VECTOR(gradient_pack),
 	.gradient = VECTOR(gradient),
+	.block_rows = BLOCK_ROWS,
+	.quantize = VECTOR(quantize),
+	.int8_block = VECTOR(int8_block),
 	.block_maxima = VECTOR(block_maxima),
 	.exp_sum = VECTOR(exp_sum),
 	.exp_blocks = VECTOR(exp_blocks),

@@ -7,6 +7,7 @@
 
 #include "common/error.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/int8.h"
 #include "kernels/cpu/product.h"
 
 // Rows first..first+n-1 of the stacked parts, as float (n, n_columns).
@@ -48,6 +49,25 @@ static int load_blocks(struct backend *be, struct weight *w, const struct tensor
 	return failure;
 }
 
+static int load_int8(struct backend *be, struct weight *w, const struct tensor *parts)
+{
+	const struct cpu *cpu = cpu_of(be);
+	struct int8_matrix *m = w->int8 = int8_matrix_new(cpu->vector, w->n_rows, w->n_columns);
+
+	if (!m || !memory_own(be, w->n_columns + int8_matrix_scratch(m)))
+		return -ENOMEM;
+#pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
+	for (uint32_t panel = 0; panel < int8_matrix_panels(m); panel++) {
+		float *plain = cpu->own[omp_get_thread_num()];
+		for (uint32_t i = 0, row = panel * m->panel; i < m->panel; i++, row++) {
+			if (row < m->n)
+				parts_read(parts, row, 1, w->n_columns, plain);
+			int8_matrix_pack(m, cpu->vector, row, plain, plain + w->n_columns);
+		}
+	}
+	return 0;
+}
+
 struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err)
 {
 	const struct cpu *cpu = cpu_of(be);
@@ -63,6 +83,12 @@ struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, u
 		return NULL;
 	}
 	*w = (struct weight){.n_rows = n_rows, .n_columns = n_columns, .operand = cpu->operand};
+	if (w->operand == OPERAND_INT8) {
+		if (load_int8(be, w, parts) == 0)
+			return w;
+		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix of %u x %u", n_rows, n_columns);
+		goto fail;
+	}
 	if (matrix_new(cpu->products, n_rows, n_columns, w->operand == OPERAND_BF16, &w->forward, err) < 0)
 		goto fail;
 	if (load_blocks(be, w, parts) < 0) {
@@ -147,6 +173,7 @@ void cpu_weight_free(struct backend *be, struct weight *w)
 	(void)be;
 	if (!w)
 		return;
+	int8_matrix_free(w->int8);
 	matrix_free(w->forward);
 	matrix_free(w->backward);
 	free(w);

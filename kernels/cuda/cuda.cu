@@ -79,6 +79,8 @@ static int choose_device(backend *be, const backend_options *options, struct err
 				 kind == PLAN_ERROR_NOT_READY ? " now" : "", cudaGetErrorString(e), (int)e);
 	if (p.major < 8)
 		return error_set(err, ERROR_UNSUPPORTED, "device", "%s has compute capability %d.%d, 8.0 is needed", p.name, p.major, p.minor);
+	if (options->numeric == BACKEND_NUMERIC_INT8)
+		return error_set(err, ERROR_UNSUPPORTED, "numeric", "device cuda has no products of int8: cpu has");
 	c->bf16 = options->numeric != BACKEND_NUMERIC_F32;
 	c->max_rows = options->max_rows;
 	be->numeric = c->bf16 ? "bf16" : "f32";

@@ -10,6 +10,10 @@
 static void product(const struct backend *be, double *y, bool add, const double *x, const struct weight *w, const double *bias, size_t rows)
 {
 	size_t N = w->n_rows, K = w->n_columns;
+	if (w->integers) {
+		ref_int8_product(be, y, add, x, w, bias, rows);
+		return;
+	}
 #pragma omp parallel for collapse(2) schedule(static) num_threads(ref_of(be)->n_threads)
 	for (size_t tile = 0; tile < rows; tile += TILE) {
 		for (size_t n = 0; n < N; n++) {

@@ -42,7 +42,8 @@ static int ref_open(struct backend *be, const struct backend_options *options, s
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", options->max_rows);
 	}
 	snprintf(ref->description, sizeof ref->description, "%d threads, reference", ref->n_threads);
-	be->numeric = "f64";
+	ref->int8 = options->numeric == BACKEND_NUMERIC_INT8;
+	be->numeric = ref->int8 ? "int8-f64" : "f64";
 	be->description = ref->description;
 	return 0;
 }

@@ -14,6 +14,7 @@ struct ref {
 	uint32_t *tokens, *positions, *starts;  // (max_rows), (max_rows), (max_rows + 1)
 	uint32_t *slot_starts, *slots;          // (max_rows + 1), (slots_capacity): of a layout that has them
 	size_t slots_capacity;
+	bool int8;                              // loaded matrices are
 	char description[32];
 };
 
@@ -21,6 +22,8 @@ struct weight {
 	uint32_t n_rows, n_columns;
 	double *owned;                          // NULL for a view
 	const double *values;                   // (n_rows, n_columns)
+	int8_t *integers;                       // (n_rows, n_columns) loaded for INT8, values are what they stand for; else NULL
+	float *scales;                          // (n_rows, n_columns / INT8_GROUP rounded up)
 };
 
 static inline struct ref *ref_of(const struct backend *be) { return be->device; }
@@ -74,6 +77,11 @@ void ref_head_norm_backward(struct backend *be, struct act *dx, struct real *dq_
 			    const struct act *x, const struct real *q_gain, const struct real *k_gain,
 			    const struct attention_shape *shape, float epsilon);
 
+// n <= INT8_GROUP values of one group; returns its scale.
+float ref_quantize(int8_t *q, const float *x, size_t n);
+void ref_weight_quantize(struct weight *w);        // owned to integers and scales, and to what these stand for
+void ref_int8_product(const struct backend *be, double *y, bool add, const double *x, const struct weight *w, const double *bias,
+		      size_t rows);
 void ref_linear(struct backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows);
 void ref_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias,
 		     uint32_t rows);

@@ -25,17 +25,26 @@ struct weight *ref_weight_load(struct backend *be, const struct tensor *parts, u
 	be->n_allocations++;
 	float *row = calloc(n_columns, sizeof *row);
 	double *values = calloc(n_rows, n_columns * sizeof *values);
-	if (!w || !row || !values) {
+	bool int8 = ref_of(be)->int8, ok = w && row && values;
+	if (ok && int8) {
+		w->integers = calloc(n_rows, n_columns);
+		w->scales = calloc(n_rows, ((n_columns - 1) / INT8_GROUP + 1) * sizeof *w->scales);
+		ok = w->integers && w->scales;
+	}
+	if (!ok) {
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix of %u x %u doubles", n_rows, n_columns);
 		ref_weight_free(be, w);
 		w = NULL;
 		goto out;
 	}
-	*w = (struct weight){.n_rows = n_rows, .n_columns = n_columns, .owned = values, .values = values};
+	w->n_rows = n_rows, w->n_columns = n_columns;
+	w->values = w->owned = values;
 	values = NULL;
 	double *to = w->owned;
 	for (uint32_t i = 0; i < n_parts; to += parts[i].dims[0] * n_columns, i++)
 		part_to_double(&parts[i], to, row);
+	if (w->integers)
+		ref_weight_quantize(w);
 out:
 	free(values);
 	free(row);
@@ -66,5 +75,7 @@ void ref_weight_free(struct backend *be, struct weight *w)
 	if (!w)
 		return;
 	free(w->owned);
+	free(w->integers);
+	free(w->scales);
 	free(w);
 }

@@ -19,7 +19,7 @@ teacher=${BENCH_TEACHER:-$cache/SmolLM2-135M-Instruct.Q4_1.gguf} text=${BENCH_TE
 results=${BENCH_RESULTS:-$here/results}
 export KDSERVED_TEACHER=$teacher THREADS=$threads top_builddir=$build top_srcdir=$top PYTHONDONTWRITEBYTECODE=1
 [ "$short" != 0 ] || short=
-parts="score ops plan train server_overhead storing record wire store verify recovery scale_out fio bytes_per_token"
+parts="score numeric ops plan train server_overhead storing record wire store verify recovery scale_out fio bytes_per_token"
 
 pick() { if [ -n "$short" ]; then echo "$1"; else echo "$2"; fi; }         # SHORT WHOLE
 skip() { echo "$*" >&2; exit 77; }
@@ -33,12 +33,16 @@ part_score() {
 	need "$teacher" BENCH_TEACHER
 	local work=${BENCH_LLAMACPP:--} length
 	[ "$work" != - ] || echo "# without llama.cpp: BENCH_LLAMACPP is not set"
-	export PASSES CSV=/dev/null HEADER=1
+	export PASSES CSV=/dev/null HEADER=1 NUMERICS="auto int8"
 	PASSES=$(pick 2 5)
 	for length in $(pick 512 "512 2048"); do
 		bash "$here/peer_llamacpp.sh" "$build" "$work" "$(pick 2 8)" "$threads" "$length" "$(pick 2 $((2048 / length)))" || return
 		HEADER=
 	done
+}
+part_numeric() {
+	need "$teacher" BENCH_TEACHER; need "$text" BENCH_TEXT
+	"$build/tests/bench/bench_numeric" "$teacher" "$text" "$(pick 2048 8192)" 512 "$threads"
 }
 part_ops() { bash "$here/ops.sh" "$build" "$(pick 2 4)" 512 "$(pick 2 5)" "$threads"; }
 part_plan() {

@@ -2,7 +2,7 @@
 // Time of each operation of a backend in the chain where it is used: all-position scoring of a SmolLM2-135M shape (30 layers, random
 // weights), then one training step of a 33 M student. Rows: operation, calls, ms, share, GFLOP/s, share of the processor's measured peak.
 // BENCH_CLOCK=cpu in the environment counts processor time instead (with one thread: figures of a busy machine that can be compared).
-// usage: bench_ops [BACKEND=cpu] [THREADS=0] [SEQUENCES=4] [LENGTH=512] [PASSES=5] [NUMERIC=auto|f32|bf16]
+// usage: bench_ops [BACKEND=cpu] [THREADS=0] [SEQUENCES=4] [LENGTH=512] [PASSES=5] [NUMERIC=auto|f32|bf16|int8]
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -394,7 +394,8 @@ int main(int argc, char **argv)
 	uint32_t length = argc > 4 ? (uint32_t)atoi(argv[4]) : 512;
 	int passes = argc > 5 ? atoi(argv[5]) : 5;
 	struct backend_options options = {.n_threads = threads, .max_rows = sequences * length};
-	options.numeric = strcmp(numeric, "f32") == 0 ? BACKEND_NUMERIC_F32 : strcmp(numeric, "bf16") == 0 ? BACKEND_NUMERIC_BF16 : BACKEND_NUMERIC_AUTO;
+	options.numeric = strcmp(numeric, "f32") == 0 ? BACKEND_NUMERIC_F32 : strcmp(numeric, "bf16") == 0 ? BACKEND_NUMERIC_BF16 :
+			  strcmp(numeric, "int8") == 0 ? BACKEND_NUMERIC_INT8 : BACKEND_NUMERIC_AUTO;
 	if (!sequences || !length || passes < 1)
 		return 2;
 	if (getenv("BENCH_CLOCK") && strcmp(getenv("BENCH_CLOCK"), "cpu") == 0)

@@ -35,7 +35,7 @@ struct bench {
 struct times { double pass, head, product; };
 
 static const char usage[] =
-	"usage: bench_score --teacher PATH [--device auto|cpu|cuda|ref] [--numeric auto|f32|bf16] [--threads N]\n"
+	"usage: bench_score --teacher PATH [--device auto|cpu|cuda|ref] [--numeric auto|f32|bf16|int8] [--threads N]\n"
 	"                   [--length N] [--sequences N] [--top-k N] [--passes N] [--full]\n";
 
 static int parse_number(const char *text, uint32_t *ret)
@@ -46,6 +46,14 @@ static int parse_number(const char *text, uint32_t *ret)
 		return -1;
 	*ret = (uint32_t)n;
 	return 0;
+}
+
+static enum backend_numeric numeric_of(const char *name)
+{
+	return strcmp(name, "f32") == 0    ? BACKEND_NUMERIC_F32
+	       : strcmp(name, "bf16") == 0 ? BACKEND_NUMERIC_BF16
+	       : strcmp(name, "int8") == 0 ? BACKEND_NUMERIC_INT8
+					   : BACKEND_NUMERIC_AUTO;
 }
 
 static int parse_options(int argc, char **argv, struct options *o)
@@ -70,13 +78,8 @@ static int parse_options(int argc, char **argv, struct options *o)
 		default: r = -1;
 		}
 	}
-	bool known = strcmp(o->numeric, "auto") == 0 || strcmp(o->numeric, "f32") == 0 || strcmp(o->numeric, "bf16") == 0;
+	bool known = strcmp(o->numeric, "auto") == 0 || numeric_of(o->numeric) != BACKEND_NUMERIC_AUTO;
 	return r == 0 && o->teacher && known && o->length && o->sequences && o->passes ? 0 : -1;
-}
-
-static enum backend_numeric numeric_of(const char *name)
-{
-	return strcmp(name, "f32") == 0 ? BACKEND_NUMERIC_F32 : strcmp(name, "bf16") == 0 ? BACKEND_NUMERIC_BF16 : BACKEND_NUMERIC_AUTO;
 }
 
 static int bench_open(struct bench *b, const struct options *o, struct error *err)

@@ -165,6 +165,9 @@ def kept(r):
 
 TABLES = {
     "score": ("score", score),
+    "numeric": ("numeric", columns(("form", "numeric"), ("positions", "positions"), ("KL, mean, nats", "kl_mean"), ("largest", "kl_max"),
+                                   ("total variation", "total_variation"), ("same likeliest id", "same_top"),
+                                   ("logit off by at most", "logit_max"), ("perplexity", "perplexity"), ("in f32", "perplexity_f32"))),
     "ops": ("ops", ops),
     "plan": ("plan", plan),
     "train": ("train", train),

@@ -63,10 +63,10 @@ class Bits(unittest.TestCase):
             numbers = numbers[n:]
         return made
 
-    def run_model(self, model, vocabulary, longest):
+    def run_model(self, model, vocabulary, longest, *more):
         wanted = sequences(vocabulary, longest)
         alone = [[i] for i in range(N)]
-        common = ("--max-tokens", str(longest + 8), "--cache-tokens", "2048", "--batch-tokens", "300")
+        common = ("--max-tokens", str(longest + 8), "--cache-tokens", "2048", "--batch-tokens", "300", *more)
         store = ("--store", os.path.join(self.directory, "store"))
         with Daemon(*common, "--threads", "1", model=model) as d, d.client() as c:
             want = self.ask(c, wanted, NO_STORE, alone)
@@ -87,6 +87,11 @@ class Bits(unittest.TestCase):
         model = os.path.join(self.directory, "model")
         tiny_model.write(model)
         self.run_model(model, 265, 129)
+
+    def test_products_of_int8(self):
+        model = os.path.join(self.directory, "model")
+        tiny_model.write(model)
+        self.run_model(model, 265, 129, "--numeric", "int8")
 
     # Windows; capped scores; experts, whose rows are gathered from all of a batch.
     def test_other_architectures(self):

@@ -26,7 +26,7 @@ struct pair {
 	uint64_t random;
 	double eps_act;                  // unit roundoff of the backend's act arrays
 	double eps_view;                 // of operands of products of trainable matrices
-	double eps_product;              // of operands in products of immutable weights
+	double eps_product;              // of operands in products of immutable weights; integers are the same on both
 	struct made *made;               // everything to free at reset
 	struct batch { uint32_t tokens[MAX_ROWS], positions[MAX_ROWS], starts[5]; struct layout layout; } batch;
 };
@@ -68,6 +68,8 @@ void head_norm_matches_ref(void **state);
 void linear_matches_ref(void **state);
 void linear_real_matches_ref(void **state);
 void linear_of_mixed_types_matches_ref(void **state);
+void int8_products_are_exact(void **state);
+void int8_products_keep_what_is_not_a_number_in_its_row(void **state);
 void linear_of_view_follows_refresh(void **state);
 void rope_matches_ref(void **state);
 void attention_matches_ref(void **state);

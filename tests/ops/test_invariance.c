@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
+#include <errno.h>
 
 #include "common/error.h"
 #include "kernels/backend.h"
@@ -242,6 +243,23 @@ static void rows_depend_on_their_sequence_alone_in_bfloat16(void **state)
 	check_batches(BACKEND_NUMERIC_BF16, false, 40, 5);
 }
 
+// Where a device refuses this form there is nothing to hold to it.
+static void rows_depend_on_their_sequence_alone_in_int8(void **state)
+{
+	struct backend_options options = {.n_threads = 1, .numeric = BACKEND_NUMERIC_INT8, .max_rows = 1};
+	struct backend *be = NULL;
+	struct error err = {0};
+	(void)state;
+	if (strcmp(BACKEND, "cuda") == 0) {
+		assert_int_equal(backend_open(BACKEND, &options, &be, &err), -EOPNOTSUPP);
+		assert_string_equal(err.field, "numeric");
+		return;
+	}
+	check_batches(BACKEND_NUMERIC_INT8, false, 0, 0);
+	check_batches(BACKEND_NUMERIC_INT8, true, 0, 0);
+	check_batches(BACKEND_NUMERIC_INT8, false, 40, 5);
+}
+
 // A row reads only what lies before it: a longer sequence begins like the shorter one.
 static void rows_do_not_depend_on_what_follows(void **state)
 {
@@ -339,6 +357,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(rows_depend_on_their_sequence_alone),
 		cmocka_unit_test(rows_depend_on_their_sequence_alone_in_bfloat16),
+		cmocka_unit_test(rows_depend_on_their_sequence_alone_in_int8),
 		cmocka_unit_test(rows_do_not_depend_on_what_follows),
 		cmocka_unit_test(gradients_do_not_depend_on_threads),
 	};

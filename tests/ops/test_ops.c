@@ -31,6 +31,8 @@ static const struct CMUnitTest tests[] = {
 	OP(linear_matches_ref),
 	OP(linear_real_matches_ref),
 	OP(linear_of_mixed_types_matches_ref),
+	OP(int8_products_are_exact),
+	OP(int8_products_keep_what_is_not_a_number_in_its_row),
 	OP(linear_of_view_follows_refresh),
 	OP(rope_matches_ref),
 	OP(attention_matches_ref),
@@ -77,7 +79,7 @@ static const struct CMUnitTest tests[] = {
 // AUTO may be one of the others: a form is held to account once.
 static int run(enum backend_numeric numeric)
 {
-	static char held[3][16];
+	static char held[4][16];
 	static int n_held;
 	int r = pair_open(&pair, BACKEND, numeric, 2);
 	if (r != 0)
@@ -99,5 +101,7 @@ int main(void)
 		r = run(BACKEND_NUMERIC_AUTO);
 	if (r == 0 && strcmp(BACKEND, "ref") != 0)
 		r = run(BACKEND_NUMERIC_BF16);
+	if (r == 0 && strcmp(BACKEND, "cuda") != 0)
+		r = run(BACKEND_NUMERIC_INT8);
 	return r;
 }
