@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #define LABEL_WIDTH 10
+#define LARGEST 1e100                  // of a step or a value: the numbers are a server's, and differences must not overflow
 
 int curve_init(struct curve *c, const json_t *points, const char *key, bool logarithmic)
 {
@@ -21,7 +22,7 @@ int curve_init(struct curve *c, const json_t *points, const char *key, bool loga
 	json_array_foreach(points, i, point) {
 		const json_t *v = json_object_get(point, key);
 		double x = json_number_value(json_object_get(point, "step")), y = json_number_value(v);
-		if (!json_is_number(v) || !isfinite(y) || (logarithmic && y <= 0) || (c->n && y == c->y[c->n - 1]))
+		if (!json_is_number(v) || !(fabs(x) <= LARGEST) || !(fabs(y) <= LARGEST) || (logarithmic && y <= 0) || (c->n && y == c->y[c->n - 1]))
 			continue;
 		c->x[c->n] = x;
 		c->y[c->n++] = y;
@@ -51,7 +52,7 @@ struct range curve_range(const struct curve *c, bool of_x)
 	}
 	double air = of_x ? 0 : 0.04 * (r.high - r.low);
 	if (!(r.high > r.low))
-		air = fabs(r.low) > 0 ? 0.1 * fabs(r.low) : 1;
+		air = fabs(r.low) > 1e-300 ? 0.1 * fabs(r.low) : 1;
 	return (struct range){r.low - air, r.high + air};
 }
 
@@ -89,7 +90,7 @@ static void dot_set(unsigned char *cells, size_t width, size_t x, size_t y)
 static size_t place(double v, struct range r, size_t n)
 {
 	double at = floor((v - r.low) / (r.high - r.low) * (double)n);
-	return at < 0 ? 0 : at >= (double)n ? n - 1 : (size_t)at;
+	return !(at > 0) ? 0 : at >= (double)n ? n - 1 : (size_t)at;      // NaN too, where steps do not ascend
 }
 
 // Each column of dots shows the values between the neighbouring points: a line, not a scatter.
