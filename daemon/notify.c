@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/notify.h"
 
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,7 @@ void notify_init(struct notify *n, uint64_t stall_ms)
 	uint64_t us = 0;
 	*n = (struct notify){.stall_ms = stall_ms, .beat_ms = clock_ms(), .cpu_ms = processor_ms()};
 	if (sd_watchdog_enabled(0, &us) > 0)
-		n->watchdog_ms = us / 1000;
+		n->watchdog_ms = us / 1000 < INT_MAX ? us / 1000 : INT_MAX;
 }
 
 int notify_timeout(const struct notify *n, bool loading)
