@@ -24,5 +24,6 @@ static inline void histogram_append(struct histogram *h, double seconds)
 	while (i < HISTOGRAM_BUCKETS && seconds > histogram_bound(i))
 		i++;
 	atomic_fetch_add(&h->counts[i], 1);
-	atomic_fetch_add(&h->sum_us, (uint64_t)(seconds > 0 ? seconds * 1e6 : 0));
+	// What a worker reports may be any number: beyond a year it counts as one.
+	atomic_fetch_add(&h->sum_us, (uint64_t)(seconds > 0 ? (seconds < 3e7 ? seconds : 3e7) * 1e6 : 0));
 }

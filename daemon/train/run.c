@@ -152,7 +152,7 @@ int run_load(const char *root, const char *id, struct run *ret, struct error *er
 	ret->created = number_of(j, "created");
 	ret->started = number_of(j, "started");
 	ret->finished = number_of(j, "finished");
-	ret->pid = (int64_t)number_of(j, "pid");
+	ret->pid = json_integer_value(json_object_get(j, "pid"));      // 0 for anything else
 	double restarts = number_of(j, "restarts");
 	ret->restarts = restarts > 0 && restarts < UINT32_MAX ? (uint32_t)restarts : 0;
 	ret->resume = json_is_true(json_object_get(j, "resumed"));
