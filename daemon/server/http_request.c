@@ -250,7 +250,7 @@ static bool let_in(struct http_request *q, const char *path, const char *method,
 		return true;
 	refuse(q, 0, &err);
 	q->unauthorized = err.code == ERROR_UNAUTHORIZED;
-	q->must_close = q->unauthorized;
+	q->must_close |= q->unauthorized;
 	q->at_once = q->unauthorized && (chunked || n_body > STRANGER_BYTES);
 	return false;
 }
@@ -267,6 +267,9 @@ static void check_headers(struct http_request *q, const char *path, const char *
 		refuse(q, err.code == ERROR_TOO_LARGE ? MHD_HTTP_REQUEST_HEADER_FIELDS_TOO_LARGE : 0, &err);
 		return;
 	}
+	// Where a chunked body ends is for libmicrohttpd alone to say, and it takes a lone LF for the end of a chunk's first line: a reader in front
+	// may think otherwise. So nothing is read behind such a body.
+	q->must_close = chunked;
 	if (!let_in(q, path, method, n_body, chunked))
 		return;
 	if (q->escaped)
