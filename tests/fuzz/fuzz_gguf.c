@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// A GGUF file as a teacher is opened: parse, architecture, every tensor by name, token lists.
+// A GGUF file as a teacher is opened: parse, architecture, every tensor by name, token lists, and its tokenizer, which reads a text.
 #include <stdlib.h>
+#include <string.h>
 
 #include "daemon/model/config.h"
 #include "daemon/model/gguf.h"
 #include "daemon/model/gguf_source.h"
+#include "daemon/model/tokenizer.h"
 #include "tests/fuzz/fuzz.h"
 
 static void read_tensors(const struct gguf *f, const struct architecture *a)
@@ -38,6 +40,37 @@ static void read_lists(const struct gguf *f)
 		free(ids);
 }
 
+// What it reads into ids it reads back; the tokenizer.json made of it is a tokenizer of the same meaning.
+static void read_text(const struct gguf *f)
+{
+	static const char text[] = "aab 12 ab\n\xc3\xa9<x> \xff";
+	struct tokenizer *t = NULL, *again = NULL;
+	struct tokens tokens = {0};
+	char *back = NULL, *json = NULL;
+	size_t n_back, n;
+	if (tokenizer_open_gguf(f, &t, NULL))
+		return;
+	for (int special = 0; special < 2; special++) {
+		if (tokenizer_encode(t, text, sizeof text - 1, special, special, SIZE_MAX, &tokens, NULL))
+			continue;
+		for (size_t i = 0; i < tokens.n; i++)
+			if (tokens.ids[i] >= tokenizer_vocab_size(t) || tokens.offsets[i].end >= sizeof text)
+				abort();
+		if (tokenizer_decode(t, tokens.ids, tokens.n, false, &back, &n_back, NULL))
+			abort();
+		free(back);
+	}
+	if (tokenizer_to_json(t, &json, &n, NULL) || tokenizer_open_json(json, n, &again, NULL))
+		abort();
+	struct content_id a = tokenizer_id(t), b = tokenizer_id(again);
+	if (memcmp(&a, &b, sizeof a) != 0)
+		abort();
+	free(json);
+	tokens_done(&tokens);
+	tokenizer_close(again);
+	tokenizer_close(t);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct gguf *f = NULL;
@@ -49,6 +82,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		abort();
 	read_tensors(f, r == 0 ? &a : NULL);
 	read_lists(f);
+	read_text(f);
 	gguf_close(f);
 	return 0;
 }

@@ -9,6 +9,7 @@
 #include "daemon/teacher/generation.h"
 #include "daemon/teacher/request.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/letters.h"
 
 static void require(int ok)
 {
@@ -17,19 +18,6 @@ static void require(int ok)
 }
 
 static const struct json_limits limits = {.max_tokens = 64, .max_sequences = 8};
-
-static const struct tokenizer *letters(void)
-{
-	static const char json[] =
-		"{\"version\":\"1.0\",\"added_tokens\":[{\"id\":4,\"content\":\"<x>\",\"special\":true}],\"normalizer\":null,"
-		"\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":true},"
-		"\"post_processor\":null,\"decoder\":{\"type\":\"ByteLevel\"},"
-		"\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"\xc4\xa0\":3},\"merges\":[\"a b\"]}}";
-	static struct tokenizer *t;
-	if (!t)
-		require(tokenizer_open_json(json, sizeof json - 1, &t, NULL) == 0);
-	return t;
-}
 
 static void fuzz_score(const char *body, size_t n)
 {
