@@ -45,6 +45,7 @@ home 'mpi\.h'             'daemon/worker/team_mpi\.c'
 home 'nccl'               'kernels/cuda/.*'
 home 'systemd/'             'daemon/(listeners|notify|log_journal)\.c'
 home 'nettle/'              'common/sequence\.c'
+home 'gnutls/'              'common/transport\.c'
 home 'pcre2'                'daemon/model/(tokenizer|pretokenizer)[a-z_]*\.c'
 home 'jansson\.h'           'daemon/(server/(json|control)[a-z_]*\.[ch]|model/.*|train/.*|worker/.*)|clients/kdctl.*'
 
