@@ -32,10 +32,11 @@ static void announce(const struct options *o, const char *field, int fd, const c
 {
 	char bound[ADDRESS_TEXT], certificate[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
 	address_of_socket(fd, bound);
-	if (strcmp(field, "http") == 0 && strncmp(bound, "tcp:", 4) == 0)
-		log_notice("listening on http%s://%s%s", options_tls(o, certificate, key) ? "s" : "", bound + strlen("tcp:"), who);
+	bool tcp = strncmp(bound, "tcp:", 4) == 0, encrypted = tcp && options_tls(o, certificate, key);
+	if (tcp && strcmp(field, "http") == 0)
+		log_notice("listening on http%s://%s%s", encrypted ? "s" : "", bound + strlen("tcp:"), who);
 	else
-		log_notice("listening on %s%s", bound, who);
+		log_notice("listening on %s%s%s", encrypted ? "tls:" : "", encrypted ? bound + strlen("tcp:") : bound, who);
 }
 
 static int listen_on(const struct options *o, const char *text, const char *field, int *ret_fd, struct error *err)
@@ -112,6 +113,20 @@ static int open_sockets(const struct options *o, struct listeners *l, struct err
 	return r;
 }
 
+// Workers of this machine come through a plain socket: the certificate is not for an address of theirs.
+static int choose_for_workers(const struct options *o, struct listeners *l, struct error *err)
+{
+	char certificate[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
+	bool encrypted = options_tls(o, certificate, key);
+	for (size_t i = 0; i < l->n_sockets && !*l->address; i++)
+		if (!encrypted || address_is_unix(l->socket_fds[i]))
+			address_of_socket(l->socket_fds[i], l->address);
+	if (o->runs && !*l->address)
+		return error_set(err, ERROR_INVALID, "socket", "the workers of runs come through a unix socket where tls-certificate is set: "
+				 "set socket = unix:PATH too");
+	return 0;
+}
+
 int listeners_open(const struct options *o, struct listeners *l, struct error *err)
 {
 	*l = (struct listeners){.http_fd = -1};
@@ -120,9 +135,7 @@ int listeners_open(const struct options *o, struct listeners *l, struct error *e
 		r = listen_on(o, o->http, "http", &l->http_fd, err);
 	if (!r && !l->sockets_inherited)
 		r = open_sockets(o, l, err);
-	if (l->n_sockets)
-		address_of_socket(l->socket_fds[0], l->address);
-	return r;
+	return r ? r : choose_for_workers(o, l, err);
 }
 
 void listeners_close(struct listeners *l)

@@ -17,7 +17,7 @@ struct listeners {
 	int socket_fds[SOCKET_MAX_LISTENERS];
 	size_t n_sockets;
 	bool http_inherited, sockets_inherited;         // systemd's: they outlive this process
-	char address[ADDRESS_TEXT];                     // of the first of socket_fds, for workers
+	char address[ADDRESS_TEXT];                     // of the first of socket_fds that is plain, for workers
 };
 
 // Before other threads start (umask, environment). On failure what was opened is still in *l: listeners_close() it in any case, or hand it over.

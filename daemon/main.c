@@ -13,6 +13,7 @@
 #include "common/error.h"
 #include "common/heap.h"
 #include "common/provenance.h"
+#include "common/transport.h"
 #include "daemon/arguments.h"
 #include "daemon/clock.h"
 #include "daemon/idle.h"
@@ -43,7 +44,8 @@ struct daemon {
 	int signal_fd, event_fd;
 	struct listeners listeners;
 	struct auth *auth;
-	struct tls_files tls;              // of the HTTP door
+	struct tls_files tls_files;        // of both doors
+	struct tls *tls;                   // the same as the binary door needs it; NULL = plain
 	struct supervisor *supervisor;
 	struct store *store;
 	struct teacher *teacher;
@@ -119,7 +121,10 @@ static int open_store(struct daemon *d, struct error *err)
 static int open_auth(struct daemon *d, struct error *err)
 {
 	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
-	int r = options_tls(&d->options, path, key) ? tls_files_open(path, key, &d->tls, err) : 0;
+	bool encrypted = options_tls(&d->options, path, key);
+	int r = encrypted ? tls_files_open(path, key, &d->tls_files, err) : 0;
+	if (!r && encrypted)
+		r = tls_open_server(d->tls_files.certificate, d->tls_files.key, &d->tls, err);
 	bool closed = options_tokens(&d->options, path);
 	if (!r)
 		r = auth_open(closed ? path : NULL, &d->auth, err);
@@ -151,10 +156,11 @@ static int open_doors(struct daemon *d, struct error *err)
 {
 	const struct options *o = &d->options;
 	struct service_options s;
-	struct http_options h = {.listen_fd = d->listeners.http_fd, .inherited = d->listeners.http_inherited, .tls = &d->tls,
+	struct http_options h = {.listen_fd = d->listeners.http_fd, .inherited = d->listeners.http_inherited, .tls = &d->tls_files,
 		.max_connections = (uint32_t)o->max_connections};
 	struct socket_options b = {.listen_fds = d->listeners.socket_fds, .n_listen_fds = d->listeners.n_sockets,
-		.inherited = d->listeners.sockets_inherited, .max_connections = (uint32_t)o->max_connections};
+		.inherited = d->listeners.sockets_inherited, .max_connections = (uint32_t)o->max_connections,
+		.tls = d->tls};
 	reload_service_options(o, &s);
 	s.auth = d->auth;
 	int r = service_open(&s, d->teacher, d->store, d->supervisor, &d->service, err);
@@ -367,7 +373,8 @@ static void daemon_close(struct daemon *d)
 	teacher_close(d->teacher);
 	service_close(d->service);
 	auth_close(d->auth);
-	tls_files_close(&d->tls);
+	tls_close(d->tls);
+	tls_files_close(&d->tls_files);
 	store_close(d->store);
 	uint64_t now = clock_ms();
 	supervisor_close(d->supervisor, deadline > now + 1000 ? deadline - now : 1000);

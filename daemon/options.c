@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/transport.h"
 #include "daemon/server/address.h"
 #include "daemon/server/auth.h"
 #include "daemon/server/tls.h"
@@ -94,11 +95,10 @@ int options_check_address(const struct options *o, const char *name, const char 
 	if (!options_tokens(o, path))
 		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, where anybody could ask: "
 				 "set tokens = FILE (kdctl token new makes its lines), or use a loopback address", name, text);
-	bool encrypted = strcmp(name, "http") == 0 && options_tls(o, path, key);
-	if (!o->allow_remote && !encrypted)
+	if (!o->allow_remote && !options_tls(o, path, key))
 		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, and tokens and answers would travel "
-				 "unencrypted: %sset allow-remote = yes if that network is trusted, or use a loopback address", name, text,
-				 strcmp(name, "http") == 0 ? "set tls-certificate and tls-key, or " : "");
+				 "unencrypted: set tls-certificate and tls-key, or set allow-remote = yes if that network is trusted, or use a "
+				 "loopback address", name, text);
 	return 0;
 }
 
@@ -294,15 +294,17 @@ static void check_secrets(const struct checking *c)
 	const struct options *o = c->o;
 	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
 	struct auth *auth = NULL;
-	struct tls_files tls = {0};
+	struct tls_files files = {0};
+	struct tls *tls = NULL;
 	struct error err = {0};
 	if (options_tokens(o, path) && auth_open(path, &auth, &err))
 		add_at(c, o->where.tokens, &err);
 	else
 		auth_close(auth);
-	if (options_tls(o, path, key) && tls_files_open(path, key, &tls, &err))
+	if (options_tls(o, path, key) && (tls_files_open(path, key, &files, &err) || tls_open_server(files.certificate, files.key, &tls, &err)))
 		add_at(c, strcmp(err.field, "tls-key") == 0 ? o->where.tls_key : o->where.tls_certificate, &err);
-	tls_files_close(&tls);
+	tls_close(tls);
+	tls_files_close(&files);
 }
 
 void options_check_files(const struct options *o, struct config_errors *all)

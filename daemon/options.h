@@ -38,7 +38,7 @@ int options_init(struct options *o, struct error *err);
 // The same under systemd: store, runs and socket lie in the directories it made for the unit ($STATE_DIRECTORY, $RUNTIME_DIRECTORY).
 int options_init_unit(struct options *o, struct error *err);
 void options_done(struct options *o);
-// Checks that need several rows: a teacher is named, a door is open, addresses parse, none is remote without tokens and allow-remote.
+// Checks that need several rows: a teacher is named, a door is open, addresses parse, none is remote without tokens, and TLS or allow-remote.
 // Where two rows are at odds, the error names who set either.
 int options_check(const struct options *o, struct error *err);
 void options_check_all(const struct options *o, struct config_errors *all);     // every error instead of the first
@@ -51,7 +51,7 @@ void options_check_files(const struct options *o, struct config_errors *all);
 int options_compression(const struct options *o, int *ret_level, struct error *err);      // of store-compression (packed.h)
 // The file of tokens: the setting's, or that of the unit's credentials. False: there are none.
 bool options_tokens(const struct options *o, char ret_path[OPTIONS_PATH_BYTES]);
-// The HTTP door's certificate and key, likewise. False: it speaks without TLS.
+// Certificate and key of both doors, likewise. False: they speak without TLS.
 bool options_tls(const struct options *o, char ret_certificate[OPTIONS_PATH_BYTES], char ret_key[OPTIONS_PATH_BYTES]);
 // One address of a door ("tcp:ADDR:PORT", ...): it parses, and other machines reach it only where they may. `name`: http or socket.
 int options_check_address(const struct options *o, const char *name, const char *text, struct error *err);

@@ -22,3 +22,5 @@ bool address_is_remote(const struct address *a);      // neither unix nor loopba
 int address_listen(const struct address *a, const char *field, int *ret_fd, struct error *err);
 // Where `fd` is really bound (port 0 was resolved), as text that address_parse reads.
 void address_of_socket(int fd, char ret_text[ADDRESS_TEXT]);
+void address_of_peer(int fd, char ret_text[ADDRESS_TEXT]);        // who is connected; "?" when nobody is any more
+bool address_is_unix(int fd);

@@ -5,11 +5,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "common/error.h"
 #include "daemon/clock.h"
+#include "daemon/log.h"
+#include "daemon/server/address.h"
 #include "daemon/server/auth.h"
 #include "daemon/server/connection_internal.h"
 #include "daemon/server/service.h"
@@ -20,14 +20,18 @@
 #define READ_SHARE (1u << 20)        // bytes taken from one client before the others have their turn
 #define OUTPUT_PAUSE (1u << 20)      // with more than this unsent, nothing more is read
 #define LINGER_MS 1000               // for the client to read our last frame before the descriptor goes
+#define COMPLAINT_MS 10000           // between two lines about failed handshakes: anybody can cause them
 
-int connection_new(const struct connection_context *context, int fd, struct connection **ret_connection)
+int connection_new(const struct connection_context *context, int fd, bool encrypted, struct connection **ret_connection)
 {
 	struct connection *c = calloc(1, sizeof *c);
 	if (!c)
 		return -ENOMEM;
+	if (transport_open(fd, encrypted ? context->tls : NULL, NULL, &c->transport, NULL)) {
+		free(c);
+		return -ENOMEM;
+	}
 	c->context = context;
-	c->fd = fd;
 	c->max_body = context->settings.max_body;
 	c->credits = context->settings.credits;
 	c->output_end = &c->output;
@@ -70,8 +74,7 @@ void connection_close(struct connection *c)
 	if (c->state == CONNECTION_CLOSED)
 		return;
 	c->state = CONNECTION_CLOSED;
-	close(c->fd);
-	c->fd = -1;
+	transport_close(&c->transport);
 	connection_cancel_all(c);
 	while (c->output)
 		output_drop(c);
@@ -107,22 +110,25 @@ int connection_send(struct connection *c, struct connection_output *o)
 // Everything is sent and the conversation is over: tell the client, then wait for its end so that the last frame is not lost to a reset.
 static void output_ended(struct connection *c)
 {
+	if (c->state == CONNECTION_CLOSING && !c->shut && transport_finish(&c->transport) == -EAGAIN)
+		return;    // the output's deadline still holds
 	c->output_deadline_ms = 0;
 	if (c->state != CONNECTION_CLOSING || c->shut)
 		return;
 	c->shut = true;
-	shutdown(c->fd, SHUT_WR);
 	c->input_deadline_ms = clock_ms() + LINGER_MS;
 }
 
 void connection_write(struct connection *c)
 {
+	if (!transport_is_greeted(&c->transport)) {
+		connection_read(c);
+		return;
+	}
 	while (c->output && c->state != CONNECTION_CLOSED) {
 		struct connection_output *o = c->output;
-		ssize_t n = send(c->fd, o->data + o->n_sent, o->n - o->n_sent, MSG_NOSIGNAL);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && errno == EAGAIN)
+		ssize_t n = transport_write(&c->transport, o->data + o->n_sent, o->n - o->n_sent, NULL);
+		if (n == -EAGAIN)
 			return;
 		if (n < 0) {
 			connection_close(c);
@@ -138,22 +144,42 @@ void connection_write(struct connection *c)
 		output_ended(c);
 }
 
+// Before TLS's handshake is over there is nobody to whom the reason could be said.
 void connection_fail(struct connection *c, const struct error *e)
 {
+	if (!transport_is_greeted(&c->transport)) {
+		connection_close(c);
+		return;
+	}
 	connection_send_error(c, 0, FRAME_WHOLE_REQUEST, e);
 	connection_finish(c);
+}
+
+static void complain(struct connection *c, const struct error *why)
+{
+	struct connection_complaints *told = c->context->complaints;
+	uint64_t now = clock_ms();
+	char who[ADDRESS_TEXT];
+	if (now < told->next_ms) {
+		told->n_untold++;
+		return;
+	}
+	address_of_peer(c->transport.fd, who);
+	log_warning("socket: no TLS with %s: %s%s", who, why->message, told->n_untold ? " (and others before)" : "");
+	*told = (struct connection_complaints){.next_ms = now + COMPLAINT_MS};
 }
 
 // Bytes from the socket into `to`; 0 when there are none now or the connection ended.
 static size_t receive(struct connection *c, void *to, size_t n)
 {
-	ssize_t k;
-	do
-		k = recv(c->fd, to, n, 0);
-	while (k < 0 && errno == EINTR);
+	struct error err = {0};
+	bool greeted = transport_is_greeted(&c->transport);
+	ssize_t k = transport_read(&c->transport, to, n, &err);
 	if (k > 0)
 		return (size_t)k;
-	if (k == 0 || errno != EAGAIN)
+	if (k < 0 && k != -EAGAIN && !greeted)
+		complain(c, &err);
+	if (k != -EAGAIN)
 		connection_close(c);
 	return 0;
 }
@@ -208,7 +234,7 @@ void connection_read(struct connection *c)
 {
 	struct error err = {0};
 	size_t share = 0, n = 1;
-	while (n && share < READ_SHARE && connection_wants_read(c) && c->state < CONNECTION_CLOSING) {
+	while (n && share < READ_SHARE && c->n_output <= OUTPUT_PAUSE && c->state < CONNECTION_CLOSING) {
 		bool have_header = c->n_header == FRAME_HEADER_BYTES;
 		if (!have_header)
 			n = read_header(c);
@@ -259,12 +285,19 @@ void connection_check_deadlines(struct connection *c, uint64_t now_ms)
 
 bool connection_wants_read(const struct connection *c)
 {
-	return c->state != CONNECTION_CLOSED && (c->n_output <= OUTPUT_PAUSE || c->state == CONNECTION_CLOSING);
+	return c->state != CONNECTION_CLOSED && !transport_wants_write(&c->transport) &&
+		(c->n_output <= OUTPUT_PAUSE || c->state == CONNECTION_CLOSING);
 }
 
 bool connection_wants_write(const struct connection *c)
 {
-	return c->state != CONNECTION_CLOSED && c->output;
+	return c->state != CONNECTION_CLOSED && (c->output || transport_wants_write(&c->transport) ||
+						 (c->state == CONNECTION_CLOSING && !c->shut));
+}
+
+bool connection_has_input(const struct connection *c)
+{
+	return connection_wants_read(c) && transport_has_input(&c->transport);
 }
 
 bool connection_is_busy(const struct connection *c)

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "common/frame.h"
+#include "common/transport.h"
 #include "daemon/server/service.h"
 
 struct connection;
@@ -24,10 +25,17 @@ enum connection_state {
 	CONNECTION_CLOSED,         // the descriptor is closed; requests may still be in other threads' hands
 };
 
+struct connection_complaints {      // of one door; zero-initialise
+	uint64_t next_ms;              // until then failed handshakes are counted, not logged
+	uint32_t n_untold;
+};
+
 struct connection_context {        // the same for all connections of a door
 	struct service *service;
 	struct queue *returned;        // where items go when they are done, from any thread
 	struct door_settings settings; // of this turn of the loop
+	const struct tls *tls;         // NULL = no connection is encrypted
+	struct connection_complaints *complaints;
 };
 
 struct connection_output;          // one frame, and how much of it is sent
@@ -36,7 +44,7 @@ struct connection_ask;             // one request in flight
 struct connection {
 	struct connection *previous, *next;            // the door's list
 	const struct connection_context *context;
-	int fd;
+	struct transport transport;
 	enum connection_state state;
 	uint32_t epoll_events;                         // what the door asked epoll for
 	uint32_t max_body, credits;                    // as WELCOME says
@@ -46,7 +54,7 @@ struct connection {
 	struct frame frame;                            // once n_header is complete
 	uint8_t *body;
 	size_t n_body, body_capacity;
-	uint64_t input_deadline_ms;                    // of HELLO, or of the frame being read; 0 = none
+	uint64_t input_deadline_ms;                    // of HELLO (TLS's handshake included), or of the frame being read; 0 = none
 	// output
 	struct connection_output *output, **output_end;
 	size_t n_output;                               // bytes waiting
@@ -58,7 +66,8 @@ struct connection {
 	uint32_t n_asks;
 };
 
-int connection_new(const struct connection_context *context, int fd, struct connection **ret_connection);    // takes fd on success
+// encrypted: with the context's tls. Takes fd on success.
+int connection_new(const struct connection_context *context, int fd, bool encrypted, struct connection **ret_connection);
 struct connection *connection_free(struct connection *c);      // CLOSED and without asks; NULL is fine; returns NULL
 void connection_read(struct connection *c);                    // what there is, up to a fair share
 void connection_write(struct connection *c);
@@ -67,6 +76,7 @@ void connection_goaway(struct connection *c);
 void connection_check_deadlines(struct connection *c, uint64_t now_ms);
 bool connection_wants_read(const struct connection *c);
 bool connection_wants_write(const struct connection *c);
+bool connection_has_input(const struct connection *c);         // bytes that epoll does not show: read before sleeping
 bool connection_is_busy(const struct connection *c);           // requests in flight or frames unsent
 bool connection_is_dead(const struct connection *c);           // may be freed
 // An item came back through context->returned.

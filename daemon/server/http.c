@@ -14,6 +14,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "common/transport.h"
 #include "daemon/clock.h"
 #include "daemon/queue.h"
 #include "daemon/server/http_internal.h"
@@ -23,8 +24,6 @@
 #define CONNECTION_MEMORY 32768      // of libmicrohttpd, per connection: headers over about half of it get 431
 #define TICK_MS 250                  // how often deadlines are looked at
 #define MAX_EVENTS 64
-// GnuTLS's words for: TLS 1.2 and 1.3, no cipher below 128 bits.
-#define TLS_PRIORITIES "SECURE128:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:%SERVER_PRECEDENCE"
 #define LAST_WORDS_MS 1000           // for requests that are not exchanges, once the listener is closed
 #define NEW_MS 300                   // for the first request of a connection that was accepted just before
 #define LEFT_MS 1000                 // for bytes of a client who left that are still to be read

@@ -17,6 +17,7 @@
 #include "common/error.h"
 #include "daemon/clock.h"
 #include "daemon/queue.h"
+#include "daemon/server/address.h"
 #include "daemon/server/connection.h"
 #include "daemon/server/service.h"
 #include "daemon/teacher/request.h"
@@ -28,8 +29,11 @@ struct socket_door {
 	struct connection_context context;
 	uint32_t max_connections, n_connections;
 	struct connection *connections;
+	struct connection_complaints complaints;
 	int listen_fds[SOCKET_MAX_LISTENERS];
+	bool encrypted[SOCKET_MAX_LISTENERS];
 	size_t n_listeners;
+	bool pending;                      // some connection has bytes that epoll does not show
 	bool listening;                    // the listeners are in epoll
 	bool inherited;
 	int epoll_fd, returned_fd, stop_fd;
@@ -59,18 +63,18 @@ static int listen_resume(struct socket_door *d)
 	return r;
 }
 
-static void connection_add(struct socket_door *d, int fd)
+static void connection_add(struct socket_door *d, int fd, bool encrypted)
 {
 	const int yes = 1;
 	struct connection *c = NULL;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);    // fails on unix sockets, which do not need it
-	if (d->n_connections >= d->max_connections || connection_new(&d->context, fd, &c)) {
+	if (d->n_connections >= d->max_connections || connection_new(&d->context, fd, encrypted, &c)) {
 		close(fd);
 		return;
 	}
 	c->epoll_events = EPOLLIN;
 	if (epoll_add(d, fd, EPOLLIN, c)) {
-		close(fd);
+		connection_close(c);
 		connection_free(c);
 		return;
 	}
@@ -81,12 +85,12 @@ static void connection_add(struct socket_door *d, int fd)
 	d->n_connections++;
 }
 
-static void accept_all(struct socket_door *d, int listen_fd)
+static void accept_all(struct socket_door *d, size_t listener)
 {
 	for (;;) {
-		int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		int fd = accept4(d->listen_fds[listener], NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 		if (fd >= 0) {
-			connection_add(d, fd);
+			connection_add(d, fd, d->encrypted[listener]);
 		} else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
 			listen_pause(d);    // until the next tick: a listener that stays readable would keep us spinning
 			return;
@@ -109,17 +113,19 @@ static void connection_remove(struct socket_door *d, struct connection *c)
 static void tidy(struct socket_door *d)
 {
 	struct connection *next;
+	d->pending = false;
 	for (struct connection *c = d->connections; c; c = next) {
 		next = c->next;
 		if (connection_is_dead(c)) {
 			connection_remove(d, c);
 			continue;
 		}
+		d->pending |= connection_has_input(c);
 		struct epoll_event e = {.events = (connection_wants_read(c) ? EPOLLIN : 0u) | (connection_wants_write(c) ? EPOLLOUT : 0u),
 					.data.ptr = c};
 		if (c->state == CONNECTION_CLOSED || e.events == c->epoll_events)
 			continue;
-		if (epoll_ctl(d->epoll_fd, EPOLL_CTL_MOD, c->fd, &e))
+		if (epoll_ctl(d->epoll_fd, EPOLL_CTL_MOD, c->transport.fd, &e))
 			connection_close(c);
 		c->epoll_events = e.events;
 	}
@@ -137,7 +143,7 @@ static void handle_event(struct socket_door *d, const struct epoll_event *e)
 	void *what = e->data.ptr;
 	int *fd = what;
 	if (fd >= d->listen_fds && fd < d->listen_fds + d->n_listeners) {
-		accept_all(d, *fd);
+		accept_all(d, (size_t)(fd - d->listen_fds));
 	} else if (what == &d->returned_fd || what == &d->stop_fd) {
 		clear_eventfd(*fd);
 	} else {
@@ -151,14 +157,23 @@ static void handle_event(struct socket_door *d, const struct epoll_event *e)
 	}
 }
 
+// A record of TLS is decrypted whole; what a turn left of it lies in the process.
+static void read_pending(struct socket_door *d)
+{
+	for (struct connection *c = d->connections; c && d->pending; c = c->next)
+		if (connection_has_input(c))
+			connection_read(c);
+}
+
 static void loop_once(struct socket_door *d)
 {
 	struct epoll_event events[MAX_EVENTS];
 	struct queue_item *item;
-	int n = epoll_wait(d->epoll_fd, events, MAX_EVENTS, TICK_MS);
+	int n = epoll_wait(d->epoll_fd, events, MAX_EVENTS, d->pending ? 0 : TICK_MS);
 	d->context.settings = service_doors(d->context.service);
 	for (int i = 0; i < n; i++)
 		handle_event(d, &events[i]);
+	read_pending(d);
 	while ((item = queue_pop(d->context.returned, false)))
 		connection_returned((struct request_item *)item);
 	tidy(d);
@@ -185,7 +200,7 @@ static void close_listeners(struct socket_door *d)
 	for (size_t i = 0; i < d->n_listeners; i++) {
 		struct sockaddr_un un;
 		socklen_t n = sizeof un;
-		if (!d->inherited && getsockname(d->listen_fds[i], (struct sockaddr *)&un, &n) == 0 && un.sun_family == AF_UNIX)
+		if (!d->inherited && address_is_unix(d->listen_fds[i]) && getsockname(d->listen_fds[i], (struct sockaddr *)&un, &n) == 0)
 			unlink(un.sun_path);
 		close(d->listen_fds[i]);
 	}
@@ -260,11 +275,14 @@ int socket_open(const struct socket_options *options, struct service *service, s
 	struct socket_door *d = calloc(1, sizeof *d);
 	if (!d)
 		return error_set(err, ERROR_MEMORY, "socket", "no memory for the binary door");
-	d->context = (struct connection_context){.service = service, .settings = service_doors(service)};
+	d->context = (struct connection_context){.service = service, .settings = service_doors(service), .tls = options->tls,
+						 .complaints = &d->complaints};
 	d->max_connections = options->max_connections;
 	d->inherited = options->inherited;
-	for (size_t i = 0; i < options->n_listen_fds; i++)
+	for (size_t i = 0; i < options->n_listen_fds; i++) {
+		d->encrypted[d->n_listeners] = options->tls && !address_is_unix(options->listen_fds[i]);
 		d->listen_fds[d->n_listeners++] = options->listen_fds[i];
+	}
 	int r = socket_init(d, err);
 	if (r)
 		socket_free(d);

@@ -202,10 +202,13 @@ class Refused(AssertionError):
 
 
 class Client:
+    """To the path of a unix socket, or over a socket that is connected."""
+
     def __init__(self, path, hello=True, timeout=PATIENCE, teacher=bytes(32)):
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) if isinstance(path, str) else path
         self.socket.settimeout(timeout)
-        self.socket.connect(path)
+        if isinstance(path, str):
+            self.socket.connect(path)
         self.next_id = 1
         if hello:
             self.send(HELLO, 0, struct.pack("<HH", 2, 2) + teacher + struct.pack("<H", 0))

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS at the HTTP door: who is verified, which versions, who speaks something else, and certificates that are none. Needs the program
-openssl to make certificates."""
+"""TLS at the HTTP door: who is verified, which versions, who speaks something else, and certificates that are none."""
 import http.client
 import json
 import os
@@ -8,7 +7,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import time
 import unittest
@@ -19,13 +17,11 @@ from kdserved import Daemon
 TOKENS = [5, 17, 200, 3]
 
 
-def make(directory, name):
-    certificate, key = os.path.join(directory, name + ".pem"), os.path.join(directory, name + ".key")
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj",
-                    "/CN=kdserved test", "-addext", "subjectAltName=IP:127.0.0.1", "-out", certificate, "-keyout", key],
-                   check=True, capture_output=True)
-    os.chmod(key, 0o600)
-    return certificate, key
+def make(directory):
+    """Certificates and keys (certificates.c says which), by name: (certificate's path, key's path)."""
+    subprocess.run([os.path.join(kdserved.BUILD, "tests", "e2e", "certificates"), directory], check=True)
+    return {name: tuple(os.path.join(directory, name + suffix) for suffix in (".pem", ".key"))
+            for name in ("ca", "good", "elsewhere", "expired", "early", "client", "other")}
 
 
 class TLS(unittest.TestCase):
@@ -33,14 +29,14 @@ class TLS(unittest.TestCase):
     def setUpClass(cls):
         cls.directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
         cls.addClassCleanup(shutil.rmtree, cls.directory, ignore_errors=True)
-        cls.certificate, cls.key = make(cls.directory, "one")
-        cls.other = make(cls.directory, "other")
+        made = make(cls.directory)
+        (cls.certificate, cls.key), (cls.ca, _), cls.other = made["good"], made["ca"], made["other"]
         cls.daemon = Daemon("--tls-certificate", cls.certificate, "--tls-key", cls.key, "--header-timeout", "1s",
                             directory=cls.directory)
         cls.addClassCleanup(cls.daemon.stop)
 
     def context(self, trusted=None):
-        return ssl.create_default_context(cafile=trusted or self.certificate)
+        return ssl.create_default_context(cafile=trusted or self.ca)
 
     def ask(self, method, path, body=None, context=None):
         connection = http.client.HTTPSConnection("127.0.0.1", self.daemon.port, timeout=kdserved.PATIENCE, context=context or self.context())
@@ -56,7 +52,7 @@ class TLS(unittest.TestCase):
         self.assertEqual(self.ask("GET", "/live")[0], 200)
         status, reply = self.ask("POST", "/v1/score", {"sequences": [{"tokens": TOKENS}], "top_k": 3})
         self.assertEqual(status, 200)
-        with self.daemon.client() as c:      # the other door speaks as before
+        with self.daemon.client() as c:      # a unix socket is never encrypted
             rows = kdserved.decode_record(c.score([TOKENS], top_k=3, temperatures=(1.0,))[0][1])
         self.assertEqual([kdserved.as_f32(r) for r in reply["sequences"][0]["rows"]], rows)
 
@@ -132,11 +128,12 @@ class TLS(unittest.TestCase):
                 status, said = self.check(*arguments)
                 self.assertEqual(status, 78)
                 self.assertIn(text, said)
-        done = subprocess.run([kdserved.PROGRAM, "--teacher", self.daemon.model, "--http", "127.0.0.1:0", "--socket", "",
-                               "--tls-certificate", self.certificate, "--tls-key", self.other[1]], capture_output=True, text=True,
+        strangers = ("--http", "127.0.0.1:0", "--tls-certificate", self.certificate, "--tls-key", self.other[1])
+        done = subprocess.run([kdserved.PROGRAM, "--teacher", self.daemon.model, "--socket", "", *strangers], capture_output=True, text=True,
                               timeout=kdserved.PATIENCE)
-        self.assertEqual(done.returncode, 78, done.stderr)
-        self.assertIn("its own key", done.stderr)
+        for status, said in ((done.returncode, done.stderr), self.check(*strangers)):
+            self.assertEqual(status, 78, said)
+            self.assertIn("its own key", said)
 
     def test_other_machines_may_come_with_tokens(self):
         tokens = os.path.join(self.directory, "tokens")
@@ -145,12 +142,14 @@ class TLS(unittest.TestCase):
         tls = ("--tls-certificate", self.certificate, "--tls-key", self.key)
         self.assertEqual(self.check("--http", "0.0.0.0:80", "--tokens", tokens, *tls)[0], 0)
         self.assertIn("set tokens", self.check("--http", "0.0.0.0:80", *tls)[1])
-        self.assertIn("unencrypted", self.check("--http", "0.0.0.0:80", "--tokens", tokens)[1])
-        self.assertIn("unencrypted", self.check("--socket", "tcp:0.0.0.0:80", "--tokens", tokens, *tls)[1])
+        self.assertEqual(self.check("--socket", "tcp:0.0.0.0:80", "--tokens", tokens, *tls)[0], 0)
+        self.assertIn("set tokens", self.check("--socket", "tcp:0.0.0.0:80", *tls)[1])
+        for door in (("--http", "0.0.0.0:80"), ("--socket", "tcp:0.0.0.0:80")):
+            status, said = self.check(*door, "--tokens", tokens)
+            self.assertEqual(status, 78)
+            self.assertIn("unencrypted: set tls-certificate and tls-key, or set allow-remote", said)
+            self.assertEqual(self.check(*door, "--tokens", tokens, "--allow-remote")[0], 0)
 
 
 if __name__ == "__main__":
-    if not shutil.which("openssl"):
-        print("openssl is not installed")
-        sys.exit(77)
     unittest.main(verbosity=2)

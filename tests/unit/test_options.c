@@ -129,11 +129,13 @@ static void addresses_are_checked(void **state)
 		{"allow-remote = yes\nhttp = 0.0.0.0:80", "http"},       {"tokens = x\nhttp = [::]:80", "http"},
 		{"allow-remote = yes\nsocket = tcp:[fe80::1]:5", "socket"}, {"tokens = x\nsocket = tcp:10.0.0.1:5", "socket"},
 		{"tls-certificate = c\ntls-key = k\nhttp = 0.0.0.0:80", "http"}, {"tls-key = k", "tls-certificate"}, {"tls-certificate = c", "tls-key"},
-		{"tokens = x\ntls-certificate = c\ntls-key = k\nsocket = tcp:10.0.0.1:5", "socket"},
+		{"tls-certificate = c\ntls-key = k\nsocket = tcp:10.0.0.1:5", "socket"},
 	};
 	static const char *const good[] = {"http = [::1]:80", "http = localhost:0",       "http = 127.9.9.9:1",
 					   "http =",          "socket = tcp:127.0.0.1:5", "tokens = x\nallow-remote = yes\nhttp = 0.0.0.0:80",
-					   "tokens = x\ntls-certificate = c\ntls-key = k\nhttp = 0.0.0.0:80"};
+					   "tokens = x\ntls-certificate = c\ntls-key = k\nhttp = 0.0.0.0:80",
+					   "tokens = x\ntls-certificate = c\ntls-key = k\nsocket = tcp:10.0.0.1:5",
+					   "tokens = x\nallow-remote = yes\nsocket = tcp:10.0.0.1:5"};
 	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
 		struct error err = {0};
 		char text[256];
