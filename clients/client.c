@@ -99,7 +99,7 @@ static struct kd_client *client_new(const struct kd_options *options)
 	struct kd_client *client = calloc(1, sizeof *client);
 	if (!client)
 		return NULL;
-	client->connection.fd = -1;
+	connection_init(&client->connection);
 	client->events_end = &client->events;
 	client->timeout_ms = options->timeout_ms ? options->timeout_ms : DEFAULT_TIMEOUT_MS;
 	client->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -125,6 +125,7 @@ int kd_open(const struct kd_options *asked, struct kd_client **ret_client, struc
 	int r = check_options(asked, options, &why);
 	if (r)
 		return report(err, &why, r);
+	struct connection_peer peer = {options->address, options->ca, options->server_name};
 	int connect_ms = options->connect_timeout_ms ? options->connect_timeout_ms : DEFAULT_CONNECT_TIMEOUT_MS;
 	int64_t deadline = deadline_of(connect_ms);
 	struct kd_client *client = client_new(options);
@@ -133,8 +134,8 @@ int kd_open(const struct kd_options *asked, struct kd_client **ret_client, struc
 	if (client->wake_fd < 0)
 		r = error_system(&why, errno, NULL, "cannot make an eventfd");
 	if (!r)
-		r = connection_open(options->address, options->max_body_bytes ? options->max_body_bytes : DEFAULT_MAX_BODY, deadline,
-				    &client->connection, &why);
+		r = connection_open(&client->connection, &peer, options->max_body_bytes ? options->max_body_bytes : DEFAULT_MAX_BODY,
+				    deadline, &why);
 	if (!r)
 		r = greet(client, options, deadline, &why);
 	if (r) {
@@ -180,5 +181,5 @@ bool kd_is_draining(const struct kd_client *client)
 
 int kd_fd(const struct kd_client *client)
 {
-	return client->connection.fd;
+	return client->connection.transport.fd;
 }

@@ -101,51 +101,88 @@ static bool split_host(const char *text, char *host, size_t host_size, char *por
 	return true;
 }
 
+// "tcp:HOST:PORT", or "tls:" likewise.
 static int connect_tcp(const char *text, int64_t deadline, struct error *err)
 {
 	char host[256], port[32];
 	struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL;
-	if (!split_host(text, host, sizeof host, port, sizeof port))
-		return error_set(err, ERROR_INVALID, "server", "tcp:%s: HOST:PORT is expected", text);
+	if (!split_host(text + 4, host, sizeof host, port, sizeof port))
+		return error_set(err, ERROR_INVALID, "server", "%s: %.4sHOST:PORT is expected", text, text);
 	int r = getaddrinfo(host, port, &hints, &found);
 	if (r)
-		return error_set(err, ERROR_INVALID, "server", "tcp:%s: %s", text, gai_strerror(r));
+		return error_set(err, ERROR_INVALID, "server", "%s: %s", text, gai_strerror(r));
 	int fd = -EHOSTUNREACH;
 	for (struct addrinfo *a = found; a && fd < 0 && fd != -ETIMEDOUT; a = a->ai_next)
 		fd = connect_to(a->ai_addr, a->ai_addrlen, a->ai_family, deadline);
 	freeaddrinfo(found);
 	if (fd < 0)
-		return error_system(err, fd, "server", "cannot connect to tcp:%s", text);
+		return error_system(err, fd, "server", "cannot connect to %s", text);
 	int on = 1;
 	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);    // frames are written whole: waiting only adds delay
 	return fd;
 }
 
-int connection_open(const char *address, uint32_t max_body, int64_t deadline, struct connection *ret, struct error *err)
+static int greet(struct connection *c, int64_t deadline, struct error *err)
 {
+	for (;;) {
+		int r = transport_greet(&c->transport, err);
+		if (r != -EAGAIN)
+			return r;
+		r = connection_poll(c, transport_wants_write(&c->transport) ? POLLOUT : POLLIN, -1, deadline);
+		if (r == -ETIMEDOUT)
+			return error_set(err, ERROR_DEADLINE, "server", "the server did not finish the TLS handshake in time");
+		if (r)
+			return error_system(err, r, NULL, "cannot wait for the server");
+	}
+}
+
+static int open_tls(struct connection *c, const struct connection_peer *peer, int64_t deadline, struct error *err)
+{
+	char host[TLS_NAME_BYTES], port[32];
+	if (!split_host(peer->address + 4, host, sizeof host, port, sizeof port))
+		return error_set(err, ERROR_INVALID, "server", "%s: tls:HOST:PORT is expected", peer->address);
+	int r = tls_open_client(peer->ca, &c->tls, err);
+	int fd = r ? r : connect_tcp(peer->address, deadline, err);
+	if (fd < 0)
+		return fd;
+	r = transport_open(fd, c->tls, peer->server_name ? peer->server_name : host, &c->transport, err);
+	if (r)
+		close(fd);
+	return r ? r : greet(c, deadline, err);
+}
+
+void connection_init(struct connection *c)
+{
+	*c = (struct connection){.transport.fd = -1};
+	pthread_mutex_init(&c->session_lock, NULL);
+}
+
+int connection_open(struct connection *c, const struct connection_peer *peer, uint32_t max_body, int64_t deadline, struct error *err)
+{
+	const char *address = peer->address;
 	int fd;
-	*ret = (struct connection){.fd = -1, .max_body = max_body};
+	c->max_body = max_body;
+	if (strncmp(address, "tls:", 4) == 0)
+		return open_tls(c, peer, deadline, err);
+	if (peer->ca || peer->server_name)
+		return error_set(err, ERROR_INVALID, peer->ca ? "ca" : "server_name", "%s is not encrypted: tls:HOST:PORT is expected with it",
+				 address);
 	if (strncmp(address, "unix:", 5) == 0)
 		fd = connect_unix(address + 5, deadline, err);
 	else if (strncmp(address, "tcp:", 4) == 0)
-		fd = connect_tcp(address + 4, deadline, err);
+		fd = connect_tcp(address, deadline, err);
 	else
-		return error_set(err, ERROR_INVALID, "server", "%s: unix:PATH or tcp:HOST:PORT is expected", address);
-	if (fd < 0)
-		return fd;
-	ret->fd = fd;
-	return 0;
+		return error_set(err, ERROR_INVALID, "server", "%s: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT is expected", address);
+	return fd < 0 ? fd : transport_open(fd, NULL, NULL, &c->transport, err);
 }
 
 void connection_done(struct connection *c)
 {
-	if (!c)
-		return;
-	if (c->fd >= 0)
-		close(c->fd);
+	transport_close(&c->transport);
+	tls_close(c->tls);
 	free(c->out);
 	free(c->body);
-	*c = (struct connection){.fd = -1};
+	pthread_mutex_destroy(&c->session_lock);
 }
 
 int connection_append(struct connection *c, uint8_t kind, uint64_t request_id, const void *body, size_t n, struct error *err)
@@ -173,41 +210,54 @@ bool connection_has_output(const struct connection *c)
 	return c->out_begin < c->out_end && !c->write_failed;
 }
 
+static ssize_t write_some(struct connection *c, struct error *err)
+{
+	size_t n = c->out_end - c->out_begin;
+	if (!c->tls)
+		return transport_write(&c->transport, c->out + c->out_begin, n, err);
+	pthread_mutex_lock(&c->session_lock);
+	ssize_t k = transport_write(&c->transport, c->out + c->out_begin, n, err);
+	pthread_mutex_unlock(&c->session_lock);
+	return k;
+}
+
 // A closed peer is not an error here: what it said last is still to be read.
 int connection_write(struct connection *c, bool *ret_progress, struct error *err)
 {
 	while (connection_has_output(c)) {
-		ssize_t n = send(c->fd, c->out + c->out_begin, c->out_end - c->out_begin, MSG_NOSIGNAL);
+		ssize_t n = write_some(c, err);
 		if (n > 0) {
 			c->out_begin += (size_t)n;
 			*ret_progress = true;
-		} else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+		} else if (n == -EAGAIN) {
 			return 0;
-		} else if (errno == EPIPE || errno == ECONNRESET) {
+		} else if (n == -EPIPE || n == -ECONNRESET) {
 			c->write_failed = true;
-		} else if (errno != EINTR) {
-			return error_system(err, errno, NULL, "cannot write to the server");
+		} else {
+			return (int)n;
 		}
 	}
 	c->out_begin = c->out_end = 0;
 	return 0;
 }
 
+static int read_ended(const struct connection *c, struct error *err)
+{
+	if (!c->tls && c->header_filled && c->header[0] == TLS_ALERT)
+		return error_set(err, ERROR_INVALID, "server", "the server speaks TLS there: tls:HOST:PORT is expected");
+	return error_set(err, ERROR_UNAVAILABLE, NULL, "the server closed the connection%s",
+			 c->header_filled ? " in the middle of a frame" : "");
+}
+
 // Up to n bytes; 0 = nothing there now.
 static ssize_t read_some(struct connection *c, void *to, size_t n, struct error *err)
 {
-	for (;;) {
-		ssize_t got = recv(c->fd, to, n, 0);
-		if (got > 0)
-			return got;
-		if (got == 0 || errno == ECONNRESET)
-			return error_set(err, ERROR_UNAVAILABLE, NULL, "the server closed the connection%s",
-					 c->header_filled ? " in the middle of a frame" : "");
-		if (errno == EAGAIN || errno == EWOULDBLOCK)
-			return 0;
-		if (errno != EINTR)
-			return error_system(err, errno, NULL, "cannot read from the server");
-	}
+	if (c->tls)
+		pthread_mutex_lock(&c->session_lock);
+	ssize_t got = transport_read(&c->transport, to, n, err);
+	if (c->tls)
+		pthread_mutex_unlock(&c->session_lock);
+	return got == 0 || got == -ECONNRESET ? read_ended(c, err) : got == -EAGAIN ? 0 : got;
 }
 
 // The header is complete: check it and make room for the body.
@@ -256,7 +306,7 @@ int connection_read(struct connection *c, bool *ret_progress, struct error *err)
 
 int connection_poll(const struct connection *c, short events, int wake_fd, int64_t deadline)
 {
-	struct pollfd p[] = {{.fd = c->fd, .events = events}, {.fd = wake_fd, .events = POLLIN}};
+	struct pollfd p[] = {{.fd = c->transport.fd, .events = events}, {.fd = wake_fd, .events = POLLIN}};
 	return wait_for(p, wake_fd < 0 ? 1 : 2, deadline);
 }
 

@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // A socket that carries frames: bytes out are queued, frames in are put together and checked. Nothing here blocks but the opening.
 //
-// The two directions share nothing but the descriptor, so that one thread may read while another appends and writes (wait.c).
+// The two directions share nothing but the transport, so that one thread may read while another appends and writes (wait.c). A TLS session
+// is one thread's at a time: it has a lock, held for no longer than the socket takes or gives bytes.
 #pragma once
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "common/frame.h"
+#include "common/transport.h"
 
 struct connection {
-	int fd;                          // -1 = closed
+	struct transport transport;
+	struct tls *tls;                 // what its session was made with; NULL = plain
+	pthread_mutex_t session_lock;
 	uint32_t max_body;
 	// out
 	bool write_failed;               // the server closed its side: what it said last is still to be read
@@ -26,8 +31,13 @@ struct connection {
 
 int64_t clock_ms(void);                  // monotonic
 
-// deadline: clock_ms() value, INT64_MAX = none.
-int connection_open(const char *address, uint32_t max_body, int64_t deadline, struct connection *ret, struct error *err);
+struct connection_peer {                 // who is to answer; see kd_options
+	const char *address, *ca, *server_name;
+};
+
+void connection_init(struct connection *c);
+// Of an initialised one. deadline: clock_ms() value, INT64_MAX = none.
+int connection_open(struct connection *c, const struct connection_peer *peer, uint32_t max_body, int64_t deadline, struct error *err);
 void connection_done(struct connection *c);
 
 // Queues a frame; body may be NULL when n = 0.

@@ -28,13 +28,15 @@ struct kd_error {
 // _INIT. What is left zero is not asked for.
 struct kd_options {
 	size_t size;
-	const char *address;    // "unix:PATH" or "tcp:HOST:PORT" (also "tcp:[V6]:PORT")
+	const char *address;    // "unix:PATH", "tcp:HOST:PORT" or, encrypted, "tls:HOST:PORT" (also "tcp:[V6]:PORT")
 	const char *token;      // bearer token; NULL = none
 	const char *teacher;    // fingerprint that must be served, 64 hexadecimal digits; NULL = any
 	int connect_timeout_ms; // to be connected and welcomed; 0 = 10 s, negative = no limit
 	int timeout_ms;         // longest silence in a blocking call; 0 = 60 s, negative = no limit
 	uint32_t max_body_bytes;// largest answer accepted; 0 = 256 MiB
 	uint32_t flags;         // none yet: 0
+	const char *ca;         // with tls: file of the certificates (PEM) one of which must vouch for the server's; NULL = the system's
+	const char *server_name;// with tls: whom the server's certificate must be for; NULL = HOST
 };
 
 struct kd_server {              // what the server said in its welcome; the library's
@@ -55,7 +57,9 @@ int kd_open(const struct kd_options *options, struct kd_client **ret_client, str
 void kd_close(struct kd_client *client);                         // NULL is fine; answers stay valid
 const struct kd_server *kd_server(const struct kd_client *client);
 bool kd_is_draining(const struct kd_client *client);             // the server said goaway: open a new connection for new requests
-int kd_fd(const struct kd_client *client);                       // readable when kd_next has something to do; do not read it
+// Readable when kd_next has something to do; do not read it. With tls, what it shows may be several events: take them (kd_next with 0)
+// until -ETIMEDOUT before waiting for it.
+int kd_fd(const struct kd_client *client);
 int kd_ping(struct kd_client *client, double *ret_ms, struct kd_error *err);    // ret_ms may be NULL
 
 // ---- a question. Row i is what the teacher predicts after tokens 0..i; definitions are in kdserved-record.5.

@@ -27,7 +27,7 @@ static const char help[] =
 	"       kdctl audit --reference ADDRESS [OPTIONS] --store DIR\n\n"
 	"Compares answers of the server to a text or JSON lines, or records of a directory, with those of a reference\n"
 	"(kdserved --device ref with the same model: float64). Exit status 1 when a difference is beyond the bound.\n\n"
-	"  --reference ADDRESS        unix:PATH or tcp:HOST:PORT\n"
+	"  --reference ADDRESS        unix:PATH, tcp:HOST:PORT or tls:HOST:PORT\n"
 	"  --store DIR                audit records instead of asking the server\n"
 	"  --sample N                 sequences to compare; default 32\n"
 	"  --seed N                   of the sample; default 0\n"
@@ -265,7 +265,8 @@ int command_audit(struct kdctl *k, int argc, char **argv)
 	struct kdctl reference = *k;
 	reference.server = o.reference;
 	reference.server_given = true;
-	reference.teacher = NULL;
+	reference.teacher = reference.server_name = NULL;
+	reference.ca_given = false;      // it counts if the reference speaks TLS
 	status = run(k, &reference, &o);
 	kd_close(reference.client);
 	return status;

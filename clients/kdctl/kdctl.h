@@ -13,10 +13,11 @@
 struct tokenizer;
 
 struct kdctl {
-	const char *server;              // unix:PATH or tcp:HOST:PORT
+	const char *server;              // unix:PATH, tcp:HOST:PORT or tls:HOST:PORT
+	const char *ca, *server_name;    // with tls; NULL = the system's, HOST
 	const char *token_file;          // NULL = none
 	const char *token;               // of the environment; a file named on the command line wins
-	bool server_given, token_given;  // on the command line, not by the environment
+	bool server_given, token_given, ca_given;        // on the command line, not by the environment
 	const char *teacher;             // name or fingerprint; NULL = the server's first
 	bool json;                       // for machines
 	const char *command;             // for messages: "score"

@@ -38,7 +38,7 @@ static const struct {
 
 static void print_help(void)
 {
-	puts("Usage: kdctl [--server unix:PATH|tcp:HOST:PORT] [--teacher NAME] [--json] COMMAND [ARGUMENTS]\n\nCommands:");
+	puts("Usage: kdctl [--server unix:PATH|tcp:HOST:PORT|tls:HOST:PORT] [--teacher NAME] [--json] COMMAND [ARGUMENTS]\n\nCommands:");
 	for (size_t i = 0; i < N_COMMANDS; i++) {
 		char left[64];
 		snprintf(left, sizeof left, "%s %s", commands[i].name, commands[i].arguments);
@@ -46,6 +46,9 @@ static void print_help(void)
 	}
 	puts("\nOptions:\n"
 	     "  --server ADDRESS           default: $KDSERVED_SERVER, else " DEFAULT_SERVER "\n"
+	     "  --ca FILE                  with tls: certificates one of which must vouch for the server's; default: $KDSERVED_CA,\n"
+	     "                             else the system's\n"
+	     "  --server-name NAME         with tls: whom its certificate must be for; default: HOST\n"
 	     "  --teacher NAME             which of the server's teachers: name or fingerprint; default: the first\n"
 	     "  --token-file FILE          bearer token; default: $KDSERVED_TOKEN, else the file $KDSERVED_TOKEN_FILE\n"
 	     "  --json                     output for machines\n"
@@ -133,7 +136,9 @@ static int read_token(const struct kdctl *k, char *token, size_t size)
 static int open_with(struct kdctl *k, const char *token, const char *fingerprint, struct kd_error *err)
 {
 	// Scoring on a busy processor may be silent for minutes; a server that died is noticed at once by its closed socket.
-	struct kd_options options = {.size = sizeof options, .address = k->server, .token = token, .teacher = fingerprint, .timeout_ms = 600000};
+	bool encrypted = strncmp(k->server, "tls:", 4) == 0;
+	struct kd_options options = {.size = sizeof options, .address = k->server, .token = token, .teacher = fingerprint, .timeout_ms = 600000,
+		.ca = encrypted || k->ca_given ? k->ca : NULL, .server_name = k->server_name};
 	return kd_open(&options, &k->client, err);
 }
 
@@ -184,8 +189,8 @@ static int choose_teacher(struct kdctl *k)
 
 int kdctl_connect(struct kdctl *k)
 {
-	if (strncmp(k->server, "unix:", 5) != 0 && strncmp(k->server, "tcp:", 4) != 0) {
-		kdctl_usage(k, "%s: unix:PATH or tcp:HOST:PORT is expected", k->server);
+	if (strncmp(k->server, "unix:", 5) != 0 && strncmp(k->server, "tcp:", 4) != 0 && strncmp(k->server, "tls:", 4) != 0) {
+		kdctl_usage(k, "%s: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT is expected", k->server);
 		return k->server_given ? 2 : EXIT_CONFIGURATION;
 	}
 	bool fingerprint = k->teacher && strlen(k->teacher) == 64 && strspn(k->teacher, "0123456789abcdefABCDEF") == 64;
@@ -208,20 +213,24 @@ static int run_command(struct kdctl *k, int argc, char **argv)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {{"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
-		{"teacher", required_argument, NULL, 'T'},
+		{"teacher", required_argument, NULL, 'T'}, {"ca", required_argument, NULL, 'c'}, {"server-name", required_argument, NULL, 'n'},
 		{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'v'}, {0}};
 	struct kdctl k = {.server = getenv("KDSERVED_SERVER"), .token_file = getenv("KDSERVED_TOKEN_FILE"),
-		.token = getenv("KDSERVED_TOKEN")};
+		.token = getenv("KDSERVED_TOKEN"), .ca = getenv("KDSERVED_CA")};
 	if (!k.server || !*k.server)
 		k.server = DEFAULT_SERVER;
 	if (k.token && !*k.token)
 		k.token = NULL;
+	if (k.ca && !*k.ca)
+		k.ca = NULL;
 	opterr = 0;
 	heap_init();
 	for (int c; (c = getopt_long(argc, argv, "+:", options, NULL)) != -1;) {
 		switch (c) {
 		case 's': k.server = optarg; k.server_given = true; break;
 		case 'T': k.teacher = optarg; break;
+		case 'c': k.ca = optarg; k.ca_given = true; break;
+		case 'n': k.server_name = optarg; break;
 		case 't': k.token_file = optarg; k.token_given = true; break;
 		case 'j': k.json = true; break;
 		case 'h': print_help(); return 0;

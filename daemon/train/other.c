@@ -29,10 +29,10 @@ static bool is_name(const char *word)
 
 static const char *word_fault(struct other *o, const char *word)
 {
-	static const char *const keys[] = {"server:", "shards:", "model=", "id="};
-	const char **fields[] = {&o->server, &o->shards, &o->model, &o->id}, *value;
+	static const char *const keys[] = {"server:", "shards:", "model=", "id=", "ca=", "server-name="};
+	const char **fields[] = {&o->server, &o->shards, &o->model, &o->id, &o->ca, &o->server_name}, *value;
 	struct content_id id;
-	for (int i = 0; i < 4; i++) {
+	for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
 		if (!(value = value_of(word, keys[i])))
 			continue;
 		if (!*value || *fields[i])
@@ -42,13 +42,15 @@ static const char *word_fault(struct other *o, const char *word)
 		*fields[i] = value;
 		return NULL;
 	}
-	return "server:ADDRESS or shards:DIR is expected after the name, then model=NAME, id=ID";
+	return "server:ADDRESS or shards:DIR is expected after the name, then model=NAME, id=ID, ca=FILE, server-name=NAME";
 }
 
 static const char *mix_fault(const struct other *o)
 {
 	if (!o->server == !o->shards)
 		return "either server:ADDRESS or shards:DIR is expected";
+	if ((o->ca || o->server_name) && (!o->server || strncmp(o->server, "tls:", 4) != 0))
+		return "ca= and server-name= are for server:tls:HOST:PORT";
 	return o->shards && o->model ? "model= chooses among a server's teachers; shards tell theirs apart by id=" : NULL;
 }
 

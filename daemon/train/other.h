@@ -10,9 +10,10 @@ struct error;
 
 struct other {
 	char name[OTHER_NAME_MAX + 1];
-	const char *server;                    // "unix:PATH" or "tcp:ADDRESS:PORT"; else shards
+	const char *server;                    // "unix:PATH", "tcp:ADDRESS:PORT" or "tls:HOST:PORT"; else shards
 	const char *shards;                    // directories, separated by commas
 	const char *model;                     // name of one of the server's teachers; NULL = its first
+	const char *ca, *server_name;          // with tls: as in struct kd_options
 	const char *id;                        // fingerprint it must have; NULL = any
 	char *memory;                          // what the words lie in
 };

@@ -95,6 +95,8 @@ static int teacher_check(const struct run_settings *s, struct error *err)
 {
 	struct content_id id;
 	const char *shards = settings_shards(s);
+	if ((s->ca || s->server_name) && (!s->server || strncmp(s->server, "tls:", 4) != 0))
+		return error_set(err, ERROR_INVALID, s->ca ? "ca" : "server-name", "is for server = tls:HOST:PORT");
 	if (s->teacher_id && content_id_from_hex(s->teacher_id, &id))
 		return error_set(err, ERROR_INVALID, "teacher-id", "64 hexadecimal digits are expected");
 	if (shards)

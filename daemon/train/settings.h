@@ -25,7 +25,7 @@ enum run_export { RUN_EXPORT_LAST, RUN_EXPORT_BEST };
 enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 
 struct run_settings {
-	char *teacher, *server, *teacher_id, *token_file, *store, *tokenizer, *student, *student_tokenizer, *from_layers, *rollouts;
+	char *teacher, *server, *ca, *server_name, *teacher_id, *token_file, *store, *tokenizer, *student, *student_tokenizer, *from_layers, *rollouts;
 	char *rollout_fresh, *corpus_field, *corpus_prompt;
 	struct config_list corpus, losses, parameters, others;
 	bool mlm, corpus_specials, tied_head, checkpointing;

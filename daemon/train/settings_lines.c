@@ -13,7 +13,7 @@
 // Where things lie and how fast they go; and what is compared by what it comes to (the teacher's fingerprint, the list of sequences, the
 // number of held-out ones, steps, the device and its numeric format: resume.c).
 static const char *const free_keys[] = {
-	"teacher", "server", "teacher-id", "other-teacher", "token-file", "patience", "store", "missing", "tokenizer", "corpus", "held-out",
+	"teacher", "server", "ca", "server-name", "teacher-id", "other-teacher", "token-file", "patience", "store", "missing", "tokenizer", "corpus", "held-out",
 	"held-out-max", "student", "student-tokenizer", "student-type", "gradient-checkpointing", "gradient-checkpointing-layers", "steps",
 	"epochs", "early-stop", "checkpoint-every", "keep", "threads", "device", "precision",
 	"guard", "guard-fit", "guard-checks",

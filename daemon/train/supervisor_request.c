@@ -41,6 +41,7 @@ static int config_check(const char *config, size_t n, struct error *err)
 		r = path_check("student", s.student, err);
 	r = r ? r : path_check("store", s.store, err);
 	r = r ? r : path_check("token-file", s.token_file, err);
+	r = r ? r : path_check("ca", s.ca, err);
 	settings_done(&s);
 	return r;
 }

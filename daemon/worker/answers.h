@@ -23,7 +23,8 @@ struct answers_options {
 	const char *shards;                    // directories, separated by commas: no server is asked. NULL = server
 	const struct tokenizer *labels;        // nobody is asked: the next token is the answer, in its vocabulary. NULL = server
 	uint32_t max_tokens;                   // of a question, with labels
-	const char *server;                    // "unix:PATH" or "tcp:ADDRESS:PORT"
+	const char *server;                    // "unix:PATH", "tcp:ADDRESS:PORT" or "tls:HOST:PORT"
+	const char *ca, *server_name;          // with tls: as in struct kd_options
 	const char *teacher;                   // name of one of the server's teachers; NULL = its first
 	bool masked;                           // of a server: the teacher must name masked tokens; else the ones that follow
 	const char *teacher_id;                // fingerprint that is wanted, 64 hexadecimal digits; NULL = any

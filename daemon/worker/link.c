@@ -107,7 +107,7 @@ static int client_open(struct link *l, const char *teacher, struct error *err)
 {
 	struct kd_error why;
 	struct kd_options o = {.size = sizeof o, .address = l->address, .token = l->token ? l->token : own_secret(l->address), .teacher = teacher, .connect_timeout_ms = 2000,
-			       .timeout_ms = LINK_SILENCE_MS};
+			       .timeout_ms = LINK_SILENCE_MS, .ca = l->ca, .server_name = l->server_name};
 	link_close(l);
 	return kd_open(&o, &l->client, &why) ? client_error(err, &why) : 0;
 }

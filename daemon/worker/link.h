@@ -15,6 +15,7 @@ struct error;
 
 struct link {
 	const char *address, *token;           // the owner's
+	const char *ca, *server_name;          // likewise; of an address with tls, as in struct kd_options
 	const char *teacher_name;              // one of the server's teachers, by name or fingerprint; NULL = its first
 	const char *teacher_id;                // fingerprint it must have; NULL = any
 	bool masked;                           // it must name masked tokens; else the ones that follow
@@ -29,7 +30,7 @@ struct link {
 	bool complained;                       // that the server does not answer
 };
 
-// Set address, token, teacher_name, teacher_id, patience_ms, stop and closing first. Waits for the server if need be.
+// Set address, token, ca, server_name, teacher_name, teacher_id, patience_ms, stop and closing first. Waits for the server if need be.
 int link_open(struct link *l, struct error *err);
 void link_close(struct link *l);
 bool link_ending(const struct link *l);

@@ -39,7 +39,9 @@ static int other_open(struct trainer *t, uint32_t teacher, struct error *err)
 	const char *name = objective_teacher_name(t->objective, teacher), *where = "";
 	struct other other;
 	int r = other_find(&s->others, name, &other, &where, err);
-	struct answers_options o = {.shards = other.shards, .server = other.server, .teacher = other.model, .teacher_id = other.id,
+	bool encrypted = other.server && strncmp(other.server, "tls:", 4) == 0;
+	struct answers_options o = {.shards = other.shards, .server = other.server, .ca = other.ca ? other.ca : encrypted ? s->ca : NULL,
+				    .server_name = other.server_name, .teacher = other.model, .teacher_id = other.id,
 				    .token = other.server ? t->token : NULL, .masked = t->settings->mlm, .patience_ms = s->patience, .stop = t->options.stop};
 	r = r ? r : answers_open(&o, &t->others[teacher], err);
 	r = r ? r : vocabulary_check(t, teacher, err);

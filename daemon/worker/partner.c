@@ -29,7 +29,8 @@ int partner_open(const struct partner_options *options, struct partner **ret, st
 		return error_set(err, ERROR_MEMORY, "rollout-mix", "out of memory");
 	p->seed = options->seed;
 	content_id_to_hex(options->teacher, p->teacher);
-	p->link = (struct link){.address = options->server, .token = options->token, .teacher_id = p->teacher, .patience_ms = options->patience_ms,
+	p->link = (struct link){.address = options->server, .token = options->token, .ca = options->ca, .server_name = options->server_name,
+				.teacher_id = p->teacher, .patience_ms = options->patience_ms,
 				.stop = options->stop, .closing = &p->closing};
 	int r = link_open(&p->link, err);
 	if (r) {

@@ -15,7 +15,7 @@ struct error;
 struct partner;
 
 struct partner_options {
-	const char *server, *token;            // as answers_options; they outlive it
+	const char *server, *token, *ca, *server_name;         // as answers_options; they outlive it
 	const struct content_id *teacher;      // that goes on
 	uint64_t patience_ms, seed;
 	const atomic_bool *stop;

@@ -114,7 +114,8 @@ static int teacher_open(struct trainer *t, struct error *err)
 		: shards && !s->others.n ? 0 : token_read(t, err);
 	r = r ? r : own_store_name(t, err);
 	struct answers_options o = {.shards = shards, .labels = labels ? t->tokenizer : NULL, .max_tokens = (uint32_t)s->sequence_length,
-				    .server = s->server, .teacher = s->teacher, .teacher_id = s->teacher_id, .token = t->token,
+				    .server = s->server, .ca = s->ca, .server_name = s->server_name, .teacher = s->teacher,
+				    .teacher_id = s->teacher_id, .token = t->token,
 				    .store_directory = t->store, .masked = s->mlm, .patience_ms = s->patience, .stop = t->options.stop};
 	r = r ? r : answers_open(&o, &t->answers, err);
 	return r ? r : panel_open(t, err);
@@ -273,7 +274,8 @@ static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error 
 // The teacher as a second writer, where tokens are given to it.
 static int partner_prepare(struct trainer *t, struct rollout_options *o, struct error *err)
 {
-	const struct partner_options p = {.server = t->settings->server, .token = t->token, .teacher = &answers_info(t->answers)->teacher,
+	const struct partner_options p = {.server = t->settings->server, .token = t->token, .ca = t->settings->ca,
+					  .server_name = t->settings->server_name, .teacher = &answers_info(t->answers)->teacher,
 					  .patience_ms = t->settings->patience, .seed = o->seed, .stop = t->options.stop};
 	o->teacher = partner_write;
 	int r = o->mix > 0 ? partner_open(&p, &t->partner, err) : 0;

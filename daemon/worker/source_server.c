@@ -222,7 +222,7 @@ int source_server_open(const struct answers_options *options, const atomic_bool 
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	s->base = (struct source){.ops = &ops, .stop = options->stop, .closing = closing};
 	s->link = (struct link){.address = options->server, .teacher_name = options->teacher, .teacher_id = options->teacher_id, .masked = options->masked,
-				.token = options->token, .patience_ms = options->patience_ms, .stop = options->stop, .closing = closing};
+				.token = options->token, .ca = options->ca, .server_name = options->server_name, .patience_ms = options->patience_ms, .stop = options->stop, .closing = closing};
 	*ret = &s->base;
 	int r = link_open(&s->link, err);
 	r = r ? r : info_fill(s, err);

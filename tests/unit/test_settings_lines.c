@@ -14,7 +14,7 @@
 
 // A new setting that changes no number is named here and in settings_lines.c; any other is compared.
 static const char *const free_keys[] = {
-	"teacher", "server", "teacher-id", "other-teacher", "token-file", "patience", "store", "missing", "tokenizer", "corpus", "held-out",
+	"teacher", "server", "ca", "server-name", "teacher-id", "other-teacher", "token-file", "patience", "store", "missing", "tokenizer", "corpus", "held-out",
 	"held-out-max", "student", "student-tokenizer", "student-type", "gradient-checkpointing", "gradient-checkpointing-layers", "steps",
 	"epochs", "evaluate-every", "early-stop", "checkpoint-every", "keep", "threads", "device", "precision",
 	"guard", "guard-fit", "guard-checks",

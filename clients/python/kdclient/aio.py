@@ -123,16 +123,19 @@ class AsyncTeacher:
     @classmethod
     async def connect(cls, address: str, *, token: Optional[str] = None, expect_fingerprint: Optional[str] = None,
                       teacher: Optional[str] = None, reconnect: Optional[Reconnect] = None, connect_timeout: Optional[float] = 10.0,
-                      timeout: Optional[float] = 60.0, max_body_bytes: int = MAX_BODY_BYTES) -> AsyncTeacher:
-        """Connects to "unix:PATH" or "tcp:HOST:PORT".
+                      timeout: Optional[float] = 60.0, max_body_bytes: int = MAX_BODY_BYTES, ca: Optional[str] = None,
+                      server_name: Optional[str] = None) -> AsyncTeacher:
+        """Connects to "unix:PATH", "tcp:HOST:PORT" or, encrypted, "tls:HOST:PORT".
 
+        ca: with tls, a file of certificates (PEM) one of which must vouch for the server's; None = the system's. server_name: with tls,
+        whom the server's certificate must be for; None = HOST.
         expect_fingerprint: of the teacher asked; a server that has none such is refused ("conflict"). teacher: its name, where a server
         has several; without either the first is asked.
         reconnect: None = a lost connection is an error of everything in flight and after.
         timeout: seconds of silence, while something is in flight, after which the server must answer a ping or is given up; None = never.
         max_body_bytes: largest answer accepted.
         """
-        where = Address.parse(address)
+        where = Address.parse(address, ca, server_name)
         try:
             expected = bytes.fromhex(expect_fingerprint or "0" * 64)
         except ValueError:

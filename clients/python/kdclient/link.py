@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import ssl
 from dataclasses import dataclass
 from typing import Dict, Optional
 
@@ -15,6 +16,7 @@ from .frame import Header, Info, Kind
 
 HELLO_BYTES = 1024    # of any body before WELCOME
 MAX_PING_BYTES = 64
+TLS_ALERT = 0x15    # first byte of what a TLS server says to who speaks something else
 ENDS_OR_ANSWERS = (Kind.ANSWER, Kind.TOKENS, Kind.DONE, Kind.ERROR, Kind.REPLY, Kind.PONG)
 
 
@@ -30,21 +32,49 @@ class Receiver:
         raise NotImplementedError
 
 
+def _trust(ca: Optional[str]) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ValueError) as error:
+        raise KdError("invalid", "%s: %s" % (ca, error), "ca") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 @dataclass(frozen=True)
 class Address:
-    """unix:PATH, tcp:HOST:PORT or tcp:[V6]:PORT"""
+    """unix:PATH, tcp:HOST:PORT or, encrypted, tls:HOST:PORT (also [V6])"""
     path: Optional[str]
     host: str
     port: int
+    context: Optional[ssl.SSLContext] = None    # with tls: whom it trusts
+    name: Optional[str] = None    # and whom the certificate must be for
 
     @staticmethod
-    def parse(text: str) -> Address:
+    def parse(text: str, ca: Optional[str] = None, server_name: Optional[str] = None) -> Address:
+        found = re.fullmatch(r"(tcp|tls):(?:\[([^\]]+)\]|([^:\[\]]+)):(\d{1,5})", text)
+        if (ca or server_name) and not (found and found.group(1) == "tls"):
+            raise KdError("invalid", "%r is not encrypted: tls:HOST:PORT is expected with it" % text, "ca" if ca else "server_name")
         if text.startswith("unix:") and len(text) > 5:
             return Address(text[5:], "", 0)
-        found = re.fullmatch(r"tcp:(?:\[([^\]]+)\]|([^:\[\]]+)):(\d{1,5})", text)
-        if not found or not 0 < int(found.group(3)) < 65536:
-            raise KdError("invalid", "%r is not unix:PATH or tcp:HOST:PORT" % text, "address")
-        return Address(None, found.group(1) or found.group(2), int(found.group(3)))
+        if not found or not 0 < int(found.group(4)) < 65536:
+            raise KdError("invalid", "%r is not unix:PATH, tcp:HOST:PORT or tls:HOST:PORT" % text, "address")
+        host, port = found.group(2) or found.group(3), int(found.group(4))
+        return Address(None, host, port, _trust(ca), server_name or host) if found.group(1) == "tls" else Address(None, host, port)
+
+
+# What OpenSSL calls X509_V_ERR_*; anything else about a certificate is a matter of trust.
+CERTIFICATE_FAULTS = {9: "is not valid yet", 10: "has expired", 23: "was revoked", 26: "is not for servers", 62: "is for another name",
+                      64: "is for another name"}
+
+
+def _tls_error(address: Address, error: ssl.SSLError) -> KdError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        what = CERTIFICATE_FAULTS.get(error.verify_code, "is not trusted (%s)" % error.verify_message)
+        return KdError("unauthorized", "the certificate of %s %s" % (address.name, what), "address")
+    if error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNSUPPORTED_PROTOCOL", "PACKET_LENGTH_TOO_LONG"):
+        return KdError("invalid", "what the server says is not TLS: is it tcp:, not tls:?", "address")
+    return KdError("invalid", "the TLS handshake failed: %s" % (error.reason or error), "address")
 
 
 class Link(asyncio.BufferedProtocol):
@@ -85,7 +115,9 @@ class Link(asyncio.BufferedProtocol):
             if address.path is not None:
                 _, link = await loop.create_unix_connection(factory, address.path)
             else:
-                _, link = await loop.create_connection(factory, address.host, address.port)
+                _, link = await loop.create_connection(factory, address.host, address.port, ssl=address.context, server_hostname=address.name)
+        except ssl.SSLError as error:
+            raise _tls_error(address, error) from None
         except OSError as error:
             raise KdError("unavailable", "no connection: %s" % error, "address") from None
         try:
@@ -138,6 +170,8 @@ class Link(asyncio.BufferedProtocol):
         self._transport = transport
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
+        if not self._welcome.done() and self._header is None and self._filled and self._header_bytes[0] == TLS_ALERT:
+            self._lose(KdError("invalid", "the server speaks TLS there: tls:HOST:PORT is expected", "address"))
         self._lose(KdError("unavailable", "the connection was lost%s" % (": %s" % exc if exc else "")))
         self.closed.set()
 

@@ -108,13 +108,14 @@ class Teacher:
     @classmethod
     def connect(cls, address: str, *, token: Optional[str] = None, expect_fingerprint: Optional[str] = None,
                 teacher: Optional[str] = None, reconnect: Optional[Reconnect] = None, connect_timeout: Optional[float] = 10.0,
-                timeout: Optional[float] = 60.0, max_body_bytes: int = MAX_BODY_BYTES) -> Teacher:
+                timeout: Optional[float] = 60.0, max_body_bytes: int = MAX_BODY_BYTES, ca: Optional[str] = None,
+                server_name: Optional[str] = None) -> Teacher:
         """See AsyncTeacher.connect."""
         thread = _Thread()
         try:
             return cls(thread, thread.run(AsyncTeacher.connect(
                 address, token=token, expect_fingerprint=expect_fingerprint, teacher=teacher, reconnect=reconnect,
-                connect_timeout=connect_timeout, timeout=timeout, max_body_bytes=max_body_bytes)))
+                connect_timeout=connect_timeout, timeout=timeout, max_body_bytes=max_body_bytes, ca=ca, server_name=server_name)))
         except BaseException:
             thread.stop()
             raise
