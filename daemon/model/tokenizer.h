@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Byte-level BPE, WordPiece and SentencePiece's BPE: text <-> token ids, with byte offsets. Equal to Hugging Face `tokenizers` (from the scores
-// of a GGUF file: to SentencePiece) on valid UTF-8. n log n time at most, no recursion on the input's length. Invalid UTF-8: each maximal ill-formed subsequence is replaced by U+FFFD before splitting (as Python's
-// errors="replace" does); offsets refer to the bytes the caller gave. Immutable once open: any number of threads may use one.
+// Byte-level BPE, WordPiece and SentencePiece's BPE: text <-> token ids, with byte offsets. Equal to Hugging Face `tokenizers` (from the
+// scores of a GGUF file: to SentencePiece) on valid UTF-8. n log n time at most, no recursion on the input's length. Invalid UTF-8: each
+// maximal ill-formed subsequence is replaced by U+FFFD before splitting (as Python's errors="replace" does); offsets refer to the bytes the
+// caller gave. Immutable once open: any number of threads may use one.
 // A byte for which the vocabulary has no token (SmolLM2 lacks some control characters) is left out, as in the reference.
 //
 // Some put a space before a text that has none there (Llama 2, Mistral; not Gemma). Its token's bytes begin with that space, which is no byte

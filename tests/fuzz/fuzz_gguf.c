@@ -43,7 +43,7 @@ static void read_lists(const struct gguf *f)
 // What it reads into ids it reads back; the tokenizer.json made of it is a tokenizer of the same meaning.
 static void read_text(const struct gguf *f)
 {
-	static const char text[] = "aab 12 ab\n\xc3\xa9<x> \xff";
+	static const char text[] = "  the aab 12 ab\n</s>\xe2\x96\x81\xc3\xa9<x> \xff";
 	struct tokenizer *t = NULL, *again = NULL;
 	struct tokens tokens = {0};
 	char *back = NULL, *json = NULL;

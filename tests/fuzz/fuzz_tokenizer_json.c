@@ -20,7 +20,14 @@ static void try_text(const struct tokenizer *t, const char *text, size_t n, bool
 		if (tokenizer_decode(t, tokens.ids, tokens.n, false, &back, &n_back, NULL))
 			abort();
 		free(back);
+		if (tokenizer_decode_part(t, tokens.ids, tokens.n, true, &back, &n_back, NULL))
+			abort();
+		free(back);
 	}
+	if (tokenizer_encode_part(t, text, n, specials, SIZE_MAX, &tokens, NULL) == 0)
+		for (size_t i = 0; i < tokens.n; i++)
+			if (tokens.offsets[i].end > n)
+				abort();
 	tokens_done(&tokens);
 }
 

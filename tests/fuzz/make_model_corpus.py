@@ -69,6 +69,18 @@ def gguf_corpus():
              "bos": gguf(*model("llama", **{"tokenizer__ggml__bos_token_id": (U32, 1), "llama__attention__key_length": (U32, 4)})),
              "gemma": gguf(*model("gemma2")), "empty": gguf([], []), "huge_counts": b"GGUF" + struct.pack("<IQQ", 3, 2**63, 2**61)}
     entries, tensors = model("llama")
+    pieces = ["<unk>", "<s>", "</s>", "\u2581", "t", "h", "e", "c", "a", "\u2581t", "he", "\u2581the", "  ", "<0x0A>", "at", "[PAD]"]
+    spm = {"tokenizer__ggml__model": (STRING, "llama"), "tokenizer__ggml__scores": (F32, [-float(i % 11) for i in range(len(pieces))])}
+    for name, more in (("spm", {}), ("spm_plain", {"tokenizer__ggml__add_space_prefix": (BOOL, False)}),
+                       ("spm_few_scores", {"tokenizer__ggml__scores": (F32, [0.0])}), ("spm_nan", {"tokenizer__ggml__scores": (F32, [float("nan")] * 16)})):
+        whole = dict((k, v) for k, *v in model("llama", **{**spm, **more})[0])
+        whole["tokenizer.ggml.tokens"] = [STRING, pieces]
+        whole["tokenizer.ggml.token_type"] = [I32, [2, 3, 3] + [1] * 9 + [4, 6, 1, 5]]
+        if name == "spm_plain":       # every byte has a token
+            whole["tokenizer.ggml.tokens"] = [STRING, pieces[:13] + ["<0x%02X>" % b for b in range(256)]]
+            whole["tokenizer.ggml.token_type"] = [I32, [2, 3, 3] + [1] * 9 + [4] + [6] * 256]
+            whole["tokenizer.ggml.scores"] = [F32, [0.0] * (13 + 256)]
+        files[name] = gguf([(k, *v) for k, v in whole.items()], [])
     files["freqs"] = gguf(entries, tensors + [("rope_freqs.weight", "F32", [2])])
     files["repeated"] = gguf(entries + entries[:1], tensors)
     files["repeated_tensor"] = gguf(entries, tensors + tensors[:1])
