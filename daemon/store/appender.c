@@ -13,7 +13,7 @@
 
 #include "common/error.h"
 #include "daemon/store/crash.h"
-#include "daemon/store/ring.h"
+#include "daemon/ring.h"
 
 #define BACKOFF_MIN_MS 100
 #define BACKOFF_MAX_MS 2000              // space given back is noticed within this

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #include "common/error.h"
-#include "daemon/store/ring.h"
+#include "daemon/ring.h"
 #include "daemon/store/shard.h"
 #include "daemon/store/store_internal.h"
 

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
-#include "daemon/store/ring.h"
+#include "daemon/ring.h"
 
 #define CHUNK_BYTES (UINT64_C(1) << 20)      // from here on larger reads gain nothing
 #define N_CHUNKS 16u                         // eight frames of the usual 2 MiB at most, or 16 reads under way

@@ -20,7 +20,7 @@
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/store/crash.h"
-#include "daemon/store/ring.h"
+#include "daemon/ring.h"
 
 // Space is set aside in steps, each twice the one before: little to waste in a store that hardly grows, few calls in one that grows fast,
 // and one for a whole shard once it has filled one. The disk idles meanwhile: the call waits for the write under way.

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "daemon/store/ring.h"
+#include "daemon/ring.h"
 #include "tests/unit/store_fixture.h"
 
 #define BLOCK 4096u

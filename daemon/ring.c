@@ -3,7 +3,7 @@
 // good); then what is in flight is waited for, the ring is given up and everything later goes through pread, pwrite and fsync.
 //
 // No operation is linked to another: a short write in a chain would cancel its fsync.
-#include "daemon/store/ring.h"
+#include "daemon/ring.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -34,7 +34,7 @@ int ring_open(unsigned n_entries, struct ring **ret_ring, struct error *err)
 {
 	struct ring *r = calloc(1, sizeof *r);
 	if (!r)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for the store's ring");
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for a ring");
 	r->n_entries = n_entries;
 	r->file = -1;
 	struct io_uring_params p = {0};
