@@ -40,6 +40,7 @@ static int open_one(const struct backend_ops *ops, const struct backend_options 
 	if (!o)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend %s", ops->name);
 	o->backend.ops = ops;
+	o->backend.room = UINT64_MAX;
 	int r = ops->open(&o->backend, options, err);
 	if (r < 0) {
 		free(o);
@@ -99,6 +100,29 @@ int backend_sync(struct backend *be, struct error *err)
 	be->ops->sync(be);
 	const struct opened *o = (const struct opened *)be;
 	return o->failed ? error_set(err, ERROR_UNAVAILABLE, NULL, "backend %s failed: %s", be->ops->name, o->failure) : 0;
+}
+
+#define ROUNDING (2u << 20)              // of a large array: to huge pages
+
+// Blocks at the edge are padded.
+uint64_t backend_matrix_bytes(uint64_t n_elements, uint32_t element_bytes)
+{
+	uint64_t bytes;
+	if (__builtin_mul_overflow(n_elements, element_bytes, &bytes) || __builtin_add_overflow(bytes, bytes / 64, &bytes) ||
+	    __builtin_add_overflow(bytes, bytes < ROUNDING ? bytes : ROUNDING, &bytes))
+		return UINT64_MAX;
+	return bytes;
+}
+
+bool backend_keeps(struct backend *be, uint64_t n_elements)
+{
+	uint64_t bytes = backend_matrix_bytes(n_elements, be->element_bytes);
+	if (be->room == UINT64_MAX)
+		return true;
+	if (bytes > be->room)
+		return false;
+	be->room -= bytes;
+	return true;
 }
 
 void backend_fail(struct backend *be, const char *format, ...)

@@ -55,7 +55,26 @@ struct backend_count {
 struct backend_need {
 	struct backend_count parts[N_BACKEND_PARTS];
 	uint64_t n_slots;                // longest list of cache slots of a layout
+	uint32_t widest;                 // columns of the widest matrix
+	uint32_t vocab_size;             // V, the largest
 };
+
+// Where loaded matrices lie that memory has no room for, in pieces: each is made once, in order, and then asked for in every pass. Whoever
+// opens a backend provides it (a file, say); the backend sees to it that what comes back is what was made. One thread at a time.
+struct backend_shelf {
+	void *shelf;
+	size_t piece_bytes;              // of a piece at most; at least BACKEND_MAX_PIECE_ROWS rows of 4 bytes a column of the widest matrix
+	uint32_t n_ahead;                // pieces it reads in advance
+	uint64_t memory_bytes;           // it takes in memory for all this
+	// A place of piece_bytes, aligned for vectors, to make the next piece in; NULL: what was made before cannot be kept (err).
+	void *(*begin)(void *shelf, struct error *err);
+	int (*append)(void *shelf, size_t n, struct error *err);    // its first n bytes are piece 0, 1, 2, ...
+	// Piece `piece` as it was made, valid until the next call; `next` (n_next <= n_ahead) will be asked for soon, in that order. NULL: it
+	// cannot be read (err).
+	void *(*find)(void *shelf, uint32_t piece, const uint32_t *next, uint32_t n_next, struct error *err);
+};
+#define BACKEND_MAX_PIECE_ROWS 256       // rows of a matrix that stay together, at most, on any backend
+#define BACKEND_MAX_AHEAD 8
 
 #define BACKEND_MAX_HEAD_ROWS 1024       // no backend's head_rows is larger: what is counted before one is open
 
@@ -67,6 +86,12 @@ struct backend_options {
 	uint64_t memory_bytes;           // device memory it may take (cuda); 0 = no such limit
 	double memory_share;             // the same as a share of the device's memory; 0 = no such limit
 	struct backend_need need;
+	// What everything in the host's memory may take, the program itself included (cpu); 0 = no such limit. Where that is not enough for all
+	// matrices, those loaded by weight_load_apart go to the shelf; without one, or where it does not help, open refuses with the numbers.
+	uint64_t host_bytes;
+	uint64_t program_bytes;          // taken already
+	uint64_t loading_bytes;          // beside the matrices while they are loaded, and gone afterwards
+	const struct backend_shelf *shelf;    // used until close; NULL = none
 	uint32_t max_rows;               // largest T (or rows) any call will use: scratch is reserved for it at open
 };
 
@@ -168,6 +193,8 @@ struct backend_ops {
 	// Weights. load stacks the parts by rows (same column count; dtypes may differ) into an immutable matrix; also usable by embed.
 	// view makes a trainable matrix over a device array (n_rows, n_columns) that the caller owns; refresh after the array changed.
 	struct weight *(*weight_load)(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+	// The same for a matrix that memory has no room for (backend_keeps): it goes to the shelf where the device has one. Same results.
+	struct weight *(*weight_load_apart)(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
 	struct weight *(*weight_view)(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);
 	void (*weight_refresh)(struct backend *be, struct weight *w);
 	void (*weight_free)(struct backend *be, struct weight *w);
@@ -269,12 +296,18 @@ struct backend {
 	const char *fallback;            // opened as "auto": why the better device was not taken; NULL when none was passed over
 	uint64_t n_allocations;          // times arrays or scratch were asked for, of the device or of its reserve
 	uint64_t memory_bytes;           // taken of the device's own memory now, work buffers included; 0 for a device without any
+	uint64_t room;                   // bytes that loaded matrices may still take; UINT64_MAX: all have room
+	uint32_t element_bytes;          // of a loaded matrix, where room is bounded
+	uint64_t apart_bytes;            // of matrices on the shelf
 };
 
 // name: "cpu", "cuda", "ref"; "auto" = cuda where a usable device is, else cpu. -EOPNOTSUPP when not built in or not usable.
 int backend_open(const char *name, const struct backend_options *options, struct backend **ret_backend, struct error *err);
 void backend_close(struct backend *be);        // NULL is fine
 int backend_sync(struct backend *be, struct error *err);
+// Whether a matrix of so many elements has room in memory; if so, the room is taken.
+bool backend_keeps(struct backend *be, uint64_t n_elements);
+uint64_t backend_matrix_bytes(uint64_t n_elements, uint32_t element_bytes);    // what it takes, no less
 // For implementations: the first failure sticks.
 void backend_fail(struct backend *be, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool backend_failed(const struct backend *be);

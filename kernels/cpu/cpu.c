@@ -11,6 +11,9 @@
 #include "kernels/backend_list.h"
 #include "kernels/cpu/product.h"
 
+#define INT8_ELEMENT_BYTES 3         // 2 and a share of a scale
+#define HEAD_ROWS 256                // a tile of logits that stays in the outer cache
+
 static void cpu_close(struct backend *be)
 {
 	struct cpu *cpu = cpu_of(be);
@@ -77,7 +80,15 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 	snprintf(cpu->description, sizeof cpu->description, "%d threads, %s%s", cpu->n_threads, vector->name,
 		 cpu->operand == OPERAND_ROUNDED ? ", bf16 at the speed of f32" : "");
 	be->description = cpu->description;
-	return 0;
+	struct backend_options plan = *options;
+	if (cpu->operand == OPERAND_INT8)
+		plan.shelf = NULL;       // they are packed otherwise (int8.h), in memory alone
+	cpu->shelf = plan.shelf;
+	be->element_bytes = cpu->operand == OPERAND_BF16 ? sizeof(uint16_t) : cpu->operand == OPERAND_INT8 ? INT8_ELEMENT_BYTES : sizeof(float);
+	r = options->host_bytes ? room_plan(&plan, be->element_bytes, HEAD_ROWS, cpu->n_threads, &be->room, err) : 0;
+	if (r < 0)
+		cpu_close(be);
+	return r;
 }
 
 static int cpu_check_shape(struct backend *be, const struct attention_shape *shape, struct error *err)
@@ -127,7 +138,7 @@ static void cpu_begin(struct backend *be, const struct layout *layout)
 
 const struct backend_ops backend_cpu_ops = {
 	.name = "cpu",
-	.head_rows = 256,
+	.head_rows = HEAD_ROWS,
 	.open = cpu_open,
 	.close = cpu_close,
 	.sync = cpu_sync,
@@ -145,6 +156,7 @@ const struct backend_ops backend_cpu_ops = {
 	.real_zero = cpu_real_zero,
 	.real_copy = cpu_real_copy,
 	.weight_load = cpu_weight_load,
+	.weight_load_apart = cpu_weight_load_apart,
 	.weight_view = cpu_weight_view,
 	.weight_refresh = cpu_weight_refresh,
 	.weight_free = cpu_weight_free,

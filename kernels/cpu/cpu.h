@@ -31,6 +31,8 @@ struct cpu {
 	size_t shared_floats;
 	float **own;                            // (n_threads) scratch of each thread
 	size_t own_floats;
+	const struct backend_shelf *shelf;      // of matrices that memory has no room for; NULL = none
+	uint32_t n_pieces;                      // on it
 	char description[64];
 };
 
@@ -41,6 +43,9 @@ struct weight {
 	struct matrix *forward;                 // y = x Wᵀ; else NULL
 	struct matrix *backward;                // dx = dy W; views only
 	const float *view;                      // NULL for a loaded matrix
+	// A matrix on the shelf (sums not NULL): piece first_piece + i holds blocks i * piece_blocks .. of it.
+	uint32_t first_piece, n_pieces, piece_blocks;
+	uint32_t *sums;                         // (blocks) CRC-32C of each as it was packed
 };
 
 static inline struct cpu *cpu_of(const struct backend *be) { return be->device; }
@@ -69,6 +74,23 @@ void cpu_real_zero(struct backend *be, struct real *x, size_t n);
 void cpu_real_copy(struct backend *be, struct real *to, const struct real *from, size_t n);
 
 struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+// Blocks first..last-1 of a loaded matrix from its parts; their memory must be there.
+int weight_pack(struct backend *be, struct weight *w, const struct tensor *parts, uint32_t first, uint32_t last);
+// A matrix of the parts' shape, nothing packed; of integers not even its memory.
+struct weight *weight_new(struct backend *be, const struct tensor *parts, uint32_t n_parts, bool apart, struct error *err);
+
+// Matrices on the shelf (apart.c). What has no shelf to go to is loaded into memory.
+struct weight *cpu_weight_load_apart(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+uint32_t apart_pieces(const struct weight *w);          // 1 of a matrix in memory
+// Brings piece i (0..apart_pieces-1) of w into memory, as it was packed, until the next is; blocks *ret_first..*ret_last-1. `next` (n_next):
+// which of its pieces will be asked for next; NULL: all that follow on the shelf. False after backend_fail.
+bool apart_find(struct backend *be, const struct weight *w, uint32_t i, const uint32_t *next, uint32_t n_next, uint32_t *ret_first,
+		uint32_t *ret_last);
+
+// Bytes that matrices may take in memory under options->host_bytes (UINT64_MAX: as many as they like), or a refusal.
+int room_plan(const struct backend_options *options, uint32_t element_bytes, uint32_t head_rows, int n_threads, uint64_t *ret_room,
+	      struct error *err);
+
 struct weight *cpu_weight_view(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);
 void cpu_weight_refresh(struct backend *be, struct weight *w);
 void cpu_weight_free(struct backend *be, struct weight *w);

@@ -70,46 +70,72 @@ static bool tiles_init(struct backend *be, struct tiles *t, const struct matrix 
 	return true;
 }
 
-// y (rows, N) {=, +=} x (rows, K) times the packed matrix, + bias.
-static void multiply(struct backend *be, float *y, bool add, const float *x, const struct matrix *m, size_t N, size_t K,
-		     enum operand operand, const float *bias, size_t rows)
-{
-	const struct cpu *cpu = cpu_of(be);
-	uint32_t block_size = products_block(cpu->products), chunk_size = products_chunk(cpu->products);
-	int threads = omp_get_max_threads(), failure = 0;
-	struct tiles t;
+// y (rows, N) {=, +=} x (rows, K) times a packed matrix, + bias.
+struct multiplication {
+	float *y;
+	bool add;
+	const float *x, *bias;           // bias: (N) or NULL
+	const struct matrix *matrix;
+	size_t N, K, rows;
+	enum operand operand;
+};
 
-	if (!rows || backend_failed(be) || !memory_own(be, (size_t)products_tile(cpu->products) * block_size) ||
-	    !tiles_init(be, &t, m, operand, x, rows, K))
-		return;
-	omp_set_num_threads(1);          // inside the region oneDNN must stay on its thread even when ours is the only one
+// Outputs of blocks first..last-1. False when a tile failed.
+static bool multiply_blocks(const struct cpu *cpu, const struct multiplication *p, const struct tiles *t, uint32_t first_block, uint32_t last)
+{
+	const struct matrix *m = p->matrix;
+	uint32_t block_size = products_block(cpu->products), chunk_size = products_chunk(cpu->products);
+	size_t N = p->N, rows = p->rows;
+	int failure = 0;
+
 	for (uint32_t chunk = 0; chunk < matrix_chunks(m); chunk++) {
 #pragma omp parallel for schedule(dynamic, 4) collapse(2) num_threads(cpu->n_threads)
-		for (uint32_t block = 0; block < matrix_blocks(m); block++) {
-			for (size_t i = 0; i < t.n_tiles; i++) {
+		for (uint32_t block = first_block; block < last; block++) {
+			for (size_t i = 0; i < t->n_tiles; i++) {
 				int worker = omp_get_thread_num();
-				size_t first = i * t.tile, n = rows - first < t.tile ? rows - first : t.tile, column = (size_t)block * block_size;
+				size_t first = i * t->tile, n = rows - first < t->tile ? rows - first : t->tile, column = (size_t)block * block_size;
 				float *tile = cpu->own[worker];
-				if (matrix_tile(m, block, chunk, tile_at(&t, m, i, chunk, chunk_size), tile, worker) < 0) {
+				if (matrix_tile(m, block, chunk, tile_at(t, m, i, chunk, chunk_size), tile, worker) < 0) {
 #pragma omp atomic write
 					failure = 1;
 				}
-				cpu->vector->tile_store(y + first * N + column, N, tile, bias && chunk == 0 ? bias + column : NULL,
-							add || chunk > 0, (uint32_t)n, matrix_block_width(m, block));
+				cpu->vector->tile_store(p->y + first * N + column, N, tile, p->bias && chunk == 0 ? p->bias + column : NULL,
+							p->add || chunk > 0, (uint32_t)n, matrix_block_width(m, block));
 			}
 		}
 	}
+	return !failure;
+}
+
+// apart: the matrix's owner, when its blocks come from the shelf; else NULL.
+static void multiply(struct backend *be, const struct multiplication *p, const struct weight *apart)
+{
+	const struct cpu *cpu = cpu_of(be);
+	uint32_t first = 0, last = matrix_blocks(p->matrix), n_pieces = apart ? apart_pieces(apart) : 1;
+	int threads = omp_get_max_threads();
+	bool done = true;
+	struct tiles t;
+
+	if (!p->rows || backend_failed(be) || !memory_own(be, (size_t)products_tile(cpu->products) * products_block(cpu->products)) ||
+	    !tiles_init(be, &t, p->matrix, p->operand, p->x, p->rows, p->K))
+		return;
+	omp_set_num_threads(1);          // inside the region oneDNN must stay on its thread even when ours is the only one
+	for (uint32_t i = 0; i < n_pieces && done; i++)
+		done = (!apart || apart_find(be, apart, i, NULL, 0, &first, &last)) && multiply_blocks(cpu, p, &t, first, last);
 	omp_set_num_threads(threads);
-	if (failure)
-		backend_fail(be, "a product of %zu x %zu failed", N, K);
+	if (!done)
+		backend_fail(be, "a product of %zu x %zu failed", p->N, p->K);
 }
 
 static void forward(struct backend *be, float *y, bool add, const float *x, const struct weight *w, const float *bias, size_t rows)
 {
+	struct multiplication p = {.y = y, .add = add, .x = x, .bias = bias, .matrix = w->forward, .N = w->n_rows, .K = w->n_columns,
+				   .rows = rows, .operand = w->operand};
+
 	if (w->int8)
 		int8_multiply(be, y, add, x, w->int8, bias, rows);
 	else
-		multiply(be, y, add, x, w->forward, w->n_rows, w->n_columns, w->operand, bias, rows);
+		multiply(be, &p, w->sums ? w : NULL);
 }
 
 void cpu_linear(struct backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows)
@@ -160,8 +186,9 @@ static void backward(struct backend *be, float *dx, float *dw, const float *dy, 
 		backend_fail(be, "the gradient through an immutable matrix was asked for");
 	if (!rows || backend_failed(be))
 		return;
+	struct multiplication p = {.y = dx, .x = dy, .matrix = w->backward, .N = w->n_columns, .K = w->n_rows, .rows = rows, .operand = w->operand};
 	if (dx)
-		multiply(be, dx, false, dy, w->backward, w->n_columns, w->n_rows, w->operand, NULL, rows);
+		multiply(be, &p, NULL);
 	if (dw)
 		gradient(be, dw, dy, x, w->n_rows, w->n_columns, rows, w->operand != OPERAND_F32);
 }

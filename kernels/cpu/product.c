@@ -256,33 +256,49 @@ static struct product *product_find(struct products *p, uint32_t n, uint32_t k, 
 	return NULL;
 }
 
-int matrix_new(struct products *p, uint32_t n, uint32_t k, bool bf16, struct matrix **ret_matrix, struct error *err)
+static size_t tile_bytes(const struct product *t)
+{
+	return (t->weights_bytes + 63) / 64 * 64;
+}
+
+// Every shape of tile the matrix has; *ret_bytes: of all tiles.
+static int matrix_shapes(struct matrix *m, bool bf16, size_t *ret_bytes, struct error *err)
+{
+	size_t bytes = 0;
+	for (uint32_t chunk = 0; chunk < m->n_chunks; chunk++) {
+		for (uint32_t block = 0; block < m->n_blocks; block++) {
+			struct product **shape = &m->shapes[chunk + 1 == m->n_chunks][block + 1 == m->n_blocks];
+			if (!*shape)
+				*shape = product_find(m->products, matrix_block_width(m, block), matrix_chunk_depth(m, chunk), bf16, err);
+			if (!*shape)
+				return -EPROTO;
+			bytes += tile_bytes(*shape);
+		}
+	}
+	*ret_bytes = bytes;
+	return 0;
+}
+
+int matrix_new(struct products *p, uint32_t n, uint32_t k, bool bf16, bool apart, struct matrix **ret_matrix, struct error *err)
 {
 	struct matrix *m = calloc(1, sizeof *m);
 	if (!m)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix");
 	*m = (struct matrix){.products = p, .n = n, .k = k, .n_blocks = (n - 1) / p->block + 1, .n_chunks = (k - 1) / p->chunk + 1};
 	size_t bytes = 0, n_tiles = (size_t)m->n_blocks * m->n_chunks;
-	for (uint32_t chunk = 0; chunk < m->n_chunks; chunk++) {
-		for (uint32_t block = 0; block < m->n_blocks; block++) {
-			struct product **shape = &m->shapes[chunk + 1 == m->n_chunks][block + 1 == m->n_blocks];
-			if (!*shape)
-				*shape = product_find(p, matrix_block_width(m, block), matrix_chunk_depth(m, chunk), bf16, err);
-			if (!*shape) {
-				matrix_free(m);
-				return -EPROTO;
-			}
-			bytes += ((*shape)->weights_bytes + 63) / 64 * 64;
-		}
+	int r = matrix_shapes(m, bf16, &bytes, err);
+	if (r < 0) {
+		matrix_free(m);
+		return r;
 	}
-	m->bytes = memory_floats(bytes / sizeof(float));
+	m->bytes = apart ? NULL : memory_floats(bytes / sizeof(float));
 	m->weights = calloc(n_tiles, sizeof *m->weights);
-	bool ok = m->bytes && m->weights;
+	bool ok = (apart || m->bytes) && m->weights;
 	char *at = (char *)m->bytes;
 	for (size_t i = 0; ok && i < n_tiles; i++) {
 		const struct product *t = m->shapes[i / m->n_blocks + 1 == m->n_chunks][i % m->n_blocks + 1 == m->n_blocks];
-		ok = dnnl_memory_create(&m->weights[i], &t->weights, p->engine, at) == dnnl_success;
-		at += (t->weights_bytes + 63) / 64 * 64;
+		ok = dnnl_memory_create(&m->weights[i], &t->weights, p->engine, apart ? DNNL_MEMORY_NONE : at) == dnnl_success;
+		at += apart ? 0 : tile_bytes(t);
 	}
 	if (!ok) {
 		matrix_free(m);
@@ -320,6 +336,25 @@ static const struct product *shape_of(const struct matrix *m, uint32_t block, ui
 static dnnl_memory_t weights_of(const struct matrix *m, uint32_t block, uint32_t chunk)
 {
 	return m->weights[(size_t)chunk * m->n_blocks + block];
+}
+
+size_t matrix_block_bytes(const struct matrix *m, uint32_t block)
+{
+	size_t bytes = 0;
+	for (uint32_t chunk = 0; chunk < m->n_chunks; chunk++)
+		bytes += tile_bytes(shape_of(m, block, chunk));
+	return bytes;
+}
+
+bool matrix_attach(struct matrix *m, uint32_t block, void *bytes)
+{
+	char *at = bytes;
+	for (uint32_t chunk = 0; chunk < m->n_chunks; chunk++) {
+		if (dnnl_memory_set_data_handle(weights_of(m, block, chunk), at) != dnnl_success)
+			return false;
+		at += tile_bytes(shape_of(m, block, chunk));
+	}
+	return true;
 }
 
 // One reorder from a strided matrix of floats into packed weights. oneDNN keeps the code it made for the last shapes.

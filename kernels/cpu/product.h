@@ -23,8 +23,11 @@ uint32_t products_tile(const struct products *p);         // rows of a tile
 uint32_t products_block(const struct products *p);        // outputs of a block
 uint32_t products_chunk(const struct products *p);        // terms of a chunk
 
-// A matrix (N outputs, K terms) packed in blocks and chunks. bf16: operands in bfloat16 (products_have_bf16()).
-int matrix_new(struct products *p, uint32_t n, uint32_t k, bool bf16, struct matrix **ret_matrix, struct error *err);
+// A matrix (N outputs, K terms) packed in blocks and chunks. bf16: operands in bfloat16 (products_have_bf16()). apart: it has no memory of
+// its own; matrix_attach says where a block lies before it is packed or used.
+int matrix_new(struct products *p, uint32_t n, uint32_t k, bool bf16, bool apart, struct matrix **ret_matrix, struct error *err);
+size_t matrix_block_bytes(const struct matrix *m, uint32_t block);         // all its chunks; a multiple of 64
+bool matrix_attach(struct matrix *m, uint32_t block, void *bytes);         // aligned to 64; false when oneDNN refuses
 struct matrix *matrix_free(struct matrix *m);              // returns NULL; NULL is fine
 uint32_t matrix_blocks(const struct matrix *m);
 uint32_t matrix_chunks(const struct matrix *m);

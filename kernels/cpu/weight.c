@@ -22,7 +22,7 @@ static void parts_read(const struct tensor *parts, uint64_t first, uint32_t n, u
 	}
 }
 
-static int load_blocks(struct backend *be, struct weight *w, const struct tensor *parts)
+int weight_pack(struct backend *be, struct weight *w, const struct tensor *parts, uint32_t first, uint32_t last)
 {
 	const struct cpu *cpu = cpu_of(be);
 	uint32_t block_rows = products_block(cpu->products);
@@ -33,7 +33,7 @@ static int load_blocks(struct backend *be, struct weight *w, const struct tensor
 		return -ENOMEM;
 	omp_set_num_threads(1);          // of what oneDNN starts inside the region
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
-	for (uint32_t block = 0; block < matrix_blocks(w->forward); block++) {
+	for (uint32_t block = first; block < last; block++) {
 		float *plain = cpu->own[omp_get_thread_num()];
 		uint32_t rows = matrix_block_width(w->forward, block);
 		parts_read(parts, (uint64_t)block * block_rows, rows, w->n_columns, plain);
@@ -68,7 +68,7 @@ static int load_int8(struct backend *be, struct weight *w, const struct tensor *
 	return 0;
 }
 
-struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err)
+struct weight *weight_new(struct backend *be, const struct tensor *parts, uint32_t n_parts, bool apart, struct error *err)
 {
 	const struct cpu *cpu = cpu_of(be);
 	struct weight *w;
@@ -83,20 +83,28 @@ struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, u
 		return NULL;
 	}
 	*w = (struct weight){.n_rows = n_rows, .n_columns = n_columns, .operand = cpu->operand};
-	if (w->operand == OPERAND_INT8) {
+	if (w->operand == OPERAND_INT8)
+		return w;
+	if (matrix_new(cpu->products, n_rows, n_columns, w->operand == OPERAND_BF16, apart, &w->forward, err) == 0)
+		return w;
+	cpu_weight_free(be, w);
+	return NULL;
+}
+
+struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err)
+{
+	struct weight *w = weight_new(be, parts, n_parts, false, err);
+
+	if (w && w->operand == OPERAND_INT8) {
 		if (load_int8(be, w, parts) == 0)
 			return w;
-		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix of %u x %u", n_rows, n_columns);
-		goto fail;
+		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix of %u x %u", w->n_rows, w->n_columns);
+		cpu_weight_free(be, w);
+		return NULL;
 	}
-	if (matrix_new(cpu->products, n_rows, n_columns, w->operand == OPERAND_BF16, &w->forward, err) < 0)
-		goto fail;
-	if (load_blocks(be, w, parts) < 0) {
-		error_set(err, ERROR_INTERNAL, NULL, "a matrix of %u x %u cannot be packed", n_rows, n_columns);
-		goto fail;
-	}
-	return w;
-fail:
+	if (!w || weight_pack(be, w, parts, 0, matrix_blocks(w->forward)) == 0)
+		return w;
+	error_set(err, ERROR_INTERNAL, NULL, "a matrix of %u x %u cannot be packed", w->n_rows, w->n_columns);
 	cpu_weight_free(be, w);
 	return NULL;
 }
@@ -112,8 +120,8 @@ struct weight *cpu_weight_view(struct backend *be, struct real *array, uint32_t 
 		return NULL;
 	}
 	*w = (struct weight){.n_rows = n_rows, .n_columns = n_columns, .operand = cpu->view_operand, .view = cpu_real_in(array)};
-	if (matrix_new(cpu->products, n_rows, n_columns, w->operand == OPERAND_BF16, &w->forward, err) < 0 ||
-	    matrix_new(cpu->products, n_columns, n_rows, w->operand == OPERAND_BF16, &w->backward, err) < 0) {
+	if (matrix_new(cpu->products, n_rows, n_columns, w->operand == OPERAND_BF16, false, &w->forward, err) < 0 ||
+	    matrix_new(cpu->products, n_columns, n_rows, w->operand == OPERAND_BF16, false, &w->backward, err) < 0) {
 		cpu_weight_free(be, w);
 		return NULL;
 	}
@@ -176,5 +184,6 @@ void cpu_weight_free(struct backend *be, struct weight *w)
 	int8_matrix_free(w->int8);
 	matrix_free(w->forward);
 	matrix_free(w->backward);
+	free(w->sums);
 	free(w);
 }

@@ -238,7 +238,7 @@ static int open_cuda(backend *be, const backend_options *options, struct error *
 	.act_new = cuda_act_new, .act_free = cuda_act_free, .act_at = act_at_function, \
 	.real_write = cuda_real_write, .real_read = cuda_real_read, .act_write = cuda_act_write, .act_read = cuda_act_read, \
 	.real_zero = cuda_real_zero, .real_copy = cuda_real_copy, \
-	.weight_load = cuda_weight_load, .weight_view = cuda_weight_view, \
+	.weight_load = cuda_weight_load, .weight_load_apart = cuda_weight_load, .weight_view = cuda_weight_view, \
 	.weight_refresh = cuda_weight_refresh, .weight_free = cuda_weight_free, \
 	.begin = cuda_begin, .embed = cuda_embed, .embed_add = cuda_embed_add, .rmsnorm = cuda_rmsnorm, .layernorm = cuda_layernorm, \
 	.linear = cuda_linear, .linear_real = cuda_linear_real, \

@@ -27,6 +27,8 @@ static void ref_close(struct backend *be)
 
 static int ref_open(struct backend *be, const struct backend_options *options, struct error *err)
 {
+	if (options->host_bytes)
+		return error_set(err, ERROR_UNSUPPORTED, "memory", "device ref keeps everything in memory: it takes no limit");
 	struct ref *ref = be->device = calloc(1, sizeof *ref);
 	if (!ref)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend ref");
@@ -112,6 +114,7 @@ const struct backend_ops backend_ref_ops = {
 	.real_zero = ref_real_zero,
 	.real_copy = ref_real_copy,
 	.weight_load = ref_weight_load,
+	.weight_load_apart = ref_weight_load,
 	.weight_view = ref_weight_view,
 	.weight_refresh = ref_weight_refresh,
 	.weight_free = ref_weight_free,

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrices on a shelf give the bits that the same ones in memory give; a shelf that gives back anything else is found out.
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "common/error.h"
+#include "tests/ops/harness.h"
+
+enum { MAX_PIECES = 512, T = 70, LONGEST = 9000 };
+
+// Pieces in memory; every find overwrites what the one before gave, as a buffer that is used again would be.
+struct memory_shelf { struct backend_shelf door; uint8_t *made, *given, *pieces[MAX_PIECES]; size_t sizes[MAX_PIECES]; uint32_t n, bad; bool fails; };
+
+static void *memory_begin(void *arg, struct error *err)
+{
+	const struct memory_shelf *s = arg;
+	(void)err;
+	return s->made;
+}
+
+static int memory_append(void *arg, size_t n, struct error *err)
+{
+	struct memory_shelf *s = arg;
+	(void)err;
+	assert_true(s->n < MAX_PIECES && n <= s->door.piece_bytes && n > 0);
+	assert_non_null(s->pieces[s->n] = malloc(n));
+	memcpy(s->pieces[s->n], s->made, n);
+	s->sizes[s->n++] = n;
+	memset(s->made, 0xff, s->door.piece_bytes);
+	return 0;
+}
+
+static void *memory_find(void *arg, uint32_t piece, const uint32_t *next, uint32_t n_next, struct error *err)
+{
+	struct memory_shelf *s = arg;
+	assert_true(piece < s->n && n_next <= s->door.n_ahead);
+	for (uint32_t i = 0; i < n_next; i++)
+		assert_true(next[i] < s->n && next[i] != piece);
+	if (s->fails) {
+		error_set(err, ERROR_IO, "stream-directory", "the disk is gone");
+		return NULL;
+	}
+	memset(s->given, 0xff, s->door.piece_bytes);
+	memcpy(s->given, s->pieces[piece], s->sizes[piece]);
+	if (piece == s->bad)
+		s->given[s->sizes[piece] / 2] ^= 1;
+	return s->given;
+}
+
+static void shelf_init(struct memory_shelf *s, size_t piece_bytes)
+{
+	*s = (struct memory_shelf){.bad = UINT32_MAX};
+	s->door = (struct backend_shelf){.shelf = s, .piece_bytes = piece_bytes, .n_ahead = 2, .begin = memory_begin, .append = memory_append,
+					 .find = memory_find};
+	assert_int_equal(posix_memalign((void **)&s->made, 4096, piece_bytes), 0);
+	assert_int_equal(posix_memalign((void **)&s->given, 4096, piece_bytes), 0);
+}
+
+static void shelf_done(struct memory_shelf *s)
+{
+	for (uint32_t i = 0; i < s->n; i++)
+		free(s->pieces[i]);
+	free(s->made);
+	free(s->given);
+}
+
+static struct backend *open_cpu(enum backend_numeric numeric, const struct memory_shelf *shelf)
+{
+	struct backend_options options = {.n_threads = 2, .numeric = numeric, .max_rows = MAX_ROWS, .shelf = &shelf->door};
+	struct backend *be = NULL;
+	struct error err = {0};
+	if (backend_open("cpu", &options, &be, &err) < 0)
+		fail_msg("%s", err.message);
+	return be;
+}
+
+// What embed, linear and linear_real give of one matrix: (T, K), (T, N), (T, N) added to what was there.
+struct results { double *embedded, *y, *sum; };
+
+static struct weight *load(struct backend *be, bool apart, uint32_t N, uint32_t K)
+{
+	uint64_t seed = N * 31 + K;
+	float *values = calloc((size_t)N * K, sizeof *values);
+	struct error err = {0};
+	assert_non_null(values);
+	random_fill(&seed, values, (size_t)N * K, 0.1f);
+	size_t half = N / 2 * (size_t)K;      // two parts, so that blocks straddle them
+	struct tensor parts[] = {{DTYPE_F32, 2, {N / 2, K}, values, half * 4}, {DTYPE_F32, 2, {N - N / 2, K}, values + half, ((size_t)N * K - half) * 4}};
+	struct weight *w = (apart ? be->ops->weight_load_apart : be->ops->weight_load)(be, parts, 2, &err);
+	if (!w)
+		fail_msg("%s", err.message);
+	free(values);
+	return w;
+}
+
+static void begin(struct backend *be, uint32_t N, uint32_t rows)
+{
+	uint32_t tokens[T], positions[T], starts[] = {0, rows};
+	for (uint32_t t = 0; t < rows; t++) {
+		tokens[t] = rows == 1 ? N - 1 : t * 7919 % N;
+		positions[t] = t;
+	}
+	struct layout layout = {.n_positions = rows, .n_sequences = 1, .tokens = tokens, .positions = positions, .starts = starts};
+	be->ops->begin(be, &layout);
+}
+
+static void compute(struct backend *be, const struct weight *w, uint32_t N, uint32_t K, uint32_t rows, struct results *ret)
+{
+	const struct backend_ops *ops = be->ops;
+	uint64_t seed = 5;
+	size_t n_x = (size_t)rows * K, n_y = (size_t)rows * N, most = n_x > n_y ? n_x : n_y;
+	float *values = calloc(most, sizeof *values);
+	struct real *x = ops->real_new(be, n_x, NULL), *sum = ops->real_new(be, n_y, NULL), *bias = ops->real_new(be, N, NULL);
+	struct act *h = ops->act_new(be, n_x, NULL), *y = ops->act_new(be, n_y, NULL);
+	*ret = (struct results){calloc(n_x, 8), calloc(n_y, 8), calloc(n_y, 8)};
+	assert_true(values && x && sum && bias && h && y && ret->embedded && ret->y && ret->sum);
+	begin(be, N, rows);
+	ops->embed(be, x, w);
+	random_fill(&seed, values, most, 1);
+	ops->act_write(be, h, values, n_x);
+	ops->real_write(be, sum, values, n_y);
+	ops->real_write(be, bias, values, N);
+	ops->linear(be, y, h, w, bias, rows);
+	ops->linear_real(be, sum, true, h, w, NULL, rows);
+	ops->real_read(be, ret->embedded, x, n_x);
+	ops->act_read(be, ret->y, y, n_y);
+	ops->real_read(be, ret->sum, sum, n_y);
+	ops->real_free(be, x);
+	ops->real_free(be, sum);
+	ops->real_free(be, bias);
+	ops->act_free(be, h);
+	ops->act_free(be, y);
+	free(values);
+}
+
+static void results_done(struct results *r)
+{
+	free(r->embedded);
+	free(r->y);
+	free(r->sum);
+}
+
+static void assert_same_bits(enum backend_numeric numeric, uint32_t N, uint32_t K, uint32_t rows, size_t piece_bytes)
+{
+	struct memory_shelf shelf;
+	struct results here, apart;
+	struct error err = {0};
+	shelf_init(&shelf, piece_bytes);
+	struct backend *be = open_cpu(numeric, &shelf);
+	// another before and one after it: its pieces are not the only ones
+	struct weight *before = load(be, true, 300, 40), *w = load(be, true, N, K), *after = load(be, true, 5, 7), *resident = load(be, false, N, K);
+	compute(be, resident, N, K, rows, &here);
+	compute(be, w, N, K, rows, &apart);
+	if (backend_sync(be, &err) < 0)
+		fail_msg("%s", err.message);
+	assert_memory_equal(here.embedded, apart.embedded, (size_t)rows * K * 8);
+	assert_memory_equal(here.y, apart.y, (size_t)rows * N * 8);
+	assert_memory_equal(here.sum, apart.sum, (size_t)rows * N * 8);
+	results_done(&here);
+	results_done(&apart);
+	struct weight *all[] = {before, w, after, resident};
+	for (int i = 0; i < 4; i++)
+		be->ops->weight_free(be, all[i]);
+	backend_close(be);
+	shelf_done(&shelf);
+}
+
+// From one piece for all to one for each block; several chunks of the sum; last blocks and chunks that are not whole.
+static void every_shape_has_the_bits_it_has_in_memory(void **state)
+{
+	static const struct { uint32_t N, K, rows; size_t piece_bytes; } shapes[] = {
+		{1000, 96, T, 1 << 20}, {1000, 96, T, BACKEND_MAX_PIECE_ROWS * 96 * 4}, {1000, 96, 1, BACKEND_MAX_PIECE_ROWS * 96 * 4 * 2},
+		{700, LONGEST, T, BACKEND_MAX_PIECE_ROWS * LONGEST * 4}, {2, 500, 33, 1 << 20}, {193, 64, 5, BACKEND_MAX_PIECE_ROWS * 64 * 4},
+	};
+	static const enum backend_numeric numerics[] = {BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16};
+	(void)state;
+	for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+		for (size_t j = 0; j < sizeof numerics / sizeof *numerics; j++)
+			assert_same_bits(numerics[j], shapes[i].N, shapes[i].K, shapes[i].rows, shapes[i].piece_bytes);
+}
+
+// The message of a backend one of whose pieces is bad, or cannot be read.
+static void expect_failure(bool bad, const char *message)
+{
+	struct memory_shelf shelf;
+	struct results r;
+	struct error err = {0};
+	shelf_init(&shelf, BACKEND_MAX_PIECE_ROWS * 96 * 4);
+	struct backend *be = open_cpu(BACKEND_NUMERIC_AUTO, &shelf);
+	struct weight *w = load(be, true, 1000, 96);
+	assert_true(shelf.n > 2);
+	shelf.bad = bad ? 2 : UINT32_MAX;
+	shelf.fails = !bad;
+	compute(be, w, 1000, 96, T, &r);
+	assert_true(backend_sync(be, &err) < 0);
+	if (!strstr(err.message, message))
+		fail_msg("%s", err.message);
+	results_done(&r);
+	be->ops->weight_free(be, w);
+	backend_close(be);
+	shelf_done(&shelf);
+}
+
+static void one_changed_bit_fails_the_backend(void **state)
+{
+	(void)state;
+	expect_failure(true, "not what was written");
+}
+
+static void a_piece_that_cannot_be_read_fails_the_backend(void **state)
+{
+	(void)state;
+	expect_failure(false, "the disk is gone");
+}
+
+static void without_a_shelf_all_stays_in_memory(void **state)
+{
+	(void)state;
+	struct backend_options options = {.n_threads = 1, .max_rows = MAX_ROWS};
+	struct backend *be = NULL;
+	assert_int_equal(backend_open("cpu", &options, &be, NULL), 0);
+	struct weight *w = load(be, true, 50, 20);
+	assert_int_equal(be->apart_bytes, 0);
+	be->ops->weight_free(be, w);
+	backend_close(be);
+}
+
+static void a_backend_keeps_what_there_is_room_for(void **state)
+{
+	(void)state;
+	struct backend_options options = {.n_threads = 1, .max_rows = MAX_ROWS};
+	struct backend *be = NULL;
+	assert_int_equal(backend_open("cpu", &options, &be, NULL), 0);
+	assert_true(backend_keeps(be, UINT64_MAX));      // no limit
+	be->room = backend_matrix_bytes(1000, be->element_bytes) * 2;
+	assert_true(backend_keeps(be, 1000));
+	assert_false(backend_keeps(be, 1001));
+	assert_true(backend_keeps(be, 1000));
+	assert_false(backend_keeps(be, 1));
+	assert_false(backend_keeps(be, UINT64_MAX));
+	backend_close(be);
+	assert_int_equal(backend_open("ref", &(struct backend_options){.max_rows = 1, .host_bytes = 1}, &be, NULL), -EOPNOTSUPP);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_shape_has_the_bits_it_has_in_memory), cmocka_unit_test(one_changed_bit_fails_the_backend),
+		cmocka_unit_test(a_piece_that_cannot_be_read_fails_the_backend), cmocka_unit_test(without_a_shelf_all_stays_in_memory),
+		cmocka_unit_test(a_backend_keeps_what_there_is_room_for),
+	};
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
