@@ -19,6 +19,10 @@ struct head {
 	struct softmax_grad_row *grads;  // (tile_rows) what the loss answers for a tile
 	struct sweep_row *sweep;         // (tile_rows) lse of each row, for a mean
 	double *lse;
+	// Rows announced (n_expected); the tile holds tile_n of them from number tile_first on; `at`: those asked for next, or HEAD_UNEXPECTED.
+	const struct act *hidden;
+	const uint32_t *expected;
+	uint32_t n_expected, at, tile_first, tile_n;
 	struct act *dx;                  // (max_rows, C) gradients of the picked rows; NULL for immutable weights
 };
 
@@ -110,9 +114,45 @@ static void logits_of(struct head *h, const struct act *hidden, const uint32_t *
 		ops->soft_cap(h->backend, to, h->weights->architecture.logit_cap, (size_t)n * h->weights->architecture.vocab_size);
 }
 
+void head_expect(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n)
+{
+	h->hidden = hidden;
+	h->expected = rows;
+	h->n_expected = n;
+	h->tile_n = 0;
+	h->at = HEAD_UNEXPECTED;
+}
+
+bool head_is_apart(const struct head *h)
+{
+	return h->weights->head_apart;
+}
+
+uint32_t head_seek(struct head *h, uint32_t at)
+{
+	h->at = at < h->n_expected ? at : HEAD_UNEXPECTED;
+	return h->at != HEAD_UNEXPECTED && at >= h->tile_first && at - h->tile_first < h->tile_n ? h->tile_n - (at - h->tile_first) : 0;
+}
+
+// n of the rows announced, which the tile holds, or begin a new one.
+static struct real *expected_logits(struct head *h, uint32_t n)
+{
+	uint32_t at = h->at, left = head_seek(h, at);
+	assert(n <= h->n_expected - at);
+	if (left < n) {
+		h->tile_first = at;
+		h->tile_n = h->n_expected - at < h->tile_rows ? h->n_expected - at : h->tile_rows;
+		logits_of(h, h->hidden, h->expected + at, h->tile_n, h->logits);
+	}
+	return h->backend->ops->real_at(h->logits, (size_t)(at - h->tile_first) * h->weights->architecture.vocab_size);
+}
+
 struct real *head_logits(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n)
 {
 	assert(n <= h->tile_rows);
+	if (h->n_expected && h->at != HEAD_UNEXPECTED)
+		return expected_logits(h, n);
+	h->tile_n = 0;
 	logits_of(h, hidden, rows, n, h->logits);
 	return h->logits;
 }

@@ -269,6 +269,28 @@ const struct architecture *model_file_architecture(const struct model_file *file
 	return &file->architecture;
 }
 
+// As stored, and a copy: where rows are put in another order or a matrix is turned round, never an embedding's; or as float, where it is no
+// matrix.
+static uint64_t reading_bytes(const struct model_file *m, const struct parameter *p)
+{
+	struct tensor t;
+	if (describe(m, p->name, &t, NULL) < 0)
+		return 0;      // check_tensors has found it
+	return t.n_bytes + (p->n_dims == 2 && !p->table ? p->of_vocabulary ? 0 : t.n_bytes : p->n * sizeof(float));
+}
+
+uint64_t model_file_loading_bytes(const struct model_file *file)
+{
+	uint64_t largest = 0, before[2] = {0};
+	for (size_t i = 0; i < file->n_parameters; i++) {      // q, k, v are the most that are read together
+		uint64_t bytes = reading_bytes(file, &file->list[i]), together = before[0] + before[1] + bytes;
+		largest = together > largest ? together : largest;
+		before[0] = before[1];
+		before[1] = bytes;
+	}
+	return largest;
+}
+
 int model_file_tokenizer(struct model_file *file, struct tokenizer **ret_tokenizer, struct error *err)
 {
 	if (!file->tokenizer)

@@ -14,6 +14,8 @@ int model_file_open(const char *path, struct model_file **ret_file, struct error
 struct model_file *model_file_close(struct model_file *file);
 const struct architecture *model_file_architecture(const struct model_file *file);
 struct tensor_source model_file_source(struct model_file *file);
+// Bytes of host memory that reading its tensors one after the other takes at most (those that become one matrix together).
+uint64_t model_file_loading_bytes(const struct model_file *file);
 int model_file_tokenizer(struct model_file *file, struct tokenizer **ret_tokenizer, struct error *err);
 // Rows of a matrix by their numbers (repeats are fine), or a vector as its row 0, as float: (n, columns). `name` is Hugging Face's; -ENOENT
 // when there is none. Safe from any thread while nobody closes the file.

@@ -18,6 +18,7 @@ struct loading {
 	struct weights *w;
 	const struct tensor_source *source;
 	const struct parameter *next;
+	bool head_kept;              // there is room for the head, and it is taken
 	int result;
 	struct error *err;
 };
@@ -109,9 +110,10 @@ void weights_release(const struct tensor_source *source, const struct parameter 
 		source->release(source->file, t);
 }
 
-// The next n parameters, stacked by rows.
-static struct weight *load_matrix(struct loading *g, uint32_t n)
+// The next n parameters, stacked by rows; in memory, or apart.
+static struct weight *load_stacked(struct loading *g, uint32_t n, bool kept)
 {
+	const struct backend_ops *ops = g->w->backend->ops;
 	struct tensor parts[MAX_PARTS];
 	struct weight *m = NULL;
 	uint32_t n_found = 0;
@@ -119,7 +121,7 @@ static struct weight *load_matrix(struct loading *g, uint32_t n)
 		if ((g->result = weights_find(g->source, g->next + n_found, &parts[n_found], g->err)) == 0)
 			n_found++;
 	if (g->result == 0) {
-		m = g->w->backend->ops->weight_load(g->w->backend, parts, n, g->err);
+		m = (kept ? ops->weight_load : ops->weight_load_apart)(g->w->backend, parts, n, g->err);
 		if (!m)
 			g->result = -ENOMEM;
 	}
@@ -129,6 +131,15 @@ static struct weight *load_matrix(struct loading *g, uint32_t n)
 	}
 	g->next += n;
 	return m;
+}
+
+// The next n parameters, in memory as long as there is room.
+static struct weight *load_matrix(struct loading *g, uint32_t n)
+{
+	uint64_t n_elements = 0;
+	for (uint32_t i = 0; i < n; i++)
+		n_elements += g->next[i].n;
+	return load_stacked(g, n, g->result < 0 || backend_keeps(g->w->backend, n_elements));
 }
 
 // The next n parameters (vectors, or tables to add rows of), one after the other.
@@ -223,7 +234,9 @@ static void load_layer(struct loading *g, struct layer_weights *l)
 static void load_embeddings(struct loading *g)
 {
 	struct weights *w = g->w;
-	w->embedding = load_matrix(g, 1);
+	// Where not everything has room, an embedding that is not the head too is the first to go: of it a pass reads a row for each token.
+	bool all = w->backend->room == UINT64_MAX;
+	w->embedding = load_stacked(g, 1, all || (w->architecture.tied_head && g->head_kept));
 	if (w->architecture.learned_positions)
 		w->vectors.positions = load_vector(g, 1);
 	if (w->architecture.n_token_types)
@@ -240,7 +253,7 @@ static void load_head(struct loading *g)
 		load_norm(g, &w->vectors.transform_norm, &w->vectors.transform_norm_bias);
 		w->vectors.head_bias = load_vector(g, 1);
 	}
-	w->head = w->architecture.tied_head ? w->embedding : load_matrix(g, 1);
+	w->head = w->architecture.tied_head ? w->embedding : load_stacked(g, 1, g->head_kept);
 }
 
 // Every parameter as if it had an array of its own: fused ones need less.
@@ -254,10 +267,13 @@ int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t 
 		return r;
 	for (size_t i = 0; i < n; i++) {
 		bool matrix = list[i].n_dims == 2 && !list[i].table;
+		if (matrix && list[i].dims[1] > need->widest)
+			need->widest = (uint32_t)list[i].dims[1];
 		count->n_real += n_arrays ? n_arrays * list[i].n : matrix ? 0 : list[i].n;
 		count->n_weight += !n_arrays && matrix ? list[i].n : 0;
 		count->n_view += n_arrays && matrix ? list[i].n : 0;
 	}
+	need->vocab_size = a->vocab_size > need->vocab_size ? a->vocab_size : need->vocab_size;
 	uint64_t table = a->learned_positions ? 0 : 2 * (uint64_t)max_positions * (a->head_size / 2);
 	count->n_real += a->rope_theta_sliding > 0 ? 2 * table : table;
 	count->n_arrays += n + (a->rope_theta_sliding > 0 ? 4 : 2) + n_arrays;
@@ -345,6 +361,9 @@ int weights_load(struct backend *be, const struct architecture *a, const struct 
 	if (r < 0)
 		goto out;
 	struct loading g = {.w = w, .source = source, .next = list, .err = err};
+	// The head is used once for each tile of rows, layers once in a pass: it has the first claim to memory.
+	g.head_kept = backend_keeps(be, (uint64_t)a->vocab_size * a->width);
+	w->head_apart = !g.head_kept;
 	load_embeddings(&g);
 	for (uint32_t i = 0; i < a->n_layers && g.result == 0; i++)
 		load_layer(&g, &w->layers[i]);

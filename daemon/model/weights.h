@@ -59,6 +59,7 @@ struct weights {
 	struct real *cosine_sliding, *sine_sliding;   // of sliding layers, where they have their own; else NULL
 	uint32_t max_positions;
 	uint64_t file_bytes;                          // of what weights_load read
+	bool head_apart;                              // the head has no room in memory: each product with it reads all of it
 	uint64_t *beats;                              // counted up with each layer and each tile of the head; NULL = nobody looks
 	// Trainable only, else NULL:
 	struct parameters *parameters;                // owner of the storage
@@ -87,6 +88,8 @@ struct tensor_source {
 	bool row_major;
 };
 
+// Where memory is bounded (backend_options.host_bytes) the head has the first claim to it, then layers from the first on; what has no room
+// lies apart, with an embedding that is not the head's too.
 int weights_load(struct backend *be, const struct architecture *a, const struct tensor_source *source, uint32_t max_positions,
 		 struct weights **ret_weights, struct error *err);
 struct weights *weights_free(struct weights *w);
