@@ -70,8 +70,9 @@ static int open_teacher(struct daemon *d, struct error *err)
 	struct teacher_options t = {
 		.sources = sources, .n_sources = (uint32_t)o->teacher.n, .device = options_device(o), .numeric = numerics[o->numeric],
 		.n_threads = (uint32_t)o->threads,
-		.gpu_memory_bytes = o->gpu_memory.bytes, .gpu_memory_share = o->gpu_memory.share, .max_tokens = (uint32_t)o->max_tokens,
-			.batch_tokens = (uint32_t)o->batch_tokens, .max_top_k = (uint32_t)o->max_top_k,
+		.gpu_memory_bytes = o->gpu_memory.bytes, .gpu_memory_share = o->gpu_memory.share,
+		.memory_bytes = o->memory.bytes, .memory_share = o->memory.share, .stream_directory = o->stream_directory,
+		.max_tokens = (uint32_t)o->max_tokens, .batch_tokens = (uint32_t)o->batch_tokens, .max_top_k = (uint32_t)o->max_top_k,
 		.max_gather = (uint32_t)o->max_gather, .max_draws = (uint32_t)o->max_draws,
 		.cache_tokens = (uint32_t)o->cache_tokens, .max_generating = (uint32_t)o->max_generating,
 		.generate_batch = (uint32_t)o->generate_batch, .canary_directory = o->store,
@@ -233,6 +234,10 @@ static void announce_ready(struct daemon *d)
 			   "of it %.2f s for %.2f GiB of weights (%.2f s per GiB)", t[i].name, t[i].architecture.name,
 			   (double)t[i].n_parameters * 1e-6, t[i].dtype, t[i].device, t[i].numeric, t[i].description, t[i].load_seconds, t[i].upload_seconds,
 				(double)t[i].upload_bytes * 0x1p-30, teacher_upload_rate(&t[i]));
+	for (uint32_t i = 0; i < n; i++)
+		if (*t[i].stream_note)
+			log_notice("teacher %s: %s: large passes hide that, small ones wait for it, and so does each generated token", t[i].name,
+				   t[i].stream_note);
 	for (uint32_t i = 0; i < n; i++)
 		if (*t[i].canary_note)
 			log_warning("the known answer is not kept: %s", t[i].canary_note);

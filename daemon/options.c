@@ -55,6 +55,7 @@ int options_init_unit(struct options *o, struct error *err)
 	int r = options_init(o, err);
 	r = r ? r : default_below(o, "STATE_DIRECTORY", "store", "", "store", err);
 	r = r ? r : default_below(o, "STATE_DIRECTORY", "runs", "", "runs", err);
+	r = r ? r : default_below(o, "STATE_DIRECTORY", "stream-directory", "", "", err);
 	return r ? r : default_below(o, "RUNTIME_DIRECTORY", "socket", "unix:", "kdserved.sock", err);
 }
 
@@ -229,6 +230,22 @@ static void check_limits(const struct checking *c)
 		    "what is refused", o->credits, o->queue_requests, other_place(o->where.queue_requests).text);
 }
 
+static void check_memory(const struct checking *c)
+{
+	const struct options *o = c->o;
+	const char *device = options_device(o);
+	if (!o->memory.bytes && o->memory.share == 0)
+		return;
+	if (strcmp(device, "cuda") == 0 || strcmp(device, "ref") == 0)
+		add(c, o->where.memory, "memory", "memory is for a teacher on the CPU: it cannot be kept with device = %s%s%s", device,
+		    other_place(o->where.device).text, strcmp(device, "cuda") == 0 ? "; gpu-memory can" : "");
+	if (o->canary_reference)
+		add(c, o->where.memory, "memory", "memory cannot be kept with canary-reference = yes%s, which holds all weights in memory",
+		    other_place(o->where.canary_reference).text);
+	if (!o->stream_directory)
+		add(c, o->where.memory, "stream-directory", "memory needs a stream-directory%s", other_place(o->where.stream_directory).text);
+}
+
 void options_check_all(const struct options *o, struct config_errors *all)
 {
 	struct teacher_source teachers[OPTIONS_MAX_TEACHERS];
@@ -239,6 +256,7 @@ void options_check_all(const struct options *o, struct config_errors *all)
 		add_at(&c, o->where.teacher, &err);
 	check_doors(&c);
 	check_limits(&c);
+	check_memory(&c);
 	if (options_compression(o, &level, &err))
 		add_at(&c, o->where.store_compression, &err);
 }

@@ -21,6 +21,7 @@ struct plan_options {
 	const char *model, *student;
 	bool measure;
 	struct plan_device device;
+	double memory, element_bytes;    // under a cap; 0 = none
 	double tokens, length, batch, top_k, value_bytes, cache_tokens, generate, sequences, epochs;
 };
 
@@ -40,6 +41,9 @@ static const char help[] =
 	"  --cache-tokens N           positions of the cache for generation; default 0\n"
 	"  --generate N               tokens to be generated; default 0\n"
 	"  --sequences N              generated side by side; default 8\n"
+	"  --memory BYTES             of a CPU teacher: as the server's setting; what has no room is read from disk\n"
+	"  --disk B                   bytes/s the disk gives; default 2e9\n"
+	"  --products f32|bf16        what that teacher multiplies; default f32\n"
 	"  --student MODEL            also train this one on the corpus, on the same device\n"
 	"  --epochs N                 times it sees the corpus; default 1\n";
 
@@ -52,6 +56,7 @@ static int parse_number(struct kdctl *k, int c, struct plan_options *o)
 		{'t', offsetof(struct plan_options, tokens), 1}, {'l', offsetof(struct plan_options, length), 1},
 		{'B', offsetof(struct plan_options, batch), 1}, {'k', offsetof(struct plan_options, top_k), 0},
 		{'c', offsetof(struct plan_options, cache_tokens), 0}, {'g', offsetof(struct plan_options, generate), 0},
+		{'M', offsetof(struct plan_options, memory), 1}, {'d', offsetof(struct plan_options, device.disk), 1},
 		{'n', offsetof(struct plan_options, sequences), 1}, {'e', offsetof(struct plan_options, epochs), 0},
 	};
 	for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
@@ -67,6 +72,7 @@ static int parse(struct kdctl *k, int argc, char **argv, struct plan_options *o)
 		{"batch", required_argument, NULL, 'B'}, {"top-k", required_argument, NULL, 'k'}, {"values", required_argument, NULL, 'v'},
 		{"cache-tokens", required_argument, NULL, 'c'}, {"generate", required_argument, NULL, 'g'},
 		{"sequences", required_argument, NULL, 'n'}, {"student", required_argument, NULL, 's'}, {"epochs", required_argument, NULL, 'e'},
+		{"memory", required_argument, NULL, 'M'}, {"disk", required_argument, NULL, 'd'}, {"products", required_argument, NULL, 'p'},
 		{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
 	int status = 0;
 	optind = 0;
@@ -80,6 +86,11 @@ static int parse(struct kdctl *k, int argc, char **argv, struct plan_options *o)
 			o->value_bytes = !strcmp(optarg, "f32") ? 4 : !strcmp(optarg, "f16") ? 2 : !strcmp(optarg, "u8") ? 1 : 0;
 			if (o->value_bytes == 0)
 				return kdctl_usage(k, "--values %s: f32, f16 or u8 is expected", optarg);
+			break;
+		case 'p':
+			o->element_bytes = !strcmp(optarg, "f32") ? 4 : !strcmp(optarg, "bf16") ? 2 : 0;
+			if (o->element_bytes == 0)
+				return kdctl_usage(k, "--products %s: f32 or bf16 is expected", optarg);
 			break;
 		case '?': case ':': return kdctl_bad_option(k, argc, argv);
 		default: status = parse_number(k, c, o);
@@ -245,12 +256,41 @@ static void put(json_t *j, const char *key, double v)
 	json_object_set_new(j, key, json_real(v));
 }
 
+// Operators of a pass, with what it reads from disk.
+static size_t operators(const struct plan_options *o, const struct architecture *a, const struct plan_stream *s, const struct plan_pass *pass,
+			struct plan_operator ret[PLAN_MAX_OPERATORS])
+{
+	size_t n = plan_operators(a, pass, ret);
+	if (s->file_bytes > 0)
+		plan_read(a, s, o->element_bytes, pass, ret, n);
+	return n;
+}
+
+// Returns the bytes of memory.
+static double plan_memory(json_t *j, const struct plan_options *o, const struct model *m, const struct plan_stream *s,
+			  const struct plan_operator *ops, size_t n)
+{
+	const struct architecture *a = &m->architecture;
+	double read = 0, all = m->file_bytes + plan_cache_bytes(a, o->cache_tokens) + plan_work_bytes(a, o->batch);
+	for (size_t i = 0; i < n; i++)
+		read += ops[i].read;
+	if (o->memory <= 0)
+		return all;
+	put(j, "memory_needed_bytes", s->needed_bytes);
+	put(j, "streamed_bytes", s->file_bytes);
+	put(j, "pass_read_bytes", read);
+	put(j, "hidden_batch_tokens", s->hidden_batch);
+	return o->memory;
+}
+
 static void plan_teacher(json_t *j, const struct plan_options *o, const struct model *m, double weight_bytes)
 {
 	const struct architecture *a = &m->architecture;
 	struct plan_operator ops[PLAN_MAX_OPERATORS];
 	struct plan_pass pass = plan_scoring(o->batch, o->length, weight_bytes);
-	size_t n = plan_operators(a, &pass, ops);
+	struct plan_cap cap = {o->memory, o->element_bytes, o->batch, o->cache_tokens};
+	struct plan_stream s = o->memory > 0 ? plan_streaming(a, &cap, &o->device) : (struct plan_stream){0};
+	size_t n = operators(o, a, &s, &pass, ops);
 	double rate = o->batch / plan_seconds(&o->device, ops, n), row = plan_row_bytes(a->vocab_size, o->top_k, o->value_bytes);
 	json_t *shares = json_object();
 	for (size_t i = 0; i < n; i++)
@@ -262,7 +302,7 @@ static void plan_teacher(json_t *j, const struct plan_options *o, const struct m
 	put(j, "weights_bytes", m->file_bytes);
 	put(j, "cache_bytes", plan_cache_bytes(a, o->cache_tokens));
 	put(j, "work_bytes", plan_work_bytes(a, o->batch));
-	put(j, "memory_bytes", m->file_bytes + plan_cache_bytes(a, o->cache_tokens) + plan_work_bytes(a, o->batch));
+	put(j, "memory_bytes", plan_memory(j, o, m, &s, ops, n));
 	json_object_set_new(j, "shares", shares);
 	put(j, "score_tokens_per_s", rate);
 	put(j, "score_hours", o->tokens / rate / 3600);
@@ -271,7 +311,8 @@ static void plan_teacher(json_t *j, const struct plan_options *o, const struct m
 	put(j, "wire_bytes_per_s", row * rate);
 	if (o->generate > 0) {
 		pass = plan_generation(o->sequences, o->length, weight_bytes);
-		rate = o->sequences / plan_seconds(&o->device, ops, plan_operators(a, &pass, ops));
+		n = operators(o, a, &s, &pass, ops);
+		rate = o->sequences / plan_seconds(&o->device, ops, n);
 		put(j, "generate_tokens_per_s", rate);
 		put(j, "generate_hours", o->generate / rate / 3600);
 	}
@@ -318,7 +359,8 @@ static void print_plan(const struct kdctl *k, const json_t *j)
 
 int command_plan(struct kdctl *k, int argc, char **argv)
 {
-	struct plan_options o = {.tokens = 1e6, .length = 512, .batch = 2048, .top_k = 64, .value_bytes = 2, .sequences = 8, .epochs = 1};
+	struct plan_options o = {.tokens = 1e6, .length = 512, .batch = 2048, .top_k = 64, .value_bytes = 2, .sequences = 8, .epochs = 1,
+				 .element_bytes = 4, .device.disk = 2e9};
 	struct model m = {0};
 	int status = parse(k, argc, argv, &o);
 	if (!status)

@@ -4,14 +4,15 @@
 // what its maker says: they are measured.
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 struct architecture;
 
-struct plan_device { double flops, bandwidth; };        // FLOP/s, bytes/s; above 0
+struct plan_device { double flops, bandwidth, disk; };  // FLOP/s, bytes/s; above 0; disk: where something is read from it
 
-struct plan_operator { const char *name; double flop, bytes; };
+struct plan_operator { const char *name; double flop, bytes, read; };    // read: of the bytes, from disk
 #define PLAN_MAX_OPERATORS 8
 
 // One pass of the whole model.
@@ -32,6 +33,20 @@ double plan_bytes(const struct plan_operator *o, size_t n);
 // Sequences of `length` tokens, scored at all positions, `batch` of these to a pass; and one more token for each of n sequences.
 struct plan_pass plan_scoring(double batch, double length, double weight_bytes);
 struct plan_pass plan_generation(double sequences, double length, double weight_bytes);
+
+// A teacher on the CPU under a memory cap (kdserved.conf(5), MEMORY): which matrices are read from disk in each pass.
+struct plan_cap { double bytes, element_bytes /* of a parameter as products read it: 4, or 2 of bf16 */, batch, cache_tokens; };
+struct plan_stream {
+	double needed_bytes;             // below which it is refused
+	double file_bytes;               // that lie on disk
+	double layers;                   // share of the layers' matrices among them
+	bool head;
+	double hidden_batch;             // positions of a pass whose products take as long as reading their matrices
+};
+struct plan_stream plan_streaming(const struct architecture *a, const struct plan_cap *cap, const struct plan_device *d);
+// What a pass reads, entered into its operators.
+void plan_read(const struct architecture *a, const struct plan_stream *s, double element_bytes, const struct plan_pass *p,
+	       struct plan_operator *o, size_t n);
 
 double plan_active_parameters(const struct architecture *a);     // that a token's products go through: without tables, with the head
 double plan_cache_bytes(const struct architecture *a, double positions);     // keys and values in float

@@ -127,6 +127,7 @@ static void encode_teacher(struct buffer *b, struct service *s)
 	counter(b, "kd_device_late_allocations_total", "Times the device was asked for memory after the start, where all is reserved.",
 		t.n_late_allocations);
 	gauge(b, "kd_device_memory_bytes", "Of the device's own memory, reserved at start; 0 on the CPU.", (double)t.memory_bytes);
+	counter(b, "kd_weights_read_bytes_total", "Of weights that memory has no room for, read from disk by passes.", t.streamed_bytes);
 	gauge(b, "kd_sequences_waiting", "Sequences waiting for the teacher.", (double)t.n_waiting);
 	struct teacher_seconds *seconds = teacher_seconds(teacher);
 	histogram(b, "kd_queue_seconds", "From a request's acceptance to the pass that computes a score of it.", &seconds->queue);

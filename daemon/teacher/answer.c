@@ -9,6 +9,7 @@
 #include "common/record.h"
 #include "daemon/model/head.h"
 #include "daemon/teacher/answer_internal.h"
+#include "daemon/teacher/batch.h"
 #include "daemon/teacher/choice.h"
 #include "daemon/teacher/request.h"
 
@@ -33,8 +34,9 @@ int answer_open(struct backend *be, const struct answer_limits *limits, struct a
 		a->needs = calloc(limits->max_tokens, sizeof *a->needs);
 		a->own = calloc(limits->max_tokens, sizeof *a->own);
 		a->features = calloc(limits->max_items, sizeof(*a->features));
+		a->expected_at = calloc(limits->max_items, sizeof(*a->expected_at));
 	}
-	if (!a || !a->arena || !a->line || !a->needs || !a->own || !a->features) {
+	if (!a || !a->arena || !a->line || !a->needs || !a->own || !a->features || !a->expected_at) {
 		answer_close(a);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for answers of top_k %u", limits->max_top_k);
 	}
@@ -50,6 +52,8 @@ struct answer *answer_close(struct answer *a)
 		free(a->needs);
 		free(a->own);
 		free(a->features);
+		free(a->expected_at);
+		free(a->expected);
 		free(a);
 	}
 	return NULL;
@@ -66,11 +70,53 @@ static void mark_needs(struct answer *a, const struct request_item *item, uint32
 			a->needs[i - after] |= NEED_OWN;
 }
 
-// The next rows that anybody needs, from *position on.
-static void fill_chunk(struct answer *a, const struct plan *plan, const uint32_t *rows, uint32_t *position)
+static bool expect_item(struct answer *a, const struct batch *batch, uint32_t index, uint32_t after)
+{
+	const struct request_item *item = batch->items[index].item;
+	size_t most = (size_t)a->n_expected + item->sequence.n_tokens;
+	a->expected_at[index] = item->query.n_keep ? HEAD_UNEXPECTED : a->n_expected;
+	if (item->query.n_keep)      // writes beside the rows of a tile
+		return true;
+	if (most > a->expected_capacity) {
+		uint32_t *expected = realloc(a->expected, 2 * most * sizeof *expected);
+		if (!expected)
+			return false;
+		a->expected = expected;
+		a->expected_capacity = 2 * most;
+	}
+	mark_needs(a, item, after);
+	for (uint32_t p = 0; p < item->sequence.n_tokens; p++)
+		if (a->needs[p])
+			a->expected[a->n_expected++] = batch->rows[batch->items[index].rows + p];
+	return true;
+}
+
+void answer_expect(struct answer *a, const struct answer_input *in, const struct batch *batch)
+{
+	a->n_expected = 0;
+	if (in->choice->is_mixture || !head_is_apart(in->members[0].head))
+		return;
+	for (uint32_t i = 0; i < batch->n_items; i++) {
+		if (!expect_item(a, batch, i, in->after)) {
+			a->n_expected = 0;
+			return;
+		}
+	}
+	head_expect(in->members[0].head, in->members[0].hidden, a->expected, a->n_expected);
+}
+
+void answer_unexpect(struct answer *a, const struct answer_input *in)
+{
+	if (a->n_expected)
+		head_expect(in->members[0].head, NULL, NULL, 0);
+	a->n_expected = 0;
+}
+
+// The next rows that anybody needs, from *position on: at most `most`.
+static void fill_chunk(struct answer *a, const struct plan *plan, const uint32_t *rows, uint32_t most, uint32_t *position)
 {
 	uint32_t p = *position;
-	for (a->n = 0; p < plan->sequence->n_tokens && a->n < plan->chunk_rows; p++)
+	for (a->n = 0; p < plan->sequence->n_tokens && a->n < most; p++)
 		if (a->needs[p])
 			plan_ask(plan, a, a->n++, p, rows[p]);
 	*position = p;
@@ -130,16 +176,19 @@ static int fill_rows(struct answer *a, const struct answer_input *in, struct req
 {
 	struct plan plan;
 	bool not_finite = false;
-	uint32_t position = 0;
-	uint32_t tile_rows = head_tile_rows(in->members[0].head);
+	uint32_t position = 0, at = a->n_expected ? a->expected_at[in->index] : HEAD_UNEXPECTED;
+	struct head *head = in->members[0].head;
+	uint32_t tile_rows = head_tile_rows(head);
 	plan_init(&plan, a, item, in->choice->is_mixture || item->query.n_keep ? tile_rows / 2 : tile_rows);
 	plan.after = in->after;
 	mark_needs(a, item, in->after);
 	int r = features_keep(a, in->index, rows, &not_finite, &item->error);
 	while (!r) {
-		fill_chunk(a, &plan, in->rows, &position);
+		uint32_t there = a->n_expected ? head_seek(head, at) : 0;
+		fill_chunk(a, &plan, in->rows, there && there < plan.chunk_rows ? there : plan.chunk_rows, &position);
 		if (!a->n)
 			break;
+		at += at == HEAD_UNEXPECTED ? 0 : a->n;
 		r = answer_chunk(a, &plan, in, rows, &item->error);
 		for (uint32_t i = 0; i < a->n; i++)
 			counts->n_not_finite += a->sweep[i].not_finite;

@@ -40,5 +40,10 @@ struct answer *answer_close(struct answer *a);             // NULL is fine; retu
 void answer_watch(struct answer *a, const struct architecture *arch, struct activations *activations, const struct batch *batch);
 void answer_unwatch(struct answer *a);
 
+// Before the items of a batch, when forward is through: where the head is read from disk, their rows are computed in full tiles, whosever
+// they are. `in`: what all have in common (not rows, not index). answer_unexpect when they are answered. Without memory it is not done.
+void answer_expect(struct answer *a, const struct answer_input *in, const struct batch *batch);
+void answer_unexpect(struct answer *a, const struct answer_input *in);
+
 // Fills item->record, or item->error and returns -errno.
 int answer_make(struct answer *a, const struct answer_input *in, struct request_item *item, struct answer_counts *ret_counts);

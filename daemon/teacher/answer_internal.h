@@ -56,6 +56,9 @@ struct answer {
 	const struct batch *batch;         // watched, or NULL...
 	const struct architecture *architecture;    // ...and of whom
 	struct activations *activations;
+	uint32_t *expected, n_expected;    // rows of the batch that its items will ask the head for, in order; 0 = it is not told
+	size_t expected_capacity;
+	uint32_t *expected_at;             // (max_items) where each item's begin, or HEAD_UNEXPECTED
 	struct features **features;        // (max_items) of the batch; NULL where none are asked
 };
 

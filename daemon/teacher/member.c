@@ -80,12 +80,14 @@ int member_need(const struct member *m, bool owner, uint32_t capacity, const str
 	return cache_need(a, options->cache_tokens, need, err);
 }
 
-static int describe(struct member *m, const struct backend *be, struct error *err)
+uint64_t member_loading_bytes(const struct member *m)
+{
+	return model_file_loading_bytes(m->file);
+}
+
+static void describe(struct member *m, const struct backend *be)
 {
 	struct teacher_info *info = m->info;
-	int r = model_file_weights_id(m->file, &info->weights_id, err);
-	if (r)
-		return r;
 	snprintf(info->numeric, sizeof info->numeric, "%s", be->numeric);
 	snprintf(info->device, sizeof info->device, "%s", be->ops->name);
 	snprintf(info->description, sizeof info->description, "%s", be->description);
@@ -93,7 +95,6 @@ static int describe(struct member *m, const struct backend *be, struct error *er
 	info->second_choice = be->fallback && backend_has_gpu();
 	struct provenance p = teacher_provenance(info);
 	info->fingerprint = provenance_fingerprint(&p);
-	return 0;
 }
 
 // The cache is for generation, and for scores that begin alike: nothing for a masked model, whose rows see what follows.
@@ -118,8 +119,14 @@ int member_load(struct member *m, struct backend *be, struct head *owner, const 
 {
 	double began = clock_seconds();
 	struct tensor_source source = model_file_source(m->file);
-	int r = weights_load(be, &m->info->architecture, &source, m->info->max_tokens, &m->weights, err);
-	m->info->upload_seconds = clock_seconds() - began;
+	uint64_t apart = be->apart_bytes;
+	// Before there are arrays: it reads whole tensors.
+	int r = model_file_weights_id(m->file, &m->info->weights_id, err);
+	double identified = clock_seconds();
+	if (!r)
+		r = weights_load(be, &m->info->architecture, &source, m->info->max_tokens, &m->weights, err);
+	m->info->upload_seconds = clock_seconds() - identified;
+	m->info->streamed_bytes = be->apart_bytes - apart;
 	m->info->upload_bytes = r ? 0 : m->weights->file_bytes;
 	if (!r)
 		r = activations_new(m->weights, capacity, false, 0, &m->activations, err);
@@ -132,7 +139,7 @@ int member_load(struct member *m, struct backend *be, struct head *owner, const 
 	if (!r)
 		r = backend_sync(be, err);
 	if (!r)
-		r = describe(m, be, err);
+		describe(m, be);
 	m->info->load_seconds += clock_seconds() - began;
 	return r;
 }

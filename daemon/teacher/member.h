@@ -33,6 +33,7 @@ uint32_t member_capacity(const struct member *m, const struct teacher_options *o
 // Adds to *need all that member_load will make. owner: as there.
 int member_need(const struct member *m, bool owner, uint32_t capacity, const struct teacher_options *options, struct backend_need *need,
 		struct error *err);
+uint64_t member_loading_bytes(const struct member *m);     // of host memory, beside what is counted, while it is loaded
 // Loads it: every buffer it will ever use. owner: of the place of logits, NULL for the first. Then info is complete.
 int member_load(struct member *m, struct backend *be, struct head *owner, const struct tokenizer *tokenizer, uint32_t capacity,
 		const struct teacher_options *options, struct error *err);

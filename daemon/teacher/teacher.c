@@ -21,6 +21,7 @@
 #include "daemon/teacher/generator.h"
 #include "daemon/teacher/member.h"
 #include "daemon/teacher/schedule.h"
+#include "daemon/teacher/shelf.h"
 #include "kernels/backend.h"
 
 #define CANARY_PATIENCE 3            // intervals for which the known question makes way for clients
@@ -110,6 +111,11 @@ static void count_memory(struct teacher *t)
 {
 	atomic_store(&t->n_late_allocations, t->backend->n_allocations - t->n_allocations);
 	atomic_store(&t->memory_bytes, t->backend->memory_bytes);
+	if (t->shelf) {
+		struct shelf_stats s;
+		shelf_stats(t->shelf, &s);
+		atomic_store(&t->n_streamed, s.read_bytes);
+	}
 }
 
 static void drop_dead(struct teacher *t, struct schedule *s)
@@ -159,13 +165,21 @@ struct pass {
 	bool unseen;                           // no client has part in it: it is not counted. Items given back are not ours to look at
 };
 
+// What the items of a pass have in common.
+static struct answer_input input_of(const struct teacher *t, const struct pass *p)
+{
+	return (struct answer_input){.choice = &p->choice, .members = p->members,
+				     .after = !t->infos[p->choice.members[0]].architecture.masked};
+}
+
 static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, struct error *err)
 {
 	const struct batch *b = t->batch;
 	struct request_item *item = b->items[index].item;
 	struct answer_counts counts;
-	struct answer_input in = {.choice = &p->choice, .members = p->members, .rows = b->rows + b->items[index].rows, .index = index,
-				  .after = !t->infos[p->choice.members[0]].architecture.masked};
+	struct answer_input in = input_of(t, p);
+	in.rows = b->rows + b->items[index].rows;
+	in.index = index;
 	(void)answer_make(t->answer, &in, item, &counts);    // an error is the item's own
 	__atomic_fetch_add(&t->beats, 1, __ATOMIC_RELAXED);
 	int device = backend_sync(t->backend, err);
@@ -183,6 +197,9 @@ static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, s
 static int answer_scores(struct teacher *t, const struct pass *p, int r, struct error *err)
 {
 	const struct batch *b = t->batch;
+	struct answer_input in = input_of(t, p);
+	if (r == 0)
+		answer_expect(t->answer, &in, b);
 	for (uint32_t i = 0; i < b->n_items; i++) {
 		if (r == 0)
 			r = answer_one(t, p, i, err);
@@ -192,6 +209,7 @@ static int answer_scores(struct teacher *t, const struct pass *p, int r, struct 
 			teacher_poison(t, err);
 		give_back(b->items[i].item, r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");
 	}
+	answer_unexpect(t->answer, &in);
 	return r;
 }
 
@@ -393,42 +411,6 @@ void teacher_error(const struct teacher *t, struct error *ret_error)
 	*ret_error = t->error;
 }
 
-double teacher_upload_rate(const struct teacher_info *info)
-{
-	return info->upload_bytes ? info->upload_seconds / ((double)info->upload_bytes * 0x1p-30) : 0;
-}
-
-const struct teacher_info *teacher_info(const struct teacher *t)
-{
-	return &t->infos[0];
-}
-
-const struct teacher_info *teacher_infos(const struct teacher *t, uint32_t *ret_n)
-{
-	*ret_n = t->n_members;
-	return t->infos;
-}
-
-struct provenance teacher_provenance(const struct teacher_info *info)
-{
-	struct provenance p = {.fingerprint = info->fingerprint, .weights = info->weights_id, .tokenizer = info->tokenizer_id,
-			       .codec = PROVENANCE_CODEC};
-	snprintf(p.numeric, sizeof p.numeric, "%s", info->numeric);
-	snprintf(p.name, sizeof p.name, "%s", info->name);
-	return p;
-}
-
-const struct tokenizer *teacher_tokenizer(const struct teacher *t)
-{
-	return t->tokenizer;
-}
-
-int teacher_read_rows(const struct teacher *t, uint32_t member, enum teacher_tensor tensor, const uint32_t *ids, uint32_t n,
-		      float *ret_values, struct error *err)
-{
-	return member_read_rows(&t->members[member], tensor, ids, n, ret_values, err);
-}
-
 void teacher_submit(struct teacher *t, struct request_item *chain)
 {
 	queue_push(t->queue, &chain->link);
@@ -474,6 +456,7 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 		.n_slots_idle = atomic_load(&t->n_slots_idle),
 		.n_late_allocations = atomic_load(&t->n_late_allocations),
 		.memory_bytes = atomic_load(&t->memory_bytes),
+		.streamed_bytes = atomic_load(&t->n_streamed),
 	};
 	for (uint32_t i = 0; i < t->n_members; i++) {
 		ret_stats->n_slots += t->infos[i].architecture.masked ? 0 : t->options.cache_tokens;

@@ -27,6 +27,9 @@ struct teacher_options {
 	uint32_t n_threads;
 	uint64_t gpu_memory_bytes;                   // what a GPU may give: bytes, or a share of all it has; both 0: what is free
 	double gpu_memory_share;
+	uint64_t memory_bytes;                       // what a teacher on the CPU may take of memory, the program included: bytes, or a share of the
+	double memory_share;                         // machine's; both 0: no limit
+	const char *stream_directory;                // for the weights that have no room then
 	uint32_t max_tokens;                         // per sequence; lowered to the model's context
 	uint32_t batch_tokens;
 	uint32_t cache_tokens;                       // places in each teacher's cache of keys and values; 0 = none, and no generation
@@ -57,6 +60,8 @@ struct teacher_info {
 	double load_seconds;                         // of all; of it:
 	double upload_seconds;                       // reading the weights and bringing them to the device,
 	uint64_t upload_bytes;                       // which are so many in the file
+	uint64_t streamed_bytes;                     // of its weights, as they are computed with, that each pass reads from disk
+	char stream_note[192];                       // how; "" where they are 0
 	char canary_note[320];                       // why the known answer was not kept; "" when it was, or nobody asked for that
 	char fallback[256];                          // device "auto": why not the GPU; "" when there is nothing to say
 	bool second_choice;                          // and this build could use one
@@ -76,6 +81,7 @@ struct teacher_stats {
 	uint64_t n_slots, n_slots_used, n_slots_idle;    // places in the cache; idle: kept for who begins alike
 	uint64_t n_late_allocations;                 // times the device was asked for memory after READY: a fault, if not 0 (cuda)
 	uint64_t memory_bytes;                       // of the device's own memory, taken at start; 0 on a device without any
+	uint64_t streamed_bytes;                     // of weights, read from disk by passes
 	uint64_t n_canaries, canary_age_ms;          // answers to the known question found right; since the last (once READY)
 };
 

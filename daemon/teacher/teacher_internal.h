@@ -29,13 +29,14 @@ struct teacher {
 	struct member *members;                // (n_members) but for their counters
 	struct tokenizer *tokenizer;           // of all of them; immutable: any thread may use it after READY
 	struct backend *backend;
+	struct shelf *shelf;                   // where memory is bounded
 	struct answer *answer;
 	struct batch *batch;
 	struct schedule mixtures;              // scores that more than one member answers
 	uint32_t turn;                         // whose pass was the last: a member's number, or n_members for a mixture's
 	// counters
 	atomic_uint_fast64_t n_passes, n_mixed, n_sequences, n_positions, n_rows, n_dropped, n_not_finite, pass_began_ms;
-	atomic_uint_fast64_t n_shared, n_slots_used, n_slots_idle, n_late_allocations, memory_bytes;
+	atomic_uint_fast64_t n_shared, n_slots_used, n_slots_idle, n_late_allocations, memory_bytes, n_streamed;
 	uint64_t beats;                        // with atomic operations: weights_beat()
 	uint64_t n_allocations;                // of the backend, when it was READY
 	struct teacher_seconds seconds;

@@ -2,17 +2,75 @@
 // From files to resident teachers.
 #include "daemon/teacher/teacher_internal.h"
 
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/model/tokenizer.h"
 #include "daemon/model/weights.h"
 #include "daemon/teacher/answer.h"
 #include "daemon/teacher/batch.h"
+#include "daemon/teacher/shelf.h"
 #include "kernels/backend.h"
 
 static uint32_t larger(uint32_t a, uint32_t b)
 {
 	return a > b ? a : b;
+}
+
+// Of the machine's memory, in bytes; 0 = no limit.
+static uint64_t memory_cap(const struct teacher_options *o)
+{
+	double all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+	return o->memory_bytes ? o->memory_bytes : (uint64_t)(o->memory_share * all);
+}
+
+// What the process has taken so far: tokenizers, metadata of files, code.
+static uint64_t resident_bytes(void)
+{
+	unsigned long long all, resident = 0;
+	FILE *f = fopen("/proc/self/statm", "re");
+	if (f) {
+		if (fscanf(f, "%llu %llu", &all, &resident) != 2)
+			resident = 0;
+		fclose(f);
+	}
+	return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+// A sixteenth for the buffers: what else there is room for saves reading.
+#define SHELF_SHARE 16
+
+static int bound_memory(struct teacher *t, struct backend_options *options, struct error *err)
+{
+	uint64_t cap = memory_cap(&t->options);
+	if (!cap)
+		return 0;
+	options->host_bytes = cap;
+	options->program_bytes = resident_bytes();
+	for (uint32_t i = 0; i < t->n_members; i++) {
+		uint64_t bytes = member_loading_bytes(&t->members[i]);
+		options->loading_bytes = bytes > options->loading_bytes ? bytes : options->loading_bytes;
+	}
+	size_t least = (size_t)options->need.widest * BACKEND_MAX_PIECE_ROWS * sizeof(float);
+	int r = shelf_open(t->options.stream_directory, cap / SHELF_SHARE, least, &t->shelf, err);
+	if (r == 0)
+		options->shelf = shelf_door(t->shelf);
+	return r;
+}
+
+static void describe_stream(struct teacher *t)
+{
+	struct shelf_stats s;
+	for (uint32_t i = 0; i < t->n_members && t->shelf; i++) {
+		struct teacher_info *info = &t->infos[i];
+		if (!info->streamed_bytes)
+			continue;
+		shelf_stats(t->shelf, &s);
+		snprintf(info->stream_note, sizeof info->stream_note, "%.2f GiB of its weights are read from %.60s in each pass (%s, %s)%s",
+			 (double)info->streamed_bytes * 0x1p-30, t->options.stream_directory, s.uring ? "io_uring" : "pread",
+			 s.direct ? "O_DIRECT" : "through the page cache", s.in_memory ? ": which lies in memory itself" : "");
+	}
 }
 
 static int open_backend(struct teacher *t, uint32_t max_rows, struct error *err)
@@ -31,7 +89,8 @@ static int open_backend(struct teacher *t, uint32_t max_rows, struct error *err)
 		options.numeric = BACKEND_NUMERIC_BF16;
 	if (strcmp(numeric, "int8") == 0)
 		options.numeric = BACKEND_NUMERIC_INT8;
-	return backend_open(t->device, &options, &t->backend, err);
+	int r = bound_memory(t, &options, err);
+	return r ? r : backend_open(t->device, &options, &t->backend, err);
 }
 
 static int open_answer(struct teacher *t, uint32_t capacity, struct error *err)
@@ -96,6 +155,7 @@ int teacher_load(struct teacher *t, struct error *err)
 			t->members[i].weights->beats = &t->beats;
 	}
 	t->mixtures.batch = t->batch;
+	describe_stream(t);
 	return r ? r : open_answer(t, capacity, err);
 }
 
@@ -106,6 +166,7 @@ void teacher_unload(struct teacher *t)
 	for (uint32_t i = t->n_members; i-- > 0;)
 		member_unload(&t->members[i]);
 	backend_close(t->backend);
+	t->shelf = shelf_close(t->shelf);
 	t->batch = NULL;
 	t->answer = NULL;
 	t->backend = NULL;

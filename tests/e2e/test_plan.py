@@ -41,6 +41,22 @@ class Plan(unittest.TestCase):
         self.assertAlmostEqual(sum(plan["shares"].values()), 1, delta=1e-9)
         self.assertAlmostEqual(plan["store_bytes"], plan["row_bytes"] * 3600000, delta=1)
 
+    def test_a_memory_cap_is_planned_for(self):
+        figures = (self.model, "--flops", "1e11", "--bandwidth", "1e15", "--tokens", "1e6")
+        free = self.kdctl(*figures)
+        self.assertNotIn("streamed_bytes", free)
+        roomy = self.kdctl(*figures, "--memory", "1e9")
+        self.assertEqual((roomy["streamed_bytes"], roomy["pass_read_bytes"]), (0, 0))
+        self.assertEqual(roomy["score_tokens_per_s"], free["score_tokens_per_s"])
+        tight = self.kdctl(*figures, "--memory", "8e7", "--disk", "1e3", "--products", "bf16")
+        layer = 32 * 64 + 32 * 32 + 3 * 32 * 64
+        self.assertAlmostEqual(tight["streamed_bytes"], 2 * (2 * layer + 265 * 32), delta=1)
+        self.assertAlmostEqual(tight["pass_read_bytes"], 2 * (2 * layer + 8 * 265 * 32), delta=1)       # 2048 rows are 8 tiles
+        self.assertEqual(tight["memory_bytes"], 8e7)
+        self.assertAlmostEqual(tight["hidden_batch_tokens"], 1e8, delta=1)
+        self.assertLess(tight["score_tokens_per_s"], 2048 / (tight["pass_read_bytes"] / 1e3) * 1.1)
+        self.assertIn("f32 or bf16", self.kdctl(self.model, "--products", "f64", expect=2))
+
     def test_figures_measured_explain_what_was_measured(self):
         with Daemon(model=self.model) as daemon:
             plan = self.kdctl(self.model, "--measure", "--length", "64", "--batch", "512", "--generate", "100",

@@ -20,8 +20,8 @@ static void near(double got, double want, double relative)
 static void a_roof_is_products_or_bytes(void **state)
 {
 	(void)state;
-	struct plan_device d = {5e13, 1e12};
-	struct plan_operator prefill = {"prefill", 2 * 7e9 * 4096, 14e9}, decode = {"decode", 2 * 7e9, 14e9};
+	struct plan_device d = {5e13, 1e12, 0};
+	struct plan_operator prefill = {"prefill", 2 * 7e9 * 4096, 14e9, 0}, decode = {"decode", 2 * 7e9, 14e9, 0};
 	near(plan_seconds(&d, &prefill, 1), 1.146880, 1e-12);
 	near(plan_seconds(&d, &decode, 1), 0.014, 1e-12);
 	struct plan_operator both[] = {prefill, decode};
@@ -91,6 +91,43 @@ static void memory_is_counted(void **state)
 	assert_true(plan_training_bytes(&tiny, 10) > 16 * (double)architecture_n_parameters(&tiny));
 }
 
+// A layer has 480 elements (of 40,000 bytes, to matter), the head 800. Beside matrices: 80 MiB, 4 * (10 * 100 + 10 * 100) of work, 256 rows of 100 logits; and buffers, a
+// sixteenth of the cap.
+static void a_cap_leaves_on_disk_what_has_no_room(void **state)
+{
+	(void)state;
+	struct architecture a = tiny;
+	struct plan_operator ops[PLAN_MAX_OPERATORS];
+	struct plan_device d = {1e12, 1e12, 1e9};
+	double beside = 80 * 0x1p20 + 8000 + 256 * 100 * 4;
+	a.tied_head = true;
+	struct plan_cap cap = {beside + 4e4 * (960 + 800), 4e4, 10, 0};
+	struct plan_stream s = plan_streaming(&a, &cap, &d);
+	assert_true(s.file_bytes == 0 && s.layers == 0 && !s.head);
+	cap.bytes = (beside + 4e4 * 800 + 4e4 * 480) * 16 / 15;      // the head and half of the layers
+	s = plan_streaming(&a, &cap, &d);
+	near(s.needed_bytes, beside + cap.bytes / 16, 1e-12);
+	assert_false(s.head);
+	near(s.layers, 0.5, 1e-4);
+	near(s.file_bytes, 4e4 * 480, 1e-4);
+	near(s.hidden_batch, 2e7, 1e-12);                     // 2 * 2e7 / 1e12 s an element = 4e4 / 1e9
+	cap.bytes = beside * 16 / 15;
+	s = plan_streaming(&a, &cap, &d);
+	assert_true(s.head);
+	near(s.file_bytes, 4e4 * (960 + 800), 1e-6);
+	struct plan_pass pass = plan_scoring(300, 4, 4);
+	size_t n = plan_operators(&a, &pass, ops);
+	plan_read(&a, &s, 4, &pass, ops, n);                  // of 4 bytes after all
+	near(ops[0].read, 4 * 2 * 16 * 8, 1e-6);
+	near(ops[2].read, 4 * 2 * 8 * 8, 1e-6);
+	near(ops[3].read, 4 * 2 * 288, 1e-6);
+	near(ops[4].read, 2 * 4 * 800, 1e-6);                 // two tiles of rows
+	d.disk = 1;                                           // slower than anything else: it is all that counts
+	near(plan_seconds(&d, &ops[4], 1), 6400, 1e-6);
+	a.tied_head = false;
+	near(plan_streaming(&a, &cap, &d).file_bytes, 4e4 * (960 + 1600), 1e-6);
+}
+
 // The real teacher's top-64 rows over 49,152 ids take 152.15 bytes as u8 and 212 as f16 (tests/bench/results/bytes_per_token.csv).
 static void rows_are_as_long_as_measured(void **state)
 {
@@ -105,7 +142,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_roof_is_products_or_bytes), cmocka_unit_test(a_pass_counts_every_product),
 		cmocka_unit_test(windows_bound_what_a_row_reads), cmocka_unit_test(experts_cost_what_is_used),
-		cmocka_unit_test(memory_is_counted), cmocka_unit_test(rows_are_as_long_as_measured),
+		cmocka_unit_test(memory_is_counted), cmocka_unit_test(a_cap_leaves_on_disk_what_has_no_room),
+		cmocka_unit_test(rows_are_as_long_as_measured),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

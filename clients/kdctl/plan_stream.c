@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a memory cap leaves on disk, and what reading it costs: daemon/model/weights.c and kernels/cpu/room.c decide the same of a real
+// server, which knows its own size better.
+#include <math.h>
+
+#include "clients/kdctl/plan.h"
+#include "daemon/model/config.h"
+
+#define MIB 0x1p20
+#define PROGRAM (80 * MIB)        // code, tokenizer, what oneDNN makes
+#define BUFFERS (64 * MIB)         // of pieces read ahead, or a sixteenth of the cap
+#define TILE 256.0                // rows of logits held at once, for which the head is read once
+#define FLOAT 4.0
+
+// Elements of a layer's matrices; of a mixture with so many experts.
+static double layer_elements(const struct architecture *a, double n_experts)
+{
+	double heads = (double)a->n_heads * a->head_size, width = heads + 2.0 * a->n_kv_heads * a->head_size;
+	double ffn = ((double)architecture_up_width(a) + a->ffn_width) * a->width;
+	return (width + heads) * a->width + (a->n_experts ? n_experts * ffn + (double)a->n_experts * a->width : ffn);
+}
+
+struct plan_stream plan_streaming(const struct architecture *a, const struct plan_cap *cap, const struct plan_device *d)
+{
+	double layers = cap->element_bytes * a->n_layers * layer_elements(a, a->n_experts);
+	double head = cap->element_bytes * a->vocab_size * a->width, embedding = a->tied_head ? 0 : head;
+	double beside = PROGRAM + plan_work_bytes(a, cap->batch) + plan_cache_bytes(a, cap->cache_tokens) + FLOAT * TILE * a->vocab_size;
+	struct plan_stream s = {.needed_bytes = beside + fmin(BUFFERS, cap->bytes / 16),
+				.hidden_batch = cap->element_bytes / 2 * d->flops / d->disk};
+	if (beside + layers + head + embedding <= cap->bytes)
+		return s;
+	double room = fmax(0, cap->bytes - s.needed_bytes);
+	s.head = head > room;
+	room -= s.head ? 0 : head;
+	s.layers = layers > room ? 1 - room / layers : 0;
+	s.file_bytes = s.layers * layers + (s.head ? head : 0) + embedding;
+	return s;
+}
+
+// The embedding's pieces that hold a token are not counted: next to the layers they are few.
+void plan_read(const struct architecture *a, const struct plan_stream *s, double element_bytes, const struct plan_pass *p,
+	       struct plan_operator *o, size_t n)
+{
+	double heads = (double)a->n_heads * a->head_size, width = heads + 2.0 * a->n_kv_heads * a->head_size;
+	double used = a->n_experts ? fmin(a->n_experts, p->rows * a->n_experts_used) : 0, layers = s->layers * a->n_layers * element_bytes;
+	if (n < 5)
+		return;
+	o[0].read = layers * width * a->width;
+	o[2].read = layers * heads * a->width;
+	o[3].read = layers * (layer_elements(a, used) - (width + heads) * a->width);
+	o[4].read = s->head ? ceil(p->head_rows / TILE) * element_bytes * a->vocab_size * a->width : 0;
+}
