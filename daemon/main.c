@@ -270,8 +270,8 @@ static int on_teacher(struct daemon *d)
 
 static void on_hangup(struct daemon *d)
 {
-	const struct reload r = {.options = &d->options, .argv = d->argv, .auth = d->auth, .service = d->service, .teacher = d->teacher,
-		.store = d->store, .supervisor = d->supervisor};
+	const struct reload r = {.options = &d->options, .argv = d->argv, .auth = d->auth, .tls = &d->tls_files, .service = d->service,
+		.teacher = d->teacher, .store = d->store, .supervisor = d->supervisor};
 	if (d->was_ready)
 		notify_reloading();
 	reload(&r);

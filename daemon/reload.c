@@ -6,12 +6,14 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "common/transport.h"
 #include "daemon/arguments.h"
 #include "daemon/log.h"
 #include "daemon/options.h"
 #include "daemon/server/auth.h"
 #include "daemon/server/reloads.h"
 #include "daemon/server/service.h"
+#include "daemon/server/tls.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"
 #include "daemon/train/supervisor.h"
@@ -80,6 +82,28 @@ static void read_tokens(const struct reload *r, const struct options *fresh, str
 		config_errors_add(all, &err);
 }
 
+static bool is_same_text(const char *a, const char *b)
+{
+	return a && b ? strcmp(a, b) == 0 : a == b;
+}
+
+// The doors keep what they show; but files that are no good, or others by now, are found here and not by the next start.
+static void check_certificate(const struct reload *with, const struct options *fresh, struct config_errors *all, bool *ret_other)
+{
+	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
+	struct tls_files now = {0};
+	struct tls *tls = NULL;
+	struct error err = {0};
+	int r = options_tls(fresh, path, key) ? tls_files_open(path, key, &now, &err) : 0;
+	if (!r && now.certificate)
+		r = tls_open_server(now.certificate, now.key, &tls, &err);
+	if (r)
+		config_errors_add(all, &err);
+	tls_close(tls);
+	*ret_other = !is_same_text(now.certificate, with->tls->certificate) || !is_same_text(now.key, with->tls->key);
+	tls_files_close(&now);
+}
+
 // ---- what changes
 
 static bool may_move(const struct reload *r, const struct config_option *row, const struct options *fresh)
@@ -133,11 +157,13 @@ static void apply(const struct reload *r)
 	log_set_level(reload_log_priority(o));
 }
 
-static void take_over(const struct reload *r, struct options *fresh)
+static void take_over(const struct reload *r, struct options *fresh, bool other_certificate)
 {
 	struct changes c = {0};
 	char tokens[48] = "";
 	move_rows(r, fresh, &c);
+	if (other_certificate && !strstr(c.restart, "tls-"))      // other bytes in the same file
+		add_name(&c, "tls-certificate");
 	apply(r);
 	if (auth_is_closed(r->auth))
 		snprintf(tokens, sizeof tokens, ", %zu tokens", auth_n_tokens(r->auth));
@@ -151,12 +177,15 @@ bool reload(const struct reload *r)
 {
 	struct options fresh = {0};
 	struct config_errors all = {0};
+	bool other_certificate = false;
 	read_fresh(r, &fresh, &all);
+	if (!config_errors_any(&all))
+		check_certificate(r, &fresh, &all, &other_certificate);
 	if (!config_errors_any(&all))
 		read_tokens(r, &fresh, &all);
 	bool good = !config_errors_any(&all);
 	if (good) {
-		take_over(r, &fresh);
+		take_over(r, &fresh, other_certificate);
 	} else {
 		log_error("SIGHUP: the settings are refused, nothing was changed:");
 		reload_log_errors("SIGHUP: ", LOG_ERR, &all);

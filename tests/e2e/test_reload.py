@@ -380,6 +380,32 @@ class Refused(Reloaded):
         self.assertEqual(self.settings()["restart_needed"], [])
 
 
+class Certificates(Reloaded):
+    def make(self, path):
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj",
+                        "/CN=kdserved test", "-out", path + ".pem", "-keyout", path + ".key"], check=True, capture_output=True)
+        os.chmod(path + ".key", 0o600)
+
+    @unittest.skipUnless(shutil.which("openssl"), "openssl makes the certificates")
+    def test_other_files_are_checked_and_named(self):
+        path = os.path.join(self.directory, "shown")
+        self.make(path)
+        self.write("tls-certificate = %s.pem\ntls-key = %s.key\n" % (path, path))
+        self.start()
+
+        def reload(pattern):
+            n = len(self.d.lines)
+            self.d.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: self.d.log() and any(re.search(pattern, line) for line in self.d.lines[n:]), pattern)
+        reload("settings read again: 0 changed")
+        self.assertNotIn("restart", self.d.log())
+        self.make(path)
+        reload("a restart is needed for: tls-certificate$")
+        with open(path + ".pem", "w") as f:
+            f.write("no certificate")
+        reload("tls-certificate = .*shown.pem: not a PEM file")
+
+
 class Load(Reloaded):
     GOOD = ("queue-requests = 1000\nqueue-tokens = 100000\nmax-sequences = 50\nmax-json = 1M\nidle-timeout = 50s\n",
             "queue-requests = 2000\nqueue-tokens = 200000\nmax-sequences = 60\nmax-json = 2M\nidle-timeout = 60s\n")
