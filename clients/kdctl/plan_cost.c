@@ -93,7 +93,8 @@ double plan_active_parameters(const struct architecture *a)
 {
 	struct plan_pass one = {.rows = 1, .head_rows = 1};
 	struct plan_operator o[PLAN_MAX_OPERATORS];
-	return plan_flop(o, plan_operators(a, &one, o)) / 2;      // no context: attention adds nothing
+	size_t n = plan_operators(a, &one, o);
+	return plan_flop(o, n) / 2;      // no context: attention adds nothing
 }
 
 double plan_cache_bytes(const struct architecture *a, double positions)

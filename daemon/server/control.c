@@ -60,7 +60,7 @@ static int get_ready(const struct control_input *in, struct control_reply *out, 
 	if (!h.ready)
 		return error_set(err, h.why.code, h.why.field, "%s", h.why.message);
 	buffer_text(&out->body, "{\"ready\":true");
-	if (memchr(h.degraded, true, sizeof h.degraded)) {
+	if (health_is_degraded(&h)) {
 		buffer_text(&out->body, ",\"degraded\":");
 		health_list(&out->body, &h);
 	}

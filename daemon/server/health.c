@@ -45,6 +45,14 @@ void health_read(struct service *s, struct health *ret)
 		ret->degraded[HEALTH_CANARY] |= *infos[i].canary_note != '\0';
 }
 
+bool health_is_degraded(const struct health *h)
+{
+	for (int i = 0; i < N_HEALTH_STATES; i++)
+		if (h->degraded[i])
+			return true;
+	return false;
+}
+
 void health_list(struct buffer *b, const struct health *h)
 {
 	const char *between = "[";

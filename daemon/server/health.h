@@ -26,6 +26,7 @@ struct health {
 
 void health_read(struct service *s, struct health *ret);
 const char *health_name(enum health_state state);
+bool health_is_degraded(const struct health *h);                 // in any way
 void health_list(struct buffer *b, const struct health *h);      // ["store",...]
 #define HEALTH_TEXT_BYTES 512
 // One line for people: "Serving NAME on cuda", "Serving NAME on cpu; degraded: device, store", or why not.
