@@ -14,6 +14,7 @@
 #include "daemon/teacher/batch.h"
 #include "daemon/teacher/generation.h"
 #include "daemon/teacher/generation_end.h"
+#include "daemon/teacher/lanes.h"
 #include "daemon/teacher/request.h"
 #include "kernels/backend.h"
 
@@ -26,6 +27,8 @@ struct sample {
 	uint32_t n_read;                   // positions computed, or in this pass
 	uint32_t row, n_rows;              // in this pass: the last n_rows positions before n_read, from this row
 	uint32_t answered;                 // position whose row's result comes next
+	uint32_t lane;                     // of who asked
+	uint64_t turn;                     // the last pass that it had rows of, or could have
 	struct generation_end end;
 };
 
@@ -41,8 +44,8 @@ struct generator {
 	struct sampler *sampler;
 	struct sample *active, **active_end;
 	uint32_t n_active;
-	struct batch_backlog waiting;
-	uint32_t n_waiting;
+	struct lanes lanes;                // and those that wait
+	uint64_t pass;                     // number of the one being filled
 	// of one tile of rows, (head_tile_rows)
 	struct result *results;
 	struct sweep_row *sweep;
@@ -59,7 +62,7 @@ int generator_open(const struct generator_options *options, struct generator **r
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for generation");
 	g->options = *options;
 	g->active_end = &g->active;
-	batch_backlog_init(&g->waiting);
+	lanes_init(&g->lanes);
 	g->results = calloc(tile, sizeof *g->results);
 	g->sweep = calloc(tile, sizeof *g->sweep);
 	g->rows = calloc(tile, sizeof *g->rows);
@@ -95,21 +98,13 @@ struct generator *generator_close(struct generator *g)
 
 void generator_submit(struct generator *g, struct request_item *item)
 {
-	batch_backlog_append(&g->waiting, &item->link);
-	atomic_store(&g->options.counters->n_waiting, ++g->n_waiting);
-}
-
-static struct request_item *pop_waiting(struct generator *g)
-{
-	struct queue_item *item = batch_backlog_pop(&g->waiting);
-	if (item)
-		atomic_store(&g->options.counters->n_waiting, --g->n_waiting);
-	return (struct request_item *)item;
+	lanes_append(&g->lanes, item);
+	atomic_store(&g->options.counters->n_waiting, g->lanes.n_waiting);
 }
 
 bool generator_is_busy(const struct generator *g)
 {
-	return g->active || g->waiting.first;
+	return g->active || g->lanes.n_waiting;
 }
 
 // ---- samples
@@ -167,23 +162,31 @@ static void sample_end(struct generator *g, struct sample **at)
 	if (g->active_end == &s->next)
 		g->active_end = at;
 	cache_share(g->options.cache, &s->places, s->tokens);
+	g->lanes.n_active[s->lane]--;
 	sample_free(g, s);
 	atomic_store(&g->options.counters->n_active, --g->n_active);
 	item->request->computed(item);
 }
 
-void generator_drop(struct generator *g, generator_fate_fn *fate, void *arg)
+static void drop_waiting(struct generator *g, uint32_t lane, generator_fate_fn *fate, void *arg)
 {
 	struct batch_backlog alive;
 	struct request_item *item;
 	batch_backlog_init(&alive);
-	while ((item = pop_waiting(g)))
+	while ((item = lanes_pop(&g->lanes, lane)))
 		if (fate(arg, item))
 			item->request->computed(item);
 		else
 			batch_backlog_append(&alive, &item->link);
 	while ((item = (struct request_item *)batch_backlog_pop(&alive)))
-		generator_submit(g, item);
+		lanes_return(&g->lanes, lane, item);
+}
+
+void generator_drop(struct generator *g, generator_fate_fn *fate, void *arg)
+{
+	for (uint32_t lane = 0; lane < LANES && g->lanes.n_waiting; lane++)
+		drop_waiting(g, lane, fate, arg);
+	atomic_store(&g->options.counters->n_waiting, g->lanes.n_waiting);
 	for (struct sample **at = &g->active; *at;)
 		if (fate(arg, (*at)->item))
 			sample_end(g, at);
@@ -198,7 +201,7 @@ static bool in_prompt(const struct sample *s)
 	return s->n_known - s->n_read > 1 || s->n_read < s->n_prompt;
 }
 
-uint32_t generator_n_steps(const struct generator *g)
+static uint32_t n_ready(const struct generator *g)
 {
 	uint32_t n = 0;
 	for (const struct sample *s = g->active; s; s = s->next)
@@ -206,12 +209,10 @@ uint32_t generator_n_steps(const struct generator *g)
 	return n;
 }
 
-bool generator_has_prompts(const struct generator *g)
+uint32_t generator_n_steps(const struct generator *g)
 {
-	for (const struct sample *s = g->active; s; s = s->next)
-		if (in_prompt(s))
-			return true;
-	return g->waiting.first && g->n_active < g->options.max_active;
+	uint32_t n = n_ready(g);
+	return n < g->options.max_active ? n : g->options.max_active;
 }
 
 // False when the cache has no slots now: those taken for scores in this pass come back.
@@ -226,13 +227,37 @@ static bool append_rows(struct generator *g, struct batch *b, struct sample *s, 
 	return true;
 }
 
+static void take_step(struct generator *g, struct batch *b, struct sample *s)
+{
+	s->turn = g->pass;
+	if (append_rows(g, b, s, 1))
+		g->lanes.steps.served[s->lane]++;
+}
+
+// Of the samples whose turn has not come in this pass one of who was served least, and of those the one whose last turn was longest ago.
+static struct sample *next_step(const struct generator *g)
+{
+	const uint64_t *served = g->lanes.steps.served;
+	struct sample *best = NULL;
+	for (struct sample *s = g->active; s; s = s->next)
+		if (!in_prompt(s) && s->turn < g->pass &&
+		    (!best || served[s->lane] < served[best->lane] || (s->lane == best->lane && s->turn < best->turn)))
+			best = s;
+	return best;
+}
+
 void generator_fill_steps(struct generator *g, struct batch *b)
 {
+	uint32_t n = generator_n_steps(g);
+	bool all = n_ready(g) <= n;
+	g->pass++;
 	for (struct sample *s = g->active; s; s = s->next) {
 		s->n_rows = 0;
-		if (!in_prompt(s) && batch_room(b))
-			append_rows(g, b, s, 1);
+		if (all && !in_prompt(s) && batch_room(b))
+			take_step(g, b, s);
 	}
+	for (; !all && n && batch_room(b); n--)
+		take_step(g, b, next_step(g));
 }
 
 // As much of a prompt as the budget allows; others may share it from this pass on. False when the budget (or the room) is spent.
@@ -241,39 +266,67 @@ static bool read_prompt(struct generator *g, struct batch *b, struct sample *s, 
 	uint32_t left = s->n_known - s->n_read, room = batch_room(b);
 	uint32_t n = left < *budget ? left : *budget;
 	n = n < room ? n : room;
+	s->turn = g->pass;
 	if (!n || !append_rows(g, b, s, n))
 		return false;
+	g->lanes.prompts.served[s->lane] += n;
 	cache_share(g->options.cache, &s->places, s->tokens);
 	*budget -= n;
 	return n == left;
 }
 
-// The oldest that waits becomes active; false when there is none, or no place.
-static bool begin_next(struct generator *g, struct sample **ret_sample)
+// The oldest that waits in the lane becomes active; false when it failed.
+static bool begin_sample(struct generator *g, uint32_t lane, struct sample **ret_sample)
 {
-	struct request_item *item;
-	while (g->n_active < g->options.max_active && (item = pop_waiting(g))) {
-		if (sample_new(g, item, ret_sample, &item->error)) {
-			item->request->computed(item);
-			continue;
-		}
-		*g->active_end = *ret_sample;
-		g->active_end = &(*ret_sample)->next;
-		atomic_store(&g->options.counters->n_active, ++g->n_active);
-		return true;
+	struct request_item *item = lanes_pop(&g->lanes, lane);
+	atomic_store(&g->options.counters->n_waiting, g->lanes.n_waiting);
+	if (sample_new(g, item, ret_sample, &item->error)) {
+		item->request->computed(item);
+		return false;
 	}
-	return false;
+	(*ret_sample)->lane = lane;
+	*g->active_end = *ret_sample;
+	g->active_end = &(*ret_sample)->next;
+	g->lanes.n_active[lane]++;
+	atomic_store(&g->options.counters->n_active, ++g->n_active);
+	return true;
+}
+
+// Whose prompt is read next: of who was served least, first what was begun, then what waits. NULL when there is none, or no place.
+static struct sample *next_prompt(struct generator *g)
+{
+	const uint64_t *served = g->lanes.prompts.served;
+	struct sample *begun = NULL, *s = NULL;
+	uint32_t lane;
+	for (s = g->active; s; s = s->next)
+		if (in_prompt(s) && s->turn < g->pass && (!begun || served[s->lane] < served[begun->lane]))
+			begun = s;
+	while ((lane = lanes_next(&g->lanes, g->n_active, g->options.max_active)) < LANES && (!begun || served[lane] < served[begun->lane]))
+		if (begin_sample(g, lane, &s))
+			return s;
+	return begun;
+}
+
+static void settle(struct generator *g)
+{
+	bool steps[LANES] = {false}, prompts[LANES];
+	for (uint32_t i = 0; i < LANES; i++)
+		prompts[i] = g->lanes.waiting[i].first;
+	for (const struct sample *s = g->active; s; s = s->next) {
+		steps[s->lane] |= !in_prompt(s) && s->turn < g->pass;
+		prompts[s->lane] |= in_prompt(s);
+	}
+	lanes_settle(&g->lanes.steps, steps);
+	lanes_settle(&g->lanes.prompts, prompts);
 }
 
 void generator_fill_prompts(struct generator *g, struct batch *b, uint32_t budget)
 {
 	struct sample *s;
-	for (s = g->active; s; s = s->next)
-		if (in_prompt(s) && !read_prompt(g, b, s, &budget))
-			return;
-	while (budget && batch_room(b) && begin_next(g, &s))
+	for (uint32_t n = 0; n < g->options.max_active && budget && batch_room(b) && (s = next_prompt(g)); n++)
 		if (!read_prompt(g, b, s, &budget))
-			return;
+			break;
+	settle(g);
 }
 
 // ---- results

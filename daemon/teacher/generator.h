@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sequences being generated: which of their rows the next pass computes, and what its results make of them. The engine's alone.
 //
-// A sample is begun when there is a place for it (max_active at once). Its prompt is read in as many parts as the budget makes of it; then
-// each pass adds one token. Samples of one prompt are begun one after the other, so that the later ones find the prompt in the cache.
+// A sample is begun when there is a place for it. Its prompt is read in as many parts as the budget makes of it; then each pass adds one
+// token. Samples of one prompt are begun one after the other, so that the later ones find the prompt in the cache.
+//
+// A pass steps max_active samples. So many are begun, and beyond them those of askers who have less than an even share (lanes.h), at most as
+// many again: then samples rest in turn, which costs nothing but time, for their places in the cache are their own until they end.
 #pragma once
 
 #include <stdatomic.h>
@@ -42,9 +45,8 @@ typedef bool generator_fate_fn(void *arg, struct request_item *item);
 void generator_drop(struct generator *g, generator_fate_fn *fate, void *arg);
 
 // The pass's rows. Steps first, one for each sample whose prompt was read: how many there will be, then (where the batch has room) they
-// themselves. Then prompts, up to `budget` rows.
+// themselves. Then prompts, up to `budget` rows and max_active samples. Both, in this order, for every pass that generates.
 uint32_t generator_n_steps(const struct generator *g);
-bool generator_has_prompts(const struct generator *g);
 void generator_fill_steps(struct generator *g, struct batch *b);
 void generator_fill_prompts(struct generator *g, struct batch *b, uint32_t budget);
 // After the pass: the next token of every sample whose last row it held; those that end are given back. An error is the device's.

@@ -58,10 +58,11 @@ uint32_t member_capacity(const struct member *m, const struct teacher_options *o
 	return larger(capacity, options->cache_tokens ? options->max_generating + SCHEDULE_MIN_PROMPT : 0);
 }
 
-// A layout lists the slots of every position its sequences read: those of samples, and of scores that share prefixes (see batch.h).
+// A layout lists the slots of every position its sequences read: those of samples stepped and of prompts read, and of scores that share
+// prefixes (see batch.h).
 static uint64_t longest_slots(const struct member *m, uint32_t capacity, const struct teacher_options *options)
 {
-	return (uint64_t)options->max_generating * m->info->max_tokens + batch_max_listed(capacity, m->info->max_tokens);
+	return 2 * (uint64_t)options->max_generating * m->info->max_tokens + batch_max_listed(capacity, m->info->max_tokens);
 }
 
 int member_need(const struct member *m, bool owner, uint32_t capacity, const struct teacher_options *options, struct backend_need *need,

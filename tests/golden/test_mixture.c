@@ -341,11 +341,43 @@ static void a_member_that_is_not_finite_leaves_no_number(void **state)
 	copy_remove(&c);
 }
 
+// Before any member begins: a mixture's pass costs as many as it has.
+static void what_is_over_is_computed_by_no_member(void **state)
+{
+	(void)state;
+	uint32_t tokens[20] = {1, 2, 3};
+	struct sequence sequences[3] = {{tokens, 20}, {tokens, 10}, {tokens, 5}};
+	struct engine e;
+	struct query q;
+	struct teacher_stats before, after;
+	query_init(&q);
+	q.own = true;
+	open_teachers(&e, "cpu", &generating);
+	e.asked = mean;
+	teacher_stats(e.teacher, &before);
+	for (int late = 0; late < 2; late++) {
+		struct request *r = engine_request_score(&e, &q, sequences, 3);
+		r->deadline_ms = late;         // long ago
+		r->cancelled = !late;
+		engine_submit(&e, r);
+		engine_wait(r);
+		for (uint32_t i = 0; i < 3; i++)
+			assert_int_equal(r->items[i].error.code, late ? ERROR_DEADLINE : ERROR_CANCELLED);
+		engine_free(r);
+	}
+	teacher_stats(e.teacher, &after);
+	assert_int_equal(after.n_dropped - before.n_dropped, 6);
+	assert_int_equal(after.n_passes, before.n_passes);
+	assert_int_equal(after.n_sequences, before.n_sequences);
+	engine_close(&e);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(mixtures_equal_numpy),
 		cmocka_unit_test(each_teacher_answers_to_its_name),
+		cmocka_unit_test(what_is_over_is_computed_by_no_member),
 		cmocka_unit_test(company_changes_no_byte),
 		cmocka_unit_test(mixtures_keep_cut_and_draw),
 		cmocka_unit_test(teachers_of_different_tokenizers_are_refused_by_name),
