@@ -42,35 +42,42 @@ struct queue *queue_close(struct queue *q)
 	return NULL;
 }
 
+struct row { const char *what; uint64_t cost, held, reserved, limit; };
+
 // One row of the budget; 0, ERROR_TOO_LARGE or ERROR_OVERLOADED.
-static enum error_code check_limit(uint64_t cost, uint64_t reserved, uint64_t limit)
+static enum error_code check_row(const struct row *row)
 {
-	if (cost > limit)
+	if (row->cost > row->limit)
 		return ERROR_TOO_LARGE;
-	return reserved > limit - cost ? ERROR_OVERLOADED : ERROR_NONE;
+	if (row->reserved > row->limit - row->cost)
+		return ERROR_OVERLOADED;
+	uint64_t left = row->limit - row->cost - row->reserved, theirs = row->held + row->cost;
+	return row->held && row->cost && theirs / QUEUE_SHARE > left ? ERROR_OVERLOADED : ERROR_NONE;
 }
 
-static int refuse(enum error_code code, const char *what, uint64_t cost, uint64_t limit, struct error *err)
+static int refuse(enum error_code code, const struct row *row, struct error *err)
 {
 	if (code == ERROR_TOO_LARGE)
-		return error_set(err, code, NULL, "the request needs %llu %s, over the limit of %llu under way", (unsigned long long)cost,
-				 what, (unsigned long long)limit);
-	return error_set(err, code, NULL, "too many %s under way (limit %llu): try again later", what, (unsigned long long)limit);
+		return error_set(err, code, NULL, "the request needs %llu %s, over the limit of %llu under way", (unsigned long long)row->cost,
+				 row->what, (unsigned long long)row->limit);
+	return error_set(err, code, NULL, "too many %s under way (limit %llu): try again later", row->what, (unsigned long long)row->limit);
 }
 
-int queue_reserve(struct queue *q, const struct queue_cost *cost, struct error *err)
+int queue_reserve(struct queue *q, const struct queue_cost *cost, const struct queue_cost *held, struct error *err)
 {
+	static const struct queue_cost none;
+	held = held ? held : &none;
 	pthread_mutex_lock(&q->lock);
-	const struct { const char *what; uint64_t cost, reserved, limit; } rows[] = {
-		{"requests", cost->requests, q->reserved.requests, q->limits.requests},
-		{"tokens", cost->tokens, q->reserved.tokens, q->limits.tokens},
-		{"bytes of answers", cost->bytes, q->reserved.bytes, q->limits.bytes},
+	const struct row rows[] = {
+		{"requests", cost->requests, held->requests, q->reserved.requests, q->limits.requests},
+		{"tokens", cost->tokens, held->tokens, q->reserved.tokens, q->limits.tokens},
+		{"bytes of answers", cost->bytes, held->bytes, q->reserved.bytes, q->limits.bytes},
 	};
 	int r = 0;
 	for (size_t i = 0; i < sizeof rows / sizeof *rows && r == 0; i++) {
-		enum error_code code = check_limit(rows[i].cost, rows[i].reserved, rows[i].limit);
+		enum error_code code = check_row(&rows[i]);
 		if (code)
-			r = refuse(code, rows[i].what, rows[i].cost, rows[i].limit, err);
+			r = refuse(code, &rows[i], err);
 	}
 	if (r == 0) {
 		q->reserved.requests += cost->requests;
@@ -102,14 +109,16 @@ void queue_push(struct queue *q, struct queue_item *chain)
 	const uint64_t one = 1;
 	ssize_t written = 0;
 	pthread_mutex_lock(&q->lock);
+	bool was_empty = !q->first;
 	*q->end = chain;
 	while (*q->end) {
 		q->end = &(*q->end)->next;
 		q->n_waiting++;
 	}
 	pthread_cond_broadcast(&q->not_empty);
-	// Under the lock: the receiver may close the queue as soon as it has popped the last item it waits for.
-	if (q->wake_fd >= 0)
+	// Who found it not empty pops until it is: the descriptor is written for the first alone. Under the lock: the receiver may close the queue
+	// as soon as it has popped the last item it waits for.
+	if (q->wake_fd >= 0 && was_empty)
 		written = write(q->wake_fd, &one, sizeof one);
 	pthread_mutex_unlock(&q->lock);
 	(void)written;    // fails only when the counter is full: then the receiver is awake already

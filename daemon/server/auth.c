@@ -23,6 +23,7 @@ struct principal {
 	bool revoked;                      // its line is gone
 	double balance, balance_seconds;   // tokens that may be asked for, and when that was so; below zero = to be waited for
 	uint32_t in_flight;
+	struct queue_cost held, places;    // of what is under way
 	uint64_t n_requests, n_tokens, n_refused;
 };
 
@@ -281,26 +282,55 @@ static int check_quota(struct principal *p, struct error *err)
 	return error_errno(ERROR_OVERLOADED);
 }
 
-int auth_begin(struct principal *p, uint64_t n_tokens, struct error *err)
+int auth_begin(struct principal *p, const struct queue_cost *cost, struct error *err)
 {
 	pthread_mutex_lock(&p->auth->lock);
 	int r = check_quota(p, err);
 	if (r) {
 		p->n_refused++;
 	} else {
-		p->balance -= p->bearer.rate ? (double)n_tokens : 0;
+		p->balance -= p->bearer.rate ? (double)cost->tokens : 0;
 		p->in_flight++;
+		p->held.requests += cost->requests;
+		p->held.tokens += cost->tokens;
+		p->held.bytes += cost->bytes;
 		p->n_requests++;
-		p->n_tokens += n_tokens;
+		p->n_tokens += cost->tokens;
 	}
 	pthread_mutex_unlock(&p->auth->lock);
 	return r;
 }
 
-void auth_end(struct principal *p)
+void auth_end(struct principal *p, const struct queue_cost *cost)
 {
 	pthread_mutex_lock(&p->auth->lock);
 	p->in_flight--;
+	p->held.requests -= cost->requests;
+	p->held.tokens -= cost->tokens;
+	p->held.bytes -= cost->bytes;
+	pthread_mutex_unlock(&p->auth->lock);
+}
+
+bool auth_held(struct principal *p, struct queue_cost *ret_held, struct queue_cost *ret_places)
+{
+	pthread_mutex_lock(&p->auth->lock);
+	*ret_held = p->held;
+	*ret_places = p->places;
+	pthread_mutex_unlock(&p->auth->lock);
+	return p->auth->closed;
+}
+
+void auth_hold(struct principal *p, uint64_t n_places)
+{
+	pthread_mutex_lock(&p->auth->lock);
+	p->places.tokens += n_places;
+	pthread_mutex_unlock(&p->auth->lock);
+}
+
+void auth_give(struct principal *p, uint64_t n_places)
+{
+	pthread_mutex_lock(&p->auth->lock);
+	p->places.tokens -= n_places;
 	pthread_mutex_unlock(&p->auth->lock);
 }
 

@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "common/bearer.h"
+#include "daemon/queue.h"
 
 struct auth;
 struct buffer;
@@ -42,9 +43,14 @@ struct principal *principal_unref(struct principal *p);       // NULL is fine; r
 
 // The token still counts, and has one of the scopes (or AUTH_ANY). NULL is nobody, who may nothing.
 int auth_permit(struct principal *p, unsigned scopes, struct error *err);
-// A request of so many tokens begins: ERROR_OVERLOADED with retry_s when the quota is used up. auth_end when it is over.
-int auth_begin(struct principal *p, uint64_t n_tokens, struct error *err);
-void auth_end(struct principal *p);
+// A request of that cost begins: ERROR_OVERLOADED with retry_s when the quota is used up. auth_end, with the same, when it is over.
+int auth_begin(struct principal *p, const struct queue_cost *cost, struct error *err);
+void auth_end(struct principal *p, const struct queue_cost *cost);
+// What is under way of theirs, and of places in the caches (auth_hold, auth_give): for queue_reserve. False where there are no tokens, so that
+// all who ask are one.
+bool auth_held(struct principal *p, struct queue_cost *ret_held, struct queue_cost *ret_places);
+void auth_hold(struct principal *p, uint64_t n_places);
+void auth_give(struct principal *p, uint64_t n_places);
 uint32_t auth_k_max(struct principal *p);                      // 0 = no limit
 void auth_limit(struct principal *p, struct query_limits *limits);    // lowers those that k-max bounds
 void auth_metrics(struct auth *a, struct buffer *b);           // per token, by name

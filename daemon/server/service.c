@@ -182,10 +182,12 @@ static int check_items(const struct service *s, struct request *r, struct error 
 
 int service_reserve(struct service *s, struct request *r, const struct queue_cost *cost, struct error *err)
 {
-	int result = queue_reserve(s->budget, cost, err);
+	struct queue_cost held, places;
+	bool shared = auth_held(r->principal, &held, &places);
+	int result = queue_reserve(s->budget, cost, shared ? &held : NULL, err);
 	if (result)
 		return result;
-	result = auth_begin(r->principal, cost->tokens, err);
+	result = auth_begin(r->principal, cost, err);
 	if (result) {
 		queue_release(s->budget, cost);
 		return result;
@@ -200,8 +202,8 @@ void service_release(struct service *s, struct request *r)
 	if (!r->cost.requests)
 		return;
 	queue_release(s->budget, &r->cost);
+	auth_end(r->principal, &r->cost);
 	r->cost = (struct queue_cost){0};
-	auth_end(r->principal);
 	r->principal = principal_unref(r->principal);
 }
 

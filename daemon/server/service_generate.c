@@ -53,7 +53,9 @@ static uint64_t slots_of(const struct request *r)
 static int reserve_slots(struct service *s, struct request *r, struct error *err)
 {
 	struct queue_cost slots = {.tokens = slots_of(r)};
-	int result = queue_reserve(s->slots, &slots, NULL);
+	struct queue_cost held, places;
+	bool shared = auth_held(r->principal, &held, &places);
+	int result = queue_reserve(s->slots, &slots, shared ? &places : NULL, NULL);
 	if (result == -E2BIG)
 		return error_set(err, ERROR_TOO_LARGE, "max_tokens", "%" PRIu64 " tokens of prompts and answers, the server has places for %" PRIu32,
 				 slots.tokens, s->options.cache_tokens);
@@ -61,6 +63,7 @@ static int reserve_slots(struct service *s, struct request *r, struct error *err
 		return error_set(err, ERROR_OVERLOADED, NULL, "no places for %" PRIu64 " tokens beside the generations under way: try again later",
 				 slots.tokens);
 	r->slots = slots;
+	auth_hold(r->principal, slots.tokens);
 	return 0;
 }
 
@@ -97,8 +100,10 @@ static void item_generated(struct request_item *item)
 {
 	struct request *r = item->request;
 	struct service *s = r->service;
-	if (--r->n_uncomputed == 0)
+	if (--r->n_uncomputed == 0) {
 		queue_release(s->slots, &r->slots);
+		auth_give(r->principal, r->slots.tokens);
+	}
 	if (!item->error.code)
 		atomic_fetch_add(&s->n_generated, 1);
 	request_item_tell(item, true);

@@ -207,8 +207,8 @@ static void without_a_file_anybody_may_everything(void **state)
 	assert_null(auth_worker_secret(f->auth));
 	struct principal *p = login(f->auth, NULL);
 	assert_int_equal(auth_permit(p, BEARER_ADMIN, NULL), 0);
-	assert_int_equal(auth_begin(p, UINT64_MAX, NULL), 0);
-	auth_end(p);
+	assert_int_equal(auth_begin(p, &(struct queue_cost){1, UINT64_MAX, 0}, NULL), 0);
+	auth_end(p, &(struct queue_cost){1, UINT64_MAX, 0});
 	principal_unref(p);
 }
 
@@ -266,13 +266,13 @@ static void requests_under_way_are_bounded(void **state)
 	struct error err = {0};
 	line_add(text, sizeof text, "a", "s", "score in-flight=2");
 	struct principal *p = login(open_with(*state, text), "s");
-	assert_int_equal(auth_begin(p, 1, &err), 0);
-	assert_int_equal(auth_begin(p, 1, &err), 0);
-	assert_int_equal(auth_begin(p, 1, &err), error_errno(ERROR_OVERLOADED));
-	auth_end(p);
-	assert_int_equal(auth_begin(p, 1, &err), 0);
-	auth_end(p);
-	auth_end(p);
+	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), 0);
+	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), 0);
+	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), error_errno(ERROR_OVERLOADED));
+	auth_end(p, &(struct queue_cost){1, 1, 0});
+	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), 0);
+	auth_end(p, &(struct queue_cost){1, 1, 0});
+	auth_end(p, &(struct queue_cost){1, 1, 0});
 	principal_unref(p);
 }
 
@@ -282,12 +282,12 @@ static void tokens_per_second_are_bounded(void **state)
 	struct error err = {0};
 	line_add(text, sizeof text, "a", "s", "score rate=10");
 	struct principal *p = login(open_with(*state, text), "s");
-	assert_int_equal(auth_begin(p, 9, &err), 0);
-	assert_int_equal(auth_begin(p, 1001, &err), 0);        // the last of the bucket; it leaves a debt of 1000 tokens, 100 seconds
-	assert_int_equal(auth_begin(p, 1, &err), error_errno(ERROR_OVERLOADED));
+	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 9, 0}, &err), 0);
+	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1001, 0}, &err), 0);        // the last of the bucket; it leaves a debt of 1000 tokens, 100 seconds
+	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), error_errno(ERROR_OVERLOADED));
 	assert_in_range(err.retry_s, 99, 101);
-	auth_end(p);
-	auth_end(p);
+	auth_end(p, &(struct queue_cost){1, 9, 0});
+	auth_end(p, &(struct queue_cost){1, 1001, 0});
 	principal_unref(p);
 }
 
@@ -312,7 +312,7 @@ static void a_reload_takes_back_changes_and_adds(void **state)
 	line_add(text, sizeof text, "b", "second", "score");
 	struct auth *a = open_with(f, text);
 	struct principal *first = login(a, "first"), *second = login(a, "second");
-	assert_int_equal(auth_begin(first, 1, NULL), 0);
+	assert_int_equal(auth_begin(first, &(struct queue_cost){1, 1, 0}, NULL), 0);
 	*text = '\0';
 	line_add(text, sizeof text, "a", "first", "generate in-flight=2");
 	line_add(text, sizeof text, "c", "third", "score");
@@ -323,15 +323,15 @@ static void a_reload_takes_back_changes_and_adds(void **state)
 	assert_refused(a, "second");
 	assert_int_equal(auth_permit(first, BEARER_SCORE, NULL), error_errno(ERROR_FORBIDDEN));
 	assert_int_equal(auth_permit(first, BEARER_GENERATE, NULL), 0);
-	assert_int_equal(auth_begin(first, 1, NULL), 0);       // the one under way still counts
-	assert_int_equal(auth_begin(first, 1, NULL), error_errno(ERROR_OVERLOADED));
+	assert_int_equal(auth_begin(first, &(struct queue_cost){1, 1, 0}, NULL), 0);       // the one under way still counts
+	assert_int_equal(auth_begin(first, &(struct queue_cost){1, 1, 0}, NULL), error_errno(ERROR_OVERLOADED));
 	principal_unref(login(a, "third"));
 	principal_unref(login(a, auth_worker_secret(a)));
 	file_write(f, "nonsense\n");
 	assert_int_equal(auth_reload(a, NULL), error_errno(ERROR_INVALID));
 	principal_unref(login(a, "third"));                    // nothing changed
-	auth_end(first);
-	auth_end(first);
+	auth_end(first, &(struct queue_cost){1, 1, 0});
+	auth_end(first, &(struct queue_cost){1, 1, 0});
 	principal_unref(first);
 	principal_unref(second);
 }

@@ -39,17 +39,40 @@ static void the_budget_is_all_or_nothing(void **state)
 	struct queue_cost reserved;
 	uint64_t waiting;
 	assert_int_equal(queue_open(&(struct queue_cost){2, 100, 1000}, -1, &q), 0);
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 101, 1}, &err), error_errno(ERROR_TOO_LARGE));
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 1, UINT64_MAX}, &err), error_errno(ERROR_TOO_LARGE));
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 60, 600}, &err), 0);
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 41, 1}, &err), error_errno(ERROR_OVERLOADED));
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 1, 401}, &err), error_errno(ERROR_OVERLOADED));
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 40, 400}, &err), 0);
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 0, 0}, &err), error_errno(ERROR_OVERLOADED));
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 101, 1}, NULL, &err), error_errno(ERROR_TOO_LARGE));
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 1, UINT64_MAX}, NULL, &err), error_errno(ERROR_TOO_LARGE));
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 60, 600}, NULL, &err), 0);
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 41, 1}, NULL, &err), error_errno(ERROR_OVERLOADED));
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 1, 401}, NULL, &err), error_errno(ERROR_OVERLOADED));
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 40, 400}, NULL, &err), 0);
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 0, 0}, NULL, &err), error_errno(ERROR_OVERLOADED));
 	queue_usage(q, &reserved, &waiting);
 	assert_int_equal(reserved.tokens, 100);
 	queue_release(q, &(struct queue_cost){1, 60, 600});
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 60, 600}, &err), 0);
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 60, 600}, NULL, &err), 0);
+	queue_close(q);
+}
+
+static void one_asker_leaves_room_for_the_next(void **state)
+{
+	(void)state;
+	struct queue *q;
+	struct error err = {0};
+	struct queue_cost limits = {1000, 1000, 1000}, one = {1, 10, 1}, held[2] = {{0}}, large = {1, 900, 1};
+	uint32_t n[2] = {0};
+	assert_int_equal(queue_open(&limits, -1, &q), 0);
+	for (int who = 0; who < 2; who++)
+		for (; queue_reserve(q, &one, &held[who], &err) == 0; n[who]++, held[who].requests++, held[who].bytes++)
+			held[who].tokens += 10;
+	assert_int_equal(err.code, ERROR_OVERLOADED);
+	assert_in_range(n[0], 75, 76);                   // three quarters, then three quarters of the rest
+	assert_in_range(n[1], 18, 20);
+	assert_int_equal(queue_reserve(q, &one, &(struct queue_cost){0}, &err), 0);
+	queue_release(q, &one);
+	for (int who = 0; who < 2; who++)
+		queue_release(q, &held[who]);
+	assert_int_equal(queue_reserve(q, &large, &(struct queue_cost){0}, &err), 0);      // all they have: as much as fits
+	queue_release(q, &large);
 	queue_close(q);
 }
 
@@ -60,14 +83,14 @@ static void other_limits_hold_from_then_on(void **state)
 	struct queue_cost reserved;
 	uint64_t waiting;
 	assert_int_equal(queue_open(&(struct queue_cost){10, 100, 1000}, -1, &q), 0);
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 80, 800}, NULL), 0);
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 80, 800}, NULL, NULL), 0);
 	queue_limit(q, &(struct queue_cost){10, 50, 1000});                                   // less than what is reserved
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 1, 1}, NULL), error_errno(ERROR_OVERLOADED));
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 51, 1}, NULL), error_errno(ERROR_TOO_LARGE));
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 1, 1}, NULL, NULL), error_errno(ERROR_OVERLOADED));
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 51, 1}, NULL, NULL), error_errno(ERROR_TOO_LARGE));
 	queue_release(q, &(struct queue_cost){1, 80, 800});
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 50, 1}, NULL), 0);
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 50, 1}, NULL, NULL), 0);
 	queue_limit(q, &(struct queue_cost){10, 200, 1000});
-	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 150, 1}, NULL), 0);
+	assert_int_equal(queue_reserve(q, &(struct queue_cost){1, 150, 1}, NULL, NULL), 0);
 	queue_usage(q, &reserved, &waiting);
 	assert_int_equal(reserved.tokens, 200);
 	queue_close(q);
@@ -77,10 +100,17 @@ static void a_push_wakes_the_eventfd(void **state)
 {
 	(void)state;
 	struct queue *q;
-	struct queue_item item = {NULL};
+	struct queue_item item = {NULL}, next = {NULL};
 	uint64_t n = 0;
 	int fd = eventfd(0, EFD_NONBLOCK);
 	assert_int_equal(queue_open(NULL, fd, &q), 0);
+	queue_push(q, &item);
+	queue_push(q, &next);                              // who is woken pops until there is nothing
+	assert_int_equal(read(fd, &n, sizeof n), sizeof n);
+	assert_int_equal(n, 1);
+	assert_ptr_equal(queue_pop(q, false), &item);
+	assert_ptr_equal(queue_pop(q, false), &next);
+	assert_null(queue_pop(q, false));
 	queue_push(q, &item);
 	assert_int_equal(read(fd, &n, sizeof n), sizeof n);
 	assert_ptr_equal(queue_pop(q, false), &item);
@@ -292,7 +322,7 @@ int main(void)
 		cmocka_unit_test(items_leave_in_order_and_chains_stay_together),
 		cmocka_unit_test(the_budget_is_all_or_nothing),
 		cmocka_unit_test(other_limits_hold_from_then_on),
-		cmocka_unit_test(a_push_wakes_the_eventfd),
+		cmocka_unit_test(one_asker_leaves_room_for_the_next), cmocka_unit_test(a_push_wakes_the_eventfd),
 		cmocka_unit_test(a_stopped_queue_gives_what_it_holds_and_then_nothing),
 		cmocka_unit_test(a_poke_wakes_who_waits_and_loses_nothing),
 		cmocka_unit_test(a_queue_may_be_closed_once_the_last_item_is_popped),
