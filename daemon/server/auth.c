@@ -282,6 +282,15 @@ static int check_quota(struct principal *p, struct error *err)
 	return error_errno(ERROR_OVERLOADED);
 }
 
+int auth_check_quota(struct principal *p, struct error *err)
+{
+	pthread_mutex_lock(&p->auth->lock);
+	int r = check_quota(p, err);
+	p->n_refused += r != 0;
+	pthread_mutex_unlock(&p->auth->lock);
+	return r;
+}
+
 int auth_begin(struct principal *p, const struct queue_cost *cost, struct error *err)
 {
 	pthread_mutex_lock(&p->auth->lock);

@@ -251,31 +251,32 @@ static const struct route {
 	enum route_id id;
 	enum reply_errors errors;
 	unsigned scopes;
+	bool is_quick;
 } routes[] = {
-	{"GET", "/", page_get_index, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
-	{"GET", "/page.css", page_get_style, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
-	{"GET", "/page.js", page_get_script, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
-	{"GET", "/live", get_live, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
-	{"GET", "/ready", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},
-	{"GET", "/health", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC},      // vLLM's name, which its clients wait on
-	{"GET", "/metrics", get_metrics, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
-	{"GET", "/openapi.json", get_openapi, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
-	{"GET", "/v1/model", get_model, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
-	{"GET", "/v1/status", control_get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
-	{"POST", "/v1/score", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE},
-	{"POST", "/v1/generate", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_GENERATE},
-	{"POST", "/v1/completions", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, BEARER_SCORE | BEARER_GENERATE},
-	{"GET", "/v1/models", get_models, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, AUTH_ANY},
-	{"GET", "/v1/models/{id}", get_model_card, ROUTE_MODEL, REPLY_ERRORS_OPENAI, AUTH_ANY},
-	{"POST", "/v1/tokenize", post_tokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
-	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
-	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY},
-	{"POST", "/v1/weights", control_post_weights, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE},
-	{"POST", "/v1/runs", control_post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN},
-	{"GET", "/v1/runs", control_get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN},
-	{"GET", "/v1/runs/{id}", control_get_run, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN},
-	{"GET", "/v1/runs/{id}/metrics", control_get_history, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN},
-	{"DELETE", "/v1/runs/{id}", control_delete_run, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN},
+	{"GET", "/", page_get_index, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},
+	{"GET", "/page.css", page_get_style, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},
+	{"GET", "/page.js", page_get_script, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},
+	{"GET", "/live", get_live, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},
+	{"GET", "/ready", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},
+	{"GET", "/health", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},      // vLLM's name, which its clients wait on
+	{"GET", "/metrics", get_metrics, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, true},
+	{"GET", "/openapi.json", get_openapi, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, true},
+	{"GET", "/v1/model", get_model, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, true},
+	{"GET", "/v1/status", control_get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, true},
+	{"POST", "/v1/score", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE, false},
+	{"POST", "/v1/generate", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_GENERATE, false},
+	{"POST", "/v1/completions", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, BEARER_SCORE | BEARER_GENERATE, false},
+	{"GET", "/v1/models", get_models, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, AUTH_ANY, true},
+	{"GET", "/v1/models/{id}", get_model_card, ROUTE_MODEL, REPLY_ERRORS_OPENAI, AUTH_ANY, false},
+	{"POST", "/v1/tokenize", post_tokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
+	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
+	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
+	{"POST", "/v1/weights", control_post_weights, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE, false},
+	{"POST", "/v1/runs", control_post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
+	{"GET", "/v1/runs", control_get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
+	{"GET", "/v1/runs/{id}", control_get_run, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
+	{"GET", "/v1/runs/{id}/metrics", control_get_history, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
+	{"DELETE", "/v1/runs/{id}", control_delete_run, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
 };
 #define N_ROUTES (sizeof routes / sizeof *routes)
 
@@ -359,6 +360,13 @@ bool control_is_public(const char *method, const char *path)
 	char id[ROUTE_ID_BYTES];
 	const struct route *route = route_find(method, path, id);
 	return route && route->scopes == CONTROL_PUBLIC;
+}
+
+bool control_is_quick(const char *method, const char *path)
+{
+	char id[ROUTE_ID_BYTES];
+	const struct route *route = route_find(method, path, id);
+	return route && route->is_quick;
 }
 
 int control_permit(struct principal *principal, const char *method, const char *path, struct error *err)

@@ -33,6 +33,8 @@ bool control_check(const char *method, const char *path, struct control_reply *r
 // can look for them.
 int control_permit(struct principal *principal, const char *method, const char *path, struct error *err);
 bool control_is_public(const char *method, const char *path);
+// It is answered at once whatever else is done: no file is read, nothing a client sent is decoded, nothing is waited for.
+bool control_is_quick(const char *method, const char *path);
 // Every route; "{id}" stands for one in a path. For tests.
 size_t control_n_routes(void);
 void control_route(size_t i, const char **ret_method, const char **ret_path);

@@ -48,10 +48,10 @@ void http_set_deadline(struct http_connection *c, uint64_t ms, bool reading)
 
 static void client_left(struct http_connection *c)
 {
-	const struct http_request *q = c->request;
+	struct http_request *q = c->request;
 	c->left = true;
-	if (q && q->exchange && q->exchange->n_left)
-		exchange_cancel(q->exchange);
+	if (q && (q->at_desk || q->exchange))
+		http_request_cancel(q);
 	else if (!q || q->state == HTTP_HEADERS || q->state == HTTP_BODY)
 		http_set_deadline(c, LEFT_MS, true);
 }
@@ -118,8 +118,8 @@ static void accept_again(struct http *h)
 static void cancel_waiting(struct http *h)
 {
 	for (struct http_connection *c = h->connections; c; c = c->next)
-		if (c->request && c->request->exchange)
-			exchange_cancel(c->request->exchange);
+		if (c->request)
+			http_request_cancel(c->request);
 }
 
 static void clear_eventfd(int fd)
@@ -156,6 +156,8 @@ static void loop_once(struct http *h)
 		}
 	}
 	take_returned(h);
+	http_desk_take(h);
+	http_desk_begin_round(h);
 	MHD_run(h->daemon);
 }
 
@@ -182,7 +184,7 @@ static void finish(struct http_thread *t)
 	uint64_t deadline = atomic_load(&t->stop_deadline_ms);
 	if (h->options.inherited)
 		stop_listening(h);
-	while (h->n_exchanges && clock_ms() < deadline) {
+	while ((h->n_exchanges || h->n_at_desk) && clock_ms() < deadline) {
 		loop_once(h);
 		cut_late(h);
 	}
@@ -193,7 +195,7 @@ static void finish(struct http_thread *t)
 	while ((h->n_requests || (any_new(h) && clock_ms() < new_deadline)) && clock_ms() < deadline)
 		loop_once(h);
 	cancel_waiting(h);
-	while (h->n_waiting)
+	while (h->n_waiting || h->n_at_desk)
 		loop_once(h);
 }
 
@@ -253,6 +255,7 @@ static int start_daemon(struct http *h, struct error *err)
 
 static void http_free(struct http_thread *t)
 {
+	http_desk_close(&t->http);
 	queue_close(t->http.returned);
 	if (t->http.epoll_fd >= 0)
 		close(t->http.epoll_fd);
@@ -282,6 +285,8 @@ int http_open(const struct http_options *options, struct service *service, struc
 		r = error_set(err, ERROR_MEMORY, "http", "no memory for the HTTP door");
 	if (!r && (epoll_add(h, h->returned_fd, &h->returned_fd) || epoll_add(h, h->stop_fd, &h->stop_fd)))
 		r = error_system(err, errno, "http", "epoll");
+	if (!r)
+		r = http_desk_open(h, err);
 	if (!r)
 		r = start_daemon(h, err);
 	if (!r && (r = pthread_create(&t->thread, NULL, http_loop, t)))

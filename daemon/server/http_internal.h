@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by http.c (thread, connections, deadlines), http_request.c (one request from headers to reply) and http_gate.c (strict headers).
-// Everything here belongs to the http thread.
+// Shared by http.c (thread, connections, deadlines), http_request.c (one request from headers to reply), http_desk.c (who does the long parts
+// of it) and http_gate.c (strict headers). Everything here belongs to the http thread, but for what is at the desk.
 #pragma once
 
 #include <microhttpd.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -26,11 +27,24 @@ struct http_connection {
 enum http_state {
 	HTTP_HEADERS,                      // the request line was read
 	HTTP_BODY,                         // being collected (or dropped, when `refused`)
-	HTTP_WAITING,                      // suspended: the service has it, no byte of the reply is out
+	HTTP_WAITING,                      // suspended: the desk or the service has it, no byte of the reply is out
 	HTTP_REPLYING,
 };
 
+enum http_work {
+	HTTP_START,                        // body to exchange
+	HTTP_ENCODE,                       // the next piece of an exchange's reply
+	HTTP_CALL,                         // any other resource
+};
+
 struct http_request {
+	struct queue_item job;             // first: a queue_item pointer is a request pointer
+	enum http_work work;
+	bool at_desk;                      // the desk has it: see http_desk.c
+	bool cancelled;                    // meanwhile
+	struct queue_item *parked, **parked_end;       // items that came back meanwhile
+	int result;                        // of the work
+	struct error fault;
 	struct http *http;
 	struct http_connection *connection;
 	struct MHD_Connection *mhd;
@@ -43,11 +57,12 @@ struct http_request {
 	struct principal *principal;       // who asks, logged in; NULL on a resource that is public
 	bool escaped;                      // the raw target holds '%'
 	const char *target_end;            // of the raw target, where libmicrohttpd has it
+	const char *method, *path;         // libmicrohttpd's, once the body is there
 	bool suspended;
 	uint64_t max_json;                 // when it began: a smaller limit is for those that come later
 	struct buffer body;
 	struct control_reply reply;
-	const struct exchange_kind *kind;  // of the path; NULL = control answers at once
+	const struct exchange_kind *kind;  // of the path; NULL = control answers
 	enum reply_errors errors;          // their shape on this path
 	struct exchange *exchange;         // once the service has it
 	struct buffer out;                 // piece of the reply being sent
@@ -65,6 +80,11 @@ struct http {
 	uint32_t n_requests;               // requests between their first line and the end of their reply
 	struct queue *returned;            // items that came back, from any thread
 	int epoll_fd, returned_fd, stop_fd;
+	struct queue *desk, *done;         // requests on their way there and back
+	uint32_t n_at_desk;
+	double round_ends;                 // clock_seconds(): until when small work is done on the spot
+	pthread_t desk_thread;
+	bool has_desk;
 	bool waited;                       // at the last look somebody waited outside, though there was room
 };
 
@@ -77,6 +97,20 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 // An item came back. When it was the last, the connection goes on.
 struct request_item;
 void http_request_returned(struct request_item *item);
+// The connection rests until http_request_returned or http_request_worked wakes it.
+void http_request_suspend(struct http_request *q);
+void http_request_work(struct http_request *q);        // does its work: by the desk, or on the spot
+void http_request_worked(struct http_request *q);      // it is back from the desk
+void http_request_cancel(struct http_request *q);      // nobody waits for the answer any more
+
+int http_desk_open(struct http *h, struct error *err);
+void http_desk_close(struct http *h);                  // nothing is there; half-open is fine
+void http_desk_begin_round(struct http *h);
+// Whether work on so many bytes may be done on the spot.
+bool http_desk_has_time(const struct http *h, uint64_t n_bytes);
+void http_desk_give(struct http_request *q, enum http_work work);
+void http_desk_take(struct http *h);                   // those that are back go on
+
 // In how many ms the connection is to be shut down unless it is told otherwise; 0 = never. One that waits for bytes from a client who
 // left is not given long.
 void http_set_deadline(struct http_connection *c, uint64_t ms, bool reading);

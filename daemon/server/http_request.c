@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One request: headers checked, body collected within its bound, handed to control or service, reply written. Its one complication: a
-// refusal known from the headers still reads and drops a body of ordinary size, because closing with unread bytes makes the client's
-// kernel throw the reply away.
+// One request: headers checked, body collected within its bound, handed to control or service, reply written. Its complications: a refusal
+// known from the headers still reads and drops a body of ordinary size, because closing with unread bytes makes the client's kernel throw the
+// reply away; and what takes long is done by another thread (http_desk.c), which then owns the exchange, the body and the reply.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +11,7 @@
 #include "daemon/server/auth.h"
 #include "daemon/server/http_internal.h"
 #include "daemon/server/service.h"
+#include "daemon/teacher/generation.h"
 #include "daemon/teacher/request.h"
 
 #define DROP_BYTES (64u << 20)      // of a refused body; a longer one is cut off
@@ -33,6 +34,7 @@ void *http_request_begin(void *arg, const char *target, struct MHD_Connection *m
 	q->http = h;
 	q->connection = c;
 	q->mhd = mhd;
+	q->parked_end = &q->parked;
 	q->escaped = strchr(target, '%') != NULL;
 	q->target_end = target + strlen(target);
 	q->reply.status = 200;
@@ -80,14 +82,41 @@ static void refuse(struct http_request *q, int status, const struct error *e)
 
 // ---- the reply
 
-// The connection rests until http_request_returned wakes it.
-static void suspend(struct http_request *q)
+void http_request_suspend(struct http_request *q)
 {
 	q->suspended = true;
 	q->connection->deadline_ms = 0;
 	if (q->connection->left)
-		exchange_cancel(q->exchange);
+		http_request_cancel(q);
 	MHD_suspend_connection(q->mhd);
+}
+
+static void resume(struct http_request *q)
+{
+	q->suspended = false;
+	if (q->state == HTTP_REPLYING)
+		set_deadline(q, q->http->settings.write_timeout_ms);
+	MHD_resume_connection(q->mhd);
+}
+
+void http_request_cancel(struct http_request *q)
+{
+	if (q->at_desk)
+		q->cancelled = true;
+	else if (q->exchange && q->exchange->n_left)
+		exchange_cancel(q->exchange);
+}
+
+// What a piece of the reply is made of is no more than this.
+static uint64_t piece_bytes(const struct exchange *x)
+{
+	uint64_t most = 0;
+	for (uint32_t i = 0; i < x->n_requests; i++) {
+		const struct request *r = x->requests[i];
+		uint64_t n = r->generate && r->generate->stream ? 0 : r->cost.bytes / r->n_items;      // of a stream: a token or some
+		most = n > most ? n : most;
+	}
+	return most;
 }
 
 // The next piece of the answer, in q->out.
@@ -104,16 +133,21 @@ static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
 {
 	struct http_request *q = arg;
 	(void)position;
+	if (q->result)
+		return MHD_CONTENT_READER_END_WITH_ERROR;
 	if (q->n_sent == q->out.n) {
 		if (q->exchange->ended)
 			return MHD_CONTENT_READER_END_OF_STREAM;
 		q->out.n = q->n_sent = 0;
-		if (exchange_is_ready(q->exchange) && encode(q))
+		bool ready = exchange_is_ready(q->exchange), now = ready && http_desk_has_time(q->http, piece_bytes(q->exchange));
+		if (now && encode(q))
 			return MHD_CONTENT_READER_END_WITH_ERROR;
-		if (!q->out.n) {
-			suspend(q);
+		if (ready && !now)
+			http_desk_give(q, HTTP_ENCODE);
+		else if (!q->out.n)
+			http_request_suspend(q);
+		if (!q->out.n || q->at_desk)
 			return 0;
-		}
 	}
 	size_t left = q->out.n - q->n_sent;
 	n = n < left ? n : left;
@@ -190,45 +224,106 @@ void http_request_returned(struct request_item *item)
 	struct exchange *x = item->request->owner;
 	struct http_request *q = x->client;
 	struct http *h = x->owner;
+	if (q && q->at_desk) {
+		item->link.next = NULL;
+		*q->parked_end = &item->link;
+		q->parked_end = &item->link.next;
+		return;
+	}
 	h->n_waiting -= exchange_take(x, item);
 	if (!q && !x->n_left)
 		exchange_free(x, true);
-	if (!q || !q->suspended || !exchange_is_ready(x))
-		return;
-	q->suspended = false;
-	if (q->state == HTTP_REPLYING)
-		set_deadline(q, h->settings.write_timeout_ms);
-	MHD_resume_connection(q->mhd);
+	else if (q && q->suspended && exchange_is_ready(x))
+		resume(q);
 }
+
+// ---- work
 
 static int start_exchange(struct http_request *q, struct error *err)
 {
 	struct http *h = q->http;
 	struct exchange *x = NULL;
 	int r = exchange_new(q->kind, h->service, REQUEST_HTTP, h, return_item, &x, err);
-	if (!r)
+	if (!r) {
+		x->client = q;
 		r = exchange_start(x, q->principal, q->body.data ? q->body.data : "", q->body.n, err);
-	buffer_done(&q->body);
-	if (r) {
-		exchange_free(x, false);
-		return r;
 	}
-	x->client = q;
+	buffer_done(&q->body);
+	if (r)
+		x = exchange_free(x, false);
 	q->exchange = x;
-	h->n_exchanges++;
-	h->n_waiting += x->n_left;
-	return 0;
+	return r;
+}
+
+void http_request_work(struct http_request *q)
+{
+	switch (q->work) {
+	case HTTP_START:
+		q->result = start_exchange(q, &q->fault);
+		break;
+	case HTTP_ENCODE:
+		q->result = encode(q);
+		break;
+	case HTTP_CALL:
+		control_call(q->http->service, q->principal, q->method, q->path, q->body.data, q->body.n, &q->reply);
+		break;
+	}
+}
+
+// The service has it, or never will.
+static void started(struct http_request *q)
+{
+	if (q->result) {
+		refuse(q, 0, &q->fault);
+		return;
+	}
+	q->http->n_exchanges++;
+	q->http->n_waiting += q->exchange->n_left;
+}
+
+void http_request_worked(struct http_request *q)
+{
+	struct queue_item *item = q->parked;
+	if (q->work == HTTP_START)
+		started(q);
+	q->parked = NULL;
+	q->parked_end = &q->parked;
+	while (item) {
+		struct queue_item *next = item->next;
+		q->http->n_waiting -= exchange_take(q->exchange, (struct request_item *)item);
+		item = next;
+	}
+	if (q->cancelled)
+		http_request_cancel(q);
+	if (q->refused || !q->exchange || q->result || q->out.n || q->exchange->ended || exchange_is_ready(q->exchange))
+		resume(q);
 }
 
 static enum MHD_Result handle_exchange(struct http_request *q)
 {
-	struct error err = {0};
-	if (start_exchange(q, &err)) {
-		refuse(q, 0, &err);
+	q->state = HTTP_WAITING;
+	if (!http_desk_has_time(q->http, q->body.n)) {
+		http_desk_give(q, HTTP_START);
+		return MHD_YES;
+	}
+	q->work = HTTP_START;
+	http_request_work(q);
+	started(q);
+	if (q->refused)
+		return send_reply(q);
+	http_request_suspend(q);
+	return MHD_YES;
+}
+
+static enum MHD_Result handle_call(struct http_request *q)
+{
+	q->work = HTTP_CALL;
+	if (control_is_quick(q->method, q->path)) {
+		http_request_work(q);
 		return send_reply(q);
 	}
 	q->state = HTTP_WAITING;
-	suspend(q);
+	http_desk_give(q, HTTP_CALL);
 	return MHD_YES;
 }
 
@@ -319,10 +414,16 @@ static enum MHD_Result handle_whole(struct http_request *q, const char *path, co
 			service_reject(q->http->service, REQUEST_HTTP, q->refused_code ? q->refused_code : ERROR_INVALID);
 		return send_reply(q);
 	}
-	if (q->kind)
-		return handle_exchange(q);
-	control_call(q->http->service, q->principal, method, path, q->body.data, q->body.n, &q->reply);
-	return send_reply(q);
+	q->method = method;
+	q->path = path;
+	if (!q->kind)
+		return handle_call(q);
+	if (service_check_room(q->http->service, q->principal, &err)) {       // a refusal waits for nobody
+		refuse(q, 0, &err);
+		service_reject(q->http->service, REQUEST_HTTP, err.code);
+		return send_reply(q);
+	}
+	return handle_exchange(q);
 }
 
 enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const char *path, const char *method, const char *version,
@@ -347,7 +448,7 @@ enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const
 		}
 		return handle_whole(q, path, method);
 	case HTTP_WAITING:
-		return send_exchange(q);
+		return q->refused || !q->kind ? send_reply(q) : send_exchange(q);
 	case HTTP_REPLYING:
 		break;
 	}

@@ -45,6 +45,9 @@ struct service *service_close(struct service *s);      // NULL is fine; returns 
 
 // 0 when score requests are taken; ERROR_UNAVAILABLE while loading, after a failure, or draining.
 int service_check_ready(const struct service *s, struct error *err);
+// What is sure to be refused for now, whatever it asks, before anybody reads it: not ready, too many requests under way, the quota of who asks
+// used up. (The refusal is the caller's to count: service_reject.)
+int service_check_room(struct service *s, struct principal *principal, struct error *err);
 // Of a question to the teacher of that number; once ready.
 void service_limits(struct service *s, uint32_t teacher, struct query_limits *ret_limits, uint32_t *ret_max_sequences);
 uint32_t service_max_tokens(const struct service *s);      // of a sequence, whoever is asked: for decoders
