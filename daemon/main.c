@@ -29,6 +29,7 @@
 #include "daemon/server/service.h"
 #include "daemon/server/socket.h"
 #include "daemon/server/tls.h"
+#include "daemon/stop.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/canary.h"
 #include "daemon/teacher/teacher.h"
@@ -164,6 +165,7 @@ static int open_doors(struct daemon *d, struct error *err)
 		.tls = d->tls};
 	reload_service_options(o, &s);
 	s.auth = d->auth;
+	s.stop_signal = &stop_signal;
 	int r = service_open(&s, d->teacher, d->store, d->supervisor, &d->service, err);
 	if (!r && h.listen_fd >= 0 && !(r = http_open(&h, d->service, &d->http, err)))
 		d->listeners.http_fd = -1;    // taken over
@@ -172,15 +174,14 @@ static int open_doors(struct daemon *d, struct error *err)
 	return r;
 }
 
-// Blocked before any thread exists, so that only the loop below sees them.
+// Blocked before any thread exists, so that only this one sees them.
 static int open_signals(struct daemon *d, struct error *err)
 {
 	sigset_t set;
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGXFSZ, SIG_IGN);
+	stop_block();
 	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGHUP);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	d->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -270,26 +271,16 @@ static int on_teacher(struct daemon *d)
 
 static void on_hangup(struct daemon *d)
 {
+	struct signalfd_siginfo info;
 	const struct reload r = {.options = &d->options, .argv = d->argv, .auth = d->auth, .tls = &d->tls_files, .service = d->service,
 		.teacher = d->teacher, .store = d->store, .supervisor = d->supervisor};
+	if (read(d->signal_fd, &info, sizeof info) != sizeof info)
+		return;
 	if (d->was_ready)
 		notify_reloading();
 	reload(&r);
 	if (d->was_ready)
 		notify_ready();
-}
-
-static int on_signal(struct daemon *d)
-{
-	struct signalfd_siginfo info;
-	if (read(d->signal_fd, &info, sizeof info) != sizeof info)
-		return -1;
-	if (info.ssi_signo == SIGHUP) {
-		on_hangup(d);
-		return -1;
-	}
-	log_notice("%s: draining", info.ssi_signo == SIGTERM ? "SIGTERM" : "SIGINT");
-	return EXIT_SUCCESS;
 }
 
 // The status text follows what /ready says. A store whose file system fills up tells nobody: so it is looked at now and then.
@@ -329,35 +320,16 @@ static int daemon_loop(struct daemon *d)
 		if (n > 0 && fds[1].revents)
 			status = on_teacher(d);
 		if (n > 0 && fds[0].revents && status < 0)
-			status = on_signal(d);
+			on_hangup(d);
+		if (stop_signal && status < 0) {
+			log_notice("%s: draining", stop_signal == SIGTERM ? "SIGTERM" : "SIGINT");
+			status = EXIT_SUCCESS;
+		}
 	}
 	return status;
 }
 
 // ---- stopping
-
-static void stop_now(int signal_number)
-{
-	static const char late[] = "kdserved: the drain deadline passed: leaving\n", again[] = "kdserved: second signal: leaving\n";
-	ssize_t n = signal_number == SIGALRM ? write(STDERR_FILENO, late, sizeof late - 1) : write(STDERR_FILENO, again, sizeof again - 1);
-	(void)n;
-	_exit(EXIT_FAILURE);
-}
-
-// From here a second signal ends the process at once, whatever is blocked, and so does the alarm behind the deadline.
-static void arm_last_resort(uint64_t drain_ms)
-{
-	struct sigaction action = {.sa_handler = stop_now};
-	sigset_t set;
-	sigaction(SIGTERM, &action, NULL);
-	sigaction(SIGINT, &action, NULL);
-	sigaction(SIGALRM, &action, NULL);
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigprocmask(SIG_UNBLOCK, &set, NULL);
-	alarm((unsigned)((drain_ms + LAST_MS) / 1000));
-}
 
 static void close_fd(int fd)
 {
@@ -369,10 +341,10 @@ static void close_fd(int fd)
 static void daemon_close(struct daemon *d)
 {
 	uint64_t deadline = clock_ms() + d->options.drain_timeout;
-	notify_stopping(d->options.drain_timeout);
-	arm_last_resort(d->options.drain_timeout);
 	if (d->service)
-		service_drain(d->service);
+		service_drain(d->service);     // asked for by a signal it has begun already
+	notify_stopping(d->options.drain_timeout);
+	stop_arm((unsigned)((d->options.drain_timeout + LAST_MS) / 1000));      // behind the deadline
 	socket_close(d->socket, deadline);
 	http_close(d->http, deadline);
 	teacher_close(d->teacher);
@@ -405,7 +377,9 @@ static int daemon_run(struct daemon *d)
 	warn();
 	notify_init(&d->notify, strcmp(options_device(&d->options), "ref") == 0 ? REF_STALL_MS : 0);
 	d->signal_fd = d->event_fd = d->listeners.http_fd = -1;
-	if (daemon_open(d, &err)) {
+	int r = daemon_open(d, &err);
+	stop_watch(d->event_fd);
+	if (r) {
 		log_leave();
 		log_error("%s", err.message);
 		status = is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;

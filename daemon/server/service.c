@@ -81,7 +81,7 @@ int service_check_ready(const struct service *s, struct error *err)
 	case TEACHER_READY:
 		break;
 	}
-	if (atomic_load(&s->draining))
+	if (atomic_load(&s->draining) || (s->options.stop_signal && atomic_load(s->options.stop_signal)))
 		return error_set(err, ERROR_UNAVAILABLE, NULL, "the server is stopping");
 	return 0;
 }

@@ -33,6 +33,7 @@ struct service_options {
 	struct queue_cost limits;          // of what may be under way, over both doors
 	struct door_settings doors;
 	struct auth *auth;                 // who may what; not owned
+	const _Atomic int *stop_signal;    // no question is taken once it is not 0 (daemon/stop.h); NULL = it never is
 };
 
 // teacher is required; store and supervisor may be NULL. None is owned. The service must be closed before they are.
