@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What systemd is told (sd_notify(3)), and when the engine still deserves the watchdog's food. Nothing here does anything without systemd.
+// What systemd is told (as sd_notify(3) tells it, but without ever waiting for it), and when the engine still deserves the watchdog's food.
+// Nothing here does anything without systemd. The main thread's alone.
 #pragma once
 
 #include <stdbool.h>

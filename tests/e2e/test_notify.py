@@ -75,5 +75,43 @@ class Notify(unittest.TestCase):
                 c.finish_score(request)
 
 
+class Unread(unittest.TestCase):
+    def test_a_manager_that_does_not_read_holds_nothing_up_and_is_told_later(self):
+        directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
+        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
+        path = os.path.join(directory, "notify")
+        manager, other = (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2))
+        self.addCleanup(manager.close)
+        self.addCleanup(other.close)
+        manager.bind(path)
+        manager.setblocking(False)
+        other.setblocking(False)
+
+        def fill():
+            with self.assertRaises(BlockingIOError):
+                while True:
+                    other.sendto(b"X=1", path)
+
+        def read():
+            lines = []
+            try:
+                while True:
+                    lines += manager.recv(65536).decode().split("\n")
+            except BlockingIOError:
+                return lines
+        fill()
+        with Daemon("--canary-interval", "0", directory=directory, environment={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "400000"}) as d:
+            self.assertEqual(d.get("/ready")[0], 200)
+            d.process.send_signal(signal.SIGHUP)
+            d.wait_line("SIGHUP")
+            told = []
+            wait_until(lambda: told.extend(read()) or told.count("READY=1") == 2 and "WATCHDOG=1" in told, lambda: "READY twice: %r" % told)
+            told = [line.split("=")[0] for line in told if line.startswith(("READY", "RELOADING"))]
+            self.assertEqual(told, ["READY", "RELOADING", "READY"])
+            fill()
+            began = time.monotonic()
+        self.assertLess(time.monotonic() - began, kdserved.PATIENCE / 2)    # a blocked STOPPING would have ended in the test's own patience
+
+
 if __name__ == "__main__":
     unittest.main()
