@@ -24,8 +24,10 @@
 #define CONNECTION_MEMORY 32768      // of libmicrohttpd, per connection: headers over about half of it get 431
 #define TICK_MS 250                  // how often deadlines are looked at
 #define MAX_EVENTS 64
-#define LAST_WORDS_MS 1000           // for requests that are not exchanges, once the listener is closed
-#define NEW_MS 300                   // for the first request of a connection that was accepted just before
+// Once the listener is closed, from the last request that ended until those under way are given up:
+#define LAST_WORDS_MS 1000           // some are (small ones: exchanges have the whole drain)
+#define NEW_MS 300                   // none but connections that were accepted just before and have not asked yet
+#define NEW_INHERITED_MS 1000        // the same, where whoever connects now will not be refused: they should not be either
 #define LEFT_MS 1000                 // for bytes of a client who left that are still to be read
 
 struct http_thread { struct http http; pthread_t thread; _Atomic uint64_t stop_deadline_ms; };
@@ -176,6 +178,19 @@ static bool any_new(const struct http *h)
 	return false;
 }
 
+// On a busy machine the last requests take their time; they are waited for while any of them end.
+static void finish_small(struct http *h, uint64_t deadline)
+{
+	uint64_t moved = clock_ms(), n_ended = h->n_ended, new_ms = h->options.inherited ? NEW_INHERITED_MS : NEW_MS;
+	h->finishing = true;
+	while ((h->n_requests || any_new(h)) && clock_ms() < deadline && clock_ms() - moved < (h->n_requests ? LAST_WORDS_MS : new_ms)) {
+		loop_once(h);
+		if (h->n_ended != n_ended)
+			moved = clock_ms();
+		n_ended = h->n_ended;
+	}
+}
+
 // After the stop: answer the exchanges under way (still listening, so that /ready can say 503, unless another process will), stop listening,
 // let small requests end, cancel what is left and wait until it is back from other threads.
 static void finish(struct http_thread *t)
@@ -190,10 +205,7 @@ static void finish(struct http_thread *t)
 	}
 	if (!h->options.inherited)
 		stop_listening(h);
-	uint64_t short_deadline = clock_ms() + LAST_WORDS_MS, new_deadline = clock_ms() + NEW_MS;
-	deadline = deadline < short_deadline ? deadline : short_deadline;
-	while ((h->n_requests || (any_new(h) && clock_ms() < new_deadline)) && clock_ms() < deadline)
-		loop_once(h);
+	finish_small(h, deadline);
 	cancel_waiting(h);
 	while (h->n_waiting || h->n_at_desk)
 		loop_once(h);

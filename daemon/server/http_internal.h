@@ -78,6 +78,8 @@ struct http {
 	uint32_t n_waiting;                // items the service has
 	uint32_t n_exchanges;              // accepted, their reply not ended
 	uint32_t n_requests;               // requests between their first line and the end of their reply
+	uint64_t n_ended;                  // their ends so far
+	bool finishing;                    // each connection closes behind its reply
 	struct queue *returned;            // items that came back, from any thread
 	int epoll_fd, returned_fd, stop_fd;
 	struct queue *desk, *done;         // requests on their way there and back

@@ -71,6 +71,7 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 	free(q);
 	*context = NULL;
 	h->n_requests--;
+	h->n_ended++;
 }
 
 static void refuse(struct http_request *q, int status, const struct error *e)
@@ -182,7 +183,7 @@ static enum MHD_Result queue_response(struct http_request *q, int status, struct
 		add_retry_after(response, q->reply.retry_s);
 	if (status == 401)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
-	if (q->must_close)
+	if (q->must_close || q->http->finishing)
 		MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
 	q->state = HTTP_REPLYING;
 	set_deadline(q, q->http->settings.write_timeout_ms);
