@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who waits for whom: another token's flood, other people's large bodies. Waiting is counted in forward passes, or held to what the same
 machine does beside; KDSERVED_TEST_QUIET=1, for a machine with nothing else to do, holds the plain figures besides."""
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
 import struct
 import sys
 import tempfile
+import termios
 import threading
 import time
 import unittest
@@ -18,6 +21,7 @@ from kdserved import Daemon, ProtocolError, wait_until
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "conformance"))
 import kdserved_bytes as kd                     # the encoder made from the manual
 
+F_SETPIPE_SZ = 1031
 QUIET = bool(os.environ.get("KDSERVED_TEST_QUIET"))
 SECRETS = {"heavy": "kds_the-heavy-one", "light": "kds_the-light-one"}
 COMPUTED, GENERATED, DROPPED = "kd_sequences_computed_total", "kd_generated_tokens_total", "kd_sequences_dropped_total"
@@ -229,6 +233,21 @@ class Health(unittest.TestCase):
             self.assertLess(median(times), median(took) / 8, path)     # in the same line as they it would be more than one of them
             if QUIET:
                 self.assertLessEqual(p99(times), 0.010, path)
+
+    def test_ready_falls_with_the_signal_though_the_main_thread_is_stuck(self):
+        d = Daemon()
+        self.addCleanup(d.stop)
+        pipe = d.process.stderr.fileno()
+        room = fcntl.fcntl(pipe, F_SETPIPE_SZ, 4096)
+
+        def full():                  # nobody reads what it says
+            d.process.send_signal(signal.SIGHUP)
+            return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"    "))[0] > room - 64
+        wait_until(full, "the log to stop")
+        self.assertEqual(d.get("/ready")[0], 200)
+        d.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: d.http("GET", "/ready")[0] == 503, "/ready to fall")
+        self.assertNotIn("draining", d.log())        # it has not even come to say so
 
     def test_requests_that_the_desk_had_when_the_client_left_are_let_go(self):
         d = Daemon("--max-json", "16M")
