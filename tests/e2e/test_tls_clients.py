@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """kdctl and kdserved-worker over TLS: the same as without, and what they say of a server that is not the one expected."""
+import json
 import os
 import shutil
 import socket
@@ -118,6 +119,23 @@ class Clients(unittest.TestCase):
         self.refused("--server", "unix:" + self.daemon.socket_path, "--ca", self.ca, says="is not encrypted")
         self.refused("--server", "tcp:127.0.0.1:1", "--server-name", "x", says="is not encrypted")
         self.assertIn("tls:HOST:PORT is expected", self.kdctl("--server", "tls:nowhere", "model", expect=1))
+
+    # ---- libkdclient
+
+    def run_program(self, name, *arguments):
+        program = os.path.join(kdserved.BUILD, "tests", "e2e", name)
+        done = subprocess.run([program, self.address, *arguments], capture_output=True, text=True, timeout=300,
+                              env=dict(os.environ, KDSERVED_CA=self.ca))
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return done.stdout
+
+    def test_threads_share_a_connection(self):
+        self.assertRegex(self.run_program("sharing", "6", "5"), r"\d\d\d answers, 0 wrong")
+
+    def test_many_connections_that_come_and_go(self):
+        sums = json.loads(self.run_program("storm", "30", "400", "3"))
+        self.assertEqual(sums["wrong"], 0)
+        self.assertGreater(min(sums["answers"], sums["left"]), 0)
 
     # ---- the worker
 

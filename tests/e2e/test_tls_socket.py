@@ -103,7 +103,7 @@ class Door(Case):
     def test_frames_wait_decrypted_while_answers_are_not_taken(self):
         """Replies of some MiB to one record of questions: the door stops reading in the middle of it and goes on once there is room."""
         path = b"/openapi.json"
-        with self.client(buffer_bytes=4096) as c:
+        with self.client(buffer_bytes=32768) as c:
             length = len(c.call("GET", path.decode())[1])
             n = (6 << 20) // length + 1
             bodies = [struct.pack("<BBHI", 3, 0, len(path), 0) + b"GET" + path] * n
@@ -116,7 +116,7 @@ class Door(Case):
         with self.daemon.client() as plain:
             wanted = plain.score(MANY, top_k=50)
         self.assertGreater(sum(len(record) for _, record in wanted.values()), 3 << 20)
-        with self.client(buffer_bytes=4096) as slow, self.client() as quick:
+        with self.client(buffer_bytes=32768) as slow, self.client() as quick:
             asked = slow.start_score(MANY, top_k=50)
             for _ in range(20):                  # nobody else waits for it
                 began = time.monotonic()
