@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TLS at the binary door: the same bytes as without, versions, who speaks something else or slowly, limits, large answers, the drain."""
+import json
+import os
 import re
 import shutil
 import signal
@@ -13,6 +15,7 @@ import unittest
 import kdserved
 from kdserved import Client, Closed, Daemon, wait_until
 from test_tls import make
+from test_training import WORKER, settings
 
 TOKENS = [5, 17, 200, 3]
 MANY = [[(7 * i + j) % 250 for j in range(200)] for i in range(100)]
@@ -220,6 +223,22 @@ class Runs(Case):
         self.assertEqual(d.wait_exit(), 78)
         self.assertIn("set socket = unix:PATH too", d.log())
         d.stop(expect=78)
+
+    def test_workers_come_through_it(self):
+        certificate, key = self.made["good"]
+        path = os.path.join(self.directory, "second.sock")
+        with Daemon("--socket", "", "--socket", "tcp:127.0.0.1:0", "--socket", "unix:" + path, "--tls-certificate", certificate, "--tls-key", key,
+                    "--runs", tempfile.mkdtemp(dir=self.directory), "--worker", WORKER, directory=self.directory) as d, Client(path) as c:
+            asked = json.dumps({"name": "learn", "config": settings(self.directory, steps=4)}).encode()
+            status, made = c.call("POST", "/v1/runs", asked)
+            self.assertIn(status, (200, 201, 202), made)
+
+            def ended():
+                run = json.loads(c.call("GET", "/v1/runs/learn")[1])
+                return run if run["state"] in ("succeeded", "failed", "stopped") else None
+            run = wait_until(ended, "the run to end", pause=0.1)
+            self.assertEqual(run["state"], "succeeded", run)
+            self.assertIn("listening on tls:", d.log())
 
 
 if __name__ == "__main__":
