@@ -151,6 +151,11 @@ def tiny_models():
                                   tie_word_embeddings=False, rope_parameters=plain_rope()), torch.bfloat16),
         "qwen3-moe": (Qwen3MoeConfig(**COMMON, head_dim=16, moe_intermediate_size=16, num_experts=6, num_experts_per_tok=3,
                                      norm_topk_prob=False, tie_word_embeddings=False, rope_parameters=plain_rope()), torch.float32),
+        # As GGUF can say them: queries scaled by the size of a head, experts' probabilities normalised. Kept in GGUF alone.
+        "gemma2-file": (Gemma2Config(**{**COMMON, "num_hidden_layers": 3}, head_dim=16, query_pre_attn_scalar=16, sliding_window=6,
+                                     attn_logit_softcapping=2.0, final_logit_softcapping=3.0, rope_parameters=plain_rope()), torch.bfloat16),
+        "qwen3-moe-file": (Qwen3MoeConfig(**COMMON, head_dim=16, moe_intermediate_size=16, num_experts=6, num_experts_per_tok=3,
+                                          norm_topk_prob=True, tie_word_embeddings=False, rope_parameters=plain_rope()), torch.bfloat16),
     }
 
 
@@ -219,7 +224,7 @@ def tiny(only=None):
             old_style_names(where)
         # capped scores are computed by the plain form alone
         plain = {"experts_implementation": "eager"} if "num_experts_per_tok" in config.to_dict() else {}      # the others know no float64
-        if name in ("gemma3", "mixtral"):
+        if name in GGUF_NAMES:
             write_gguf(name, config, where)
         model = open_model(where, dtype=torch.float64, attn_implementation="eager" if "gemma" in name else "sdpa", **plain).eval()
         generator = torch.Generator().manual_seed(100 + seed)
@@ -231,10 +236,13 @@ def tiny(only=None):
             assert logits.dtype == torch.float64
             out += u32(length, *tokens.tolist()) + f32(logits)
         (where / "golden.bin").write_bytes(out)
+        for extra in (where.iterdir() if name.endswith("-file") else []):
+            if extra.name not in ("golden.bin", "model.gguf"):
+                extra.unlink()
         print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits of deviation {logits.std():.2f}", flush=True)
 
 
-GGUF_NAMES = {"gemma3": "gemma3", "mixtral": "llama"}
+GGUF_NAMES = {"gemma3": "gemma3", "mixtral": "llama", "gemma2-file": "gemma2", "qwen3-moe-file": "qwen3moe"}
 
 
 def gguf_tensors(name, config, state):
@@ -291,8 +299,13 @@ def write_gguf(name, config, where):
         w.add_rope_scaling_factor(config.rope_parameters["full_attention"]["factor"])
         w.add_float32("gemma3.rope.freq_base_swa", config.rope_parameters["sliding_attention"]["rope_theta"])
         w.add_uint32("gemma3.attention.sliding_window_pattern", 2)
-    if name == "mixtral":
-        w.add_expert_count(config.num_local_experts)
+    if architecture == "gemma2":
+        w.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        w.add_final_logit_softcapping(config.final_logit_softcapping)
+    if architecture == "qwen3moe":
+        w.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if name == "mixtral" or architecture == "qwen3moe":
+        w.add_expert_count(config.num_local_experts if name == "mixtral" else config.num_experts)
         w.add_expert_used_count(config.num_experts_per_tok)
     for tensor, x in gguf_tensors(name, config, load_file(where / "model.safetensors")):
         w.add_tensor(tensor, x)
