@@ -204,6 +204,10 @@ def reply_seeds():
     for name, text in {"not-json": b"<html>", "array": b"[1]", "text": b'"x"', "nothing": b"", "cut": b'{"a":', "twice": b'{"a":1,"a":2}', "nul": b'{"a":"\0"}',
                        "deep": b"[" * 300, "infinite": b'{"points":[{"step":1e999}]}', "latin": b'{"a":"\xe9"}'}.items():
         yield name, status + text
+    for i, (steps, losses) in enumerate([([1, 2, 3], [1, 1, 1]), ([3, 2, 1], [1, 2, 3]), ([1, 1, 1], [1, 2, 3]), ([-5, 5], [-1, 1]), ([1e100, 2e100], [1, 2]), ([0, 1], [1e-320, 2e-320]),
+                                         ([0, 1e-320], [1, 2]), ([1, 2], [1e99, 1e100]), ([1, 2], [1e100, -1e100]), (range(90), range(90)), ([1, 2, 4], [0, -0.0, 0]),
+                                         ([1.5, 2.5], [.1, .2]), ([0], [0]), ([0], [-7]), ([1, 1e16, 2e16], [1, 2, 3]), ([1, 2], [1, 1 + 2e-16]), ([-1e100, 1e100], [1e-300, 1e100]), ([7], [1e-310])]):
+        yield "curve-%02d" % i, status + json.dumps({"points": [{"step": x, "loss": y} for x, y in zip(steps, losses)]}).encode()
     for code in (0, 199, 400, 401, 404, 429, 500, 503, 65535):
         yield "status-%d" % code, u16(code) + b'{"error":{"code":"x","message":"what is wrong","field":"f"}}'
     for name, text in {"no-message": b'{"error":{}}', "error-is-text": b'{"error":"x"}', "error-is-list": b'{"error":[1]}', "message-is-number": b'{"error":{"message":1}}'}.items():
@@ -232,6 +236,8 @@ def environment_seeds():
         "teacher-named-oddly": ["--teacher==x", "--teacher=/", "--teacher=a b=c"], "both-doors-closed": ["--teacher=x", "--http=", "--socket="], "half-of-tls": ["--teacher=x", "--tls-key=k"],
         "credentials": ["CREDENTIALS_DIRECTORY=/nonexistent", "--teacher=x", "--http=1.2.3.4:5"], "journal": ["JOURNAL_STREAM=8:12345"], "journal-nonsense": ["JOURNAL_STREAM=x:"],
         "amounts": ["--gpu-memory=0.5"], "amounts-wrong": ["--gpu-memory=1.5"], "sizes": ["--store-max=1T"], "durations": ["--drain-timeout=90s", "--header-timeout=5ms"],
+        "passed-with-settings": ["LISTEN_PID=self", "LISTEN_FDS=2", "LISTEN_FDNAMES=http:socket", "KDSERVED_HTTP=", "KDSERVED_SOCKET="],
+        "list-of-the-environment": ["KDSERVED_SOCKET=unix:/a", "KDSERVED_TEACHER=a=/x"], "list-emptied": ["--socket=unix:/a", "--socket=", "--socket=unix:/b"],
         "empty-argument": ["--", "--="], "status-text": ["line\nbreak\x01"],
     }
     for name, values in parts.items():
