@@ -69,7 +69,7 @@ static void reload(struct scene *s, const char *text, size_t n)
 {
 	struct error err = {0};
 	file_write(s, text, n);
-	require((auth_reload(s->auth, &err) == 0) == tokens_read(s, text, n));
+	require((auth_reload(s->auth, s->path, &err) == 0) == tokens_read(s, text, n));
 }
 
 static void try_parts(struct scene *s, const char *at, const char *end)

@@ -42,7 +42,9 @@ static struct kd_client *client_make(int fd)
 {
 	struct kd_client *c = calloc(1, sizeof *c);
 	require(c != NULL);
-	c->connection = (struct connection){.fd = fd, .max_body = 1 << 16};
+	connection_init(&c->connection);
+	require(transport_open(fd, NULL, NULL, &c->connection.transport, NULL) == 0);
+	c->connection.max_body = 1 << 16;
 	c->events_end = &c->events;
 	c->timeout_ms = 1000;
 	c->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

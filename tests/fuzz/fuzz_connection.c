@@ -362,19 +362,21 @@ static void scene_end(struct scene *s)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct scene s;
+	struct connection_complaints complaints = {0};
 	int ends[2], small = 1;
 	s = (struct scene){.in = {data, data + size}, .teacher = teacher_make()};
 	s.service = service_make(s.teacher);
 	uint32_t settings = next(&s);
 	s.teacher->state = settings & 0xc0 ? TEACHER_READY : TEACHER_LOADING;
-	s.context = (struct connection_context){.service = s.service, .max_body = 4096u << (settings >> 4 & 3), .credits = 1 + (settings & 3),
-		.header_timeout_ms = 3000, .body_timeout_ms = 6000, .write_timeout_ms = 9000};
+	s.context = (struct connection_context){.service = s.service, .complaints = &complaints, .settings = {
+		.max_body = 4096u << (settings >> 4 & 3), .credits = 1 + (settings & 3),
+		.header_timeout_ms = 3000, .body_timeout_ms = 6000, .write_timeout_ms = 9000}};
 	require(queue_open(NULL, -1, &s.context.returned) == 0 && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0);
 	if (settings & 4)
 		setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);      // the least there is
 	s.client = ends[1];
 	conversation_init(&s.talk);
-	require(connection_new(&s.context, ends[0], &s.connection) == 0);
+	require(connection_new(&s.context, ends[0], false, &s.connection) == 0);
 	while (s.in.at < s.in.end)
 		step(&s);
 	settle(&s);

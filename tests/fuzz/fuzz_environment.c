@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What systemd, an operator's shell or anybody who starts the daemon hands over: parts between NULs, each a variable ("NAME=VALUE", of those
-// in `names` and of the settings) or an argument ("--..."). The settings are read, systemd is told things, and sockets are taken over: one
-// listens on a unix socket, one on loopback, one is a file. What was read is within its limits, what is refused is named, and a socket is
-// taken for the door it is named for only if it is one.
-#include <ctype.h>
+// What systemd, an operator's shell or anybody who starts the daemon hands over: parts between NULs, each a variable ("NAME=VALUE": those in
+// `names`, and KDSERVED_*) or an argument ("--..."). The settings are read, systemd is told things, and sockets are taken over: one listens on
+// a unix socket, one on loopback, one is a file. What was read is within its limits, what is refused is said, and a socket is taken for the
+// door it is named for only if it is one.
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +22,7 @@
 
 #define MAX_PARTS 64
 #define N_PASSED 3
+#define PREFIX "KDSERVED_"             // of settings, and of what may be taken for one
 #define FIRST_PASSED 3                 // systemd's, fixed
 
 static const char *const names[] = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
@@ -65,31 +65,27 @@ static void passed_make(void)
 		close(made[i]);
 }
 
-static void variable_name(size_t i, char name[80])
+static bool variable_is_known(const char *name, size_t n)
 {
-	snprintf(name, 80, i < N_NAMES ? "%s" : "KDSERVED_%s", i < N_NAMES ? names[i] : options_table[i - N_NAMES].name);
-	for (char *p = name; i >= N_NAMES && *p; p++)
-		*p = *p == '-' ? '_' : (char)toupper((unsigned char)*p);
+	for (size_t i = 0; i < N_NAMES; i++)
+		if (n == strlen(names[i]) && strncmp(name, names[i], n) == 0)
+			return true;
+	return n > strlen(PREFIX) && strncmp(name, PREFIX, strlen(PREFIX)) == 0;
 }
 
 static void environment_clear(void)
 {
-	char name[80];
-	for (size_t i = 0; i < N_NAMES + options_count; i++) {
-		variable_name(i, name);
-		unsetenv(name);
+	for (char **v = environ; *v;) {
+		char name[4096];
+		size_t n = strcspn(*v, "=");
+		if (n >= sizeof name || !variable_is_known(*v, n)) {
+			v++;
+			continue;
+		}
+		memcpy(name, *v, n);
+		name[n] = '\0';
+		unsetenv(name);                // what stood behind it moves up
 	}
-}
-
-static bool variable_is_known(const char *wanted)
-{
-	char name[80];
-	for (size_t i = 0; i < N_NAMES + options_count; i++) {
-		variable_name(i, name);
-		if (strcmp(name, wanted) == 0)
-			return true;
-	}
-	return false;
 }
 
 // Ours stand for "self" where a process is named.
@@ -100,7 +96,7 @@ static void variable_set(char *part)
 		return;
 	*equals = '\0';
 	snprintf(self, sizeof self, "%d", getpid());
-	if (variable_is_known(part))
+	if (equals - part < 4096 && variable_is_known(part, (size_t)(equals - part)))
 		require(setenv(part, strcmp(equals + 1, "self") == 0 ? self : equals + 1, 1) == 0);
 }
 
@@ -123,18 +119,20 @@ static void check_values(const struct options *o)
 static void try_settings(char **argv)
 {
 	enum arguments_mode mode = MODE_RUN;
+	struct config_errors all = {0};
 	struct options o;
 	struct error err = {0};
 	if (options_init_unit(&o, &err) == 0) {
-		int status = arguments_read(&o, argv, &mode, &err);
-		require(!status || ((status == EXIT_USAGE || status == EXIT_BAD_CONFIG) && err.message[0]));
+		int status = arguments_read(&o, argv, &mode, &all);
+		require(!status == !config_errors_any(&all) && (!status || status == EXIT_USAGE || status == EXIT_BAD_CONFIG));
+		arguments_warn(&all);
 		check_values(&o);
-		err = (struct error){0};
 		if (options_check(&o, &err))
 			require(err.code && err.message[0]);
 	} else {
 		require(err.code && err.message[0]);
 	}
+	config_errors_done(&all);
 	options_done(&o);
 }
 
