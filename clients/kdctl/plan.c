@@ -15,6 +15,7 @@
 #include "daemon/model/config.h"
 #include "daemon/model/gguf.h"
 
+#define INT8_BYTES 2.125         // of an integer of int8 as the CPU keeps it: 16 bits, and a scale for 32 of them
 #define PROBE_SECONDS 3.0        // of each of the two probes: long against a pass, short against patience
 
 struct plan_options {
@@ -43,7 +44,7 @@ static const char help[] =
 	"  --sequences N              generated side by side; default 8\n"
 	"  --memory BYTES             of a CPU teacher: as the server's setting; what has no room is read from disk\n"
 	"  --disk B                   bytes/s the disk gives; default 2e9\n"
-	"  --products f32|bf16        what that teacher multiplies; default f32\n"
+	"  --products f32|bf16|int8   what the teacher multiplies: how weights lie in memory; default f32\n"
 	"  --student MODEL            also train this one on the corpus, on the same device\n"
 	"  --epochs N                 times it sees the corpus; default 1\n";
 
@@ -88,9 +89,9 @@ static int parse(struct kdctl *k, int argc, char **argv, struct plan_options *o)
 				return kdctl_usage(k, "--values %s: f32, f16 or u8 is expected", optarg);
 			break;
 		case 'p':
-			o->element_bytes = !strcmp(optarg, "f32") ? 4 : !strcmp(optarg, "bf16") ? 2 : 0;
+			o->element_bytes = !strcmp(optarg, "f32") ? 4 : !strcmp(optarg, "bf16") ? 2 : !strcmp(optarg, "int8") ? INT8_BYTES : 0;
 			if (o->element_bytes == 0)
-				return kdctl_usage(k, "--products %s: f32 or bf16 is expected", optarg);
+				return kdctl_usage(k, "--products %s: f32, bf16 or int8 is expected", optarg);
 			break;
 		case '?': case ':': return kdctl_bad_option(k, argc, argv);
 		default: status = parse_number(k, c, o);
@@ -267,11 +268,10 @@ static size_t operators(const struct plan_options *o, const struct architecture 
 }
 
 // Returns the bytes of memory.
-static double plan_memory(json_t *j, const struct plan_options *o, const struct model *m, const struct plan_stream *s,
+static double plan_memory(json_t *j, const struct plan_options *o, const struct architecture *a, double resident, const struct plan_stream *s,
 			  const struct plan_operator *ops, size_t n)
 {
-	const struct architecture *a = &m->architecture;
-	double read = 0, all = m->file_bytes + plan_cache_bytes(a, o->cache_tokens) + plan_work_bytes(a, o->batch);
+	double read = 0, all = resident + plan_cache_bytes(a, o->cache_tokens) + plan_work_bytes(a, o->batch);
 	for (size_t i = 0; i < n; i++)
 		read += ops[i].read;
 	if (o->memory <= 0)
@@ -292,6 +292,7 @@ static void plan_teacher(json_t *j, const struct plan_options *o, const struct m
 	struct plan_stream s = o->memory > 0 ? plan_streaming(a, &cap, &o->device) : (struct plan_stream){0};
 	size_t n = operators(o, a, &s, &pass, ops);
 	double rate = o->batch / plan_seconds(&o->device, ops, n), row = plan_row_bytes(a->vocab_size, o->top_k, o->value_bytes);
+	double resident = o->element_bytes * (double)architecture_n_parameters(a);
 	json_t *shares = json_object();
 	for (size_t i = 0; i < n; i++)
 		put(shares, ops[i].name, plan_seconds(&o->device, &ops[i], 1) * rate / o->batch);
@@ -300,9 +301,10 @@ static void plan_teacher(json_t *j, const struct plan_options *o, const struct m
 	put(j, "flops", o->device.flops);
 	put(j, "bandwidth", o->device.bandwidth);
 	put(j, "weights_bytes", m->file_bytes);
+	put(j, "resident_bytes", resident);
 	put(j, "cache_bytes", plan_cache_bytes(a, o->cache_tokens));
 	put(j, "work_bytes", plan_work_bytes(a, o->batch));
-	put(j, "memory_bytes", plan_memory(j, o, m, &s, ops, n));
+	put(j, "memory_bytes", plan_memory(j, o, a, resident, &s, ops, n));
 	json_object_set_new(j, "shares", shares);
 	put(j, "score_tokens_per_s", rate);
 	put(j, "score_hours", o->tokens / rate / 3600);

@@ -7,7 +7,7 @@
 #include "daemon/model/config.h"
 
 #define FLOAT 4.0                // bytes of an activation
-#define HEAD_TILE 64.0           // rows of logits held at once
+#define HEAD_TILE 256.0          // rows of logits held at once: the CPU's tile
 
 double plan_seconds(const struct plan_device *d, const struct plan_operator *o, size_t n)
 {

@@ -8,10 +8,11 @@
 #   BENCH_THREADS      [all processors]
 #   BENCH_TEACHER      model file [the quick start's]            BENCH_TEXT    a file of prose [the quick start's]
 #   BENCH_LLAMACPP     work folder of peer_llamacpp.sh           BENCH_PYTHON  an interpreter with torch
+#   BENCH_LIMIT        seconds of a part, which has failed then [300, 7200]
 #   BENCH_DIRECTORY    where stores are written [BUILD_FOLDER]   BENCH_RESULTS [tests/bench/results]
 # Exit status 1 when a part failed.
 set -uo pipefail
-[ $# -ge 1 ] || { sed -n '3,12s/^# //p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '3,13s/^# //p' "$0" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd) build=$(cd "$1" && pwd) top=$(cd "$(dirname "$0")/../.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kdserved
 short=${BENCH_SHORT:-} threads=${BENCH_THREADS:-$(nproc)}
@@ -47,7 +48,7 @@ part_numeric() {
 part_ops() { bash "$here/ops.sh" "$build" "$(pick 2 4)" 512 "$(pick 2 5)" "$threads"; }
 part_plan() {
 	need "$teacher" BENCH_TEACHER
-	python3 "$here/plan.py" "$build" "$teacher" "$(pick 2 5)"
+	python3 "$here/plan.py" "$build" "$teacher" "$(pick 1 5)"
 }
 part_train() {
 	[ -n "${BENCH_PYTHON:-}" ] || skip "no PyTorch: set BENCH_PYTHON"
@@ -104,7 +105,7 @@ machine="${machine:-unknown processor}, $(nproc) processors${best:+, $best}, $(a
 # One part: its file appears whole or not at all.
 run() {
 	local name=$1 load limit seconds=$SECONDS status
-	load=$(cut -d' ' -f1 /proc/loadavg) limit=$(pick 180 7200)
+	load=$(cut -d' ' -f1 /proc/loadavg) limit=${BENCH_LIMIT:-$(pick 300 7200)}
 	mkdir "$work/$name"
 	timeout -k 10 "$limit" bash "$here/bench.sh" "$build" --part "$name" "$work/$name" >"$work/$name.csv" 2>"$work/$name.log"
 	status=$?

@@ -37,6 +37,8 @@ class Plan(unittest.TestCase):
         self.assertAlmostEqual(plan["train_tokens_per_s"] * 3, plan["score_tokens_per_s"], delta=1)
         self.assertAlmostEqual(plan["train_hours"], 2 * 3 * plan["score_hours"], delta=1e-6)
         self.assertEqual(plan["weights_bytes"], os.path.getsize(os.path.join(self.model, "model.safetensors")))
+        self.assertEqual(plan["resident_bytes"], 4 * plan["parameters"])
+        self.assertAlmostEqual(plan["memory_bytes"], plan["resident_bytes"] + plan["cache_bytes"] + plan["work_bytes"], delta=1)
         self.assertEqual(plan["cache_bytes"], 100 * 2 * layers * 16 * 4)
         self.assertAlmostEqual(sum(plan["shares"].values()), 1, delta=1e-9)
         self.assertAlmostEqual(plan["store_bytes"], plan["row_bytes"] * 3600000, delta=1)
@@ -55,7 +57,12 @@ class Plan(unittest.TestCase):
         self.assertEqual(tight["memory_bytes"], 8e7)
         self.assertAlmostEqual(tight["hidden_batch_tokens"], 1e8, delta=1)
         self.assertLess(tight["score_tokens_per_s"], 2048 / (tight["pass_read_bytes"] / 1e3) * 1.1)
-        self.assertIn("f32 or bf16", self.kdctl(self.model, "--products", "f64", expect=2))
+        self.assertIn("f32, bf16 or int8", self.kdctl(self.model, "--products", "f64", expect=2))
+
+    def test_weights_in_memory_are_those_of_the_products(self):
+        for products, size in (("f32", 4), ("bf16", 2), ("int8", 2.125)):
+            plan = self.kdctl(self.model, "--flops", "1e9", "--bandwidth", "1e9", "--products", products)
+            self.assertEqual(plan["resident_bytes"], size * plan["parameters"])
 
     def test_figures_measured_explain_what_was_measured(self):
         with Daemon(model=self.model) as daemon:
