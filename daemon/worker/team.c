@@ -163,6 +163,7 @@ int team_gather(struct team *t, const void *mine, size_t n, void *ret_all, struc
 int team_broadcast(struct team *t, void *bytes, size_t n, struct error *err)
 {
 	int r = team_size(t) > 1 ? may_exchange(t, err) : 0;
+	(void)bytes;    // without MPI there is nobody to tell
 	for (size_t at = 0, some; team_size(t) > 1 && r == 0 && at < n; at += some) {
 		some = n - at < TEAM_PIECE_BYTES ? n - at : TEAM_PIECE_BYTES;
 #ifdef HAVE_MPI
