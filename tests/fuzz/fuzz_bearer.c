@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/queue.h"
 #include "daemon/server/auth.h"
 #include "daemon/server/auth_internal.h"
 #include "tests/fuzz/fuzz.h"
@@ -58,8 +59,9 @@ static void try_secret(struct scene *s, const char *secret)
 	for (unsigned scope = 1; scope < 16; scope <<= 1)
 		require(!auth_permit(p, scope, NULL) == ((line->scopes & (scope | BEARER_ADMIN)) != 0));
 	require(auth_k_max(p) == line->k_max);
-	if (auth_begin(p, 3, &err) == 0)
-		auth_end(p);
+	const struct queue_cost cost = {1, 3, 100};
+	if (auth_begin(p, &cost, &err) == 0)
+		auth_end(p, &cost);
 	else
 		require(err.code == ERROR_OVERLOADED);
 	principal_unref(p);
