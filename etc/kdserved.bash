@@ -83,10 +83,10 @@ _kd_offer_address()
 	unix:*)
 		_kd_offer_files -f "${1#unix:}"
 		COMPREPLY=("${COMPREPLY[@]/#/unix:}") ;;
-	tcp:*) ;;
+	tcp:* | tls:*) ;;
 	*)
 		compopt -o nospace 2>/dev/null
-		_kd_offer_words 'unix: tcp:' "$1" ;;
+		_kd_offer_words 'unix: tcp: tls:' "$1" ;;
 	esac
 }
 

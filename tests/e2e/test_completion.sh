@@ -116,7 +116,7 @@ offers 'kdctl capture --store ' shards
 offers 'kdctl store verify ' a.conf 'b c.txt' kd.sock shards
 offers 'kdserved --teacher a' a.conf
 offers 'kdserved --config=' a.conf 'b c.txt' kd.sock shards
-offers 'kdctl --server ' unix: tcp:
+offers 'kdctl --server ' unix: tcp: tls:
 offers 'kdctl --server unix:k' kd.sock
 offers 'kdctl --server=unix:k' kd.sock
 offers 'kdctl model ' ''

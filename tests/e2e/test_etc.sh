@@ -44,7 +44,8 @@ manifest=$top/etc/kubernetes/kdserved.yaml
 block tokens "$manifest" >"$scratch/tokens"
 chmod 440 "$scratch/tokens"
 mounted=$(sed -n 's/^ *- {name: tokens, mountPath: \([^,]*\),.*/\1/p' "$manifest")
-block kdserved.conf "$manifest" | sed -e "s|= /models/teacher.gguf|= $top/etc/teacher|" -e "s|= $mounted/tokens|= $scratch/tokens|" >"$scratch/kdserved.conf"
+block kdserved.conf "$manifest" | sed -e "s|= /models/teacher.gguf|= $top/etc/teacher|" -e "s|= $mounted/tokens|= $scratch/tokens|" \
+	-e "s|= /var/lib/kdserved/|= $scratch/|" >"$scratch/kdserved.conf"
 grep -q "^tokens = $scratch/tokens$" "$scratch/kdserved.conf" || { failed=1; echo "FAIL: the settings name no file of the secret, mounted at \"$mounted\""; }
 expect 0 '' "$build/kdserved" --check-config --config "$scratch/kdserved.conf"
 sed '/^tokens/d' "$scratch/kdserved.conf" >"$scratch/open.conf"
