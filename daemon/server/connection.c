@@ -19,6 +19,7 @@
 #define FIRST_BODY_BYTES 65536       // then doubled as bytes arrive: a length alone allocates nothing
 #define READ_SHARE (1u << 20)        // bytes taken from one client before the others have their turn
 #define OUTPUT_PAUSE (1u << 20)      // with more than this unsent, nothing more is read
+#define SEVERAL_BYTES 4096           // of small frames that go out together
 #define LINGER_MS 1000               // for the client to read our last frame before the descriptor goes
 #define COMPLAINT_MS 10000           // between two lines about failed handshakes: anybody can cause them
 
@@ -119,26 +120,53 @@ static void output_ended(struct connection *c)
 	c->input_deadline_ms = clock_ms() + LINGER_MS;
 }
 
+// What goes out next: the rest of a frame or, while they are small, of several, so that an answer and its end are one call and wake the client
+// once. After -EAGAIN it begins with the same bytes.
+static const uint8_t *next_bytes(const struct connection *c, uint8_t several[SEVERAL_BYTES], size_t *ret_n)
+{
+	const struct connection_output *o = c->output;
+	size_t n = o->n - o->n_sent;
+	*ret_n = n;
+	if (!o->next || n + o->next->n > SEVERAL_BYTES)
+		return o->data + o->n_sent;
+	for (n = 0; o && n + o->n - o->n_sent <= SEVERAL_BYTES; n += o->n - o->n_sent, o = o->next)
+		memcpy(several + n, o->data + o->n_sent, o->n - o->n_sent);
+	*ret_n = n;
+	return several;
+}
+
+static void bytes_sent(struct connection *c, size_t n)
+{
+	c->output_deadline_ms = clock_ms() + c->context->settings.write_timeout_ms;
+	while (n) {
+		struct connection_output *o = c->output;
+		size_t k = n < o->n - o->n_sent ? n : o->n - o->n_sent;
+		o->n_sent += k;
+		c->n_output -= k;
+		n -= k;
+		if (o->n_sent == o->n)
+			output_drop(c);
+	}
+}
+
 void connection_write(struct connection *c)
 {
+	uint8_t several[SEVERAL_BYTES];
 	if (!transport_is_greeted(&c->transport)) {
 		connection_read(c);
 		return;
 	}
 	while (c->output && c->state != CONNECTION_CLOSED) {
-		struct connection_output *o = c->output;
-		ssize_t n = transport_write(&c->transport, o->data + o->n_sent, o->n - o->n_sent, NULL);
-		if (n == -EAGAIN)
+		size_t n;
+		const uint8_t *bytes = next_bytes(c, several, &n);
+		ssize_t sent = transport_write(&c->transport, bytes, n, NULL);
+		if (sent == -EAGAIN)
 			return;
-		if (n < 0) {
+		if (sent < 0) {
 			connection_close(c);
 			return;
 		}
-		o->n_sent += (size_t)n;
-		c->n_output -= (size_t)n;
-		c->output_deadline_ms = clock_ms() + c->context->settings.write_timeout_ms;
-		if (o->n_sent == o->n)
-			output_drop(c);
+		bytes_sent(c, (size_t)sent);
 	}
 	if (!c->output && c->state != CONNECTION_CLOSED)
 		output_ended(c);
@@ -170,7 +198,7 @@ static void complain(struct connection *c, const struct error *why)
 }
 
 // Bytes from the socket into `to`; 0 when there are none now or the connection ended.
-static size_t receive(struct connection *c, void *to, size_t n)
+static size_t receive_now(struct connection *c, void *to, size_t n)
 {
 	struct error err = {0};
 	bool greeted = transport_is_greeted(&c->transport);
@@ -182,6 +210,28 @@ static size_t receive(struct connection *c, void *to, size_t n)
 	if (k != -EAGAIN)
 		connection_close(c);
 	return 0;
+}
+
+// The same, but what is small comes out of what is read ahead: so a small frame costs one call, not one for its header, one for its body and
+// one to learn that there is no more.
+static size_t receive(struct connection *c, void *to, size_t n)
+{
+	if (!c->n_ahead && n >= sizeof c->ahead)
+		return receive_now(c, to, n);
+	bool drained = c->drained;
+	c->drained = false;
+	if (!c->n_ahead && !drained) {
+		c->ahead_at = 0;
+		c->n_ahead = receive_now(c, c->ahead, sizeof c->ahead);
+		c->drained = c->n_ahead && c->n_ahead < sizeof c->ahead && !c->transport.session;
+	} else if (c->n_ahead) {
+		c->drained = drained;
+	}
+	n = n < c->n_ahead ? n : c->n_ahead;
+	memcpy(to, c->ahead + c->ahead_at, n);
+	c->ahead_at += n;
+	c->n_ahead -= n;
+	return n;
 }
 
 static size_t read_header(struct connection *c)
@@ -297,7 +347,7 @@ bool connection_wants_write(const struct connection *c)
 
 bool connection_has_input(const struct connection *c)
 {
-	return connection_wants_read(c) && transport_has_input(&c->transport);
+	return connection_wants_read(c) && (c->n_ahead || transport_has_input(&c->transport));
 }
 
 bool connection_is_busy(const struct connection *c)

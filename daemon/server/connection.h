@@ -18,6 +18,8 @@ struct principal;
 struct queue;
 struct request_item;
 
+#define CONNECTION_AHEAD 512       // holds small frames whole: PING, CALL, SCORE of some tokens
+
 enum connection_state {
 	CONNECTION_HELLO,          // nothing but HELLO is read
 	CONNECTION_OPEN,
@@ -49,6 +51,9 @@ struct connection {
 	uint32_t epoll_events;                         // what the door asked epoll for
 	uint32_t max_body, credits;                    // as WELCOME says
 	// input
+	uint8_t ahead[CONNECTION_AHEAD];               // read, and not yet looked at: n_ahead bytes from ahead_at
+	size_t ahead_at, n_ahead;
+	bool drained;                                  // there was no more behind them
 	uint8_t header[FRAME_HEADER_BYTES];
 	size_t n_header;
 	struct frame frame;                            // once n_header is complete
