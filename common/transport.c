@@ -31,17 +31,15 @@ struct tls_session {
 
 // ---- credentials
 
-static int tls_new(bool server, struct tls **ret, struct error *err)
+static struct tls *tls_new(bool server, struct error *err)
 {
 	struct tls *t = calloc(1, sizeof *t);
 	if (t)
 		t->server = server;
-	if (!t || gnutls_certificate_allocate_credentials(&t->credentials) || gnutls_priority_init(&t->priorities, TLS_PRIORITIES, NULL)) {
-		tls_close(t);
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for TLS");
-	}
-	*ret = t;
-	return 0;
+	if (t && !gnutls_certificate_allocate_credentials(&t->credentials) && !gnutls_priority_init(&t->priorities, TLS_PRIORITIES, NULL))
+		return t;
+	error_set(err, ERROR_MEMORY, NULL, "no memory for TLS");
+	return tls_close(t);
 }
 
 struct tls *tls_close(struct tls *t)
@@ -58,13 +56,12 @@ struct tls *tls_close(struct tls *t)
 
 int tls_open_server(const char *certificate, const char *key, struct tls **ret_tls, struct error *err)
 {
-	struct tls *t = NULL;
+	struct tls *t = tls_new(true, err);
 	const gnutls_datum_t c = {(unsigned char *)(uintptr_t)certificate, (unsigned)strlen(certificate)};
 	const gnutls_datum_t k = {(unsigned char *)(uintptr_t)key, (unsigned)strlen(key)};
-	int r = tls_new(true, &t, err);
-	if (r)
-		return r;
-	r = gnutls_certificate_set_x509_key_mem2(t->credentials, &c, &k, GNUTLS_X509_FMT_PEM, NULL, 0);
+	if (!t)
+		return -ENOMEM;
+	int r = gnutls_certificate_set_x509_key_mem2(t->credentials, &c, &k, GNUTLS_X509_FMT_PEM, NULL, 0);
 	if (r < 0) {
 		tls_close(t);
 		return error_set(err, ERROR_INVALID, "tls-certificate", "tls-certificate and tls-key: not a certificate and its own key (%s)",
@@ -76,10 +73,9 @@ int tls_open_server(const char *certificate, const char *key, struct tls **ret_t
 
 int tls_open_client(const char *ca, struct tls **ret_tls, struct error *err)
 {
-	struct tls *t = NULL;
-	int r = tls_new(false, &t, err);
-	if (r)
-		return r;
+	struct tls *t = tls_new(false, err);
+	if (!t)
+		return -ENOMEM;
 	int n = ca ? gnutls_certificate_set_x509_trust_file(t->credentials, ca, GNUTLS_X509_FMT_PEM) :
 		gnutls_certificate_set_x509_system_trust(t->credentials);
 	if (n <= 0) {
@@ -105,7 +101,7 @@ static int expect_name(struct tls_session *s, const char *name, struct error *er
 {
 	if (strlen(name) >= sizeof s->name || !*name)
 		return error_set(err, ERROR_INVALID, "server_name", "a name of 1 to %zu bytes is expected", sizeof s->name - 1);
-	strcpy(s->name, name);
+	memcpy(s->name, name, strlen(name) + 1);
 	s->checks[0].type = GNUTLS_DT_DNS_HOSTNAME;          // or a numeric address
 	s->checks[0].data = (unsigned char *)s->name;
 	s->checks[1].type = GNUTLS_DT_KEY_PURPOSE_OID;
@@ -126,13 +122,14 @@ static void session_free(struct tls_session *s)
 static int session_new(int fd, const struct tls *tls, const char *name, struct tls_session **ret, struct error *err)
 {
 	struct tls_session *s = calloc(1, sizeof *s);
-	int r = 0;
 	if (!s || gnutls_init(&s->gnutls, (tls->server ? GNUTLS_SERVER : GNUTLS_CLIENT) | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL) ||
 	    gnutls_priority_set(s->gnutls, tls->priorities) ||
-	    gnutls_credentials_set(s->gnutls, GNUTLS_CRD_CERTIFICATE, tls->credentials))
-		r = error_set(err, ERROR_MEMORY, NULL, "no memory for a TLS session");
-	if (!r && !tls->server)
-		r = expect_name(s, name, err);
+	    gnutls_credentials_set(s->gnutls, GNUTLS_CRD_CERTIFICATE, tls->credentials)) {
+		session_free(s);
+		error_set(err, ERROR_MEMORY, NULL, "no memory for a TLS session");
+		return -ENOMEM;
+	}
+	int r = tls->server ? 0 : expect_name(s, name, err);
 	if (r) {
 		session_free(s);
 		return r;
