@@ -11,11 +11,14 @@ for tool in dpkg-buildpackage lintian dh; do
 	command -v $tool >/dev/null || { echo "skipped: no $tool (Debian packages debhelper, lintian)"; exit 77; }
 done
 (cd "$source" && dpkg-checkbuilddeps) || { echo "skipped: the above is not installed (apt-get build-dep $source)"; exit 77; }
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/kdserved-packages-XXXXXX")
+# always the same place, so that a compiler cache knows what it compiled there before
+scratch=$(realpath -m -- "$out").build
+rm -rf "$scratch"
+mkdir "$scratch"
 trap 'rm -rf "$scratch"' EXIT
 cp -a "$source" "$scratch/tree"
 # What make and the caller's environment say is none of the package's business.
-(cd "$scratch/tree" && env -i PATH="$PATH" HOME="$HOME" TERM=dumb LC_ALL=C.UTF-8 DEB_BUILD_OPTIONS="parallel=$(nproc) ${DEB_BUILD_OPTIONS:-}" \
+(cd "$scratch/tree" && env -i PATH="$PATH" HOME="$HOME" CCACHE_DIR="${CCACHE_DIR:-$HOME/.cache/ccache}" TERM=dumb LC_ALL=C.UTF-8 DEB_BUILD_OPTIONS="parallel=$(nproc) ${DEB_BUILD_OPTIONS:-}" \
 	dpkg-buildpackage --unsigned-source --unsigned-changes) >"$scratch/log" 2>&1 || { tail -n 60 "$scratch/log"; echo "FAILED: dpkg-buildpackage"; exit 1; }
 # Errors and warnings fail; what is only remarked upon is shown.
 status=0
