@@ -93,7 +93,9 @@ fi
 # ---- all of them
 
 work=$(mktemp -d "${BENCH_DIRECTORY:-$build}/bench-XXXXXX")
+child=
 trap 'rm -rf "$work"' EXIT
+trap '[ -z "$child" ] || kill "$child"; exit 130' INT TERM         # timeout passes it on to all that the part started
 mkdir -p "$results"
 failed='' began=$SECONDS
 changed=$(git -C "$top" status --porcelain --untracked-files=no -- . ':!tests/bench/results' ':!docs' ':!README.md' 2>/dev/null)
@@ -107,8 +109,10 @@ run() {
 	local name=$1 load limit seconds=$SECONDS status
 	load=$(cut -d' ' -f1 /proc/loadavg) limit=${BENCH_LIMIT:-$(pick 300 7200)}
 	mkdir "$work/$name"
-	timeout -k 10 "$limit" bash "$here/bench.sh" "$build" --part "$name" "$work/$name" >"$work/$name.csv" 2>"$work/$name.log"
-	status=$?
+	timeout -k 10 "$limit" bash "$here/bench.sh" "$build" --part "$name" "$work/$name" >"$work/$name.csv" 2>"$work/$name.log" &
+	child=$!
+	wait "$child"
+	status=$? child=
 	rm -rf "${work:?}/$name"
 	case $status in
 	0)
