@@ -72,6 +72,13 @@ static struct gate count_headers(struct MHD_Connection *mhd, const char *version
 	return g;
 }
 
+const char *http_gate_target_end(const char *target)
+{
+	while ((unsigned char)*target > 0x20 && *target != 0x7f)
+		target++;
+	return *target ? NULL : target;
+}
+
 int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *target_end, const char *version, struct error *err)
 {
 	size_t n = header_bytes(mhd);
@@ -81,6 +88,10 @@ int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *
 		strcmp(MHD_lookup_connection_value(mhd, MHD_HEADER_KIND, "Content-Length"), "0") != 0);
 	if (n > MAX_HEADERS)
 		return error_set(err, ERROR_TOO_LARGE, "headers", "%zu bytes, the limit is %d", n, MAX_HEADERS);
+	if (!is_token(method, strlen(method)))
+		return error_set(err, ERROR_INVALID, "method", "holds a character that methods cannot have");
+	if (!target_end)
+		return error_set(err, ERROR_INVALID, "target", "holds a blank or a control character");
 	if (lines && version != target_end + 1)
 		return error_set(err, ERROR_INVALID, "target", "holds a zero byte, or more than one blank follows it");
 	if (g.bad_line || (lines && (!g.end || n != (size_t)(g.end - method) + 2 * LINE_END)))

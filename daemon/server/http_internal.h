@@ -117,8 +117,10 @@ void http_desk_take(struct http *h);                   // those that are back go
 // left is not given long.
 void http_set_deadline(struct http_connection *c, uint64_t ms, bool reading);
 
+// Of a request's target, where and as it was received. NULL: it holds a character that no target has.
+const char *http_gate_target_end(const char *target);
 // Checks what 0.9.75 lets pass although it lets two readers of one byte stream disagree. 0, or -errno with the reason.
-// target_end: of the request's target, where it was received.
+// target_end: as http_gate_target_end said.
 int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *target_end, const char *version, struct error *err);
 // What the headers say of the body: ret_n the declared length (0 when chunked), ret_chunked.
 int http_gate_body(struct MHD_Connection *mhd, uint64_t *ret_n, bool *ret_chunked, struct error *err);

@@ -36,7 +36,7 @@ void *http_request_begin(void *arg, const char *target, struct MHD_Connection *m
 	q->mhd = mhd;
 	q->parked_end = &q->parked;
 	q->escaped = strchr(target, '%') != NULL;
-	q->target_end = target + strlen(target);
+	q->target_end = http_gate_target_end(target);
 	q->reply.status = 200;
 	q->max_json = h->settings.max_json;
 	c->request = q;
