@@ -142,7 +142,7 @@ static void *request_begin(void *arg, const char *target, struct MHD_Connection 
 	struct request_seen *q = calloc(1, sizeof *q);
 	(void)arg, (void)mhd;
 	require(q != NULL);
-	q->target_end = target + strlen(target);
+	q->target_end = http_gate_target_end(target);
 	return q;
 }
 
@@ -175,6 +175,23 @@ static void secret_check(struct MHD_Connection *mhd, const struct message *m)
 	require(strncasecmp(m->authorization.at, "Bearer ", 7) == 0 && !memchr(secret, ' ', n));
 }
 
+// Empty lines before a request may be passed over. One that begins with a zero byte is empty to the library, and so may be what follows it:
+// nothing of it is seen by anybody, and the request begins with some line after it.
+static bool request_find(struct message *m)
+{
+	bool zero = false;
+	for (;; world.at++) {
+		while (world.at < world.end && (!*world.at || *world.at == '\r' || *world.at == '\n'))
+			zero |= !*world.at++;
+		if (message_read(world.at, world.end, m))
+			return true;
+		while (zero && world.at < world.end && *world.at != '\r' && *world.at != '\n')
+			world.at++;
+		if (!zero || world.at == world.end)
+			return false;
+	}
+}
+
 // The first call: all headers are there.
 static void headers_check(struct request_seen *q, struct MHD_Connection *mhd, const char *method, const char *version)
 {
@@ -187,9 +204,7 @@ static void headers_check(struct request_seen *q, struct MHD_Connection *mhd, co
 		return;
 	}
 	require(!world.last);
-	while (world.at < world.end && (*world.at == '\r' || *world.at == '\n'))
-		world.at++;                    // empty lines before a request may be passed over
-	require(message_read(world.at, world.end, &m));
+	require(request_find(&m));
 	require(strlen(method) == m.method.n && memcmp(method, m.method.at, m.method.n) == 0);
 	require(q->chunked == (m.n_codings != 0) && (!m.n_lengths || (length_read(m.length, &n) && n == q->n_said)));
 	require(strcmp(method, "POST") == 0 || (!q->chunked && !n));
