@@ -317,7 +317,7 @@ static void a_reload_takes_back_changes_and_adds(void **state)
 	line_add(text, sizeof text, "a", "first", "generate in-flight=2");
 	line_add(text, sizeof text, "c", "third", "score");
 	file_write(f, text);
-	assert_int_equal(auth_reload(a, NULL), 0);
+	assert_int_equal(auth_reload(a, f->path, NULL), 0);
 	assert_int_equal(auth_n_tokens(a), 2);
 	assert_int_equal(auth_permit(second, AUTH_ANY, NULL), error_errno(ERROR_UNAUTHORIZED));
 	assert_refused(a, "second");
@@ -328,7 +328,7 @@ static void a_reload_takes_back_changes_and_adds(void **state)
 	principal_unref(login(a, "third"));
 	principal_unref(login(a, auth_worker_secret(a)));
 	file_write(f, "nonsense\n");
-	assert_int_equal(auth_reload(a, NULL), error_errno(ERROR_INVALID));
+	assert_int_equal(auth_reload(a, f->path, NULL), error_errno(ERROR_INVALID));
 	principal_unref(login(a, "third"));                    // nothing changed
 	auth_end(first, &(struct queue_cost){1, 1, 0});
 	auth_end(first, &(struct queue_cost){1, 1, 0});
