@@ -67,7 +67,7 @@ part_wire() { "$build/tests/bench/bench_wire"; }
 part_store() { "$build/tests/bench/bench_store" "$directory"; }
 part_verify() {
 	need "$teacher" BENCH_TEACHER; need "$text" BENCH_TEXT
-	bash "$here/verify.sh" "$build" "$text" "$directory" "$(pick 4000 14000)" "$(pick 64 256)" "$(pick 3 5)"
+	bash "$here/verify.sh" "$build" "$text" "$directory" 14000 "$(pick 64 256)" "$(pick 3 5)"
 }
 part_recovery() {
 	need "$teacher" BENCH_TEACHER

@@ -102,8 +102,11 @@ def ops(r):
 
 
 def plan(r):
-    rows = [["%s, %s tokens" % key[::-1] if key[1] != "memory" else "memory", middle(of, "predicted"), middle(of, "measured"),
-             "%+.0f %%" % (100 * middle(of, "error"))] for key, of in grouped(r.rows(), ("length", "figure")).items()]
+    rows = []
+    for (length, figure), of in grouped(r.rows(), ("length", "figure")).items():
+        unit = 2 ** 20 if figure == "memory" else 1
+        rows.append(["memory, MiB" if figure == "memory" else "%s, %s tokens" % (figure, length), middle(of, "predicted") / unit,
+                     middle(of, "measured") / unit, "%+.0f %%" % (100 * middle(of, "error"))])
     return table(["figure", "predicted", "measured", "error"], rows)
 
 
