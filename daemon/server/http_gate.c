@@ -3,8 +3,8 @@
 // "Transfer-Encoding :"). Behind a proxy that is request smuggling; so they are refused here and the connection is closed. What it makes of
 // bare CR or LF, NUL bytes and folded lines looks like any header, except for where it lies: each string is left where it was received, its
 // end made zero. So between the end of one line's text and the next one's beginning there are two bytes, CR and LF, or something is wrong.
-// That is how 0.9 does it; 1.0 refuses such lines itself. Line ends within a chunked body are not seen from here: such a body is the last thing
-// that is read of its connection (http_request.c).
+// That is how 0.9 does it; 1.0 refuses such lines itself. What cannot be told from CR and LF is a zero byte sent in the CR's place. Line ends
+// within a chunked body are not seen from here: such a body is the last thing that is read of its connection (http_request.c).
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -72,14 +72,15 @@ static struct gate count_headers(struct MHD_Connection *mhd, const char *version
 	return g;
 }
 
-const char *http_gate_target_end(const char *target)
+struct http_target http_gate_target(const char *target)
 {
-	while ((unsigned char)*target > 0x20 && *target != 0x7f)
-		target++;
-	return *target ? NULL : target;
+	const char *end = target;
+	while ((unsigned char)*end > 0x20 && *end != 0x7f)
+		end++;
+	return (struct http_target){target, *end ? NULL : end};
 }
 
-int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *target_end, const char *version, struct error *err)
+int http_gate_check(struct MHD_Connection *mhd, const char *method, struct http_target target, const char *version, struct error *err)
 {
 	size_t n = header_bytes(mhd);
 	bool lines = strncmp(MHD_get_version(), "0.9.", 4) == 0;
@@ -90,10 +91,10 @@ int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *
 		return error_set(err, ERROR_TOO_LARGE, "headers", "%zu bytes, the limit is %d", n, MAX_HEADERS);
 	if (!is_token(method, strlen(method)))
 		return error_set(err, ERROR_INVALID, "method", "holds a character that methods cannot have");
-	if (!target_end)
+	if (!target.end)
 		return error_set(err, ERROR_INVALID, "target", "holds a blank or a control character");
-	if (lines && version != target_end + 1)
-		return error_set(err, ERROR_INVALID, "target", "holds a zero byte, or more than one blank follows it");
+	if (lines && (target.begin != method + strlen(method) + 1 || version != target.end + 1))
+		return error_set(err, ERROR_INVALID, "target", "a zero byte or more than one blank stands beside it");
 	if (g.bad_line || (lines && (!g.end || n != (size_t)(g.end - method) + 2 * LINE_END)))
 		return error_set(err, ERROR_INVALID, "headers", "a line holds a control character, goes on in the next, or does not end with CR and LF");
 	if (g.bad_name)

@@ -37,6 +37,8 @@ enum http_work {
 	HTTP_CALL,                         // any other resource
 };
 
+struct http_target { const char *begin, *end; };   // end NULL: it holds a character that no target has
+
 struct http_request {
 	struct queue_item job;             // first: a queue_item pointer is a request pointer
 	enum http_work work;
@@ -56,7 +58,7 @@ struct http_request {
 	enum error_code refused_code;
 	struct principal *principal;       // who asks, logged in; NULL on a resource that is public
 	bool escaped;                      // the raw target holds '%'
-	const char *target_end;            // of the raw target, where libmicrohttpd has it
+	struct http_target target;         // the raw one, where libmicrohttpd has it
 	const char *method, *path;         // libmicrohttpd's, once the body is there
 	bool suspended;
 	uint64_t max_json;                 // when it began: a smaller limit is for those that come later
@@ -117,11 +119,10 @@ void http_desk_take(struct http *h);                   // those that are back go
 // left is not given long.
 void http_set_deadline(struct http_connection *c, uint64_t ms, bool reading);
 
-// Of a request's target, where and as it was received. NULL: it holds a character that no target has.
-const char *http_gate_target_end(const char *target);
+// Of a request, where and as it was received: libmicrohttpd takes it apart in place.
+struct http_target http_gate_target(const char *target);
 // Checks what 0.9.75 lets pass although it lets two readers of one byte stream disagree. 0, or -errno with the reason.
-// target_end: as http_gate_target_end said.
-int http_gate_check(struct MHD_Connection *mhd, const char *method, const char *target_end, const char *version, struct error *err);
+int http_gate_check(struct MHD_Connection *mhd, const char *method, struct http_target target, const char *version, struct error *err);
 // What the headers say of the body: ret_n the declared length (0 when chunked), ret_chunked.
 int http_gate_body(struct MHD_Connection *mhd, uint64_t *ret_n, bool *ret_chunked, struct error *err);
 bool http_gate_is_json(struct MHD_Connection *mhd);

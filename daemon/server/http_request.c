@@ -36,7 +36,7 @@ void *http_request_begin(void *arg, const char *target, struct MHD_Connection *m
 	q->mhd = mhd;
 	q->parked_end = &q->parked;
 	q->escaped = strchr(target, '%') != NULL;
-	q->target_end = http_gate_target_end(target);
+	q->target = http_gate_target(target);
 	q->reply.status = 200;
 	q->max_json = h->settings.max_json;
 	c->request = q;
@@ -358,7 +358,7 @@ static void check_headers(struct http_request *q, const char *path, const char *
 	bool chunked = false;
 	q->kind = exchange_find(path);
 	q->errors = control_errors(path);
-	if (http_gate_check(q->mhd, method, q->target_end, version, &err) || http_gate_body(q->mhd, &n_body, &chunked, &err)) {
+	if (http_gate_check(q->mhd, method, q->target, version, &err) || http_gate_body(q->mhd, &n_body, &chunked, &err)) {
 		q->must_close = q->at_once = true;
 		refuse(q, err.code == ERROR_TOO_LARGE ? MHD_HTTP_REQUEST_HEADER_FIELDS_TOO_LARGE : 0, &err);
 		return;
