@@ -37,7 +37,8 @@ static int tokens_append(struct texts *x, const uint32_t *tokens, size_t n, stru
 		x->tokens = more;
 		x->capacity = capacity;
 	}
-	memcpy(x->tokens + x->n, tokens, n * sizeof *tokens);
+	if (n)                         // of nothing, either may be NULL
+		memcpy(x->tokens + x->n, tokens, n * sizeof *tokens);
 	x->n += n;
 	return 0;
 }
