@@ -54,15 +54,18 @@ static bool is_word(struct line l, const char *word)
 	return l.n == strlen(word) && strncasecmp(l.at, word, l.n) == 0;
 }
 
-// Up to CR LF, which is passed over. False: there is none.
+// Up to CR LF, which is passed over; the library writes zeroes there, so that the gate cannot tell a zero byte and LF from it. False: there is
+// no end.
 static bool line_take(const char **at, const char *end, struct line *ret)
 {
-	const char *found = memmem(*at, (size_t)(end - *at), "\r\n", 2);
-	if (!found)
-		return false;
-	*ret = (struct line){*at, (size_t)(found - *at)};
-	*at = found + 2;
-	return true;
+	for (const char *found = *at; (found = memchr(found, '\n', (size_t)(end - found))); found++) {
+		if (found == *at || (found[-1] != '\r' && found[-1] != '\0'))
+			continue;
+		*ret = (struct line){*at, (size_t)(found - 1 - *at)};
+		*at = found + 1;
+		return true;
+	}
+	return false;
 }
 
 static bool first_line_read(struct line l, struct message *m)
@@ -133,7 +136,7 @@ struct world {
 	const char *at, *end;                  // the input from the request on that comes next
 	bool closed, last;                     // the connection's end; no request may follow
 };
-struct request_seen { const char *target_end; bool checked, accepted, chunked; uint64_t n_said, n_body; };
+struct request_seen { struct http_target target; bool checked, accepted, chunked; uint64_t n_said, n_body; };
 
 static struct world world;
 
@@ -142,7 +145,7 @@ static void *request_begin(void *arg, const char *target, struct MHD_Connection 
 	struct request_seen *q = calloc(1, sizeof *q);
 	(void)arg, (void)mhd;
 	require(q != NULL);
-	q->target_end = http_gate_target_end(target);
+	q->target = http_gate_target(target);
 	return q;
 }
 
@@ -199,7 +202,7 @@ static void headers_check(struct request_seen *q, struct MHD_Connection *mhd, co
 	struct message m;
 	uint64_t n = 0;
 	q->checked = true;
-	if (http_gate_check(mhd, method, q->target_end, version, &err) || http_gate_body(mhd, &q->n_said, &q->chunked, &err)) {
+	if (http_gate_check(mhd, method, q->target, version, &err) || http_gate_body(mhd, &q->n_said, &q->chunked, &err)) {
 		require(err.code && err.message[0] && err.field[0]);
 		return;
 	}
