@@ -112,6 +112,7 @@ def main(commit, rounds, n_sequences):
             cap = size // 4
             with start(model, directory, "--memory", str(cap)) as streamed, resident.client(timeout=7200) as a, \
                     streamed.client(timeout=7200) as b:
+                streamed.wait_line("are read from")
                 print("# " + next(line for line in streamed.log().splitlines() if "are read from" in line))
                 print("date,commit,load,threads,matrices_mib,cap_mib,peak_mib,tokens,resident_tokens_s,streamed_tokens_s,ratio,"
                       "resident_processor_s,streamed_processor_s,processor_ratio,read_mib,same_bits", flush=True)

@@ -132,6 +132,7 @@ class Streamed(unittest.TestCase):
             spoken = d.post("/v1/generate", prompt)
             fingerprint = d.get("/v1/model")[1]["id"]
         with self.daemon(cap=cap) as d:
+            d.wait_line("are read from")             # the line after the one that says it is ready
             found = re.search(r"teacher model: ([\d.]+) GiB of its weights are read from (\S+) in each pass", d.log())
             self.assertTrue(found, d.log())
             self.assertEqual(found.group(2), self.disk)
@@ -178,7 +179,7 @@ class Streamed(unittest.TestCase):
         self.assertEqual([results.get(i) == want for i in range(4)], [True] * 4)
 
     def test_sigterm_in_a_pass_answers_what_was_asked(self):
-        with self.daemon(cap=self.cap()) as d:
+        with self.daemon("--drain-timeout", "10min", cap=self.cap()) as d:
             with d.client() as c:
                 request = c.start_score(sequences(64), flags=NO_STORE, **ASK)
                 wait_until(lambda: any(v for k, v in d.metrics().items() if k.startswith("kd_requests_in_flight")), "a request under way")
