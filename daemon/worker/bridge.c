@@ -221,9 +221,10 @@ struct walk {
 
 static int text_end(struct walk *w, bool last, struct error *err)
 {
-	size_t skip = w->first ? broken_begin(w->to->text, w->n) : 0, n = w->n - skip;
-	n -= last ? broken_end(w->to->text + skip, n) : 0;
-	int r = text_add(w->bridge, w->to, w->to->text + skip, n, w->begin + (uint32_t)skip, w->fresh, w->max_tokens, err);
+	const char *text = w->to->text ? w->to->text : "";     // before the first byte there is none
+	size_t skip = w->first ? broken_begin(text, w->n) : 0, n = w->n - skip;
+	n -= last ? broken_end(text + skip, n) : 0;
+	int r = text_add(w->bridge, w->to, text + skip, n, w->begin + (uint32_t)skip, w->fresh, w->max_tokens, err);
 	w->first = w->first && w->n == 0;
 	w->begun = false;
 	w->n = 0;
