@@ -8,6 +8,9 @@
 
 #include "clients/kdctl/kdctl.h"
 
+#define PRINT_DEPTH 4
+#define PLAIN_DEPTH 8
+
 // {"error":{"message":..,"field":..}} of a refused call, on stderr.
 static void show_refusal(const struct kdctl *k, int status, const json_t *reply)
 {
@@ -18,6 +21,41 @@ static void show_refusal(const struct kdctl *k, int status, const json_t *reply)
 		kdctl_fail_with(k, field ? field : "", message);
 	else
 		kdctl_fail(k, "the server answered %d", status);
+}
+
+// A server's words may end on a terminal: control characters (also those of two bytes, U+0080 to U+009F) become question marks. In place.
+static void make_plain(char *text)
+{
+	for (unsigned char *c = (unsigned char *)text; *c; c++) {
+		if (*c < 0x20 || *c == 0x7f)
+			*c = '?';
+		else if (c[0] == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0)
+			c[0] = c[1] = '?';
+	}
+}
+
+// Every string of a reply; deeper than this nothing is printed but as JSON, which escapes them itself.
+static bool make_reply_plain(json_t *j, int depth)
+{
+	const char *key;
+	size_t i;
+	json_t *item;
+	if (json_is_string(j)) {
+		char *text = strdup(json_string_value(j));
+		if (text)
+			make_plain(text);
+		bool good = text && json_string_set(j, text) == 0;
+		free(text);
+		return good;
+	}
+	bool good = true;
+	if (depth) {
+		json_array_foreach(j, i, item)
+			good &= make_reply_plain(item, depth - 1);
+		json_object_foreach(j, key, item)
+			good &= make_reply_plain(item, depth - 1);
+	}
+	return good;
 }
 
 json_t *kdctl_call(struct kdctl *k, const char *method, const char *path, json_t *body)
@@ -40,6 +78,11 @@ json_t *kdctl_call(struct kdctl *k, const char *method, const char *path, json_t
 	}
 	json_t *parsed = json_loadb(reply, n, JSON_REJECT_DUPLICATES, NULL);
 	free(reply);
+	if (!k->json && parsed && !make_reply_plain(parsed, PLAIN_DEPTH)) {
+		json_decref(parsed);
+		kdctl_fail(k, "no memory for the reply");
+		return NULL;
+	}
 	if (status >= 400)
 		show_refusal(k, status, parsed);
 	else if (!parsed)
@@ -65,7 +108,8 @@ static void print_level(const char *prefix, const json_t *j, int depth)
 	json_object_foreach((json_t *)j, key, value) {
 		char name[128];
 		snprintf(name, sizeof name, "%s%s%s", prefix, *prefix ? "." : "", key);
-		if (json_is_object(value) && depth < 4) {
+		make_plain(name);
+		if (json_is_object(value) && depth < PRINT_DEPTH) {
 			print_level(name, value, depth + 1);
 		} else if (json_is_string(value)) {
 			printf("%-24s %s\n", name, json_string_value(value));

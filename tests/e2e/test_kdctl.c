@@ -105,8 +105,8 @@ static void absent_server_is_one_line_and_1(void **state)
 	(void)state;
 	expect_one_line(run("unix:/nonexistent/s", "status"), 1,
 			"kdctl: status: cannot connect to unix:/nonexistent/s: No such file or directory");
-	expect_one_line(run("ftp:x", "status"), 78, "unix:PATH or tcp:HOST:PORT is expected");
-	expect_one_line(run("", "--server ftp:x status"), 2, "unix:PATH or tcp:HOST:PORT is expected");
+	expect_one_line(run("ftp:x", "status"), 78, "unix:PATH, tcp:HOST:PORT or tls:HOST:PORT is expected");
+	expect_one_line(run("", "--server ftp:x status"), 2, "unix:PATH, tcp:HOST:PORT or tls:HOST:PORT is expected");
 	expect_one_line(run("' KDSERVED_TOKEN_FILE='/nonexistent/t", "status"), 78, "/nonexistent/t");
 	expect_one_line(run("unix:/nonexistent/s", "--token-file /dev/null status"), 1, "/dev/null: holds no token");
 	expect_one_line(run("unix:/nonexistent/s", "--token-file /nonexistent/t status"), 1, "/nonexistent/t");
@@ -139,6 +139,10 @@ static void answer_call(struct fake_server *s, uint64_t id, const struct frame_c
 	else if (strcmp(call->path, "/v1/runs/r1") == 0)
 		reply(s, id, 200, (*n_looks)++ ? "{\"id\":\"r1\",\"state\":\"failed\",\"reason\":\"the corpus is empty\"}" :
 		      "{\"id\":\"r1\",\"state\":\"running\"}");
+	else if (strcmp(call->path, "/v1/runs/rude") == 0)
+		reply(s, id, 200, "{\"id\":\"rude\",\"na\\u001bme\":1,\"state\":\"done\",\"reason\":\"a\\u001b[2Jb\\nc\\u009bd\\u00e9\"}");
+	else if (strcmp(call->path, "/v1/runs/ruder") == 0)
+		reply(s, id, 404, "{\"error\":{\"code\":\"not_found\",\"message\":\"no\\u001bone\\r\"}}");
 	else
 		reply(s, id, 404, "{\"error\":{\"code\":\"not_found\",\"message\":\"no such resource\"}}");
 }
@@ -221,7 +225,19 @@ static void shows_what_the_server_says(void **state)
 	expect(run_with_server("model"), 0, "shape.layers             2\n");
 	expect(run_with_server("--json model"), 0, "{\"id\":\"abc\",\"eos_id\":7,\"shape\":{\"layers\":2}}\n");
 	expect_one_line(run_with_server("status"), 1, "no such resource");
-	expect(run_with_server("runs"), 0, "r1                       running             1/3     2.5000");
+	expect(run_with_server("runs"), 0, "r1                       running                       1/3     2.5000");
+}
+
+// What a server says cannot steer a terminal; for machines it stays what it is.
+static void control_characters_of_a_server_are_not_printed(void **state)
+{
+	(void)state;
+	struct outcome o = run_with_server("runs rude");
+	expect(o, 0, "a?[2Jb?c??d\u00e9\n");
+	expect(o, 0, "na?me ");
+	assert_null(strchr(o.text, '\x1b'));
+	expect_one_line(run_with_server("runs ruder"), 1, "no?one?");
+	expect(run_with_server("--json runs rude"), 0, "a\\u001B[2Jb\\nc");
 }
 
 static void scores_texts_and_token_lists(void **state)
@@ -424,6 +440,7 @@ int main(void)
 		cmocka_unit_test(help_and_version_are_0),
 		cmocka_unit_test(absent_server_is_one_line_and_1),
 		cmocka_unit_test(shows_what_the_server_says),
+		cmocka_unit_test(control_characters_of_a_server_are_not_printed),
 		cmocka_unit_test(scores_texts_and_token_lists),
 		cmocka_unit_test(broken_input_is_one_line_and_1),
 		cmocka_unit_test(continues_a_text),
