@@ -47,8 +47,13 @@ static void open_scene(struct scene *s, uint32_t generate_batch)
 	left_of = s->n_left;
 }
 
+// What is still under way is given up, as a server gives up requests whose clients left.
 static void close_scene(struct scene *s)
 {
+	for (uint32_t i = 0; i < s->n_requests; i++)
+		atomic_store(&s->requests[i]->cancelled, true);
+	while (generator_is_busy(s->generator))
+		teacher_run_next(s->teacher);
 	for (uint32_t i = 0; i < s->n_requests; i++)
 		request_free(s->requests[i]);
 	teacher_unload(s->teacher);
