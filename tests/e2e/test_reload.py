@@ -178,8 +178,11 @@ class Settings(Reloaded):
     def probe_write_timeout(self):
         self.change("write-timeout = 300ms\n")
         with self.d.client() as c:
-            for _ in range(4):
-                c.start_score([[i] * 500 for i in range(30)], top_k=200)
+            try:
+                for _ in range(4):
+                    c.start_score([[i] * 500 for i in range(30)], top_k=200)
+            except ConnectionError:
+                pass                                            # cut while it still asked, on a busy machine
             key = 'kd_requests_cancelled_total{door="socket"}'
             before = time.monotonic()
             wait_until(lambda: self.d.metrics()[key] >= 1, "a client that reads nothing to be cut")
