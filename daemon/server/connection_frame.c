@@ -203,7 +203,8 @@ void connection_returned(struct request_item *item)
 	struct connection_ask *ask = item->request->owner;
 	struct connection *c = ask->connection;
 	bool last = request_item_take(item);
-	if (c->state < CONNECTION_CLOSING && item->generation && !item->error.code && !ask->cancelled)
+	bool failed = last && item->error.code;        // before the last time it is the engine's
+	if (c->state < CONNECTION_CLOSING && item->generation && !failed && !ask->cancelled)
 		connection_send_tokens(c, ask, item, last);
 	else if (c->state < CONNECTION_CLOSING && last)
 		send_item(c, ask, item);

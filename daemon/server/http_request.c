@@ -147,7 +147,7 @@ static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
 			http_desk_give(q, HTTP_ENCODE);
 		else if (!q->out.n)
 			http_request_suspend(q);
-		if (!q->out.n || q->at_desk)
+		if (q->at_desk || !q->out.n)        // what the desk has is not looked at
 			return 0;
 	}
 	size_t left = q->out.n - q->n_sent;
