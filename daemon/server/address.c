@@ -138,10 +138,13 @@ int address_listen(const struct address *a, const char *field, int *ret_fd, stru
 	return 0;
 }
 
+// NULL: the socket does not tell.
 static void print_address(const struct sockaddr_storage *s, char ret_text[ADDRESS_TEXT])
 {
 	char host[INET6_ADDRSTRLEN] = "";
-	if (s->ss_family == AF_UNIX) {
+	if (!s) {
+		snprintf(ret_text, ADDRESS_TEXT, "?");
+	} else if (s->ss_family == AF_UNIX) {
 		snprintf(ret_text, ADDRESS_TEXT, "unix:%s", ((const struct sockaddr_un *)s)->sun_path);
 	} else if (s->ss_family == AF_INET6) {
 		inet_ntop(AF_INET6, &((const struct sockaddr_in6 *)s)->sin6_addr, host, sizeof host);
@@ -156,18 +159,14 @@ void address_of_socket(int fd, char ret_text[ADDRESS_TEXT])
 {
 	struct sockaddr_storage s = {0};
 	socklen_t n = sizeof s;
-	snprintf(ret_text, ADDRESS_TEXT, "?");
-	if (!getsockname(fd, (struct sockaddr *)&s, &n))
-		print_address(&s, ret_text);
+	print_address(getsockname(fd, (struct sockaddr *)&s, &n) ? NULL : &s, ret_text);
 }
 
 void address_of_peer(int fd, char ret_text[ADDRESS_TEXT])
 {
 	struct sockaddr_storage s = {0};
 	socklen_t n = sizeof s;
-	snprintf(ret_text, ADDRESS_TEXT, "?");
-	if (!getpeername(fd, (struct sockaddr *)&s, &n))
-		print_address(&s, ret_text);
+	print_address(getpeername(fd, (struct sockaddr *)&s, &n) ? NULL : &s, ret_text);
 }
 
 bool address_is_unix(int fd)
