@@ -56,7 +56,7 @@ def ask(seed):
     rng = random.Random((seed, time.time_ns()).__repr__())
     c = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     while time.monotonic() < end:
-        body = json.dumps({"sequences": [{"tokens": [rng.randrange(250) for _ in range(120)]} for _ in range(4)], "top_k": 4,
+        body = json.dumps({"sequences": [{"tokens": [rng.randrange(250) for _ in range(120)]}], "top_k": 4,
                            "first": -1, "last": -1})
         c.request("POST", "/v1/score", body, {"Content-Type": "application/json"})
         reply = c.getresponse()
