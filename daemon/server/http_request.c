@@ -244,6 +244,7 @@ static int start_exchange(struct http_request *q, struct error *err)
 {
 	struct http *h = q->http;
 	struct exchange *x = NULL;
+	service_give_place(h->service);
 	int r = exchange_new(q->kind, h->service, REQUEST_HTTP, h, return_item, &x, err);
 	if (!r) {
 		x->client = q;
@@ -419,7 +420,8 @@ static enum MHD_Result handle_whole(struct http_request *q, const char *path, co
 	q->path = path;
 	if (!q->kind)
 		return handle_call(q);
-	if (service_check_room(q->http->service, q->principal, &err)) {       // a refusal waits for nobody
+	// A refusal waits for nobody; and what waits at the desk has its place, or it would be read only to be refused.
+	if (service_take_place(q->http->service, q->principal, &err)) {
 		refuse(q, 0, &err);
 		service_reject(q->http->service, REQUEST_HTTP, err.code);
 		return send_reply(q);

@@ -86,18 +86,26 @@ int service_check_ready(const struct service *s, struct error *err)
 	return 0;
 }
 
-int service_check_room(struct service *s, struct principal *principal, struct error *err)
+static const struct queue_cost place = {.requests = 1};
+
+int service_take_place(struct service *s, struct principal *principal, struct error *err)
 {
-	const struct queue_cost one = {.requests = 1};
 	struct queue_cost held, places;
 	bool shared = auth_held(principal, &held, &places);
 	int r = service_check_ready(s, err);
 	if (!r)
-		r = queue_reserve(s->budget, &one, shared ? &held : NULL, err);
+		r = queue_reserve(s->budget, &place, shared ? &held : NULL, err);
 	if (r)
 		return r;
-	queue_release(s->budget, &one);
-	return auth_check_quota(principal, err);
+	r = auth_check_quota(principal, err);
+	if (r)
+		service_give_place(s);
+	return r;
+}
+
+void service_give_place(struct service *s)
+{
+	queue_release(s->budget, &place);
 }
 
 static struct query_limits limits_of(const struct service *s, const struct teacher_info *info)

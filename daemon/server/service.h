@@ -46,9 +46,11 @@ struct service *service_close(struct service *s);      // NULL is fine; returns 
 
 // 0 when score requests are taken; ERROR_UNAVAILABLE while loading, after a failure, or draining.
 int service_check_ready(const struct service *s, struct error *err);
-// What is sure to be refused for now, whatever it asks, before anybody reads it: not ready, too many requests under way, the quota of who asks
-// used up. (The refusal is the caller's to count: service_reject.)
-int service_check_room(struct service *s, struct principal *principal, struct error *err);
+// A place among the requests under way, for one that is still to be read: refuses what is sure to be refused for now, whatever it asks (not
+// ready, too many requests under way, the quota of who asks used up; the refusal is the caller's to count: service_reject). The place is
+// given back just before the request, read, is handed in, or when it will not be.
+int service_take_place(struct service *s, struct principal *principal, struct error *err);
+void service_give_place(struct service *s);
 // Of a question to the teacher of that number; once ready.
 void service_limits(struct service *s, uint32_t teacher, struct query_limits *ret_limits, uint32_t *ret_max_sequences);
 uint32_t service_max_tokens(const struct service *s);      // of a sequence, whoever is asked: for decoders
