@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <gnutls/gnutls.h>
 #include <gnutls/x509.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,13 +18,16 @@
 #define SERVER_MAX_HANDSHAKE 16384   // bytes of one message of a client's: it has no certificates to send
 
 struct tls {
+	atomic_uint n_references;                    // who opened it, and sessions
 	gnutls_certificate_credentials_t credentials;
 	gnutls_priority_t priorities;
+	int64_t expiry;
 	bool server;
 };
 
 struct tls_session {
 	gnutls_session_t gnutls;
+	struct tls *tls;
 	bool server, greeted, failed, writing;       // failed: not a word more; writing: half a record is out
 	char name[TLS_NAME_BYTES];
 	gnutls_typed_vdata_st checks[2];             // of the certificate; GnuTLS keeps the pointer
@@ -34,17 +38,26 @@ struct tls_session {
 static struct tls *tls_new(bool server, struct error *err)
 {
 	struct tls *t = calloc(1, sizeof *t);
-	if (t)
+	if (t) {
+		atomic_init(&t->n_references, 1);
 		t->server = server;
+	}
 	if (t && !gnutls_certificate_allocate_credentials(&t->credentials) && !gnutls_priority_init(&t->priorities, TLS_PRIORITIES, NULL))
 		return t;
 	error_set(err, ERROR_MEMORY, NULL, "no memory for TLS");
 	return tls_close(t);
 }
 
+struct tls *tls_ref(struct tls *t)
+{
+	if (t)
+		atomic_fetch_add_explicit(&t->n_references, 1, memory_order_relaxed);
+	return t;
+}
+
 struct tls *tls_close(struct tls *t)
 {
-	if (!t)
+	if (!t || atomic_fetch_sub_explicit(&t->n_references, 1, memory_order_acq_rel) != 1)
 		return NULL;
 	if (t->priorities)
 		gnutls_priority_deinit(t->priorities);
@@ -52,6 +65,44 @@ struct tls *tls_close(struct tls *t)
 		gnutls_certificate_free_credentials(t->credentials);
 	free(t);
 	return NULL;
+}
+
+// Of all that are sent: a client that is to trust the first needs each of them.
+static int64_t find_expiry(gnutls_certificate_credentials_t credentials)
+{
+	int64_t first = INT64_MAX;
+	gnutls_datum_t der;
+	for (unsigned i = 0; gnutls_certificate_get_crt_raw(credentials, 0, i, &der) == 0; i++) {
+		gnutls_x509_crt_t c;
+		if (gnutls_x509_crt_init(&c))
+			continue;
+		int64_t end = gnutls_x509_crt_import(c, &der, GNUTLS_X509_FMT_DER) ? INT64_MAX : gnutls_x509_crt_get_expiration_time(c);
+		gnutls_x509_crt_deinit(c);
+		first = end < first ? end : first;
+	}
+	return first;
+}
+
+int64_t tls_expiry(const struct tls *t)
+{
+	return t->expiry;
+}
+
+bool tls_is_same(const struct tls *a, const struct tls *b)
+{
+	for (unsigned i = 0;; i++) {
+		gnutls_datum_t one, other;
+		int r = gnutls_certificate_get_crt_raw(a->credentials, 0, i, &one), s = gnutls_certificate_get_crt_raw(b->credentials, 0, i, &other);
+		if (r || s)
+			return r && s;
+		if (one.size != other.size || memcmp(one.data, other.data, one.size))
+			return false;
+	}
+}
+
+int tls_lend(const struct tls *t, void *gnutls_session)
+{
+	return gnutls_credentials_set(gnutls_session, GNUTLS_CRD_CERTIFICATE, t->credentials) ? -ENOMEM : 0;
 }
 
 int tls_open_server(const char *certificate, const char *key, struct tls **ret_tls, struct error *err)
@@ -64,9 +115,9 @@ int tls_open_server(const char *certificate, const char *key, struct tls **ret_t
 	int r = gnutls_certificate_set_x509_key_mem2(t->credentials, &c, &k, GNUTLS_X509_FMT_PEM, NULL, 0);
 	if (r < 0) {
 		tls_close(t);
-		return error_set(err, ERROR_INVALID, "tls-certificate", "tls-certificate and tls-key: not a certificate and its own key (%s)",
-				 gnutls_strerror(r));
+		return error_set(err, ERROR_INVALID, "tls-certificate", "not a certificate and its own key (%s)", gnutls_strerror(r));
 	}
+	t->expiry = find_expiry(t->credentials);
 	*ret_tls = t;
 	return 0;
 }
@@ -116,10 +167,12 @@ static void session_free(struct tls_session *s)
 {
 	if (s && s->gnutls)
 		gnutls_deinit(s->gnutls);
+	if (s)
+		tls_close(s->tls);
 	free(s);
 }
 
-static int session_new(int fd, const struct tls *tls, const char *name, struct tls_session **ret, struct error *err)
+static int session_new(int fd, struct tls *tls, const char *name, struct tls_session **ret, struct error *err)
 {
 	struct tls_session *s = calloc(1, sizeof *s);
 	if (!s || gnutls_init(&s->gnutls, (tls->server ? GNUTLS_SERVER : GNUTLS_CLIENT) | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL) ||
@@ -134,6 +187,7 @@ static int session_new(int fd, const struct tls *tls, const char *name, struct t
 		session_free(s);
 		return r;
 	}
+	s->tls = tls_ref(tls);
 	s->server = tls->server;
 	if (s->server)
 		gnutls_handshake_set_max_packet_length(s->gnutls, SERVER_MAX_HANDSHAKE);
@@ -143,7 +197,7 @@ static int session_new(int fd, const struct tls *tls, const char *name, struct t
 	return 0;
 }
 
-int transport_open(int fd, const struct tls *tls, const char *name, struct transport *ret_transport, struct error *err)
+int transport_open(int fd, struct tls *tls, const char *name, struct transport *ret_transport, struct error *err)
 {
 	struct transport t = {.fd = fd};
 	int r = tls ? session_new(fd, tls, name, &t.session, err) : 0;

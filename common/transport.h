@@ -5,10 +5,11 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 struct error;
-struct tls;                // what a server shows, or whom a client trusts; any number of sessions and threads use one
+struct tls;                // what a server shows, or whom a client trusts; any number of sessions and threads use one, and it goes with the last
 struct tls_session;
 
 // GnuTLS's words, at both doors and in clients, for: TLS 1.2 and 1.3, no cipher below 128 bits.
@@ -20,7 +21,12 @@ struct tls_session;
 int tls_open_server(const char *certificate, const char *key, struct tls **ret_tls, struct error *err);
 // ca: file of PEM certificates that are trusted; NULL = the system's. Field "ca".
 int tls_open_client(const char *ca, struct tls **ret_tls, struct error *err);
-struct tls *tls_close(struct tls *tls);      // after its sessions; NULL is fine; returns NULL
+struct tls *tls_ref(struct tls *tls);        // another hold; any thread. NULL is fine
+struct tls *tls_close(struct tls *tls);      // one hold less: sessions have their own; NULL is fine; returns NULL
+int64_t tls_expiry(const struct tls *tls);   // a server's: when the first of its certificates expires, seconds since 1970
+bool tls_is_same(const struct tls *a, const struct tls *b);      // servers' that show the same certificates
+// A session of GnuTLS's that somebody else makes, before its handshake: it shows tls's certificate. Hold tls until it is over.
+int tls_lend(const struct tls *tls, void *gnutls_session);
 
 struct transport {
 	int fd;                              // -1 = closed
@@ -29,7 +35,7 @@ struct transport {
 
 // tls NULL: plain, which cannot fail. name: whose certificate a client expects, a host's name or numeric address; NULL in a server. fd is
 // taken on success.
-int transport_open(int fd, const struct tls *tls, const char *name, struct transport *ret_transport, struct error *err);
+int transport_open(int fd, struct tls *tls, const char *name, struct transport *ret_transport, struct error *err);
 void transport_close(struct transport *t);   // at once, with TLS's farewell if the socket takes it; closed before is fine
 
 // Does what can be done of the handshake. 0: it is over (of plain ones at once). -EAGAIN: wait for the descriptor. -ECONNRESET: the other

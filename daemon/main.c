@@ -13,7 +13,6 @@
 #include "common/error.h"
 #include "common/heap.h"
 #include "common/provenance.h"
-#include "common/transport.h"
 #include "daemon/arguments.h"
 #include "daemon/clock.h"
 #include "daemon/idle.h"
@@ -45,8 +44,7 @@ struct daemon {
 	int signal_fd, event_fd;
 	struct listeners listeners;
 	struct auth *auth;
-	struct tls_files tls_files;        // of both doors
-	struct tls *tls;                   // the same as the binary door needs it; NULL = plain
+	struct tls_current tls;            // of both doors
 	struct supervisor *supervisor;
 	struct store *store;
 	struct teacher *teacher;
@@ -120,13 +118,21 @@ static int open_store(struct daemon *d, struct error *err)
 	return 0;
 }
 
+static void log_certificate(struct daemon *d)
+{
+	char date[TLS_DATE_BYTES];
+	tls_current_date(&d->tls, date);
+	log_about(LOG_NOTICE, "KD_SETTING", "tls-certificate", "tls-certificate: good until %s", date);
+}
+
 static int open_auth(struct daemon *d, struct error *err)
 {
 	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
-	bool encrypted = options_tls(&d->options, path, key);
-	int r = encrypted ? tls_files_open(path, key, &d->tls_files, err) : 0;
-	if (!r && encrypted)
-		r = tls_open_server(d->tls_files.certificate, d->tls_files.key, &d->tls, err);
+	struct tls *tls = NULL;
+	int r = options_tls(&d->options, path, key) ? tls_open_files(path, key, &tls, err) : 0;
+	tls_current_init(&d->tls, tls);
+	if (tls)
+		log_certificate(d);
 	bool closed = options_tokens(&d->options, path);
 	if (!r)
 		r = auth_open(closed ? path : NULL, &d->auth, err);
@@ -158,13 +164,14 @@ static int open_doors(struct daemon *d, struct error *err)
 {
 	const struct options *o = &d->options;
 	struct service_options s;
-	struct http_options h = {.listen_fd = d->listeners.http_fd, .inherited = d->listeners.http_inherited, .tls = &d->tls_files,
+	struct http_options h = {.listen_fd = d->listeners.http_fd, .inherited = d->listeners.http_inherited, .tls = &d->tls,
 		.max_connections = (uint32_t)o->max_connections};
 	struct socket_options b = {.listen_fds = d->listeners.socket_fds, .n_listen_fds = d->listeners.n_sockets,
 		.inherited = d->listeners.sockets_inherited, .max_connections = (uint32_t)o->max_connections,
-		.tls = d->tls};
+		.tls = &d->tls};
 	reload_service_options(o, &s);
 	s.auth = d->auth;
+	s.tls = &d->tls;
 	s.stop_signal = &stop_signal;
 	int r = service_open(&s, d->teacher, d->store, d->supervisor, &d->service, err);
 	if (!r && h.listen_fd >= 0 && !(r = http_open(&h, d->service, &d->http, err)))
@@ -272,7 +279,7 @@ static int on_teacher(struct daemon *d)
 static void on_hangup(struct daemon *d)
 {
 	struct signalfd_siginfo info;
-	const struct reload r = {.options = &d->options, .argv = d->argv, .auth = d->auth, .tls = &d->tls_files, .service = d->service,
+	const struct reload r = {.options = &d->options, .argv = d->argv, .auth = d->auth, .tls = &d->tls, .service = d->service,
 		.teacher = d->teacher, .store = d->store, .supervisor = d->supervisor};
 	if (read(d->signal_fd, &info, sizeof info) != sizeof info)
 		return;
@@ -309,6 +316,7 @@ static int daemon_loop(struct daemon *d)
 	while (status < 0) {
 		bool loading = teacher_state(d->teacher) == TEACHER_LOADING;
 		tell_status(d);
+		tls_current_watch(&d->tls);
 		int look = shorter(notify_timeout(&d->notify, loading), STATUS_MS);
 		int n = poll(fds, sizeof fds / sizeof *fds, shorter(look, teacher_check(d->teacher)));
 		if (loading)
@@ -350,8 +358,7 @@ static void daemon_close(struct daemon *d)
 	teacher_close(d->teacher);
 	service_close(d->service);
 	auth_close(d->auth);
-	tls_close(d->tls);
-	tls_files_close(&d->tls_files);
+	tls_current_done(&d->tls);
 	store_close(d->store);
 	uint64_t now = clock_ms();
 	supervisor_close(d->supervisor, deadline > now + 1000 ? deadline - now : 1000);

@@ -312,17 +312,15 @@ static void check_secrets(const struct checking *c)
 	const struct options *o = c->o;
 	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
 	struct auth *auth = NULL;
-	struct tls_files files = {0};
 	struct tls *tls = NULL;
 	struct error err = {0};
 	if (options_tokens(o, path) && auth_open(path, &auth, &err))
 		add_at(c, o->where.tokens, &err);
 	else
 		auth_close(auth);
-	if (options_tls(o, path, key) && (tls_files_open(path, key, &files, &err) || tls_open_server(files.certificate, files.key, &tls, &err)))
+	if (options_tls(o, path, key) && tls_open_files(path, key, &tls, &err))
 		add_at(c, strcmp(err.field, "tls-key") == 0 ? o->where.tls_key : o->where.tls_certificate, &err);
 	tls_close(tls);
-	tls_files_close(&files);
 }
 
 void options_check_files(const struct options *o, struct config_errors *all)

@@ -82,36 +82,34 @@ static void read_tokens(const struct reload *r, const struct options *fresh, str
 		config_errors_add(all, &err);
 }
 
-static bool is_same_text(const char *a, const char *b)
-{
-	return a && b ? strcmp(a, b) == 0 : a == b;
-}
-
-// The doors keep what they show; but files that are no good, or others by now, are found here and not by the next start.
-static void check_certificate(const struct reload *with, const struct options *fresh, struct config_errors *all, bool *ret_other)
+// Likewise: doors that began encrypted stay so, and plain ones plain, since their listeners were allowed as that.
+static bool certificate_moves(const struct reload *r, const struct options *fresh)
 {
 	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
-	struct tls_files now = {0};
-	struct tls *tls = NULL;
+	return options_tls(fresh, path, key) == tls_current_is_on(r->tls);
+}
+
+// Also where it waits for a restart: files that are no good are found here and not by that.
+static void read_certificate(const struct options *fresh, struct config_errors *all, struct tls **ret_tls)
+{
+	char path[OPTIONS_PATH_BYTES], key[OPTIONS_PATH_BYTES];
 	struct error err = {0};
-	int r = options_tls(fresh, path, key) ? tls_files_open(path, key, &now, &err) : 0;
-	if (!r && now.certificate)
-		r = tls_open_server(now.certificate, now.key, &tls, &err);
-	if (r)
+	if (options_tls(fresh, path, key) && tls_open_files(path, key, ret_tls, &err))
 		config_errors_add(all, &err);
-	tls_close(tls);
-	*ret_other = !is_same_text(now.certificate, with->tls->certificate) || !is_same_text(now.key, with->tls->key);
-	tls_files_close(&now);
 }
 
 // ---- what changes
 
-static bool may_move(const struct reload *r, const struct config_option *row, const struct options *fresh)
-{
-	return row->reloadable && (strcmp(row->name, "tokens") != 0 || tokens_move(r, fresh));
-}
+struct changes { bool tokens, certificate; char restart[RELOADS_NAMES_BYTES]; uint32_t n, n_restart; };     // the first two: whether they may
 
-struct changes { char restart[RELOADS_NAMES_BYTES]; uint32_t n, n_restart; };
+static bool may_move(const struct changes *c, const struct config_option *row)
+{
+	if (strcmp(row->name, "tokens") == 0)
+		return c->tokens;
+	if (strcmp(row->name, "tls-certificate") == 0 || strcmp(row->name, "tls-key") == 0)
+		return c->certificate;
+	return row->reloadable;
+}
 
 static void add_name(struct changes *c, const char *name)
 {
@@ -128,7 +126,7 @@ static void move_rows(const struct reload *r, struct options *fresh, struct chan
 		char old[VALUE_BYTES], new[VALUE_BYTES];
 		if (config_is_same(row, r->options, fresh))
 			continue;
-		if (!may_move(r, row, fresh)) {
+		if (!may_move(c, row)) {
 			add_name(c, row->name);
 			continue;
 		}
@@ -157,13 +155,28 @@ static void apply(const struct reload *r)
 	log_set_level(reload_log_priority(o));
 }
 
-static void take_over(const struct reload *r, struct options *fresh, bool other_certificate)
+// From here on new connections are shown it.
+static void show(const struct reload *r, struct tls *tls, struct changes *c)
 {
-	struct changes c = {0};
+	char date[TLS_DATE_BYTES];
+	if (!tls_current_change(r->tls, tls))
+		return;
+	tls_current_date(r->tls, date);
+	log_about(LOG_NOTICE, "KD_SETTING", "tls-certificate", "SIGHUP: tls-certificate: another one, good until %s", date);
+	c->n++;
+}
+
+static void take_over(const struct reload *r, struct options *fresh, struct tls *tls)
+{
+	struct changes c = {.tokens = tokens_move(r, fresh), .certificate = certificate_moves(r, fresh)};
 	char tokens[48] = "";
 	move_rows(r, fresh, &c);
-	if (other_certificate && !strstr(c.restart, "tls-"))      // other bytes in the same file
+	if (!c.certificate && !strstr(c.restart, "tls-"))      // a credential came or went
 		add_name(&c, "tls-certificate");
+	if (tls && c.certificate)
+		show(r, tls, &c);
+	else
+		tls_close(tls);
 	apply(r);
 	if (auth_is_closed(r->auth))
 		snprintf(tokens, sizeof tokens, ", %zu tokens", auth_n_tokens(r->auth));
@@ -177,16 +190,17 @@ bool reload(const struct reload *r)
 {
 	struct options fresh = {0};
 	struct config_errors all = {0};
-	bool other_certificate = false;
+	struct tls *tls = NULL;
 	read_fresh(r, &fresh, &all);
 	if (!config_errors_any(&all))
-		check_certificate(r, &fresh, &all, &other_certificate);
+		read_certificate(&fresh, &all, &tls);
 	if (!config_errors_any(&all))
 		read_tokens(r, &fresh, &all);
 	bool good = !config_errors_any(&all);
 	if (good) {
-		take_over(r, &fresh, other_certificate);
+		take_over(r, &fresh, tls);
 	} else {
+		tls_close(tls);
 		log_error("SIGHUP: the settings are refused, nothing was changed:");
 		reload_log_errors("SIGHUP: ", LOG_ERR, &all);
 		reloads_bad(service_reloads(r->service), all.n ? all.items[0].message : "no memory");

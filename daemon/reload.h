@@ -14,13 +14,13 @@ struct store;
 struct supervisor;
 struct supervisor_limits;
 struct teacher;
-struct tls_files;
+struct tls_current;
 
 struct reload {
 	struct options *options;           // those in force; replaced row by row
 	char **argv;                       // of the process
 	struct auth *auth;
-	const struct tls_files *tls;       // what the doors show
+	struct tls_current *tls;           // what the doors show
 	struct service *service;
 	struct teacher *teacher;
 	struct store *store;               // may be NULL

@@ -13,6 +13,7 @@
 #include "daemon/server/auth.h"
 #include "daemon/server/connection_internal.h"
 #include "daemon/server/service.h"
+#include "daemon/server/tls.h"
 #include "daemon/teacher/request.h"
 
 #define HELLO_MAX_BODY 1024          // before a client is known it gets no more
@@ -28,7 +29,10 @@ int connection_new(const struct connection_context *context, int fd, bool encryp
 	struct connection *c = calloc(1, sizeof *c);
 	if (!c)
 		return -ENOMEM;
-	if (transport_open(fd, encrypted ? context->tls : NULL, NULL, &c->transport, NULL)) {
+	struct tls *tls = encrypted ? tls_current_ref(context->tls) : NULL;
+	int r = transport_open(fd, tls, NULL, &c->transport, NULL);
+	tls_close(tls);
+	if (r) {
 		free(c);
 		return -ENOMEM;
 	}

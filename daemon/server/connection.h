@@ -17,6 +17,7 @@ struct error;
 struct principal;
 struct queue;
 struct request_item;
+struct tls_current;
 
 #define CONNECTION_AHEAD 512       // holds small frames whole: PING, CALL, SCORE of some tokens
 
@@ -36,7 +37,7 @@ struct connection_context {        // the same for all connections of a door
 	struct service *service;
 	struct queue *returned;        // where items go when they are done, from any thread
 	struct door_settings settings; // of this turn of the loop
-	const struct tls *tls;         // NULL = no connection is encrypted
+	struct tls_current *tls;       // NULL = no connection is encrypted
 	struct connection_complaints *complaints;
 };
 

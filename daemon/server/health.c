@@ -3,10 +3,12 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/buffer.h"
 #include "daemon/server/reloads.h"
 #include "daemon/server/service.h"
+#include "daemon/server/tls.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"
 
@@ -15,6 +17,7 @@
 
 static const char *const names[] = {
 	[HEALTH_DEVICE] = "device", [HEALTH_STORE] = "store", [HEALTH_SPACE] = "space", [HEALTH_CANARY] = "canary",
+	[HEALTH_CERTIFICATE] = "certificate",
 };
 
 const char *health_name(enum health_state state)
@@ -37,6 +40,8 @@ void health_read(struct service *s, struct health *ret)
 	ret->ready = service_check_ready(s, &ret->why) == 0;
 	if (service_store(s))
 		read_store(service_store(s), ret);
+	if (service_tls(s))
+		ret->degraded[HEALTH_CERTIFICATE] = tls_current_expiry(service_tls(s)) <= time(NULL);
 	if (teacher_state(service_teacher(s)) != TEACHER_READY)
 		return;
 	const struct teacher_info *infos = teacher_infos(service_teacher(s), &n);

@@ -15,6 +15,7 @@ enum health_state {
 	HEALTH_STORE,          // the disk refuses answers, or is mounted read-only: they are given, not kept
 	HEALTH_SPACE,          // less than a twentieth of the store's file system, and than 1 GiB, is free
 	HEALTH_CANARY,         // the known answer could not be kept beside the store: the next start has nothing to hold its own against
+	HEALTH_CERTIFICATE,    // that of the doors, or one sent with it, has expired: clients that look refuse it
 	N_HEALTH_STATES
 };
 

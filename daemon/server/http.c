@@ -58,6 +58,16 @@ static void client_left(struct http_connection *c)
 		http_set_deadline(c, LEFT_MS, true);
 }
 
+// libmicrohttpd knows one certificate, that of its start; its session is given the one of now.
+static void show_certificate(struct http *h, struct http_connection *c, struct MHD_Connection *mhd)
+{
+	const union MHD_ConnectionInfo *info = h->encrypted ? MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_GNUTLS_SESSION) : NULL;
+	if (!info)
+		return;
+	c->tls = tls_current_ref(h->options.tls);
+	(void)tls_lend(c->tls, info->tls_session);     // without it there is no_certificate(), and the handshake fails
+}
+
 static void connection_changed(void *arg, struct MHD_Connection *mhd, void **context, enum MHD_ConnectionNotificationCode what)
 {
 	struct http *h = arg;
@@ -73,12 +83,14 @@ static void connection_changed(void *arg, struct MHD_Connection *mhd, void **con
 			c->next->previous = c;
 		h->connections = c;
 		*context = c;
+		show_certificate(h, c, mhd);
 		watch(h, c);
 	} else if (c) {
 		epoll_ctl(h->epoll_fd, EPOLL_CTL_DEL, c->fd, NULL);
 		if (c->next)
 			c->next->previous = c->previous;
 		*(c->previous ? &c->previous->next : &h->connections) = c->next;
+		tls_close(c->tls);
 		free(c);
 		*context = NULL;
 	}
@@ -236,14 +248,22 @@ static int epoll_add(struct http *h, int fd, void *what)
 	return epoll_ctl(h->epoll_fd, EPOLL_CTL_ADD, fd, &e) ? -errno : 0;
 }
 
+// A gnutls_certificate_retrieve_function2 for a session without a certificate: GnuTLS ends the handshake.
+static int no_certificate(void *session, const void *authorities, int n_authorities, const void *algorithms, int n_algorithms, void *ret_chain,
+			  unsigned *ret_n, void *ret_key)
+{
+	(void)session, (void)authorities, (void)n_authorities, (void)algorithms, (void)n_algorithms, (void)ret_chain, (void)ret_n, (void)ret_key;
+	return -1;
+}
+
 static int start_daemon(struct http *h, struct error *err)
 {
-	const struct tls_files *tls = h->options.tls;
-	struct MHD_OptionItem encrypted[] = {{MHD_OPTION_HTTPS_MEM_CERT, 0, tls->certificate}, {MHD_OPTION_HTTPS_MEM_KEY, 0, tls->key},
+	struct MHD_OptionItem encrypted[] = {{MHD_OPTION_HTTPS_CERT_CALLBACK, 0, (void *)no_certificate},
 		{MHD_OPTION_HTTPS_PRIORITIES, 0, (char[]){TLS_PRIORITIES}}, {MHD_OPTION_END, 0, NULL}};
-	if (tls->certificate && MHD_is_feature_supported(MHD_FEATURE_TLS) != MHD_YES)
+	h->encrypted = h->options.tls && tls_current_is_on(h->options.tls);
+	if (h->encrypted && MHD_is_feature_supported(MHD_FEATURE_TLS) != MHD_YES)
 		return error_set(err, ERROR_UNSUPPORTED, "tls-certificate", "tls-certificate: this libmicrohttpd was built without TLS");
-	unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (tls->certificate ? MHD_USE_TLS : 0u);
+	unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (h->encrypted ? MHD_USE_TLS : 0u);
 	h->daemon = MHD_start_daemon(flags, 0, NULL, NULL, http_request_handle, h,
 				     MHD_OPTION_LISTEN_SOCKET, (MHD_socket)h->options.listen_fd,
 				     MHD_OPTION_CONNECTION_LIMIT, (unsigned)h->options.max_connections,
@@ -252,10 +272,8 @@ static int start_daemon(struct http *h, struct error *err)
 				     MHD_OPTION_URI_LOG_CALLBACK, http_request_begin, h,
 				     MHD_OPTION_NOTIFY_COMPLETED, http_request_end, h,
 				     MHD_OPTION_NOTIFY_CONNECTION, connection_changed, h,
-				     MHD_OPTION_ARRAY, tls->certificate ? encrypted : &encrypted[3],
+				     MHD_OPTION_ARRAY, h->encrypted ? encrypted : &encrypted[2],
 				     MHD_OPTION_END);
-	if (!h->daemon && tls->certificate)
-		return error_set(err, ERROR_INVALID, "tls-certificate", "tls-certificate and tls-key: not a certificate and its own key");
 	if (!h->daemon)
 		return error_set(err, ERROR_IO, "http", "libmicrohttpd did not start");
 	const union MHD_DaemonInfo *info = MHD_get_daemon_info(h->daemon, MHD_DAEMON_INFO_EPOLL_FD);

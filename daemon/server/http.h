@@ -8,11 +8,11 @@
 struct error;
 struct http;
 struct service;
-struct tls_files;
+struct tls_current;
 
 struct http_options {
 	int listen_fd;                     // taken over
-	const struct tls_files *tls;       // must stay; without a certificate nothing is encrypted
+	struct tls_current *tls;           // must stay; if it is on, TLS is spoken and nothing else. NULL: it is not
 	bool inherited;                    // it outlives this process: from the stop on, who connects waits in its backlog for the next one
 	uint32_t max_connections;
 };

@@ -18,6 +18,7 @@
 struct http_connection {
 	struct http_connection *previous, *next;
 	int fd;
+	struct tls *tls;                   // a hold of what it shows; NULL = plain
 	uint64_t deadline_ms;              // then it is shut down; 0 = none
 	bool asked;                        // a request line was read on it
 	bool left;                         // the client sends no more: it has closed, or shut its side
@@ -73,6 +74,7 @@ struct http_request {
 
 struct http {
 	struct http_options options;
+	bool encrypted;
 	struct door_settings settings;     // of this turn of the loop
 	struct service *service;
 	struct MHD_Daemon *daemon;

@@ -12,6 +12,7 @@
 #include "daemon/server/health.h"
 #include "daemon/server/reloads.h"
 #include "daemon/server/service.h"
+#include "daemon/server/tls.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/teacher.h"
 #include "daemon/train/supervisor.h"
@@ -203,6 +204,13 @@ static void encode_reloads(struct buffer *b, struct reloads *reloads)
 	gauge(b, "kd_settings_restart_needed", "Settings that were changed and wait for a restart.", t.n_restart);
 }
 
+static void encode_certificate(struct buffer *b, struct tls_current *tls)
+{
+	if (tls && tls_current_is_on(tls))
+		gauge(b, "kd_tls_certificate_expiry_seconds", "When the doors' certificate expires, or one sent with it, in seconds since 1970.",
+		      (double)tls_current_expiry(tls));
+}
+
 static double resident_bytes(void)
 {
 	unsigned long long pages = 0;
@@ -219,6 +227,7 @@ void metrics_encode(struct buffer *b, struct service *s)
 {
 	encode_health(b, s);
 	encode_reloads(b, service_reloads(s));
+	encode_certificate(b, service_tls(s));
 	encode_requests(b, s);
 	auth_metrics(service_auth(s), b);
 	encode_teacher(b, s);

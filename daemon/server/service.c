@@ -461,3 +461,8 @@ struct reloads *service_reloads(struct service *s)
 {
 	return &s->reloads;
 }
+
+struct tls_current *service_tls(const struct service *s)
+{
+	return s->options.tls;
+}

@@ -18,6 +18,7 @@ struct service;
 struct store;
 struct supervisor;
 struct teacher;
+struct tls_current;
 
 // What both doors hold their clients to. Each takes it anew at every turn of its loop.
 struct door_settings {
@@ -33,6 +34,7 @@ struct service_options {
 	struct queue_cost limits;          // of what may be under way, over both doors
 	struct door_settings doors;
 	struct auth *auth;                 // who may what; not owned
+	struct tls_current *tls;           // what the doors show; not owned. NULL = nothing
 	const _Atomic int *stop_signal;    // no question is taken once it is not 0 (daemon/stop.h); NULL = it never is
 };
 
@@ -88,4 +90,5 @@ struct teacher *service_teacher(const struct service *s);
 struct auth *service_auth(const struct service *s);
 struct store *service_store(const struct service *s);              // or NULL
 struct supervisor *service_supervisor(const struct service *s);    // or NULL
+struct tls_current *service_tls(const struct service *s);          // or NULL
 struct reloads *service_reloads(struct service *s);                // how the settings were read again

@@ -20,6 +20,7 @@
 #include "daemon/server/address.h"
 #include "daemon/server/connection.h"
 #include "daemon/server/service.h"
+#include "daemon/server/tls.h"
 #include "daemon/teacher/request.h"
 
 #define TICK_MS 250                  // how often deadlines are looked at
@@ -280,7 +281,7 @@ int socket_open(const struct socket_options *options, struct service *service, s
 	d->max_connections = options->max_connections;
 	d->inherited = options->inherited;
 	for (size_t i = 0; i < options->n_listen_fds; i++) {
-		d->encrypted[d->n_listeners] = options->tls && !address_is_unix(options->listen_fds[i]);
+		d->encrypted[d->n_listeners] = options->tls && tls_current_is_on(options->tls) && !address_is_unix(options->listen_fds[i]);
 		d->listen_fds[d->n_listeners++] = options->listen_fds[i];
 	}
 	int r = socket_init(d, err);

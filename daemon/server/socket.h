@@ -9,7 +9,7 @@
 struct error;
 struct service;
 struct socket_door;
-struct tls;
+struct tls_current;
 
 #define SOCKET_MAX_LISTENERS 16
 
@@ -18,7 +18,7 @@ struct socket_options {
 	size_t n_listen_fds;               // <= SOCKET_MAX_LISTENERS
 	bool inherited;                    // they outlive this process: the files of unix sockets stay
 	uint32_t max_connections;
-	const struct tls *tls;             // must stay; what TCP listeners speak, and they speak nothing else. NULL: all is plain
+	struct tls_current *tls;           // must stay; if it is on, TCP listeners speak TLS and nothing else. NULL: all is plain
 };
 
 int socket_open(const struct socket_options *options, struct service *service, struct socket_door **ret_door, struct error *err);

@@ -3,15 +3,23 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/transport.h"
+#include "daemon/clock.h"
+#include "daemon/log.h"
 
 #define MAX_FILE (1u << 20)
+#define DAY_S 86400
+#define SOON_S (14 * DAY_S)              // renewers begin at 30 days of 90: by now they have failed for two weeks
+#define DAY_MS (UINT64_C(1000) * DAY_S)
+#define HOUR_MS (UINT64_C(1000) * 3600)
 
 static int read_all(int fd, const char *path, const char *name, bool secret, char *text, struct error *err)
 {
@@ -48,24 +56,96 @@ static int read_text(const char *path, const char *name, bool secret, char **ret
 	return r;
 }
 
-int tls_files_open(const char *certificate_path, const char *key_path, struct tls_files *ret_files, struct error *err)
+static void wipe(char *text)
 {
-	struct tls_files f = {0};
-	int r = read_text(certificate_path, "tls-certificate", false, &f.certificate, err);
+	if (text)
+		explicit_bzero(text, strlen(text));
+	free(text);
+}
+
+int tls_open_files(const char *certificate_path, const char *key_path, struct tls **ret_tls, struct error *err)
+{
+	char *certificate = NULL, *key = NULL;
+	struct error why = {0};
+	int r = read_text(certificate_path, "tls-certificate", false, &certificate, err);
 	if (!r)
-		r = read_text(key_path, "tls-key", true, &f.key, err);
-	if (r)
-		tls_files_close(&f);
-	else
-		*ret_files = f;
+		r = read_text(key_path, "tls-key", true, &key, err);
+	if (!r && tls_open_server(certificate, key, ret_tls, &why))
+		r = error_set(err, why.code, "tls-certificate", "tls-certificate = %.100s, tls-key = %.100s: %s", certificate_path, key_path,
+			      why.message);
+	free(certificate);
+	wipe(key);
 	return r;
 }
 
-void tls_files_close(struct tls_files *f)
+// ---- what is shown now
+
+void tls_current_init(struct tls_current *c, struct tls *tls)
 {
-	if (f->key)
-		explicit_bzero(f->key, strlen(f->key));
-	free(f->key);
-	free(f->certificate);
-	*f = (struct tls_files){0};
+	*c = (struct tls_current){.tls = tls};
+	pthread_mutex_init(&c->lock, NULL);
+}
+
+void tls_current_done(struct tls_current *c)
+{
+	c->tls = tls_close(c->tls);
+	pthread_mutex_destroy(&c->lock);
+}
+
+struct tls *tls_current_ref(struct tls_current *c)
+{
+	pthread_mutex_lock(&c->lock);
+	struct tls *tls = tls_ref(c->tls);
+	pthread_mutex_unlock(&c->lock);
+	return tls;
+}
+
+bool tls_current_is_on(struct tls_current *c)
+{
+	struct tls *tls = tls_current_ref(c);
+	tls_close(tls);
+	return tls != NULL;
+}
+
+bool tls_current_change(struct tls_current *c, struct tls *tls)
+{
+	pthread_mutex_lock(&c->lock);
+	struct tls *old = c->tls;
+	c->tls = tls;
+	pthread_mutex_unlock(&c->lock);
+	bool other = !tls_is_same(old, tls);
+	tls_close(old);
+	c->look_ms = other ? 0 : c->look_ms;
+	return other;
+}
+
+int64_t tls_current_expiry(struct tls_current *c)
+{
+	struct tls *tls = tls_current_ref(c);
+	int64_t expiry = tls ? tls_expiry(tls) : INT64_MAX;
+	tls_close(tls);
+	return expiry;
+}
+
+void tls_current_date(struct tls_current *c, char ret_text[TLS_DATE_BYTES])
+{
+	time_t expiry = (time_t)tls_current_expiry(c);
+	struct tm tm;
+	if (!gmtime_r(&expiry, &tm) || !strftime(ret_text, TLS_DATE_BYTES, "%Y-%m-%dT%H:%M:%SZ", &tm))
+		memcpy(ret_text, "never", sizeof "never");
+}
+
+void tls_current_watch(struct tls_current *c)
+{
+	char date[TLS_DATE_BYTES];
+	int64_t expiry = tls_current_expiry(c), now = time(NULL);
+	if (clock_ms() < c->look_ms || expiry == INT64_MAX)
+		return;
+	c->look_ms = clock_ms() + (expiry - now < SOON_S ? DAY_MS : HOUR_MS);
+	tls_current_date(c, date);
+	if (expiry <= now)
+		log_about(LOG_WARNING, "KD_SETTING", "tls-certificate", "tls-certificate: it expired at %s: clients that look refuse it", date);
+	else if (expiry - now < SOON_S)
+		log_about(LOG_WARNING, "KD_SETTING", "tls-certificate", "tls-certificate: it expires at %s, in %" PRId64 " h: renew it, then SIGHUP",
+			  date, (expiry - now) / 3600);
 }

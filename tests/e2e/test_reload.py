@@ -196,6 +196,26 @@ class Settings(Reloaded):
         self.d.stop()
         wait_until(lambda: told.has("EXTEND_TIMEOUT_USEC=22000000"), "the new deadline")     # and 15 s for the rest
 
+    def probe_tls(self, name, file):
+        """The other file, and what is in the first does not matter any more."""
+        from test_certificates import Encrypted
+        e = Encrypted()
+        e.directory, e.conf, e.addCleanup = self.directory, self.conf, self.addCleanup
+        self.d.stop()
+        e.start_encrypted()
+        trusted = e.renew()
+        os.rename(getattr(e, file), getattr(e, file) + ".other")
+        e.change(e.rows.replace("%s\n" % getattr(e, file), "%s.other\n" % getattr(e, file)))
+        e.shown(trusted)
+        self.d = e.d
+        self.assertRegex(self.d.log(), "SIGHUP: %s: .* -> .*[.]other" % name)
+
+    def probe_tls_certificate(self):
+        self.probe_tls("tls-certificate", "certificate")
+
+    def probe_tls_key(self):
+        self.probe_tls("tls-key", "key")
+
     def probe_log_level(self):
         self.change("log-level = error\n")
         n = self.d.log().count("settings read again")
@@ -381,32 +401,6 @@ class Refused(Reloaded):
         self.change("max-spans = 50\nmax-sequences = 60\n")
         self.assertNotIn("->", d.log())
         self.assertEqual(self.settings()["restart_needed"], [])
-
-
-class Certificates(Reloaded):
-    def make(self, path):
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj",
-                        "/CN=kdserved test", "-out", path + ".pem", "-keyout", path + ".key"], check=True, capture_output=True)
-        os.chmod(path + ".key", 0o600)
-
-    @unittest.skipUnless(shutil.which("openssl"), "openssl makes the certificates")
-    def test_other_files_are_checked_and_named(self):
-        path = os.path.join(self.directory, "shown")
-        self.make(path)
-        self.write("tls-certificate = %s.pem\ntls-key = %s.key\n" % (path, path))
-        self.start()
-
-        def reload(pattern):
-            n = len(self.d.lines)
-            self.d.process.send_signal(signal.SIGHUP)
-            wait_until(lambda: self.d.log() and any(re.search(pattern, line) for line in self.d.lines[n:]), pattern)
-        reload("settings read again: 0 changed")
-        self.assertNotIn("restart", self.d.log())
-        self.make(path)
-        reload("a restart is needed for: tls-certificate$")
-        with open(path + ".pem", "w") as f:
-            f.write("no certificate")
-        reload("tls-certificate = .*shown.pem: not a PEM file")
 
 
 class Load(Reloaded):

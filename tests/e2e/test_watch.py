@@ -12,6 +12,7 @@ import unittest
 
 import kdserved
 from kdserved import Closed, Daemon, ProtocolError, wait_until
+from test_tls import make
 
 SOURCE = os.environ.get("top_srcdir", os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".."))
 SCRAPE_S = float(os.environ.get("KDSERVED_TEST_SCRAPE_S", "0.010"))
@@ -127,7 +128,7 @@ class Health(unittest.TestCase):
             self.assertEqual(d.get("/ready")[1].get("degraded", []), [])
             m = d.metrics()
             self.assertEqual({name: v for name, v in m.items() if name.startswith("kd_degraded")},
-                             {'kd_degraded{state="%s"}' % s: 0 for s in ("device", "store", "space", "canary")})
+                             {'kd_degraded{state="%s"}' % s: 0 for s in ("device", "store", "space", "canary", "certificate")})
             self.assertAlmostEqual(m["kd_start_time_seconds"], time.time(), delta=600)
         finally:
             d.stop()
@@ -191,9 +192,13 @@ class Shipped(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.store = kdserved.tempfile.mkdtemp(prefix="kdserved-e2e-")
-        cls.daemon = Daemon("--store", os.path.join(cls.store, "store"), "--runs", os.path.join(cls.store, "runs"))
-        cls.names = {name.split("{")[0] for name in cls.daemon.metrics()}
-        cls.series = set(cls.daemon.metrics())
+        certificate, key = make(cls.store)["good"]
+        cls.daemon = Daemon("--store", os.path.join(cls.store, "store"), "--runs", os.path.join(cls.store, "runs"), "--tls-certificate",
+                            certificate, "--tls-key", key)
+        with cls.daemon.client() as c:
+            cls.text = c.call("GET", "/metrics")[1].decode()
+        cls.series = {line.rsplit(" ", 1)[0] for line in cls.text.splitlines() if not line.startswith("#")}
+        cls.names = {name.split("{")[0] for name in cls.series}
 
     @classmethod
     def tearDownClass(cls):
@@ -228,9 +233,8 @@ class Shipped(unittest.TestCase):
     def test_every_stage_has_a_histogram_and_every_metric_a_help_and_a_type(self):
         for stage in "request", "queue", "batch", "forward", "epilogue", "encode", "store_append", "training_step":
             self.assertIn("kd_%s_seconds_bucket" % stage, self.names)
-        text = self.daemon.http("GET", "/metrics")[2].decode()
-        described = set(re.findall(r"^# HELP (\S+) \S", text, re.M))
-        self.assertEqual(described, set(re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", text, re.M)))
+        described = set(re.findall(r"^# HELP (\S+) \S", self.text, re.M))
+        self.assertEqual(described, set(re.findall(r"^# TYPE (\S+) (?:counter|gauge|histogram)$", self.text, re.M)))
         self.assertEqual(described, {re.sub(r"(_seconds)_(bucket|sum|count)$", r"\1", n) for n in self.names})
 
 

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/error.h"
@@ -405,6 +406,49 @@ static void test_bad_files_and_names_are_named(void **state)
 	assert_null(tls_close(NULL));
 }
 
+// A server takes up another certificate: who is connected goes on with what it began with.
+static void test_a_session_outlives_what_it_was_opened_with(void **state)
+{
+	(void)state;
+	struct certificate_pair renewed;
+	struct error err = {0};
+	struct ends e;
+	struct tls *other = NULL;
+	char bytes[8];
+	certificate_make(&(struct certificate_kind){.name = "good", .dns = "teacher.example", .ip = "127.0.0.1", .begin_s = -DAY, .end_s = 9 * DAY}, &ca,
+			 &renewed);
+	ends_open(&e, &good, ca_path, "127.0.0.1");
+	assert_int_equal(tls_open_server(renewed.certificate, renewed.key, &other, &err), 0);
+	assert_true(tls_is_same(e.server_tls, e.server_tls) && !tls_is_same(e.server_tls, other));
+	assert_true(tls_expiry(e.server_tls) - time(NULL) <= DAY && tls_expiry(e.server_tls) - time(NULL) > DAY - 600);
+	assert_true(tls_expiry(other) - time(NULL) > 9 * DAY - 600);
+	e.server_tls = tls_close(e.server_tls);          // in the middle of the handshake, too
+	e.client_tls = tls_close(e.client_tls);
+	greet(&e);
+	assert_int_equal(transport_write(&e.server, "still", 5, &err), 5);
+	assert_int_equal(transport_read(&e.client, bytes, sizeof bytes, &err), 5);
+	ends_close(&e);
+	assert_null(tls_close(tls_ref(other)));
+	tls_close(other);
+	assert_null(tls_ref(NULL));
+}
+
+// The one that vouches may end before the one that is vouched for.
+static void test_the_first_of_a_chain_to_expire_counts(void **state)
+{
+	(void)state;
+	struct certificate_pair above, leaf;
+	struct error err = {0};
+	struct tls *t = NULL;
+	char chain[2 * CERTIFICATE_BYTES];
+	certificate_make(&(struct certificate_kind){.name = "above", .begin_s = -DAY, .end_s = 3 * DAY}, NULL, &above);
+	certificate_make(&(struct certificate_kind){.name = "leaf", .dns = "teacher.example", .begin_s = -DAY, .end_s = 30 * DAY}, &above, &leaf);
+	snprintf(chain, sizeof chain, "%s%s", leaf.certificate, above.certificate);
+	assert_int_equal(tls_open_server(chain, leaf.key, &t, &err), 0);
+	assert_true(tls_expiry(t) - time(NULL) <= 3 * DAY);
+	tls_close(t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -419,6 +463,8 @@ int main(void)
 		cmocka_unit_test(test_a_greeting_that_finds_no_room_says_so),
 		cmocka_unit_test(test_old_versions_are_refused),
 		cmocka_unit_test(test_bad_files_and_names_are_named),
+		cmocka_unit_test(test_a_session_outlives_what_it_was_opened_with),
+		cmocka_unit_test(test_the_first_of_a_chain_to_expire_counts),
 	};
 	return cmocka_run_group_tests(tests, set_up, tear_down);
 }
