@@ -304,16 +304,17 @@ int auth_begin(struct principal *p, const struct queue_cost *cost, struct error 
 		p->held.tokens += cost->tokens;
 		p->held.bytes += cost->bytes;
 		p->n_requests++;
-		p->n_tokens += cost->tokens;
 	}
 	pthread_mutex_unlock(&p->auth->lock);
 	return r;
 }
 
-void auth_end(struct principal *p, const struct queue_cost *cost)
+void auth_end(struct principal *p, const struct queue_cost *cost, uint64_t n_used)
 {
 	pthread_mutex_lock(&p->auth->lock);
 	p->in_flight--;
+	p->balance += p->bearer.rate ? (double)(cost->tokens - n_used) : 0;       // fill_bucket() keeps it within one second's
+	p->n_tokens += n_used;
 	p->held.requests -= cost->requests;
 	p->held.tokens -= cost->tokens;
 	p->held.bytes -= cost->bytes;
@@ -364,7 +365,7 @@ void auth_metrics(struct auth *a, struct buffer *b)
 {
 	static const struct { const char *name, *type, *help; } rows[] = {
 		{"kd_token_requests_total", "counter", "Requests let in, by the token's name."},
-		{"kd_token_tokens_total", "counter", "Tokens of those requests: what was read and what may be generated."},
+		{"kd_token_tokens_total", "counter", "Tokens of those that ended: what was read, and what was generated."},
 		{"kd_token_refused_total", "counter", "Requests refused because the quota was used up."},
 		{"kd_token_in_flight", "gauge", "Requests under way."}};
 	if (!a->closed)

@@ -219,12 +219,12 @@ int service_reserve(struct service *s, struct request *r, const struct queue_cos
 	return 0;
 }
 
-void service_release(struct service *s, struct request *r)
+void service_release(struct service *s, struct request *r, uint64_t n_used)
 {
 	if (!r->cost.requests)
 		return;
 	queue_release(s->budget, &r->cost);
-	auth_end(r->principal, &r->cost);
+	auth_end(r->principal, &r->cost, n_used);
 	r->cost = (struct queue_cost){0};
 	r->principal = principal_unref(r->principal);
 }
@@ -388,7 +388,7 @@ void service_finish(struct service *s, struct request *r)
 {
 	count_outcome(s, r);
 	histogram_append(&s->request_seconds, clock_seconds() - r->accepted_seconds);
-	service_release(s, r);
+	service_release(s, r, r->generate ? service_generated(r) : r->cost.tokens);
 	request_free(r);
 }
 

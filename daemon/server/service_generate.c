@@ -40,14 +40,30 @@ static int check(const struct service *s, struct request *r, struct error *err)
 	return generation_check(r, &limits, err);
 }
 
+static uint64_t prompt_tokens(const struct request *r)
+{
+	uint64_t n = 0;
+	for (uint32_t i = 0; i < r->n_items; i += r->generate->n)
+		n += r->items[i].sequence.n_tokens;
+	return n;
+}
+
 // Prompts once, answers for each sample; the last token chosen is never read, so its place is not needed.
 static uint64_t slots_of(const struct request *r)
 {
 	const struct generation_query *q = r->generate;
-	uint64_t slots = (uint64_t)r->n_items * (q->n_forced + q->max_tokens - 1);
-	for (uint32_t i = 0; i < r->n_items; i += q->n)
-		slots += r->items[i].sequence.n_tokens;
-	return slots;
+	return prompt_tokens(r) + (uint64_t)r->n_items * (q->n_forced + q->max_tokens - 1);
+}
+
+// The same of what came. Prompts count whether or not they were read: else who leaves at the right moment has them read for nothing.
+uint64_t service_generated(const struct request *r)
+{
+	uint64_t n = prompt_tokens(r);
+	for (uint32_t i = 0; i < r->n_items; i++) {
+		uint32_t came = atomic_load(&r->items[i].generation->n_tokens);
+		n += came ? came - 1 : 0;
+	}
+	return n;
 }
 
 static int reserve_slots(struct service *s, struct request *r, struct error *err)
@@ -80,7 +96,7 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 	if (!result)
 		result = reserve_slots(s, r, err);
 	if (result)
-		service_release(s, r);
+		service_release(s, r, 0);
 	return result;
 }
 

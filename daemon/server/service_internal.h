@@ -31,5 +31,7 @@ struct service {
 struct query_limits service_limits_of(const struct service *s, const struct choice *c);
 // Reserves what the request costs, of the server's budget and of its principal's quota, until service_finish; and counts a refusal.
 int service_reserve(struct service *s, struct request *r, const struct queue_cost *cost, struct error *err);
-void service_release(struct service *s, struct request *r);    // gives it back; nothing reserved is fine
+// Gives it back, of the quota all but n_used tokens; nothing reserved is fine.
+void service_release(struct service *s, struct request *r, uint64_t n_used);
+uint64_t service_generated(const struct request *r);           // tokens that an ended generation used of its cost
 int service_refuse(struct service *s, const struct request *r, int result, const struct error *err);

@@ -17,7 +17,7 @@ from kdserved import Closed, Daemon, ProtocolError, wait_until
 
 KDCTL = os.path.join(kdserved.BUILD, "kdctl")
 SCOPES = ("score", "generate", "train", "admin", "none")
-SECRETS = {name: "kds_secret-of-" + name for name in SCOPES + ("expired", "limited", "slow", "narrow")}
+SECRETS = {name: "kds_secret-of-" + name for name in SCOPES + ("expired", "limited", "slow", "narrow", "brief")}
 BODIES = {"/v1/score": {"sequences": [{"tokens": [1, 2, 3]}], "top_k": 2},
           "/v1/generate": {"prompts": [{"tokens": [1, 2]}], "max_tokens": 2},
           "/v1/completions": {"prompt": "the", "max_tokens": 1, "echo": True},
@@ -42,7 +42,7 @@ class Tokens(unittest.TestCase):
         cls.directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
         cls.path = os.path.join(cls.directory, "tokens")
         write(cls.path, line("limited", "score,generate in-flight=2"), line("slow", "score rate=1"),
-              line("narrow", "score,generate k-max=3"))
+              line("narrow", "score,generate k-max=3"), line("brief", "generate rate=20"))
         runs = os.path.join(cls.directory, "runs")
         os.mkdir(runs)
         cls.daemon = Daemon("--tokens", cls.path, "--runs", runs, directory=cls.directory)
@@ -195,6 +195,38 @@ class Tokens(unittest.TestCase):
                     c.score([[1, 2, 3]], top_k=2)
             self.assertEqual(got.exception.code, "overloaded")
 
+    def test_what_was_not_generated_is_given_back(self):
+        body = {"prompts": [{"tokens": [1, 2]}], "max_tokens": 900, "temperature": 0, "ignore_eos": True}
+        used = 'kd_token_tokens_total{token="brief"}'
+
+        def ended():
+            wait_until(lambda: self.daemon_value('kd_token_in_flight{token="brief"}') == 0, "it to end")
+            return self.daemon_value(used)
+
+        def generate(who, **more):
+            status, _, data = self.ask("POST", "/v1/generate", who, dict(body, **more))
+            return status, json.loads(data)
+        first = generate("generate", max_tokens=1)[1]["sequences"][0]["tokens"]
+        for i in range(3):                                      # each is let in for 901 tokens, of a bucket of 20
+            status, reply = generate("brief", stop_ids=first)
+            self.assertEqual((status, reply["sequences"][0]["tokens"]), (200, first))
+            self.assertEqual(ended(), 2 * (i + 1))              # the prompt; the last token of an answer is never read
+        self.assertEqual(generate("brief", n=64)[1]["error"]["code"], "too_large")      # there are no such places
+        self.assertEqual(ended(), 6)
+        self.assertEqual(generate("brief", max_tokens=3)[0], 200)
+        self.assertEqual(ended(), 6 + 4)
+        with socket.create_connection(("127.0.0.1", self.daemon.port), timeout=kdserved.PATIENCE) as s:
+            text = json.dumps(dict(body, n=8, stream=True))
+            s.sendall(("POST /v1/generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\n"
+                       "Content-Length: %d\r\n\r\n%s" % (SECRETS["brief"], len(text), text)).encode())
+            self.assertTrue(s.recv(100).startswith(b"HTTP/1.1 200"))
+        left = ended() - 10
+        self.assertTrue(2 <= left < 2 + 8 * 899, left)
+        status, headers, _ = self.ask("POST", "/v1/generate", "brief", dict(body, max_tokens=899))
+        self.assertEqual(status, 429 if left > 40 else 200)
+        if status == 429:
+            self.assertLessEqual(int(headers["Retry-After"]), left / 20 + 1)
+
     def test_nobody_waits_for_all_of_anothers(self):
         with self.hello(SECRETS["score"]) as heavy, self.hello(SECRETS["admin"]) as light:
             ids = [heavy.start_score([[i * 8 + j + 1] * 900 for j in range(8)], own=True) for i in range(30)]
@@ -209,7 +241,7 @@ class Tokens(unittest.TestCase):
         self.assertGreater(left, 10)       # first come, first served: 0
 
     def daemon_value(self, name):
-        return float(re.search("^%s (.*)$" % name, self.ask("GET", "/metrics", "none")[2].decode(), re.M).group(1))
+        return float(re.search("^%s (.*)$" % re.escape(name), self.ask("GET", "/metrics", "none")[2].decode(), re.M).group(1))
 
     def test_ids_of_a_row(self):
         ask = {"sequences": [{"tokens": [1, 2, 3]}]}

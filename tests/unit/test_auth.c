@@ -208,7 +208,7 @@ static void without_a_file_anybody_may_everything(void **state)
 	struct principal *p = login(f->auth, NULL);
 	assert_int_equal(auth_permit(p, BEARER_ADMIN, NULL), 0);
 	assert_int_equal(auth_begin(p, &(struct queue_cost){1, UINT64_MAX, 0}, NULL), 0);
-	auth_end(p, &(struct queue_cost){1, UINT64_MAX, 0});
+	auth_end(p, &(struct queue_cost){1, UINT64_MAX, 0}, UINT64_MAX);
 	principal_unref(p);
 }
 
@@ -269,10 +269,10 @@ static void requests_under_way_are_bounded(void **state)
 	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), 0);
 	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), 0);
 	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), error_errno(ERROR_OVERLOADED));
-	auth_end(p, &(struct queue_cost){1, 1, 0});
+	auth_end(p, &(struct queue_cost){1, 1, 0}, 1);
 	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), 0);
-	auth_end(p, &(struct queue_cost){1, 1, 0});
-	auth_end(p, &(struct queue_cost){1, 1, 0});
+	auth_end(p, &(struct queue_cost){1, 1, 0}, 1);
+	auth_end(p, &(struct queue_cost){1, 1, 0}, 1);
 	principal_unref(p);
 }
 
@@ -286,8 +286,30 @@ static void tokens_per_second_are_bounded(void **state)
 	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1001, 0}, &err), 0);        // the last of the bucket; it leaves a debt of 1000 tokens, 100 seconds
 	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), error_errno(ERROR_OVERLOADED));
 	assert_in_range(err.retry_s, 99, 101);
-	auth_end(p, &(struct queue_cost){1, 9, 0});
-	auth_end(p, &(struct queue_cost){1, 1001, 0});
+	auth_end(p, &(struct queue_cost){1, 9, 0}, 9);
+	auth_end(p, &(struct queue_cost){1, 1001, 0}, 1001);
+	principal_unref(p);
+}
+
+static void what_was_not_used_is_given_back_and_no_more(void **state)
+{
+	char text[256] = "";
+	struct error err = {0};
+	const struct queue_cost large = {1, 1001, 0}, bucket = {1, 10, 0};
+	line_add(text, sizeof text, "a", "s", "score rate=10");
+	struct principal *p = login(open_with(*state, text), "s");
+	assert_int_equal(auth_begin(p, &large, &err), 0);
+	assert_int_equal(auth_begin(p, &bucket, &err), error_errno(ERROR_OVERLOADED));
+	auth_end(p, &large, 1);
+	assert_int_equal(auth_begin(p, &bucket, &err), 0);             // 1000 of 1001 are back
+	auth_end(p, &bucket, 0);
+	assert_int_equal(auth_begin(p, &bucket, &err), 0);
+	auth_end(p, &bucket, 0);
+	assert_int_equal(auth_begin(p, &large, &err), 0);
+	assert_int_equal(auth_begin(p, &bucket, &err), error_errno(ERROR_OVERLOADED));
+	assert_in_range(err.retry_s, 98, 100);
+	auth_end(p, &large, 1001);
+	assert_int_equal(auth_begin(p, &bucket, &err), error_errno(ERROR_OVERLOADED));
 	principal_unref(p);
 }
 
@@ -330,8 +352,8 @@ static void a_reload_takes_back_changes_and_adds(void **state)
 	file_write(f, "nonsense\n");
 	assert_int_equal(auth_reload(a, f->path, NULL), error_errno(ERROR_INVALID));
 	principal_unref(login(a, "third"));                    // nothing changed
-	auth_end(first, &(struct queue_cost){1, 1, 0});
-	auth_end(first, &(struct queue_cost){1, 1, 0});
+	auth_end(first, &(struct queue_cost){1, 1, 0}, 1);
+	auth_end(first, &(struct queue_cost){1, 1, 0}, 1);
 	principal_unref(first);
 	principal_unref(second);
 }
@@ -344,7 +366,8 @@ int main(void)
 		cmocka_unit_test(a_secret_in_the_wrong_place_is_not_shown), cmocka_unit_test(secrets_differ), WITH_FILE(files_that_are_refused),
 		WITH_FILE(as_many_tokens_as_the_limit), WITH_FILE(without_a_file_anybody_may_everything), cmocka_unit_test(nobody_may_nothing),
 		WITH_FILE(only_known_tokens_are_let_in), WITH_FILE(scopes_are_what_the_line_says), WITH_FILE(requests_under_way_are_bounded),
-		WITH_FILE(tokens_per_second_are_bounded), WITH_FILE(ids_of_a_row_are_bounded), WITH_FILE(a_reload_takes_back_changes_and_adds),
+		WITH_FILE(tokens_per_second_are_bounded), WITH_FILE(what_was_not_used_is_given_back_and_no_more),
+		WITH_FILE(ids_of_a_row_are_bounded), WITH_FILE(a_reload_takes_back_changes_and_adds),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
