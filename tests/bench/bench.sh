@@ -20,7 +20,7 @@ teacher=${BENCH_TEACHER:-$cache/SmolLM2-135M-Instruct.Q4_1.gguf} text=${BENCH_TE
 results=${BENCH_RESULTS:-$here/results}
 export KDSERVED_TEACHER=$teacher THREADS=$threads top_builddir=$build top_srcdir=$top PYTHONDONTWRITEBYTECODE=1
 [ "$short" != 0 ] || short=
-parts="score numeric ops plan train server_overhead storing record wire store verify recovery scale_out fio bytes_per_token"
+parts="score numeric ops plan train queued server_overhead storing record wire store verify recovery scale_out fio bytes_per_token"
 
 pick() { if [ -n "$short" ]; then echo "$1"; else echo "$2"; fi; }         # SHORT WHOLE
 skip() { echo "$*" >&2; exit 77; }
@@ -53,6 +53,10 @@ part_plan() {
 part_train() {
 	[ -n "${BENCH_PYTHON:-}" ] || skip "no PyTorch: set BENCH_PYTHON"
 	bash "$here/train_throughput.sh" "$build" "$BENCH_PYTHON" "$(pick 2 4)" "$threads" "$(pick 1 3)"
+}
+part_queued() {
+	need "$teacher" BENCH_TEACHER
+	python3 "$here/queued.py" "$build" "$teacher" "$(pick 1 3)" "$(pick 16 128)"
 }
 part_server_overhead() {
 	need "$teacher" BENCH_TEACHER

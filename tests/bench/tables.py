@@ -166,6 +166,15 @@ def kept(r):
                    "%.3f" % number(rows[key]["kl"]), "%.3f" % number(rows[key]["mean_abs_error"])] for key, name in KEPT])
 
 
+def queued(r):
+    rows, lines = r.rows(), []
+    for n in sorted({int(row["queued"]) for row in rows}):
+        mine = [row for row in rows if int(row["queued"]) == n]
+        lines.append([str(n), mine[0]["tokens"]] + [show(statistics.median(number(row[key]) for row in mine))
+                                                    for key in ("tokens_s", "tokens_cpu_s", "bytes_per_queued_token")])
+    return table(["sequences that wait at once", "tokens a round", "tokens/s", "tokens per processor second", "bytes more for each that waits"], lines)
+
+
 TABLES = {
     "score": ("score", score),
     "numeric": ("numeric", columns(("form", "numeric"), ("positions", "positions"), ("KL, mean, nats", "kl_mean"), ("largest", "kl_max"),
@@ -174,6 +183,7 @@ TABLES = {
     "ops": ("ops", ops),
     "plan": ("plan", plan),
     "train": ("train", train),
+    "queued": ("queued", queued),
     "doors": ("server_overhead", doors),
     "overhead": ("server_overhead", overhead),
     "storing": ("storing", storing),
