@@ -459,12 +459,13 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats)
 		.streamed_bytes = atomic_load(&t->n_streamed),
 	};
 	for (uint32_t i = 0; i < t->n_members; i++) {
-		ret_stats->n_slots += t->infos[i].architecture.masked ? 0 : t->options.cache_tokens;
 		struct generator_counters *g = &t->members[i].generated;
 		ret_stats->n_generated += atomic_load(&g->n_tokens);
 		ret_stats->n_reused += atomic_load(&g->n_reused);
 		ret_stats->n_generating += atomic_load(&g->n_active) + atomic_load(&g->n_waiting);
 	}
+	for (uint32_t i = 0; i < t->n_members && atomic_load(&t->state) != TEACHER_LOADING; i++)
+		ret_stats->n_slots += t->infos[i].architecture.masked ? 0 : t->options.cache_tokens;
 	if (atomic_load(&t->state) == TEACHER_READY) {
 		struct canary_stats c;
 		canary_stats(t->canary, &c);

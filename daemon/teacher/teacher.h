@@ -78,7 +78,7 @@ struct teacher_stats {
 	uint64_t n_shared;                           // positions of scores that another of the same pass had in common with them
 	uint64_t n_generated, n_reused;              // tokens chosen; positions of prompts found in the cache
 	uint64_t n_generating;                       // samples, waiting or under way
-	uint64_t n_slots, n_slots_used, n_slots_idle;    // places in the cache; idle: kept for who begins alike
+	uint64_t n_slots, n_slots_used, n_slots_idle;    // places in the cache (0 while LOADING); idle: kept for who begins alike
 	uint64_t n_late_allocations;                 // times the device was asked for memory after READY: a fault, if not 0 (cuda)
 	uint64_t memory_bytes;                       // of the device's own memory, taken at start; 0 on a device without any
 	uint64_t streamed_bytes;                     // of weights, read from disk by passes

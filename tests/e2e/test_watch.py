@@ -6,11 +6,13 @@ import json
 import os
 import re
 import socket
+import tempfile
 import threading
 import time
 import unittest
 
 import kdserved
+import tiny_model
 from kdserved import Closed, Daemon, ProtocolError, wait_until
 from test_tls import make
 
@@ -116,6 +118,36 @@ class Accounts(unittest.TestCase):
 
 
 class Health(unittest.TestCase):
+    def test_everything_may_be_asked_while_the_teacher_loads(self):
+        """Until it is there every door says so, and metrics and status have their numbers; what loads it is not disturbed (ThreadSanitizer)."""
+        answers, paths = {}, ["/live", "/ready", "/metrics", "/v1/status", "/v1/model", "/v1/models", "/v1/models/a", "/v1/tokenizer", "/"]
+        ask = {"/v1/score": {"sequences": [{"tokens": [1, 2]}], "own": True}, "/v1/tokenize": {"text": "a"}, "/v1/detokenize": {"tokens": [1]},
+               "/v1/generate": {"prompts": [{"tokens": [1]}], "max_tokens": 1}, "/v1/completions": {"model": "model", "prompt": [1], "max_tokens": 1},
+               "/v1/weights": {"tensor": "head", "ids": [1]}}
+        with tempfile.TemporaryDirectory(prefix="kdserved-e2e-") as directory:
+            model = os.path.join(directory, "model")
+            tiny_model.write(model)
+            tiny_model.pad(model, 400000)            # a file to read for a while
+            with Daemon(model=model, wait=False) as d:
+                wait_until(lambda: d.read_lines(0.01) or d.port, "the HTTP door")
+                while not any(": teacher " in line for line in d.lines):
+                    for path in paths:
+                        answers.setdefault(path, set()).add(d.http("GET", path)[0])
+                    for path, body in ask.items():
+                        answers.setdefault(path, set()).add(d.http("POST", path, body)[0])
+                    try:
+                        d.client().__exit__()
+                    except kdserved.Refused as e:
+                        self.assertEqual(ProtocolError(e.args[0][1]).code, "unavailable")
+                        answers.setdefault("frames", set()).add(503)
+                    d.read_lines(0)
+        for path in "/live", "/metrics", "/v1/status", "/":
+            self.assertEqual(answers[path], {200}, path)
+        answers.pop("/v1/models/a").discard(404)
+        for path, got in answers.items():
+            self.assertLessEqual(got, {200, 503}, path)
+        self.assertIn(503, answers["/ready"], "it was loaded too soon to say anything")
+
     def test_ready_says_why_not_and_live_goes_on(self):
         d = Daemon("--drain-timeout", "5s", wait=False)
         try:
