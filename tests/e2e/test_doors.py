@@ -15,7 +15,7 @@ TEXT = "the cat and the dog in the garden"
 class Doors(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.daemon = Daemon("--max-tokens", "512")
+        cls.daemon = Daemon("--max-tokens", "512", "--write-timeout", "%ds" % kdserved.PATIENCE)     # one of the clients is slow
 
     @classmethod
     def tearDownClass(cls):
