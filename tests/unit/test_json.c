@@ -64,8 +64,10 @@ static void the_whole_question_is_read(void **state)
 	struct json_score s;
 	struct error err = {0};
 	static const char body[] =
-		"{\"sequences\":[{\"tokens\":[1,2,3],\"first\":1},{\"tokens\":[7,8],\"last\":0}],\"top_k\":4,\"top_mass\":0.5,\"dense\":true,"
-		"\"max_prob\":true,\"argmax\":true,\"sum_squares\":true,\"tail\":true,\"draws\":{\"n\":5,\"tau\":0.5,\"seed\":9,\"tail\":true},"
+		"{\"sequences\":[{\"tokens\":[1,2,3],\"first\":1},{\"tokens\":[7,8],\"last\":0}],"
+		"\"top_k\":4,\"top_mass\":0.5,\"dense\":true,"
+		"\"max_prob\":true,\"argmax\":true,\"sum_squares\":true,\"tail\":true,"
+		"\"draws\":{\"n\":5,\"tau\":0.5,\"seed\":9,\"tail\":true},"
 		"\"keep\":[4,2],\"features\":[{\"kind\":\"hidden\",\"layer\":3},{\"kind\":\"v\"}],\"pooling\":\"last\","
 		"\"feature_values\":\"bf16\",\"values\":\"u8\",\"gather\":[[[1,2],[3]],[5]],\"spans\":[[[1,3],[2,3]],[]]}";
 	if (read_score(body, &s, &err))
@@ -90,94 +92,95 @@ static void the_whole_question_is_read(void **state)
 #define WITH(more) "{\"sequences\":[{\"tokens\":[1]}]," more "}"
 #define OF(sequence) "{\"sequences\":[" sequence "]}"
 
+static const struct {
+	const char *body, *field;
+} rejections[] = {
+	{"", "body"},
+	{"nonsense", "body"},
+	{"[1]", "body"},
+	{"{\"sequences\":[{\"tokens\":[1]}]} x", "body"},
+	{WITH("\"top_k\":1,\"top_k\":1"), "body"},
+	{"{\"\\u0000\":1}", "body"},
+	{"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", "body"},
+	{"{}", "sequences"},
+	{OF(""), "sequences"},
+	{"{\"sequences\":1}", "sequences"},
+	{OF("{\"tokens\":[1]},{\"tokens\":[1]},{\"tokens\":[1]},{\"tokens\":[1]}"), "sequences"},
+	{OF("1"), "sequences[0]"},
+	{OF("{}"), "sequences[0]"},
+	{OF("{\"tokens\":[1],\"text\":\"\"}"), "sequences[0]"},
+	{OF("{\"tokens\":[1]},{\"tokens\":1}"), "sequences[1].tokens"},
+	{OF("{\"tokens\":[1,-1]}"), "sequences[0].tokens[1]"},
+	{OF("{\"tokens\":[4294967296]}"), "sequences[0].tokens[0]"},
+	{OF("{\"tokens\":[1.0]}"), "sequences[0].tokens[0]"},
+	{OF("{\"tokens\":[null]}"), "sequences[0].tokens[0]"},
+	{OF("{\"text\":1}"), "sequences[0].text"},
+	{OF("{\"token\":[1]}"), "sequences[0].token"},
+	{WITH("\"top_k\":0"), "top_k"},
+	{WITH("\"top_k\":-1"), "top_k"},
+	{WITH("\"top_k\":1.5"), "top_k"},
+	{WITH("\"top_k\":\"1\""), "top_k"},
+	{WITH("\"top_k\":99999999999"), "top_k"},
+	{WITH("\"temperatures\":1"), "temperatures"},
+	{WITH("\"temperatures\":[]"), "temperatures"},
+	{WITH("\"temperatures\":[1,\"2\"]"), "temperatures[1]"},
+	{WITH("\"temperatures\":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]"), "temperatures"},
+	{WITH("\"own\":1"), "own"},
+	{WITH("\"entropy\":null"), "entropy"},
+	{WITH("\"first\":2147483648"), "first"},
+	{WITH("\"last\":true"), "last"},
+	{WITH("\"encoding\":\"text\""), "encoding"},
+	{WITH("\"encoding\":1"), "encoding"},
+	{WITH("\"values\":\"f64\""), "values"},
+	{WITH("\"durable\":\"yes\""), "durable"},
+	{WITH("\"store\":1"), "store"},
+	{WITH("\"deadline_ms\":0"), "deadline_ms"},
+	{WITH("\"gather\":[]"), "gather"},
+	{WITH("\"gather\":{}"), "gather"},
+	{WITH("\"gather\":[[1],[2]]"), "gather"},
+	{WITH("\"gather\":[[1,[2]]]"), "gather[0][1]"},
+	{WITH("\"gather\":[[[1],2]]"), "gather[0][1]"},
+	{WITH("\"gather\":[[[-1]]]"), "gather[0][0][0]"},
+	{WITH("\"draws\":{}"), "draws.n"},
+	{WITH("\"draws\":[]"), "draws"},
+	{WITH("\"draws\":{\"n\":1,\"seed\":true}"), "draws.seed"},
+	{WITH("\"keep\":[]"), "keep"},
+	{WITH("\"keep\":[\"a\"]"), "keep[0]"},
+	{WITH("\"top_mass\":0"), "top_mass"},
+	{WITH("\"spans\":[]"), "spans"},
+	{WITH("\"spans\":[[1,2,3]]"), "spans[0]"},
+	{WITH("\"spans\":[[[1]]]"), "spans[0][0]"},
+	{WITH("\"spans\":[[1,-2]]"), "spans[0][1]"},
+	{WITH("\"sum\":true"), "sequences[0]"},
+	{WITH("\"sum\":true,\"spans\":[[1,2]]"), "sum"},
+	{WITH("\"features\":[{\"layer\":1}]"), "features[0].kind"},
+	{WITH("\"features\":[{\"kind\":\"q\",\"layer\":65536}]"), "features[0].layer"},
+	{WITH("\"pooling\":\"sum\""), "pooling"},
+	{WITH("\"feature_values\":1"), "feature_values"},
+	{WITH("\"topk\":1"), "topk"},
+	{WITH("\"teacher\":1"), "teacher"},
+	{WITH("\"teacher\":\"\""), "teacher"},
+	{WITH("\"teacher\":\"a\",\"mixture\":{\"rule\":\"mean\",\"members\":[{\"teacher\":\"b\"}]}"), "mixture"},
+	{WITH("\"mixture\":\"a\""), "mixture"},
+	{WITH("\"mixture\":{}"), "mixture.rule"},
+	{WITH("\"mixture\":{\"rule\":\"median\",\"members\":[{\"teacher\":\"b\"}]}"), "mixture.rule"},
+	{WITH("\"mixture\":{\"rule\":\"mean\"}"), "mixture.members"},
+	{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":{}}"), "mixture.members"},
+	{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[]}"), "mixture.members"},
+	{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[1,2,3,4,5,6,7,8,9]}"), "mixture.members"},
+	{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[{\"teacher\":\"a\"},1]}"), "mixture.members[1]"},
+	{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[{\"weight\":1}]}"), "mixture.members[0].teacher"},
+	{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[{\"teacher\":\"a\",\"weight\":\"1\"}]}"), "mixture.members[0].weight"},
+};
+
 static void every_rejection_names_its_field(void **state)
 {
 	(void)state;
-	static const struct {
-		const char *body, *field;
-	} cases[] = {
-		{"", "body"},
-		{"nonsense", "body"},
-		{"[1]", "body"},
-		{"{\"sequences\":[{\"tokens\":[1]}]} x", "body"},
-		{WITH("\"top_k\":1,\"top_k\":1"), "body"},
-		{"{\"\\u0000\":1}", "body"},
-		{"[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", "body"},
-		{"{}", "sequences"},
-		{OF(""), "sequences"},
-		{"{\"sequences\":1}", "sequences"},
-		{OF("{\"tokens\":[1]},{\"tokens\":[1]},{\"tokens\":[1]},{\"tokens\":[1]}"), "sequences"},
-		{OF("1"), "sequences[0]"},
-		{OF("{}"), "sequences[0]"},
-		{OF("{\"tokens\":[1],\"text\":\"\"}"), "sequences[0]"},
-		{OF("{\"tokens\":[1]},{\"tokens\":1}"), "sequences[1].tokens"},
-		{OF("{\"tokens\":[1,-1]}"), "sequences[0].tokens[1]"},
-		{OF("{\"tokens\":[4294967296]}"), "sequences[0].tokens[0]"},
-		{OF("{\"tokens\":[1.0]}"), "sequences[0].tokens[0]"},
-		{OF("{\"tokens\":[null]}"), "sequences[0].tokens[0]"},
-		{OF("{\"text\":1}"), "sequences[0].text"},
-		{OF("{\"token\":[1]}"), "sequences[0].token"},
-		{WITH("\"top_k\":0"), "top_k"},
-		{WITH("\"top_k\":-1"), "top_k"},
-		{WITH("\"top_k\":1.5"), "top_k"},
-		{WITH("\"top_k\":\"1\""), "top_k"},
-		{WITH("\"top_k\":99999999999"), "top_k"},
-		{WITH("\"temperatures\":1"), "temperatures"},
-		{WITH("\"temperatures\":[]"), "temperatures"},
-		{WITH("\"temperatures\":[1,\"2\"]"), "temperatures[1]"},
-		{WITH("\"temperatures\":[1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1]"), "temperatures"},
-		{WITH("\"own\":1"), "own"},
-		{WITH("\"entropy\":null"), "entropy"},
-		{WITH("\"first\":2147483648"), "first"},
-		{WITH("\"last\":true"), "last"},
-		{WITH("\"encoding\":\"text\""), "encoding"},
-		{WITH("\"encoding\":1"), "encoding"},
-		{WITH("\"values\":\"f64\""), "values"},
-		{WITH("\"durable\":\"yes\""), "durable"},
-		{WITH("\"store\":1"), "store"},
-		{WITH("\"deadline_ms\":0"), "deadline_ms"},
-		{WITH("\"gather\":[]"), "gather"},
-		{WITH("\"gather\":{}"), "gather"},
-		{WITH("\"gather\":[[1],[2]]"), "gather"},
-		{WITH("\"gather\":[[1,[2]]]"), "gather[0][1]"},
-		{WITH("\"gather\":[[[1],2]]"), "gather[0][1]"},
-		{WITH("\"gather\":[[[-1]]]"), "gather[0][0][0]"},
-		{WITH("\"draws\":{}"), "draws.n"},
-		{WITH("\"draws\":[]"), "draws"},
-		{WITH("\"draws\":{\"n\":1,\"seed\":true}"), "draws.seed"},
-		{WITH("\"keep\":[]"), "keep"},
-		{WITH("\"keep\":[\"a\"]"), "keep[0]"},
-		{WITH("\"top_mass\":0"), "top_mass"},
-		{WITH("\"spans\":[]"), "spans"},
-		{WITH("\"spans\":[[1,2,3]]"), "spans[0]"},
-		{WITH("\"spans\":[[[1]]]"), "spans[0][0]"},
-		{WITH("\"spans\":[[1,-2]]"), "spans[0][1]"},
-		{WITH("\"sum\":true"), "sequences[0]"},
-		{WITH("\"sum\":true,\"spans\":[[1,2]]"), "sum"},
-		{WITH("\"features\":[{\"layer\":1}]"), "features[0].kind"},
-		{WITH("\"features\":[{\"kind\":\"q\",\"layer\":65536}]"), "features[0].layer"},
-		{WITH("\"pooling\":\"sum\""), "pooling"},
-		{WITH("\"feature_values\":1"), "feature_values"},
-		{WITH("\"topk\":1"), "topk"},
-		{WITH("\"teacher\":1"), "teacher"},
-		{WITH("\"teacher\":\"\""), "teacher"},
-		{WITH("\"teacher\":\"a\",\"mixture\":{\"rule\":\"mean\",\"members\":[{\"teacher\":\"b\"}]}"), "mixture"},
-		{WITH("\"mixture\":\"a\""), "mixture"},
-		{WITH("\"mixture\":{}"), "mixture.rule"},
-		{WITH("\"mixture\":{\"rule\":\"median\",\"members\":[{\"teacher\":\"b\"}]}"), "mixture.rule"},
-		{WITH("\"mixture\":{\"rule\":\"mean\"}"), "mixture.members"},
-		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":{}}"), "mixture.members"},
-		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[]}"), "mixture.members"},
-		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[1,2,3,4,5,6,7,8,9]}"), "mixture.members"},
-		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[{\"teacher\":\"a\"},1]}"), "mixture.members[1]"},
-		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[{\"weight\":1}]}"), "mixture.members[0].teacher"},
-		{WITH("\"mixture\":{\"rule\":\"mean\",\"members\":[{\"teacher\":\"a\",\"weight\":\"1\"}]}"), "mixture.members[0].weight"},
-	};
-	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+	for (size_t i = 0; i < sizeof rejections / sizeof *rejections; i++) {
 		struct json_score s = {0};
 		struct error err = {0};
-		assert_true(read_score(cases[i].body, &s, &err) < 0);
-		assert_string_equal(err.field, cases[i].field);
+		assert_true(read_score(rejections[i].body, &s, &err) < 0);
+		assert_string_equal(err.field, rejections[i].field);
 		assert_true(err.message[0]);
 		assert_null(s.request);
 	}
