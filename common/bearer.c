@@ -78,7 +78,8 @@ int bearer_decode_date(const char *text, int64_t *ret_seconds)
 	    decode_digits(text + 8, 2, &t.tm_mday))
 		return -EINVAL;
 	if (n == 20 && (text[10] != 'T' || decode_digits(text + 11, 2, &t.tm_hour) || text[13] != ':' ||
-			decode_digits(text + 14, 2, &t.tm_min) || text[16] != ':' || decode_digits(text + 17, 2, &t.tm_sec) || text[19] != 'Z'))
+			decode_digits(text + 14, 2, &t.tm_min) || text[16] != ':' || decode_digits(text + 17, 2, &t.tm_sec) ||
+			text[19] != 'Z'))
 		return -EINVAL;
 	t.tm_year -= 1900;
 	t.tm_mon--;
@@ -97,7 +98,8 @@ static int decode_number(const char *text, uint64_t max, uint64_t *ret)
 	if (!*text)
 		return -EINVAL;
 	for (; *text; text++) {
-		if (*text < '0' || *text > '9' || __builtin_mul_overflow(v, 10, &v) || __builtin_add_overflow(v, (uint64_t)(*text - '0'), &v))
+		if (*text < '0' || *text > '9' || __builtin_mul_overflow(v, 10, &v) ||
+			__builtin_add_overflow(v, (uint64_t)(*text - '0'), &v))
 			return -EINVAL;
 	}
 	if (v < 1 || v > max)
@@ -148,7 +150,8 @@ static int decode_quota(const char *word, struct bearer *t, unsigned *seen, stru
 		return bearer_decode_date(value, &t->expires) ?
 			error_set(err, ERROR_INVALID, "tokens", "expires= takes YYYY-MM-DD or YYYY-MM-DDThh:mm:ssZ") : 0;
 	if (decode_number(value, keys[i].max, &v))
-		return error_set(err, ERROR_INVALID, "tokens", "%s takes a number from 1 to %llu", keys[i].key, (unsigned long long)keys[i].max);
+		return error_set(err, ERROR_INVALID, "tokens", "%s takes a number from 1 to %llu", keys[i].key,
+			(unsigned long long)keys[i].max);
 	if (keys[i].bit == SEEN_RATE)
 		t->rate = v;
 	else

@@ -60,7 +60,8 @@ static void lane_init(void)
 
 static uint32_t lane_shift(uint32_t state)
 {
-	return lane_table[0][state & 0xff] ^ lane_table[1][state >> 8 & 0xff] ^ lane_table[2][state >> 16 & 0xff] ^ lane_table[3][state >> 24];
+	return lane_table[0][state & 0xff] ^ lane_table[1][state >> 8 & 0xff] ^ lane_table[2][state >> 16 & 0xff] ^
+		lane_table[3][state >> 24];
 }
 
 __attribute__((target("sse4.2")))

@@ -84,7 +84,8 @@ static int read_stops(struct reader *r, uint32_t n, struct frame_generate *m, st
 		uint16_t length = reader_u16(r);
 		const uint8_t *bytes = reader_bytes(r, length);
 		if (r->failed || !length || length > FRAME_MAX_STOP_BYTES || memchr(bytes, 0, length))
-			return error_set(err, ERROR_INVALID, "stop", "generate: a stop string is empty, too long, holds a zero or is cut short");
+			return error_set(err, ERROR_INVALID, "stop",
+				"generate: a stop string is empty, too long, holds a zero or is cut short");
 		char *text = malloc((size_t)length + 1);
 		if (!text)
 			return error_set(err, ERROR_MEMORY, NULL, "no memory for a stop string");
@@ -167,7 +168,8 @@ int frame_generate_decode(const void *body, size_t n, struct frame_generate *ret
 
 void frame_tokens_encode(const struct frame_tokens *m, struct writer *w)
 {
-	const uint32_t head[] = {m->index, m->flags, m->first, m->n, m->rows, m->text_bytes}, end[] = {m->finish, m->stop_id, m->stop, m->reused};
+	const uint32_t head[] = {m->index, m->flags, m->first, m->n, m->rows, m->text_bytes},
+		end[] = {m->finish, m->stop_id, m->stop, m->reused};
 	size_t n_rows = (size_t)m->n * m->rows;
 	write_ids(w, head, sizeof head / sizeof *head);
 	write_ids(w, m->tokens, m->n);

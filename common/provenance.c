@@ -29,8 +29,8 @@ size_t provenance_encode(const struct provenance *p, char ret_text[PROVENANCE_MA
 	content_id_to_hex(&p->tokenizer, tokenizer);
 	for (size_t i = 0; i + 1 < sizeof name && p->name[i]; i++)
 		name[i] = p->name[i] >= 0x20 && p->name[i] < 0x7f ? p->name[i] : '?';
-	int n = snprintf(ret_text, PROVENANCE_MAX_BYTES, FIRST_LINE "weights %s\ntokenizer %s\nnumeric %s\ncodec %s\nname %s\n", weights, tokenizer,
-			 p->numeric, p->codec, name);
+	int n = snprintf(ret_text, PROVENANCE_MAX_BYTES, FIRST_LINE "weights %s\ntokenizer %s\nnumeric %s\ncodec %s\nname %s\n", weights,
+			 tokenizer, p->numeric, p->codec, name);
 	return (size_t)n;              // every part is bounded: it fits
 }
 

@@ -36,15 +36,16 @@ struct query_draws {
 	uint32_t n;                        // 0 = none
 	float tau;                         // 1 = the teacher's own distribution
 	uint64_t seed;
-	bool tail;                         // draw only ids outside the row's top-k ("exact head and sampled tail"); the signal tail comes with it
+	bool tail;                         // draw only ids outside the row's top-k ("exact head and sampled tail");
+	                                   // the signal tail comes with it
 };
 
 // Sum of ln p(token i | tokens before it), T = 1, for i in [begin, end) of the sequence; begin >= 1. Does not depend on first and last.
 struct query_span { uint32_t begin, end; };
 
 enum query_feature_kind {
-	QUERY_FEATURE_HIDDEN = 0,          // residual stream after block `layer` (0 = embedding output, n_layers = the last block, before the
-	                                   // final norm)
+	QUERY_FEATURE_HIDDEN = 0,          // residual stream after block `layer` (0 = embedding output, n_layers = the last block, before
+	                                   // the final norm)
 	QUERY_FEATURE_FINAL = 1,           // after the final norm: what the LM head multiplies; layer 0
 	QUERY_FEATURE_Q = 2,               // query, key, value rows of block `layer` (from 0), all heads: before rotation, after the head
 	QUERY_FEATURE_K = 3,               // norm where the architecture has one

@@ -185,8 +185,8 @@ static int check_spans(const struct query *q, const struct sequence *s, const st
 		if (!span->begin)
 			return error_set(err, ERROR_INVALID, field, "nothing comes before token 0: a span begins at 1 or later");
 		if (span->begin >= span->end)
-			return error_set(err, ERROR_INVALID, field, "%" PRIu32 " does not lie before the span's end (%" PRIu32 ")", span->begin,
-					 span->end);
+			return error_set(err, ERROR_INVALID, field, "%" PRIu32 " does not lie before the span's end (%" PRIu32 ")",
+					 span->begin, span->end);
 		snprintf(field, sizeof field, "spans[%" PRIu32 "].end", i);
 		if (span->end > s->n_tokens)
 			return error_set(err, ERROR_INVALID, field, "%" PRIu32 " is beyond %stokens (%" PRIu32 ")", span->end, c->prefix,
@@ -249,7 +249,8 @@ static int check_gather(const struct query *q, const struct query_limits *limits
 	uint32_t n = q->gather.n_lists, n_rows = (uint32_t)(c->last - c->first) + 1;
 	int r = 0;
 	if (n > 1 && n != n_rows)
-		return error_set(err, ERROR_INVALID, "gather", "%" PRIu32 " lists for the %" PRIu32 " rows of %stokens", n, n_rows, c->prefix);
+		return error_set(err, ERROR_INVALID, "gather", "%" PRIu32 " lists for the %" PRIu32 " rows of %stokens", n,
+			n_rows, c->prefix);
 	if (n && q->gather.offsets[0])
 		return error_set(err, ERROR_INVALID, "gather", "its offsets do not begin at 0");
 	for (uint32_t i = 0; !r && i < n; i++)

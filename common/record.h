@@ -41,8 +41,10 @@ struct record_rows {
 	uint32_t *argmax;                 // (n_rows)
 	float *tail;                      // (n_rows) -INFINITY where nothing is outside the top-k
 	float *gathered;                  // raw; row r's begin at record_gather_at(rows, r), in the order of its list
-	uint32_t *draw_starts;            // (n_rows + 1) row r's distinct drawn ids are draw_ids[draw_starts[r]] .. [draw_starts[r + 1] - 1]
-	uint32_t *draw_ids, *draw_counts; // ids ascend within a row; the counts of a row sum to draws.n (to 0 with draws.tail and nothing outside)
+	uint32_t *draw_starts;            // (n_rows + 1) row r's distinct drawn ids are draw_ids[draw_starts[r]] ..
+	                                  // [draw_starts[r + 1] - 1]
+	uint32_t *draw_ids, *draw_counts; // ids ascend within a row; the counts of a row sum to draws.n (to 0 with draws.tail
+	                                  // and nothing outside)
 	float *draw_log_ratios;           // ln(p / proposal) of each drawn id, p at T = 1; NULL when tau = 1: it is 0, or the row's tail
 	uint32_t draw_room;               // entries that draw_ids, draw_counts and draw_log_ratios have room for
 	float *span_sums;                 // (n_spans) NaN where a row of the span is not finite, or keep lacks one of its tokens

@@ -57,7 +57,8 @@ static int check_status(const struct record_rows *rows, struct error *err)
 {
 	for (uint32_t row = 0; row < rows->n_rows; row++)
 		if (rows->status[row] > ROW_NOT_FINITE)
-			return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 " has the unknown status %d", row, rows->status[row]);
+			return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 " has the unknown status %d", row,
+				rows->status[row]);
 	return 0;
 }
 
@@ -119,11 +120,12 @@ static int check_draws(const struct record_rows *rows, uint32_t row, struct erro
 	bool good = begin <= end && end <= rows->draw_starts[rows->n_rows];
 	for (uint32_t i = begin; good && i < end; i++) {
 		sum += rows->draw_counts[i];
-		good = rows->draw_ids[i] < rows->vocab_size && query_keep_position(q, rows->draw_ids[i]) != UINT32_MAX && rows->draw_counts[i] &&
-			(i == begin || rows->draw_ids[i] > rows->draw_ids[i - 1]) &&
+		good = rows->draw_ids[i] < rows->vocab_size && query_keep_position(q, rows->draw_ids[i]) != UINT32_MAX &&
+			rows->draw_counts[i] && (i == begin || rows->draw_ids[i] > rows->draw_ids[i - 1]) &&
 			(q->draws.tau == 1 || isfinite(rows->draw_log_ratios[i]));
 	}
-	return good && sum == wanted ? 0 : broken(err, row, "drawn ids that do not ascend within the vocabulary, or counts that do not add up");
+	return good && sum == wanted ? 0
+		: broken(err, row, "drawn ids that do not ascend within the vocabulary, or counts that do not add up");
 }
 
 int check_numbers(const struct record_rows *rows, struct error *err)

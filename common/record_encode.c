@@ -141,7 +141,8 @@ static int prepare_draws(struct encoder *e, struct error *err)
 		if (!row_is_ok(rows, row))
 			continue;
 		if (n_top && !draws_avoid_top(rows, row, e->gaps + top_at, n_top))
-			return error_set(err, ERROR_INTERNAL, "record", "row %" PRIu32 ": an id of its top-k was drawn from outside it", row);
+			return error_set(err, ERROR_INTERNAL, "record",
+				"row %" PRIu32 ": an id of its top-k was drawn from outside it", row);
 		for (uint32_t i = rows->draw_starts[row]; i < rows->draw_starts[row + 1]; i++) {
 			uint32_t position = query_keep_position(&rows->query, rows->draw_ids[i]);
 			e->draw_gaps[e->n_draws++] = position - next;
@@ -322,7 +323,8 @@ static int write_feature_row(enum query_feature_values format, uint8_t *to, cons
 		else
 			memcpy(to + 2 * (size_t)i, &half, 2);
 	}
-	return good ? 0 : error_set(err, ERROR_UNSUPPORTED, "feature_values", "a number is beyond what the format holds; ask for f32 or bf16");
+	return good ? 0 : error_set(err, ERROR_UNSUPPORTED, "feature_values",
+		"a number is beyond what the format holds; ask for f32 or bf16");
 }
 
 static int write_feature(const struct record_rows *rows, uint32_t feature, uint8_t *to, struct error *err)
