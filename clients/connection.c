@@ -165,8 +165,8 @@ int connection_open(struct connection *c, const struct connection_peer *peer, ui
 	if (strncmp(address, "tls:", 4) == 0)
 		return open_tls(c, peer, deadline, err);
 	if (peer->ca || peer->server_name)
-		return error_set(err, ERROR_INVALID, peer->ca ? "ca" : "server_name", "%s is not encrypted: tls:HOST:PORT is expected with it",
-				 address);
+		return error_set(err, ERROR_INVALID, peer->ca ? "ca" : "server_name",
+				 "%s is not encrypted: tls:HOST:PORT is expected with it", address);
 	if (strncmp(address, "unix:", 5) == 0)
 		fd = connect_unix(address + 5, deadline, err);
 	else if (strncmp(address, "tcp:", 4) == 0)
@@ -270,7 +270,8 @@ static int begin_body(struct connection *c, struct error *err)
 	c->body_filled = 0;
 	if (n <= c->body_size && (n > BODY_KEPT || c->body_size <= BODY_KEPT))
 		return 0;
-	// Memory that comes and goes with every answer is given back to the system and faulted in again: most of an answer's processor time.
+	// Memory that comes and goes with every answer is given back to the system and faulted in again:
+	// most of an answer's processor time.
 	free(c->body);
 	c->body_size = n > BODY_KEPT ? n : BODY_KEPT;
 	c->body = malloc(c->body_size);

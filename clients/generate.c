@@ -19,8 +19,8 @@ static int check(const struct kd_generation *g, const struct kd_client *client, 
 	if (!g->n)
 		return error_set(err, ERROR_INVALID, "n", "is 0");
 	if (n_samples > client->welcome.max_sequences || n_samples > FRAME_MAX_SEQUENCES)
-		return error_set(err, ERROR_TOO_LARGE, "prompts", "%" PRIu64 " samples of all prompts, the server takes %" PRIu32, n_samples,
-				 client->welcome.max_sequences);
+		return error_set(err, ERROR_TOO_LARGE, "prompts", "%" PRIu64 " samples of all prompts, the server takes %" PRIu32,
+				 n_samples, client->welcome.max_sequences);
 	if (g->n_stops > FRAME_MAX_STOPS)
 		return error_set(err, ERROR_TOO_LARGE, "stop", "%" PRIu32 " strings, the limit is %d", g->n_stops, FRAME_MAX_STOPS);
 	if (g->n_stop_ids > FRAME_MAX_STOP_IDS)
@@ -30,7 +30,8 @@ static int check(const struct kd_generation *g, const struct kd_client *client, 
 		char field[32];
 		snprintf(field, sizeof field, "stop[%" PRIu32 "]", i);
 		if (!n || n > FRAME_MAX_STOP_BYTES)
-			return error_set(err, n ? ERROR_TOO_LARGE : ERROR_INVALID, field, "%zu bytes, expected 1 to %d", n, FRAME_MAX_STOP_BYTES);
+			return error_set(err, n ? ERROR_TOO_LARGE : ERROR_INVALID, field, "%zu bytes, expected 1 to %d", n,
+				FRAME_MAX_STOP_BYTES);
 	}
 	return 0;
 }
@@ -40,8 +41,8 @@ static void message_of(const struct kd_generation *g, struct sequence *prompts, 
 	*m = (struct frame_generate){.flags = FRAME_GENERATE_STREAM | (g->ignore_eos ? FRAME_GENERATE_IGNORE_EOS : 0) |
 				     (g->seed ? FRAME_GENERATE_SEED : 0),
 				     .deadline_ms = g->deadline_ms, .n = g->n, .first_sample = g->first_sample, .max_tokens = g->max_tokens,
-				     .rows = g->rows, .temperature = g->temperature, .top_k = g->top_k, .top_p = g->top_p, .min_p = g->min_p,
-				     .typical_p = g->typical_p, .seed = g->seed ? *g->seed : 0,
+				     .rows = g->rows, .temperature = g->temperature, .top_k = g->top_k, .top_p = g->top_p,
+				     .min_p = g->min_p, .typical_p = g->typical_p, .seed = g->seed ? *g->seed : 0,
 				     .stop_ids = {(uint32_t *)g->stop_ids, g->n_stop_ids}, .forced = {(uint32_t *)g->forced, g->n_forced},
 				     .n_stops = g->n_stops, .n_prompts = g->n_prompts, .prompts = prompts};
 	for (uint32_t i = 0; i < g->n_stops; i++)
@@ -94,8 +95,8 @@ static struct kd_piece piece_of(const struct queued *q)
 {
 	const struct frame_tokens *t = &q->tokens;
 	struct kd_piece piece = {.index = t->index, .first = t->first, .n = t->n, .tokens = t->tokens, .logprobs = t->logprobs,
-		.sampled_logprobs = t->sampled_logprobs, .lse = t->lse, .rows = t->rows, .ids = t->ids, .logits = t->logits, .text = q->text,
-		.text_bytes = t->text_bytes, .last = t->flags & FRAME_TOKENS_LAST, .stop_id = -1, .stop = -1};
+		.sampled_logprobs = t->sampled_logprobs, .lse = t->lse, .rows = t->rows, .ids = t->ids, .logits = t->logits,
+		.text = q->text, .text_bytes = t->text_bytes, .last = t->flags & FRAME_TOKENS_LAST, .stop_id = -1, .stop = -1};
 	if (!piece.last)
 		return piece;
 	piece.finish = t->finish == FRAME_FINISH_STOP ? KD_FINISH_STOP : KD_FINISH_LENGTH;

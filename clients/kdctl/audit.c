@@ -46,7 +46,8 @@ static int parse(struct kdctl *k, int argc, char **argv, struct audit_options *o
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		if (c == '?' || c == ':')
 			return kdctl_bad_option(k, argc, argv);
-		if (strchr("nSklb", c) && !kdctl_number(optarg, c == 'S' ? 0 : c == 'b' ? 1e-30 : c == 'l' ? 2 : 1, c == 'S' ? 1e15 : 1e6, &v))
+		if (strchr("nSklb", c) && !kdctl_number(optarg, c == 'S' ? 0 : c == 'b' ? 1e-30 : c == 'l' ? 2 : 1,
+			c == 'S' ? 1e15 : 1e6, &v))
 			return kdctl_usage(k, "%s: a number is expected (kdctl audit --help)", optarg);
 		switch (c) {
 		case 'r': o->reference = optarg; break;
@@ -203,7 +204,8 @@ static int same_weights(struct kdctl *k, struct kdctl *reference)
 	json_array_foreach(list, i, t) {
 		id = json_string_value(json_object_get(t, "id"));
 		if (id && want && strcmp(id, kd_server(k->client)->teacher) == 0)
-			found = !strcmp(want, json_string_value(json_object_get(t, "weights_id")) ? json_string_value(json_object_get(t, "weights_id")) : "");
+			found = !strcmp(want, json_string_value(json_object_get(t, "weights_id"))
+				? json_string_value(json_object_get(t, "weights_id")) : "");
 	}
 	int status = !ours || !theirs ? 1 : found ? 0 : kdctl_fail(k, "the server and the reference have different weights");
 	json_decref(ours);
@@ -221,20 +223,23 @@ static bool print_report(const struct kdctl *k, struct audit *a)
 		if (!a->signals[i].n)
 			continue;
 		// JSON knows no infinity
-		json_object_set_new(signals, audit_signal_names[i], json_pack("{s:I, s:f, s:f, s:f}", "n", (json_int_t)a->signals[i].n, "mean",
-			m.mean < 1e300 ? m.mean : 1e300, "p99", m.p99 < 1e300 ? m.p99 : 1e300, "max", m.max < 1e300 ? m.max : 1e300));
+		json_object_set_new(signals, audit_signal_names[i],
+			json_pack("{s:I, s:f, s:f, s:f}", "n", (json_int_t)a->signals[i].n, "mean", m.mean < 1e300 ? m.mean : 1e300,
+			"p99", m.p99 < 1e300 ? m.p99 : 1e300, "max", m.max < 1e300 ? m.max : 1e300));
 		if (!k->json)
-			printf("%-8s %12zu values   mean %.3g   p99 %.3g   max %.3g\n", audit_signal_names[i], a->signals[i].n, m.mean, m.p99, m.max);
+			printf("%-8s %12zu values   mean %.3g   p99 %.3g   max %.3g\n", audit_signal_names[i], a->signals[i].n,
+				m.mean, m.p99, m.max);
 	}
 	json_t *j = json_pack("{s:I, s:I, s:I, s:o, s:{s:I, s:I}, s:I, s:f, s:b}", "sequences", (json_int_t)a->n_sequences, "rows",
 			      (json_int_t)a->n_rows, "skipped", (json_int_t)a->n_skipped, "signals", signals, "ids", "differ",
-			      (json_int_t)a->n_ids, "beyond_ties", (json_int_t)a->n_ids_beyond, "status_differs", (json_int_t)a->n_status, "bound",
-			      a->bound, "within", within);
+			      (json_int_t)a->n_ids, "beyond_ties", (json_int_t)a->n_ids_beyond, "status_differs", (json_int_t)a->n_status,
+			      "bound", a->bound, "within", within);
 	if (k->json)
 		kdctl_print_json(j);
 	else
-		printf("%" PRIu64 " sequences, %" PRIu64 " rows, %" PRIu64 " skipped; %" PRIu64 " ids differ, %" PRIu64 " of them beyond ties; %" PRIu64
-		       " rows of another status\n", a->n_sequences, a->n_rows, a->n_skipped, a->n_ids, a->n_ids_beyond, a->n_status);
+		printf("%" PRIu64 " sequences, %" PRIu64 " rows, %" PRIu64 " skipped; %" PRIu64 " ids differ, %" PRIu64
+		       " of them beyond ties; %" PRIu64 " rows of another status\n", a->n_sequences, a->n_rows, a->n_skipped, a->n_ids,
+		       a->n_ids_beyond, a->n_status);
 	json_decref(j);
 	return within;
 }

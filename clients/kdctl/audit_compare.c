@@ -35,7 +35,8 @@ static uint32_t top_of(const struct kd_rows *rows, uint32_t r)
 // The ids of each row as lists to gather: lists->offsets is the caller's to free, ids are the answer's own when every row has all.
 static int lists_of(const struct kd_rows *rows, struct kd_lists *ret, uint32_t **ret_offsets, uint32_t **ret_ids)
 {
-	uint32_t *offsets = calloc((size_t)rows->n_rows + 1, sizeof *offsets), *ids = calloc((size_t)rows->n_rows * rows->top_k + 1, sizeof *ids);
+	uint32_t *offsets = calloc((size_t)rows->n_rows + 1, sizeof *offsets),
+		*ids = calloc((size_t)rows->n_rows * rows->top_k + 1, sizeof *ids);
 	*ret_offsets = offsets;
 	*ret_ids = ids;
 	if (!offsets || !ids)
@@ -150,7 +151,8 @@ int audit_compare(struct audit *a, struct kd_answer *have)
 		return 0;
 	}
 	if (rows->vocab_size != kd_server(a->reference)->vocab_size)
-		return kdctl_fail(a->k, "an answer is over %u ids, the reference has %u", rows->vocab_size, kd_server(a->reference)->vocab_size);
+		return kdctl_fail(a->k, "an answer is over %u ids, the reference has %u", rows->vocab_size,
+			kd_server(a->reference)->vocab_size);
 	int status = ask(a, rows, &reference);
 	if (!status)
 		status = compare_rows(a, rows, reference);

@@ -22,7 +22,8 @@ int curve_init(struct curve *c, const json_t *points, const char *key, bool loga
 	json_array_foreach(points, i, point) {
 		const json_t *v = json_object_get(point, key);
 		double x = json_number_value(json_object_get(point, "step")), y = json_number_value(v);
-		if (!json_is_number(v) || !(fabs(x) <= LARGEST) || !(fabs(y) <= LARGEST) || (logarithmic && y <= 0) || (c->n && y == c->y[c->n - 1]))
+		if (!json_is_number(v) || !(fabs(x) <= LARGEST) || !(fabs(y) <= LARGEST) || (logarithmic && y <= 0) ||
+			(c->n && y == c->y[c->n - 1]))
 			continue;
 		c->x[c->n] = x;
 		c->y[c->n++] = y;

@@ -50,10 +50,10 @@ static void axes_print(const struct panel *p, FILE *to)
 	}
 	n = range_ticks(p->x, 8, ticks);
 	for (size_t i = 0; i < n; i++)
-		fprintf(to, "<path class=\"grid\" d=\"M%.1f %gV%g\"/><text x=\"%.1f\" y=\"%g\" text-anchor=\"middle\">%.6g</text>\n", px(p, ticks[i]),
-			p->top, bottom, px(p, ticks[i]), bottom + 16, ticks[i]);
-	fprintf(to, "<rect x=\"%g\" y=\"%g\" width=\"%g\" height=\"%g\" fill=\"none\" stroke=\"#888\"/>\n", LEFT, p->top, WIDTH - LEFT - RIGHT,
-		bottom - p->top);
+		fprintf(to, "<path class=\"grid\" d=\"M%.1f %gV%g\"/><text x=\"%.1f\" y=\"%g\" text-anchor=\"middle\">%.6g</text>\n",
+			px(p, ticks[i]), p->top, bottom, px(p, ticks[i]), bottom + 16, ticks[i]);
+	fprintf(to, "<rect x=\"%g\" y=\"%g\" width=\"%g\" height=\"%g\" fill=\"none\" stroke=\"#888\"/>\n", LEFT, p->top,
+		WIDTH - LEFT - RIGHT, bottom - p->top);
 }
 
 static void line_print(const struct panel *p, FILE *to)
@@ -71,8 +71,8 @@ static void panel_print(const struct panel *p, FILE *to)
 	const struct curve *c = p->curve;
 	fprintf(to, "<g>\n<text class=\"name\" x=\"%g\" y=\"%g\">", LEFT, p->top - 8);
 	text_print(c->key, to);
-	fprintf(to, "</text><text x=\"%g\" y=\"%g\" text-anchor=\"end\">%.5g at step %.0f</text>\n", WIDTH - RIGHT, p->top - 8, c->y[c->n - 1],
-		c->x[c->n - 1]);
+	fprintf(to, "</text><text x=\"%g\" y=\"%g\" text-anchor=\"end\">%.5g at step %.0f</text>\n", WIDTH - RIGHT, p->top - 8,
+		c->y[c->n - 1], c->x[c->n - 1]);
 	axes_print(p, to);
 	line_print(p, to);
 	fputs("</g>\n", to);

@@ -56,7 +56,8 @@ static bool read_number(struct generation *g, int c)
 	double x = 0;
 	struct kd_generation *a = &g->ask;
 	static const struct { char option; double min, max; } ranges[] = {
-		{'n', 1, 1 << 20}, {'N', 1, 1024}, {'k', 0, 1 << 24}, {'t', 0, 10000}, {'P', 0, 1}, {'m', 0, 1}, {'y', 0, 1}, {'s', 0, 0x1p53}};
+		{'n', 1, 1 << 20}, {'N', 1, 1024}, {'k', 0, 1 << 24}, {'t', 0, 10000}, {'P', 0, 1}, {'m', 0, 1}, {'y', 0, 1},
+		{'s', 0, 0x1p53}};
 	for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
 		if (ranges[i].option == c && !kdctl_number(optarg, ranges[i].min, ranges[i].max, &x))
 			return false;
@@ -80,7 +81,8 @@ static int parse_arguments(struct generation *g, int argc, char **argv)
 		{"temperature", required_argument, NULL, 't'}, {"top-k", required_argument, NULL, 'k'},
 		{"top-p", required_argument, NULL, 'P'}, {"min-p", required_argument, NULL, 'm'},
 		{"typical-p", required_argument, NULL, 'y'}, {"seed", required_argument, NULL, 's'}, {"stop", required_argument, NULL, 'e'},
-		{"prefix", required_argument, NULL, 'x'}, {"specials", no_argument, NULL, 'S'}, {"ignore-eos", no_argument, NULL, 'i'}, {0}};
+		{"prefix", required_argument, NULL, 'x'}, {"specials", no_argument, NULL, 'S'},
+		{"ignore-eos", no_argument, NULL, 'i'}, {0}};
 	int status = 0;
 	for (int c; !status && (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		switch (c) {
@@ -165,7 +167,8 @@ static int take(void *arg, const struct kd_piece *p)
 	}
 	if (!at_once) {
 		char note[64];
-		snprintf(note, sizeof note, "%" PRIu64 " tokens, %.1f/s", g->n_tokens, (double)g->n_tokens / progress_seconds(&g->progress));
+		snprintf(note, sizeof note, "%" PRIu64 " tokens, %.1f/s", g->n_tokens,
+			(double)g->n_tokens / progress_seconds(&g->progress));
 		progress_show(&g->progress, (double)g->n_tokens, (double)g->ask.n * g->ask.max_tokens, note);
 	}
 	return fflush(stdout) ? 1 : 0;
@@ -190,7 +193,8 @@ static int generate(struct generation *g)
 		return status;
 	g->progress = progress_start();
 	if (kd_generate(g->k->client, &g->ask, take, g, &err))
-		status = ferror(stdout) ? kdctl_fail(g->k, "cannot write to standard output") : kdctl_fail_with(g->k, err.field, err.message);
+		status = ferror(stdout) ? kdctl_fail(g->k, "cannot write to standard output")
+			: kdctl_fail_with(g->k, err.field, err.message);
 	progress_stop(&g->progress);
 	return status;
 }

@@ -46,7 +46,8 @@ static bool read_number(struct label *l, int c)
 	double x = 0;
 	struct kd_generation *a = &l->ask;
 	static const struct { char option; double min, max; } ranges[] = {
-		{'n', 1, 1 << 20}, {'N', 1, 1024}, {'k', 0, 1 << 24}, {'t', 0, 10000}, {'P', 0, 1}, {'m', 0, 1}, {'s', 0, 0x1p53}, {'b', 1, 1024}};
+		{'n', 1, 1 << 20}, {'N', 1, 1024}, {'k', 0, 1 << 24}, {'t', 0, 10000}, {'P', 0, 1}, {'m', 0, 1}, {'s', 0, 0x1p53},
+		{'b', 1, 1024}};
 	for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
 		if (ranges[i].option == c && !kdctl_number(optarg, ranges[i].min, ranges[i].max, &x))
 			return false;
@@ -66,10 +67,11 @@ static bool read_number(struct label *l, int c)
 static int parse_arguments(struct label *l, int argc, char **argv)
 {
 	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {"output", required_argument, NULL, 'o'},
-		{"field", required_argument, NULL, 'f'}, {"tokens", required_argument, NULL, 'n'}, {"samples", required_argument, NULL, 'N'},
-		{"temperature", required_argument, NULL, 't'}, {"top-k", required_argument, NULL, 'k'},
-		{"top-p", required_argument, NULL, 'P'}, {"min-p", required_argument, NULL, 'm'}, {"seed", required_argument, NULL, 's'},
-		{"specials", no_argument, NULL, 'S'}, {"batch", required_argument, NULL, 'b'}, {"resume", no_argument, NULL, 'r'}, {0}};
+		{"field", required_argument, NULL, 'f'}, {"tokens", required_argument, NULL, 'n'},
+		{"samples", required_argument, NULL, 'N'}, {"temperature", required_argument, NULL, 't'},
+		{"top-k", required_argument, NULL, 'k'}, {"top-p", required_argument, NULL, 'P'}, {"min-p", required_argument, NULL, 'm'},
+		{"seed", required_argument, NULL, 's'}, {"specials", no_argument, NULL, 'S'}, {"batch", required_argument, NULL, 'b'},
+		{"resume", no_argument, NULL, 'r'}, {0}};
 	int status = 0;
 	for (int c; !status && (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
 		switch (c) {
@@ -93,9 +95,9 @@ static int parse_arguments(struct label *l, int argc, char **argv)
 json_t *label_sampler(const struct label *l)
 {
 	const struct kd_generation *a = &l->ask;
-	return json_pack("{s:f, s:I, s:f, s:f, s:I, s:I, s:I, s:b}", "temperature", (double)a->temperature, "top_k", (json_int_t)a->top_k, "top_p",
-			 (double)a->top_p, "min_p", (double)a->min_p, "max_tokens", (json_int_t)a->max_tokens, "samples", (json_int_t)a->n,
-			 "seed", (json_int_t)l->seed, "specials", l->k->specials);
+	return json_pack("{s:f, s:I, s:f, s:f, s:I, s:I, s:I, s:b}", "temperature", (double)a->temperature, "top_k", (json_int_t)a->top_k,
+			 "top_p", (double)a->top_p, "min_p", (double)a->min_p, "max_tokens", (json_int_t)a->max_tokens,
+			 "samples", (json_int_t)a->n, "seed", (json_int_t)l->seed, "specials", l->k->specials);
 }
 
 struct content_id label_prompt_id(const char *prompt)
@@ -180,7 +182,8 @@ static void line_write(const struct batch *b, uint32_t i, const char *sampler, s
 	buffer_string(to, prompt, strlen(prompt));
 	buffer_text(to, ",\"response\":");
 	text_write(to, &a->text);
-	buffer_printf(to, ",\"finish\":\"%s\",\"n_tokens\":%" PRIu64 ",\"logprob\":%.9g,\"prompt_id\":\"%s\",\"teacher\":\"%s\",\"sampler\":%s}\n",
+	buffer_printf(to, ",\"finish\":\"%s\",\"n_tokens\":%" PRIu64
+		      ",\"logprob\":%.9g,\"prompt_id\":\"%s\",\"teacher\":\"%s\",\"sampler\":%s}\n",
 		      a->finish == KD_FINISH_STOP ? "stop" : "length", a->n_tokens, a->logprob, hex, l->server->teacher, sampler);
 }
 
@@ -226,7 +229,8 @@ static int label_all(struct label *l)
 		char note[96];
 		status = batch_ask(&b);
 		l->n_items += b.n;
-		snprintf(note, sizeof note, "%" PRIu64 " prompts, %.1f tokens/s", l->n_items, (double)n_tokens / progress_seconds(&progress));
+		snprintf(note, sizeof note, "%" PRIu64 " prompts, %.1f tokens/s", l->n_items,
+			(double)n_tokens / progress_seconds(&progress));
 		progress_show(&progress, 0, 1, note);
 		batch_done(&b);
 	}
@@ -241,8 +245,8 @@ static int label_all(struct label *l)
 	if (l->k->json)
 		printf("{\"prompts\":%" PRIu64 ",\"kept\":%" PRIu64 ",\"tokens\":%" PRIu64 "}\n", l->n_items, l->n_kept, n_tokens);
 	else
-		printf("%" PRIu64 " prompts answered in %s (%" PRIu64 " of them before), %" PRIu64 " tokens\n", l->n_items, l->output, l->n_kept,
-		       n_tokens);
+		printf("%" PRIu64 " prompts answered in %s (%" PRIu64 " of them before), %" PRIu64 " tokens\n", l->n_items, l->output,
+		       l->n_kept, n_tokens);
 	return 0;
 }
 

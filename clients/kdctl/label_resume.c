@@ -86,8 +86,8 @@ static int item_check(struct label *l, const struct earlier *e)
 	content_id_to_hex(&id, hex);
 	free(prompt);
 	if (strcmp(hex, e->prompt_id) != 0)
-		return kdctl_fail(l->k, "%s: item %" PRIu64 " answers another prompt than that of %s:%" PRIu64, l->output, l->n_items, l->path,
-				  l->number);
+		return kdctl_fail(l->k, "%s: item %" PRIu64 " answers another prompt than that of %s:%" PRIu64, l->output, l->n_items,
+				  l->path, l->number);
 	l->n_items++;
 	return 0;
 }

@@ -137,7 +137,8 @@ static int open_with(struct kdctl *k, const char *token, const char *fingerprint
 {
 	// Scoring on a busy processor may be silent for minutes; a server that died is noticed at once by its closed socket.
 	bool encrypted = strncmp(k->server, "tls:", 4) == 0;
-	struct kd_options options = {.size = sizeof options, .address = k->server, .token = token, .teacher = fingerprint, .timeout_ms = 600000,
+	struct kd_options options = {
+		.size = sizeof options, .address = k->server, .token = token, .teacher = fingerprint, .timeout_ms = 600000,
 		.ca = encrypted || k->ca_given ? k->ca : NULL, .server_name = k->server_name};
 	return kd_open(&options, &k->client, err);
 }
@@ -213,8 +214,9 @@ static int run_command(struct kdctl *k, int argc, char **argv)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {{"server", required_argument, NULL, 's'}, {"token-file", required_argument, NULL, 't'},
-		{"teacher", required_argument, NULL, 'T'}, {"ca", required_argument, NULL, 'c'}, {"server-name", required_argument, NULL, 'n'},
-		{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'v'}, {0}};
+		{"teacher", required_argument, NULL, 'T'}, {"ca", required_argument, NULL, 'c'},
+		{"server-name", required_argument, NULL, 'n'}, {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'v'}, {0}};
 	struct kdctl k = {.server = getenv("KDSERVED_SERVER"), .token_file = getenv("KDSERVED_TOKEN_FILE"),
 		.token = getenv("KDSERVED_TOKEN"), .ca = getenv("KDSERVED_CA")};
 	if (!k.server || !*k.server)

@@ -69,12 +69,13 @@ static int parse_number(struct kdctl *k, int c, struct plan_options *o)
 static int parse(struct kdctl *k, int argc, char **argv, struct plan_options *o)
 {
 	static const struct option options[] = {{"measure", no_argument, NULL, 'm'}, {"flops", required_argument, NULL, 'f'},
-		{"bandwidth", required_argument, NULL, 'b'}, {"tokens", required_argument, NULL, 't'}, {"length", required_argument, NULL, 'l'},
-		{"batch", required_argument, NULL, 'B'}, {"top-k", required_argument, NULL, 'k'}, {"values", required_argument, NULL, 'v'},
-		{"cache-tokens", required_argument, NULL, 'c'}, {"generate", required_argument, NULL, 'g'},
-		{"sequences", required_argument, NULL, 'n'}, {"student", required_argument, NULL, 's'}, {"epochs", required_argument, NULL, 'e'},
-		{"memory", required_argument, NULL, 'M'}, {"disk", required_argument, NULL, 'd'}, {"products", required_argument, NULL, 'p'},
-		{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
+		{"bandwidth", required_argument, NULL, 'b'}, {"tokens", required_argument, NULL, 't'},
+		{"length", required_argument, NULL, 'l'}, {"batch", required_argument, NULL, 'B'}, {"top-k", required_argument, NULL, 'k'},
+		{"values", required_argument, NULL, 'v'}, {"cache-tokens", required_argument, NULL, 'c'},
+		{"generate", required_argument, NULL, 'g'}, {"sequences", required_argument, NULL, 'n'},
+		{"student", required_argument, NULL, 's'}, {"epochs", required_argument, NULL, 'e'},
+		{"memory", required_argument, NULL, 'M'}, {"disk", required_argument, NULL, 'd'},
+		{"products", required_argument, NULL, 'p'}, {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
 	int status = 0;
 	optind = 0;
 	for (int c; !status && (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
@@ -89,7 +90,8 @@ static int parse(struct kdctl *k, int argc, char **argv, struct plan_options *o)
 				return kdctl_usage(k, "--values %s: f32, f16 or u8 is expected", optarg);
 			break;
 		case 'p':
-			o->element_bytes = !strcmp(optarg, "f32") ? 4 : !strcmp(optarg, "bf16") ? 2 : !strcmp(optarg, "int8") ? INT8_BYTES : 0;
+			o->element_bytes = !strcmp(optarg, "f32") ? 4 : !strcmp(optarg, "bf16") ? 2 : !strcmp(optarg, "int8")
+				? INT8_BYTES : 0;
 			if (o->element_bytes == 0)
 				return kdctl_usage(k, "--products %s: f32, bf16 or int8 is expected", optarg);
 			break;
@@ -175,7 +177,8 @@ static int probe_scoring(struct kdctl *k, const struct plan_options *o, uint32_t
 	double began = 0, rows = 0;
 	int status = sequences && answers && tokens ? 0 : kdctl_fail(k, "no memory");
 	query.own = true;
-	request = (struct kd_request){.size = sizeof request, .query = &query, .sequences = sequences, .n_sequences = n, .flags = KD_NO_STORE};
+	request = (struct kd_request){.size = sizeof request, .query = &query, .sequences = sequences, .n_sequences = n,
+		.flags = KD_NO_STORE};
 	for (uint64_t round = 0; !status && (round < 2 || now() - began < PROBE_SECONDS); round++) {
 		if (round == 1)
 			began = now();
@@ -258,8 +261,8 @@ static void put(json_t *j, const char *key, double v)
 }
 
 // Operators of a pass, with what it reads from disk.
-static size_t operators(const struct plan_options *o, const struct architecture *a, const struct plan_stream *s, const struct plan_pass *pass,
-			struct plan_operator ret[PLAN_MAX_OPERATORS])
+static size_t operators(const struct plan_options *o, const struct architecture *a, const struct plan_stream *s,
+			const struct plan_pass *pass, struct plan_operator ret[PLAN_MAX_OPERATORS])
 {
 	size_t n = plan_operators(a, pass, ret);
 	if (s->file_bytes > 0)
@@ -268,8 +271,8 @@ static size_t operators(const struct plan_options *o, const struct architecture 
 }
 
 // Returns the bytes of memory.
-static double plan_memory(json_t *j, const struct plan_options *o, const struct architecture *a, double resident, const struct plan_stream *s,
-			  const struct plan_operator *ops, size_t n)
+static double plan_memory(json_t *j, const struct plan_options *o, const struct architecture *a, double resident,
+			  const struct plan_stream *s, const struct plan_operator *ops, size_t n)
 {
 	double read = 0, all = resident + plan_cache_bytes(a, o->cache_tokens) + plan_work_bytes(a, o->batch);
 	for (size_t i = 0; i < n; i++)

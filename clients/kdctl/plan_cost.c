@@ -64,7 +64,8 @@ static struct plan_operator attention(const struct architecture *a, const struct
 		seen += window && window < p->context ? window : p->context;
 	}
 	return (struct plan_operator){"attention", 4 * p->rows * seen * heads,
-				      a->n_layers * (p->keys * 2.0 * a->n_kv_heads * a->head_size + p->rows * (row_width(a) + heads)) * FLOAT, 0};
+				      FLOAT * a->n_layers *
+				      (p->keys * 2.0 * a->n_kv_heads * a->head_size + p->rows * (row_width(a) + heads)), 0};
 }
 
 size_t plan_operators(const struct architecture *a, const struct plan_pass *p, struct plan_operator ret[PLAN_MAX_OPERATORS])
@@ -80,7 +81,8 @@ size_t plan_operators(const struct architecture *a, const struct plan_pass *p, s
 
 struct plan_pass plan_scoring(double batch, double length, double weight_bytes)
 {
-	return (struct plan_pass){.rows = batch, .head_rows = batch, .context = (length + 1) / 2, .keys = batch, .weight_bytes = weight_bytes};
+	return (struct plan_pass){.rows = batch, .head_rows = batch, .context = (length + 1) / 2, .keys = batch,
+		.weight_bytes = weight_bytes};
 }
 
 struct plan_pass plan_generation(double sequences, double length, double weight_bytes)

@@ -127,7 +127,8 @@ static int parse_feature(struct kdctl *k, const char *item, struct kd_feature *r
 	for (uint16_t kind = 0; kind < sizeof names / sizeof *names; kind++) {
 		if (strlen(names[kind]) != n || strncmp(item, names[kind], n) != 0)
 			continue;
-		if ((kind == KD_FINAL) == (item[n] == ':') || (item[n] && (!kdctl_number(item + n + 1, 0, UINT16_MAX, &layer) || layer != floor(layer))))
+		if ((kind == KD_FINAL) == (item[n] == ':') ||
+			(item[n] && (!kdctl_number(item + n + 1, 0, UINT16_MAX, &layer) || layer != floor(layer))))
 			break;
 		*ret = (struct kd_feature){kind, (uint16_t)layer};
 		return 0;

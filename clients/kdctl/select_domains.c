@@ -102,7 +102,8 @@ static int print(struct domains *d, const double *perplexities /*(2, n)*/, const
 
 static int weigh(struct domains *d, const struct select_options *o)
 {
-	double *numbers = calloc(d->n, 4 * sizeof *numbers), *perplexities = numbers, *previous = numbers + 2 * d->n, *weights = previous + d->n;
+	double *numbers = calloc(d->n, 4 * sizeof *numbers), *perplexities = numbers, *previous = numbers + 2 * d->n,
+		*weights = previous + d->n;
 	int status = numbers ? 0 : kdctl_fail(d->k, "no memory");
 	for (size_t i = 0; !status && i < 2 * d->n; i++) {
 		const struct domain *from = &d->list[i % d->n];

@@ -59,7 +59,8 @@ static int take_json(void *arg, uint64_t number, const char *line, size_t n)
 	json_error_t error;
 	json_t *j = json_loadb(line, n, JSON_REJECT_DUPLICATES, &error);
 	int status = json_is_object(j) ? p->take(p->arg, number, j)
-		: kdctl_fail(p->k, "%s: item %" PRIu64 ": a JSON object is expected%s%s", p->path, number + 1, j ? "" : ": ", j ? "" : error.text);
+		: kdctl_fail(p->k, "%s: item %" PRIu64 ": a JSON object is expected%s%s", p->path, number + 1,
+			j ? "" : ": ", j ? "" : error.text);
 	json_decref(j);
 	return status;
 }

@@ -276,8 +276,8 @@ static int append_line(struct sink *s, const struct item *i)
 		goto out;
 	}
 	line_head(&b, i);
-	buffer_printf(&b, "\"cached\":%s,\"first\":%" PRId32 ",\"last\":%" PRId32 ",\"tokens\":", kd_answer_cached(i->answer) ? "true" : "false",
-		      rows->query.first, rows->query.last);
+	buffer_printf(&b, "\"cached\":%s,\"first\":%" PRId32 ",\"last\":%" PRId32 ",\"tokens\":",
+		      kd_answer_cached(i->answer) ? "true" : "false", rows->query.first, rows->query.last);
 	record_json_ids(&b, i->tokens, i->n_tokens);
 	buffer_text(&b, ",");
 	record_json_members(&b, rows);

@@ -83,7 +83,8 @@ int store_option(struct kdctl *k, int argc, char **argv, const struct option *op
 	case 'j': k->json = true; return store_option(k, argc, argv, options, help, ret_status);
 	case 'h': printf("Usage: kdctl store %s", help); *ret_status = 0; return -2;
 	case ':':
-	case '?': *ret_status = kdctl_usage(k, "%s: unknown option, or its value is missing (kdctl store %s --help)", argv[optind - 1], argv[0]);
+	case '?': *ret_status = kdctl_usage(k, "%s: unknown option, or its value is missing (kdctl store %s --help)",
+		argv[optind - 1], argv[0]);
 		return -2;
 	default: return c;
 	}
@@ -148,8 +149,8 @@ void store_report_damage(const struct kdctl *k, const char *place, uint64_t offs
 	kdctl_fail(k, "%s: %s", place, message);
 	if (!k->json)
 		return;
-	json_t *j = json_pack("{s:{s:s, s:I, s:I, s:s}}", "damage", "place", place, "offset", (json_int_t)offset, "bytes", (json_int_t)n_bytes,
-			      "error", message);
+	json_t *j = json_pack("{s:{s:s, s:I, s:I, s:s}}", "damage", "place", place, "offset", (json_int_t)offset,
+			      "bytes", (json_int_t)n_bytes, "error", message);
 	kdctl_print_json(j);
 	json_decref(j);
 }
@@ -167,7 +168,8 @@ void store_bytes_text(uint64_t n, char ret_text[24])
 void store_progress(struct progress *p, uint64_t done, uint64_t all)
 {
 	char note[96], of[24];
-	double seconds = progress_seconds(p), rate = (double)done / seconds, left = rate > 0 && all > done ? (double)(all - done) / rate : 0;
+	double seconds = progress_seconds(p), rate = (double)done / seconds,
+		left = rate > 0 && all > done ? (double)(all - done) / rate : 0;
 	store_bytes_text(all, of);
 	snprintf(note, sizeof note, "of %s, %.0f MB/s, %.0f s left", of, rate / 1e6, left);
 	progress_show(p, (double)done, (double)all, note);

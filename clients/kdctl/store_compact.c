@@ -54,7 +54,8 @@ static void print_text(const struct upkeep_compacted *t)
 	store_bytes_text(t->after_bytes, after);
 	printf("%" PRIu64 " records: %" PRIu64 " second copies and %" PRIu64 " contained in larger ones removed\n", t->n_records,
 	       t->n_duplicates, t->n_contained);
-	printf("%" PRIu64 " of %" PRIu64 " shards replaced by %" PRIu64 ": %s, now %s\n", t->n_rewritten, t->n_shards, t->n_made, before, after);
+	printf("%" PRIu64 " of %" PRIu64 " shards replaced by %" PRIu64 ": %s, now %s\n", t->n_rewritten, t->n_shards,
+		t->n_made, before, after);
 	if (t->n_damaged)
 		printf("%" PRIu64 " damaged places: %" PRIu64 " dropped, %" PRIu64 " shards left as they are\n", t->n_damaged, t->n_dropped,
 		       t->n_left);
@@ -81,7 +82,8 @@ int store_compact(struct kdctl *k, int argc, char **argv)
 {
 	static const struct option options[] = {{"keep-contained", no_argument, NULL, 'c'}, {"drop-damaged", no_argument, NULL, 'd'},
 						{"compression", required_argument, NULL, 'z'},
-						{"shard", required_argument, NULL, 'b'}, {"threads", required_argument, NULL, 't'}, STORE_OPTIONS, {0}};
+						{"shard", required_argument, NULL, 'b'}, {"threads", required_argument, NULL, 't'},
+						STORE_OPTIONS, {0}};
 	static const char help[] = "compact [--keep-contained] [--drop-damaged] [--compression C] [--shard SIZE] [--threads N] DIR\n"
 		"Rewrites shards without second copies and without records that a larger one contains, and joins small ones.\n"
 		"What a shard with damage holds stays as it is, and the exit status is 1; --drop-damaged rewrites it too, without\n"

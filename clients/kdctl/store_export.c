@@ -132,7 +132,8 @@ static void print_totals(const struct export *e)
 {
 	FILE *f = to_stdout(e) ? stderr : stdout;
 	if (e->k->json)
-		fprintf(f, "{\"records\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"damaged\":%" PRIu64 "}\n", e->n_records, e->n_rows, e->n_damaged);
+		fprintf(f, "{\"records\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"damaged\":%" PRIu64 "}\n", e->n_records,
+			e->n_rows, e->n_damaged);
 	else
 		fprintf(f, "%" PRIu64 " records, %" PRIu64 " rows exported, %" PRIu64 " damaged\n", e->n_records, e->n_rows, e->n_damaged);
 }
@@ -169,7 +170,8 @@ static int run(struct export *e, int (*run_format)(struct export *e))
 
 static int run_python(const struct export *e)
 {
-	const char *arguments[16] = {python_interpreter(), "-m", "kdclient.export", e->directory, "--format", e->format, "--output", e->path};
+	const char *arguments[16] = {
+		python_interpreter(), "-m", "kdclient.export", e->directory, "--format", e->format, "--output", e->path};
 	char limit[24];
 	unsigned n = 8;
 	if (e->overwrite)

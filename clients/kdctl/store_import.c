@@ -122,7 +122,8 @@ static int next_line(struct import *i, FILE *f, char **text, size_t *size, size_
 			size_t larger = *size ? 2 * *size : 65536;
 			char *moved = n > LINE_MAX_BYTES ? NULL : realloc(*text, larger);
 			if (!moved)
-				return kdctl_fail(i->k, "%s: %s", i->path, n > LINE_MAX_BYTES ? "a line that is longer than any record's" : "no memory");
+				return kdctl_fail(i->k, "%s: %s", i->path, n > LINE_MAX_BYTES
+					? "a line that is longer than any record's" : "no memory");
 			*text = moved;
 			*size = larger;
 		}
@@ -194,7 +195,8 @@ static int import_tensors(struct import *i, int fd)
 	for (uint64_t n = 0; !status && n < t.n_records; n++) {
 		struct record *record;
 		if (tensors_record(&t, n, &record, &err))
-			status = kdctl_fail(i->k, "%s: record %" PRIu64 ": %s%s%s", i->path, n + 1, err.field, *err.field ? ": " : "", err.message);
+			status = kdctl_fail(i->k, "%s: record %" PRIu64 ": %s%s%s", i->path, n + 1, err.field,
+				*err.field ? ": " : "", err.message);
 		else
 			status = append(i, record);
 		snprintf(note, sizeof note, "%" PRIu64 " records imported", i->n_records);
@@ -255,7 +257,8 @@ static void print_totals(const struct import *i, uint64_t n_there)
 	if (i->k->json)
 		printf("{\"records\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"already_there\":%" PRIu64 "}\n", i->n_records, i->n_rows, n_there);
 	else
-		printf("%" PRIu64 " records, %" PRIu64 " rows imported, %" PRIu64 " of them were already there\n", i->n_records, i->n_rows, n_there);
+		printf("%" PRIu64 " records, %" PRIu64 " rows imported, %" PRIu64 " of them were already there\n", i->n_records,
+			i->n_rows, n_there);
 }
 
 int store_import(struct kdctl *k, int argc, char **argv)

@@ -321,7 +321,8 @@ static void read_row(struct pull *t, struct record_rows *rows, uint32_t row, uin
 			pull_skip(t);
 	}
 	if (seen != (rows->status[row] == ROW_OK ? asked : 1u << R_STATUS))
-		pull_fail(t, rows->status[row] == ROW_OK ? "a signal that was asked for is missing" : "numbers in a row that is not finite");
+		pull_fail(t, rows->status[row] == ROW_OK ? "a signal that was asked for is missing"
+			: "numbers in a row that is not finite");
 	if (!logits || t->failed)
 		return;
 	const char *after = t->at;
@@ -364,7 +365,8 @@ static int read_widths(struct line *l, struct error *err)
 		pull_fail(&l->text, "other than one width for each feature");
 	int r = 0;
 	for (uint32_t i = 0; i < l->query.n_features && !l->text.failed && !r; i++) {
-		total += widths.ids[i] * (l->query.pooling == QUERY_POOLING_NONE ? n_rows : 1);     // each below 2^63, what was before is paid
+		// each below 2^63, what was before is paid
+		total += widths.ids[i] * (l->query.pooling == QUERY_POOLING_NONE ? n_rows : 1);
 		if (!widths.ids[i] || total > paid)
 			pull_fail(&l->text, "widths of features whose numbers are not there");
 		else

@@ -80,8 +80,8 @@ void line_encode(struct buffer *b, const struct record *record, const struct rec
 	const void *bytes = record_bytes(record, &n);
 	content_id_to_hex(record_key(record), key);
 	content_id_to_hex(record_teacher(record), teacher);
-	buffer_printf(b, "{\"version\":%d,\"key\":\"%s\",\"teacher\":\"%s\",\"vocab_size\":%" PRIu32 ",\"checksum\":%" PRIu32 ",\"tokens\":",
-		      RECORD_VERSION, key, teacher, rows->vocab_size, claims_checksum(record));
+	buffer_printf(b, "{\"version\":%d,\"key\":\"%s\",\"teacher\":\"%s\",\"vocab_size\":%" PRIu32 ",\"checksum\":%" PRIu32
+		      ",\"tokens\":", RECORD_VERSION, key, teacher, rows->vocab_size, claims_checksum(record));
 	record_json_ids(b, rows->sequence.tokens, rows->sequence.n_tokens);
 	buffer_text(b, ",\"question\":");
 	line_encode_question(b, &rows->query);

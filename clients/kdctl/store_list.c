@@ -38,7 +38,8 @@ void store_add_query(json_t *j, const struct query *q)
 	if (q->draws.n)
 		json_object_set_new(j, "draws", json_pack("{s:I, s:f, s:I, s:b}", "n", (json_int_t)q->draws.n, "tau", (double)q->draws.tau,
 							  "seed", (json_int_t)q->draws.seed, "tail", (int)q->draws.tail));
-	const struct { const char *name; uint64_t n; } lists[] = {{"n_gather", q->gather.n_lists ? q->gather.offsets[q->gather.n_lists] : 0},
+	const struct { const char *name; uint64_t n; } lists[] = {
+		{"n_gather", q->gather.n_lists ? q->gather.offsets[q->gather.n_lists] : 0},
 		{"n_keep", q->n_keep}, {"n_spans", q->n_spans}, {"n_features", q->n_features}};
 	for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
 		if (lists[i].n)
@@ -156,8 +157,8 @@ static void print_totals(const struct kdctl *k, const struct totals *t)
 		printf("{\"summary\":{\"records\":%" PRIu64 ",\"rows\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"damaged\":%" PRIu64 "}}\n",
 		       t->n_records, t->n_rows, t->n_bytes, t->n_damaged);
 	else
-		printf("%" PRIu64 " records, %" PRIu64 " rows, %" PRIu64 " bytes, %" PRIu64 " damaged\n", t->n_records, t->n_rows, t->n_bytes,
-		       t->n_damaged);
+		printf("%" PRIu64 " records, %" PRIu64 " rows, %" PRIu64 " bytes, %" PRIu64 " damaged\n", t->n_records, t->n_rows,
+		       t->n_bytes, t->n_damaged);
 }
 
 static int list(struct kdctl *k, bool rows, int argc, char **argv, const char *help)
@@ -188,10 +189,12 @@ static int list(struct kdctl *k, bool rows, int argc, char **argv, const char *h
 
 int store_ls(struct kdctl *k, int argc, char **argv)
 {
-	return list(k, false, argc, argv, "ls DIR [KEY]\nOne line a record: key, place, sizes, question. KEY: only records whose key begins so.\n");
+	return list(k, false, argc, argv,
+		"ls DIR [KEY]\nOne line a record: key, place, sizes, question. KEY: only records whose key begins so.\n");
 }
 
 int store_cat(struct kdctl *k, int argc, char **argv)
 {
-	return list(k, true, argc, argv, "cat DIR [KEY]\nRecords as JSON lines, rows as in /v1/score. KEY: only records whose key begins so.\n");
+	return list(k, true, argc, argv,
+		"cat DIR [KEY]\nRecords as JSON lines, rows as in /v1/score. KEY: only records whose key begins so.\n");
 }

@@ -40,8 +40,9 @@ static void print_summary(const struct kdctl *k, const struct upkeep_merged *t, 
 	char added[24];
 	store_bytes_text(t->n_bytes, added);
 	if (k->json)
-		printf("{\"summary\":{\"sources\":%zu,\"records\":%" PRIu64 ",\"added\":%" PRIu64 ",\"added_bytes\":%" PRIu64 ",\"there\":%" PRIu64
-		       ",\"damaged\":%" PRIu64 "}}\n", n_from, t->n_records, n_added, t->n_bytes, t->n_there, t->n_damaged);
+		printf("{\"summary\":{\"sources\":%zu,\"records\":%" PRIu64 ",\"added\":%" PRIu64 ",\"added_bytes\":%" PRIu64
+		       ",\"there\":%" PRIu64 ",\"damaged\":%" PRIu64 "}}\n", n_from, t->n_records, n_added, t->n_bytes,
+		       t->n_there, t->n_damaged);
 	else
 		printf("%" PRIu64 " records of %zu directories: %" PRIu64 " added (%s), %" PRIu64 " were there already, %" PRIu64
 		       " damaged places\n", t->n_records, n_from, n_added, added, t->n_there, t->n_damaged);

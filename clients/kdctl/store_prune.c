@@ -38,8 +38,8 @@ static void print_summary(const struct kdctl *k, const struct upkeep_pruned *t, 
 		printf("{\"summary\":{\"shards\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"left_shards\":%" PRIu64 ",\"left_bytes\":%" PRIu64
 		       ",\"dry_run\":%s}}\n", t->n_shards, t->n_bytes, t->n_left, t->left_bytes, dry_run ? "true" : "false");
 	else
-		printf("%" PRIu64 " shards (%s) %s, %" PRIu64 " (%s) %s\n", t->n_shards, gone, dry_run ? "would be removed" : "removed", t->n_left,
-		       left, dry_run ? "would be left" : "left");
+		printf("%" PRIu64 " shards (%s) %s, %" PRIu64 " (%s) %s\n", t->n_shards, gone, dry_run ? "would be removed" : "removed",
+		       t->n_left, left, dry_run ? "would be left" : "left");
 }
 
 int store_prune(struct kdctl *k, int argc, char **argv)

@@ -55,8 +55,8 @@ static int check_module(struct kdctl *k, const char *python)
 	if (r)
 		return kdctl_fail(k, "%s: %s: kdclient for Python reads and writes this format", python, strerror(r));
 	if (wait_for(pid))
-		return kdctl_fail(k, "%s has no kdclient, which reads and writes this format: pip install clients/python (with numpy; pyarrow for "
-				  "parquet)", python);
+		return kdctl_fail(k, "%s has no kdclient, which reads and writes this format: "
+				  "pip install clients/python (with numpy; pyarrow for parquet)", python);
 	return 0;
 }
 

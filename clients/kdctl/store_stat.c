@@ -210,12 +210,13 @@ static void print_json(const struct cells *all, const struct cell *sum, const st
 	json_t *j = cell_json(sum), *parts = json_object_get(j, "parts");
 	json_object_set_new(parts, "framing", json_integer((json_int_t)(t->shard_bytes + sum->saved_bytes - sum->n_bytes)));
 	json_object_set_new(parts, "index", json_integer((json_int_t)t->index_bytes));
-	json_t *more = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "shards", (json_int_t)t->n_shards, "sealed",
-				 (json_int_t)t->n_sealed, "shard_bytes", (json_int_t)t->shard_bytes, "index_bytes", (json_int_t)t->index_bytes,
-				 "saved_bytes", (json_int_t)sum->saved_bytes,
+	json_t *more = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}", "shards", (json_int_t)t->n_shards,
+				 "sealed", (json_int_t)t->n_sealed, "shard_bytes", (json_int_t)t->shard_bytes,
+				 "index_bytes", (json_int_t)t->index_bytes, "saved_bytes", (json_int_t)sum->saved_bytes,
 				 "duplicates", (json_int_t)x->n_duplicates, "duplicate_bytes", (json_int_t)x->duplicate_bytes,
 				 "contained", (json_int_t)x->n_contained, "contained_bytes", (json_int_t)x->contained_bytes,
-				 "damaged", (json_int_t)t->n_damaged, "torn_bytes", (json_int_t)t->torn_bytes, "teachers", teachers_json(all));
+				 "damaged", (json_int_t)t->n_damaged, "torn_bytes", (json_int_t)t->torn_bytes,
+				 "teachers", teachers_json(all));
 	json_object_update(j, more);
 	json_decref(more);
 	if (server)
@@ -275,8 +276,8 @@ static void print_server(const struct kdctl *k, const json_t *store)
 {
 	double hits = json_number_value(json_object_get(store, "hits")), misses = json_number_value(json_object_get(store, "misses"));
 	double contained = json_number_value(json_object_get(store, "contained")), asked = hits + misses > 0 ? hits + misses : 1;
-	printf("server %s: %.0f hits (%.1f %%), %.0f of them contained in larger answers, %.0f misses\n", k->server, hits, 100 * hits / asked,
-	       contained, misses);
+	printf("server %s: %.0f hits (%.1f %%), %.0f of them contained in larger answers, %.0f misses\n", k->server, hits,
+	       100 * hits / asked, contained, misses);
 }
 
 // What the running server says of its store; NULL when it has none (said so).
@@ -339,8 +340,9 @@ static int stat_run(struct kdctl *k, const char *directory, unsigned n_threads, 
 
 int store_stat(struct kdctl *k, int argc, char **argv)
 {
-	static const struct option options[] = {{"threads", required_argument, NULL, 't'}, {"server", required_argument, NULL, 's'}, STORE_OPTIONS,
-						{0}};
+	static const struct option options[] = {
+						{"threads", required_argument, NULL, 't'}, {"server", required_argument, NULL, 's'},
+						STORE_OPTIONS, {0}};
 	static const char help[] = "stat [--threads N] [--server ADDRESS] DIR\n"
 		"What a store holds: records, rows, shards; bytes of each part of a record and per row; teachers and kinds of\n"
 		"questions; second copies, and records contained in larger ones. --server: also how often a running server\n"

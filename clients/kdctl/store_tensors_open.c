@@ -28,7 +28,8 @@ static int read_bytes(const struct tensors *t, uint64_t at, void *to, uint64_t n
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got <= 0)
-			return got ? error_system(err, errno, NULL, "cannot read") : error_set(err, ERROR_CORRUPT, NULL, "the file became shorter");
+			return got ? error_system(err, errno, NULL, "cannot read")
+				: error_set(err, ERROR_CORRUPT, NULL, "the file became shorter");
 		p += got;
 		at += (uint64_t)got;
 		n -= (uint64_t)got;
@@ -140,7 +141,8 @@ static int check_counts(struct tensors *t, struct error *err)
 		if (!t->columns[c].there && k->with == COLUMN_VERSION)
 			return error_set(err, ERROR_INVALID, k->name, "it is missing: not a file of kdctl store export");
 		if (t->columns[c].there && k->unit != COLUMN_FLAT && t->columns[c].n != wanted[k->unit])
-			return error_set(err, ERROR_INVALID, k->name, "%" PRIu64 " entries where %" PRIu64 " are due", t->columns[c].n, wanted[k->unit]);
+			return error_set(err, ERROR_INVALID, k->name, "%" PRIu64 " entries where %" PRIu64 " are due", t->columns[c].n,
+				wanted[k->unit]);
 	}
 	return 0;
 }

@@ -48,8 +48,9 @@ static void print_summary(const struct kdctl *k, const struct count *sum, const 
 	double rate = (double)t->shard_bytes / (t->seconds > 1e-6 ? t->seconds : 1e-6);
 	if (k->json) {
 		json_t *j = json_pack("{s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}}", "summary",
-				      "records", (json_int_t)sum->n_records, "rows", (json_int_t)sum->n_rows, "bytes", (json_int_t)sum->n_bytes,
-				      "damaged", (json_int_t)t->n_damaged, "shards", (json_int_t)t->n_shards, "sealed", (json_int_t)t->n_sealed,
+				      "records", (json_int_t)sum->n_records, "rows", (json_int_t)sum->n_rows,
+				      "bytes", (json_int_t)sum->n_bytes, "damaged", (json_int_t)t->n_damaged,
+				      "shards", (json_int_t)t->n_shards, "sealed", (json_int_t)t->n_sealed,
 				      "unindexed", (json_int_t)t->n_unindexed, "shard_bytes", (json_int_t)t->shard_bytes,
 				      "torn_bytes", (json_int_t)t->torn_bytes, "threads", (json_int_t)n_threads, "seconds", t->seconds,
 				      "bytes_per_s", rate);
@@ -62,8 +63,8 @@ static void print_summary(const struct kdctl *k, const struct count *sum, const 
 	if (t->torn_bytes)
 		printf("%" PRIu64 " bytes at the end are of an unfinished write\n", t->torn_bytes);
 	printf("%" PRIu64 " records verified, %" PRIu64 " rows, %" PRIu64 " bytes in %" PRIu64 " shards, %" PRIu64
-	       " damaged; %.2f s, %.0f MB/s, %u threads\n", sum->n_records, sum->n_rows, sum->n_bytes, t->n_shards, t->n_damaged, t->seconds,
-	       rate / 1e6, n_threads);
+	       " damaged; %.2f s, %.0f MB/s, %u threads\n", sum->n_records, sum->n_rows, sum->n_bytes, t->n_shards, t->n_damaged,
+	       t->seconds, rate / 1e6, n_threads);
 }
 
 static int verify(struct kdctl *k, const char *directory, const char *wanted, unsigned n_threads)

@@ -35,7 +35,8 @@ static int read_option(const struct kdctl *k, int c, struct bearer *t, const cha
 	double v = 0;
 	switch (c) {
 	case 's':
-		return bearer_decode_scopes(optarg, &t->scopes) ? kdctl_usage(k, "--scopes: some of score,generate,train,admin; or none") : 0;
+		return bearer_decode_scopes(optarg, &t->scopes)
+			? kdctl_usage(k, "--scopes: some of score,generate,train,admin; or none") : 0;
 	case 'r':
 		if (!kdctl_number(optarg, 1, (double)BEARER_MAX_RATE, &v))
 			return bad_number(k, "rate", (double)BEARER_MAX_RATE);
@@ -115,8 +116,8 @@ static int make(const struct kdctl *k, struct bearer *t, const char *file)
 int command_token(struct kdctl *k, int argc, char **argv)
 {
 	static const struct option options[] = {{"scopes", required_argument, NULL, 's'}, {"rate", required_argument, NULL, 'r'},
-		{"in-flight", required_argument, NULL, 'i'}, {"k-max", required_argument, NULL, 'k'}, {"expires", required_argument, NULL, 'e'},
-		{"file", required_argument, NULL, 'f'}, {"help", no_argument, NULL, 'h'}, {0}};
+		{"in-flight", required_argument, NULL, 'i'}, {"k-max", required_argument, NULL, 'k'},
+		{"expires", required_argument, NULL, 'e'}, {"file", required_argument, NULL, 'f'}, {"help", no_argument, NULL, 'h'}, {0}};
 	struct bearer t = {.scopes = BEARER_SCORE};
 	const char *file = NULL;
 	for (int c; (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {

@@ -66,7 +66,8 @@ static void print_head(const struct view *v)
 {
 	const json_t *degraded = json_object_get(v->status, "degraded");
 	bool ready = json_is_true(json_object_get(v->status, "ready"));
-	printf("kdserved %s  %s", string(v->status, NULL, "version"), ready ? json_array_size(degraded) ? "degraded" : "ready" : "NOT READY");
+	printf("kdserved %s  %s", string(v->status, NULL, "version"),
+	       ready ? json_array_size(degraded) ? "degraded" : "ready" : "NOT READY");
 	for (size_t i = 0; i < json_array_size(degraded); i++)
 		printf("%s%s", i ? ", " : ": ", json_string_value(json_array_get(degraded, i)));
 	printf("  %s %s  up ", string(v->status, "device", "name"), string(v->status, "device", "numeric"));
@@ -77,10 +78,11 @@ static void print_head(const struct view *v)
 static void print_work(const struct view *v)
 {
 	const json_t *s = v->status;
-	double passes = number(s, "forward", "passes"), hits = rate(v, "sequences", "cached"), all = hits + rate(v, "sequences", "computed");
+	double passes = number(s, "forward", "passes"), hits = rate(v, "sequences", "cached"),
+		all = hits + rate(v, "sequences", "computed");
 	printf("requests   %.4g answered/s  %.4g refused/s  %.4g left/s  %.0f under way  %.0f sequences waiting\n",
-	       rate(v, "requests", "answered"), rate(v, "requests", "rejected"), rate(v, "requests", "cancelled"), number(s, "requests", "in_flight"),
-	       number(s, "queue", "sequences_waiting"));
+	       rate(v, "requests", "answered"), rate(v, "requests", "rejected"), rate(v, "requests", "cancelled"),
+	       number(s, "requests", "in_flight"), number(s, "queue", "sequences_waiting"));
 	printf("teacher    %.4g positions/s  %.4g passes/s  %.0f %% shared by several requests\n", rate(v, "forward", "positions"),
 	       rate(v, "forward", "passes"), passes > 0 ? 100 * number(s, "forward", "mixed_passes") / passes : 0);
 	print_bar("requests", number(s, "queue", "requests"), number(s, "queue", "requests_limit"));
