@@ -47,7 +47,8 @@ static int directory_lock(struct directory *d, struct error *err)
 			return error_system(err, errno, NULL, "store %s: cannot lock", d->path);
 		ssize_t n = pread(d->lock, pid, sizeof pid - 1, 0);
 		pid[n > 0 ? strcspn(pid, "\n") : 0] = '\0';
-		return error_set(err, ERROR_CONFLICT, NULL, "store %s: another process%s%s is writing to it", d->path, *pid ? ", pid " : "", pid);
+		return error_set(err, ERROR_CONFLICT, NULL, "store %s: another process%s%s is writing to it", d->path,
+			*pid ? ", pid " : "", pid);
 	}
 	// The id is for people only: a full disk must not keep the store from opening.
 	int n = snprintf(pid, sizeof pid, "%ld\n", (long)getpid());

@@ -122,7 +122,8 @@ static int merge_from(struct merge *m, const char *from, struct error *err)
 	m->from = from;
 	int rc = survey_run(&o, &t, &its);
 	if (rc < 0 && !m->failed)
-		return error_set(err, its.code ? its.code : ERROR_IO, NULL, "%s: %s", from, *its.message ? its.message : "it cannot be read");
+		return error_set(err, its.code ? its.code : ERROR_IO, NULL, "%s: %s", from,
+			*its.message ? its.message : "it cannot be read");
 	return rc < 0 ? rc : merge_notes(m, err);
 }
 

@@ -98,7 +98,8 @@ static int unpack(const uint8_t *bytes, size_t n, uint32_t n_record, struct reco
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a record of %u bytes", (unsigned)n_record);
 	size_t k = ZSTD_decompress(record, n_record, bytes + PACKED_HEADER_BYTES, n - PACKED_HEADER_BYTES);
 	int rc = k == n_record ? record_from_bytes(record, k, ret_record, err)
-		: error_set(err, ERROR_CORRUPT, "record", "a compressed record: %s", ZSTD_isError(k) ? ZSTD_getErrorName(k) : "its size is wrong");
+		: error_set(err, ERROR_CORRUPT, "record", "a compressed record: %s",
+			ZSTD_isError(k) ? ZSTD_getErrorName(k) : "its size is wrong");
 	free(record);
 	return rc;
 }

@@ -14,7 +14,8 @@ struct record;
 #define PACKED_MAX_LEVEL 19
 #define PACKED_LEVEL 3               // of "zstd" alone
 
-// "none" (0), "zstd" or "zstd:LEVEL" with 1 to PACKED_MAX_LEVEL. -EINVAL; -EOPNOTSUPP in a build without libzstd. The caller's err names it.
+// "none" (0), "zstd" or "zstd:LEVEL" with 1 to PACKED_MAX_LEVEL. -EINVAL; -EOPNOTSUPP in a build without libzstd.
+// The caller's err names it.
 int packed_level(const char *text, int *ret_level, struct error *err);
 
 // Used by one thread. A zeroed one packs nothing.

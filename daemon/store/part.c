@@ -179,8 +179,9 @@ bool part_covers(const struct query *stored, const struct query *asked)
 		return false;
 	if (has_values(asked) && has_values(stored) && !exact(stored) && stored->values != asked->values)
 		return false;
-	if ((asked->entropy && !stored->entropy) || (asked->max_prob && !stored->max_prob) || (asked->sum_squares && !stored->sum_squares) ||
-	    (asked->dense && !stored->dense) || (has_tail(asked) && !(has_tail(stored) && same_top(stored, asked))))
+	if ((asked->entropy && !stored->entropy) || (asked->max_prob && !stored->max_prob) ||
+	    (asked->sum_squares && !stored->sum_squares) || (asked->dense && !stored->dense) ||
+	    (has_tail(asked) && !(has_tail(stored) && same_top(stored, asked))))
 		return false;
 	return keep_equal(stored, asked) && temperatures_cover(stored, asked) && top_covers(stored, asked) && places_cover(stored, asked) &&
 	       draws_cover(stored, asked) && spans_cover(stored, asked) && features_cover(stored, asked);

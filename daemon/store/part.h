@@ -20,6 +20,6 @@ bool part_covers(const struct query *stored, const struct query *asked);
 // -ENOENT when the record does not hold it, or not exactly: a row that is not finite, f16 values too close to tell which ids are the
 // largest. Other errors as record_decode's.
 int part_extract(const struct record *stored, const struct query *asked, struct record **ret_record, struct error *err);
-// For who learns from it rather than passes it on: rounded values that are equal count as in order of ids, are rounded once more, and rows that
-// are not finite stay so. Never to be kept or served: the teacher's bytes may be others.
+// For who learns from it rather than passes it on: rounded values that are equal count as in order of ids, are rounded once more, and rows
+// that are not finite stay so. Never to be kept or served: the teacher's bytes may be others.
 int part_extract_rounded(const struct record *stored, const struct query *asked, struct record **ret_record, struct error *err);

@@ -64,7 +64,8 @@ int rewrite_append(struct rewrite *w, const struct record *record, struct packed
 {
 	static const uint8_t zeros[8];
 	uint8_t header[SHARD_FRAME_BYTES];
-	struct shard_frame f = {.offset = w->end, .number = w->next_number++, .record_bytes = (uint32_t)stored.n, .key = *record_key(record)};
+	struct shard_frame f = {.offset = w->end, .number = w->next_number++, .record_bytes = (uint32_t)stored.n,
+		.key = *record_key(record)};
 	shard_frame_encode(w->header.seed, &f, stored.crc, header);
 	if (sidecar_append(&w->entries, &f, record) < 0)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the index of shard %08x", w->header.id);

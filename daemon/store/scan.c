@@ -41,7 +41,8 @@ static const uint8_t *scan_view_stream(const struct scan *s, uint64_t offset, si
 	if (rc == -ENOMEM)
 		error_set(err, ERROR_MEMORY, NULL, "no memory for %zu bytes of a shard", n);
 	else if (rc < 0)
-		error_set(err, ERROR_IO, NULL, "shard %08x: cannot read at %llu: %s", s->header.id, (unsigned long long)offset, strerror(-rc));
+		error_set(err, ERROR_IO, NULL, "shard %08x: cannot read at %llu: %s", s->header.id,
+			(unsigned long long)offset, strerror(-rc));
 	return rc < 0 ? NULL : bytes;
 }
 
@@ -69,7 +70,8 @@ static const uint8_t *scan_view(struct scan *s, uint64_t offset, size_t n, struc
 	size_t want = s->window_bytes < s->size - offset ? s->window_bytes : (size_t)(s->size - offset);
 	int rc = file_read(s->fd, s->window, want, offset);
 	if (rc < 0) {
-		error_set(err, ERROR_IO, NULL, "shard %08x: cannot read at %llu: %s", s->header.id, (unsigned long long)offset, strerror(-rc));
+		error_set(err, ERROR_IO, NULL, "shard %08x: cannot read at %llu: %s", s->header.id,
+			(unsigned long long)offset, strerror(-rc));
 		return NULL;
 	}
 	s->window_offset = offset;

@@ -37,7 +37,8 @@ struct scan {
 };
 
 // Reads the header; -EBADMSG when it does not hold, or when `id` (of the file's name) is not the one in it. The fd stays the caller's;
-// the size is the file's now. scan_init_bytes is the same over memory, scan_init_stream begins with the file in the stream, also the caller's.
+// the size is the file's now. scan_init_bytes is the same over memory, scan_init_stream begins with the file in the stream,
+// also the caller's.
 int scan_init(struct scan *s, int fd, uint32_t id, struct error *err);
 int scan_init_bytes(struct scan *s, const void *bytes, size_t n, uint32_t id, struct error *err);
 int scan_init_stream(struct scan *s, int fd, struct stream *stream, uint32_t id, struct error *err);

@@ -125,10 +125,12 @@ int shards_check(const uint8_t *bytes, size_t n, uint32_t seed, const struct ind
 	struct error why = {0};
 	int rc = packed_decode(bytes + SHARD_FRAME_BYTES, f.record_bytes, ret_record, &why);
 	if (rc < 0)
-		return error_set(err, why.code, why.field, "shard %08x: at %llu: %s", place->shard, (unsigned long long)place->offset, why.message);
+		return error_set(err, why.code, why.field, "shard %08x: at %llu: %s", place->shard,
+			(unsigned long long)place->offset, why.message);
 	if (memcmp(record_key(*ret_record), &f.key, sizeof f.key) != 0) {
 		*ret_record = record_unref(*ret_record);
-		rc = error_set(err, ERROR_CORRUPT, NULL, "shard %08x: another record at %llu", place->shard, (unsigned long long)place->offset);
+		rc = error_set(err, ERROR_CORRUPT, NULL, "shard %08x: another record at %llu", place->shard,
+			(unsigned long long)place->offset);
 	}
 	return rc;
 }
@@ -146,7 +148,8 @@ int shards_read(int fd, uint32_t seed, const struct index_entry *place, const st
 		if (k < 0 && errno == EINTR)
 			continue;
 		if (k < 0)
-			rc = error_system(err, errno, NULL, "shard %08x: cannot read at %llu", place->shard, (unsigned long long)place->offset);
+			rc = error_system(err, errno, NULL, "shard %08x: cannot read at %llu", place->shard,
+				(unsigned long long)place->offset);
 		if (k <= 0)
 			break;
 		done += (size_t)k;

@@ -45,7 +45,8 @@ int sidecar_append(struct sidecar *s, const struct shard_frame *f, const struct 
 
 struct index_entry sidecar_place(const struct sidecar_entry *e, uint32_t shard)
 {
-	return (struct index_entry){.shard = shard, .record_bytes = e->record_bytes, .offset = e->offset, .shape = e->shape, .group = e->group};
+	return (struct index_entry){.shard = shard, .record_bytes = e->record_bytes, .offset = e->offset, .shape = e->shape,
+		.group = e->group};
 }
 
 void sidecar_done(struct sidecar *s)

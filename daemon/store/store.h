@@ -28,7 +28,8 @@ struct store_options {
 	uint64_t queue_bytes;            // appends waiting; more is -EAGAIN; 0 = 64 MiB
 	bool rounded;                    // smaller answers are cut out of rounded values as they stand (part_extract_rounded): for trainers
 	int compression;                 // level of zstd for what is appended (packed.h), 0 = none; what is there is read in any case
-	uint64_t max_bytes;              // the oldest shards are removed beyond this; 0 = no limit. May be passed by the shard being written
+	uint64_t max_bytes;              // the oldest shards are removed beyond this; 0 = no limit.
+	                                 // May be passed by the shard being written
 	uint64_t max_age_s;              // shards not written to for so long are removed; 0 = never
 	store_failing_fn *failing;       // may be NULL
 	void *failing_arg;
@@ -55,8 +56,8 @@ struct store_question {
 	const struct query *query;       // canonical
 };
 int store_answer(struct store *s, const struct store_question *q, struct record **ret_record, struct error *err);
-// The same from the index alone, nothing is read or counted: 1 = a record of this very question is there (undamaged or not), 0 = one that may
-// contain the answer, -ENOENT = none.
+// The same from the index alone, nothing is read or counted: 1 = a record of this very question is there (undamaged or not), 0 = one that
+// may contain the answer, -ENOENT = none.
 int store_peek(struct store *s, const struct store_question *q);
 
 // Many answers at once, `depth` reads under way together: for trainers that go through a store at random. One thread's own.

@@ -183,8 +183,8 @@ static int group_find(struct shards *shards, struct surplus_entry *group, size_t
 		if (rc < 0 || !may_be_left_out(group, n, i))
 			continue;
 		for (size_t k = 0; k < i && group[i].kind == SURPLUS_KEEP; k++)
-			if (records[k] && group[k].kind == SURPLUS_KEEP && !group[k].fixed && part_shape_covers(group[k].shape, group[i].shape) &&
-			    contains(records[k], records[i]))
+			if (records[k] && group[k].kind == SURPLUS_KEEP && !group[k].fixed &&
+			    part_shape_covers(group[k].shape, group[i].shape) && contains(records[k], records[i]))
 				group[i].kind = SURPLUS_CONTAINED;
 	}
 	for (size_t i = 0; i < n; i++)

@@ -88,7 +88,8 @@ static int damage_report(struct pass *p, bool index, uint64_t offset, uint64_t n
 		snprintf(place, sizeof place, "%08" PRIx32 ".index", p->id);
 	else
 		snprintf(place, sizeof place, "%08" PRIx32 ".shard:%" PRIu64, p->id, offset);
-	struct survey_item item = {.thread = p->thread, .shard = p->id, .place = place, .offset = offset, .n_bytes = n_bytes, .message = message};
+	struct survey_item item = {
+		.thread = p->thread, .shard = p->id, .place = place, .offset = offset, .n_bytes = n_bytes, .message = message};
 	p->totals.n_damaged++;
 	pthread_mutex_lock(&v->lock);
 	int rc = v->result;
@@ -138,8 +139,9 @@ static int pass_record(struct pass *p, const struct scan_item *item)
 		p->totals.n_records++;
 		p->totals.frame_bytes += item->n_bytes - f->record_bytes;
 		snprintf(place, sizeof place, "%08" PRIx32 ".shard:%" PRIu64, p->id, f->offset);
-		struct survey_item visit = {.thread = p->thread, .shard = p->id, .place = place, .offset = f->offset, .n_bytes = item->n_bytes,
-					    .stored_bytes = f->record_bytes, .record = record};
+		struct survey_item visit = {
+					    .thread = p->thread, .shard = p->id, .place = place, .offset = f->offset,
+					    .n_bytes = item->n_bytes, .stored_bytes = f->record_bytes, .record = record};
 		rc = v->options->visit(v->options->arg, &visit);
 		if (rc)
 			survey_end(v, rc, NULL);
@@ -228,7 +230,8 @@ static bool index_agrees(const struct pass *p, const struct sidecar *index)
 				return false;
 			continue;
 		}
-		if (memcmp(&f->key, &e->key, sizeof f->key) != 0 || f->record_bytes != e->record_bytes || f->shape != e->shape || f->group != e->group)
+		if (memcmp(&f->key, &e->key, sizeof f->key) != 0 || f->record_bytes != e->record_bytes || f->shape != e->shape ||
+			f->group != e->group)
 			return false;
 		i++;
 	}

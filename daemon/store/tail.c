@@ -107,7 +107,8 @@ static int tail_prime(struct tail *t)
 	t->next_number = t->shard.next_number;
 	if (!w->n)
 		return 0;
-	struct ring_op op = {.kind = RING_READ, .fd = t->shard.fd, .data = w->data, .n = TAIL_BLOCK, .offset = w->offset, .align = TAIL_BLOCK};
+	struct ring_op op = {.kind = RING_READ, .fd = t->shard.fd, .data = w->data, .n = TAIL_BLOCK, .offset = w->offset,
+		.align = TAIL_BLOCK};
 	ring_submit(t->ring, &op);
 	int rc = ring_complete(t->ring, &op);
 	return rc == 0 && op.n_done < w->n ? -EIO : rc;

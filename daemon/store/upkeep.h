@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Work on the shards of a directory that nobody is writing to: letting go of old ones, rewriting them without what says nothing new, adding
-// those of other directories. Takes the directory's lock (-EEXIST, ERROR_CONFLICT: a daemon has it). A process killed at any point leaves a store that answers all it did.
+// those of other directories. Takes the directory's lock (-EEXIST, ERROR_CONFLICT: a daemon has it). A process killed at any point leaves a
+// store that answers all it did.
 #pragma once
 
 #include <stdbool.h>
@@ -28,7 +29,8 @@ struct upkeep_compact {
 	const char *directory;
 	uint64_t shard_bytes;                // of the new shards; 0 = 256 MiB
 	unsigned n_threads;                  // to read with; 0 = 1
-	int compression;                     // 0: records stay as they lie; else every shard is rewritten: level of zstd (packed.h), -1 = without
+	int compression;                     // 0: records stay as they lie; else every shard is rewritten: level of zstd (packed.h),
+	                                     // -1 = without
 	bool keep_contained;                 // only second copies are left out
 	bool drop_damaged;                   // shards with damage are rewritten too, without what is damaged; else they stay as they are
 	void (*damaged)(void *arg, const struct survey_item *damage);       // from one thread at a time

@@ -69,7 +69,8 @@ static int walk_step(struct scan *scan, bool newest, struct store_cursor *c, str
 		}
 		return rc < 0 && rc != -ENOMEM ? -EBADMSG : rc;
 	case SCAN_DAMAGE:
-		return error_set(err, ERROR_CORRUPT, NULL, "%" PRIu64 " bytes are damaged, %" PRIu64 " records lost", item.n_bytes, item.n_lost);
+		return error_set(err, ERROR_CORRUPT, NULL, "%" PRIu64 " bytes are damaged, %" PRIu64 " records lost",
+			item.n_bytes, item.n_lost);
 	case SCAN_TORN:      // at the end of the shard being written this is work in progress, or of a writer that died
 		if (!newest || scan->sealed)
 			return error_set(err, ERROR_CORRUPT, NULL, "%" PRIu64 " bytes at the end are damaged", item.n_bytes);
