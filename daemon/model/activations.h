@@ -9,7 +9,8 @@
 // and x_ffn is x_attention; with training each layer keeps its own, or (recompute) shares all with the layers as many segments away
 // but, where it is the first of a segment, x_attention.
 struct layer_activations {
-	struct real *x_attention;        // (T, C) what the norm before the attention half reads: the residual stream, or (post-norm) the sum
+	struct real *x_attention;        // (T, C) what the norm before the attention half reads: the residual stream,
+	                                 // or (post-norm) the sum
 	struct real *r_attention;        // (T, C) what the half adds to: x_attention, or (post-norm) its norm
 	struct act *h_attention;         // (T, C) normed
 	struct act *qkv_plain;           // (T, W) before the head norm; qkv itself where there is none (or nothing is kept)
@@ -58,4 +59,5 @@ struct activations {
 
 // The operations of layer i from its x_attention on, which must stand, shown to the tap or not. x_next: where the residual stream goes on;
 // NULL: it is not wanted.
-void forward_layer(const struct weights *w, struct activations *a, const struct layout *layout, uint32_t i, struct real *x_next, bool shown);
+void forward_layer(const struct weights *w, struct activations *a, const struct layout *layout, uint32_t i,
+	struct real *x_next, bool shown);

@@ -15,8 +15,8 @@
 int added_append(struct added *a, const struct added_token *flags, const char *content, size_t n, struct error *err)
 {
 	if (!n || n > MAX_ADDED_BYTES || memchr(content, 0, n))
-		return error_set(err, ERROR_INVALID, "added_tokens", "added token %u has %zu bytes (1 to %d, without NUL, are allowed)", flags->id, n,
-				 MAX_ADDED_BYTES);
+		return error_set(err, ERROR_INVALID, "added_tokens", "added token %u has %zu bytes (1 to %d, without NUL, are allowed)",
+				 flags->id, n, MAX_ADDED_BYTES);
 	if (a->n == a->capacity) {
 		size_t capacity = a->capacity ? 2 * a->capacity : 32;
 		struct added_token *tokens = realloc(a->tokens, capacity * sizeof(*tokens));

@@ -24,7 +24,8 @@ struct bpe {
 	struct merge_slot *slots;
 	size_t mask;
 	uint32_t byte_ids[256];          // VOCABULARY_NONE where the vocabulary has no token for the byte
-	uint32_t *ranks;                 // by what is spelled: (n_ids) of each token, VOCABULARY_NONE = nothing merges into it; NULL: by pairs
+	uint32_t *ranks;                 // by what is spelled: (n_ids) of each token, VOCABULARY_NONE = nothing merges into it;
+	                                 // NULL: by pairs
 	const struct vocabulary *vocabulary;    // with ranks: where the spellings are, literal
 	size_t longest;                  // with ranks: bytes of the longest token that has one
 };
@@ -56,8 +57,8 @@ int bpe_append_line(struct bpe *bpe, const struct vocabulary *v, const char *lin
 // Merges the n bytes of a piece into work->symbols. -ENOMEM.
 int bpe_encode(const struct bpe *bpe, struct bpe_work *work, const uint8_t *bytes, size_t n);
 void bpe_work_done(struct bpe_work *work);
-// The same in parts, for symbols that are not single bytes: room for a piece of n bytes (-ENOMEM); each symbol in order, of the bytes [begin, end);
-// merging. With ranks, symbols must leave no byte out, and the ids of merged ones are VOCABULARY_NONE.
+// The same in parts, for symbols that are not single bytes: room for a piece of n bytes (-ENOMEM); each symbol in order, of the bytes
+// [begin, end); merging. With ranks, symbols must leave no byte out, and the ids of merged ones are VOCABULARY_NONE.
 int bpe_work_start(struct bpe_work *work, size_t n);
 void bpe_work_append(struct bpe_work *work, uint32_t begin, uint32_t end, uint32_t id);
 void bpe_merge(const struct bpe *bpe, struct bpe_work *work, const char *bytes);

@@ -37,13 +37,14 @@ static int check_tensors(const struct checkpoint_tensor *tensors, size_t n, cons
 		if (!is_plain_name(tensors[i].name))
 			return error_set(err, ERROR_INVALID, path, "tensor name \"%s\" is not plain ASCII", tensors[i].name);
 		if (!bytes)
-			return error_set(err, ERROR_UNSUPPORTED, path, "tensor %s: cannot write %s (supported: F32 F16 BF16)", tensors[i].name,
-					 dtype_name(t->dtype));
+			return error_set(err, ERROR_UNSUPPORTED, path, "tensor %s: cannot write %s (supported: F32 F16 BF16)",
+					 tensors[i].name, dtype_name(t->dtype));
 		for (uint32_t k = 0; k < t->n_dims; k++)
 			if (__builtin_mul_overflow(bytes, t->dims[k], &bytes))
 				bytes = UINT64_MAX;
 		if (t->n_dims > TENSOR_MAX_DIMS || bytes != t->n_bytes)
-			return error_set(err, ERROR_INVALID, path, "tensor %s: its shape does not make %zu bytes", tensors[i].name, t->n_bytes);
+			return error_set(err, ERROR_INVALID, path, "tensor %s: its shape does not make %zu bytes",
+				tensors[i].name, t->n_bytes);
 	}
 	return 0;
 }

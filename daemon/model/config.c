@@ -68,7 +68,8 @@ int architecture_check(const struct architecture *a, struct error *err)
 	    (r = check_real("norm epsilon", (double)a->norm_epsilon, 0, 1, err)) < 0)
 		return r;
 	if (a->n_heads % a->n_kv_heads)
-		return error_set(err, ERROR_INVALID, "n_kv_heads", "%u heads are not a multiple of %u key/value heads", a->n_heads, a->n_kv_heads);
+		return error_set(err, ERROR_INVALID, "n_kv_heads", "%u heads are not a multiple of %u key/value heads",
+			a->n_heads, a->n_kv_heads);
 	if (a->head_size % 2 && !a->learned_positions)
 		return error_set(err, ERROR_INVALID, "head_size", "head size %u is odd; rotation needs pairs", a->head_size);
 	if (a->bos_id < -1 || a->eos_id < -1)

@@ -55,18 +55,19 @@ struct architecture {
 	bool qkv_bias;                 // Qwen2, GPT-2, BERT
 	bool qk_norm;                  // Qwen3
 	int32_t bos_id, eos_id;        // -1 = none
-	// Rows of sliding layers see the last `window` positions, themselves among them, and no more. 0: none slides (as when the window is no
-	// shorter than the context).
+	// Rows of sliding layers see the last `window` positions, themselves among them, and no more. 0: none slides (as when the window is
+	// no shorter than the context).
 	uint32_t window;
 	bool sliding[ARCHITECTURE_MAX_LAYERS];
 	double rope_theta_sliding;     // of sliding layers, whose frequencies are not scaled; 0: as in the others
-	// Gemma: the embedding is multiplied by sqrt(C), and what a half gives is normed once more before it is added. Hugging Face's files hold
-	// the gains of norms less 1.
+	// Gemma: the embedding is multiplied by sqrt(C), and what a half gives is normed once more before it is added. Hugging Face's files
+	// hold the gains of norms less 1.
 	bool gemma;
 	double query_scalar;           // scores are multiplied by 1/sqrt of it; 0: of the head size
 	float score_cap, logit_cap;    // x becomes cap tanh(x / cap); 0 = none
 	// Mixture of experts: the feed-forward half is there n_experts times (ffn_width is the width of one), and each row goes through the
-	// n_experts_used that a router finds likeliest, added up by their probabilities (normalise_experts: divided by their sum). 0 = none.
+	// n_experts_used that a router finds likeliest, added up by their probabilities (normalise_experts:
+	// divided by their sum). 0 = none.
 	uint32_t n_experts, n_experts_used;
 	bool normalise_experts;
 };

@@ -33,7 +33,8 @@ static int check_sparse(const json_t *o, struct error *err)
 	if (r < 0 && r != -ENOENT)
 		return r;
 	if (step != 1)
-		return CONFIG_REFUSE("decoder_sparse_step", "decoder_sparse_step %llu is not supported (supported: 1)", (unsigned long long)step);
+		return CONFIG_REFUSE("decoder_sparse_step", "decoder_sparse_step %llu is not supported (supported: 1)",
+			(unsigned long long)step);
 	if (json_array_size(json_object_get(o, "mlp_only_layers")))
 		return CONFIG_REFUSE("mlp_only_layers", "layers without experts (mlp_only_layers) are not supported");
 	return 0;
@@ -45,7 +46,8 @@ int config_read_qwen3_moe(const json_t *o, struct architecture *a, struct error 
 	snprintf(a->name, sizeof a->name, "qwen3moe");
 	a->qk_norm = true;
 	if ((r = check_sparse(o, err)) < 0 || (r = config_refuse_set(o, "use_sliding_window", "a sliding window", err)) < 0 ||
-	    (r = read_counts(o, "num_experts", a, err)) < 0 || (r = config_read_size(o, "moe_intermediate_size", 0, &a->ffn_width, err)) < 0)
+	    (r = read_counts(o, "num_experts", a, err)) < 0 ||
+	    (r = config_read_size(o, "moe_intermediate_size", 0, &a->ffn_width, err)) < 0)
 		return r;
 	r = document_bool(o, CONFIG_NAME, "norm_topk_prob", &a->normalise_experts, err);
 	return r == -ENOENT ? 0 : r;

@@ -56,9 +56,11 @@ static int read_sizes(const struct source *s, struct architecture *a)
 	double epsilon;
 	int r;
 	if ((r = read_size(s, "block_count", 0, &a->n_layers)) < 0 || (r = read_size(s, "embedding_length", 0, &a->width)) < 0 ||
-	    (r = read_size(s, "feed_forward_length", 0, &a->ffn_width)) < 0 || (r = read_size(s, "attention.head_count", 0, &a->n_heads)) < 0 ||
+	    (r = read_size(s, "feed_forward_length", 0, &a->ffn_width)) < 0 ||
+	    (r = read_size(s, "attention.head_count", 0, &a->n_heads)) < 0 ||
 	    (r = read_size(s, "context_length", 0, &a->context_length)) < 0 ||
-	    (r = read_real(s, a->norm == NORM_LAYER ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 0, &epsilon)) < 0)
+	    (r = read_real(s, a->norm == NORM_LAYER ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
+			   0, &epsilon)) < 0)
 		return r;
 	if (a->n_heads == 0)
 		return error_set(s->err, ERROR_INVALID, "attention.head_count", "GGUF metadata: %s.attention.head_count is 0", s->family);
@@ -171,8 +173,8 @@ static int read_divisors(const struct source *s, struct architecture *a)
 	if (r < 0)
 		return r == -ENOENT ? 0 : r;
 	if (t.dtype != DTYPE_F32 || t.n_dims != 1 || t.dims[0] != a->head_size / 2 || a->rope_scaling != ROPE_SCALING_NONE) {
-		r = error_set(s->err, ERROR_INVALID, "rope_freqs.weight", "tensor rope_freqs.weight must be %u F32 values, without another scaling",
-			      a->head_size / 2);
+		r = error_set(s->err, ERROR_INVALID, "rope_freqs.weight",
+			      "tensor rope_freqs.weight must be %u F32 values, without another scaling", a->head_size / 2);
 	} else {
 		dtype_to_float(t.dtype, t.data, a->rope_divisors, a->head_size / 2);
 		for (uint32_t i = 0; i < a->head_size / 2; i++)
@@ -209,7 +211,8 @@ static int read_rope(const struct source *s, struct architecture *a)
 		if ((r = read_real(s, "rope.scaling.factor", 0, &a->rope_factor)) < 0)
 			return r;
 	} else if (!is_text(type, n, "none")) {
-		return error_set(s->err, ERROR_UNSUPPORTED, name, "GGUF metadata: rope scaling %.*s is not supported (supported: none, linear, llama3)",
+		return error_set(s->err, ERROR_UNSUPPORTED, name,
+				 "GGUF metadata: rope scaling %.*s is not supported (supported: none, linear, llama3)",
 				 n < 32 ? (int)n : 32, type);
 	}
 	return read_divisors(s, a);
@@ -279,8 +282,8 @@ static int find_family(struct source *s, char ret_name[32])
 		}
 	}
 	return error_set(s->err, ERROR_UNSUPPORTED, "general.architecture",
-			 "GGUF metadata: architecture %.*s is not supported (supported: llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, gpt2)",
-			 n < 32 ? (int)n : 32, name);
+			 "GGUF metadata: architecture %.*s is not supported "
+			 "(supported: llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, gpt2)", n < 32 ? (int)n : 32, name);
 }
 
 int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err)

@@ -206,7 +206,8 @@ static int read_llama(const json_t *o, const struct family *f, struct architectu
 	int r;
 	a->qkv_bias = !strcmp(f->name, "qwen2");
 	a->qk_norm = !strcmp(f->name, "qwen3");
-	if ((r = config_read_sizes(o, f->default_head_size, !strcmp(f->name, "llama"), a, err)) < 0 || (r = check_features(o, f, a, err)) < 0)
+	if ((r = config_read_sizes(o, f->default_head_size, !strcmp(f->name, "llama"), a, err)) < 0 ||
+		(r = check_features(o, f, a, err)) < 0)
 		return r;
 	r = config_read_rope(o, 10000, a, err);
 	return r == 0 && f->more ? f->more(o, a, err) : r;
@@ -308,10 +309,11 @@ int architecture_to_json(const struct architecture *a, char **ret_json, struct e
 	if (!f)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "no class of transformers has both QKV biases and Q/K norms");
 	if (a->rope_scaling == ROPE_SCALING_DIVISORS)
-		return error_set(err, ERROR_UNSUPPORTED, NULL, "rope_freqs.weight of this GGUF cannot be written as a rope scaling of transformers");
+		return error_set(err, ERROR_UNSUPPORTED, NULL,
+			"rope_freqs.weight of this GGUF cannot be written as a rope scaling of transformers");
 	json_t *o = json_pack("{s:[s], s:s, s:I, s:b, s:o, s:o, s:s}", "architectures", f->class, "model_type", f->name, "vocab_size",
-		(json_int_t)a->vocab_size, "tie_word_embeddings", (int)a->tied_head, "bos_token_id", config_token_json(a->bos_id), "eos_token_id",
-		config_token_json(a->eos_id), "torch_dtype", "float32");
+		(json_int_t)a->vocab_size, "tie_word_embeddings", (int)a->tied_head, "bos_token_id", config_token_json(a->bos_id),
+		"eos_token_id", config_token_json(a->eos_id), "torch_dtype", "float32");
 	json_t *own = f->write ? f->write(a) : write_llama(a, f);
 	char *text = o && own && json_object_update(o, own) == 0 ? json_dumps(o, JSON_INDENT(2)) : NULL;
 	json_decref(own);

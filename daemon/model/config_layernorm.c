@@ -54,7 +54,8 @@ static int need_set(const json_t *o, const char *key, struct error *err)
 static int share_heads(struct architecture *a, const char *key, struct error *err)
 {
 	if (a->n_heads == 0 || a->width % a->n_heads)
-		return error_set(err, ERROR_INVALID, key, CONFIG_NAME ": a width of %u is not a multiple of %u heads", a->width, a->n_heads);
+		return error_set(err, ERROR_INVALID, key, CONFIG_NAME ": a width of %u is not a multiple of %u heads",
+			a->width, a->n_heads);
 	a->n_kv_heads = a->n_heads;
 	a->head_size = a->width / a->n_heads;
 	a->norm = NORM_LAYER;
@@ -68,7 +69,8 @@ int config_read_gpt2(const json_t *o, struct architecture *a, struct error *err)
 	int r;
 	if ((r = config_read_size(o, "n_layer", 0, &a->n_layers, err)) < 0 || (r = config_read_size(o, "n_embd", 0, &a->width, err)) < 0 ||
 	    (r = config_read_size(o, "n_inner", 4 * (uint64_t)a->width, &a->ffn_width, err)) < 0 ||
-	    (r = config_read_size(o, "n_head", 0, &a->n_heads, err)) < 0 || (r = config_read_size(o, "vocab_size", 0, &a->vocab_size, err)) < 0 ||
+	    (r = config_read_size(o, "n_head", 0, &a->n_heads, err)) < 0 ||
+	    (r = config_read_size(o, "vocab_size", 0, &a->vocab_size, err)) < 0 ||
 	    (r = config_read_size(o, "n_positions", 0, &a->context_length, err)) < 0 || (r = share_heads(a, "n_head", err)) < 0 ||
 	    (r = read_epsilon(o, "layer_norm_epsilon", 1e-5, a, err)) < 0 ||
 	    (r = read_activation(o, "activation_function", "gelu_new", a, err)) < 0 || (r = need_set(o, "scale_attn_weights", err)) < 0 ||
@@ -79,10 +81,10 @@ int config_read_gpt2(const json_t *o, struct architecture *a, struct error *err)
 
 json_t *config_write_gpt2(const struct architecture *a)
 {
-	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s}", "n_layer", (json_int_t)a->n_layers, "n_embd", (json_int_t)a->width, "n_inner",
-			 (json_int_t)a->ffn_width, "n_head", (json_int_t)a->n_heads, "n_positions", (json_int_t)a->context_length, "n_ctx",
-			 (json_int_t)a->context_length, "layer_norm_epsilon", config_decimal_of(a->norm_epsilon), "activation_function",
-			 activation_name(a));
+	return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s}", "n_layer", (json_int_t)a->n_layers, "n_embd", (json_int_t)a->width,
+			 "n_inner", (json_int_t)a->ffn_width, "n_head", (json_int_t)a->n_heads,
+			 "n_positions", (json_int_t)a->context_length, "n_ctx", (json_int_t)a->context_length,
+			 "layer_norm_epsilon", config_decimal_of(a->norm_epsilon), "activation_function", activation_name(a));
 }
 
 int config_read_bert(const json_t *o, struct architecture *a, struct error *err)
@@ -92,7 +94,8 @@ int config_read_bert(const json_t *o, struct architecture *a, struct error *err)
 	if (r < 0 && r != -ENOENT)
 		return r;
 	if (strcmp(positions, "absolute"))
-		return CONFIG_REFUSE("position_embedding_type", "position_embedding_type %.32s is not supported (supported: absolute)", positions);
+		return CONFIG_REFUSE("position_embedding_type",
+			"position_embedding_type %.32s is not supported (supported: absolute)", positions);
 	a->masked = a->post_norm = true;
 	if ((r = config_read_size(o, "num_hidden_layers", 0, &a->n_layers, err)) < 0 ||
 	    (r = config_read_size(o, "hidden_size", 0, &a->width, err)) < 0 ||
@@ -102,7 +105,8 @@ int config_read_bert(const json_t *o, struct architecture *a, struct error *err)
 	    (r = config_read_size(o, "max_position_embeddings", 512, &a->context_length, err)) < 0 ||
 	    (r = config_read_size(o, "type_vocab_size", 2, &a->n_token_types, err)) < 0 ||
 	    (r = share_heads(a, "num_attention_heads", err)) < 0 || (r = read_epsilon(o, "layer_norm_eps", 1e-12, a, err)) < 0 ||
-	    (r = read_activation(o, "hidden_act", "gelu", a, err)) < 0 || (r = config_refuse_set(o, "is_decoder", "a causal BERT", err)) < 0)
+	    (r = read_activation(o, "hidden_act", "gelu", a, err)) < 0 ||
+	    (r = config_refuse_set(o, "is_decoder", "a causal BERT", err)) < 0)
 		return r;
 	return config_refuse_set(o, "add_cross_attention", "attention to an encoder", err);
 }

@@ -10,8 +10,8 @@
 static int read_layer_types(const json_t *types, struct architecture *a, struct error *err)
 {
 	if (!json_is_array(types) || json_array_size(types) != a->n_layers)
-		return error_set(err, ERROR_INVALID, "layer_types", CONFIG_NAME ": layer_types must be a list with one word for each of %u layers",
-				 a->n_layers);
+		return error_set(err, ERROR_INVALID, "layer_types",
+				 CONFIG_NAME ": layer_types must be a list with one word for each of %u layers", a->n_layers);
 	for (uint32_t i = 0; i < a->n_layers; i++) {
 		const char *type = json_string_value(json_array_get(types, i));
 		a->sliding[i] = type && !strcmp(type, "sliding_attention");
@@ -64,7 +64,8 @@ int config_read_window(const json_t *o, enum config_window rule, struct architec
 	}
 	for (uint32_t i = 0; rule == CONFIG_WINDOW_NONE && i < a->n_layers; i++)
 		if (types && !json_is_null(types) && a->sliding[i])
-			return CONFIG_REFUSE("layer_types", "layer_types[%u] is sliding_attention, which models of the family %s do not have", i, a->name);
+			return CONFIG_REFUSE("layer_types",
+				"layer_types[%u] is sliding_attention, which models of the family %s do not have", i, a->name);
 	a->window = (uint32_t)window;
 	architecture_settle_window(a);
 	return 0;

@@ -75,7 +75,8 @@ static void transform(const struct weights *w, struct activations *a, uint32_t T
 	be->ops->linear(be, a->transformed, a->final, w->transform, w->vectors.transform_bias, T);
 	be->ops->gelu(be, a->activated, a->transformed, forward_gelu(arch), T, C);
 	be->ops->widen(be, a->x_head, a->activated, (size_t)T * C);
-	be->ops->layernorm(be, a->head, NULL, a->x_head, w->vectors.transform_norm, w->vectors.transform_norm_bias, arch->norm_epsilon, T, C);
+	be->ops->layernorm(be, a->head, NULL, a->x_head, w->vectors.transform_norm, w->vectors.transform_norm_bias,
+		arch->norm_epsilon, T, C);
 }
 
 static void show(const struct activations *a, enum forward_tap what, uint32_t layer, const struct real *x, const struct act *y)

@@ -37,8 +37,8 @@ int gguf_open(const char *path, struct gguf **ret_file, struct error *err)
 		if (r != -EAGAIN)
 			break;
 		gguf_parse_done(f);
-		r = n < MAX_HEADER ? 0 : error_set(err, ERROR_TOO_LARGE, f->input.name, "%s: its metadata is larger than %llu MiB", f->input.name,
-						   (unsigned long long)(n >> 20));
+		r = n < MAX_HEADER ? 0 : error_set(err, ERROR_TOO_LARGE, f->input.name, "%s: its metadata is larger than %llu MiB",
+						   f->input.name, (unsigned long long)(n >> 20));
 	}
 	if (r < 0)
 		gguf_close(f);
@@ -241,7 +241,8 @@ int gguf_read(const struct gguf *file, const char *name, struct tensor *ret_tens
 		return -ENOENT;
 	void *data = malloc(t->tensor.n_bytes);
 	if (!data)
-		return error_set(err, ERROR_MEMORY, name, "%s: no memory for tensor %s (%zu bytes)", file->input.name, name, t->tensor.n_bytes);
+		return error_set(err, ERROR_MEMORY, name, "%s: no memory for tensor %s (%zu bytes)", file->input.name, name,
+			t->tensor.n_bytes);
 	int r = input_read(&file->input, t->offset, data, t->tensor.n_bytes, err);
 	if (r < 0) {
 		free(data);

@@ -20,7 +20,8 @@ struct gguf *gguf_close(struct gguf *file);
 int gguf_get_u64(const struct gguf *file, const char *key, uint64_t *ret, struct error *err);      // any integer type, value >= 0
 int gguf_get_f64(const struct gguf *file, const char *key, double *ret, struct error *err);        // F32 or F64
 int gguf_get_bool(const struct gguf *file, const char *key, bool *ret, struct error *err);
-int gguf_get_string(const struct gguf *file, const char *key, const char **ret, size_t *ret_n, struct error *err);    // a view, not terminated
+// a view, not terminated
+int gguf_get_string(const struct gguf *file, const char *key, const char **ret, size_t *ret_n, struct error *err);
 // Array of strings: count, then each by index in O(1).
 int gguf_get_strings(const struct gguf *file, const char *key, uint64_t *ret_n, struct error *err);
 int gguf_string_at(const struct gguf *file, const char *key, uint64_t i, const char **ret, size_t *ret_n);

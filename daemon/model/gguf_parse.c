@@ -20,11 +20,11 @@ static const struct { const char *name; int dtype; } ggml_types[] = {
 	[0] = {"F32", DTYPE_F32}, [1] = {"F16", DTYPE_F16}, [2] = {"Q4_0", DTYPE_Q4_0}, [3] = {"Q4_1", DTYPE_Q4_1}, [4] = {"Q4_2", -1},
 	[5] = {"Q4_3", -1}, [6] = {"Q5_0", DTYPE_Q5_0}, [7] = {"Q5_1", DTYPE_Q5_1}, [8] = {"Q8_0", DTYPE_Q8_0}, [9] = {"Q8_1", -1},
 	[10] = {"Q2_K", -1}, [11] = {"Q3_K", -1}, [12] = {"Q4_K", DTYPE_Q4_K}, [13] = {"Q5_K", DTYPE_Q5_K}, [14] = {"Q6_K", DTYPE_Q6_K},
-	[15] = {"Q8_K", -1}, [16] = {"IQ2_XXS", -1}, [17] = {"IQ2_XS", -1}, [18] = {"IQ3_XXS", -1}, [19] = {"IQ1_S", -1}, [20] = {"IQ4_NL", -1},
-	[21] = {"IQ3_S", -1}, [22] = {"IQ2_S", -1}, [23] = {"IQ4_XS", -1}, [24] = {"I8", -1}, [25] = {"I16", -1}, [26] = {"I32", -1},
-	[27] = {"I64", -1}, [28] = {"F64", -1}, [29] = {"IQ1_M", -1}, [30] = {"BF16", DTYPE_BF16}, [31] = {"Q4_0_4_4", -1},
-	[32] = {"Q4_0_4_8", -1}, [33] = {"Q4_0_8_8", -1}, [34] = {"TQ1_0", -1}, [35] = {"TQ2_0", -1}, [36] = {"IQ4_NL_4_4", -1},
-	[37] = {"IQ4_NL_4_8", -1}, [38] = {"IQ4_NL_8_8", -1}, [39] = {"MXFP4", -1}, [40] = {"NVFP4", -1},
+	[15] = {"Q8_K", -1}, [16] = {"IQ2_XXS", -1}, [17] = {"IQ2_XS", -1}, [18] = {"IQ3_XXS", -1}, [19] = {"IQ1_S", -1},
+	[20] = {"IQ4_NL", -1}, [21] = {"IQ3_S", -1}, [22] = {"IQ2_S", -1}, [23] = {"IQ4_XS", -1}, [24] = {"I8", -1}, [25] = {"I16", -1},
+	[26] = {"I32", -1}, [27] = {"I64", -1}, [28] = {"F64", -1}, [29] = {"IQ1_M", -1}, [30] = {"BF16", DTYPE_BF16},
+	[31] = {"Q4_0_4_4", -1}, [32] = {"Q4_0_4_8", -1}, [33] = {"Q4_0_8_8", -1}, [34] = {"TQ1_0", -1}, [35] = {"TQ2_0", -1},
+	[36] = {"IQ4_NL_4_4", -1}, [37] = {"IQ4_NL_4_8", -1}, [38] = {"IQ4_NL_8_8", -1}, [39] = {"MXFP4", -1}, [40] = {"NVFP4", -1},
 };
 #define N_GGML_TYPES (sizeof ggml_types / sizeof *ggml_types)
 #define SUPPORTED "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K"
@@ -38,8 +38,8 @@ struct parse {
 uint32_t gguf_type_bytes(enum gguf_type type)
 {
 	static const uint8_t bytes[N_GGUF_TYPES] = {
-		[GGUF_U8] = 1, [GGUF_I8] = 1, [GGUF_BOOL] = 1, [GGUF_U16] = 2, [GGUF_I16] = 2, [GGUF_U32] = 4, [GGUF_I32] = 4, [GGUF_F32] = 4,
-		[GGUF_U64] = 8, [GGUF_I64] = 8, [GGUF_F64] = 8,
+		[GGUF_U8] = 1, [GGUF_I8] = 1, [GGUF_BOOL] = 1, [GGUF_U16] = 2, [GGUF_I16] = 2, [GGUF_U32] = 4, [GGUF_I32] = 4,
+		[GGUF_F32] = 4, [GGUF_U64] = 8, [GGUF_I64] = 8, [GGUF_F64] = 8,
 	};
 	return type < N_GGUF_TYPES ? bytes[type] : 0;
 }
@@ -141,8 +141,8 @@ static int parse_entry(struct parse *p, struct gguf_entry *e)
 	if (p->r.failed)
 		return ended(p);
 	if (n < 1 || n > MAX_KEY)
-		return error_set(p->err, ERROR_INVALID, p->file->input.name, "%s: a key of %llu bytes (supported: 1 to %d)", p->file->input.name,
-				 (unsigned long long)n, MAX_KEY);
+		return error_set(p->err, ERROR_INVALID, p->file->input.name, "%s: a key of %llu bytes (supported: 1 to %d)",
+				 p->file->input.name, (unsigned long long)n, MAX_KEY);
 	e->key = (const char *)reader_bytes(&p->r, (size_t)n);
 	e->key_n = (size_t)n;
 	return p->r.failed ? ended(p) : parse_value(p, e);
@@ -191,8 +191,9 @@ static int find_alignment(struct parse *p)
 	if (e)
 		v = (uint64_t)e->data[0] | (uint64_t)e->data[1] << 8 | (uint64_t)e->data[2] << 16 | (uint64_t)e->data[3] << 24;
 	if (v < 8 || v > MAX_ALIGNMENT || (v & (v - 1)))
-		return error_set(p->err, ERROR_INVALID, "general.alignment", "%s: general.alignment is %llu; supported: powers of two from 8 to %d",
-				 p->file->input.name, (unsigned long long)v, MAX_ALIGNMENT);
+		return error_set(p->err, ERROR_INVALID, "general.alignment",
+				 "%s: general.alignment is %llu; supported: powers of two from 8 to %d", p->file->input.name,
+				 (unsigned long long)v, MAX_ALIGNMENT);
 	p->file->alignment = v;
 	return 0;
 }
@@ -255,7 +256,8 @@ static int compare_tensors(const void *a, const void *b)
 static int place_tensors(struct parse *p)
 {
 	struct gguf *f = p->file;
-	uint64_t base = (p->r.position + f->alignment - 1) & ~(f->alignment - 1), room = base < f->input.size ? f->input.size - base : 0, end = 0;
+	uint64_t base = (p->r.position + f->alignment - 1) & ~(f->alignment - 1),
+		room = base < f->input.size ? f->input.size - base : 0, end = 0;
 	qsort(f->tensors, f->n_tensors, sizeof *f->tensors, compare_offsets);
 	for (size_t i = 0; i < f->n_tensors; i++) {
 		struct gguf_tensor *t = &f->tensors[i];
@@ -293,8 +295,8 @@ static int parse_counts(struct parse *p, uint64_t *ret_tensors, uint64_t *ret_en
 		return error_set(p->err, ERROR_UNSUPPORTED, name, "%s is GGUF version %u (supported: 2 and 3)", name, version);
 	// The least an entry can take is a 1-byte key and value; a tensor a 1-byte name and one dimension.
 	if (n_entries > MAX_ENTRIES || !can_hold(p, n_entries, 8 + 1 + 4 + 1))
-		return error_set(p->err, ERROR_INVALID, name, "%s: %llu metadata keys (supported: %d, and as many as fit in the file)", name,
-				 (unsigned long long)n_entries, MAX_ENTRIES);
+		return error_set(p->err, ERROR_INVALID, name, "%s: %llu metadata keys (supported: %d, and as many as fit in the file)",
+				 name, (unsigned long long)n_entries, MAX_ENTRIES);
 	if (n_tensors > MAX_TENSORS || !can_hold(p, n_tensors, 8 + 1 + 4 + 8 + 4 + 8))
 		return error_set(p->err, ERROR_INVALID, name, "%s: %llu tensors (supported: %d, and as many as fit in the file)", name,
 				 (unsigned long long)n_tensors, MAX_TENSORS);

@@ -11,26 +11,29 @@
 #include "common/error.h"
 
 static const struct { const char *name, *gguf; } of_model[] = {
-	{"model.embed_tokens.weight", "token_embd.weight"}, {"model.norm.weight", "output_norm.weight"}, {"lm_head.weight", "output.weight"},
-	{"transformer.wte.weight", "token_embd.weight"}, {"transformer.wpe.weight", "position_embd.weight"},
-	{"transformer.ln_f.weight", "output_norm.weight"}, {"transformer.ln_f.bias", "output_norm.bias"},
+	{"model.embed_tokens.weight", "token_embd.weight"}, {"model.norm.weight", "output_norm.weight"},
+	{"lm_head.weight", "output.weight"}, {"transformer.wte.weight", "token_embd.weight"},
+	{"transformer.wpe.weight", "position_embd.weight"}, {"transformer.ln_f.weight", "output_norm.weight"},
+	{"transformer.ln_f.bias", "output_norm.bias"},
 }, of_layer[] = {
-	{"input_layernorm.weight", "attn_norm.weight"}, {"self_attn.q_proj.weight", "attn_q.weight"}, {"self_attn.k_proj.weight", "attn_k.weight"},
-	{"self_attn.v_proj.weight", "attn_v.weight"}, {"self_attn.q_proj.bias", "attn_q.bias"}, {"self_attn.k_proj.bias", "attn_k.bias"},
-	{"self_attn.v_proj.bias", "attn_v.bias"}, {"self_attn.q_norm.weight", "attn_q_norm.weight"},
-	{"self_attn.k_norm.weight", "attn_k_norm.weight"}, {"self_attn.o_proj.weight", "attn_output.weight"},
-	{"post_attention_layernorm.weight", "ffn_norm.weight"}, {"mlp.gate_proj.weight", "ffn_gate.weight"},
-	{"mlp.up_proj.weight", "ffn_up.weight"}, {"mlp.down_proj.weight", "ffn_down.weight"}, {"mlp.gate.weight", "ffn_gate_inp.weight"},
+	{"input_layernorm.weight", "attn_norm.weight"}, {"self_attn.q_proj.weight", "attn_q.weight"},
+	{"self_attn.k_proj.weight", "attn_k.weight"}, {"self_attn.v_proj.weight", "attn_v.weight"},
+	{"self_attn.q_proj.bias", "attn_q.bias"}, {"self_attn.k_proj.bias", "attn_k.bias"}, {"self_attn.v_proj.bias", "attn_v.bias"},
+	{"self_attn.q_norm.weight", "attn_q_norm.weight"}, {"self_attn.k_norm.weight", "attn_k_norm.weight"},
+	{"self_attn.o_proj.weight", "attn_output.weight"}, {"post_attention_layernorm.weight", "ffn_norm.weight"},
+	{"mlp.gate_proj.weight", "ffn_gate.weight"}, {"mlp.up_proj.weight", "ffn_up.weight"}, {"mlp.down_proj.weight", "ffn_down.weight"},
+	{"mlp.gate.weight", "ffn_gate_inp.weight"},
 }, of_expert[] = {
-	{"gate_proj.weight", "ffn_gate_exps.weight"}, {"up_proj.weight", "ffn_up_exps.weight"}, {"down_proj.weight", "ffn_down_exps.weight"},
+	{"gate_proj.weight", "ffn_gate_exps.weight"}, {"up_proj.weight", "ffn_up_exps.weight"},
+	{"down_proj.weight", "ffn_down_exps.weight"},
 }, of_gemma_layer[] = {      // first: of_layer has other meanings for the same names
 	{"post_attention_layernorm.weight", "post_attention_norm.weight"}, {"pre_feedforward_layernorm.weight", "ffn_norm.weight"},
 	{"post_feedforward_layernorm.weight", "post_ffw_norm.weight"},
 }, of_gpt2_layer[] = {
 	{"ln_1.weight", "attn_norm.weight"}, {"ln_1.bias", "attn_norm.bias"}, {"attn.c_attn.weight", "attn_qkv.weight"},
 	{"attn.c_attn.bias", "attn_qkv.bias"}, {"attn.c_proj.weight", "attn_output.weight"}, {"attn.c_proj.bias", "attn_output.bias"},
-	{"ln_2.weight", "ffn_norm.weight"}, {"ln_2.bias", "ffn_norm.bias"}, {"mlp.c_fc.weight", "ffn_up.weight"}, {"mlp.c_fc.bias", "ffn_up.bias"},
-	{"mlp.c_proj.weight", "ffn_down.weight"}, {"mlp.c_proj.bias", "ffn_down.bias"},
+	{"ln_2.weight", "ffn_norm.weight"}, {"ln_2.bias", "ffn_norm.bias"}, {"mlp.c_fc.weight", "ffn_up.weight"},
+	{"mlp.c_fc.bias", "ffn_up.bias"}, {"mlp.c_proj.weight", "ffn_down.weight"}, {"mlp.c_proj.bias", "ffn_down.bias"},
 };
 #define N(list) (sizeof(list) / sizeof *(list))
 
@@ -153,7 +156,8 @@ int gguf_source_read(const struct gguf *file, const struct architecture *a, cons
 	unsigned layer;
 	uint32_t expert;
 	int r = gguf_source_name(a, name, gguf);
-	if (r == 0 && gguf_source_expert(name, &expert) && (r = gguf_source_find(file, a, name, ret_tensor)) == 0 && ret_tensor->n_dims == 2)
+	if (r == 0 && gguf_source_expert(name, &expert) && (r = gguf_source_find(file, a, name, ret_tensor)) == 0 &&
+		ret_tensor->n_dims == 2)
 		return read_expert(file, gguf, expert, name, ret_tensor, err);
 	if (r < 0 || (r = gguf_read(file, gguf, ret_tensor, err)) < 0)
 		return r;

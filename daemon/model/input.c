@@ -103,8 +103,8 @@ int input_read_file(const char *path, size_t max_bytes, char **ret_bytes, size_t
 		return r;
 	char *bytes = NULL;
 	if (in.size > max_bytes)
-		r = error_set(err, ERROR_TOO_LARGE, in.name, "%s has %llu bytes; at most %zu are read", in.name, (unsigned long long)in.size,
-			      max_bytes);
+		r = error_set(err, ERROR_TOO_LARGE, in.name, "%s has %llu bytes; at most %zu are read", in.name,
+			      (unsigned long long)in.size, max_bytes);
 	else if (!(bytes = malloc((size_t)in.size + 1)))
 		r = error_set(err, ERROR_MEMORY, in.name, "no memory for %s", in.name);
 	else

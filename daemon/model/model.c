@@ -102,8 +102,8 @@ static bool may_be_ignored(const struct model_file *m, const char *name)
 {
 	static const struct { const char *begin, *end; bool gpt2, bert; } ignored[] = {
 		{"", ".rotary_emb.inv_freq", false, false}, {"", ".attn.bias", true, false}, {"", ".attn.masked_bias", true, false},
-		{"bert.embeddings.position_ids", "", false, true}, {"bert.pooler.", "", false, true}, {"cls.seq_relationship.", "", false, true},
-		{"cls.predictions.decoder.bias", "", false, true},
+		{"bert.embeddings.position_ids", "", false, true}, {"bert.pooler.", "", false, true},
+		{"cls.seq_relationship.", "", false, true}, {"cls.predictions.decoder.bias", "", false, true},
 	};
 	const struct architecture *a = &m->architecture;
 	char head[96];
@@ -159,8 +159,8 @@ static int check_tensors(struct model_file *m, struct error *err)
 		return 0;
 	for (size_t i = 0; i < tensor_count(m); i++)
 		if (!may_be_ignored(m, tensor_name(m, i)) && !is_parameter(m, tensor_name(m, i)))
-			return error_set(err, ERROR_UNSUPPORTED, tensor_name(m, i), "%s: tensor %s has no place in the architecture %s", m->path,
-					 tensor_name(m, i), m->architecture.name);
+			return error_set(err, ERROR_UNSUPPORTED, tensor_name(m, i), "%s: tensor %s has no place in the architecture %s",
+					 m->path, tensor_name(m, i), m->architecture.name);
 	return error_set(err, ERROR_INTERNAL, NULL, "%s: tensors do not add up", m->path);
 }
 
@@ -214,7 +214,8 @@ static int open_directory(struct model_file *m, struct error *err)
 	size_t n = 0;
 	int r = read_in_directory(m, "config.json", MAX_CONFIG, &text, &n, err);
 	if (r == -ENOENT)
-		r = error_set(err, ERROR_NOT_FOUND, m->path, "%s has no config.json: neither a GGUF file nor a Hugging Face model directory", m->path);
+		r = error_set(err, ERROR_NOT_FOUND, m->path,
+			"%s has no config.json: neither a GGUF file nor a Hugging Face model directory", m->path);
 	if (r == 0)
 		r = architecture_from_json(text, n, &m->architecture, err);
 	free(text);
@@ -351,18 +352,19 @@ const char *model_file_dtype(const struct model_file *file)
 static void hash_architecture(struct hasher *h, const struct architecture *a)
 {
 	char text[512];
-	int n = snprintf(text, sizeof text, "kdserved weights 1\n%s %u %u %u %u %u %u %u %u %d %d %d %a %a %d %a %a %a %u\n", a->name, a->n_layers,
-			 a->width, a->ffn_width, a->n_heads, a->n_kv_heads, a->head_size, a->vocab_size, a->context_length, a->tied_head,
-			 a->qkv_bias, a->qk_norm, (double)a->norm_epsilon, a->rope_theta, (int)a->rope_scaling, a->rope_factor,
-			 a->rope_low_frequency_factor, a->rope_high_frequency_factor, a->rope_original_context);
+	int n = snprintf(text, sizeof text, "kdserved weights 1\n%s %u %u %u %u %u %u %u %u %d %d %d %a %a %d %a %a %a %u\n", a->name,
+			 a->n_layers, a->width, a->ffn_width, a->n_heads, a->n_kv_heads, a->head_size, a->vocab_size, a->context_length,
+			 a->tied_head, a->qkv_bias, a->qk_norm, (double)a->norm_epsilon, a->rope_theta, (int)a->rope_scaling,
+			 a->rope_factor, a->rope_low_frequency_factor, a->rope_high_frequency_factor, a->rope_original_context);
 	hasher_update(h, text, (size_t)n);
 	if (a->norm == NORM_LAYER) {      // Llama's descendants keep the ids they had before there were others
-		n = snprintf(text, sizeof text, "%d %d %d %d %d %u\n", a->activation, a->post_norm, a->linear_bias, a->learned_positions, a->masked,
-			     a->n_token_types);
+		n = snprintf(text, sizeof text, "%d %d %d %d %d %u\n", a->activation, a->post_norm, a->linear_bias, a->learned_positions,
+			     a->masked, a->n_token_types);
 		hasher_update(h, text, (size_t)n);
 	}
 	if (a->gemma) {
-		n = snprintf(text, sizeof text, "%a %a %a %a\n", a->rope_theta_sliding, a->query_scalar, (double)a->score_cap, (double)a->logit_cap);
+		n = snprintf(text, sizeof text, "%a %a %a %a\n", a->rope_theta_sliding, a->query_scalar, (double)a->score_cap,
+			(double)a->logit_cap);
 		hasher_update(h, text, (size_t)n);
 	}
 	if (a->n_experts) {

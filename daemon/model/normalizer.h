@@ -25,7 +25,8 @@ int source_text_nfc(struct source_text *t, const struct source_text *in, size_t 
 // BERT's: characters taken out or made spaces, ideographs set apart, accents taken off (NFD without \p{Mn}), lower case. -ENOMEM.
 struct bert_normalizer { bool clean, ideographs, strip_accents, lower; };
 int source_text_bert(struct source_text *t, const struct source_text *in, size_t begin, size_t end, const struct bert_normalizer *how);
-// SentencePiece's spelling of spaces: a mark (U+2581) for each, and one put before the text, which stands for no byte of the caller's. -ENOMEM.
+// SentencePiece's spelling of spaces: a mark (U+2581) for each, and one put before the text,
+// which stands for no byte of the caller's. -ENOMEM.
 #define SPACE_MARK "\xe2\x96\x81"
 #define SPACE_MARK_BYTES (sizeof(SPACE_MARK) - 1)
 struct space_normalizer { bool prepend, replace; };

@@ -39,7 +39,8 @@ static const struct names moe = {
 	LLAMA_BUT_EXPERTS, .gate = "gate_proj", .up = "up_proj", .down = "down_proj", .router = "mlp.gate", .experts = "mlp.experts.",
 };
 static const struct names mixtral = {
-	LLAMA_BUT_EXPERTS, .gate = "w1", .up = "w3", .down = "w2", .router = "block_sparse_moe.gate", .experts = "block_sparse_moe.experts.",
+	LLAMA_BUT_EXPERTS, .gate = "w1", .up = "w3", .down = "w2", .router = "block_sparse_moe.gate",
+	.experts = "block_sparse_moe.experts.",
 };
 static const struct names gemma = {
 	.embedding = "model.embed_tokens", .layer = "model.layers.", .attention_norm = "input_layernorm", .q = "self_attn.q_proj",
@@ -105,7 +106,8 @@ static void add_boundary_norm(struct parameters *p, const struct architecture *a
 	bool last = layer == a->n_layers;
 	if (!(a->post_norm ? layer == 0 : last))
 		layer_prefix(names, a->post_norm ? layer - 1 : layer, at);
-	add_norm(p, a, at, a->post_norm ? layer == 0 ? names->embedding_norm : names->last_norm : last ? names->last_norm : names->attention_norm);
+	add_norm(p, a, at, a->post_norm ? layer == 0 ? names->embedding_norm : names->last_norm : last ? names->last_norm
+		: names->attention_norm);
 }
 
 static void add_matrix(struct parameters *p, const struct names *names, const char *at, const char *name, uint64_t rows, uint64_t columns)

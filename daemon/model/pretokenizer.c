@@ -136,7 +136,8 @@ int pretokenizer_append_pattern(struct pretokenizer *p, const char *pattern, siz
 	int ret;
 
 	if (n > PRETOKENIZER_MAX_PATTERN)
-		return error_set(err, ERROR_TOO_LARGE, "pre_tokenizer", "a pattern of %zu bytes is over the limit of %d", n, PRETOKENIZER_MAX_PATTERN);
+		return error_set(err, ERROR_TOO_LARGE, "pre_tokenizer", "a pattern of %zu bytes is over the limit of %d", n,
+			PRETOKENIZER_MAX_PATTERN);
 	if (!n || memchr(pattern, 0, n))
 		return error_set(err, ERROR_INVALID, "pre_tokenizer", "the pattern is empty or holds a NUL");
 	for (size_t i = 0; i < sizeof(known_patterns) / sizeof(known_patterns[0]) && !plain; i++)

@@ -47,7 +47,8 @@ void pretokenizer_done(struct pretokenizer *p);
 struct pretokenizer_walk {
 	const struct pretokenizer *pretokenizer;
 	const char *text;
-	struct { size_t first, at, end, match_begin, match_end; } level[PRETOKENIZER_MAX_STEPS];    // match_*: found by REGEX, not yet given
+	// match_*: found by REGEX, not yet given
+	struct { size_t first, at, end, match_begin, match_end; } level[PRETOKENIZER_MAX_STEPS];
 	unsigned depth;
 	void *match_data, *match_context;
 };

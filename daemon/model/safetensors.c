@@ -34,8 +34,9 @@ struct safetensors {
 };
 
 static const struct { const char *name; uint8_t bytes; int dtype; } dtypes[] = {
-	{"F32", 4, DTYPE_F32}, {"F16", 2, DTYPE_F16}, {"BF16", 2, DTYPE_BF16}, {"F64", 8, -1}, {"I64", 8, -1}, {"U64", 8, -1}, {"I32", 4, -1},
-	{"U32", 4, -1}, {"I16", 2, -1}, {"U16", 2, -1}, {"I8", 1, -1}, {"U8", 1, -1}, {"BOOL", 1, -1}, {"F8_E4M3", 1, -1}, {"F8_E5M2", 1, -1},
+	{"F32", 4, DTYPE_F32}, {"F16", 2, DTYPE_F16}, {"BF16", 2, DTYPE_BF16}, {"F64", 8, -1}, {"I64", 8, -1}, {"U64", 8, -1},
+	{"I32", 4, -1}, {"U32", 4, -1}, {"I16", 2, -1}, {"U16", 2, -1}, {"I8", 1, -1}, {"U8", 1, -1}, {"BOOL", 1, -1}, {"F8_E4M3", 1, -1},
+	{"F8_E5M2", 1, -1},
 };
 #define N_KNOWN (sizeof dtypes / sizeof *dtypes)
 
@@ -80,7 +81,8 @@ static int read_shape(const struct input *in, const json_t *shape, struct entry 
 		if (__builtin_mul_overflow(want, e->tensor.dims[i], &want))
 			return BAD(in, e, "shape of %s overflows", e->dtype);
 	if (want != bytes)
-		return BAD(in, e, "shape and dtype make %llu bytes, data_offsets %llu", (unsigned long long)want, (unsigned long long)bytes);
+		return BAD(in, e, "shape and dtype make %llu bytes, data_offsets %llu", (unsigned long long)want,
+			(unsigned long long)bytes);
 	e->tensor.dtype = dtypes[known].dtype < 0 ? N_DTYPES : (enum dtype)dtypes[known].dtype;
 	return 0;
 }
@@ -181,15 +183,17 @@ static int read_header(struct safetensors *s, struct error *err)
 	uint8_t length[8];
 	uint64_t n = 0;
 	if (in->size < sizeof length)
-		return error_set(err, ERROR_INVALID, in->name, "%s is not a safetensors file: %llu bytes", in->name, (unsigned long long)in->size);
+		return error_set(err, ERROR_INVALID, in->name, "%s is not a safetensors file: %llu bytes", in->name,
+			(unsigned long long)in->size);
 	int r = input_read(in, 0, length, sizeof length, err);
 	if (r < 0)
 		return r;
 	for (int i = 0; i < 8; i++)
 		n |= (uint64_t)length[i] << (8 * i);
 	if (n < 2 || n > MAX_HEADER || n > in->size - sizeof length)
-		return error_set(err, ERROR_INVALID, in->name, "%s is not a safetensors file: a header of %llu bytes (at most %u, within the file)",
-				 in->name, (unsigned long long)n, MAX_HEADER);
+		return error_set(err, ERROR_INVALID, in->name,
+				 "%s is not a safetensors file: a header of %llu bytes (at most %u, within the file)", in->name,
+				 (unsigned long long)n, MAX_HEADER);
 	char *text = malloc((size_t)n);
 	if (!text)
 		return error_set(err, ERROR_MEMORY, in->name, "no memory for the header of %s", in->name);
@@ -275,7 +279,8 @@ static int add_shards(struct safetensors *s, const char *directory, const json_t
 	int r = 0;
 	json_object_foreach((json_t *)(uintptr_t)map, name, file) {
 		if (!json_is_string(file) || !is_shard_name(json_string_value(file)))
-			return error_set(err, ERROR_INVALID, name, "index: tensor %s: not the name of a .safetensors file beside the index", name);
+			return error_set(err, ERROR_INVALID, name,
+				"index: tensor %s: not the name of a .safetensors file beside the index", name);
 		if ((r = add_shard(s, directory, json_string_value(file), err)) < 0)
 			return r;
 	}
@@ -287,7 +292,8 @@ static int add_shards(struct safetensors *s, const char *directory, const json_t
 			return BAD(&s->inputs[e->input], e, "the index %s", listed ? "places it in another file" : "does not list it");
 	}
 	if (s->n_entries != n_listed)
-		return error_set(err, ERROR_INVALID, "weight_map", "the index lists %zu tensors, its files have %zu", n_listed, s->n_entries);
+		return error_set(err, ERROR_INVALID, "weight_map", "the index lists %zu tensors, its files have %zu",
+			n_listed, s->n_entries);
 	return 0;
 }
 

@@ -52,7 +52,8 @@ static int check_fallback(const struct sentencepiece *s, struct error *err)
 	// With some of the bytes, the reference gives unknown tokens behind the bytes of characters that stand behind them.
 	for (unsigned byte = 0; s->fallback && byte < 256; byte++)
 		if (s->byte_ids[byte] == NONE)
-			return error_set(err, ERROR_UNSUPPORTED, "model", "byte_fallback without a token for byte %u is not supported", byte);
+			return error_set(err, ERROR_UNSUPPORTED, "model",
+				"byte_fallback without a token for byte %u is not supported", byte);
 	return 0;
 }
 
@@ -125,8 +126,8 @@ size_t sentencepiece_strip(const char *spelling, size_t n, char *ret)
 }
 
 // One character, or several that have merged, of id `id`. *unknown: the symbol before was unknown, and becomes whether this one is.
-static void character_append(const struct sentencepiece *s, struct bpe_work *work, const char *bytes, uint32_t begin, uint32_t end, uint32_t id,
-			     bool *unknown)
+static void character_append(const struct sentencepiece *s, struct bpe_work *work, const char *bytes, uint32_t begin, uint32_t end,
+			     uint32_t id, bool *unknown)
 {
 	bool fuse = s->fuse && *unknown;
 

@@ -155,7 +155,8 @@ static int encode_plain(struct encoding *e, const struct source_text *text, size
 	if (e->tokenizer->wordpiece.on)
 		return encode_words(e, text, begin, end);
 	if (e->tokenizer->sentencepiece.on)
-		return e->tokenizer->sentencepiece.metaspace ? encode_metaspace(e, text, begin, end) : encode_characters(e, text, begin, end);
+		return e->tokenizer->sentencepiece.metaspace ? encode_metaspace(e, text, begin, end)
+			: encode_characters(e, text, begin, end);
 
 	pretokenizer_start(&e->walk, text->bytes + begin, end - begin);
 	while ((ret = pretokenizer_next(&e->walk, &from, &to, e->err)) == 1)
@@ -323,8 +324,8 @@ static int measure(const struct tokenizer *t, const uint32_t *ids, size_t n, siz
 	return 0;
 }
 
-static int decode_text(const struct tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, bool first, char **ret_text, size_t *ret_n,
-		       struct error *err)
+static int decode_text(const struct tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, bool first, char **ret_text,
+		       size_t *ret_n, struct error *err)
 {
 	bool strip = first && t->sentencepiece.on && t->sentencepiece.strip == SPACE_STRIP_ONE;
 	size_t n_bytes = 0, at = 0;

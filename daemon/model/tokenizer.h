@@ -5,8 +5,8 @@
 // caller gave. Immutable once open: any number of threads may use one.
 // A byte for which the vocabulary has no token (SmolLM2 lacks some control characters) is left out, as in the reference.
 //
-// Some put a space before a text that has none there (Llama 2, Mistral; not Gemma). Its token's bytes begin with that space, which is no byte
-// of the text: offsets leave it out, and so does tokenizer_decode() at a text's beginning.
+// Some put a space before a text that has none there (Llama 2, Mistral; not Gemma). Its token's bytes begin with that space, which is no
+// byte of the text: offsets leave it out, and so does tokenizer_decode() at a text's beginning.
 #pragma once
 
 #include <stdbool.h>
@@ -20,8 +20,8 @@ struct gguf;
 struct tokenizer;
 
 // Bytes of the input, end exclusive. Exact: a token that holds part of a character covers that part only (the reference counts whole
-// characters); the tokens of one replaced or composed character all cover what it stands for. Tokens of the template: {0, 0}. A space that is
-// put before a stretch is an empty range at its beginning.
+// characters); the tokens of one replaced or composed character all cover what it stands for. Tokens of the template: {0, 0}. A space that
+// is put before a stretch is an empty range at its beginning.
 struct token_offsets { uint32_t begin, end; };
 
 struct tokens {                                       // a growing result; zero-initialise, tokens_done frees
@@ -48,7 +48,8 @@ int tokenizer_encode_part(const struct tokenizer *t, const char *text, size_t n,
 // The bytes of the ids, in order; skip_special leaves out special tokens. The caller frees *ret_text (also NUL-terminated).
 int tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, char **ret_text, size_t *ret_n,
 		     struct error *err);
-// The same for ids that go on from others: no space is left out at the beginning. What the parts give is what the whole gives after the first.
+// The same for ids that go on from others: no space is left out at the beginning.
+// What the parts give is what the whole gives after the first.
 int tokenizer_decode_part(const struct tokenizer *t, const uint32_t *ids, size_t n, bool skip_special, char **ret_text, size_t *ret_n,
 			  struct error *err);
 // Whether encoding puts a space before a stretch of text: the first of one, or (first = false) what follows a special token.

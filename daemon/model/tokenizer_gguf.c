@@ -43,7 +43,8 @@ static int read_pre(struct tokenizer *t, const struct gguf *file, const struct p
 	if (t->sentencepiece.on)
 		return 0;
 	if (!text_is(text, n, "gpt2"))
-		return error_set(err, ERROR_UNSUPPORTED, KEY("model"), "tokenizer model %.*s is not supported", (int)(n < 60 ? n : 60), text);
+		return error_set(err, ERROR_UNSUPPORTED, KEY("model"), "tokenizer model %.*s is not supported",
+			(int)(n < 60 ? n : 60), text);
 	ret = required(gguf_get_string(file, KEY("pre"), &text, &n, err), KEY("pre"), err);
 	if (ret)
 		return ret;

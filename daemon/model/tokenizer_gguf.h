@@ -22,6 +22,6 @@ static inline int optional(int ret)
 	return ret == -ENOENT ? 0 : ret;
 }
 
-// model = "llama": the scores of the tokens that are in the vocabulary, and what becomes of characters that are not. types: of each id up to
-// the last present; NULL = all are normal.
+// model = "llama": the scores of the tokens that are in the vocabulary, and what becomes of characters that are not. types: of each id up
+// to the last present; NULL = all are normal.
 int tokenizer_gguf_scores(struct tokenizer *t, const struct gguf *file, const int32_t *types, struct error *err);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// SentencePiece's vocabulary in GGUF: a score for each token; of two merges the one into the token of higher score comes first. What the file
-// says is read as SentencePiece itself would: user-defined tokens are found in the text with its spaces marked, and nothing merges across
-// them. Control tokens are for the caller, who may have them found in the text as in other tokenizers; each stretch between them is then a
-// text of its own.
+// SentencePiece's vocabulary in GGUF: a score for each token; of two merges the one into the token of higher score comes first. What the
+// file says is read as SentencePiece itself would: user-defined tokens are found in the text with its spaces marked, and nothing merges
+// across them. Control tokens are for the caller, who may have them found in the text as in other tokenizers; each stretch between them is
+// then a text of its own.
 #include <stdlib.h>
 
 #include "daemon/model/tokenizer_gguf.h"

@@ -108,7 +108,8 @@ static int template_check(const struct tokenizer *t, const struct template_ids *
 {
 	for (unsigned i = 0; i < ids->n; i++)
 		if (ids->ids[i] >= t->vocabulary.n_ids || !(t->vocabulary.tokens[ids->ids[i]].flags & TOKEN_PRESENT))
-			return error_set(err, ERROR_INVALID, "post_processor", "the template's id %u is not in the vocabulary", ids->ids[i]);
+			return error_set(err, ERROR_INVALID, "post_processor",
+				"the template's id %u is not in the vocabulary", ids->ids[i]);
 	return 0;
 }
 

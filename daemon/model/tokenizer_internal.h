@@ -50,7 +50,8 @@ int tokenizer_json_sentencepiece(struct tokenizer *t, const json_t *root, struct
 json_t *tokenizer_json_spaces(const struct sentencepiece *s);              // normalizer
 json_t *tokenizer_json_metaspace(const struct sentencepiece *s);           // pre_tokenizer
 json_t *tokenizer_json_joining(const struct sentencepiece *s);             // decoder
-int tokenizer_json_ranks(const struct bpe *bpe, const struct vocabulary *v, json_t *model);    // merges that do what ranks do, and the ranks
+// merges that do what ranks do, and the ranks
+int tokenizer_json_ranks(const struct bpe *bpe, const struct vocabulary *v, json_t *model);
 // For the writer: a tokenizer of the WordPiece kind's members; NULL without memory. vocab is taken over.
 json_t *tokenizer_json_wordpiece_model(const struct tokenizer *t, json_t *vocab);
 json_t *tokenizer_json_wordpiece_normalizer(const struct tokenizer *t);

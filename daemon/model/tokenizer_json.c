@@ -173,8 +173,8 @@ int tokenizer_json_merges(struct tokenizer *t, const json_t *merges, struct erro
 		if (json_is_string(item))
 			ret = bpe_append_line(&t->bpe, &t->vocabulary, json_string_value(item), json_string_length(item), err);
 		else if (json_array_size(item) == 2 && json_is_string(left) && json_is_string(right))
-			ret = bpe_append(&t->bpe, &t->vocabulary, json_string_value(left), json_string_length(left), json_string_value(right),
-					 json_string_length(right), err);
+			ret = bpe_append(&t->bpe, &t->vocabulary, json_string_value(left), json_string_length(left),
+					 json_string_value(right), json_string_length(right), err);
 		else
 			ret = error_set(err, ERROR_INVALID, "merges", "merge %zu is neither a string nor a pair", i);
 		if (ret)
@@ -287,7 +287,8 @@ static int read_template_special(const json_t *table, const json_t *piece, struc
 		return error_set(err, ERROR_INVALID, "post_processor", "the template names a special token without ids");
 	json_array_foreach((json_t *)ids, i, id) {
 		if (side->n == TOKENIZER_MAX_TEMPLATE)
-			return error_set(err, ERROR_TOO_LARGE, "post_processor", "the template has more than %d tokens", TOKENIZER_MAX_TEMPLATE);
+			return error_set(err, ERROR_TOO_LARGE, "post_processor", "the template has more than %d tokens",
+				TOKENIZER_MAX_TEMPLATE);
 		if ((ret = get_id(id, "post_processor", &side->ids[side->n], err)))
 			return ret;
 		side->n++;
@@ -362,7 +363,8 @@ static int read_byte_level_parts(struct tokenizer *t, const json_t *root, struct
 {
 	int ret;
 
-	if ((ret = read_model(t, json_object_get(root, "model"), err)) || (ret = read_normalizer(t, json_object_get(root, "normalizer"), err)) ||
+	if ((ret = read_model(t, json_object_get(root, "model"), err)) ||
+	    (ret = read_normalizer(t, json_object_get(root, "normalizer"), err)) ||
 	    (ret = read_pretokenizer(t, json_object_get(root, "pre_tokenizer"), err)))
 		return ret;
 	return read_decoder(json_object_get(root, "decoder"), err);

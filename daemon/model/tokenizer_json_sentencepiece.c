@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The parts of tokenizer.json that Llama 2, Mistral, Mixtral and Gemma have: BPE over characters with byte fallback; spaces become U+2581 in the
-// normalizer (Prepend, Replace) or in the pre-tokenizer (Metaspace), and spaces again in the decoder.
+// The parts of tokenizer.json that Llama 2, Mistral, Mixtral and Gemma have: BPE over characters with byte fallback; spaces become U+2581
+// in the normalizer (Prepend, Replace) or in the pre-tokenizer (Metaspace), and spaces again in the decoder.
 //
 // Scores out of a GGUF file have no place in that format: the model gets merges that do the same to all but contrived texts, and beside
 // them "kdserved_ranks", which the reference passes over and which is read here instead of the merges.
@@ -40,7 +40,8 @@ bool tokenizer_json_is_sentencepiece(const json_t *root)
 // "pattern" is the string `from`, "content" is `to`.
 static bool replaces(const json_t *step, const char *from, const char *to)
 {
-	return is_string(json_object_get(json_object_get(step, "pattern"), "String"), from) && is_string(json_object_get(step, "content"), to);
+	return is_string(json_object_get(json_object_get(step, "pattern"), "String"), from) &&
+		is_string(json_object_get(step, "content"), to);
 }
 
 static int read_normalizer(struct sentencepiece *s, const json_t *normalizer, struct error *err)
@@ -67,7 +68,8 @@ static int read_metaspace(struct sentencepiece *s, const json_t *step, struct er
 
 	if (!is_string(json_object_get(step, "replacement"), SPACE_MARK))
 		return refuse(err, "pre_tokenizer", "Metaspace with a replacement other than " SPACE_MARK);
-	if ((ret = tokenizer_json_flag(step, "add_prefix_space", true, &add, err)) || (ret = tokenizer_json_flag(step, "split", true, &s->split, err)))
+	if ((ret = tokenizer_json_flag(step, "add_prefix_space", true, &add, err)) ||
+		(ret = tokenizer_json_flag(step, "split", true, &s->split, err)))
 		return ret;
 	s->metaspace = true;
 	if (!scheme || !strcmp(scheme, "always"))
@@ -78,7 +80,8 @@ static int read_metaspace(struct sentencepiece *s, const json_t *step, struct er
 		return refuse(err, "pre_tokenizer", "Metaspace with prepend_scheme %.40s", scheme);
 	// Files older than prepend_scheme say it so; the reference refuses what contradicts itself.
 	if (!add && s->prefix != SPACE_PREFIX_NEVER)
-		return refuse(err, "pre_tokenizer", "Metaspace with add_prefix_space false and prepend_scheme %.40s", scheme ? scheme : "always");
+		return refuse(err, "pre_tokenizer", "Metaspace with add_prefix_space false and prepend_scheme %.40s",
+			scheme ? scheme : "always");
 	return 0;
 }
 
@@ -90,7 +93,8 @@ static int read_pretokenizer(struct sentencepiece *s, const json_t *pretokenizer
 		int ret = 0;
 
 		// Gemma's cuts at spaces, of which its normalizer has left none.
-		if (is_type(step, "Split") && s->normalizer.replace && is_string(json_object_get(json_object_get(step, "pattern"), "String"), " "))
+		if (is_type(step, "Split") && s->normalizer.replace &&
+			is_string(json_object_get(json_object_get(step, "pattern"), "String"), " "))
 			continue;
 		if (!is_type(step, "Metaspace") || s->metaspace)
 			return refuse(err, "pre_tokenizer", "pre_tokenizer type %s of this kind", type ? type : "(none)");
@@ -118,7 +122,8 @@ static int read_decoder(struct sentencepiece *s, const json_t *decoder, struct e
 
 	if (n == 1 && is_type(step, "Metaspace")) {
 		s->strip = is_string(json_object_get(step, "prepend_scheme"), "never") ? SPACE_STRIP_NONE : SPACE_STRIP_MARKS;
-		return is_string(json_object_get(step, "replacement"), SPACE_MARK) ? 0 : refuse(err, "decoder", "Metaspace with another replacement");
+		return is_string(json_object_get(step, "replacement"), SPACE_MARK) ? 0
+			: refuse(err, "decoder", "Metaspace with another replacement");
 	}
 	if (n && is_type(step, "Replace") && replaces(step, SPACE_MARK, " "))
 		step = tokenizer_json_get(decoder, "decoders", ++i);
@@ -133,7 +138,8 @@ static int read_decoder(struct sentencepiece *s, const json_t *decoder, struct e
 	if (++i == n)
 		return 0;
 	step = tokenizer_json_get(decoder, "decoders", i);
-	return i + 1 == n && is_type(step, "Strip") ? read_strip(s, step, err) : refuse(err, "decoder", "a decoder with more after Fuse than Strip");
+	return i + 1 == n && is_type(step, "Strip") ? read_strip(s, step, err)
+		: refuse(err, "decoder", "a decoder with more after Fuse than Strip");
 }
 
 static int read_ranks(struct tokenizer *t, const json_t *ranks, struct error *err)
@@ -204,7 +210,8 @@ int tokenizer_json_sentencepiece(struct tokenizer *t, const json_t *root, struct
 	s->on = true;
 	s->unknown = VOCABULARY_NONE;
 	if ((ret = read_normalizer(s, json_object_get(root, "normalizer"), err)) ||
-	    (ret = read_pretokenizer(s, json_object_get(root, "pre_tokenizer"), err)) || (ret = read_decoder(s, json_object_get(root, "decoder"), err)))
+	    (ret = read_pretokenizer(s, json_object_get(root, "pre_tokenizer"), err)) ||
+	    (ret = read_decoder(s, json_object_get(root, "decoder"), err)))
 		return ret;
 	return read_model(t, json_object_get(root, "model"), err);
 }
@@ -231,8 +238,8 @@ json_t *tokenizer_json_metaspace(const struct sentencepiece *s)
 {
 	static const char *const schemes[] = { "never", "first", "always" };
 
-	return !s->metaspace ? json_null() : json_pack("{s:s, s:s, s:s, s:b}", "type", "Metaspace", "replacement", SPACE_MARK, "prepend_scheme",
-						       schemes[s->prefix], "split", s->split);
+	return !s->metaspace ? json_null() : json_pack("{s:s, s:s, s:s, s:b}", "type", "Metaspace", "replacement", SPACE_MARK,
+						       "prepend_scheme", schemes[s->prefix], "split", s->split);
 }
 
 json_t *tokenizer_json_joining(const struct sentencepiece *s)
@@ -240,7 +247,8 @@ json_t *tokenizer_json_joining(const struct sentencepiece *s)
 	json_t *list;
 
 	if (s->strip == SPACE_STRIP_MARKS)
-		return json_pack("{s:s, s:s, s:s, s:b}", "type", "Metaspace", "replacement", SPACE_MARK, "prepend_scheme", "always", "split", 1);
+		return json_pack("{s:s, s:s, s:s, s:b}", "type", "Metaspace", "replacement", SPACE_MARK, "prepend_scheme",
+			"always", "split", 1);
 	list = json_pack("[o]", replace_to_json(SPACE_MARK, " "));
 	if (s->decode_bytes)
 		json_array_append_new(list, json_pack("{s:s}", "type", "ByteFallback"));

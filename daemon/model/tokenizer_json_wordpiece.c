@@ -68,8 +68,8 @@ static int read_model(struct tokenizer *t, const json_t *model, struct error *er
 		w->max_characters = (uint32_t)json_integer_value(max);
 	else if (max && !json_is_null(max))
 		return tokenizer_json_refuse(err, "model", "max_input_chars_per_word other than 1 to %d", WORDPIECE_MAX_CHARACTERS);
-	w->unknown = json_is_string(unknown) ? vocabulary_find(&t->vocabulary, json_string_value(unknown), json_string_length(unknown), true) :
-					       VOCABULARY_NONE;
+	w->unknown = json_is_string(unknown) ? vocabulary_find(&t->vocabulary, json_string_value(unknown), json_string_length(unknown),
+					       true) : VOCABULARY_NONE;
 	return w->unknown == VOCABULARY_NONE ? error_set(err, ERROR_INVALID, "model", "the vocabulary has no unk_token") : 0;
 }
 
@@ -82,8 +82,8 @@ int tokenizer_json_wordpiece(struct tokenizer *t, const json_t *root, struct err
 	for (size_t i = 0; i < t->added.n; i++)
 		if (t->added.tokens[i].normalized)
 			return tokenizer_json_refuse(err, "added_tokens", "WordPiece with added tokens that are normalized");
-	if ((ret = need_type(root, "normalizer", "BertNormalizer", err)) || (ret = need_type(root, "pre_tokenizer", "BertPreTokenizer", err)) ||
-	    (ret = need_type(root, "decoder", "WordPiece", err)))
+	if ((ret = need_type(root, "normalizer", "BertNormalizer", err)) ||
+	    (ret = need_type(root, "pre_tokenizer", "BertPreTokenizer", err)) || (ret = need_type(root, "decoder", "WordPiece", err)))
 		return ret;
 	if (!is_prefix(decoder, "prefix"))
 		return tokenizer_json_refuse(err, "decoder", "a decoder with a prefix other than " WORDPIECE_PREFIX);
@@ -98,14 +98,15 @@ json_t *tokenizer_json_wordpiece_model(const struct tokenizer *t, json_t *vocab)
 {
 	const struct vocabulary_token *unknown = &t->vocabulary.tokens[t->wordpiece.unknown];
 
-	return json_pack("{s:s, s:s%, s:s, s:i, s:o}", "type", "WordPiece", "unk_token", t->vocabulary.bytes + unknown->offset, (size_t)unknown->n,
-			 "continuing_subword_prefix", WORDPIECE_PREFIX, "max_input_chars_per_word", (int)t->wordpiece.max_characters, "vocab", vocab);
+	return json_pack("{s:s, s:s%, s:s, s:i, s:o}", "type", "WordPiece", "unk_token", t->vocabulary.bytes + unknown->offset,
+			 (size_t)unknown->n, "continuing_subword_prefix", WORDPIECE_PREFIX, "max_input_chars_per_word",
+			 (int)t->wordpiece.max_characters, "vocab", vocab);
 }
 
 json_t *tokenizer_json_wordpiece_normalizer(const struct tokenizer *t)
 {
 	const struct bert_normalizer *n = &t->wordpiece.normalizer;
 
-	return json_pack("{s:s, s:b, s:b, s:b, s:b}", "type", "BertNormalizer", "clean_text", n->clean, "handle_chinese_chars", n->ideographs,
-			 "strip_accents", n->strip_accents, "lowercase", n->lower);
+	return json_pack("{s:s, s:b, s:b, s:b, s:b}", "type", "BertNormalizer", "clean_text", n->clean,
+			 "handle_chinese_chars", n->ideographs, "strip_accents", n->strip_accents, "lowercase", n->lower);
 }

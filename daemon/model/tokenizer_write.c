@@ -102,8 +102,8 @@ static json_t *pretokenizer_to_json(const struct pretokenizer *p)
 			break;
 		}
 		if (step->pattern)
-			item = json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex", step->pattern, "behavior", "Isolated",
-					 "invert", 0);
+			item = json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex", step->pattern, "behavior",
+					 "Isolated", "invert", 0);
 		else
 			item = json_pack("{s:s, s:b}", "type", "Digits", "individual_digits", step->kind == PRETOKENIZER_DIGIT);
 		failed = json_array_append_new(list, item);
@@ -129,7 +129,8 @@ static int template_side(const struct tokenizer *t, const struct template_ids *s
 		piece = json_pack("{s:{s:s, s:i}}", "SpecialToken", "id", spelling ? json_string_value(spelling) : name, "type_id", 0);
 		failed = !spelling || json_array_append(single, piece) || json_array_append(pair, piece) ||
 			 json_object_set_new(table, json_string_value(spelling),
-					     json_pack("{s:O, s:[i], s:[O]}", "id", spelling, "ids", (int)side->ids[i], "tokens", spelling));
+					     json_pack("{s:O, s:[i], s:[O]}", "id", spelling, "ids", (int)side->ids[i],
+					     "tokens", spelling));
 		json_decref(piece);
 		json_decref(spelling);
 		if (failed)

@@ -27,11 +27,13 @@ static int shape_error(const struct parameter *p, const struct tensor *t, struct
 {
 	unsigned long long d[4] = {p->dims[0], p->dims[1], t->dims[0], t->n_dims > 1 ? t->dims[1] : 0};
 	if (p->n_dims == 1 && t->n_dims == 1)
-		return error_set(err, ERROR_INVALID, p->name, "tensor %s has %llu elements; the architecture needs %llu", p->name, d[2], d[0]);
+		return error_set(err, ERROR_INVALID, p->name, "tensor %s has %llu elements; the architecture needs %llu",
+			p->name, d[2], d[0]);
 	if (p->n_dims == 2 && t->n_dims == 2)
-		return error_set(err, ERROR_INVALID, p->name, "tensor %s is %llu x %llu; the architecture needs %llu x %llu", p->name, d[2], d[3],
-				 d[0], d[1]);
-	return error_set(err, ERROR_INVALID, p->name, "tensor %s has %u dimensions; the architecture needs %u", p->name, t->n_dims, p->n_dims);
+		return error_set(err, ERROR_INVALID, p->name, "tensor %s is %llu x %llu; the architecture needs %llu x %llu", p->name, d[2],
+				 d[3], d[0], d[1]);
+	return error_set(err, ERROR_INVALID, p->name, "tensor %s has %u dimensions; the architecture needs %u", p->name,
+		t->n_dims, p->n_dims);
 }
 
 static int turned_shape_error(const struct parameter *p, const struct tensor *t, struct error *err)
@@ -52,7 +54,8 @@ static bool cut_to_shape(const struct parameter *p, struct tensor *t)
 {
 	bool fits = t->n_dims == p->n_dims && (p->n_dims == 1 || t->dims[1] == p->dims[1]) &&
 		    (t->dims[0] == p->dims[0] || (p->of_vocabulary && t->dims[0] > p->dims[0]));
-	size_t bytes = !fits ? 0 : p->n_dims == 2 ? dtype_row_bytes(t->dtype, p->dims[1]) * p->dims[0] : dtype_row_bytes(t->dtype, p->dims[0]);
+	size_t bytes = !fits ? 0 : p->n_dims == 2 ? dtype_row_bytes(t->dtype, p->dims[1]) * p->dims[0]
+		: dtype_row_bytes(t->dtype, p->dims[0]);
 	if (!fits || !bytes || bytes > t->n_bytes)
 		return false;
 	t->dims[0] = p->dims[0];
@@ -405,8 +408,8 @@ static void free_layer(struct weights *w, struct layer_weights *l)
 	free(l->experts);
 	if (w->parameters)      // vectors are places in the flat array
 		return;
-	struct real *vectors[] = {l->attention_norm, l->attention_norm_bias, l->ffn_norm, l->ffn_norm_bias, l->q_norm, l->k_norm, l->qkv_bias,
-				  l->out_bias, l->up_bias, l->down_bias, l->attention_post_norm, l->ffn_post_norm};
+	struct real *vectors[] = {l->attention_norm, l->attention_norm_bias, l->ffn_norm, l->ffn_norm_bias, l->q_norm, l->k_norm,
+				  l->qkv_bias, l->out_bias, l->up_bias, l->down_bias, l->attention_post_norm, l->ffn_post_norm};
 	for (size_t i = 0; i < sizeof vectors / sizeof *vectors; i++)
 		free_vector(w, vectors[i]);
 }

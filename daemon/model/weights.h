@@ -67,7 +67,8 @@ struct weights {
 	struct real *embedding_gradient, *transform_gradient;
 	struct model_vectors vector_gradients;
 	struct real *head_gradient;                   // the embedding's own when tied
-	struct weight **beside;                       // (parameters->n_parameters - n_model) the matrices beside the model; NULL for vectors
+	struct weight **beside;                       // (parameters->n_parameters - n_model) the matrices beside the model;
+	                                              // NULL for vectors
 };
 
 // A sign of life of whoever computes with them, for a thread that watches.
@@ -123,8 +124,8 @@ struct parameters {
 // Random start: normal(0, 0.02), residual outputs scaled by 1/sqrt(2 n_layers), norms 1; a pure function of (architecture, seed).
 int weights_new_trainable(struct backend *be, const struct architecture *a, uint64_t seed, uint32_t max_positions,
 			  struct weights **ret_weights, struct error *err);
-// The same with parameters beside the model: a loss's projections, say, which are trained, averaged and resumed like its own but are no part
-// of it. Matrices start at normal(0, 0.02), vectors (columns 0) at 0. Names are copied.
+// The same with parameters beside the model: a loss's projections, say, which are trained, averaged and resumed like its own but are no
+// part of it. Matrices start at normal(0, 0.02), vectors (columns 0) at 0. Names are copied.
 struct parameter_beside { char name[96]; uint32_t rows, columns; };
 struct parameters_beside { uint32_t n; const struct parameter_beside *list; };
 int weights_new_beside(struct backend *be, const struct architecture *a, const struct parameters_beside *beside, uint64_t seed,

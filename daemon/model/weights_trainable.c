@@ -271,7 +271,8 @@ void weights_refresh(struct weights *w)
 static void fill_parameter(const struct weights *w, struct real *array, const struct parameter *p, const struct tensor *t, float *buffer,
 			   size_t capacity)
 {
-	size_t columns = p->dims[p->n_dims - 1], rows = p->n / columns, step = capacity / columns, row_bytes = dtype_row_bytes(t->dtype, columns);
+	size_t columns = p->dims[p->n_dims - 1], rows = p->n / columns, step = capacity / columns,
+		row_bytes = dtype_row_bytes(t->dtype, columns);
 	for (size_t i = 0; i < rows; i += step) {
 		size_t n = (rows - i < step ? rows - i : step) * columns;
 		dtype_to_float(t->dtype, (const uint8_t *)t->data + i * row_bytes, buffer, n);
@@ -346,8 +347,9 @@ static int export_parameter(const struct weights *w, const struct real *array, e
 	size_t element = dtype_block_bytes(dtype);
 	uint8_t *bytes = malloc(p->n * element);
 	char *name = strdup(p->name);
-	*ret = (struct checkpoint_tensor){name, {.dtype = dtype, .n_dims = p->n_dims, .dims = {p->dims[p->transposed], p->dims[!p->transposed]},
-						 .data = bytes, .n_bytes = p->n * element}};
+	*ret = (struct checkpoint_tensor){name, {
+		.dtype = dtype, .n_dims = p->n_dims, .dims = {p->dims[p->transposed], p->dims[!p->transposed]},
+		.data = bytes, .n_bytes = p->n * element}};
 	if (!bytes || !name)
 		return -ENOMEM;
 	for (size_t done = 0; done < p->n; done += CHUNK) {
@@ -364,7 +366,8 @@ int weights_export(const struct weights *w, const struct real *array, enum dtype
 {
 	const struct parameters *p = w->parameters;
 	if (dtype != DTYPE_F32 && dtype != DTYPE_F16 && dtype != DTYPE_BF16)
-		return error_set(err, ERROR_UNSUPPORTED, NULL, "cannot write parameters as %s (supported: F32 F16 BF16)", dtype_name(dtype));
+		return error_set(err, ERROR_UNSUPPORTED, NULL, "cannot write parameters as %s (supported: F32 F16 BF16)",
+			dtype_name(dtype));
 	struct checkpoint_tensor *tensors = calloc(p->n_parameters, sizeof *tensors);
 	double *buffer = malloc(CHUNK * sizeof *buffer);
 	int r = tensors && buffer ? 0 : -ENOMEM;
