@@ -37,7 +37,8 @@ divergence_fn divergence_first;                // x = {c}: KL of softmax over S 
 divergence_fn rank_uld;                        // sum over ranks of |p - q|, the rest of both rows being one rank more
 divergence_fn rank_gold;                       // x = {beta, merge, matched, unmatched}, P = p_factor p, Q = q_factor q: matched times the
                                                // jsd of P and Q over ids that both have (beta 0: sum P ln(P / Q) - P + Q; 1: of Q to P)
-                                               // + unmatched times uld of the others; below 0: the share of ids that both have, and 1 less it
+                                               // + unmatched times uld of the others; below 0: the share of ids that both have,
+                                               // and 1 less it
 
 // On logits (logit.c).
 enum logit_target { LOGIT_RAW, LOGIT_CENTRED, LOGIT_LOG_PROB };

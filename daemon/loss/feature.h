@@ -35,12 +35,13 @@ typedef double feature_fn(const struct feature_view *v, const double *x);
 feature_fn feature_hidden_mse;
 // 1 - cos.
 feature_fn feature_hidden_cosine;
-// Pooled rows give scores of pairs of sequences, dot products (x[0] = 0) or cosines (1); ((s_ij - s_ik) - (t_ij - t_ik))^2, mean over all i and
-// j < k (x[1] = 0), or over each three sequences, i, j, k, of the micro-batch (1). Widths may differ. Hofstaetter et al., arXiv 2010.02666.
+// Pooled rows give scores of pairs of sequences, dot products (x[0] = 0) or cosines (1); ((s_ij - s_ik) - (t_ij - t_ik))^2, mean over all i
+// and j < k (x[1] = 0), or over each three sequences, i, j, k, of the micro-batch (1). Widths may differ. Hofstaetter et al.,
+// arXiv 2010.02666.
 feature_fn feature_margin_mse;
-// x: version (0 = v2, 1 = v1). v2: of each of q, k, v, split into n_heads heads: KL of the teacher's softmax(X X' / sqrt(d)) to the student's,
-// mean over rows and heads, summed over the three (Wang et al., arXiv 2012.15828). v1: the same of softmax(Q K' / sqrt(d)), head by head
-// (k and v heads may be shared by several q heads), and of the v rows (arXiv 2002.10957).
+// x: version (0 = v2, 1 = v1). v2: of each of q, k, v, split into n_heads heads: KL of the teacher's softmax(X X' / sqrt(d)) to the
+// student's, mean over rows and heads, summed over the three (Wang et al., arXiv 2012.15828). v1: the same of softmax(Q K' / sqrt(d)), head
+// by head (k and v heads may be shared by several q heads), and of the v rows (arXiv 2002.10957).
 feature_fn feature_relations;
 
 // Doubles of scratch for sequences of at most n rows, of those widths in all.

@@ -99,8 +99,8 @@ const char *layer_map_resolve(struct layer_map *m, uint32_t n_student, uint32_t 
 		const struct layer_pair *p = &m->pairs[i];
 		if (m->kind != LAYER_MAP_FINAL && (p->student < blocks || p->student > n_student || p->teacher < blocks ||
 						   (n_teacher && p->teacher > n_teacher))) {
-			snprintf(why, room, "%u:%u is out of range: the student has layers %d to %u, the teacher to %u", p->student, p->teacher,
-				 blocks, n_student, n_teacher);
+			snprintf(why, room, "%u:%u is out of range: the student has layers %d to %u, the teacher to %u", p->student,
+				 p->teacher, blocks, n_student, n_teacher);
 			return why;
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which layer of the student learns from which of the teacher's. Layer i is what i blocks have made of a row, 0 the embedding; of q, k and v
-// rows, block i counted from 1.
+// Which layer of the student learns from which of the teacher's. Layer i is what i blocks have made of a row, 0 the embedding; of q, k and
+// v rows, block i counted from 1.
 //     last          the last of both
 //     final         after the final norm of both: what the LM heads read (hidden rows alone)
 //     uniform       student's i from teacher's i M / m, of m and M layers: 0 too for hidden rows; m divides M
@@ -26,5 +26,6 @@ struct layer_map {
 
 int layer_map_parse(const char *text, struct layer_map *ret);          // -EINVAL
 bool layer_map_needs_depth(const struct layer_map *m);                 // of the teacher, to be resolved
-// Its pairs for models of so many blocks (n_teacher 0: unknown, where it need not be known); `blocks`: of q, k and v rows. A reason, or NULL.
+// Its pairs for models of so many blocks (n_teacher 0: unknown, where it need not be known); `blocks`: of q, k and v rows.
+// A reason, or NULL.
 const char *layer_map_resolve(struct layer_map *m, uint32_t n_student, uint32_t n_teacher, bool blocks, char *why, size_t room);

@@ -7,12 +7,15 @@
 const struct parameter_row common_parameters[N_COMMON] = {
 	[COMMON_WEIGHT] = {"weight", PARAMETER_SCHEDULE, 0, 1e6, "1", "", "its share of the total"},
 	[COMMON_NAME] = {"name", PARAMETER_TEXT, 0, 0, "", "", "what its values are called in logs and metrics; else the loss's name"},
-	[COMMON_ON] = {"on", PARAMETER_CHOICE, 0, 0, "all", "all|text|rollouts", "which sequences: those of the corpus, those that the student wrote"},
+	[COMMON_ON] = {"on", PARAMETER_CHOICE, 0, 0, "all", "all|text|rollouts",
+		"which sequences: those of the corpus, those that the student wrote"},
 	[COMMON_TEMPERATURE] = {"temperature", PARAMETER_SCHEDULE, 0.05, 100, "1", "", "T: both rows are softmax(z / T), exactly"},
-	[COMMON_T2_SCALE] = {"t2-scale", PARAMETER_SWITCH, 0, 1, "on", "", "times T squared, which keeps the gradient's size when T changes"},
+	[COMMON_T2_SCALE] = {"t2-scale", PARAMETER_SWITCH, 0, 1, "on", "",
+		"times T squared, which keeps the gradient's size when T changes"},
 	[COMMON_TOP_K] = {"top-k", PARAMETER_COUNT, 1, 16777216, "64", "", "ids of the teacher at each position"},
 	[COMMON_SUPPORT] = {"support", PARAMETER_SUPPORT, 1, 65536, "teacher", "", "whose likeliest ids: teacher, student:K or both:K"},
-	[COMMON_TEACHER] = {"teacher", PARAMETER_TEXT, 0, 0, "", "", "whose row: a name of other-teacher, own, or the mean of several with their shares, as big:3,own:1"},
+	[COMMON_TEACHER] = {"teacher", PARAMETER_TEXT, 0, 0, "", "",
+		"whose row: a name of other-teacher, own, or the mean of several with their shares, as big:3,own:1"},
 	[COMMON_KEEP] = {"keep", PARAMETER_NUMBER, 0, 1, "1", "", "chance that a step has this loss; one coin per teacher and step"},
 	[COMMON_TRUST] = {"trust", PARAMETER_CHOICE, 0, 0, "all", "all|label",
 			  "label: times 1 / (1 + the teacher's own cross-entropy on the sequence)"},
@@ -21,9 +24,11 @@ const struct parameter_row common_parameters[N_COMMON] = {
 			 "how a sparse row is completed"},
 	[COMMON_TAIL] = {"tail", PARAMETER_SWITCH, 0, 1, "off", "", "ask for the teacher's mass outside its top-k (T = 1), else 1 - sum"},
 	[COMMON_DRAWS] = {"draws", PARAMETER_COUNT, 1, 65536, "50", "", "ids drawn at each position, with the forms that draw"},
-	[COMMON_LAYERS] = {"layers", PARAMETER_LAYERS, 0, 0, "last", "", "last, final, uniform, skip:N, tail, or student:teacher pairs 1:2,3:6"},
+	[COMMON_LAYERS] = {"layers", PARAMETER_LAYERS, 0, 0, "last", "",
+		"last, final, uniform, skip:N, tail, or student:teacher pairs 1:2,3:6"},
 	[COMMON_PROJECTION] = {"projection", PARAMETER_CHOICE, 0, 0, "auto", "auto|each|shared|none",
-			       "trained matrices from the student's width to the teacher's: where they differ, or always, one for all pairs, never"},
+			       "trained matrices from the student's width to the teacher's: "
+			       "where they differ, or always, one for all pairs, never"},
 	[COMMON_BIAS] = {"bias", PARAMETER_SWITCH, 0, 1, "off", "", "projections have a bias"},
 	[COMMON_POOLING] = {"pooling", PARAMETER_CHOICE, 0, 0, "none", "none|mean|last",
 			    "one row for each sequence: the mean of its rows, or its last"},
@@ -53,8 +58,8 @@ static const struct method table[] = {
 	 {ALPHA("0.1", "share of the student in the mixture"),
 	  {"detach-mix", PARAMETER_SWITCH, 0, 1, "off", "", "the mixture is a constant to the gradient (DistiLLM-2)"}}},
 	{"tvd", METHOD_FORMS, NULL, "half the sum of |p - q|", divergence_tvd, {{0}}},
-	{"alpha-beta", METHOD_FORMS | METHOD_NOT_F | METHOD_BY_STUDENT, NULL, "alpha-beta divergence; (1, 0) is forward-kl, (0, 1) reverse-kl",
-	 divergence_ab,
+	{"alpha-beta", METHOD_FORMS | METHOD_NOT_F | METHOD_BY_STUDENT, NULL,
+	 "alpha-beta divergence; (1, 0) is forward-kl, (0, 1) reverse-kl", divergence_ab,
 	 {{"alpha", PARAMETER_SCHEDULE, -4, 4, "0.2", "", "power of p"}, {"beta", PARAMETER_SCHEDULE, -4, 4, "0.7", "", "power of q"}}},
 	{"adaptive-kl", METHOD_FORMS | METHOD_BY_STUDENT, NULL, "forward and reverse KL by the gaps in the teacher's head and tail",
 	 divergence_adaptive_kl, {{"mu", PARAMETER_SCHEDULE, 0, 1, "0.5", "", "mass of the head"}}},
@@ -80,14 +85,16 @@ static const struct method table[] = {
 	 {{"margin", PARAMETER_SCHEDULE, 0, 1, "0", "", "wanted gap of probabilities; 0: the teacher's own"}}},
 	{"logistic-ranking", 0, NULL, "mean over the same pairs of ln(1 + exp(-(z_i - z_l) / T))", logit_logistic, {{0}}},
 	{"policy-gradient", METHOD_HARD | METHOD_DRAWN, NULL, "reverse KL from the drawn tokens alone, ln p - ln q of each as reward", NULL,
-	 {{"gamma", PARAMETER_NUMBER, 0, 1, "0", "", "discount of the rewards of later tokens; 0: each token for itself, 1: the whole answer"},
+	 {{"gamma", PARAMETER_NUMBER, 0, 1, "0", "",
+	   "discount of the rewards of later tokens; 0: each token for itself, 1: the whole answer"},
 	  {"current", PARAMETER_SWITCH, 0, 1, "on", "", "the token's own reward counts; off where an exact loss stands for it (MiniLLM)"},
 	  {"length-normalise", PARAMETER_SWITCH, 0, 1, "off", "", "mean of the remaining rewards instead of their sum"},
 	  {"clip", PARAMETER_NUMBER, 0, 1, "0", "", "of the ratio to the chance of drawing, 1 - clip to 1 + clip; 0: none"},
 	  {"reward-scale", PARAMETER_NUMBER, 1e-6, 1e6, "1", "", "each reward is divided by it (0.5 in MiniLLM's program)"},
 	  {"reward-limit", PARAMETER_NUMBER, 0, 1e6, "0", "", "and then cut off at so much on both sides; 0: not"}}},
 	{"uld", METHOD_RANKS, NULL, "sum over ranks of |p - q|, both rows sorted: of any two vocabularies", rank_uld, {{0}}},
-	{"gold", METHOD_RANKS | METHOD_BY_ID, NULL, "jsd of ids that both vocabularies have, uld of the others; rows of a span merged", rank_gold,
+	{"gold", METHOD_RANKS | METHOD_BY_ID, NULL, "jsd of ids that both vocabularies have, uld of the others; rows of a span merged",
+	 rank_gold,
 	 {{"beta", PARAMETER_SCHEDULE, 0, 1, "0.5", "", "share of the teacher in the mixture; 0: forward KL, 1: reverse KL"},
 	  {"merge", PARAMETER_SWITCH, 0, 1, "on", "", "rows of a span of several tokens: times the probability of its later tokens"},
 	  {"matched", PARAMETER_NUMBER, -1, 1e6, "-1", "", "weight of ids that both have; -1: their share of the teacher's ids"},
@@ -97,16 +104,18 @@ static const struct method table[] = {
 	{"hidden-mse", METHOD_HIDDEN, NULL, "squared gap of hidden rows, summed over the pairs of layers", NULL,
 	 {{"normalise", PARAMETER_SWITCH, 0, 1, "off", "", "both rows are divided by their length (PKD)"},
 	  {"sum", PARAMETER_SWITCH, 0, 1, "off", "", "sum over the width instead of its mean"}}, feature_hidden_mse},
-	{"hidden-cosine", METHOD_HIDDEN, NULL, "1 - cosine of hidden rows, summed over the pairs of layers", NULL, {{0}}, feature_hidden_cosine},
-	{"minilm", METHOD_RELATION, NULL, "KL of relations between a sequence's q, k and v rows, before rotation, summed over the pairs of layers",
-	 NULL,
+	{"hidden-cosine", METHOD_HIDDEN, NULL, "1 - cosine of hidden rows, summed over the pairs of layers", NULL, {{0}},
+	 feature_hidden_cosine},
+	{"minilm", METHOD_RELATION, NULL,
+	 "KL of relations between a sequence's q, k and v rows, before rotation, summed over the pairs of layers", NULL,
 	 {{"version", PARAMETER_CHOICE, 0, 0, "v2", "v2|v1", "q to q, k to k, v to v; or q to k and v to v, head by head"},
 	  {"heads", PARAMETER_COUNT, 0, 4096, "0", "", "relation heads that the widths of both are split into; 0: the student's heads"}},
 	 feature_relations},
 	{"margin-mse", METHOD_HIDDEN | METHOD_POOLED, NULL,
 	 "squared gap of score differences (s_ij - s_ik) - (t_ij - t_ik) of a micro-batch's sequences", NULL,
 	 {{"score", PARAMETER_CHOICE, 0, 0, "dot", "dot|cosine", "of two pooled rows"},
-	  {"triples", PARAMETER_CHOICE, 0, 0, "all", "all|three", "every i, j, k, or each three sequences in their order"}}, feature_margin_mse},
+	  {"triples", PARAMETER_CHOICE, 0, 0, "all", "all|three", "every i, j, k, or each three sequences in their order"}},
+	 feature_margin_mse},
 };
 #define N_METHODS (sizeof table / sizeof *table)
 
@@ -202,7 +211,8 @@ const char *method_bias(const struct method *m, enum loss_form form, enum loss_s
 	if (form != LOSS_FORM_GHOST)
 		return m->flags & METHOD_LINEAR ? NULL : "it is not linear in the teacher's probabilities: draws bias it";
 	if ((m->flags & METHOD_BY_STUDENT) && support == LOSS_SUPPORT_TEACHER)
-		return "it is weighted by the student: ids that only the student likes are hidden in the bucket (support=both:K shows them)";
+		return "it is weighted by the student: ids that only the student likes are hidden in the bucket "
+			"(support=both:K shows them)";
 	return m->flags & METHOD_NOT_F ? "the bucket is no bound of it" : NULL;
 }
 

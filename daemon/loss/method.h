@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The losses that a run can name, on tokens or on features (what lies inside the models): one row each, with its parameters, what it asks of
-// the teacher and how it is computed. The table
+// The losses that a run can name, on tokens or on features (what lies inside the models): one row each, with its parameters, what it asks
+// of the teacher and how it is computed. The table
 // feeds the parser, --list-losses and (through a test) the manual page. A new loss is a function and a row.
 #pragma once
 
@@ -64,8 +64,8 @@ struct method {
 // Parameters of every loss, and of every loss on the teacher's row. A method's own come first in a line's list of values.
 enum common_parameter {
 	COMMON_WEIGHT, COMMON_NAME, COMMON_ON,         // of all
-	COMMON_TEMPERATURE, COMMON_T2_SCALE, COMMON_TOP_K, COMMON_SUPPORT, COMMON_TEACHER, COMMON_KEEP, COMMON_TRUST, COMMON_FORM, COMMON_TAIL,
-	COMMON_DRAWS, COMMON_TAU,
+	COMMON_TEMPERATURE, COMMON_T2_SCALE, COMMON_TOP_K, COMMON_SUPPORT, COMMON_TEACHER, COMMON_KEEP, COMMON_TRUST, COMMON_FORM,
+	COMMON_TAIL, COMMON_DRAWS, COMMON_TAU,
 	COMMON_LAYERS, COMMON_PROJECTION, COMMON_BIAS, COMMON_POOLING,         // of features
 	N_COMMON,
 };

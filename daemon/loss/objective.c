@@ -64,7 +64,8 @@ int objective_add(struct objective *o, const char *text, const char *where, stru
 	if (r == 0 && !t->name)
 		r = name_make(o, t, err);
 	else if (r == 0 && name_taken(o, t->name))
-		r = error_set(err, ERROR_INVALID, "loss", "%s: loss %s: name=%s: another loss has this name", where, t->method->name, t->name);
+		r = error_set(err, ERROR_INVALID, "loss", "%s: loss %s: name=%s: another loss has this name", where,
+			t->method->name, t->name);
 	r = r ? r : objective_teachers_add(o, t, where, err);
 	if (r) {
 		term_done(t);
@@ -94,7 +95,8 @@ static int draws_check(const struct objective *o, struct error *err)
 			const struct term *a = &o->terms[k], *b = &o->terms[i];
 			if (term_draws(a) && term_draws(b) && share_a_teacher(a, b) && !draw_alike(a, b))
 				return error_set(err, ERROR_INVALID, "loss",
-						 "loss %s and loss %s: a question draws once: form, draws and tau must be the same", a->name, b->name);
+						 "loss %s and loss %s: a question draws once: form, draws and tau must be the same",
+						 a->name, b->name);
 		}
 	return 0;
 }
@@ -179,8 +181,8 @@ void objective_describe(const struct objective *o, uint32_t term, char *to, size
 		feature_describe(t, weight, to, room);
 		return;
 	}
-	snprintf(to, room, "%s: %s%s%sweight %s%s, temperature %s%s, %s, form %s", t->name, t->words ? "teacher " : "", t->words ? t->words : "",
-		 t->words ? ", " : "", weight, on[t->on],
+	snprintf(to, room, "%s: %s%s%sweight %s%s, temperature %s%s, %s, form %s", t->name, t->words ? "teacher " : "",
+		 t->words ? t->words : "", t->words ? ", " : "", weight, on[t->on],
 		 schedule_words(&t->temperature, temperature, sizeof temperature),
 		 t->t2_scale && !schedule_is(&t->temperature, 1) ? " (times T^2)" : "", support_words(t, support, sizeof support),
 		 t->method->flags & METHOD_FORMS ? form_name(t->form) : "none");

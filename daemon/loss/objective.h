@@ -80,7 +80,8 @@ uint32_t objective_temperatures(const struct objective *o, float *ret /*(OBJECTI
 struct objective_sums {
 	double total;
 	double values[OBJECTIVE_MAX_TERMS];            // of each term, T^2 included, weight not
-	double entropies[OBJECTIVE_MAX_TERMS];         // of the teacher's rows as the term sees them: value less entropy is a KL; NAN elsewhere
+	double entropies[OBJECTIVE_MAX_TERMS];         // of the teacher's rows as the term sees them: value less entropy is a KL;
+	                                               // NAN elsewhere
 	double followed[OBJECTIVE_MAX_TERMS];          // what adaptive schedules follow
 	double counts[OBJECTIVE_MAX_TERMS];            // positions that each term is about and knows enough of
 	double pull;                                   // of merged losses: d total / d ln of the student's factors

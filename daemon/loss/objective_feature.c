@@ -76,7 +76,8 @@ int objective_resolve(struct objective *o, uint32_t n_student, uint32_t n_teache
 		struct term *t = &o->terms[i];
 		if (!term_is_feature(t))
 			continue;
-		const char *why = layer_map_resolve(&t->feature.layers, n_student, n_teacher, objective_feature_relates(o, i), room, sizeof room);
+		const char *why = layer_map_resolve(&t->feature.layers, n_student, n_teacher, objective_feature_relates(o, i),
+			room, sizeof room);
 		if (why)
 			return objective_feature_refuse(o, i, "layers", why, err);
 	}
@@ -123,8 +124,10 @@ int feature_check(const struct objective *o, struct error *err)
 {
 	struct query q = {0};
 	uint32_t n = features_list(o, &q);
-	return n <= QUERY_MAX_FEATURES ? 0 : error_set(err, ERROR_TOO_LARGE, "loss", "losses ask for %u layers' rows of the teacher; one question "
-						       "has at most %d", n, QUERY_MAX_FEATURES);
+	if (n > QUERY_MAX_FEATURES)
+		return error_set(err, ERROR_TOO_LARGE, "loss", "losses ask for %u layers' rows of the teacher; one question has at most %d",
+				 n, QUERY_MAX_FEATURES);
+	return 0;
 }
 
 // One pooling where all lines agree on one; else rows, which the trainer pools itself.

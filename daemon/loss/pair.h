@@ -60,7 +60,8 @@ struct loss_position {
 	const bool *student_matched;
 	bool foreign;                  // the teacher may think of ids that the student has not
 	double matched_share;          // of the teacher's ids, that the student has
-	// Ln of the probabilities of what follows the next token within a span whose bytes are one token on the other side; 0: nothing does;
+	// Ln of the probabilities of what follows the next token within a span whose bytes are one token on the other side; 0:
+	// nothing does;
 	// NAN: not known. label_pull: what a merged loss of an earlier position of the span adds to d / d ln q(label) here.
 	double log_teacher_factor, log_student_factor, label_pull;
 	uint32_t at;                   // where its slots begin among the gradient's corrections

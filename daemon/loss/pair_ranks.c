@@ -30,7 +30,8 @@ static void ranks_add(struct pair *pair, const struct loss_position *x, uint32_t
 	uint32_t a = 0, b = 0;
 	while (rank_next(x->student_matched, n_student, by_id, &b)) {
 		bool more = rank_next(x->teacher_matched, n_teacher, by_id, &a);
-		symbol_add(pair, x, x->student_ranks[b++], more ? x->teacher_ranks[a++] / pair->temperature - pair->teacher_lse : -INFINITY);
+		symbol_add(pair, x, x->student_ranks[b++],
+			more ? x->teacher_ranks[a++] / pair->temperature - pair->teacher_lse : -INFINITY);
 	}
 }
 

@@ -12,7 +12,7 @@ enum policy_parameter { POLICY_GAMMA, POLICY_CURRENT, POLICY_NORMALISE, POLICY_C
 // Normalised: over the number of terms there are (0 when there are none).
 double policy_return(const struct loss_position *x, const double *parameters);
 
-// Value of the surrogate - rho R, rho = q / (what it was drawn with), and in *ret_factor what multiplies d ln q(label). With clip c > 0 it is
-// max(-rho R, -clip(rho, 1 - c, 1 + c) R), constant where the second counts. On drawn tokens the gradient's expectation is that of the
+// Value of the surrogate - rho R, rho = q / (what it was drawn with), and in *ret_factor what multiplies d ln q(label). With clip c > 0 it
+// is max(-rho R, -clip(rho, 1 - c, 1 + c) R), constant where the second counts. On drawn tokens the gradient's expectation is that of the
 // reverse KL: of the row alone with gamma 0, of the whole answer with gamma 1.
 double policy_gradient(const struct loss_position *x, const double *parameters, double *ret_factor);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Relations between the rows of a sequence (MiniLM): row i of softmax(A B' / sqrt(d)) against the teacher's. One row at a time: what is held
-// is a sequence's width, never its square.
+// Relations between the rows of a sequence (MiniLM): row i of softmax(A B' / sqrt(d)) against the teacher's. One row at a time: what is
+// held is a sequence's width, never its square.
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
@@ -94,8 +94,8 @@ static struct head head_of(const struct feature_view *v, int a, int b, bool stud
 	const struct feature_part *pa = &v->parts[a], *pb = &v->parts[b];
 	uint32_t wa = student ? pa->student_width : pa->teacher_width, wb = student ? pb->student_width : pb->teacher_width;
 	size_t at = (size_t)row * wa + head_at(wa, d, h, v->n_heads), bt = (size_t)row * wb + head_at(wb, d, h, v->n_heads);
-	struct head head = {(student ? pa->student : pa->teacher) + at, (student ? pb->student : pb->teacher) + bt, wa, wb, d, NULL, NULL, NULL,
-			    NULL};
+	struct head head = {(student ? pa->student : pa->teacher) + at, (student ? pb->student : pb->teacher) + bt, wa, wb, d, NULL, NULL,
+			    NULL, NULL};
 	if (student && pa->gradient) {
 		head.da = pa->gradient + at;
 		head.db = pb->gradient + bt;

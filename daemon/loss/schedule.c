@@ -70,7 +70,8 @@ static int points_parse(const char *p, struct schedule *s)
 
 int schedule_parse(const char *text, struct schedule *ret)
 {
-	static const char *const names[] = {[SCHEDULE_LINEAR] = "linear:", [SCHEDULE_COSINE] = "cosine:", [SCHEDULE_PIECEWISE] = "piecewise:"};
+	static const char *const names[] = {
+		[SCHEDULE_LINEAR] = "linear:", [SCHEDULE_COSINE] = "cosine:", [SCHEDULE_PIECEWISE] = "piecewise:"};
 	*ret = (struct schedule){.kind = SCHEDULE_CONSTANT, .n = 1};
 	for (int kind = SCHEDULE_LINEAR; kind <= SCHEDULE_PIECEWISE; kind++) {
 		size_t n = strlen(names[kind]);

@@ -16,7 +16,8 @@ struct line { const char *where; const struct method *method; };
 
 static int refuse(const struct line *l, const char *key, const char *value, const char *why, struct error *err)
 {
-	return error_set(err, ERROR_INVALID, "loss", "%s: loss %s: %s%s%s: %s", l->where, l->method->name, key, *value ? "=" : "", value, why);
+	return error_set(err, ERROR_INVALID, "loss", "%s: loss %s: %s%s%s: %s", l->where, l->method->name, key,
+		*value ? "=" : "", value, why);
 }
 
 static int switch_read(const char *value, bool *ret)
@@ -303,8 +304,9 @@ int term_parse(struct term *t, const char *text, const char *where, struct error
 	word = strsep(&rest, " \t");
 	t->method = l.method = method_find(word);
 	if (!l.method)
-		return error_set(err, ERROR_INVALID, "loss", "%s: loss: there is no \"%.64s\"; did you mean \"%s\"? (kdserved-worker --list-losses)",
-				 where, word, method_nearest(word)->name);
+		return error_set(err, ERROR_INVALID, "loss",
+				 "%s: loss: there is no \"%.64s\"; did you mean \"%s\"? (kdserved-worker --list-losses)", where, word,
+				 method_nearest(word)->name);
 	r = defaults_set(&l, t, err);
 	if (r == 0 && !(t->feature.where = strdup(where)))
 		r = error_set(err, ERROR_MEMORY, "loss", "out of memory");
