@@ -117,12 +117,14 @@ static void warn_of(const char *rest, struct config_errors *all)
 	struct error e = {0};
 	for (size_t i = 0; rest[i] && i + 1 < sizeof name; i++)
 		name[i] = rest[i] == '_' ? '-' : (char)tolower((unsigned char)rest[i]);
-	if (config_find(options_table, options_count, name) && strlen(name) == strlen(rest) && !strpbrk(rest, "-abcdefghijklmnopqrstuvwxyz"))
+	if (config_find(options_table, options_count, name) && strlen(name) == strlen(rest) &&
+		!strpbrk(rest, "-abcdefghijklmnopqrstuvwxyz"))
 		return;
 	const char *best = config_nearest(options_table, options_count, name);
 	if (best)
 		variable_of(best, variable);
-	error_set(&e, ERROR_INVALID, rest, best ? "$%s%.60s is no setting: did you mean $%s?" : "$%s%.60s is no setting", PREFIX, rest, variable);
+	error_set(&e, ERROR_INVALID, rest, best ? "$%s%.60s is no setting: did you mean $%s?" : "$%s%.60s is no setting", PREFIX,
+		rest, variable);
 	config_errors_add(all, &e);
 }
 

@@ -15,7 +15,8 @@ enum config_type {
 	CONFIG_LIST,         // struct config_list of strings: the key may be repeated
 	CONFIG_INTEGER,      // int64_t
 	CONFIG_SIZE,         // uint64_t bytes; K, M, G, T suffixes (powers of 1024)
-	CONFIG_AMOUNT,       // struct config_amount: a size as above, or with a decimal point a share of all there is; min, max: of the size
+	CONFIG_AMOUNT,       // struct config_amount: a size as above, or with a decimal point a share of all there is; min, max:
+	                     // of the size
 	CONFIG_DURATION,     // uint64_t milliseconds; ms, s, min, h suffixes, plain = seconds
 	CONFIG_REAL,         // double
 	CONFIG_BOOL,         // bool; yes/no, on/off, true/false, 1/0
@@ -56,8 +57,8 @@ void config_errors_done(struct config_errors *all);
 
 int config_init(const struct config_option *table, size_t n, void *target, struct error *err);      // every default
 void config_done(const struct config_option *table, size_t n, void *target);
-// One setting; `where` ("--socket", "$KDSERVED_SOCKET", "kdserved.conf:12", "default") goes into the error, and its start tells a command line,
-// the environment and a file apart.
+// One setting; `where` ("--socket", "$KDSERVED_SOCKET", "kdserved.conf:12", "default") goes into the error, and its start tells a command
+// line, the environment and a file apart.
 // An empty value unsets a string. An unknown name is an error that suggests the nearest one.
 int config_set(const struct config_option *table, size_t n, void *target, const char *name, const char *value, const char *where,
 	       struct error *err);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// systemd passes sockets by name (FileDescriptorName=): "http" or "socket", the settings they stand in for. Passed sockets are shared with the
-// process before and the process after this one, so they are never shut down and their files never removed.
+// systemd passes sockets by name (FileDescriptorName=): "http" or "socket", the settings they stand in for. Passed sockets are shared with
+// the process before and the process after this one, so they are never shut down and their files never removed.
 #include "daemon/listeners.h"
 
 #include <errno.h>
@@ -58,11 +58,13 @@ static int take_passed(const struct options *o, struct listeners *l, int fd, con
 	char bound[ADDRESS_TEXT];
 	bool http = strcmp(name, "http") == 0;
 	if (!http && strcmp(name, "socket") != 0)
-		return error_set(err, ERROR_INVALID, NULL, "systemd passed a socket named \"%.60s\": FileDescriptorName= must be http or socket", name);
+		return error_set(err, ERROR_INVALID, NULL,
+			"systemd passed a socket named \"%.60s\": FileDescriptorName= must be http or socket", name);
 	if (sd_is_socket(fd, AF_UNSPEC, SOCK_STREAM, 1) <= 0)
 		return error_set(err, ERROR_INVALID, name, "what systemd passed for %s is not a listening stream socket", name);
 	if (http ? l->http_fd >= 0 : l->n_sockets == SOCKET_MAX_LISTENERS)
-		return error_set(err, ERROR_INVALID, name, "systemd passed too many sockets for %s (at most %d)", name, http ? 1 : SOCKET_MAX_LISTENERS);
+		return error_set(err, ERROR_INVALID, name, "systemd passed too many sockets for %s (at most %d)", name,
+			http ? 1 : SOCKET_MAX_LISTENERS);
 	address_of_socket(fd, bound);
 	int r = options_check_address(o, name, bound, err);
 	if (r)
@@ -122,8 +124,8 @@ static int choose_for_workers(const struct options *o, struct listeners *l, stru
 		if (!encrypted || address_is_unix(l->socket_fds[i]))
 			address_of_socket(l->socket_fds[i], l->address);
 	if (o->runs && !*l->address)
-		return error_set(err, ERROR_INVALID, "socket", "the workers of runs come through a unix socket where tls-certificate is set: "
-				 "set socket = unix:PATH too");
+		return error_set(err, ERROR_INVALID, "socket",
+				 "the workers of runs come through a unix socket where tls-certificate is set: set socket = unix:PATH too");
 	return 0;
 }
 

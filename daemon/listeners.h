@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The listening sockets of both doors: those systemd passes (kdserved.socket, kdserved-http.socket), and for a door it passes none for, those
-// the settings name.
+// The listening sockets of both doors: those systemd passes (kdserved.socket, kdserved-http.socket), and for a door it passes none for,
+// those the settings name.
 #pragma once
 
 #include <stdbool.h>
@@ -20,6 +20,7 @@ struct listeners {
 	char address[ADDRESS_TEXT];                     // of the first of socket_fds that is plain, for workers
 };
 
-// Before other threads start (umask, environment). On failure what was opened is still in *l: listeners_close() it in any case, or hand it over.
+// Before other threads start (umask, environment). On failure what was opened is still in *l: listeners_close() it in any case,
+// or hand it over.
 int listeners_open(const struct options *o, struct listeners *l, struct error *err);
 void listeners_close(struct listeners *l);

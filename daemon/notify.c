@@ -25,8 +25,9 @@
 #define MAX_UNSENT 8
 #define AGAIN_MS 200                 // until what nobody read is sent again
 
-// sd_notify(3) waits until somebody reads, and a daemon that waits for its manager answers nobody. So messages leave through a socket of our
-// own that never waits. One that finds no room is sent again at later looks, in its order: READY must not be lost because somebody was busy.
+// sd_notify(3) waits until somebody reads, and a daemon that waits for its manager answers nobody. So messages leave through a socket of
+// our own that never waits. One that finds no room is sent again at later looks, in its order:
+// READY must not be lost because somebody was busy.
 static struct {
 	struct sockaddr_un address;
 	socklen_t address_bytes;         // 0 = nobody wants to know
@@ -53,7 +54,8 @@ static void find_manager(void)
 static bool send_now(const char *text)
 {
 	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	ssize_t n = fd < 0 ? -1 : sendto(fd, text, strlen(text), MSG_NOSIGNAL, (const struct sockaddr *)&manager.address, manager.address_bytes);
+	ssize_t n = fd < 0 ? -1 : sendto(fd, text, strlen(text), MSG_NOSIGNAL, (const struct sockaddr *)&manager.address,
+		manager.address_bytes);
 	bool again = n < 0 && (errno == EAGAIN || errno == ENOBUFS || errno == EMFILE || errno == ENFILE);
 	if (fd >= 0)
 		close(fd);

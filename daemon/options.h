@@ -38,8 +38,8 @@ int options_init(struct options *o, struct error *err);
 // The same under systemd: store, runs and socket lie in the directories it made for the unit ($STATE_DIRECTORY, $RUNTIME_DIRECTORY).
 int options_init_unit(struct options *o, struct error *err);
 void options_done(struct options *o);
-// Checks that need several rows: a teacher is named, a door is open, addresses parse, none is remote without tokens, and TLS or allow-remote.
-// Where two rows are at odds, the error names who set either.
+// Checks that need several rows: a teacher is named, a door is open, addresses parse, none is remote without tokens, and TLS or
+// allow-remote. Where two rows are at odds, the error names who set either.
 int options_check(const struct options *o, struct error *err);
 void options_check_all(const struct options *o, struct config_errors *all);     // every error instead of the first
 void options_warn(const struct options *o, struct config_errors *all);          // what is allowed and surely not meant

@@ -58,8 +58,8 @@ static enum error_code check_row(const struct row *row)
 static int refuse(enum error_code code, const struct row *row, struct error *err)
 {
 	if (code == ERROR_TOO_LARGE)
-		return error_set(err, code, NULL, "the request needs %llu %s, over the limit of %llu under way", (unsigned long long)row->cost,
-				 row->what, (unsigned long long)row->limit);
+		return error_set(err, code, NULL, "the request needs %llu %s, over the limit of %llu under way",
+				 (unsigned long long)row->cost, row->what, (unsigned long long)row->limit);
 	return error_set(err, code, NULL, "too many %s under way (limit %llu): try again later", row->what, (unsigned long long)row->limit);
 }
 
@@ -116,8 +116,8 @@ void queue_push(struct queue *q, struct queue_item *chain)
 		q->n_waiting++;
 	}
 	pthread_cond_broadcast(&q->not_empty);
-	// Who found it not empty pops until it is: the descriptor is written for the first alone. Under the lock: the receiver may close the queue
-	// as soon as it has popped the last item it waits for.
+	// Who found it not empty pops until it is: the descriptor is written for the first alone. Under the lock: the receiver may close
+	// the queue as soon as it has popped the last item it waits for.
 	if (q->wake_fd >= 0 && was_empty)
 		written = write(q->wake_fd, &one, sizeof one);
 	pthread_mutex_unlock(&q->lock);

@@ -20,8 +20,8 @@ struct queue *queue_close(struct queue *q);          // must be empty; NULL is f
 #define QUEUE_SHARE 3                                // of a budget, to one: so many times what is left for others
 
 // All or nothing. ERROR_TOO_LARGE when the cost alone is over a limit (waiting would not help), ERROR_OVERLOADED when it does not fit now.
-// held: what the same asker has reserved already; then it does not fit if more than QUEUE_SHARE times what is left would be theirs, unless it
-// is all they have: who asks alone gets three quarters of everything, and the next one still finds room. NULL = nobody else asks.
+// held: what the same asker has reserved already; then it does not fit if more than QUEUE_SHARE times what is left would be theirs, unless
+// it is all they have: who asks alone gets three quarters of everything, and the next one still finds room. NULL = nobody else asks.
 int queue_reserve(struct queue *q, const struct queue_cost *cost, const struct queue_cost *held, struct error *err);
 void queue_release(struct queue *q, const struct queue_cost *cost);
 void queue_limit(struct queue *q, const struct queue_cost *limits);    // from now on; what is reserved already stays so

@@ -132,7 +132,8 @@ static void move_rows(const struct reload *r, struct options *fresh, struct chan
 		}
 		config_format(row, r->options, old, sizeof old);
 		config_format(row, fresh, new, sizeof new);
-		log_about(LOG_NOTICE, "KD_SETTING", row->name, "SIGHUP: %s: %s -> %s", row->name, *old ? old : "(unset)", *new ? new : "(unset)");
+		log_about(LOG_NOTICE, "KD_SETTING", row->name, "SIGHUP: %s: %s -> %s", row->name,
+			*old ? old : "(unset)", *new ? new : "(unset)");
 		config_swap(row, r->options, fresh);
 		c->n++;
 	}

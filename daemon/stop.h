@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// SIGTERM and SIGINT. The handler itself says that no question is taken any more: whatever the main thread does then (a log line, a reload, a
-// disk that does not answer), /ready has said 503 before it comes round to draining.
+// SIGTERM and SIGINT. The handler itself says that no question is taken any more: whatever the main thread does then (a log line, a reload,
+// a disk that does not answer), /ready has said 503 before it comes round to draining.
 #pragma once
 
 #include <stdatomic.h>

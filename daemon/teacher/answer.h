@@ -25,7 +25,8 @@ struct answer_limits { uint32_t vocab_size, widest, max_tokens, max_items /* of 
 struct answer_input {
 	const struct choice *choice;       // who is asked
 	const struct head_member *members; // (choice->n_members) with the hidden rows of the whole batch
-	const uint32_t *rows;              // (n_tokens) which of them each position of the sequence is: one after the other, but for a shared prefix
+	const uint32_t *rows;              // (n_tokens) which of them each position of the sequence is: one after the other,
+	                                   // but for a shared prefix
 	uint32_t index;                    // the item's number in the batch
 	uint32_t after;                    // a row's own token is so many tokens after it: 1, or 0 of masked models (the token itself)
 };

@@ -65,7 +65,8 @@ static int keep_draws(const struct plan *plan, const struct sweep_row *s, uint32
 		rows->draw_ids[at] = id_of(plan, s->drawn[i]);
 		rows->draw_counts[at] = j - i;
 		if (rows->draw_log_ratios)    // ln p - ln t
-			rows->draw_log_ratios[at] = (float)((s->drawn_logits[i] - s->lse[plan->one]) - (tau * s->drawn_logits[i] - s->draw_lse));
+			rows->draw_log_ratios[at] =
+				(float)((s->drawn_logits[i] - s->lse[plan->one]) - (tau * s->drawn_logits[i] - s->draw_lse));
 	}
 	rows->draw_starts[k + 1] = at;
 	return 0;
@@ -92,6 +93,7 @@ int rows_keep(const struct plan *plan, struct answer *a, uint32_t i, struct reco
 	const struct sweep_row *s = &a->sweep[i];
 	uint32_t position = a->positions[i];
 	if (a->needs[position] & NEED_OWN)
-		a->own[position] = s->not_finite || !a->has_own[i] ? NAN : s->gathered[0] - a->lse[(size_t)i * PLAN_TEMPERATURES + plan->one];
+		a->own[position] = s->not_finite || !a->has_own[i] ? NAN
+			: s->gathered[0] - a->lse[(size_t)i * PLAN_TEMPERATURES + plan->one];
 	return a->needs[position] & NEED_ROW ? keep_row(plan, a, i, position - (uint32_t)plan->query->first, rows, err) : 0;
 }

@@ -27,7 +27,8 @@ int batch_new(uint32_t capacity, struct batch **ret_batch, struct error *err)
 		b->row_slots = calloc(n, sizeof *b->row_slots);
 		b->buckets = calloc(b->n_buckets, sizeof *b->buckets);
 	}
-	if (!b || !b->items || !b->sequences || !b->tokens || !b->positions || !b->starts || !b->slot_starts || !b->row_slots || !b->buckets) {
+	if (!b || !b->items || !b->sequences || !b->tokens || !b->positions || !b->starts || !b->slot_starts ||
+		!b->row_slots || !b->buckets) {
 		batch_free(b);
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", capacity);
 	}
@@ -270,8 +271,8 @@ int batch_seal(struct batch *b, struct cache *cache, struct layout *ret_layout, 
 	for (uint32_t s = 0; s < b->n_sequences; s++)
 		b->starts[s] = b->sequences[s].start;
 	b->starts[b->n_sequences] = b->n_rows;
-	*ret_layout = (struct layout){.n_positions = b->n_rows, .n_sequences = b->n_sequences, .tokens = b->tokens, .positions = b->positions,
-		.starts = b->starts};
+	*ret_layout = (struct layout){.n_positions = b->n_rows, .n_sequences = b->n_sequences, .tokens = b->tokens,
+		.positions = b->positions, .starts = b->starts};
 	if (!b->n_generated && !b->n_shared)
 		return 0;
 	int r = take_slots(b, cache, err);

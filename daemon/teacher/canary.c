@@ -128,8 +128,9 @@ static void set_wrong(struct canary *c, const struct record *known, const struct
 	uint64_t right = atomic_load(&c->right_ms), now_ms = clock_ms();
 	if (canary_compare(known, now, 0, &why) == 0)
 		error_set(&why, ERROR_INTERNAL, CANARY_FIELD, "it has other bytes");
-	error_set(&c->wrong, ERROR_INTERNAL, CANARY_FIELD, "the known question has another answer %s: %s; the last right one was %.1f s ago", when,
-		  why.message, right ? (double)(now_ms - right) * 1e-3 : 0.0);
+	error_set(&c->wrong, ERROR_INTERNAL, CANARY_FIELD,
+		  "the known question has another answer %s: %s; the last right one was %.1f s ago", when, why.message,
+		  right ? (double)(now_ms - right) * 1e-3 : 0.0);
 }
 
 static void judge(struct canary *c, const struct request_item *item)

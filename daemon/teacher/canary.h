@@ -3,9 +3,9 @@
 // that went wrong says looks like an answer and is not one. kdserved(8) says what it finds and what it cannot.
 //
 // At start each model answers it alone, then beside two others that make it take another way (its beginning is computed by a neighbour and
-// read from the cache, where there is one): the bytes must be the same. Then, where there is a directory, the answer is held against the one
-// that the first start kept there; and where that is asked, against the reference's (kernels/ref). Later answers must be the first one's
-// bytes.
+// read from the cache, where there is one): the bytes must be the same. Then, where there is a directory, the answer is held against the
+// one that the first start kept there; and where that is asked, against the reference's (kernels/ref). Later answers must be the first
+// one's bytes.
 #pragma once
 
 #include <stdbool.h>

@@ -18,7 +18,8 @@
 #define KEPT_MAX_BYTES (1u << 20)          // the question is small, so is every right file
 
 // f32 on another processor: 1e-4 of logits near 20 seen against the reference; a hundred times that still is far below what a wrong product
-// does. bf16 rounds the inputs of each product to 8 bits, and so does int8: a last digit that differs before it may be a whole step behind it.
+// does. bf16 rounds the inputs of each product to 8 bits, and so does int8:
+// a last digit that differs before it may be a whole step behind it.
 double canary_tolerance(const char *numeric)
 {
 	return strcmp(numeric, "bf16") == 0 || strcmp(numeric, "int8") == 0 ? 0.5 : 0.01;
@@ -61,7 +62,8 @@ static void compare_row(struct comparison *c, uint32_t row, const struct record_
 		return;
 	compare(c, "the largest logit", row, known->max_logit[row], now->max_logit[row]);
 	for (uint32_t i = 0; i < known->query.n_temperatures; i++)
-		compare(c, "the log-sum-exp", row, known->lse[row * known->query.n_temperatures + i], now->lse[row * known->query.n_temperatures + i]);
+		compare(c, "the log-sum-exp", row, known->lse[row * known->query.n_temperatures + i],
+			now->lse[row * known->query.n_temperatures + i]);
 	compare_top(c, row, known, now);
 	compare(c, "the own token's logit", row, known->own_logit[row], now->own_logit[row]);
 	compare(c, "the entropy", row, known->entropy[row], now->entropy[row]);
@@ -79,8 +81,8 @@ static double largest_logit(const struct record_rows *rows)
 // Whether both are answers of the canary's question. A file is hostile, and may hold a question of an earlier release.
 static bool same_question(const struct record_rows *a, const struct record_rows *b)
 {
-	return a->n_rows == b->n_rows && a->status && b->status && a->own_logit && b->own_logit && a->entropy && b->entropy && a->ids && b->ids &&
-		!a->n_top && !b->n_top && query_equal(&a->query, &b->query) && a->sequence.n_tokens == b->sequence.n_tokens &&
+	return a->n_rows == b->n_rows && a->status && b->status && a->own_logit && b->own_logit && a->entropy && b->entropy && a->ids &&
+		b->ids && !a->n_top && !b->n_top && query_equal(&a->query, &b->query) && a->sequence.n_tokens == b->sequence.n_tokens &&
 		memcmp(a->sequence.tokens, b->sequence.tokens, a->sequence.n_tokens * sizeof *a->sequence.tokens) == 0;
 }
 
@@ -93,7 +95,8 @@ static int compare_rows(const struct record_rows *known, const struct record_row
 		compare_row(&c, i, known, now);
 	if (c.worst <= c.allowed)
 		return 0;
-	return error_set(err, ERROR_INTERNAL, CANARY_FIELD, "%s at position %u is off by %.3g, %.3g is allowed", c.what, c.row, c.worst, c.allowed);
+	return error_set(err, ERROR_INTERNAL, CANARY_FIELD, "%s at position %u is off by %.3g, %.3g is allowed", c.what, c.row,
+		c.worst, c.allowed);
 }
 
 int canary_compare(const struct record *known, const struct record *now, double tolerance, struct error *err)
@@ -150,7 +153,8 @@ static int keep_at(const char *path, const struct record *now, double tolerance,
 	if (r == -ENOENT || r == -EBADMSG)
 		r = write_kept(path, now, err);
 	else if (why.code)
-		r = error_set(err, why.code, why.field, "the known answer is not the one of the first start (%s): %s; if that one was wrong, remove it",
+		r = error_set(err, why.code, why.field,
+			      "the known answer is not the one of the first start (%s): %s; if that one was wrong, remove it",
 			      path, why.message);
 	record_unref(known);
 	return r;

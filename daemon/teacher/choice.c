@@ -34,7 +34,8 @@ int choice_find(const char *name, const char *field, const struct teacher_info *
 		if (at < sizeof names)
 			at += (size_t)snprintf(names + at, sizeof names - at, "%s%s", i ? ", " : "", teachers[i].name);
 	}
-	return error_set(err, ERROR_NOT_FOUND, field, "no teacher is called \"%s\"; there %s %s", name, n_teachers == 1 ? "is" : "are", names);
+	return error_set(err, ERROR_NOT_FOUND, field, "no teacher is called \"%s\"; there %s %s", name,
+		n_teachers == 1 ? "is" : "are", names);
 }
 
 static int check_member(const struct choice_query *q, uint32_t i, const struct choice *c, struct error *err)
@@ -82,8 +83,8 @@ static int resolve_mixture(const struct choice_query *q, const struct teacher_in
 {
 	double sum = 0;
 	if (!q->n_members || q->n_members > CHOICE_MAX_MEMBERS)
-		return error_set(err, q->n_members ? ERROR_TOO_LARGE : ERROR_INVALID, "mixture.members", "%" PRIu32 " members, expected 1 to %d",
-				 q->n_members, CHOICE_MAX_MEMBERS);
+		return error_set(err, q->n_members ? ERROR_TOO_LARGE : ERROR_INVALID, "mixture.members",
+				 "%" PRIu32 " members, expected 1 to %d", q->n_members, CHOICE_MAX_MEMBERS);
 	for (uint32_t i = 0; i < q->n_members; i++) {
 		char field[64];
 		snprintf(field, sizeof field, "mixture.members[%" PRIu32 "].teacher", i);
@@ -91,7 +92,8 @@ static int resolve_mixture(const struct choice_query *q, const struct teacher_in
 		if (!r)
 			r = check_member(q, i, c, err);
 		if (!r && teachers[c->members[i]].architecture.masked != teachers[c->members[0]].architecture.masked)
-			r = error_set(err, ERROR_INVALID, field, "a teacher that names masked tokens and one that names the next do not mix");
+			r = error_set(err, ERROR_INVALID, field,
+				"a teacher that names masked tokens and one that names the next do not mix");
 		if (r)
 			return r;
 		c->weights[i] = q->members[i].weight;

@@ -29,7 +29,8 @@ static int request_open(const struct generation_query *q, uint32_t n_prompts, ui
 {
 	uint64_t n = (uint64_t)n_prompts * q->n;
 	if (n > max_items)
-		return error_set(err, ERROR_TOO_LARGE, "prompts", "%" PRIu64 " samples of all prompts, the limit is %" PRIu32, n, max_items);
+		return error_set(err, ERROR_TOO_LARGE, "prompts",
+			"%" PRIu64 " samples of all prompts, the limit is %" PRIu32, n, max_items);
 	int result = request_new((uint32_t)n, ret_request, err);
 	if (result)
 		return result;
@@ -132,7 +133,8 @@ static int check_stops(const struct generation_query *q, uint32_t vocab_size, st
 	if (q->n_stops > GENERATION_MAX_STOPS)
 		return error_set(err, ERROR_TOO_LARGE, "stop", "%" PRIu32 " strings, the limit is %d", q->n_stops, GENERATION_MAX_STOPS);
 	if (q->n_stop_ids > GENERATION_MAX_STOP_IDS)
-		return error_set(err, ERROR_TOO_LARGE, "stop_ids", "%" PRIu32 " ids, the limit is %d", q->n_stop_ids, GENERATION_MAX_STOP_IDS);
+		return error_set(err, ERROR_TOO_LARGE, "stop_ids", "%" PRIu32 " ids, the limit is %d", q->n_stop_ids,
+			GENERATION_MAX_STOP_IDS);
 	for (uint32_t i = 0; i < q->n_stops; i++) {
 		char field[32];
 		size_t n = strlen(q->stops[i]);
@@ -151,8 +153,8 @@ static int check_query(const struct generation_query *q, const struct generation
 		return error_set(err, q->n ? ERROR_TOO_LARGE : ERROR_INVALID, "n", "%" PRIu32 " samples, expected 1 to %" PRIu32, q->n,
 				 limits->max_samples);
 	if (q->first_sample > UINT32_MAX - q->n)
-		return error_set(err, ERROR_INVALID, "first_sample", "%" PRIu32 " leaves no numbers for %" PRIu32 " samples", q->first_sample,
-				 q->n);
+		return error_set(err, ERROR_INVALID, "first_sample", "%" PRIu32 " leaves no numbers for %" PRIu32 " samples",
+				 q->first_sample, q->n);
 	if (!q->max_tokens)
 		return error_set(err, ERROR_INVALID, "max_tokens", "is 0");
 	if (q->top_k > limits->max_top_k)
@@ -175,8 +177,8 @@ static int check_prompt(const struct request *r, uint32_t i, const struct genera
 	uint64_t n = (uint64_t)s->n_tokens + q->n_forced + q->max_tokens;
 	if (n > limits->max_tokens)
 		return error_set(err, ERROR_TOO_LARGE, s->n_tokens < limits->max_tokens ? "max_tokens" : name,
-				 "%" PRIu32 " tokens of prompt, %" PRIu32 " forced and %" PRIu32 " to come: the limit is %" PRIu32 " together",
-				 s->n_tokens, q->n_forced, q->max_tokens, limits->max_tokens);
+				 "%" PRIu32 " tokens of prompt, %" PRIu32 " forced and %" PRIu32 " to come: the limit is %" PRIu32
+				 " together", s->n_tokens, q->n_forced, q->max_tokens, limits->max_tokens);
 	snprintf(field, sizeof field, "%s.tokens", name);
 	return check_ids(s->tokens, s->n_tokens, limits->vocab_size, field, err);
 }

@@ -26,7 +26,8 @@ struct sequence;
 
 struct generation_query {
 	uint32_t n;                        // samples of each prompt
-	uint32_t first_sample;             // number of the first of them: the generator of random numbers is keyed by (seed, sample, position)
+	uint32_t first_sample;             // number of the first of them: the generator of random numbers is keyed by (seed,
+	                                   // sample, position)
 	uint32_t max_tokens;               // to be chosen, after the forced ones
 	struct sampler_options sampling;
 	uint64_t seed;

@@ -144,7 +144,8 @@ static int sample_new(struct generator *g, struct request_item *item, struct sam
 		sample_free(g, s);
 		return r;
 	}
-	// The row of the prompt's last token says what comes next: it is computed again even if it is known (into the same slot, the same bits).
+	// The row of the prompt's last token says what comes next: it is computed again even if it is known (into the same slot,
+	// the same bits).
 	s->n_read = s->places.n < s->n_prompt - 1 ? s->places.n : s->n_prompt - 1;
 	s->answered = s->n_prompt - 1;
 	item->generation->n_reused = s->n_read;

@@ -4,8 +4,8 @@
 // A sample is begun when there is a place for it. Its prompt is read in as many parts as the budget makes of it; then each pass adds one
 // token. Samples of one prompt are begun one after the other, so that the later ones find the prompt in the cache.
 //
-// A pass steps max_active samples. So many are begun, and beyond them those of askers who have less than an even share (lanes.h), at most as
-// many again: then samples rest in turn, which costs nothing but time, for their places in the cache are their own until they end.
+// A pass steps max_active samples. So many are begun, and beyond them those of askers who have less than an even share (lanes.h), at most
+// as many again: then samples rest in turn, which costs nothing but time, for their places in the cache are their own until they end.
 #pragma once
 
 #include <stdatomic.h>

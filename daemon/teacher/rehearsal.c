@@ -21,9 +21,9 @@ static void rehearse_head(const struct member *m, const struct act *hidden)
 	static const uint32_t row = N_ROWS - 1, gather[] = {0};
 	double lse[2], logits[1], gathered[1], drawn_logits[N_DRAWS];
 	uint32_t ids[1], drawn[N_DRAWS];
-	struct sweep_row r = {.top_k = 1, .n_temperatures = 2, .temperatures = temperatures, .n_gather = 1, .gather = gather, .want_entropy = true,
-			      .want_tail = true, .n_draws = N_DRAWS, .draw_tau = 1, .uniforms = uniforms, .lse = lse, .ids = ids,
-			      .logits = logits, .gathered = gathered, .drawn = drawn, .drawn_logits = drawn_logits};
+	struct sweep_row r = {.top_k = 1, .n_temperatures = 2, .temperatures = temperatures, .n_gather = 1, .gather = gather,
+			      .want_entropy = true, .want_tail = true, .n_draws = N_DRAWS, .draw_tau = 1, .uniforms = uniforms, .lse = lse,
+			      .ids = ids, .logits = logits, .gathered = gathered, .drawn = drawn, .drawn_logits = drawn_logits};
 	head_score(m->head, hidden, &row, 1, &r);
 }
 

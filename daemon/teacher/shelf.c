@@ -158,7 +158,8 @@ static int shelf_append(void *arg, size_t n, struct error *err)
 	if (r < 0)
 		return r;
 	memset(b->data + n, 0, padded - n);
-	b->op = (struct ring_op){.kind = RING_WRITE, .fd = s->fd, .data = b->data, .n = padded, .offset = s->offsets[s->n_pieces], .align = BLOCK};
+	b->op = (struct ring_op){.kind = RING_WRITE, .fd = s->fd, .data = b->data, .n = padded, .offset = s->offsets[s->n_pieces],
+		.align = BLOCK};
 	b->piece = NO_PIECE;
 	ring_submit(s->ring, &b->op);
 	s->written = false;
@@ -279,5 +280,6 @@ const struct backend_shelf *shelf_door(const struct shelf *s)
 void shelf_stats(const struct shelf *s, struct shelf_stats *ret_stats)
 {
 	*ret_stats = (struct shelf_stats){.file_bytes = s->n_pieces ? s->offsets[s->n_pieces] : 0, .read_bytes = s->read_bytes,
-					  .seconds = s->seconds, .uring = s->ring && ring_is_uring(s->ring), .direct = s->direct, .in_memory = s->in_memory};
+					  .seconds = s->seconds, .uring = s->ring && ring_is_uring(s->ring), .direct = s->direct,
+					  .in_memory = s->in_memory};
 }

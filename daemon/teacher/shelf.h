@@ -13,8 +13,8 @@
 struct error;
 struct shelf;
 
-// directory: where the file is made, when the first piece is. memory_bytes: what its buffers should stay below; they take more where a piece
-// of least_bytes, which must fit, needs it.
+// directory: where the file is made, when the first piece is. memory_bytes: what its buffers should stay below; they take more where a
+// piece of least_bytes, which must fit, needs it.
 int shelf_open(const char *directory, uint64_t memory_bytes, size_t least_bytes, struct shelf **ret_shelf, struct error *err);
 struct shelf *shelf_close(struct shelf *s);            // NULL is fine; returns NULL
 const struct backend_shelf *shelf_door(const struct shelf *s);

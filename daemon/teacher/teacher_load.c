@@ -76,7 +76,8 @@ static void describe_stream(struct teacher *t)
 static int open_backend(struct teacher *t, uint32_t max_rows, struct error *err)
 {
 	const char *numeric = t->options.numeric;
-	struct backend_options options = {.n_threads = t->options.n_threads, .max_rows = max_rows, .memory_bytes = t->options.gpu_memory_bytes,
+	struct backend_options options = {
+		.n_threads = t->options.n_threads, .max_rows = max_rows, .memory_bytes = t->options.gpu_memory_bytes,
 		.memory_share = t->options.gpu_memory_share};
 	for (uint32_t i = 0; i < t->n_members; i++) {
 		int r = member_need(&t->members[i], i == 0, max_rows, &t->options, &options.need, err);
@@ -111,10 +112,11 @@ static int check_tokenizer(const struct teacher *t, uint32_t i, struct error *er
 {
 	const struct teacher_info *a = &t->infos[0], *b = &t->infos[i];
 	if (memcmp(&a->tokenizer_id, &b->tokenizer_id, sizeof a->tokenizer_id) != 0)
-		return error_set(err, ERROR_INVALID, "teacher", "teachers \"%.60s\" and \"%.60s\" have different tokenizers", a->name, b->name);
+		return error_set(err, ERROR_INVALID, "teacher", "teachers \"%.60s\" and \"%.60s\" have different tokenizers",
+			a->name, b->name);
 	if (a->architecture.vocab_size != b->architecture.vocab_size)
-		return error_set(err, ERROR_INVALID, "teacher", "teachers \"%.60s\" and \"%.60s\" have vocabularies of %u and %u ids", a->name,
-				 b->name, a->architecture.vocab_size, b->architecture.vocab_size);
+		return error_set(err, ERROR_INVALID, "teacher", "teachers \"%.60s\" and \"%.60s\" have vocabularies of %u and %u ids",
+				 a->name, b->name, a->architecture.vocab_size, b->architecture.vocab_size);
 	return 0;
 }
 

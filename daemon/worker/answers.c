@@ -132,7 +132,8 @@ static size_t jobs_join(const struct answers *a, const struct job *first, struct
 
 static int questions_run(struct answers *a, const struct query *asked, struct question *questions, size_t n, struct error *err)
 {
-	int r = questions ? a->source->ops->answer(a->source, asked, questions, n, err) : error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	int r = questions ? a->source->ops->answer(a->source, asked, questions, n, err)
+		: error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	free(questions);
 	return r;
 }
@@ -170,7 +171,8 @@ static void *thread_main(void *arg)
 static int answers_start(struct answers *a, const struct answers_options *options, struct error *err)
 {
 	int r = options->shards ? source_shards_open(options, &a->closing, &a->source, err)
-		: options->labels ? source_labels_open(options, &a->closing, &a->source, err) : source_server_open(options, &a->closing, &a->source, err);
+		: options->labels ? source_labels_open(options, &a->closing, &a->source, err)
+			: source_server_open(options, &a->closing, &a->source, err);
 	if (r)
 		return r;
 	r = pthread_create(&a->thread, NULL, thread_main, a);

@@ -73,9 +73,11 @@ static void match_set(struct bridge *b, uint32_t teacher, uint32_t student)
 
 static void ends_match(struct bridge *b)
 {
-	int32_t pairs[2][2] = {{tokenizer_eos(b->teacher), tokenizer_eos(b->student)}, {tokenizer_bos(b->teacher), tokenizer_bos(b->student)}};
+	int32_t pairs[2][2] = {
+		{tokenizer_eos(b->teacher), tokenizer_eos(b->student)}, {tokenizer_bos(b->teacher), tokenizer_bos(b->student)}};
 	for (int i = 0; i < 2; i++)
-		if (pairs[i][0] >= 0 && (uint32_t)pairs[i][0] < b->teacher_vocab && pairs[i][1] >= 0 && (uint32_t)pairs[i][1] < b->student_vocab)
+		if (pairs[i][0] >= 0 && (uint32_t)pairs[i][0] < b->teacher_vocab && pairs[i][1] >= 0 &&
+			(uint32_t)pairs[i][1] < b->student_vocab)
 			match_set(b, (uint32_t)pairs[i][0], (uint32_t)pairs[i][1]);
 }
 
@@ -280,7 +282,8 @@ int bridge_sequence(const struct bridge *b, const uint32_t *tokens, uint32_t n, 
 	ret->cut = false;
 	for (uint32_t i = 0; i < n; i++)
 		if (tokens[i] >= b->teacher_vocab)
-			return error_set(err, ERROR_INVALID, "tokens", "%u is outside the teacher's vocabulary of %u", tokens[i], b->teacher_vocab);
+			return error_set(err, ERROR_INVALID, "tokens", "%u is outside the teacher's vocabulary of %u", tokens[i],
+				b->teacher_vocab);
 	if (n > ret->n_teacher_room) {
 		if (reserve(&ret->teacher_ends, sizeof *ret->teacher_ends, n))
 			return no_memory(err);

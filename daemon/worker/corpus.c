@@ -28,7 +28,8 @@ static struct dataset_options options_make(const struct trainer *t)
 {
 	const struct run_settings *s = t->settings;
 	return (struct dataset_options){.sequence_length = (uint32_t)s->sequence_length, .packed = s->packing == RUN_PACKING_BFD,
-					.documents = s->corpus.n && (s->packing != RUN_PACKING_WRAPPED || s->corpus_prompt), .held_out = s->held_out, .held_out_max = (uint32_t)s->held_out_max,
+					.documents = s->corpus.n && (s->packing != RUN_PACKING_WRAPPED || s->corpus_prompt),
+					.held_out = s->held_out, .held_out_max = (uint32_t)s->held_out_max,
 					.sequential = s->order == RUN_ORDER_SEQUENTIAL, .seed = (uint64_t)s->seed};
 }
 
@@ -69,15 +70,16 @@ static int survey_judge(const struct trainer *t, const struct answers_survey *v,
 	query_say(&t->query, asked, sizeof asked);
 	if (v->n_unfit) {
 		query_say(&v->unfit, held, sizeof held);
-		log_warning("%" PRIu64 " records do not hold what is asked (%s, all rows): one holds %s, rows %" PRId32 " to %" PRId32, v->n_unfit,
-			    asked, held, v->unfit.first, v->unfit.last);
+		log_warning("%" PRIu64 " records do not hold what is asked (%s, all rows): one holds %s, rows %" PRId32 " to %" PRId32,
+			    v->n_unfit, asked, held, v->unfit.first, v->unfit.last);
 	}
 	log_info("shards: %" PRIu64 " records to train on; %" PRIu64 " of other teachers, %" PRIu64 " longer than sequence-length, %" PRIu64
 		 " too short, %" PRIu64 " places damaged", v->n_told, v->n_other_teacher, v->n_too_long, v->n_too_short, v->n_damaged);
 	if (v->n_told)
 		return 0;
-	return error_set(err, ERROR_NOT_FOUND, "teacher", "no record can be trained on: %" PRIu64 " are longer than sequence-length, %" PRIu64
-			 " do not hold %s%s%s", v->n_too_long, v->n_unfit, asked, *held ? ", but " : "", held);
+	return error_set(err, ERROR_NOT_FOUND, "teacher",
+			 "no record can be trained on: %" PRIu64 " are longer than sequence-length, %" PRIu64 " do not hold %s%s%s",
+			 v->n_too_long, v->n_unfit, asked, *held ? ", but " : "", held);
 }
 
 static int shards_read(struct trainer *t, struct dataset **ret, struct error *err)
@@ -114,7 +116,8 @@ static int missing_judge(const struct trainer *t, struct dataset *d, uint32_t mi
 	if (missing == 0)
 		return 0;
 	if (missing == n || t->settings->missing == RUN_MISSING_FAIL)
-		return error_set(err, ERROR_NOT_FOUND, "missing", "%u of the %u sequences of %u tokens%s have no answer (%s) in the shards%s", missing, n,
+		return error_set(err, ERROR_NOT_FOUND, "missing",
+				 "%u of the %u sequences of %u tokens%s have no answer (%s) in the shards%s", missing, n,
 				 (uint32_t)t->settings->sequence_length, fixed ? " that this run began with" : "", asked,
 				 missing < n ? "; missing = skip goes on without them" : "");
 	if (fixed)
@@ -270,7 +273,8 @@ static int step_check(struct trainer *t, uint64_t step, struct error *err)
 	query_say(&query, asked, sizeof asked);
 	query_done(&query);
 	if (r == 0 && !has && had)
-		r = error_set(err, ERROR_NOT_FOUND, "loss", "a schedule asks %s at step %" PRIu64 ", which the shards do not hold", asked, step + 1);
+		r = error_set(err, ERROR_NOT_FOUND, "loss", "a schedule asks %s at step %" PRIu64 ", which the shards do not hold",
+			asked, step + 1);
 	return r;
 }
 

@@ -102,7 +102,8 @@ int dataset_add_item(struct dataset *d, uint32_t n, uint32_t place, struct error
 int dataset_append_sequence(struct dataset *d, const uint32_t *tokens, uint32_t n, struct error *err)
 {
 	if (n < 2 || n > d->options.sequence_length)
-		return error_set(err, ERROR_INVALID, "sequence-length", "a sequence of %u tokens, expected 2 to %u", n, d->options.sequence_length);
+		return error_set(err, ERROR_INVALID, "sequence-length", "a sequence of %u tokens, expected 2 to %u", n,
+			d->options.sequence_length);
 	int r = dataset_add_tokens(d, tokens, n, err);
 	return r ? r : dataset_add_item(d, n, d->n_items, err);
 }

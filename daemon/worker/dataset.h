@@ -54,8 +54,8 @@ int dataset_append_sequence(struct dataset *d, const uint32_t *tokens, uint32_t 
 // nothing to learn, and it is left out.
 int dataset_append_document(struct dataset *d, const uint32_t *tokens, size_t n, struct error *err);
 
-// Of options.documents too: a prompt of n_prompt tokens and its answer, one sequence, of which the answer alone is learned; its end is cut off
-// where it is too long. *ret_taken false: the prompt leaves no room for an answer, and it is left out.
+// Of options.documents too: a prompt of n_prompt tokens and its answer, one sequence, of which the answer alone is learned; its end is cut
+// off where it is too long. *ret_taken false: the prompt leaves no room for an answer, and it is left out.
 int dataset_append_answer(struct dataset *d, const uint32_t *tokens, size_t n, size_t n_prompt, bool *ret_taken, struct error *err);
 // The first token to be learned of a sequence that the dataset gave: 1 but for answers.
 uint32_t dataset_first(const struct dataset *d, const struct sequence *s);
@@ -82,10 +82,12 @@ struct sequence dataset_train_at(struct dataset *d, uint64_t position);        /
 // training sequence. Not with options.packed.
 int dataset_end_domain(struct dataset *d, struct error *err);
 uint32_t dataset_n_domains(const struct dataset *d);
-const uint32_t *dataset_domain_ends(const struct dataset *d);  // (n_domains) where each ends, for a dataset that was made of another's bytes
+// (n_domains) where each ends, for a dataset that was made of another's bytes
+const uint32_t *dataset_domain_ends(const struct dataset *d);
 void dataset_set_domains(struct dataset *d, const uint32_t *ends, uint32_t n);         // before it is split
 uint32_t dataset_held_out_domain(const struct dataset *d, uint64_t i);
-// From its position on the stream is drawn by these shares, each domain with epochs of its own; how it stands at a position not before that.
+// From its position on the stream is drawn by these shares, each domain with epochs of its own;
+// how it stands at a position not before that.
 void dataset_draw_domains(struct dataset *d, const struct dataset_domains *from);
 void dataset_domains_at(struct dataset *d, uint64_t position, struct dataset_domains *ret);
 

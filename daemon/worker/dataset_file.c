@@ -58,7 +58,8 @@ static int items_decode(struct dataset *d, struct reader *r, uint32_t n_items, u
 		if (n < 2 || sum > n_tokens || first >= n)
 			return corrupt(err);
 		if (n > d->options.sequence_length)
-			return error_set(err, ERROR_CONFLICT, "sequence-length", "is less than the %u tokens of a sequence that this run began with", n);
+			return error_set(err, ERROR_CONFLICT, "sequence-length",
+				"is less than the %u tokens of a sequence that this run began with", n);
 		int rc = dataset_add_item(d, n, place, err);
 		if (rc)
 			return rc;

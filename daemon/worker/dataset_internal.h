@@ -25,7 +25,8 @@ struct dataset {
 	uint64_t epoch;
 	uint32_t n_places, per_place;
 	uint32_t n_domains, domain_ends[DATASET_MAX_DOMAINS];  // places of items below which each ends
-	uint32_t *domain_places, *domain_order;                // (n_train) places by domain, as they are and in the order of the epochs below
+	uint32_t *domain_places, *domain_order;                // (n_train) places by domain, as they are and in the order
+	                                                       // of the epochs below
 	uint32_t domain_starts[DATASET_MAX_DOMAINS + 1];
 	uint64_t domain_epochs[DATASET_MAX_DOMAINS];
 	struct dataset_domains drawn_from, drawn;              // as set, and moved on to the position last asked for

@@ -71,8 +71,8 @@ static int shares_renew(struct trainer *t, bool first, struct error *err)
 		dataset_domains_at(t->dataset, t->state.position, &next);
 	domain_shares(student, teacher, first ? NULL : t->state.domains.shares, next.n, t->settings->domains_alpha, next.shares);
 	for (uint32_t k = 0; k < next.n; k++)
-		log_info("domain %s: perplexity %.2f (teacher %.2f), share %.4f from step %llu on", t->settings->corpus.items[k], student[k],
-			 teacher[k], next.shares[k], (unsigned long long)t->state.step + 1);
+		log_info("domain %s: perplexity %.2f (teacher %.2f), share %.4f from step %llu on", t->settings->corpus.items[k],
+			 student[k], teacher[k], next.shares[k], (unsigned long long)t->state.step + 1);
 	t->state.domains = next;
 	dataset_draw_domains(t->dataset, &next);
 	return 0;

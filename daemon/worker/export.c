@@ -45,7 +45,8 @@ static int generation_write(const char *folder, const struct architecture *a, st
 		bad |= json_object_set_new(j, "eos_token_id", json_integer(a->eos_id));
 	char *text = bad ? NULL : json_dumps(j, JSON_INDENT(2));
 	json_decref(j);
-	int r = text ? text_write(folder, "generation_config.json", text, strlen(text), err) : error_set(err, ERROR_MEMORY, NULL, "out of memory");
+	int r = text ? text_write(folder, "generation_config.json", text, strlen(text), err)
+		: error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	free(text);
 	return r;
 }
@@ -85,8 +86,8 @@ static int weights_write(const char *folder, const struct weights *w, enum dtype
 	return r;
 }
 
-// Only what an export consists of, and what a killed one left half written: a folder that holds anything else is not ours and stays (the rename
-// then says so).
+// Only what an export consists of, and what a killed one left half written: a folder that holds anything else is not ours and stays (the
+// rename then says so).
 static void export_remove(const char *folder)
 {
 	char path[PATH_MAX], leaf[64];

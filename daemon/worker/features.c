@@ -92,8 +92,8 @@ static int hidden_plan(struct features *f, uint32_t term, struct error *err)
 		return objective_feature_refuse(o, term, "bias", "there is no projection: projection=each makes one", err);
 	for (uint32_t i = 0; i < line->layers.n; i++) {
 		const struct layer_pair *p = &line->layers.pairs[i];
-		struct slot s = {.tap = final ? FORWARD_FINAL : FORWARD_HIDDEN, .layer = p->student, .stride = ws, .width = project ? wt : ws,
-				 .projection = FEATURES_NO_PROJECTION, .bias = line->bias};
+		struct slot s = {.tap = final ? FORWARD_FINAL : FORWARD_HIDDEN, .layer = p->student, .stride = ws,
+				 .width = project ? wt : ws, .projection = FEATURES_NO_PROJECTION, .bias = line->bias};
 		struct lesson l = {.term = term, .kind = final ? QUERY_FEATURE_FINAL : QUERY_FEATURE_HIDDEN, .teacher = p->teacher};
 		if ((project && projection_add(f, term, i, &s.projection)) || slot_add(f, &s, &l.slot) || lesson_add(f, &l))
 			return no_memory(err);
@@ -105,7 +105,8 @@ static int hidden_plan(struct features *f, uint32_t term, struct error *err)
 static const char *heads_fault(const struct features *f, const struct architecture *a, uint32_t heads, char *why, size_t room)
 {
 	uint32_t q = f->options.teacher.q, kv = f->options.teacher.kv, D = q / heads;
-	snprintf(why, room, "v1 compares attention head by head: the student has %u heads, the teacher's q rows are %u wide and its k rows %u",
+	snprintf(why, room,
+		 "v1 compares attention head by head: the student has %u heads, the teacher's q rows are %u wide and its k rows %u",
 		 a->n_heads, q, kv);
 	bool good = heads == a->n_heads && q % heads == 0 && D && kv % D == 0 && kv && heads % (kv / D) == 0;
 	return good ? NULL : why;
@@ -130,14 +131,16 @@ static int relation_plan(struct features *f, const struct architecture *a, uint3
 	const struct feature_term *line = objective_feature(o, term);
 	uint32_t said = objective_feature_heads(o, term), heads = said ? said : a->n_heads;
 	char room[192], key[32];
-	const char *why = objective_feature_by_head(o, term) ? heads_fault(f, a, heads, room, sizeof room) : split_fault(f, heads, room, sizeof room);
+	const char *why = objective_feature_by_head(o, term) ? heads_fault(f, a, heads, room, sizeof room)
+		: split_fault(f, heads, room, sizeof room);
 	snprintf(key, sizeof key, "heads=%u", said);
 	if (why)
 		return objective_feature_refuse(o, term, key, why, err);
 	for (uint32_t i = 0; i < line->layers.n; i++) {
 		const struct layer_pair *p = &line->layers.pairs[i];
 		uint32_t W = f->student.q + 2 * f->student.kv;
-		struct slot s = {.tap = FORWARD_QKV, .layer = p->student - 1u, .stride = W, .width = W, .projection = FEATURES_NO_PROJECTION};
+		struct slot s = {.tap = FORWARD_QKV, .layer = p->student - 1u, .stride = W, .width = W,
+			.projection = FEATURES_NO_PROJECTION};
 		struct lesson l = {.term = term, .kind = QUERY_FEATURE_Q, .teacher = (uint16_t)(p->teacher - 1), .n_heads = heads};
 		if (slot_add(f, &s, &l.slot) || lesson_add(f, &l))
 			return no_memory(err);
@@ -150,7 +153,8 @@ static int term_plan(struct features *f, const struct architecture *a, uint32_t 
 	const struct objective *o = f->options.objective;
 	uint32_t least = objective_feature_together(o, term), n = f->options.micro_batch;
 	char why[96];
-	snprintf(why, sizeof why, "is %u sequences; %s is expected", n, objective_feature_in_threes(o, term) ? "a multiple of 3" : "3 or more");
+	snprintf(why, sizeof why, "is %u sequences; %s is expected", n, objective_feature_in_threes(o, term)
+		? "a multiple of 3" : "3 or more");
 	if (n < least || (objective_feature_in_threes(o, term) && n % 3))
 		return objective_feature_refuse(o, term, "micro-batch", why, err);
 	return objective_feature_relates(o, term) ? relation_plan(f, a, term, err) : hidden_plan(f, term, err);

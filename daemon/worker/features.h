@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The feature losses of a run at work: rows of the student are taken out of its forward pass as they stand, compared with the teacher's on the
-// host, and their gradients go in where backward passes. Projections are parameters beside the student's.
+// The feature losses of a run at work: rows of the student are taken out of its forward pass as they stand, compared with the teacher's on
+// the host, and their gradients go in where backward passes. Projections are parameters beside the student's.
 //
 // What is held on the host: of each layer looked at, two doubles for each number of a micro-batch's rows.
 #pragma once
@@ -28,7 +28,8 @@ struct features_options {
 	uint32_t sequence_length, micro_batch;
 };
 
-// Checks that each line fits both models, or refuses it by its name; makes the list of projections. *ret NULL where no line looks at features.
+// Checks that each line fits both models, or refuses it by its name; makes the list of projections.
+// *ret NULL where no line looks at features.
 int features_new(const struct features_options *options, struct features **ret, struct error *err);
 struct features *features_free(struct features *f);    // returns NULL; NULL is fine. After features_close.
 const struct parameters_beside *features_beside(const struct features *f);     // NULL f: none

@@ -34,7 +34,8 @@ static int given_depth(const struct run_settings *s, uint32_t *ret, struct error
 int features_resolve(struct trainer *t, struct error *err)
 {
 	const struct run_settings *s = t->settings;
-	uint32_t said = answers_info(t->answers)->n_layers, n_teacher = said ? said : (uint32_t)s->teacher_layers, n_student = (uint32_t)s->layers;
+	uint32_t said = answers_info(t->answers)->n_layers, n_teacher = said ? said : (uint32_t)s->teacher_layers,
+		n_student = (uint32_t)s->layers;
 	int r = 0;
 	if (!objective_has_features(t->objective))
 		return 0;
@@ -65,8 +66,9 @@ static int probe_fail(const struct trainer *t, struct error *err)
 	uint32_t term = 0;
 	while (!objective_feature(t->objective, term))
 		term++;
-	return error_set(err, why.code, "loss", "%s: loss %s: the teacher does not give its rows: %s%s%.300s", objective_feature(t->objective, term)->where,
-			 objective_name(t->objective, term), why.field, *why.field ? ": " : "", why.message);
+	return error_set(err, why.code, "loss", "%s: loss %s: the teacher does not give its rows: %s%s%.300s",
+			 objective_feature(t->objective, term)->where, objective_name(t->objective, term), why.field,
+			 *why.field ? ": " : "", why.message);
 }
 
 int features_probe(struct trainer *t, struct error *err)
@@ -92,6 +94,7 @@ int features_probe(struct trainer *t, struct error *err)
 int features_prepare(struct trainer *t, const struct architecture *a, struct error *err)
 {
 	struct features_options o = {.objective = t->objective, .student = a, .teacher = t->widths,
-				     .sequence_length = (uint32_t)t->settings->sequence_length, .micro_batch = (uint32_t)t->settings->micro_batch};
+				     .sequence_length = (uint32_t)t->settings->sequence_length,
+				     .micro_batch = (uint32_t)t->settings->micro_batch};
 	return features_new(&o, &t->features, err);
 }

@@ -8,4 +8,5 @@ struct trainer;
 
 int features_resolve(struct trainer *t, struct error *err);    // layer maps: before any question is made
 int features_probe(struct trainer *t, struct error *err);      // t->widths, from an answer: once there is a dataset
-int features_prepare(struct trainer *t, const struct architecture *a, struct error *err);      // t->features, for a student about to be opened
+// t->features, for a student about to be opened
+int features_prepare(struct trainer *t, const struct architecture *a, struct error *err);

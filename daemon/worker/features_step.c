@@ -218,14 +218,15 @@ static int part_gather(struct features *f, const struct features_batch *b, const
 		if (r)
 			return r;
 		for (uint32_t i = first; i < end; i++)
-			take(student + (size_t)(pooling->pooled ? k : i) * p.width, s->values + (size_t)b->rows[i] * s->width + p.offset, NULL,
-			     p.width, share_of(pooling, i, first, end));
+			take(student + (size_t)(pooling->pooled ? k : i) * p.width, s->values + (size_t)b->rows[i] * s->width + p.offset,
+			     NULL, p.width, share_of(pooling, i, first, end));
 	}
 	*ret = (struct feature_part){student, teacher, p.width, p.teacher_width, f->gradient_rows[which]};
 	return 0;
 }
 
-static void part_scatter(struct features *f, const struct features_batch *b, const struct lesson *l, int which, const struct pooling *pooling)
+static void part_scatter(struct features *f, const struct features_batch *b, const struct lesson *l, int which,
+	const struct pooling *pooling)
 {
 	struct part p = part_of(f, l, which);
 	struct slot *s = &f->slots[l->slot];
@@ -271,6 +272,7 @@ int features_learn(struct features *f, const struct features_batch *b, struct ob
 	for (uint32_t i = 0; r == 0 && i < f->n_lessons; i++)
 		r = lesson_learn(f, b, &f->lessons[i], sums, err);
 	if (r == 0 && !isfinite(sums->total))
-		r = error_set(err, ERROR_NOT_FINITE, NULL, "the student's features are not finite: training has diverged (try a lower learning-rate)");
+		r = error_set(err, ERROR_NOT_FINITE, NULL,
+			"the student's features are not finite: training has diverged (try a lower learning-rate)");
 	return r;
 }

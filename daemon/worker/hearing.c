@@ -69,11 +69,12 @@ static int rows_check(const struct hearings *h, const struct record_rows *t, uin
 	if (!h->bridge && t->sequence.n_tokens > sequence_length)
 		return error_set(err, ERROR_INTERNAL, NULL, "the teacher's answer is larger than the question");
 	if (t->vocab_size != vocab_size)
-		return error_set(err, ERROR_CONFLICT, "student", "the teacher has %u tokens in its vocabulary, the student %u", t->vocab_size,
-				 vocab_size);
+		return error_set(err, ERROR_CONFLICT, "student", "the teacher has %u tokens in its vocabulary, the student %u",
+				 t->vocab_size, vocab_size);
 	for (uint32_t i = 0; i < h->n_temperatures; i++)
 		if (!has_temperature(t, h->temperatures[i]) && (i == 0 || objective_asks_at(h->objective, teacher, h->temperatures[i])))
-			return error_set(err, ERROR_INTERNAL, NULL, "the teacher was not asked at temperature %g", (double)h->temperatures[i]);
+			return error_set(err, ERROR_INTERNAL, NULL, "the teacher was not asked at temperature %g",
+				(double)h->temperatures[i]);
 	return 0;
 }
 
@@ -209,8 +210,8 @@ static void one_make(struct hearings *h, uint32_t voice, const struct position *
 	x->label_pull = p->pull;
 }
 
-int hearings_make(struct hearings *h, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t *ids, uint32_t *ret_n,
-		  struct error *err)
+int hearings_make(struct hearings *h, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t *ids,
+		  uint32_t *ret_n, struct error *err)
 {
 	uint32_t at = 0;
 	int r = position_hear(h, p, ret_n, err);

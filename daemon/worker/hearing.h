@@ -17,8 +17,8 @@ struct sweep_row;
 
 // One position of the packed micro-batch: its row with each teacher, and its label.
 struct position {
-	const struct record_rows *const *teachers;     // of its sequence: those of the next teacher stand n_sequences further; NULL: not asked.
-						       // Itself NULL: no teacher says anything here, the label alone can be learned
+	const struct record_rows *const *teachers;     // of its sequence: those of the next teacher stand n_sequences further; NULL: not
+						       // asked. Itself NULL: no teacher says anything here, the label alone can be learned
 	uint32_t row;
 	uint32_t label;
 	const double *rewards;         // of the label and those after it; NULL: the student did not draw it
@@ -57,9 +57,9 @@ bool hearings_complete(const struct hearings *h, const struct position *p);    /
 // The ids of the position: ret_ids (wide). After those of a teacher there is room for the student's n_ranks likeliest ones, which are known
 // once its row has been read.
 int hearings_ask(struct hearings *h, const struct position *p, uint32_t *ret_ids, uint32_t *ret_n, struct error *err);
-// Fills h->heard from the student's row as it was read at those ids; its arrays are the caller's `swept`. first: the first of the temperatures
-// that it is seen at. ids: as hearings_ask left them; the student's likeliest ones join them.
-int hearings_make(struct hearings *h, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t *ids, uint32_t *ret_n,
-		  struct error *err);
+// Fills h->heard from the student's row as it was read at those ids; its arrays are the caller's `swept`. first: the first of the
+// temperatures that it is seen at. ids: as hearings_ask left them; the student's likeliest ones join them.
+int hearings_make(struct hearings *h, const struct position *p, const struct sweep_row *swept, uint32_t first, uint32_t *ids,
+		  uint32_t *ret_n, struct error *err);
 // Of a row, at one of the temperatures asked; NAN at another.
 double hearings_lse(const struct record_rows *t, uint32_t row, float temperature);

@@ -31,8 +31,8 @@ int layers_parse(const char *text, uint32_t n_layers, struct layers *ret, struct
 		char *end;
 		unsigned long layer = strtoul(at, &end, 10);
 		if (!isdigit((unsigned char)*at) || layer >= n_layers || ret->n == LAYERS_MAX)
-			return error_set(err, ERROR_INVALID, FIELD, "%.40s: numbers below %u separated by commas are expected, or uniform:N", text,
-					 n_layers);
+			return error_set(err, ERROR_INVALID, FIELD,
+					 "%.40s: numbers below %u separated by commas are expected, or uniform:N", text, n_layers);
 		ret->of[ret->n++] = (uint32_t)layer;
 		if (!*end)
 			return 0;

@@ -42,7 +42,8 @@ static int shape_find(const struct trainer *t, uint32_t *ret_vocab, uint32_t *re
 	*ret_vocab = model_file_architecture(file)->vocab_size;
 	*ret_context = model_file_architecture(file)->context_length;
 	model_file_close(file);
-	return named <= *ret_vocab ? 0 : error_set(err, ERROR_CONFLICT, "student-tokenizer", "has %u ids, the student %u", named, *ret_vocab);
+	return named <= *ret_vocab ? 0 : error_set(err, ERROR_CONFLICT, "student-tokenizer", "has %u ids, the student %u",
+		named, *ret_vocab);
 }
 
 // The longest that a sequence of the run becomes, and how much of it both can be compared at.
@@ -66,12 +67,15 @@ static int lengths_measure(struct trainer *t, uint32_t context, struct error *er
 	if (r)
 		return r;
 	if (longest < 2 || n_boundaries == 0)
-		return error_set(err, ERROR_INVALID, "student-tokenizer", "and the teacher's tokenizer have no token of the corpus in common");
+		return error_set(err, ERROR_INVALID, "student-tokenizer",
+			"and the teacher's tokenizer have no token of the corpus in common");
 	t->student_length = longest;
 	log_info("student's tokenizer: %u of its %u ids are the teacher's too; %" PRIu64 " tokens for the teacher's %" PRIu64
-		 ", compared after %.1f %% of them", t->bridge.n_matched, t->bridge.student_vocab, n_student, n_teacher, 100 * (double)n_boundaries / (double)n_student);
+		 ", compared after %.1f %% of them", t->bridge.n_matched, t->bridge.student_vocab, n_student, n_teacher,
+		 100 * (double)n_boundaries / (double)n_student);
 	if (n_cut)
-		log_warning("%" PRIu64 " sequences are longer than the student's context of %u tokens: the rest of them is left out", n_cut, context);
+		log_warning("%" PRIu64 " sequences are longer than the student's context of %u tokens: the rest of them is left out",
+			n_cut, context);
 	return 0;
 }
 

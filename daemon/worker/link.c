@@ -45,8 +45,8 @@ void link_pause(const struct link *l, uint64_t ms)
 static bool worth_repeating(enum error_code code)
 {
 	switch (code) {
-	case ERROR_INVALID: case ERROR_UNSUPPORTED: case ERROR_TOO_LARGE: case ERROR_CONFLICT: case ERROR_UNAUTHORIZED: case ERROR_FORBIDDEN:
-	case ERROR_NOT_FINITE:
+	case ERROR_INVALID: case ERROR_UNSUPPORTED: case ERROR_TOO_LARGE: case ERROR_CONFLICT:
+	case ERROR_UNAUTHORIZED: case ERROR_FORBIDDEN: case ERROR_NOT_FINITE:
 		return false;
 	default:
 		return true;
@@ -106,8 +106,9 @@ static const char *own_secret(const char *address)
 static int client_open(struct link *l, const char *teacher, struct error *err)
 {
 	struct kd_error why;
-	struct kd_options o = {.size = sizeof o, .address = l->address, .token = l->token ? l->token : own_secret(l->address), .teacher = teacher, .connect_timeout_ms = 2000,
-			       .timeout_ms = LINK_SILENCE_MS, .ca = l->ca, .server_name = l->server_name};
+	struct kd_options o = {.size = sizeof o, .address = l->address, .token = l->token ? l->token : own_secret(l->address),
+			       .teacher = teacher, .connect_timeout_ms = 2000, .timeout_ms = LINK_SILENCE_MS, .ca = l->ca,
+			       .server_name = l->server_name};
 	link_close(l);
 	return kd_open(&o, &l->client, &why) ? client_error(err, &why) : 0;
 }
@@ -161,10 +162,12 @@ static int objective_check(struct link *l, const char *id, struct error *err)
 	json_t *model = jansson_load(body, n, JSON_REJECT_DUPLICATES, NULL, NULL);
 	free(body);
 	json_array_foreach(json_object_get(model, "teachers"), i, one) {
-		const char *its_id = json_string_value(json_object_get(one, "id")), *objective = json_string_value(json_object_get(one, "objective"));
+		const char *its_id = json_string_value(json_object_get(one, "id")),
+			*objective = json_string_value(json_object_get(one, "objective"));
 		if (its_id && objective && strcasecmp(its_id, id) == 0 && (strcmp(objective, "masked") == 0) != l->masked)
-			r = error_set(err, ERROR_UNSUPPORTED, "teacher", l->masked ? "with mlm = yes the teacher must be one that names masked tokens" :
-				      "the teacher names masked tokens: without mlm = yes labels are the tokens that follow");
+			r = error_set(err, ERROR_UNSUPPORTED, "teacher", l->masked
+				      ? "with mlm = yes the teacher must be one that names masked tokens"
+				      : "the teacher names masked tokens: without mlm = yes labels are the tokens that follow");
 	}
 	json_decref(model);
 	return r;
@@ -264,7 +267,8 @@ static int events_take(struct link *l, uint32_t n, link_take_fn *take, void *arg
 		if (e.kind == KD_EVENT_SEQUENCE_FAILED)
 			result = client_error(err, &e.error);
 		if (e.kind == KD_EVENT_ANSWER) {
-			r = e.index < n ? take(arg, e.index, e.answer, err) : error_set(err, ERROR_CORRUPT, "server", "an answer nobody asked for");
+			r = e.index < n ? take(arg, e.index, e.answer, err)
+				: error_set(err, ERROR_CORRUPT, "server", "an answer nobody asked for");
 			kd_answer_free(e.answer);
 			if (r)
 				return r;

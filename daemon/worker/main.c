@@ -71,7 +71,8 @@ static void print_help(void)
 	     "  --help, --version\n\n"
 	     "Settings, also keys of RUN.conf:");
 	config_print_help(stdout, table, n);
-	puts("\nExit status: 0 done or stopped, 1 failure, 2 usage, 78 bad settings. SIGTERM: checkpoint and leave. See kdserved-worker(8).");
+	puts("\nExit status: 0 done or stopped, 1 failure, 2 usage, 78 bad settings. SIGTERM: checkpoint and leave. "
+	     "See kdserved-worker(8).");
 }
 
 static int complain(int status, const struct error *err)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Masked language modelling (Devlin et al., arXiv 1810.04805): some tokens of a sequence are chosen to be named, 80 % of those are replaced by
-// the mask, 10 % by any token, 10 % stay. Which ones is a function of the seed and of the place in the stream alone, so that a run that
+// Masked language modelling (Devlin et al., arXiv 1810.04805): some tokens of a sequence are chosen to be named, 80 % of those are replaced
+// by the mask, 10 % by any token, 10 % stay. Which ones is a function of the seed and of the place in the stream alone, so that a run that
 // goes on asks what it would have asked.
 #pragma once
 

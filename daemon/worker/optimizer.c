@@ -53,7 +53,8 @@ static int rules_make(struct optimizer *o, struct error *err)
 	}
 	for (size_t i = 0; i < options->n_groups; i++)
 		if (!used[i])
-			return error_set(err, ERROR_INVALID, "parameters", "%s: no parameter of the student is left to it (a later line counts first)",
+			return error_set(err, ERROR_INVALID, "parameters",
+					 "%s: no parameter of the student is left to it (a later line counts first)",
 					 options->groups[i].pattern);
 	return 0;
 }
@@ -146,7 +147,8 @@ static void span_update(struct optimizer *o, size_t from, size_t n, const struct
 	const struct backend_ops *ops = be->ops;
 	const struct parameters *p = o->weights->parameters;
 	double rate = optimizer_rate(options, step) * rule->learning_rate;
-	struct real *value = ops->real_at(o->arrays[MASTER] ? o->arrays[MASTER] : p->value, from), *gradient = ops->real_at(p->gradient, from);
+	struct real *value = ops->real_at(o->arrays[MASTER] ? o->arrays[MASTER] : p->value, from),
+		*gradient = ops->real_at(p->gradient, from);
 	if (options->kind == OPTIMIZER_LION) {
 		struct lion l = {rate, options->beta1, options->beta2, rule->weight_decay, grad_scale};
 		ops->lion(be, value, ops->real_at(o->arrays[MOMENT1], from), gradient, n, &l);
@@ -163,8 +165,8 @@ static void parameters_update(struct optimizer *o, uint64_t step, double grad_sc
 	for (size_t i = 0; i < p->n_parameters;) {
 		size_t from = p->list[i].offset, n = 0;
 		const struct rule rule = o->rules[i];
-		for (; i < p->n_parameters && o->rules[i].learning_rate == rule.learning_rate && o->rules[i].weight_decay == rule.weight_decay &&
-		       p->list[i].offset == from + n; i++)
+		for (; i < p->n_parameters && o->rules[i].learning_rate == rule.learning_rate &&
+		       o->rules[i].weight_decay == rule.weight_decay && p->list[i].offset == from + n; i++)
 			n += p->list[i].n;
 		if (rule.learning_rate > 0)
 			span_update(o, from, n, &rule, step, grad_scale);
@@ -181,7 +183,8 @@ static void average_update(struct optimizer *o)
 		uint32_t columns = left < AVERAGE_COLUMNS ? (uint32_t)left : AVERAGE_COLUMNS;
 		struct real *average = be->ops->real_at(o->arrays[AVERAGE], from);
 		be->ops->mix(be, average, false, average, o->options.average, NULL, rows, columns);
-		be->ops->mix(be, average, true, be->ops->real_at(o->arrays[MASTER] ? o->arrays[MASTER] : p->value, from), 1 - o->options.average, NULL, rows, columns);
+		be->ops->mix(be, average, true, be->ops->real_at(o->arrays[MASTER] ? o->arrays[MASTER] : p->value, from),
+			1 - o->options.average, NULL, rows, columns);
 		from += (size_t)rows * columns;
 	}
 }

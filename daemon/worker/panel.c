@@ -22,15 +22,16 @@ struct answers *panel_answers(const struct trainer *t, uint32_t teacher)
 static int say_whose(const char *where, const char *name, int r, struct error *err)
 {
 	struct error why = *err;
-	return r ? error_set(err, why.code, "other-teacher", "%s: other-teacher %s: %s%s%.300s", where, name, why.field, *why.field ? ": " : "",
-			     why.message)
+	return r ? error_set(err, why.code, "other-teacher", "%s: other-teacher %s: %s%s%.300s", where, name, why.field,
+			     *why.field ? ": " : "", why.message)
 		 : 0;
 }
 
 static int vocabulary_check(const struct trainer *t, uint32_t teacher, struct error *err)
 {
 	uint32_t own = answers_info(t->answers)->vocab_size, its = answers_info(t->others[teacher])->vocab_size;
-	return its == own ? 0 : error_set(err, ERROR_CONFLICT, NULL, "its vocabulary has %u tokens, that of the run's own teacher %u", its, own);
+	return its == own ? 0
+		: error_set(err, ERROR_CONFLICT, NULL, "its vocabulary has %u tokens, that of the run's own teacher %u", its, own);
 }
 
 static int other_open(struct trainer *t, uint32_t teacher, struct error *err)
@@ -42,7 +43,8 @@ static int other_open(struct trainer *t, uint32_t teacher, struct error *err)
 	bool encrypted = other.server && strncmp(other.server, "tls:", 4) == 0;
 	struct answers_options o = {.shards = other.shards, .server = other.server, .ca = other.ca ? other.ca : encrypted ? s->ca : NULL,
 				    .server_name = other.server_name, .teacher = other.model, .teacher_id = other.id,
-				    .token = other.server ? t->token : NULL, .masked = t->settings->mlm, .patience_ms = s->patience, .stop = t->options.stop};
+				    .token = other.server ? t->token : NULL, .masked = t->settings->mlm, .patience_ms = s->patience,
+				    .stop = t->options.stop};
 	r = r ? r : answers_open(&o, &t->others[teacher], err);
 	r = r ? r : vocabulary_check(t, teacher, err);
 	r = say_whose(where, name, r, err);

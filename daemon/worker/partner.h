@@ -2,8 +2,8 @@
 // The teacher as a second writer of rollouts (teacher-mixed sampling, MiniLLM): one token of its own after each of many beginnings. A
 // connection of its own, for answers.c's is busy with questions asked ahead; the server's prefix cache makes each token one step.
 //
-// A token is a draw from the teacher's distribution at temperature 1, a function of (seed, group, place in the sequence, beginning): beginnings
-// of one group that are equally long share their random number, each having the right distribution by itself.
+// A token is a draw from the teacher's distribution at temperature 1, a function of (seed, group, place in the sequence, beginning):
+// beginnings of one group that are equally long share their random number, each having the right distribution by itself.
 #pragma once
 
 #include <stdatomic.h>

@@ -14,9 +14,11 @@ struct passage {
 	enum passage_author author;
 	// (n_tokens - first) each, of labels that the student drew; NULL: it did not
 	double *logprobs;              // ln q of each label, T = 1
-	uint32_t *labels;              // (n_tokens) what a masked token was, UINT32_MAX at the others: those alone are learned. NULL: not masked
+	uint32_t *labels;              // (n_tokens) what a masked token was, UINT32_MAX at the others: those alone are learned.
+	                               // NULL: not masked
 	double *drawn;                 // ln of its chance under the distribution that was sampled (temperature, filters)
-	double mixed;                  // chance with which the teacher drew a token in the student's place; `drawn` is of the student's part
+	double mixed;                  // chance with which the teacher drew a token in the student's place;
+	                               // `drawn` is of the student's part
 };
 
 // Takes a copy of the tokens; without logprobs. -ENOMEM leaves nothing to free.

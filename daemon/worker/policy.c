@@ -78,7 +78,8 @@ static uint32_t n_drawn(const struct policy *p, uint32_t n)
 int policy_begin(struct policy *p, uint64_t n_steps, uint64_t batch, uint32_t vocab_size)
 {
 	uint32_t n_step = (uint32_t)(batch / p->micro_batch) * n_drawn(p, p->micro_batch);
-	struct replay_options o = {.capacity = p->capacity, .max_tokens = p->longest, .n_step = n_step, .vocab_size = vocab_size, .seed = p->seed};
+	struct replay_options o = {.capacity = p->capacity, .max_tokens = p->longest, .n_step = n_step, .vocab_size = vocab_size,
+		.seed = p->seed};
 	p->n_steps = n_steps;
 	p->batch = batch;
 	return p->capacity ? replay_new(&o, &p->replay) : 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What each step of a run is trained on: text as it stands, what the student itself makes of the beginning of it (on-policy distillation), or
-// what it made of others in steps before (replay).
+// What each step of a run is trained on: text as it stands, what the student itself makes of the beginning of it (on-policy distillation),
+// or what it made of others in steps before (replay).
 //
 // One coin per step decides, for all of its sequences: a function of (seed, step), so every process of a run sees the same side. The chance
 // is a number, a schedule, or what the evaluations made of it (adaptive).

@@ -84,7 +84,8 @@ static int token_read(struct trainer *t, struct error *err)
 	fclose(f);
 	line[strcspn(line, "\r\n")] = '\0';
 	if (!good || !*line || strlen(line) > PREPARE_TOKEN_MAX)
-		return error_set(err, ERROR_INVALID, "token-file", "%s does not begin with a token of at most %d bytes", path, PREPARE_TOKEN_MAX);
+		return error_set(err, ERROR_INVALID, "token-file", "%s does not begin with a token of at most %d bytes", path,
+			PREPARE_TOKEN_MAX);
 	t->token = strdup(line);
 	return t->token ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory");
 }
@@ -251,14 +252,15 @@ static int student_prepare(struct trainer *t, uint32_t vocab_size, struct error 
 	const struct run_settings *s = t->settings;
 	struct rollout_options rollout;
 	static const enum backend_numeric numerics[] = {
-		[RUN_PRECISION_AUTO] = BACKEND_NUMERIC_AUTO, [RUN_PRECISION_F32] = BACKEND_NUMERIC_F32, [RUN_PRECISION_BF16] = BACKEND_NUMERIC_BF16,
+		[RUN_PRECISION_AUTO] = BACKEND_NUMERIC_AUTO, [RUN_PRECISION_F32] = BACKEND_NUMERIC_F32,
+		[RUN_PRECISION_BF16] = BACKEND_NUMERIC_BF16,
 	};
 	struct student_options o = {
 		.device = settings_device(s), .n_threads = (uint32_t)s->threads, .numeric = numerics[s->precision],
 		.sequence_length = t->student_length,
-		.micro_batch = (uint32_t)s->micro_batch, .top_k = t->held_out_query.top_k, .seed = (uint64_t)s->seed, .objective = t->objective,
-		.n_arrays = optimizer_n_arrays(&t->optimizing), .bridge = t->bridged ? &t->bridge : NULL, .id_bytes = t->id_bytes,
-		.recompute = s->checkpointing ? (uint32_t)s->checkpointing_layers : 0,
+		.micro_batch = (uint32_t)s->micro_batch, .top_k = t->held_out_query.top_k, .seed = (uint64_t)s->seed,
+		.objective = t->objective, .n_arrays = optimizer_n_arrays(&t->optimizing), .bridge = t->bridged ? &t->bridge : NULL,
+		.id_bytes = t->id_bytes, .recompute = s->checkpointing ? (uint32_t)s->checkpointing_layers : 0,
 	};
 	if (t->policy) {
 		policy_rollout_options(t->policy, s, tokenizer_eos(t->tokenizer), &rollout);
@@ -290,7 +292,8 @@ static int rollout_prepare(struct trainer *t, struct error *err)
 	if (!t->policy)
 		return 0;
 	if (policy_begin(t->policy, t->steps, t->state.batch, t->student_vocab))
-		return error_set(err, ERROR_MEMORY, "rollout-replay", "no memory for %lld sequences", (long long)t->settings->rollout_replay);
+		return error_set(err, ERROR_MEMORY, "rollout-replay", "no memory for %lld sequences",
+			(long long)t->settings->rollout_replay);
 	policy_rollout_options(t->policy, t->settings, tokenizer_eos(t->tokenizer), &o);
 	int r = partner_prepare(t, &o, err);
 	return r ? r : rollout_open(student_weights(t->student), student_head(t->student), &o, &t->rollout, err);
@@ -417,8 +420,8 @@ static void capacity_say(struct trainer *t)
 		return;
 	t->report.teacher_parameters = n_teacher;
 	t->report.best_teacher = best;
-	log_info("teacher of %.1f M parameters, student of %.1f M: the law of capacity gap names a teacher of about %.1f M%s", n_teacher / 1e6,
-		 n_student / 1e6, best / 1e6, ratio > 4 ? "; a chain over one in between may teach it better (takd.conf)" :
+	log_info("teacher of %.1f M parameters, student of %.1f M: the law of capacity gap names a teacher of about %.1f M%s",
+		 n_teacher / 1e6, n_student / 1e6, best / 1e6, ratio > 4 ? "; a chain over one in between may teach it better (takd.conf)" :
 		 ratio < 0.25 ? "; this one may have little to teach" : "");
 }
 

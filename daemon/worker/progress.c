@@ -113,9 +113,9 @@ static void objective_add_words(json_t *j, const struct objective *o)
 
 static json_t *report_to_json(const struct progress_report *r)
 {
-	json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "state", r->state, "device", r->device, "step", (json_int_t)r->step, "steps",
-			      (json_int_t)r->steps, "positions", (json_int_t)r->n_positions, "masked", (json_int_t)r->n_masked, "n_parameters",
-			      (json_int_t)r->n_parameters);
+	json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I}", "state", r->state, "device", r->device, "step", (json_int_t)r->step,
+			      "steps", (json_int_t)r->steps, "positions", (json_int_t)r->n_positions, "masked", (json_int_t)r->n_masked,
+			      "n_parameters", (json_int_t)r->n_parameters);
 	if (!j)
 		return NULL;
 	if (r->objective)

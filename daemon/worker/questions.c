@@ -83,10 +83,10 @@ static void query_add_drawn(const struct passages *p, struct query *q)
 		q->temperatures[q->n_temperatures++] = 1;
 }
 
-// Rows of prompts are not asked for, as far as one question can say so. Of what the student wrote, the run's own teacher's word for each token
-// is.
-static int panel_ask(struct trainer *t, const struct passages *p, const struct sequence *sequences, const struct id_lists *own_ids, uint32_t n,
-		     struct error *err)
+// Rows of prompts are not asked for, as far as one question can say so. Of what the student wrote, the run's own teacher's word for each
+// token is.
+static int panel_ask(struct trainer *t, const struct passages *p, const struct sequence *sequences, const struct id_lists *own_ids,
+		     uint32_t n, struct error *err)
 {
 	uint64_t step = t->asked / t->state.batch;
 	int r = 0;

@@ -169,7 +169,8 @@ static void list_write(struct writer *w, const struct passage *list, uint32_t ro
 			passage_write(w, i, &list[(first + i) % room]);
 }
 
-static int list_encode(const struct passage *list, uint32_t room, uint32_t first, uint32_t n, uint8_t **ret, size_t *ret_n, struct error *err)
+static int list_encode(const struct passage *list, uint32_t room, uint32_t first, uint32_t n, uint8_t **ret, size_t *ret_n,
+	struct error *err)
 {
 	struct writer w = writer_init(NULL, 0);
 	list_write(&w, list, room, first, n);

@@ -116,7 +116,8 @@ int resume_load(struct trainer *t, struct error *err)
 		return 0;              // process 0 tells
 	if (!t->options.resume) {
 		if (access(t->checkpoints, F_OK) == 0)
-			return error_set(err, ERROR_CONFLICT, "output", "%s holds checkpoints: give --resume or another folder", t->options.output);
+			return error_set(err, ERROR_CONFLICT, "output", "%s holds checkpoints: give --resume or another folder",
+				t->options.output);
 		return 0;
 	}
 	struct snapshot_arrays arrays = arrays_of(t);

@@ -79,7 +79,8 @@ static int arrays_new(struct rollout *r, struct error *err)
 	r->whose = calloc(n, sizeof *r->whose);
 	r->given = calloc(n, sizeof *r->given);
 	bool mixing = r->beginnings && r->whose && r->given;
-	if (!mixing || !r->answers || !r->tokens || !r->places || !r->starts || !r->slot_starts || !r->slots || !r->rows || !r->which || !r->logits)
+	if (!mixing || !r->answers || !r->tokens || !r->places || !r->starts || !r->slot_starts || !r->slots || !r->rows ||
+		!r->which || !r->logits)
 		return error_set(err, ERROR_MEMORY, "rollouts", "no memory for %u rollouts of %u tokens", n, r->options.sequence_length);
 	return 0;
 }

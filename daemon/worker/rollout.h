@@ -2,8 +2,8 @@
 // The student goes on from prompts: many at once, one token of each in a pass, keys and values in a cache, the project's own sampler.
 // Nothing is kept from one call to the next, for the parameters move between them.
 //
-// A draw is a function of (seed, number of the rollout, place in it) alone (philox.h): not of its company, nor of what was drawn before. So a
-// run that goes on after a stop draws what it would have drawn.
+// A draw is a function of (seed, number of the rollout, place in it) alone (philox.h): not of its company, nor of what was drawn before. So
+// a run that goes on after a stop draws what it would have drawn.
 #pragma once
 
 #include <stdint.h>
@@ -21,7 +21,8 @@ struct weights;
 
 // Teacher-mixed sampling (MiniLLM): one token of the teacher's own choice, T = 1, after each of n beginnings: ret_ids (n). `group`: what is
 // drawn for another group has nothing to do with this one's. Its errors are rollout_make's.
-typedef int rollout_teacher_fn(void *arg, uint64_t group, const struct sequence *beginnings, uint32_t n, uint32_t *ret_ids, struct error *err);
+typedef int rollout_teacher_fn(void *arg, uint64_t group, const struct sequence *beginnings, uint32_t n, uint32_t *ret_ids,
+	struct error *err);
 
 struct rollout_options {
 	uint32_t n_sequences;                  // most at once
@@ -37,7 +38,8 @@ struct rollout_options {
 // Adds to *need what rollout_open will make beside the student's own arrays.
 int rollout_need(const struct architecture *a, const struct rollout_options *options, struct backend_need *need, struct error *err);
 // Both outlive it; the head is used within rollout_make alone.
-int rollout_open(const struct weights *w, struct head *head, const struct rollout_options *options, struct rollout **ret, struct error *err);
+int rollout_open(const struct weights *w, struct head *head, const struct rollout_options *options, struct rollout **ret,
+	struct error *err);
 struct rollout *rollout_close(struct rollout *r);      // returns NULL; NULL is fine
 
 struct rollout_prompt {

@@ -128,7 +128,8 @@ static int identity_check(struct trainer *t, struct error *err)
 	for (uint32_t i = 1; r == 0 && i < size; i++) {
 		const char *what = identity_difference(&all[0], &all[i]);
 		if (what)
-			r = error_set(err, ERROR_CONFLICT, what, "%s of process %u is not that of process 0: they would not train the same", what, i);
+			r = error_set(err, ERROR_CONFLICT, what, "%s of process %u is not that of process 0: they would not train the same",
+				what, i);
 	}
 	free(all);
 	return r;
@@ -212,8 +213,8 @@ int share_evaluation(struct trainer *t, struct student_evaluation *e, struct err
 	if (team_size(t->options.team) == 1)
 		return 0;
 	double n = (double)e->n_positions, n_labels = (double)e->n_labels, n_teacher = (double)e->n_teacher_labels;
-	double sums[] = {n ? e->kl * n : 0, n ? e->agreement * n : 0, n_labels ? e->ce * n_labels : 0, n_teacher ? e->teacher_ce * n_teacher : 0,
-			 n, n_labels, n_teacher, (double)e->n_bytes, (double)e->n_teacher_bytes};
+	double sums[] = {n ? e->kl * n : 0, n ? e->agreement * n : 0, n_labels ? e->ce * n_labels : 0,
+			 n_teacher ? e->teacher_ce * n_teacher : 0, n, n_labels, n_teacher, (double)e->n_bytes, (double)e->n_teacher_bytes};
 	int r = team_sum(t->options.team, sums, sizeof sums / sizeof *sums, err);
 	*e = (struct student_evaluation){
 		.kl = sums[0] / sums[4], .agreement = sums[1] / sums[4], .ce = sums[2] / sums[5], .teacher_ce = sums[3] / sums[6],

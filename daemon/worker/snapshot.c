@@ -372,7 +372,8 @@ int snapshot_load(const char *directory, struct snapshot_arrays *arrays, struct 
 		return n == -ENOENT ? n : error_system(err, n, NULL, "cannot read %s", directory);
 	for (int i = n - 1; i >= 0; i--) {
 		if (r)
-			r = path_join(folder, directory, names[i]->d_name) ? -ENAMETOOLONG : one_load(folder, arrays, ret_state, ret_skipped);
+			r = path_join(folder, directory, names[i]->d_name) ? -ENAMETOOLONG
+				: one_load(folder, arrays, ret_state, ret_skipped);
 		free(names[i]);
 	}
 	free(names);
@@ -387,7 +388,8 @@ int snapshot_peek(const char *directory, struct snapshot_state *ret_state, char 
 	*ret_settings = NULL;
 	for (int i = n - 1; i >= 0; i--) {
 		json_t *j = NULL;
-		if (r && path_join(folder, directory, names[i]->d_name) == 0 && state_read(folder, ret_state, &j, &(struct error){0}) == 0) {
+		if (r && path_join(folder, directory, names[i]->d_name) == 0 &&
+			state_read(folder, ret_state, &j, &(struct error){0}) == 0) {
 			*ret_settings = snapshot_settings_decode(json_object_get(j, "settings"));
 			r = *ret_settings ? 0 : corrupt(err, folder, "it does not say which settings it is of");
 			json_decref(j);

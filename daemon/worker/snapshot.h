@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checkpoints of a run: DIR/step-NNNNNNNNN/ with the parameters, the optimizer's arrays, what else it remembers, and state.json. Written
-// beside, synced, renamed into place; every file's size and checksum stand in state.json, and a checkpoint that does not verify is passed over for the one before.
+// beside, synced, renamed into place; every file's size and checksum stand in state.json, and a checkpoint that does not verify is passed
+// over for the one before.
 #pragma once
 
 #include <stdint.h>
@@ -55,8 +56,8 @@ int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, c
 // passed over was, its code ERROR_NONE when none was.
 int snapshot_load(const char *directory, struct snapshot_arrays *arrays, struct snapshot_state *ret_state, struct error *ret_skipped,
 		  struct error *err);
-// What state.json of the newest checkpoint says where it can be read, and the settings it was written with (the caller's); the arrays are not
-// looked at. -ENOENT (err untouched): there is none.
+// What state.json of the newest checkpoint says where it can be read, and the settings it was written with (the caller's); the arrays are
+// not looked at. -ENOENT (err untouched): there is none.
 int snapshot_peek(const char *directory, struct snapshot_state *ret_state, char **ret_settings, struct error *err);
 // The setting because of which `b` would not go on where `a` is; NULL when it would.
 const char *snapshot_difference(const struct snapshot_state *a, const struct snapshot_state *b);

@@ -11,9 +11,9 @@
 static json_t *evaluation_to_json(const struct student_evaluation *e)
 {
 	return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:I}", "kl", e->kl, "ce", e->ce, "agreement", e->agreement, "teacher_ce",
-			 isfinite(e->teacher_ce) ? e->teacher_ce : -1.0, "bits_per_byte", isfinite(e->bits_per_byte) ? e->bits_per_byte : -1.0,
-			 "teacher_bits_per_byte", isfinite(e->teacher_bits_per_byte) ? e->teacher_bits_per_byte : -1.0,
-			 "n_positions", (json_int_t)e->n_positions);
+			 isfinite(e->teacher_ce) ? e->teacher_ce : -1.0, "bits_per_byte",
+			 isfinite(e->bits_per_byte) ? e->bits_per_byte : -1.0, "teacher_bits_per_byte",
+			 isfinite(e->teacher_bits_per_byte) ? e->teacher_bits_per_byte : -1.0, "n_positions", (json_int_t)e->n_positions);
 }
 
 static json_t *adaptive_to_json(const struct snapshot_state *s)
@@ -111,8 +111,8 @@ json_t *snapshot_state_encode(const struct snapshot_state *s)
 	char teacher[CONTENT_ID_HEX], dataset[CONTENT_ID_HEX];
 	content_id_to_hex(&s->teacher, teacher);
 	content_id_to_hex(&s->dataset, dataset);
-	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}", "version", (json_int_t)SNAPSHOT_VERSION,
-			      "step", (json_int_t)s->step, "position", (json_int_t)s->position,
+	json_t *j = json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I}",
+			      "version", (json_int_t)SNAPSHOT_VERSION, "step", (json_int_t)s->step, "position", (json_int_t)s->position,
 			      "n_positions", (json_int_t)s->n_positions, "n_masked", (json_int_t)s->n_masked, "seconds", s->seconds,
 			      "teacher", teacher, "dataset", dataset, "seed", (json_int_t)s->seed,
 			      "sequence_length", (json_int_t)s->sequence_length, "batch", (json_int_t)s->batch,
@@ -184,16 +184,18 @@ bool snapshot_state_decode(const json_t *j, struct snapshot_state *s)
 	*s = (struct snapshot_state){0};
 	if (!snapshot_integer(j, "version", &version) || version != SNAPSHOT_VERSION)
 		return false;
-	bool good = snapshot_integer(j, "step", &s->step) && snapshot_integer(j, "position", &s->position) && snapshot_integer(j, "n_positions", &s->n_positions) &&
-		    snapshot_integer(j, "n_masked", &s->n_masked) && number_of(j, "seconds", &s->seconds) && id_of(j, "teacher", &s->teacher) &&
-		    id_of(j, "dataset", &s->dataset) && snapshot_integer(j, "seed", &s->seed) && snapshot_integer(j, "sequence_length", &s->sequence_length) &&
-		    snapshot_integer(j, "batch", &s->batch) && snapshot_integer(j, "n_held_out", &s->n_held_out) && snapshot_integer(j, "sequential", &s->sequential) &&
-		    adaptive_from_json(j, s) && domains_from_json(json_object_get(j, "domains"), &s->domains) &&
-		    number_of(j, "rollout_chance", &s->rollout_chance) && number_of(j, "rollout_reference", &s->rollout_reference) &&
-		    guard_from_json(json_object_get(j, "guard"), &s->guard) &&
+	bool good = snapshot_integer(j, "step", &s->step) && snapshot_integer(j, "position", &s->position) &&
+		    snapshot_integer(j, "n_positions", &s->n_positions) && snapshot_integer(j, "n_masked", &s->n_masked) &&
+		    number_of(j, "seconds", &s->seconds) && id_of(j, "teacher", &s->teacher) && id_of(j, "dataset", &s->dataset) &&
+		    snapshot_integer(j, "seed", &s->seed) && snapshot_integer(j, "sequence_length", &s->sequence_length) &&
+		    snapshot_integer(j, "batch", &s->batch) && snapshot_integer(j, "n_held_out", &s->n_held_out) &&
+		    snapshot_integer(j, "sequential", &s->sequential) && adaptive_from_json(j, s) &&
+		    domains_from_json(json_object_get(j, "domains"), &s->domains) && number_of(j, "rollout_chance", &s->rollout_chance) &&
+		    number_of(j, "rollout_reference", &s->rollout_reference) && guard_from_json(json_object_get(j, "guard"), &s->guard) &&
 		    snapshot_integer(j, "n_evaluations", &s->n_evaluations);
 	if (good && s->n_evaluations)
-		good = evaluation_from_json(json_object_get(j, "before"), &s->before) && evaluation_from_json(json_object_get(j, "last"), &s->last) &&
+		good = evaluation_from_json(json_object_get(j, "before"), &s->before) &&
+		       evaluation_from_json(json_object_get(j, "last"), &s->last) &&
 		       evaluation_from_json(json_object_get(j, "best"), &s->best) &&
 		       snapshot_integer(j, "best_evaluation", &s->best_evaluation);
 	return good;

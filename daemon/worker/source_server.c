@@ -152,7 +152,8 @@ static void word_of(const json_t *j, const char *key, char *ret, size_t size)
 	snprintf(ret, size, "%s", text ? text : "");
 }
 
-// What the server says of the teacher counts if it proves the fingerprint; a server whose codec is another may say something we cannot check.
+// What the server says of the teacher counts if it proves the fingerprint;
+// a server whose codec is another may say something we cannot check.
 static void provenance_take(struct answers_info *info, const json_t *model)
 {
 	const json_t *one;
@@ -221,8 +222,9 @@ int source_server_open(const struct answers_options *options, const atomic_bool 
 	if (!s)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	s->base = (struct source){.ops = &ops, .stop = options->stop, .closing = closing};
-	s->link = (struct link){.address = options->server, .teacher_name = options->teacher, .teacher_id = options->teacher_id, .masked = options->masked,
-				.token = options->token, .ca = options->ca, .server_name = options->server_name, .patience_ms = options->patience_ms, .stop = options->stop, .closing = closing};
+	s->link = (struct link){.address = options->server, .teacher_name = options->teacher, .teacher_id = options->teacher_id,
+				.masked = options->masked, .token = options->token, .ca = options->ca, .server_name = options->server_name,
+				.patience_ms = options->patience_ms, .stop = options->stop, .closing = closing};
 	*ret = &s->base;
 	int r = link_open(&s->link, err);
 	r = r ? r : info_fill(s, err);

@@ -173,7 +173,8 @@ static int stores_open(struct source_shards *s, const char *list, struct error *
 
 int source_shards_open(const struct answers_options *options, const atomic_bool *closing, struct source **ret, struct error *err)
 {
-	static const struct source_ops ops = {.answer = shards_answer, .count = shards_count, .survey = survey_sequences, .close = shards_close};
+	static const struct source_ops ops = {
+		.answer = shards_answer, .count = shards_count, .survey = survey_sequences, .close = shards_close};
 	struct source_shards *s = calloc(1, sizeof *s);
 	if (!s)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");

@@ -118,8 +118,8 @@ static int info_take(struct source_shards *s, const struct tally *t, const struc
 	content_id_to_hex(teacher, id);
 	if (!t->found)
 		return error_set(err, ERROR_NOT_FOUND, "teacher", "the shards hold no answer of %s", id);
-	*info = (struct answers_info){.teacher = *teacher, .vocab_size = t->vocab_size, .max_tokens = UINT32_MAX, .max_top_k = t->vocab_size,
-					.max_gather = t->vocab_size, .max_draws = UINT32_MAX};
+	*info = (struct answers_info){.teacher = *teacher, .vocab_size = t->vocab_size, .max_tokens = UINT32_MAX,
+					.max_top_k = t->vocab_size, .max_gather = t->vocab_size, .max_draws = UINT32_MAX};
 	for (size_t i = 0; i < t->n; i++)
 		if (t->described[i] && memcmp(&t->known[i].fingerprint, teacher, sizeof *teacher) == 0) {
 			info->described = true;

@@ -43,8 +43,8 @@ static int arrays_new(struct student *s, uint32_t vocab_size, struct error *err)
 	s->position_losses = calloc(n, sizeof *s->position_losses);
 	s->sequence_losses = calloc(n, sizeof *s->sequence_losses);
 	bool good = s->tokens && s->places && s->starts && s->rows && s->positions && s->swept && s->rewards && s->gather && s->gathered &&
-		    s->corrections && s->label_logs && s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse && s->softmax_scales &&
-		    s->position_losses && s->sequence_losses;
+		    s->corrections && s->label_logs && s->top_ids && s->top_logits && s->lse && s->softmax_temperatures && s->softmax_lse &&
+		    s->softmax_scales && s->position_losses && s->sequence_losses;
 	if (!good || pair_init(&s->pair, (uint32_t)wide + 1))
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for a micro-batch of %zu positions", n);
 	return 0;
@@ -158,13 +158,15 @@ uint64_t student_activation_bytes(const struct student *s)
 
 int student_not_finite(struct error *err)
 {
-	return error_set(err, ERROR_NOT_FINITE, NULL, "the student's logits are not finite: training has diverged (try a lower learning-rate)");
+	return error_set(err, ERROR_NOT_FINITE, NULL,
+		"the student's logits are not finite: training has diverged (try a lower learning-rate)");
 }
 
 static struct gradient gradient_of(struct student *s, uint32_t i, uint32_t n)
 {
 	size_t at = (size_t)i * OBJECTIVE_MAX_SOFTMAX;
-	struct gradient g = {0, s->softmax_temperatures + at, s->softmax_lse + at, s->softmax_scales + at, s->corrections + i * s->hearings.wide};
+	struct gradient g = {0, s->softmax_temperatures + at, s->softmax_lse + at, s->softmax_scales + at,
+		s->corrections + i * s->hearings.wide};
 	memset(g.corrections, 0, n * sizeof *g.corrections);
 	return g;
 }

@@ -72,9 +72,9 @@ void student_passages(struct student *s, const struct passage *passages);
 // counts alike. It must outlive the calls.
 void student_reweight(struct student *s, const struct reweight *reweight);
 
-// Sequences of one micro-batch with what each of the objective's teachers said of them (rows first..last of each; a row's label is the token
-// after it): rows (n_teachers, n), the run's own teacher first; NULL of who was not asked in this step. A position that one of them could not
-// answer is masked. Adds to the gradients and to *sums. ERROR_NOT_FINITE when the student itself has left the numbers.
+// Sequences of one micro-batch with what each of the objective's teachers said of them (rows first..last of each; a row's label is the
+// token after it): rows (n_teachers, n), the run's own teacher first; NULL of who was not asked in this step. A position that one of them
+// could not answer is masked. Adds to the gradients and to *sums. ERROR_NOT_FINITE when the student itself has left the numbers.
 int student_train(struct student *s, const struct record_rows *const *rows, uint32_t n, struct student_sums *sums, struct error *err);
 
 // The k likeliest ids of the student itself after each token but the last of n sequences, one sequence after another:
@@ -91,7 +91,7 @@ struct student_evaluation {
 	uint64_t n_positions;          // that the teacher answered: of kl and agreement
 	uint64_t n_labels, n_teacher_labels, n_bytes, n_teacher_bytes;         // of ce, teacher_ce and the bits; not in checkpoints
 };
-// Any number of sequences, taken as many at a time as one call may. No gradients. Without any position n_positions is 0 and the means are no
-// numbers.
+// Any number of sequences, taken as many at a time as one call may. No gradients. Without any position n_positions is 0 and the means are
+// no numbers.
 int student_evaluate(struct student *s, const struct record_rows *const *sequences, uint32_t n, struct student_evaluation *ret,
 		     struct error *err);

@@ -73,7 +73,8 @@ static void device_choose(void)
 static int mpi_open(struct team *t, unsigned long expected, const char *by, struct error *err)
 {
 	if (strcmp(by, "srun") == 0 && !getenv("PMIX_RANK"))
-		return error_set(err, ERROR_INVALID, NULL, "srun started %lu processes that do not know each other: srun --mpi=pmix", expected);
+		return error_set(err, ERROR_INVALID, NULL, "srun started %lu processes that do not know each other: srun --mpi=pmix",
+			expected);
 	device_choose();
 	return team_mpi_open(&t->mpi, &t->rank, &t->size, err);
 }

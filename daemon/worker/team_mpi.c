@@ -71,7 +71,8 @@ static int complete(MPI_Request *request, uint64_t silence_ms, const char *what,
 			return 0;
 		double waited = clock_seconds() - begin;
 		if (silence_ms && waited * 1000 > (double)silence_ms)
-			return error_set(err, ERROR_DEADLINE, NULL, "another process has said nothing for %.0f s (%s): giving up", waited, what);
+			return error_set(err, ERROR_DEADLINE, NULL, "another process has said nothing for %.0f s (%s): giving up", waited,
+				what);
 		if (waited < TEAM_EAGER_SECONDS)
 			sched_yield();
 		else

@@ -87,8 +87,8 @@ static int words_append(struct texts *x, const char *text, bool first, struct to
 }
 
 // A prompt and its answer. One that ended for its length alone has no end of text.
-static int answer_read(struct texts *x, const json_t *object, const char *prompt, const char *text, const char *where, struct tokens *tokens,
-		       struct error *err)
+static int answer_read(struct texts *x, const json_t *object, const char *prompt, const char *text, const char *where,
+		       struct tokens *tokens, struct error *err)
 {
 	int32_t eos = tokenizer_eos(x->tokenizer);
 	uint32_t end = (uint32_t)eos;
@@ -139,8 +139,8 @@ static int line_next(FILE *f, char **line, size_t *capacity, size_t *ret_n, cons
 			size_t more = *capacity ? 2 * *capacity : 4096;
 			char *longer = n < TEXTS_LINE_MAX ? realloc(*line, more) : NULL;
 			if (!longer)
-				return error_set(err, n < TEXTS_LINE_MAX ? ERROR_MEMORY : ERROR_TOO_LARGE, "corpus", "%s: a line of more than %zu bytes",
-						 path, n);
+				return error_set(err, n < TEXTS_LINE_MAX ? ERROR_MEMORY : ERROR_TOO_LARGE, "corpus",
+						 "%s: a line of more than %zu bytes", path, n);
 			*line = longer;
 			*capacity = more;
 		}
@@ -187,13 +187,15 @@ int texts_read(const struct run_settings *s, const struct tokenizer *t, const st
 	int r = packing_prefix(t, &prefix, &o.n_prefix, err);
 	if (r)
 		return r;
-	if (s->mlm && tokenizer_bos(t) >= 0) {                 // BERT's template also puts a token after the text: that is the end-of-text one here
+	// BERT's template also puts a token after the text: that is the end-of-text one here
+	if (s->mlm && tokenizer_bos(t) >= 0) {
 		prefix = (uint32_t)tokenizer_bos(t);
 		o.n_prefix = 1;
 	}
 	o.prefix = &prefix;
 	if (o.n_prefix >= o.sequence_length - 1)
-		return error_set(err, ERROR_INVALID, "sequence-length", "%u leaves no room beside the tokenizer's first token", o.sequence_length);
+		return error_set(err, ERROR_INVALID, "sequence-length", "%u leaves no room beside the tokenizer's first token",
+			o.sequence_length);
 	r = dataset_new(&o, ret, err);
 	if (r)
 		return r;
@@ -204,6 +206,7 @@ int texts_read(const struct run_settings *s, const struct tokenizer *t, const st
 	}
 	free(x.tokens);
 	if (x.n_left_out)
-		log_warning("%llu prompts are as long as sequence-length or longer, or their answers empty: left out", (unsigned long long)x.n_left_out);
+		log_warning("%llu prompts are as long as sequence-length or longer, or their answers empty: left out",
+			(unsigned long long)x.n_left_out);
 	return r ? r : dataset_list(*ret, err);
 }

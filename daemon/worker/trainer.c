@@ -295,8 +295,9 @@ static void guard_take(struct trainer *t)
 	t->report.guard_alarms = t->state.guard.alarms;
 	if (verdict == GUARD_FINE)
 		return;
-	log_warning("step %llu: %s, %lld evaluations in a row: it may be learning the teacher's faults (more different text, or rollouts, help)",
-		    (unsigned long long)t->state.step, words[verdict], (long long)s->guard_checks);
+	log_warning("step %llu: %s, %lld evaluations in a row: it may be learning the teacher's faults "
+		    "(more different text, or rollouts, help)", (unsigned long long)t->state.step, words[verdict],
+		    (long long)s->guard_checks);
 }
 
 static bool guard_stops(const struct trainer *t)
@@ -337,9 +338,9 @@ static int evaluate(struct trainer *t, struct error *err)
 	optimizer_swap_average(t->optimizer);
 	if (r)
 		return r;
-	log_info("step %llu/%llu: held-out KL to the teacher %.4f (%.4f before), perplexity %.2f (teacher %.2f), bits per byte %.3f (teacher "
-		 "%.3f), agreement %.1f %%", (unsigned long long)s->step, (unsigned long long)t->steps, s->last.kl, s->before.kl, exp(s->last.ce),
-		 exp(s->last.teacher_ce), s->last.bits_per_byte, s->last.teacher_bits_per_byte, 100 * s->last.agreement);
+	log_info("step %llu/%llu: held-out KL to the teacher %.4f (%.4f before), perplexity %.2f (teacher %.2f), bits per byte %.3f "
+		 "(teacher %.3f), agreement %.1f %%", (unsigned long long)s->step, (unsigned long long)t->steps, s->last.kl, s->before.kl,
+		 exp(s->last.ce), exp(s->last.teacher_ce), s->last.bits_per_byte, s->last.teacher_bits_per_byte, 100 * s->last.agreement);
 	return 0;
 }
 
@@ -400,11 +401,13 @@ static int finish(struct trainer *t, struct error *err)
 	if (guard_stops(t))
 		log_notice("stopped early: guard = stop");
 	else if (stalled(t))
-		log_notice("stopped early: %lld evaluations were no better than that of KL %.4f", (long long)t->settings->early_stop, t->state.best.kl);
+		log_notice("stopped early: %lld evaluations were no better than that of KL %.4f", (long long)t->settings->early_stop,
+			t->state.best.kl);
 	optimizer_swap_average(t->optimizer);
 	if (t->settings->export_which == RUN_EXPORT_BEST && t->state.n_evaluations)
 		r = best_load(t, err);
-	r = r ? r : export_student(t->student_path, student_weights(t->student), t->student_tokenizer ? t->student_tokenizer : t->tokenizer, types[t->settings->export_type], err);
+	r = r ? r : export_student(t->student_path, student_weights(t->student), t->student_tokenizer ? t->student_tokenizer : t->tokenizer,
+		types[t->settings->export_type], err);
 	if (r)
 		return r;
 	log_notice("done: %llu steps, student in %s", (unsigned long long)t->state.step, t->student_path);
