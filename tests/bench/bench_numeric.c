@@ -119,7 +119,8 @@ static void compare_sequence(struct engine e[2], struct sums *s, const uint32_t 
 		for (int i = 0; i < 2; i++)
 			e[i].backend->ops->real_read(e[i].backend, logits[i], head_logits(e[i].head, e[i].hidden, rows, m), (size_t)m * V);
 		for (uint32_t i = 0; i < m; i++)
-			compare(s, logits[0] + (size_t)i * V, logits[1] + (size_t)i * V, V, first + i + 1 < n ? tokens + first + i + 1 : NULL);
+			compare(s, logits[0] + (size_t)i * V, logits[1] + (size_t)i * V, V,
+				first + i + 1 < n ? tokens + first + i + 1 : NULL);
 	}
 	for (int i = 0; i < 2; i++) {
 		struct error err = {0};
@@ -147,7 +148,8 @@ static struct tokens read_tokens(struct model_file *file, const char *path, uint
 	if (!f || !text || !(got = fread(text, 1, size, f)))
 		die(&(struct error){.message = "the text cannot be read"});
 	fclose(f);
-	if (model_file_tokenizer(file, &tokenizer, &err) < 0 || tokenizer_encode(tokenizer, text, got, false, false, size, &tokens, &err) < 0)
+	if (model_file_tokenizer(file, &tokenizer, &err) < 0 ||
+		tokenizer_encode(tokenizer, text, got, false, false, size, &tokens, &err) < 0)
 		die(&err);
 	tokenizer_close(tokenizer);
 	free(text);

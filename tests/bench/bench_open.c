@@ -86,7 +86,8 @@ static int fill(const char *directory, uint64_t n_bytes, uint32_t n_tokens, uint
 		usleep(1000);
 		store_stats(s, &stats);
 	} while (stats.queued_bytes);
-	printf("filled,%llu,records,%zu,bytes_each,%llu,shards\n", (unsigned long long)stats.n_appended, k, (unsigned long long)stats.n_shards);
+	printf("filled,%llu,records,%zu,bytes_each,%llu,shards\n", (unsigned long long)stats.n_appended, k,
+		(unsigned long long)stats.n_shards);
 	fflush(stdout);
 	return raise(SIGKILL);
 }

@@ -218,7 +218,8 @@ static struct model model_new(const struct shape *s, uint32_t sequences, uint32_
 		m.rows[i] = (struct sweep_row){.top_k = 64, .n_temperatures = 1, .temperatures = &one, .lse = m.results + i * 65,
 					       .logits = m.results + i * 65 + 1, .ids = m.ids + (size_t)i * 64};
 		m.grads[i] = (struct softmax_grad_row){.n_terms = 1, .temperatures = &one, .lse = m.results + i * 65, .scales = &scale,
-						       .n_corrections = 64, .ids = m.ids + (size_t)i * 64, .corrections = m.results + i * 65 + 1};
+						       .n_corrections = 64, .ids = m.ids + (size_t)i * 64,
+						       .corrections = m.results + i * 65 + 1};
 	}
 	return m;
 }
@@ -268,7 +269,8 @@ static void head(struct model *m)
 			continue;
 		TIME(SOFTMAX_GRAD, 0, ops->softmax_grad(be, m->logits, n, s->V, m->grads));
 		TIME(HEAD_BACK, 2 * product_flop(&m->head, n),
-		     ops->linear_real_backward(be, ops->act_at(m->dh, (size_t)t * s->C), m->head.gradient, NULL, m->logits, h, m->head.w, n));
+		     ops->linear_real_backward(be, ops->act_at(m->dh, (size_t)t * s->C), m->head.gradient, NULL, m->logits,
+		     h, m->head.w, n));
 	}
 }
 
@@ -290,7 +292,8 @@ static void backward(struct model *m)
 		TIME(ATTENTION_BACK, 2.5 * attention_flop(m),
 		     ops->attention_backward(be, m->dqkv, m->dheads, m->qkv, m->heads, m->lse, &s->heads));
 		TIME(ROPE_BACK, 0, ops->rope(be, m->dqkv, m->cosine, m->sine, &s->heads, true));
-		TIME(QKV_BACK, 2 * product_flop(&l->qkv, T), ops->linear_backward(be, m->dh, l->qkv.gradient, NULL, m->dqkv, m->h, l->qkv.w, T));
+		TIME(QKV_BACK, 2 * product_flop(&l->qkv, T),
+			ops->linear_backward(be, m->dh, l->qkv.gradient, NULL, m->dqkv, m->h, l->qkv.w, T));
 		TIME(RMSNORM_BACK, 0, ops->rmsnorm_backward(be, m->dx, m->dgain, m->dh, m->x, m->gain, 1e-5f, T, s->C));
 	}
 	TIME(EMBED_BACK, 0, ops->embed_backward(be, m->head.gradient, m->dx, s->C));
@@ -347,7 +350,8 @@ static void report(const char *what, const struct model *m, double *seconds, int
 		const struct timing *t = &timings[i];
 		if (!t->calls)
 			continue;
-		printf("%-20s %6u %10.2f %6.1f%%", names[i], t->calls / (unsigned)passes, t->seconds / passes * 1e3, 100 * t->seconds / total);
+		printf("%-20s %6u %10.2f %6.1f%%", names[i], t->calls / (unsigned)passes, t->seconds / passes * 1e3,
+			100 * t->seconds / total);
 		if (t->flop > 0)
 			printf(" %9.1f %6.1f%%", t->flop / t->seconds / 1e9, peak_flops > 0 ? 100 * t->flop / t->seconds / peak_flops : 0);
 		printf("\n");
@@ -357,7 +361,8 @@ static void report(const char *what, const struct model *m, double *seconds, int
 
 static void bench(const char *what, struct model *m, int passes, double peak_flops)
 {
-	uint32_t length = m->T / m->sequences, *tokens = calloc(m->T, 4), *positions = calloc(m->T, 4), *starts = calloc(m->sequences + 1, 4);
+	uint32_t length = m->T / m->sequences, *tokens = calloc(m->T, 4), *positions = calloc(m->T, 4),
+		*starts = calloc(m->sequences + 1, 4);
 	double *seconds = calloc((size_t)passes, sizeof *seconds);
 	for (uint32_t t = 0; t < m->T; t++) {
 		tokens[t] = t * 7919u % m->s->V;
@@ -365,7 +370,8 @@ static void bench(const char *what, struct model *m, int passes, double peak_flo
 	}
 	for (uint32_t i = 0; i <= m->sequences; i++)
 		starts[i] = i * length;
-	struct layout layout = {.n_positions = m->T, .n_sequences = m->sequences, .tokens = tokens, .positions = positions, .starts = starts};
+	struct layout layout = {.n_positions = m->T, .n_sequences = m->sequences, .tokens = tokens, .positions = positions,
+		.starts = starts};
 	for (int pass = -1; pass < passes; pass++) {
 		double t0 = now();
 		if (pass == 0)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How fast records are encoded and decoded, and how large they are. CSV: values,top_k,rows,bytes_per_entry,encode_M_per_s,decode_M_per_s,check_M_per_s,check_MB_per_s
+// How fast records are encoded and decoded, and how large they are. CSV:
+// values,top_k,rows,bytes_per_entry,encode_M_per_s,decode_M_per_s,check_M_per_s,check_MB_per_s
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>

@@ -91,7 +91,8 @@ static int bench_open(struct bench *b, const struct options *o, struct error *er
 		return r;
 	struct tensor_source source = model_file_source(b->file);
 	const struct architecture *a = model_file_architecture(b->file);
-	if ((r = weights_need(a, o->length, false, &options.need, err)) < 0 || (r = activations_need(a, b->T, false, 0, &options.need, err)) < 0 ||
+	if ((r = weights_need(a, o->length, false, &options.need, err)) < 0 ||
+	    (r = activations_need(a, b->T, false, 0, &options.need, err)) < 0 ||
 	    (r = head_need(a, b->T, false, false, &options.need, err)) < 0 || (r = backend_open(o->device, &options, &b->backend, err)) < 0)
 		return r;
 	if (o->top_k > a->vocab_size)
@@ -210,7 +211,8 @@ static int bench_run(struct bench *b, const struct options *o, struct times *ret
 	int r = all ? bench_passes(b, o, all, all + o->passes, all + 2 * (size_t)o->passes, err) :
 		error_set(err, ERROR_MEMORY, NULL, "no memory for %u passes", o->passes);
 	if (r == 0)
-		*ret = (struct times){median(all, o->passes), median(all + o->passes, o->passes), median(all + 2 * (size_t)o->passes, o->passes)};
+		*ret = (struct times){median(all, o->passes), median(all + o->passes, o->passes),
+			median(all + 2 * (size_t)o->passes, o->passes)};
 	free(all);
 	return r;
 }
@@ -219,9 +221,10 @@ static void print_row(const struct bench *b, const struct options *o, const stru
 {
 	struct rusage used;
 	getrusage(RUSAGE_SELF, &used);
-	puts("device,numeric,description,sequences,length,top_k,full,passes,tokens_per_s,seconds,head_seconds,product_seconds,device_mib,peak_rss_mib");
-	printf("%s,%s,\"%s\",%u,%u,%u,%d,%u,%.1f,%.5f,%.5f,%.5f,%llu,%ld\n", b->backend->ops->name, b->backend->numeric, b->backend->description,
-	       o->sequences, o->length, o->top_k, o->full, o->passes, b->T / t->pass, t->pass, t->head, t->product,
+	puts("device,numeric,description,sequences,length,top_k,full,passes,tokens_per_s,seconds,head_seconds,product_seconds,"
+	     "device_mib,peak_rss_mib");
+	printf("%s,%s,\"%s\",%u,%u,%u,%d,%u,%.1f,%.5f,%.5f,%.5f,%llu,%ld\n", b->backend->ops->name, b->backend->numeric,
+	       b->backend->description, o->sequences, o->length, o->top_k, o->full, o->passes, b->T / t->pass, t->pass, t->head, t->product,
 	       (unsigned long long)(b->backend->memory_bytes >> 20), used.ru_maxrss / 1024);
 }
 

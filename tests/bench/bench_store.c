@@ -144,7 +144,8 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: bench_store DIRECTORY [RECORD_TOKENS TOP_K N_RECORDS [none|flushed|durable|asked]]\n");
 		return 2;
 	}
-	uint32_t n_tokens = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 0) : 512, top_k = argc > 2 ? (uint32_t)strtoul(argv[3], NULL, 0) : 64;
+	uint32_t n_tokens = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 0) : 512,
+		top_k = argc > 2 ? (uint32_t)strtoul(argv[3], NULL, 0) : 64;
 	size_t n = argc > 2 ? strtoul(argv[4], NULL, 0) : 2000, n_bytes = 0;
 	struct record **records = calloc(n ? n : 1, sizeof *records);
 	if (!records || !n)

@@ -69,8 +69,8 @@ static int answer_make(uint32_t seed, struct record_rows **ret, struct error *er
 
 static int bench(struct student *s, struct record_rows *const *answers, int steps, struct error *err)
 {
-	struct optimizer_options o = {.learning_rate = 1e-4, .min_ratio = 1, .steps = (uint64_t)steps, .beta1 = .9, .beta2 = .95, .epsilon = 1e-8,
-				      .weight_decay = .1, .clip = 1};
+	struct optimizer_options o = {.learning_rate = 1e-4, .min_ratio = 1, .steps = (uint64_t)steps, .beta1 = .9, .beta2 = .95,
+				      .epsilon = 1e-8, .weight_decay = .1, .clip = 1};
 	double best = 1e9, total = 0, best_processor = 1e9, optimizer_seconds = 0, norm;
 	struct optimizer *optimizer = NULL;
 	int r = optimizer_new(&o, student_weights(s), &optimizer, err);
@@ -95,8 +95,8 @@ static int bench(struct student *s, struct record_rows *const *answers, int step
 	}
 	struct rusage used;
 	getrusage(RUSAGE_SELF, &used);
-	printf("device,parameters,tokens_per_step,top_k,steps,tokens_per_second,best_tokens_per_second,optimizer_ms,activation_mib,peak_mib,"
-	       "tokens_per_processor_second\n");
+	printf("device,parameters,tokens_per_step,top_k,steps,tokens_per_second,best_tokens_per_second,optimizer_ms,activation_mib,"
+	       "peak_mib,tokens_per_processor_second\n");
 	printf("\"%s\",%llu,%d,%d,%d,%.0f,%.0f,%.1f,%.1f,%.1f,%.1f\n", student_device(s),
 	       (unsigned long long)architecture_n_parameters(&architecture), BATCH * LENGTH, TOP_K, steps, steps * BATCH * LENGTH / total,
 	       BATCH * LENGTH / best, 1000 * optimizer_seconds / steps, (double)student_activation_bytes(s) / (1 << 20),
@@ -118,7 +118,8 @@ static int objective_make(const char *loss, struct objective **ret, struct error
 
 static enum backend_numeric numeric_of(const char *precision)
 {
-	return strcmp(precision, "f32") == 0 ? BACKEND_NUMERIC_F32 : strcmp(precision, "bf16") == 0 ? BACKEND_NUMERIC_BF16 : BACKEND_NUMERIC_AUTO;
+	return strcmp(precision, "f32") == 0 ? BACKEND_NUMERIC_F32 : strcmp(precision, "bf16") == 0 ? BACKEND_NUMERIC_BF16
+		: BACKEND_NUMERIC_AUTO;
 }
 
 int main(int argc, char **argv)
@@ -129,8 +130,9 @@ int main(int argc, char **argv)
 	struct objective *objective = NULL;
 	int r = objective_make(argc > 5 ? argv[5] : "both", &objective, &err);
 	struct student_options o = {.device = argc > 1 ? argv[1] : "cpu", .n_threads = argc > 2 ? (uint32_t)atoi(argv[2]) : 0,
-				    .numeric = numeric_of(argc > 6 ? argv[6] : "auto"), .sequence_length = LENGTH, .micro_batch = BATCH, .top_k = TOP_K,
-				    .n_arrays = 2, .seed = 1, .recompute = argc > 4 ? (uint32_t)atoi(argv[4]) : 0, .objective = objective};
+				    .numeric = numeric_of(argc > 6 ? argv[6] : "auto"), .sequence_length = LENGTH, .micro_batch = BATCH,
+				    .top_k = TOP_K, .n_arrays = 2, .seed = 1, .recompute = argc > 4 ? (uint32_t)atoi(argv[4]) : 0,
+				    .objective = objective};
 	for (uint32_t i = 0; r == 0 && i < BATCH; i++)
 		r = answer_make(i, &answers[i], &err);
 	r = r ? r : student_open(&o, &architecture, NULL, &s, &err);

@@ -84,7 +84,8 @@ static struct sample sample_new(uint32_t n_rows, uint32_t k, enum query_values v
 	must(tokens.tokens != NULL, "no memory");
 	for (uint32_t i = 0; i < n_rows; i++)
 		tokens.tokens[i] = next() % VOCABULARY;
-	must(query_check(&q, &tokens, &limits, "", NULL) == 0 && record_rows_new(&teacher, VOCABULARY, &tokens, &q, &s.rows, NULL) == 0, "rows");
+	must(query_check(&q, &tokens, &limits, "", NULL) == 0 &&
+		record_rows_new(&teacher, VOCABULARY, &tokens, &q, &s.rows, NULL) == 0, "rows");
 	for (uint32_t row = 0; row < n_rows; row++)
 		fill(s.rows, row);
 	sequence_done(&tokens);
@@ -374,8 +375,8 @@ static void measure(const char *name, struct sample *s, step_fn *encode, step_fn
 {
 	double n = s->rows->n_rows, entries = n * s->rows->query.top_k;
 	double made = least(s, encode), read = least(s, decode);
-	printf("%s,%" PRIu32 ",%.0f,%.1f,%.3f,%.3f,%.3f\n", name, s->rows->query.top_k, n, (double)s->n_bytes / n, (double)s->n_bytes / entries,
-	       made / n * 1e6, read / n * 1e6);
+	printf("%s,%" PRIu32 ",%.0f,%.1f,%.3f,%.3f,%.3f\n", name, s->rows->query.top_k, n, (double)s->n_bytes / n,
+	       (double)s->n_bytes / entries, made / n * 1e6, read / n * 1e6);
 	fflush(stdout);
 }
 
@@ -410,7 +411,8 @@ static void measure_narrow(void)
 	       (made + read) * 1e3, s.n_bytes);
 	printf("#   with frame and record checks: ");
 	made = least(&s, short_encode), read = least(&s, short_decode);
-	printf("encode %.3f ms, decode %.3f ms, together %.3f ms, %zu bytes (short)\n", made * 1e3, read * 1e3, (made + read) * 1e3, s.n_bytes);
+	printf("encode %.3f ms, decode %.3f ms, together %.3f ms, %zu bytes (short)\n", made * 1e3, read * 1e3,
+		(made + read) * 1e3, s.n_bytes);
 	sample_done(&s);
 }
 

@@ -198,8 +198,8 @@ static int run_generate(const struct suite_case *c, const uint8_t *body, size_t 
 	if (r)
 		return r;
 	const struct { const char *name; uint32_t value; } numbers[] = {
-		{"flags", m.flags}, {"deadline_ms", m.deadline_ms}, {"n", m.n}, {"first_sample", m.first_sample}, {"max_tokens", m.max_tokens},
-		{"rows", m.rows}, {"top_k", m.top_k},
+		{"flags", m.flags}, {"deadline_ms", m.deadline_ms}, {"n", m.n}, {"first_sample", m.first_sample},
+		{"max_tokens", m.max_tokens}, {"rows", m.rows}, {"top_k", m.top_k},
 	};
 	const struct { const char *name; float value; } floats[] = {
 		{"temperature", m.temperature}, {"top_p", m.top_p}, {"min_p", m.min_p}, {"typical_p", m.typical_p}};
@@ -252,7 +252,8 @@ static int run_tokens(const struct suite_case *c, const uint8_t *body, size_t n,
 // Header, checksum, body; *ret_same is false when an encoder makes other bytes.
 static int run_frame(const struct suite_case *c, bool *ret_same, struct error *err)
 {
-	static int (*const body_of[FRAME_TOKENS + 1])(const struct suite_case *, const uint8_t *, size_t, struct writer *, struct error *) = {
+	static int (*const body_of[FRAME_TOKENS + 1])(const struct suite_case *, const uint8_t *, size_t, struct writer *,
+		struct error *) = {
 		[FRAME_HELLO] = run_hello, [FRAME_WELCOME] = run_welcome, [FRAME_SCORE] = run_score, [FRAME_ANSWER] = run_answer,
 		[FRAME_ERROR] = run_error, [FRAME_CALL] = run_call, [FRAME_REPLY] = run_reply,
 		[FRAME_GENERATE] = run_generate, [FRAME_TOKENS] = run_tokens,

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // An allocator that runs out on command, for any program, by LD_PRELOAD. KD_MALLOC_FAULT names a file of 40 bytes that the tester maps too
 // (struct control): it arms the n-th allocation from then on, and sees whether it came to that and how many blocks are held.
-// Its one complication: libraries that abort without memory by design (OpenMP, C++ and what is written in it, CUDA, the loader) are spared, by the
-// address that calls; they allocate per thread or at start, not per question.
+// Its one complication: libraries that abort without memory by design (OpenMP, C++ and what is written in it, CUDA, the loader) are spared,
+// by the address that calls; they allocate per thread or at start, not per question.
 #include <dlfcn.h>
 #include <errno.h>
 #include <execinfo.h>
@@ -49,8 +49,8 @@ void *aligned_alloc(size_t alignment, size_t n);
 
 static bool is_spared_name(const char *path)
 {
-	static const char *const names[] = {"libgomp", "libstdc++", "libdnnl", "libmpi", "libopen-", "libpmix", "libhwloc", "libcu", "libnccl",
-		"ld-linux"};
+	static const char *const names[] = {
+		"libgomp", "libstdc++", "libdnnl", "libmpi", "libopen-", "libpmix", "libhwloc", "libcu", "libnccl", "ld-linux"};
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 		if (strstr(path, names[i]))
 			return true;

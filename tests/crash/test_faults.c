@@ -51,8 +51,8 @@ static void expect_kept(const char *d, const struct ack *acks)
 	store_close(s);
 }
 
-// Appends everything with the armed fault in the way, of small ones the first half one at a time, the rest in a burst. Returns how many were
-// refused.
+// Appends everything with the armed fault in the way, of small ones the first half one at a time, the rest in a burst. Returns how many
+// were refused.
 static unsigned run(const char *d, struct ack acks[])
 {
 	unsigned n_failed = 0;
@@ -108,8 +108,8 @@ static void try_everywhere(enum fault_kind kind, int result, long part, uint64_t
 		reached = fault_n_injected() > 0;
 		fault_disarm();
 		if (n_failed && result != -ENOSPC && result != -EDQUOT && n_times == 1)
-			fail_msg("kind %d, operation %u, result %d, part %ld: %u refused, though the fault passed", (int)kind, nth, result, part,
-				 n_failed);
+			fail_msg("kind %d, operation %u, result %d, part %ld: %u refused, though the fault passed", (int)kind, nth, result,
+				 part, n_failed);
 		expect_kept(d, acks);
 		fixture_remove(d);
 	}

@@ -61,9 +61,10 @@ static void run(const char *directory, uint64_t seed)
 			bool durable = mix(&state) % 3 > 0;
 			void *arg = durable ? (void *)(uintptr_t)i : (void *)&n_over;
 			n_other += !durable;
-			assert_int_equal(store_append(s, records[i], durable ? STORE_DURABLE : STORE_FLUSHED, durable ? on_durable : on_other, arg,
-						      NULL), 0);
-			while (k == 0 && fixture_stats(s).queued_bytes && !recorder_waiting())        // the first alone, the others together
+			assert_int_equal(store_append(s, records[i], durable ? STORE_DURABLE : STORE_FLUSHED,
+						      durable ? on_durable : on_other, arg, NULL), 0);
+			// the first alone, the others together
+			while (k == 0 && fixture_stats(s).queued_bytes && !recorder_waiting())
 				usleep(20);
 		}
 		recorder_hold(false);
@@ -119,7 +120,8 @@ static void expect_image(size_t at, uint64_t seed, uint64_t run_seed)
 	for (unsigned i = 0; i < N_RECORDS; i++)
 		n_owed += owed[i];
 	if (rc < 0 && (n_owed || rc != -EBADMSG))
-		fail_msg("KD_SEED=%llu, cut at %zu, image %llu: %s", (unsigned long long)run_seed, at, (unsigned long long)seed, err.message);
+		fail_msg("KD_SEED=%llu, cut at %zu, image %llu: %s", (unsigned long long)run_seed, at,
+			(unsigned long long)seed, err.message);
 	for (unsigned i = 0; rc == 0 && i < N_RECORDS; i++) {
 		int found = fixture_expect(s, records[i]);
 		if (found == -EILSEQ || (owed[i] && found))

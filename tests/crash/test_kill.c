@@ -165,7 +165,8 @@ static uint64_t expect_prefix(struct store *s, uint64_t first, const struct acks
 		if (rc == -ENOENT && n >= last_acked)
 			break;
 		if (rc != 0)
-			fail_msg("record %llu (acknowledged up to %llu): %s", (unsigned long long)n, (unsigned long long)last_acked, strerror(-rc));
+			fail_msg("record %llu (acknowledged up to %llu): %s", (unsigned long long)n,
+				(unsigned long long)last_acked, strerror(-rc));
 	}
 	for (uint64_t k = n + 1; k < n + 50; k++) {
 		struct record *r = numbered(k);
@@ -247,8 +248,8 @@ static void no_acknowledged_record_is_lost_to_kill_9(void **state)
 			account(d, number, &a, &t);
 			free(a.numbers);
 		}
-		print_message("%llu acknowledged, %llu kept, %llu torn tails\n", (unsigned long long)t.n_acked, (unsigned long long)t.n_kept,
-			      (unsigned long long)t.n_cut);
+		print_message("%llu acknowledged, %llu kept, %llu torn tails\n", (unsigned long long)t.n_acked,
+			      (unsigned long long)t.n_kept, (unsigned long long)t.n_cut);
 		assert_true(t.n_acked >= n_kills / 10);       // the writers got to write
 		fixture_remove(d);
 	}

@@ -126,7 +126,8 @@ static void every_truncation_keeps_exactly_the_whole_records(void **state)
 		unsigned whole = 0;
 		uint64_t end = SHARD_HEADER_BYTES;
 		for (size_t n = 0; n <= m->n; n++) {
-			uint64_t next = whole < m->n_records ? m->frames[whole].offset + shard_frame_size(m->frames[whole].record_bytes) : 0;
+			uint64_t next = whole < m->n_records
+				? m->frames[whole].offset + shard_frame_size(m->frames[whole].record_bytes) : 0;
 			if (next && n >= next) {
 				whole++;
 				end = next;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// sharing ADDRESS THREADS ROUNDS: threads share one connection, some asking for much, some for little. Every answer is compared with the bytes
-// that the same question got alone; the exit status is 1 when any was wrong. KDSERVED_CA: whom to trust, with tls.
+// sharing ADDRESS THREADS ROUNDS: threads share one connection, some asking for much, some for little. Every answer is compared with the
+// bytes that the same question got alone; the exit status is 1 when any was wrong. KDSERVED_CA: whom to trust, with tls.
 #include <err.h>
 #include <pthread.h>
 #include <stdatomic.h>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // storm ADDRESS CONNECTIONS REQUESTS SEED: many connections at once, mixed questions, cancels, deadlines and disconnects. Every answer is
-// compared with the bytes that the same question got alone. KDSERVED_CA: whom to trust, with tls. Prints one JSON object; the exit status is 1 when any answer was wrong.
+// compared with the bytes that the same question got alone. KDSERVED_CA: whom to trust, with tls. Prints one JSON object; the exit status
+// is 1 when any answer was wrong.
 #include <err.h>
 #include <inttypes.h>
 #include <poll.h>

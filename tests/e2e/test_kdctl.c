@@ -60,24 +60,26 @@ static void wrong_usage_is_one_line_and_2(void **state)
 		{"score", "one FILE is expected"}, {"score a b", "one FILE is expected"}, {"score --length 0 a", "--length 0"},
 		{"score --length 1.5 a", "--length 1.5"}, {"score --top-k x a", "--top-k x"},
 		{"score --values f8 a", "f32, f16 or u8 is expected"}, {"score --temperatures 1,0 a", "--temperatures 1,0"},
-		{"score --length", "value is missing"}, {"score --frob a", "--frob"}, {"score --format pdf a", "text, jsonl, u16, u32 or npy"},
-		{"score --top-mass 2 a", "--top-mass 2"}, {"score --draws 0 a", "--draws 0"}, {"score --tau 0 a", "--tau 0"},
-		{"score --seed -1 a", "--seed -1"}, {"score --seed 1.5 a", "--seed 1.5"}, {"score --gather 1,x a", "--gather 1,x"},
-		{"score --gather , a", "there are no ids"}, {"score --keep -3 a", "--keep -3"}, {"score --features hid:1 a", "--features hid:1"},
+		{"score --length", "value is missing"}, {"score --frob a", "--frob"},
+		{"score --format pdf a", "text, jsonl, u16, u32 or npy"}, {"score --top-mass 2 a", "--top-mass 2"},
+		{"score --draws 0 a", "--draws 0"}, {"score --tau 0 a", "--tau 0"}, {"score --seed -1 a", "--seed -1"},
+		{"score --seed 1.5 a", "--seed 1.5"}, {"score --gather 1,x a", "--gather 1,x"}, {"score --gather , a", "there are no ids"},
+		{"score --keep -3 a", "--keep -3"}, {"score --features hid:1 a", "--features hid:1"},
 		{"score --features hidden a", "--features hidden"}, {"score --features final:1 a", "--features final:1"},
 		{"score --features q:x a", "--features q:x"}, {"score --pooling max a", "none, mean or last"},
-		{"score --feature-values u8 a", "f32, f16 or bf16"}, {"score --first x a", "--first x"}, {"score --last 1e12 a", "--last 1e12"},
-		{"score --batch 0 a", "--batch 0"}, {"score --in-flight 0 a", "--in-flight 0"}, {"score --deadline 0 a", "--deadline 0"},
-		{"score --resume a", "--resume needs --records or --output"}, {"score --records x --output y a", "exclude each other"},
+		{"score --feature-values u8 a", "f32, f16 or bf16"}, {"score --first x a", "--first x"},
+		{"score --last 1e12 a", "--last 1e12"}, {"score --batch 0 a", "--batch 0"}, {"score --in-flight 0 a", "--in-flight 0"},
+		{"score --deadline 0 a", "--deadline 0"}, {"score --resume a", "--resume needs --records or --output"},
+		{"score --records x --output y a", "exclude each other"},
 		{"score --records x --resume --overwrite a", "exclude each other"}, {"score --no-store --durable a", "exclude each other"},
 		{"score --temperatures 2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17 a", "more than 16"},
-		{"generate", "--prompt TEXT is expected"},
-		{"generate --prompt x --tokens -1", "-1: not a number"}, {"generate --prompt x --top-p 2", "2: not a number"},
-		{"generate --prompt x --seed", "value is missing"}, {"generate --prompt x more", "--prompt TEXT is expected"}, {"train", "one RUN.conf is expected"},
-		{"train --name ../x a", "--name ../x"},
-		{"runs a b", "plot ID is expected"}, {"store", "are expected"}, {"store ls", "a DIR is expected"}, {"store cat a b c", "a DIR is expected"},
-		{"store frob /tmp", "frob: ls, cat, "}, {"store verify --threads 0 /tmp", "--threads 0"}, {"store verify --frob", "--frob"},
-		{"store compact", "a DIR is expected"}, {"store compact --shard 3 /tmp", "--shard 3"}, {"store compact --threads x /tmp", "--threads x"},
+		{"generate", "--prompt TEXT is expected"}, {"generate --prompt x --tokens -1", "-1: not a number"},
+		{"generate --prompt x --top-p 2", "2: not a number"}, {"generate --prompt x --seed", "value is missing"},
+		{"generate --prompt x more", "--prompt TEXT is expected"}, {"train", "one RUN.conf is expected"},
+		{"train --name ../x a", "--name ../x"}, {"runs a b", "plot ID is expected"}, {"store", "are expected"},
+		{"store ls", "a DIR is expected"}, {"store cat a b c", "a DIR is expected"}, {"store frob /tmp", "frob: ls, cat, "},
+		{"store verify --threads 0 /tmp", "--threads 0"}, {"store verify --frob", "--frob"}, {"store compact", "a DIR is expected"},
+		{"store compact --shard 3 /tmp", "--shard 3"}, {"store compact --threads x /tmp", "--threads x"},
 		{"store merge /tmp", "at least one other"}, {"store merge /tmp /tmp/.", "is the directory to merge into"},
 		{"store prune /tmp", "--max-bytes, --older-than or both"}, {"store prune --max-bytes 0 /tmp", "--max-bytes 0"},
 		{"store prune --older-than 3y /tmp", "--older-than 3y"}, {"store prune --max-bytes 99999999999T /tmp", "--max-bytes"},
@@ -156,10 +158,11 @@ static void answer_generate(struct fake_server *s, uint64_t id, const struct fra
 		uint8_t body[256];
 		struct writer w = writer_init(body, sizeof body);
 		const char *text = i / m->n ? " la" : "la";
-		struct frame_tokens t = {.index = i % m->n, .flags = i / m->n == 2 ? FRAME_TOKENS_LAST : 0, .first = i / m->n, .n = 1, .tokens = la,
-			.logprobs = number, .sampled_logprobs = number, .lse = number, .text = text, .text_bytes = (uint32_t)strlen(text),
-			.finish = m->n_stops ? FRAME_FINISH_STOP : FRAME_FINISH_LENGTH, .stop_id = FRAME_TOKENS_NONE,
-			.stop = m->n_stops ? m->n_stops - 1 : FRAME_TOKENS_NONE, .seed = m->flags & FRAME_GENERATE_SEED ? m->seed : 9};
+		struct frame_tokens t = {.index = i % m->n, .flags = i / m->n == 2 ? FRAME_TOKENS_LAST : 0, .first = i / m->n, .n = 1,
+			.tokens = la, .logprobs = number, .sampled_logprobs = number, .lse = number, .text = text,
+			.text_bytes = (uint32_t)strlen(text), .finish = m->n_stops ? FRAME_FINISH_STOP : FRAME_FINISH_LENGTH,
+			.stop_id = FRAME_TOKENS_NONE, .stop = m->n_stops ? m->n_stops - 1 : FRAME_TOKENS_NONE,
+			.seed = m->flags & FRAME_GENERATE_SEED ? m->seed : 9};
 		frame_tokens_encode(&t, &w);
 		fake_server_send(s, FRAME_TOKENS, id, body, w.position);
 	}
@@ -267,8 +270,9 @@ static void broken_input_is_one_line_and_1(void **state)
 	(void)state;
 	const struct { const char *options, *text, *want; } cases[] = {
 		{"", "", "there is nothing to score"}, {"", "\xff\xfe", "not UTF-8 between bytes 0 and 2"},
-		{"--lines", "{\"tokens\":[1]}\n{\"text\":1}\n", "line 2: {\"text\":\"...\"} or"}, {"--lines", "{\"tokens\":[-1]}\n", "not a token id"},
-		{"--lines", "{\"tokens\":[1.5]}\n", "not a token id"}, {"--lines", "[]\n", "line 1: "}, {"--lines", "{\n", "line 1: "},
+		{"--lines", "{\"tokens\":[1]}\n{\"text\":1}\n", "line 2: {\"text\":\"...\"} or"},
+		{"--lines", "{\"tokens\":[-1]}\n", "not a token id"}, {"--lines", "{\"tokens\":[1.5]}\n", "not a token id"},
+		{"--lines", "[]\n", "line 1: "}, {"--lines", "{\n", "line 1: "},
 		{"--lines", "{\"text\":\"x\",\"tokens\":[1]}\n", "line 1: "}, {"--lines", "\n", "there is nothing to score"},
 		{"--lines", "{\"tokens\":[1,2],\"spans\":[[1]]}\n", "line 1: spans: [[begin,end],..]"},
 		{"--lines", "{\"tokens\":[1,2],\"spans\":[[1,9]]}\n", "sequence 0: spans[0]"},
@@ -278,8 +282,9 @@ static void broken_input_is_one_line_and_1(void **state)
 		{"--lines", "{\"tokens\":[1,2],\"first\":\"a\"}\n", "line 1: first: not a position"},
 		{"--lines", "{\"tokens\":[1,2],\"first\":2}\n", "sequence 0: first"},
 		{"--lines --length 1", "{\"tokens\":[1,2],\"first\":0}\n", "2 tokens are more than --length 1"},
-		{"--format u16", "abc", "it ends in the middle of a number"}, {"--format u32", "\x01\xff\xff\xff", "outside the vocabulary"},
-		{"--format npy", "abc", "this is not a NumPy file"}, {"--format npy", "\x93NUMPY\x01\x01\xff", "this is not a NumPy file"},
+		{"--format u16", "abc", "it ends in the middle of a number"},
+		{"--format u32", "\x01\xff\xff\xff", "outside the vocabulary"}, {"--format npy", "abc", "this is not a NumPy file"},
+		{"--format npy", "\x93NUMPY\x01\x01\xff", "this is not a NumPy file"},
 		{"--format npy", "\x93NUMPY\x01\x01\x10\x10{", "header is cut short"},
 		{"--gather @/nonexistent/ids", "x", "/nonexistent/ids"}, {"--records /nonexistent/r", "x", "/nonexistent/r"},
 	};
@@ -298,7 +303,8 @@ static void continues_a_text(void **state)
 	expect(run_with_server("generate --prompt hum --tokens 3 --temperature 0"), 0, "la la la\n");
 	expect(run_with_server("generate --prompt hum --samples 2"), 0, "la la la\n---\nla la la\n---\n");
 	expect(run_with_server("--json generate --prompt hum --seed 4 --stop x --stop y"), 0,
-	       "{\"sample\":0,\"tokens\":[0,0,0],\"text\":\"la la la\",\"logprobs\":[-0.5,-0.5,-0.5],\"finish\":\"stop\",\"stop\":\"y\",\"seed\":4}\n");
+	       "{\"sample\":0,\"tokens\":[0,0,0],\"text\":\"la la la\","
+	       "\"logprobs\":[-0.5,-0.5,-0.5],\"finish\":\"stop\",\"stop\":\"y\",\"seed\":4}\n");
 	expect(run_with_server("--json generate --prompt hum --samples 2"), 0, "\"finish\":\"length\",\"seed\":9}\n{\"sample\":1,");
 }
 
@@ -419,7 +425,8 @@ static void looks_into_a_store(void **state)
 	expect(o, 0, "\"teachers\":[{");
 	expect(run_store("store stat --server unix:/nonexistent/socket", directory, ""), 1, "/nonexistent/socket");
 	expect(run_store("store prune --older-than 1w --max-bytes 1", directory, ""), 0, "0 shards (0 bytes) removed, 1 (");
-	expect(run_store("store prune --json --dry-run --max-bytes 1G", directory, ""), 0, "{\"summary\":{\"shards\":0,\"bytes\":0,\"left_shards\":1,");
+	expect(run_store("store prune --json --dry-run --max-bytes 1G", directory, ""), 0,
+		"{\"summary\":{\"shards\":0,\"bytes\":0,\"left_shards\":1,");
 	damage_store(directory);
 	o = run_store("store verify --json", directory, "");
 	expect(o, 1, "{\"damage\":{\"place\":\"00000000.shard:");

@@ -30,8 +30,8 @@ static enum teacher_state open_teacher(struct teacher **ret, const char *model, 
 	int fd = eventfd(0, 0);
 	struct teacher_source source = {.name = "teacher", .path = path};
 	struct teacher_options options = {.sources = &source, .n_sources = 1, .device = device, .numeric = "f32", .n_threads = 1,
-		.max_tokens = 64, .batch_tokens = 256, .max_top_k = 64, .max_gather = 1, .max_draws = 1, .cache_tokens = 512, .max_generating = 2,
-		.generate_batch = 64, .canary_directory = *directory ? directory : NULL, .canary_reference = reference,
+		.max_tokens = 64, .batch_tokens = 256, .max_top_k = 64, .max_gather = 1, .max_draws = 1, .cache_tokens = 512,
+		.max_generating = 2, .generate_batch = 64, .canary_directory = *directory ? directory : NULL, .canary_reference = reference,
 		.event_fd = fd};
 	assert_int_equal(teacher_open(&options, ret, err), 0);
 	teacher_set_canary_interval(*ret, interval_ms);

@@ -60,9 +60,9 @@ static void example_draw(struct example *x, uint32_t position, double tau, uint3
 	struct draw_key key = draw_key(11, &sequence);
 	for (uint32_t i = 0; i < AT_ONCE; i++) {
 		draw_uniforms(&key, position + i, N_DRAWS, x->uniforms[i]);
-		x->rows[i] = (struct sweep_row){.top_k = head, .n_temperatures = 1, .temperatures = &one, .want_tail = true, .n_draws = N_DRAWS,
-			.draw_tail = head > 0, .draw_tau = tau, .uniforms = x->uniforms[i], .lse = &x->lse[i], .ids = x->top_ids[i],
-			.logits = x->top[i], .drawn = x->drawn[i], .drawn_logits = x->drawn_logits[i]};
+		x->rows[i] = (struct sweep_row){.top_k = head, .n_temperatures = 1, .temperatures = &one, .want_tail = true,
+			.n_draws = N_DRAWS, .draw_tail = head > 0, .draw_tau = tau, .uniforms = x->uniforms[i], .lse = &x->lse[i],
+			.ids = x->top_ids[i], .logits = x->top[i], .drawn = x->drawn[i], .drawn_logits = x->drawn_logits[i]};
 	}
 	x->be->ops->sweep(x->be, x->logits, AT_ONCE, N_IDS, x->rows);
 }
@@ -104,8 +104,10 @@ static void check_mean_gradient(const char *device, double tau, uint32_t head)
 	}
 	for (int j = 0; j < N_IDS; j++) {
 		double mean = sum[j] / N_GRADIENTS, error = sqrt((squares[j] / N_GRADIENTS - mean * mean) / N_GRADIENTS);
-		printf("# %s, tau %g, head %u, id %d: %.6f, exact %.6f, standard error %.6f\n", device, tau, head, j, mean, q_minus_p[j], error);
-		assert_true(fabs(mean - q_minus_p[j]) <= 4 * error + 2e-6);    // the exact numbers have six digits; head ids have no variance
+		printf("# %s, tau %g, head %u, id %d: %.6f, exact %.6f, standard error %.6f\n", device, tau, head, j, mean,
+			q_minus_p[j], error);
+		// the exact numbers have six digits; head ids have no variance
+		assert_true(fabs(mean - q_minus_p[j]) <= 4 * error + 2e-6);
 	}
 	example_close(x);
 }

@@ -37,7 +37,8 @@ static void open_scene(struct scene *s, uint32_t generate_batch)
 	struct error err = {0};
 	golden_path(path, sizeof path, "models/llama");
 	struct teacher_source source = {.name = "teacher", .path = path};
-	struct teacher_options options = {.sources = &source, .n_sources = 1, .device = "cpu", .numeric = "f32", .n_threads = 1, .max_tokens = 256,
+	struct teacher_options options = {
+		.sources = &source, .n_sources = 1, .device = "cpu", .numeric = "f32", .n_threads = 1, .max_tokens = 256,
 		.batch_tokens = 256, .max_top_k = 64, .max_gather = 1, .max_draws = 1, .cache_tokens = 60000, .max_generating = MAX_ACTIVE,
 		.generate_batch = generate_batch, .event_fd = -1};
 	*s = (struct scene){0};

@@ -27,7 +27,8 @@ struct lessons {
 
 static void lessons_read(struct lessons *l, struct golden_file *g)
 {
-	uint32_t *header[] = {&l->n_sequences, &l->length, &l->V, &l->n_steps, &l->n_layers, &l->widths.hidden, &l->widths.q, &l->widths.kv};
+	uint32_t *header[] = {&l->n_sequences, &l->length, &l->V, &l->n_steps, &l->n_layers, &l->widths.hidden,
+		&l->widths.q, &l->widths.kv};
 	struct optimizer_options *o = &l->optimizer;
 	double *numbers[] = {&o->learning_rate, &o->beta1, &o->beta2, &o->epsilon, &o->weight_decay, &o->clip};
 	for (int i = 0; i < 8; i++)
@@ -140,7 +141,8 @@ static void projections_set(struct student *student, struct golden_file *g)
 	free(values);
 }
 
-static struct student *student_new(const struct lessons *l, struct model_file *file, struct objective *o, struct features **ret, uint32_t recompute)
+static struct student *student_new(const struct lessons *l, struct model_file *file, struct objective *o, struct features **ret,
+	uint32_t recompute)
 {
 	char device[] = DEVICE;
 	struct error err = {0};

@@ -82,7 +82,8 @@ static void compare_features(const struct record_rows *r, const struct signals *
 				got[j] = (double)r->features[f][(size_t)i * width + j];
 			double error = relative_error(got, want, width);
 			if (!(error <= bound))
-				fail_msg("kind %d of layer %d, row %u: relative error %.3g", q->features[f].kind, q->features[f].layer, i, error);
+				fail_msg("kind %d of layer %d, row %u: relative error %.3g", q->features[f].kind,
+					q->features[f].layer, i, error);
 		}
 	}
 }
@@ -156,7 +157,8 @@ static void features_leave_other_answers_alone(void **state)
 	plain.top_k = both.top_k = 5;
 	ask_all_features(&both, &g);
 	const struct sequence *s = &g.sequences[3].sequence;
-	struct record_rows *without = engine_ask_one(&e, &plain, s->tokens, s->n_tokens), *with = engine_ask_one(&e, &both, s->tokens, s->n_tokens);
+	struct record_rows *without = engine_ask_one(&e, &plain, s->tokens, s->n_tokens),
+		*with = engine_ask_one(&e, &both, s->tokens, s->n_tokens);
 	assert_memory_equal(with->ids, without->ids, (size_t)s->n_tokens * 5 * sizeof(uint32_t));
 	assert_memory_equal(with->logits, without->logits, (size_t)s->n_tokens * 5 * sizeof(float));
 	compare_features(with, &g, &g.sequences[3], 1e-5);
@@ -172,7 +174,8 @@ static void features_leave_other_answers_alone(void **state)
 static void shared_prefixes_change_no_feature(void **state)
 {
 	(void)state;
-	static const struct engine_sizes sizes = {.n_threads = 2, .batch_tokens = 256, .generate_batch = 64, .cache_tokens = 1024, .max_generating = 4};
+	static const struct engine_sizes sizes = {
+		.n_threads = 2, .batch_tokens = 256, .generate_batch = 64, .cache_tokens = 1024, .max_generating = 4};
 	static const enum query_pooling poolings[] = {QUERY_POOLING_NONE, QUERY_POOLING_MEAN, QUERY_POOLING_LAST};
 	enum { N = 3, LENGTH = 60 };
 	uint32_t tokens[N][LENGTH];

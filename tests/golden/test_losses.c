@@ -111,7 +111,8 @@ static void row_fill(struct record_rows *r, uint32_t row, const struct lessons *
 static struct record_rows *answer(const struct lessons *l, const struct objective *o, uint64_t step, uint32_t i, const uint32_t *own)
 {
 	struct query q;
-	struct query_limits limits = {.max_tokens = l->length, .max_top_k = l->V, .max_gather = l->V, .max_draws = 1000, .vocab_size = l->V};
+	struct query_limits limits = {
+		.max_tokens = l->length, .max_top_k = l->V, .max_gather = l->V, .max_draws = 1000, .vocab_size = l->V};
 	struct sequence s = {l->tokens + (size_t)i * l->length, l->length};
 	struct content_id teacher = {{1}};
 	struct record_rows *r = NULL;
@@ -159,8 +160,8 @@ static struct objective *objective_read(const struct lessons *l, struct golden_f
 	return o;
 }
 
-// bits: of the grid that the student's matrices lie on; 0 = none. On a grid the student is in double precision: a matrix that rounds to another
-// point of it is no rounding error any more.
+// bits: of the grid that the student's matrices lie on; 0 = none. On a grid the student is in double precision: a matrix that rounds to
+// another point of it is no rounding error any more.
 static void method_compare(const struct lessons *l, struct golden_file *g, struct model_file *file, uint32_t bits)
 {
 	char first[128];
@@ -186,7 +187,8 @@ static void method_compare(const struct lessons *l, struct golden_file *g, struc
 			fail_msg("%s, step %u: %.9g, PyTorch %.9g", first, i + 1, last, want);
 		worst = fmax(worst, fabs(last - want) / fabs(want));
 	}
-	printf("# %s%s: after %u steps %.6f, largest relative difference %.1e\n", first, bits == 8 ? " on int8" : bits ? " on int4" : "", l->n_steps, last, worst);
+	printf("# %s%s: after %u steps %.6f, largest relative difference %.1e\n", first, bits == 8 ? " on int8" : bits ? " on int4" : "",
+		l->n_steps, last, worst);
 	optimizer_free(optimizer);
 	student_close(student);
 	objective_free(o);

@@ -128,8 +128,8 @@ static void make(struct backend *be, struct model_file *file, bool training, str
 	struct error err = {0};
 	const struct architecture *a = model_file_architecture(file);
 	struct tensor_source source = model_file_source(file);
-	int r = training ? weights_new_trainable(be, a, 1, MAX_ROWS, &p->weights, &err) : weights_load(be, a, &source, MAX_ROWS, &p->weights,
-			&err);
+	int r = training ? weights_new_trainable(be, a, 1, MAX_ROWS, &p->weights, &err)
+			: weights_load(be, a, &source, MAX_ROWS, &p->weights, &err);
 	r = r ? r : activations_new(p->weights, MAX_ROWS, training, recompute, &p->activations, &err);
 	r = r ? r : head_open(p->weights, MAX_ROWS, &p->head, &err);
 	if (!training) {

@@ -38,8 +38,8 @@ static struct answers *ask(struct golden_model *m)
 	uint32_t tokens[TOKENS], V = model_file_architecture(m->file)->vocab_size;
 	for (uint32_t i = 0; i < TOKENS; i++) {
 		tokens[i] = i * 7919 % V;
-		rows[i] = (struct sweep_row){.top_k = TOP_K, .n_temperatures = 1, .temperatures = &one, .want_entropy = true, .lse = &a->lse[i],
-					     .ids = a->ids[i], .logits = a->logits[i]};
+		rows[i] = (struct sweep_row){.top_k = TOP_K, .n_temperatures = 1, .temperatures = &one, .want_entropy = true,
+					     .lse = &a->lse[i], .ids = a->ids[i], .logits = a->logits[i]};
 	}
 	golden_score(m, tokens, lengths, 3, rows);
 	for (uint32_t i = 0; i < TOKENS; i++)

@@ -141,8 +141,8 @@ static struct worst compare(enum backend_numeric numeric)
 	assert_int_equal(n_texts, 20);
 	for (uint32_t i = 0; i < n_texts; i++)
 		w.logits = fmax(w.logits, compare_text(&m, &g, ids, n_ids, &w));
-	printf("# %s, worst of %u texts: relative logit error %.2e, lse %.2e, own logit %.2e; top-%d: %u of %u ids differ, by at most %.2e\n",
-	       m.backend->numeric, n_texts, w.logits, w.lse, w.own, TOP_K, w.n_swapped, w.n_entries, w.top);
+	printf("# %s, worst of %u texts: relative logit error %.2e, lse %.2e, own logit %.2e; top-%d: %u of %u ids differ, "
+	       "by at most %.2e\n", m.backend->numeric, n_texts, w.logits, w.lse, w.own, TOP_K, w.n_swapped, w.n_entries, w.top);
 	golden_model_close(&m);
 	golden_close(&g);
 	free(ids);

@@ -7,8 +7,8 @@
 #include "tests/golden/golden.h"
 
 static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "train",
-				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window", "train-mistral",
-				    "gemma2", "gemma3", "mixtral", "qwen3-moe",
+				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window",
+				    "train-mistral", "gemma2", "gemma3", "mixtral", "qwen3-moe",
 				    // the same weights under GGUF's names, experts stacked, rows permuted
 				    "gemma3/model.gguf", "mixtral/model.gguf", "gemma2-file/model.gguf", "qwen3-moe-file/model.gguf"};
 #define N_NAMES (sizeof names / sizeof *names)
@@ -91,8 +91,8 @@ static void f32_equals_transformers(void **state)
 		compare(names[i], DEVICE, BACKEND_NUMERIC_F32, 1e-5);
 }
 
-// Width 32 averages less rounding away than a real model does, hence twice the real teacher's bound. Where two experts' scores are within the
-// rounding of bf16 the other one may be chosen, which changes that row more; with all of f32 (above) none is.
+// Width 32 averages less rounding away than a real model does, hence twice the real teacher's bound. Where two experts' scores are within
+// the rounding of bf16 the other one may be chosen, which changes that row more; with all of f32 (above) none is.
 static void the_fast_path_is_close(void **state)
 {
 	(void)state;

@@ -13,7 +13,8 @@
 #define MAX_SUPPORT 8
 
 // `after`: a row's label is so many tokens after it (a masked model: 0, its own).
-struct training { uint32_t after; double w_ce, w_kd, temperature, rate, beta1, beta2, epsilon, decay, max_norm; uint32_t n_support; struct real *moments[2]; };
+struct training { uint32_t after; double w_ce, w_kd, temperature, rate, beta1, beta2, epsilon, decay, max_norm; uint32_t n_support;
+	struct real *moments[2]; };
 
 // One step: the batch, and for each row that has a label what the teacher said.
 struct step {
@@ -92,8 +93,8 @@ static int mixed_loss(void *arg, uint32_t first, uint32_t n, const struct sweep_
 	for (uint32_t i = first; i < first + n; i++) {
 		assert_false(swept[i - first].not_finite);
 		s->loss += row_loss(s, i) / s->n_rows;
-		ret_grad[i - first] = (struct softmax_grad_row){2, s->temperatures, s->lse[i], s->scales[i], s->training->n_support + 1, s->ids[i],
-								s->corrections[i]};
+		ret_grad[i - first] = (struct softmax_grad_row){2, s->temperatures, s->lse[i], s->scales[i], s->training->n_support + 1,
+								s->ids[i], s->corrections[i]};
 	}
 	return 0;
 }
@@ -244,8 +245,8 @@ static void compare(const char *name, const char *device, enum backend_numeric n
 	for (uint32_t i = 1; i <= n_steps; i++) {
 		step_read(s, &t, &g);
 		double norm = take_step(&m, s);
-		printf("# %s on %s step %u: loss %.9f (PyTorch %.9f), gradient norm %.6f (%.6f)\n", name, device, i, s->loss, s->want_loss, norm,
-		       s->want_norm);
+		printf("# %s on %s step %u: loss %.9f (PyTorch %.9f), gradient norm %.6f (%.6f)\n", name, device, i, s->loss, s->want_loss,
+		       norm, s->want_norm);
 		assert_true(fabs(s->loss - s->want_loss) <= b.loss * fabs(s->want_loss));
 		assert_true(fabs(norm - s->want_norm) <= b.norm * s->want_norm);
 		if (i == 1)

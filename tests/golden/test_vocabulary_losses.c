@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Twenty steps of training on a teacher with another tokenizer, against PyTorch with automatic differentiation: losses equal to 4 digits. The
-// worker's own path: the teacher's tokens become the student's, both meet at shared bytes, spans are merged. make_vocabulary.py says what the
-// file holds.
+// Twenty steps of training on a teacher with another tokenizer, against PyTorch with automatic differentiation: losses equal to 4 digits.
+// The worker's own path: the teacher's tokens become the student's, both meet at shared bytes, spans are merged. make_vocabulary.py says
+// what the file holds.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -62,7 +62,8 @@ void head_norm_backward_matches_ref(void **state)
 		uint32_t T = lengths[i / (N_SHAPES - 1)], D = s->head_size;
 		pair_reset(p, i + 1);
 		pair_begin(p, T, 5);
-		struct twin_act x = twin_act_random(p, T * row_width(s), 2), dy = twin_act_random(p, x.n, 1), dx = twin_act_poisoned(p, x.n);
+		struct twin_act x = twin_act_random(p, T * row_width(s), 2), dy = twin_act_random(p, x.n, 1),
+			dx = twin_act_poisoned(p, x.n);
 		struct twin q_gain = twin_random(p, D, 1), k_gain = twin_random(p, D, 1);
 		struct twin dq_gain = twin_random(p, D, 1), dk_gain = twin_random(p, D, 1);
 		double spread = sqrt((double)T * s->n_heads);

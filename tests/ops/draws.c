@@ -136,7 +136,8 @@ static void check_draws(struct pair *p, struct twin logits, uint32_t n, uint32_t
 		backends[b]->ops->sweep(backends[b], arrays[b], n, V, rows);
 		assert_int_equal(backend_sync(backends[b], NULL), 0);
 		for (uint32_t i = 0; i < n; i++) {
-			backends[b]->ops->real_read(backends[b], d[i].z, backends[b]->ops->real_at((struct real *)arrays[b], (size_t)i * V), V);
+			backends[b]->ops->real_read(backends[b], d[i].z,
+				backends[b]->ops->real_at((struct real *)arrays[b], (size_t)i * V), V);
 			d[i].row = rows[i];
 			assert_drawn(&d[i]);
 			drawn_done(&d[i]);
@@ -246,7 +247,8 @@ void mixtures_match_ref(void **state)
 		size_t size = (size_t)n * V;
 		double lse[64];
 		pair_reset(p, s);
-		struct twin a = twin_random(p, size, 10), b = twin_random(p, size, 10), sum = twin_poisoned(p, size), mean = twin_poisoned(p, size);
+		struct twin a = twin_random(p, size, 10), b = twin_random(p, size, 10), sum = twin_poisoned(p, size),
+			mean = twin_poisoned(p, size);
 		for (int be = 0; be < 2; be++) {
 			struct backend *on = be ? p->be : p->ref;
 			on->ops->mix(on, be ? sum.be : sum.ref, false, be ? a.be : a.ref, 1, NULL, n, V);
@@ -259,7 +261,8 @@ void mixtures_match_ref(void **state)
 			p->ref->ops->mix(p->ref, mean.ref, term > 0, x.ref, term ? 0.3 : 0.7, lse, n, V);
 			p->be->ops->mix(p->be, mean.be, term > 0, x.be, term ? 0.3 : 0.7, lse, n, V);
 		}
-		assert_twin(p, "mean of probabilities", mean, (struct bound){1e-37, 64 * EPS_F32});    // e^(x - lse) with |x - lse| up to 40
+		// e^(x - lse) with |x - lse| up to 40
+		assert_twin(p, "mean of probabilities", mean, (struct bound){1e-37, 64 * EPS_F32});
 		p->ref->ops->mix_log(p->ref, mean.ref, n, V);
 		p->be->ops->mix_log(p->be, mean.be, n, V);
 		assert_twin(p, "logarithm of a mean", mean, (struct bound){64 * EPS_F32, 4 * EPS_F32});
@@ -270,8 +273,9 @@ void mixtures_match_ref(void **state)
 void mixtures_keep_what_is_not_a_number(void **state)
 {
 	struct pair *p = *state;
-	static const float values[] = {0, 1e-44f, 1e-38f, 1.1754944e-38f, 1.5e-38f, 0.5f, 0.70710678f, 0.9999999f, 1, 1.0000001f, 2, 3e38f, NAN,
-				       INFINITY, -0.0f, 0.1f, 0.25f};
+	static const float values[] = {
+				       0, 1e-44f, 1e-38f, 1.1754944e-38f, 1.5e-38f, 0.5f, 0.70710678f, 0.9999999f, 1, 1.0000001f, 2, 3e38f,
+				       NAN, INFINITY, -0.0f, 0.1f, 0.25f};
 	const uint32_t n = sizeof values / sizeof *values;
 	double got[32];
 	pair_reset(p, 1);

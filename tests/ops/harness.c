@@ -143,7 +143,8 @@ void pair_begin(struct pair *p, uint32_t T, uint32_t V)
 			b->positions[t] = t - b->starts[s];
 	for (uint32_t t = 0; t < T; t++)
 		b->tokens[t] = (uint32_t)((t * 7919u + T) % V);
-	b->layout = (struct layout){.n_positions = T, .n_sequences = n, .tokens = b->tokens, .positions = b->positions, .starts = b->starts};
+	b->layout = (struct layout){.n_positions = T, .n_sequences = n, .tokens = b->tokens, .positions = b->positions,
+		.starts = b->starts};
 	p->ref->ops->begin(p->ref, &b->layout);
 	p->be->ops->begin(p->be, &b->layout);
 }

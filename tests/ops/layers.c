@@ -58,10 +58,12 @@ void layernorm_backward_matches_ref(void **state)
 		uint32_t T = lengths[i / N_WIDTHS], C = widths[i % N_WIDTHS];
 		size_t n = (size_t)T * C;
 		pair_reset(p, i + 1);
-		struct twin x = twin_random(p, n, 3), gain = twin_random(p, C, 1), dgain = twin_random(p, C, 1), dbias = twin_random(p, C, 1);
+		struct twin x = twin_random(p, n, 3), gain = twin_random(p, C, 1), dgain = twin_random(p, C, 1),
+			dbias = twin_random(p, C, 1);
 		struct twin dx = twin_random(p, n, 1), dz = twin_random(p, n, 1);
 		struct twin_act dy = twin_act_random(p, n, 1);
-		struct bound rows = {C == 2 ? 1e-2 : 80 * EPS_F32, 80 * EPS_F32}, sums = {(C == 2 ? 400 : 60) * sqrt(T) * EPS_F32, 40 * EPS_F32};
+		struct bound rows = {C == 2 ? 1e-2 : 80 * EPS_F32, 80 * EPS_F32},
+			sums = {(C == 2 ? 400 : 60) * sqrt(T) * EPS_F32, 40 * EPS_F32};
 		p->ref->ops->layernorm_backward(p->ref, dx.ref, dgain.ref, dbias.ref, dy.ref, NULL, x.ref, gain.ref, 1e-2f, T, C);
 		p->be->ops->layernorm_backward(p->be, dx.be, dgain.be, dbias.be, dy.be, NULL, x.be, gain.be, 1e-2f, T, C);
 		assert_twin(p, "layernorm_backward dx", dx, rows);
@@ -113,7 +115,8 @@ void embed_add_matches_ref(void **state)
 		bool by_position = i % 2;
 		pair_reset(p, i + 1);
 		pair_begin(p, T, 5);
-		struct twin x = twin_random(p, (size_t)T * C, 1), table = twin_random(p, (size_t)T * C, 1), dtable = twin_random(p, (size_t)T * C, 1);
+		struct twin x = twin_random(p, (size_t)T * C, 1), table = twin_random(p, (size_t)T * C, 1),
+			dtable = twin_random(p, (size_t)T * C, 1);
 		p->ref->ops->embed_add(p->ref, x.ref, table.ref, by_position, C);
 		p->be->ops->embed_add(p->be, x.be, table.be, by_position, C);
 		assert_twin(p, "embed_add", x, (struct bound){2 * EPS_F32, EPS_F32});

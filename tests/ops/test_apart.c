@@ -14,7 +14,8 @@
 enum { MAX_PIECES = 512, T = 70, LONGEST = 9000 };
 
 // Pieces in memory; every find overwrites what the one before gave, as a buffer that is used again would be.
-struct memory_shelf { struct backend_shelf door; uint8_t *made, *given, *pieces[MAX_PIECES]; size_t sizes[MAX_PIECES]; uint32_t n, bad; bool fails; };
+struct memory_shelf { struct backend_shelf door; uint8_t *made, *given, *pieces[MAX_PIECES]; size_t sizes[MAX_PIECES]; uint32_t n,
+	bad; bool fails; };
 
 static void *memory_begin(void *arg, struct error *err)
 {
@@ -55,8 +56,8 @@ static void *memory_find(void *arg, uint32_t piece, const uint32_t *next, uint32
 static void shelf_init(struct memory_shelf *s, size_t piece_bytes)
 {
 	*s = (struct memory_shelf){.bad = UINT32_MAX};
-	s->door = (struct backend_shelf){.shelf = s, .piece_bytes = piece_bytes, .n_ahead = 2, .begin = memory_begin, .append = memory_append,
-					 .find = memory_find};
+	s->door = (struct backend_shelf){.shelf = s, .piece_bytes = piece_bytes, .n_ahead = 2, .begin = memory_begin,
+					 .append = memory_append, .find = memory_find};
 	assert_int_equal(posix_memalign((void **)&s->made, 4096, piece_bytes), 0);
 	assert_int_equal(posix_memalign((void **)&s->given, 4096, piece_bytes), 0);
 }
@@ -90,7 +91,8 @@ static struct weight *load(struct backend *be, bool apart, uint32_t N, uint32_t 
 	assert_non_null(values);
 	random_fill(&seed, values, (size_t)N * K, 0.1f);
 	size_t half = N / 2 * (size_t)K;      // two parts, so that blocks straddle them
-	struct tensor parts[] = {{DTYPE_F32, 2, {N / 2, K}, values, half * 4}, {DTYPE_F32, 2, {N - N / 2, K}, values + half, ((size_t)N * K - half) * 4}};
+	struct tensor parts[] = {
+		{DTYPE_F32, 2, {N / 2, K}, values, half * 4}, {DTYPE_F32, 2, {N - N / 2, K}, values + half, ((size_t)N * K - half) * 4}};
 	struct weight *w = (apart ? be->ops->weight_load_apart : be->ops->weight_load)(be, parts, 2, &err);
 	if (!w)
 		fail_msg("%s", err.message);
@@ -153,7 +155,8 @@ static void assert_same_bits(enum backend_numeric numeric, uint32_t N, uint32_t 
 	shelf_init(&shelf, piece_bytes);
 	struct backend *be = open_cpu(numeric, &shelf);
 	// another before and one after it: its pieces are not the only ones
-	struct weight *before = load(be, true, 300, 40), *w = load(be, true, N, K), *after = load(be, true, 5, 7), *resident = load(be, false, N, K);
+	struct weight *before = load(be, true, 300, 40), *w = load(be, true, N, K), *after = load(be, true, 5, 7),
+		*resident = load(be, false, N, K);
 	compute(be, resident, N, K, rows, &here);
 	compute(be, w, N, K, rows, &apart);
 	if (backend_sync(be, &err) < 0)
@@ -175,7 +178,8 @@ static void every_shape_has_the_bits_it_has_in_memory(void **state)
 {
 	static const struct { uint32_t N, K, rows; size_t piece_bytes; } shapes[] = {
 		{1000, 96, T, 1 << 20}, {1000, 96, T, BACKEND_MAX_PIECE_ROWS * 96 * 4}, {1000, 96, 1, BACKEND_MAX_PIECE_ROWS * 96 * 4 * 2},
-		{700, LONGEST, T, BACKEND_MAX_PIECE_ROWS * LONGEST * 4}, {2, 500, 33, 1 << 20}, {193, 64, 5, BACKEND_MAX_PIECE_ROWS * 64 * 4},
+		{700, LONGEST, T, BACKEND_MAX_PIECE_ROWS * LONGEST * 4}, {2, 500, 33, 1 << 20},
+		{193, 64, 5, BACKEND_MAX_PIECE_ROWS * 64 * 4},
 	};
 	static const enum backend_numeric numerics[] = {BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16};
 	(void)state;

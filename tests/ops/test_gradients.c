@@ -199,7 +199,8 @@ static void rope_inverse_is_the_gradient(void **state)
 	begin(5);
 	const size_t D = 4, n = T * (2 + 2 * 1) * D;
 	struct operation o = {.forward = rope_forward, .y = array(n, 0), .c = array(n, 1), .n_y = n,
-			      .in = {array(n, 1), array(T * D / 2, 1), array(T * D / 2, 1)}, .shape = {2, 1, (uint32_t)D, 0.5f, false, 0, 0}};
+			      .in = {array(n, 1), array(T * D / 2, 1), array(T * D / 2, 1)},
+			      .shape = {2, 1, (uint32_t)D, 0.5f, false, 0, 0}};
 	double *dx = array(n, 0);
 	for (size_t i = 0; i < n; i++)
 		dx[i] = o.c[i];
@@ -217,7 +218,8 @@ static void check_attention(bool bidirectional, uint32_t window, float soft_cap)
 	begin(6);
 	const size_t D = 4, NH = 4, n = T * (NH + 2 * 2) * D, n_y = T * NH * D;
 	struct operation o = {.forward = attention_forward, .y = array(n_y, 0), .c = array(n_y, 1), .n_y = n_y,
-			      .in = {array(n, 1), array(T * NH, 0)}, .shape = {(uint32_t)NH, 2, (uint32_t)D, 0.5f, bidirectional, window, soft_cap}};
+			      .in = {array(n, 1), array(T * NH, 0)}, .shape = {
+			      (uint32_t)NH, 2, (uint32_t)D, 0.5f, bidirectional, window, soft_cap}};
 	double *dqkv = array(n, 1);
 	o.forward(&o);
 	ref_attention_backward(pair.ref, A(dqkv), A(o.c), A(o.in[0]), A(o.y), R(o.in[1]), &o.shape);
@@ -333,7 +335,8 @@ static void put_rows_is_the_gradient_of_pick_rows(void **state)
 	begin(8);
 	static const uint32_t rows[] = {6, 0, 3};
 	const uint32_t C = 4;
-	struct operation o = {.forward = rows_forward, .y = array(3 * C, 0), .c = array(3 * C, 1), .n_y = 3 * C, .in = {array(T * C, 1)}, .K = C};
+	struct operation o = {.forward = rows_forward, .y = array(3 * C, 0), .c = array(3 * C, 1), .n_y = 3 * C,
+		.in = {array(T * C, 1)}, .K = C};
 	double *dx = array(T * C, 1);
 	ref_put_rows(pair.ref, A(dx), A(o.c), rows, 3, T, C);
 	assert_gradient("rows", &o, o.in[0], dx, T * C);

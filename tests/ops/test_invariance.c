@@ -130,7 +130,8 @@ static void pack(struct packed *p, const uint32_t *sequences, uint32_t n)
 		}
 	}
 	p->starts[n] = T;
-	p->layout = (struct layout){.n_positions = T, .n_sequences = n, .tokens = p->tokens, .positions = p->positions, .starts = p->starts};
+	p->layout = (struct layout){.n_positions = T, .n_sequences = n, .tokens = p->tokens, .positions = p->positions,
+		.starts = p->starts};
 }
 
 static void trunk(struct model *m, const struct layout *layout, bool with_lse)
@@ -169,9 +170,9 @@ static void head(struct model *m, uint32_t T, double *results)
 	struct error err = {0};
 	for (uint32_t t = 0; t < T; t++)
 		rows[t] = (struct sweep_row){.top_k = TOP_K, .n_temperatures = 2, .temperatures = temperatures, .want_entropy = true,
-					     .lse = results + t * N_RESULTS + 2, .logits = results + t * N_RESULTS + 6, .ids = ids[t], .want_tail = true,
-					     .n_draws = N_DRAWS, .draw_tail = true, .draw_tau = 1.5, .uniforms = uniforms, .drawn = drawn[t],
-					     .drawn_logits = drawn_logits[t]};
+					     .lse = results + t * N_RESULTS + 2, .logits = results + t * N_RESULTS + 6, .ids = ids[t],
+					     .want_tail = true, .n_draws = N_DRAWS, .draw_tail = true, .draw_tau = 1.5,
+					     .uniforms = uniforms, .drawn = drawn[t], .drawn_logits = drawn_logits[t]};
 	m->be->ops->linear_real(m->be, m->logits, false, m->h, m->w[EMBEDDING], NULL, T);
 	m->be->ops->sweep(m->be, m->logits, T, V, rows);
 	if (backend_sync(m->be, &err) < 0)

@@ -42,10 +42,10 @@ static void answers_init(struct answers *a, uint32_t n, uint32_t top_k, uint32_t
 	assert_non_null(a->rows);
 	for (uint32_t i = 0; i < n; i++)
 		a->rows[i] = (struct sweep_row){.top_k = top_k, .n_temperatures = N_TEMPERATURES, .temperatures = temperatures,
-						.n_gather = N_GATHER, .gather = a->gather, .want_entropy = true, .want_mean = true, .not_finite = true,
-						.max_logit = NAN, .entropy = NAN, .mean = NAN, .lse = a->lse + i * N_TEMPERATURES,
-						.ids = a->ids + (size_t)i * top_k, .logits = a->logits + (size_t)i * top_k,
-						.gathered = a->gathered + i * N_GATHER};
+						.n_gather = N_GATHER, .gather = a->gather, .want_entropy = true, .want_mean = true,
+						.not_finite = true, .max_logit = NAN, .entropy = NAN, .mean = NAN,
+						.lse = a->lse + i * N_TEMPERATURES, .ids = a->ids + (size_t)i * top_k,
+						.logits = a->logits + (size_t)i * top_k, .gathered = a->gathered + i * N_GATHER};
 }
 
 static void answers_done(struct answers *a)

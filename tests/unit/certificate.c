@@ -23,7 +23,8 @@ static void name_subject(gnutls_x509_crt_t c, const struct certificate_kind *k)
 	struct in_addr a;
 	must(gnutls_x509_crt_set_dn_by_oid(c, GNUTLS_OID_X520_COMMON_NAME, 0, k->name, (unsigned)strlen(k->name)), "name");
 	if (k->dns)
-		must(gnutls_x509_crt_set_subject_alt_name(c, GNUTLS_SAN_DNSNAME, k->dns, (unsigned)strlen(k->dns), GNUTLS_FSAN_APPEND), "dns");
+		must(gnutls_x509_crt_set_subject_alt_name(c, GNUTLS_SAN_DNSNAME, k->dns, (unsigned)strlen(k->dns), GNUTLS_FSAN_APPEND),
+			"dns");
 	if (k->ip && inet_pton(AF_INET, k->ip, &a) == 1)
 		must(gnutls_x509_crt_set_subject_alt_name(c, GNUTLS_SAN_IPADDRESS, &a, sizeof a, GNUTLS_FSAN_APPEND), "ip");
 }
@@ -40,9 +41,11 @@ static void describe(gnutls_x509_crt_t c, gnutls_x509_privkey_t key, const struc
 	must(gnutls_x509_crt_set_expiration_time(c, time(NULL) + k->end_s), "end");
 	must(gnutls_x509_crt_set_key(c, key), "key");
 	must(gnutls_x509_crt_set_basic_constraints(c, (unsigned)is_ca, -1), "constraints");
-	must(gnutls_x509_crt_set_key_usage(c, GNUTLS_KEY_DIGITAL_SIGNATURE | (is_ca ? GNUTLS_KEY_KEY_CERT_SIGN | GNUTLS_KEY_CRL_SIGN : 0u)), "usage");
+	must(gnutls_x509_crt_set_key_usage(c, GNUTLS_KEY_DIGITAL_SIGNATURE | (is_ca ? GNUTLS_KEY_KEY_CERT_SIGN | GNUTLS_KEY_CRL_SIGN : 0u)),
+		"usage");
 	if (!is_ca)
-		must(gnutls_x509_crt_set_key_purpose_oid(c, k->for_clients ? GNUTLS_KP_TLS_WWW_CLIENT : GNUTLS_KP_TLS_WWW_SERVER, 0), "purpose");
+		must(gnutls_x509_crt_set_key_purpose_oid(c, k->for_clients ? GNUTLS_KP_TLS_WWW_CLIENT : GNUTLS_KP_TLS_WWW_SERVER, 0),
+			"purpose");
 	must(gnutls_x509_crt_get_key_id(c, 0, id, &n_id), "id");
 	must(gnutls_x509_crt_set_subject_key_id(c, id, n_id), "id");
 	name_subject(c, k);

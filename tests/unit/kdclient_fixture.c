@@ -19,7 +19,8 @@ const struct kd_query kdclient_query = {.size = sizeof(struct kd_query), .top_k 
 
 struct kd_request kdclient_ask(uint32_t n)
 {
-	return (struct kd_request){.size = sizeof(struct kd_request), .query = &kdclient_query, .sequences = kdclient_sequences, .n_sequences = n};
+	return (struct kd_request){.size = sizeof(struct kd_request), .query = &kdclient_query, .sequences = kdclient_sequences,
+		.n_sequences = n};
 }
 
 struct kd_client *kdclient_connect(struct fake_server *s)

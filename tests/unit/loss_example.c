@@ -96,9 +96,9 @@ double example_evaluate(const struct example *e, divergence_fn *fn, const double
 	for (uint32_t i = 0; i < e->n_top; i++)
 		head += exp(s.teacher[i] - example_lse(e->zt, e->V, 1));
 	struct loss_position p = {
-		.vocab_size = e->V, .n = s.n, .ids = s.ids, .student = s.student, .teacher = s.teacher, .n_top = e->n_top, .n_own = e->n_own,
-		.own = s.own, .n_drawn = e->n_drawn, .drawn = s.drawn, .weights = e->weights, .label = label, .n_temperatures = 1,
-		.temperatures = &e->temperature, .teacher_lse = &teacher_lse, .student_lse = &student_lse,
+		.vocab_size = e->V, .n = s.n, .ids = s.ids, .student = s.student, .teacher = s.teacher, .n_top = e->n_top,
+		.n_own = e->n_own, .own = s.own, .n_drawn = e->n_drawn, .drawn = s.drawn, .weights = e->weights, .label = label,
+		.n_temperatures = 1, .temperatures = &e->temperature, .teacher_lse = &teacher_lse, .student_lse = &student_lse,
 		.student_lse_1 = example_lse(e->zs, e->V, 1), .tail = e->tail && e->n_top < e->V ? log1p(-head) : NAN, .entropy = NAN,
 		.student_mean = mean(e->zs, e->V)};
 	struct pair pair;

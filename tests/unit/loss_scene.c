@@ -96,13 +96,13 @@ static void position_make(struct position *p, const struct scene *s, struct obje
 	p->reward = -.5;
 	p->x = (struct loss_position){
 		.vocab_size = s->n_ids, .n = s->n_ids, .ids = p->ids, .student = p->student, .teacher = p->teacher, .n_top = s->n_top,
-		.n_own = s->n_own, .own = p->own, .n_drawn = s->n_drawn, .drawn = p->drawn, .weights = s->weights, .label = p->slot_of[s->label],
-		.n_temperatures = n, .temperatures = p->T, .teacher_lse = p->teacher_lse, .student_lse = p->student_lse,
-		.student_lse_1 = example_lse(s->zs, s->n_ids, 1), .tail = NAN, .entropy = NAN, .student_mean = mean, .teacher_ce = .4,
-		.n_teacher_ranks = s->n_top + N_EXTRA, .teacher_ranks = p->teacher_ranks, .teacher_matched = p->teacher_matched,
-		.n_student_ranks = s->n_ids, .student_ranks = p->ranks, .student_matched = p->student_matched, .foreign = s->foreign,
-		.matched_share = .6, .log_teacher_factor = s->log_p_factor, .log_student_factor = s->log_q_factor, .n_rewards = 1,
-		.rewards = &p->reward, .drawn_logprob = -2};
+		.n_own = s->n_own, .own = p->own, .n_drawn = s->n_drawn, .drawn = p->drawn, .weights = s->weights,
+		.label = p->slot_of[s->label], .n_temperatures = n, .temperatures = p->T, .teacher_lse = p->teacher_lse,
+		.student_lse = p->student_lse, .student_lse_1 = example_lse(s->zs, s->n_ids, 1), .tail = NAN, .entropy = NAN,
+		.student_mean = mean, .teacher_ce = .4, .n_teacher_ranks = s->n_top + N_EXTRA, .teacher_ranks = p->teacher_ranks,
+		.teacher_matched = p->teacher_matched, .n_student_ranks = s->n_ids, .student_ranks = p->ranks,
+		.student_matched = p->student_matched, .foreign = s->foreign, .matched_share = .6, .log_teacher_factor = s->log_p_factor,
+		.log_student_factor = s->log_q_factor, .n_rewards = 1, .rewards = &p->reward, .drawn_logprob = -2};
 }
 
 int scene_objective(const char *line, uint32_t vocab_size, struct objective **ret, struct error *err)

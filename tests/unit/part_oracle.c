@@ -145,7 +145,8 @@ static void row_answer(struct record_rows *rows, uint32_t row)
 	rows->status[row] = ROW_OK;
 	rows->max_logit[row] = all[0].logit;
 	for (uint32_t i = 0; i < q->n_temperatures; i++)
-		rows->lse[row * q->n_temperatures + i] = 10 + fraction(rows, 4000 + position, (uint64_t)(q->temperatures[i] * 64) + keep_hash);
+		rows->lse[row * q->n_temperatures + i] = 10 + fraction(rows, 4000 + position,
+			(uint64_t)(q->temperatures[i] * 64) + keep_hash);
 	if (q->top_k)
 		top_answer(rows, row, position, all);
 	for (uint32_t i = 0; rows->dense && i < n_all; i++)
@@ -162,7 +163,8 @@ static void row_answer(struct record_rows *rows, uint32_t row)
 	if (rows->argmax)
 		rows->argmax[row] = all[0].id;
 	if (rows->tail)
-		rows->tail[row] = q->top_k >= n_all ? -INFINITY : -fraction(rows, 5300 + position, q->top_k + (uint64_t)(q->top_mass * 1000));
+		rows->tail[row] = q->top_k >= n_all ? -INFINITY
+			: -fraction(rows, 5300 + position, q->top_k + (uint64_t)(q->top_mass * 1000));
 	const uint32_t *ids = record_gather_ids(rows, row, &n);
 	for (uint32_t i = 0; i < n; i++)
 		rows->gathered[record_gather_at(rows, row) + i] = logit_at(rows, position, ids[i]);
@@ -184,9 +186,8 @@ struct record *oracle_answer(const struct sequence *s, const struct query *q)
 	for (uint32_t i = 0; i < q->n_features; i++) {
 		must(record_rows_add_feature(rows, i, 3, &err) == 0, "feature", &err);
 		for (uint32_t k = 0; k < 3 * (pooled ? 1 : rows->n_rows); k++)
-			rows->features[i][k] = fraction(rows, 7000 + q->features[i].kind * 10 + q->features[i].layer,
-							pooled ? (uint64_t)q->pooling * 1000 + (uint64_t)q->first * 50 + (uint64_t)q->last * 3 + k
-							       : (uint64_t)q->first * 3 + k);
+			rows->features[i][k] = fraction(rows, 7000 + q->features[i].kind * 10 + q->features[i].layer, k + (pooled
+				? (uint64_t)q->pooling * 1000 + (uint64_t)q->first * 50 + (uint64_t)q->last * 3 : (uint64_t)q->first * 3));
 	}
 	must(record_encode(rows, &record, &err) == 0, "record_encode", &err);
 	record_rows_free(rows);
@@ -259,8 +260,8 @@ void oracle_query(uint64_t *state, const struct sequence *s, bool wide, struct q
 		q.pooling = (enum query_pooling)below(state, 3);
 		q.feature_values = (enum query_feature_values)below(state, 3);
 		for (q.n_features = 0; q.n_features < (wide ? 3 : 1); q.n_features++)
-			q.features[q.n_features] = (struct query_feature){(uint8_t)(below(state, 2) ? QUERY_FEATURE_HIDDEN : QUERY_FEATURE_V),
-									  (uint16_t)below(state, 3)};
+			q.features[q.n_features] = (struct query_feature){
+				(uint8_t)(below(state, 2) ? QUERY_FEATURE_HIDDEN : QUERY_FEATURE_V), (uint16_t)below(state, 3)};
 	}
 	if (!query_has_rows(&q) && !q.n_spans && !q.n_features)
 		q.own = true;

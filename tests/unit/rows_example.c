@@ -248,11 +248,11 @@ void rows_everything(struct query *q)
 	for (uint32_t i = 0; i < 10; i++)
 		offsets[i] = i * i / 3;
 	*q = (struct query){
-		.last = -1, .top_k = 6, .top_mass = 0.9f, .dense = true, .n_temperatures = 2, .temperatures = {1, 2}, .own = true, .entropy = true,
-		.max_prob = true, .argmax = true, .sum_squares = true, .tail = true, .values = QUERY_VALUES_U8,
+		.last = -1, .top_k = 6, .top_mass = 0.9f, .dense = true, .n_temperatures = 2, .temperatures = {1, 2}, .own = true,
+		.entropy = true, .max_prob = true, .argmax = true, .sum_squares = true, .tail = true, .values = QUERY_VALUES_U8,
 		.draws = {.n = 20, .tau = 0.5f, .seed = 11, .tail = true}, .gather = {9, offsets, ids}, .n_keep = 300, .keep = keep,
-		.n_spans = 4, .spans = spans, .n_features = 3, .features = {{QUERY_FEATURE_HIDDEN, 8}, {QUERY_FEATURE_FINAL, 0}, {QUERY_FEATURE_V, 7}},
-		.feature_values = QUERY_FEATURE_BF16,
+		.n_spans = 4, .spans = spans, .n_features = 3, .features = {
+		{QUERY_FEATURE_HIDDEN, 8}, {QUERY_FEATURE_FINAL, 0}, {QUERY_FEATURE_V, 7}}, .feature_values = QUERY_FEATURE_BF16,
 	};
 }
 

@@ -108,7 +108,8 @@ static struct store *open_with(const struct store_options *options)
 struct store *fixture_open(const char *directory, uint64_t shard_bytes)
 {
 	const char *level = getenv("KD_COMPRESSION");
-	return open_with(&(struct store_options){.directory = directory, .shard_bytes = shard_bytes, .compression = level ? atoi(level) : 0});
+	return open_with(&(struct store_options){.directory = directory, .shard_bytes = shard_bytes,
+		.compression = level ? atoi(level) : 0});
 }
 
 struct store *fixture_open_reader(const char *directory)

@@ -79,16 +79,17 @@ static void layer_norm_features_are_refused_by_name(void **state)
 	refused(BERT ",\"position_embedding_type\":\"relative_key\"}", -EOPNOTSUPP, "position_embedding_type relative_key");
 	refused(BERT ",\"is_decoder\":true}", -EOPNOTSUPP, "is_decoder");
 	refused(BERT ",\"type_vocab_size\":100000}", -EINVAL, "100000 token types");
-	refused("{\"architectures\":[\"GPT2LMHeadModel\"],\"n_embd\":65,\"n_layer\":2,\"n_head\":4,\"vocab_size\":9,\"n_positions\":8}", -EINVAL,
-		"a width of 65 is not a multiple of 4 heads");
+	refused("{\"architectures\":[\"GPT2LMHeadModel\"],\"n_embd\":65,\"n_layer\":2,\"n_head\":4,\"vocab_size\":9,\"n_positions\":8}",
+		-EINVAL, "a width of 65 is not a multiple of 4 heads");
 	refused("{\"architectures\":[\"BertForPreTraining\"]}", -EOPNOTSUPP, "architecture BertForPreTraining is not supported");
 }
 
 static void families_are_read(void **state)
 {
 	(void)state;
-	struct architecture a = parsed(LLAMA ",\"rms_norm_eps\":1e-05,\"hidden_act\":\"silu\",\"tie_word_embeddings\":true,\"bos_token_id\":1,"
-				       "\"eos_token_id\":[2,3],\"rope_theta\":500000.0,\"rope_scaling\":null,\"attention_bias\":false}");
+	struct architecture a = parsed(LLAMA ",\"rms_norm_eps\":1e-05,\"hidden_act\":\"silu\",\"tie_word_embeddings\":true,"
+				       "\"bos_token_id\":1,\"eos_token_id\":[2,3],\"rope_theta\":500000.0,\"rope_scaling\":null,"
+				       "\"attention_bias\":false}");
 	assert_string_equal(a.name, "llama");
 	assert_int_equal(a.width, 64);
 	assert_int_equal(a.ffn_width, 128);
@@ -128,7 +129,8 @@ static void gemma_and_mixtures_are_read(void **state)
 	assert_true(a.rope_theta == 1e6 && a.rope_theta_sliding == 77 && architecture_window(&a, 1) == 32);
 	refused("{\"architectures\":[\"Gemma2ForCausalLM\"]," SIZES ",\"final_logit_softcapping\":-1}", -EINVAL, "final_logit_softcapping");
 	refused("{\"architectures\":[\"Gemma2ForCausalLM\"]," SIZES ",\"query_pre_attn_scalar\":0}", -EINVAL, "query_pre_attn_scalar");
-	refused("{\"architectures\":[\"Gemma3ForCausalLM\"]," SIZES ",\"hidden_activation\":\"relu\"}", -EOPNOTSUPP, "hidden_activation relu");
+	refused("{\"architectures\":[\"Gemma3ForCausalLM\"]," SIZES ",\"hidden_activation\":\"relu\"}", -EOPNOTSUPP,
+		"hidden_activation relu");
 	refused("{\"architectures\":[\"Gemma3ForCausalLM\"]," SIZES ",\"use_bidirectional_attention\":true}", -EOPNOTSUPP, "what follows");
 #define MOE "{\"architectures\":[\"Qwen3MoeForCausalLM\"]," SIZES ",\"moe_intermediate_size\":24,\"num_experts_per_tok\":2"
 	a = parsed(MOE ",\"num_experts\":8,\"norm_topk_prob\":true}");
@@ -195,7 +197,8 @@ static void rope_scaling_is_read_in_old_and_new_form(void **state)
 static void what_would_change_a_logit_is_refused_by_name(void **state)
 {
 	(void)state;
-	refused("{\"architectures\":[\"GemmaForCausalLM\"]," SIZES "}", -EOPNOTSUPP, "architecture GemmaForCausalLM is not supported (supported: Llama");
+	refused("{\"architectures\":[\"GemmaForCausalLM\"]," SIZES "}", -EOPNOTSUPP,
+		"architecture GemmaForCausalLM is not supported (supported: Llama");
 	refused("{" SIZES "}", -EOPNOTSUPP, "(none named)");
 	refused(LLAMA ",\"hidden_act\":\"gelu\"}", -EOPNOTSUPP, "hidden_act gelu is not supported (supported: silu)");
 	refused(LLAMA ",\"mlp_bias\":true}", -EOPNOTSUPP, "mlp_bias");
@@ -327,8 +330,8 @@ static int from_gguf(const struct gguf_case *c, const char *extra, uint32_t extr
 	char key[96];
 	uint32_t n_tensors = 1 + c->bias + c->head + c->norm + (c->divisor != 0), offset = 0;
 	static const struct { const char *key; uint32_t value; } sizes[] = {
-		{"block_count", 2}, {"context_length", 512}, {"embedding_length", 64}, {"feed_forward_length", 128}, {"attention.head_count", 4},
-		{"attention.head_count_kv", 2}, {"rope.dimension_count", 16},
+		{"block_count", 2}, {"context_length", 512}, {"embedding_length", 64}, {"feed_forward_length", 128},
+		{"attention.head_count", 4}, {"attention.head_count_kv", 2}, {"rope.dimension_count", 16},
 	};
 	build_gguf(&b, 3, n_tensors, 11 + (c->scaling ? 2 : 0) + (extra ? 1 : 0));
 	build_key_string(&b, "general.architecture", c->family);
@@ -353,7 +356,8 @@ static int from_gguf(const struct gguf_case *c, const char *extra, uint32_t extr
 		build_key_u32(&b, extra, extra_value);
 	build_tensor(&b, "token_embd.weight", 2, 1, c->rows, 0, offset);
 	offset += (c->rows * 4 + 31) / 32 * 32;
-	const char *names[] = {c->bias ? "blk.0.attn_q.bias" : NULL, c->head ? "output.weight" : NULL, c->norm ? "blk.0.attn_q_norm.weight" : NULL};
+	const char *names[] = {c->bias ? "blk.0.attn_q.bias" : NULL, c->head ? "output.weight" : NULL,
+		c->norm ? "blk.0.attn_q_norm.weight" : NULL};
 	for (int i = 0; i < 3; i++) {
 		if (names[i]) {
 			build_tensor(&b, names[i], 1, 1, 0, 0, offset);

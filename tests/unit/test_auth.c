@@ -93,8 +93,8 @@ static void assert_refused(struct auth *a, const char *secret)
 static void a_line_reads_back(void **state)
 {
 	(void)state;
-	struct bearer t = {.name = "alice", .scopes = BEARER_SCORE | BEARER_TRAIN, .rate = BEARER_MAX_RATE, .in_flight = BEARER_MAX_IN_FLIGHT,
-			   .k_max = BEARER_MAX_K, .expires = 1801396800}, again;
+	struct bearer t = {.name = "alice", .scopes = BEARER_SCORE | BEARER_TRAIN, .rate = BEARER_MAX_RATE,
+			   .in_flight = BEARER_MAX_IN_FLIGHT, .k_max = BEARER_MAX_K, .expires = 1801396800}, again;
 	struct buffer b = {0};
 	t.digest = bearer_digest("s", 1);
 	bearer_encode(&b, &t);
@@ -110,8 +110,9 @@ static void a_line_reads_back(void **state)
 static void lines_that_are_not_tokens(void **state)
 {
 	(void)state;
-	static const char *const rests[] = {"", "write", "score,score", "score,", ",", "none,score", "score rate=0", "score rate=1000000000001",
-		"score rate=-1", "score rate=1.5", "score rate=", "score rate=1 rate=1", "score in-flight=1000001", "score k-max=16777217", "score x=1",
+	static const char *const rests[] = {
+		"", "write", "score,score", "score,", ",", "none,score", "score rate=0", "score rate=1000000000001", "score rate=-1",
+		"score rate=1.5", "score rate=", "score rate=1 rate=1", "score in-flight=1000001", "score k-max=16777217", "score x=1",
 		"score expires=2027-02-29", "score expires=2027-1-1", "score expires=1970-01-01", "score expires=2027-01-01T24:00:00Z",
 		"score expires=2027-01-01T00:00:00"};
 	for (size_t i = 0; i < sizeof rests / sizeof *rests; i++) {
@@ -283,7 +284,8 @@ static void tokens_per_second_are_bounded(void **state)
 	line_add(text, sizeof text, "a", "s", "score rate=10");
 	struct principal *p = login(open_with(*state, text), "s");
 	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 9, 0}, &err), 0);
-	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1001, 0}, &err), 0);        // the last of the bucket; it leaves a debt of 1000 tokens, 100 seconds
+	// the last of the bucket; it leaves a debt of 1000 tokens, 100 seconds
+	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1001, 0}, &err), 0);
 	assert_int_equal(auth_begin(p, &(struct queue_cost){1, 1, 0}, &err), error_errno(ERROR_OVERLOADED));
 	assert_in_range(err.retry_s, 99, 101);
 	auth_end(p, &(struct queue_cost){1, 9, 0}, 9);
@@ -363,11 +365,12 @@ int main(void)
 #define WITH_FILE(t) cmocka_unit_test_setup_teardown(t, file_open, file_close)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_line_reads_back), cmocka_unit_test(lines_that_are_not_tokens),
-		cmocka_unit_test(a_secret_in_the_wrong_place_is_not_shown), cmocka_unit_test(secrets_differ), WITH_FILE(files_that_are_refused),
-		WITH_FILE(as_many_tokens_as_the_limit), WITH_FILE(without_a_file_anybody_may_everything), cmocka_unit_test(nobody_may_nothing),
-		WITH_FILE(only_known_tokens_are_let_in), WITH_FILE(scopes_are_what_the_line_says), WITH_FILE(requests_under_way_are_bounded),
-		WITH_FILE(tokens_per_second_are_bounded), WITH_FILE(what_was_not_used_is_given_back_and_no_more),
-		WITH_FILE(ids_of_a_row_are_bounded), WITH_FILE(a_reload_takes_back_changes_and_adds),
+		cmocka_unit_test(a_secret_in_the_wrong_place_is_not_shown), cmocka_unit_test(secrets_differ),
+		WITH_FILE(files_that_are_refused), WITH_FILE(as_many_tokens_as_the_limit), WITH_FILE(without_a_file_anybody_may_everything),
+		cmocka_unit_test(nobody_may_nothing), WITH_FILE(only_known_tokens_are_let_in), WITH_FILE(scopes_are_what_the_line_says),
+		WITH_FILE(requests_under_way_are_bounded), WITH_FILE(tokens_per_second_are_bounded),
+		WITH_FILE(what_was_not_used_is_given_back_and_no_more), WITH_FILE(ids_of_a_row_are_bounded),
+		WITH_FILE(a_reload_takes_back_changes_and_adds),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A text of a teacher's as a student with another tokenizer reads it, for each pair of kinds: bytes (GPT-2), characters with a space put first
-// (Mistral, Mixtral, SentencePiece's own) and without (Gemma). It is read as the student would read the text itself, and both meet at its bytes.
+// A text of a teacher's as a student with another tokenizer reads it, for each pair of kinds: bytes (GPT-2), characters with a space put
+// first (Mistral, Mixtral, SentencePiece's own) and without (Gemma). It is read as the student would read the text itself,
+// and both meet at its bytes.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,12 +20,14 @@
 #define N_KINDS 5
 #define N_TEXTS 3
 
-static const char *const texts[N_TEXTS] = { "The quick brown dog, and the fox", "caf\xc3\xa9 \xe6\xbc\xa2\xe5\xad\x97 \xf0\x9f\x98\x80 12\n\n  3", "a" };
+static const char *const texts[N_TEXTS] = {
+	"The quick brown dog, and the fox", "caf\xc3\xa9 \xe6\xbc\xa2\xe5\xad\x97 \xf0\x9f\x98\x80 12\n\n  3", "a" };
 static struct tokenizer *kinds[N_KINDS];
 
 static struct tokenizer *open_json(const char *file, const char *name)
 {
-	json_t *all = golden_load(file), *base = strcmp(file, "spaces.json") ? golden_load("base.json") : json_incref(json_object_get(all, "base"));
+	json_t *all = golden_load(file), *base = strcmp(file, "spaces.json") ? golden_load("base.json")
+		: json_incref(json_object_get(all, "base"));
 	json_t *whole = golden_variant(base, json_object_get(all, name));
 	struct tokenizer *t = golden_open(whole);
 

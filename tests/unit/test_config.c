@@ -249,10 +249,12 @@ static int check_whole(struct settings *s, const char *text, struct config_error
 static void every_error_of_a_file_is_told(void **state)
 {
 	static const char *const expected[] = {
-		":1: unknown setting \"max-topk\"; did you mean \"max-top-k\"?", ":2: max-body = 12Q: expected a size", ":4: timeout is set twice (before in line 3)",
-		":5: rate = 7 is above the maximum 1", ":6: expected \"key = value\"", ":8: device = gpu: expected one of auto|cpu|cuda|ref"};
+		":1: unknown setting \"max-topk\"; did you mean \"max-top-k\"?", ":2: max-body = 12Q: expected a size",
+		":4: timeout is set twice (before in line 3)", ":5: rate = 7 is above the maximum 1", ":6: expected \"key = value\"",
+		":8: device = gpu: expected one of auto|cpu|cuda|ref"};
 	struct config_errors all = {0};
-	int r = check_whole(*state, "max-topk = 3\nmax-body = 12Q\ntimeout = 5s\ntimeout = 6s\nrate = 7\nnonsense\nmax-top-k = 9\ndevice = gpu\n", &all);
+	int r = check_whole(*state,
+		"max-topk = 3\nmax-body = 12Q\ntimeout = 5s\ntimeout = 6s\nrate = 7\nnonsense\nmax-top-k = 9\ndevice = gpu\n", &all);
 	assert_int_equal(r, -EINVAL);
 	assert_int_equal(all.n, 6);
 	for (size_t i = 0; i < all.n; i++)
@@ -281,9 +283,10 @@ static void more_errors_than_anybody_reads_are_counted(void **state)
 static void values_are_said_as_a_file_would(void **state)
 {
 	static const struct { const char *name, *value, *said; } cases[] = {
-		{"text", "a b", "a b"}, {"text", "", ""}, {"max-top-k", "-3", "-3"}, {"max-body", "2097152", "2M"}, {"max-body", "1500", "1500"},
-		{"timeout", "90", "90s"}, {"timeout", "120000ms", "2min"}, {"timeout", "150ms", "150ms"}, {"rate", "0.25", "0.25"}, {"memory", "4K", "4K"},
-		{"memory", "0.5", "0.5"}, {"flag", "on", "yes"}, {"device", "cuda", "cuda"}, {"socket", "unix:/b", "unix:/b"}};
+		{"text", "a b", "a b"}, {"text", "", ""}, {"max-top-k", "-3", "-3"}, {"max-body", "2097152", "2M"},
+		{"max-body", "1500", "1500"}, {"timeout", "90", "90s"}, {"timeout", "120000ms", "2min"}, {"timeout", "150ms", "150ms"},
+		{"rate", "0.25", "0.25"}, {"memory", "4K", "4K"}, {"memory", "0.5", "0.5"}, {"flag", "on", "yes"},
+		{"device", "cuda", "cuda"}, {"socket", "unix:/b", "unix:/b"}};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		char said[64];
 		assert_int_equal(config_set(table, N_TABLE, *state, cases[i].name, cases[i].value, "x:1", NULL), 0);
@@ -295,8 +298,9 @@ static void values_are_said_as_a_file_would(void **state)
 
 static void settings_are_compared_and_exchanged(void **state)
 {
-	static const struct { const char *name, *value; } other[] = {{"text", "x"}, {"socket", "unix:/c"}, {"max-top-k", "8"}, {"max-body", "1M"},
-		{"timeout", "1s"}, {"rate", "0.1"}, {"memory", "0.5"}, {"flag", "yes"}, {"device", "cpu"}};
+	static const struct { const char *name, *value; } other[] = {
+		{"text", "x"}, {"socket", "unix:/c"}, {"max-top-k", "8"}, {"max-body", "1M"}, {"timeout", "1s"}, {"rate", "0.1"},
+		{"memory", "0.5"}, {"flag", "yes"}, {"device", "cpu"}};
 	struct settings s = {0};
 	for (size_t i = 0; i < N_TABLE; i++) {
 		assert_int_equal(config_init(table, N_TABLE, &s, NULL), 0);
@@ -317,10 +321,11 @@ static void settings_are_compared_and_exchanged(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(defaults_are_the_rows), TEST(an_amount_is_a_size_or_a_share), TEST(a_file_sets_every_type), TEST(plain_durations_are_seconds),
-		TEST(lists_add_up_and_command_lines_replace_files), TEST(an_empty_string_unsets), TEST(bad_values_name_their_key_and_line),
-		TEST(zero_bytes_are_refused), TEST(a_failed_set_leaves_the_old_value), TEST(a_missing_file_is_named),
-		TEST(the_example_reads_back_as_the_defaults), TEST(help_names_every_option), TEST(every_error_of_a_file_is_told), TEST(more_errors_than_anybody_reads_are_counted),
+		TEST(defaults_are_the_rows), TEST(an_amount_is_a_size_or_a_share), TEST(a_file_sets_every_type),
+		TEST(plain_durations_are_seconds), TEST(lists_add_up_and_command_lines_replace_files), TEST(an_empty_string_unsets),
+		TEST(bad_values_name_their_key_and_line), TEST(zero_bytes_are_refused), TEST(a_failed_set_leaves_the_old_value),
+		TEST(a_missing_file_is_named), TEST(the_example_reads_back_as_the_defaults), TEST(help_names_every_option),
+		TEST(every_error_of_a_file_is_told), TEST(more_errors_than_anybody_reads_are_counted),
 		TEST(values_are_said_as_a_file_would), TEST(settings_are_compared_and_exchanged),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

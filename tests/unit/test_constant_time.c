@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether the time of comparing tokens tells anything of them: Welch's t over two kinds of input in random order, the slowest tenth of all samples
-// left out (interruptions). |t| < 4.5 says that they cannot be told apart. What the machine does besides meets both kinds alike, so a busy one
-// makes t smaller, not larger; still a kind must stand out three times over to be called a leak. KDSERVED_TEST_SAMPLES: how many of each.
+// Whether the time of comparing tokens tells anything of them: Welch's t over two kinds of input in random order, the slowest tenth of all
+// samples left out (interruptions). |t| < 4.5 says that they cannot be told apart. What the machine does besides meets both kinds alike, so
+// a busy one makes t smaller, not larger; still a kind must stand out three times over to be called a leak. KDSERVED_TEST_SAMPLES:
+// how many of each.
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>

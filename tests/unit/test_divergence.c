@@ -46,7 +46,8 @@ struct known {
 #define THREE 3, {0, 1, 3}, LOSS_FORM_GHOST
 
 static const struct known table[] = {
-	{"soft cross-entropy", divergence_soft_cross_entropy, {0}, 1, ALL, false, 1.247518, {-0.144758, 0.109223, -0.032300, 0.083576, -0.015742}},
+	{"soft cross-entropy", divergence_soft_cross_entropy, {0}, 1, ALL, false, 1.247518,
+		{-0.144758, 0.109223, -0.032300, 0.083576, -0.015742}},
 	{"forward KL", divergence_forward_kl, {0}, 1, ALL, false, 0.089926, {-0.144758, 0.109223, -0.032300, 0.083576, -0.015742}},
 	{"forward KL, T 2", divergence_forward_kl, {0}, 2, ALL, false, 0.134004, {-0.118116, 0.094724, -0.055794, 0.137845, -0.058660}},
 	{"forward KL, T 4", divergence_forward_kl, {0}, 4, ALL, false, 0.164051, NONE},
@@ -65,7 +66,8 @@ static const struct known table[] = {
 	{"JSD .999, normalised", divergence_jsd, {.999, 1}, 1, ALL, false, 0.102922 / .999, NONE},
 	{"skew forward .1", divergence_skew_forward, {.1}, 1, ALL, false, 0.073942, {-0.119442, 0.087155, -0.026651, 0.070507, -0.011568}},
 	{"skew forward 0", divergence_skew_forward, {0}, 1, ALL, false, 0.089926, {-0.144758, 0.109223, -0.032300, 0.083576, -0.015742}},
-	{"skew reverse .1", divergence_skew_reverse, {.1, 0}, 1, ALL, false, 0.079936, {-0.130582, 0.083369, -0.029137, 0.086087, -0.009737}},
+	{"skew reverse .1", divergence_skew_reverse, {.1, 0}, 1, ALL, false, 0.079936,
+		{-0.130582, 0.083369, -0.029137, 0.086087, -0.009737}},
 	{"skew reverse .1, detached", divergence_skew_reverse, {.1, 1}, 1, ALL, false, 0.079936,
 	 {-0.148807, 0.091433, -0.033203, 0.101244, -0.010667}},
 	{"skew reverse 0", divergence_skew_reverse, {0, 0}, 1, ALL, false, 0.103049, {-0.169880, 0.100074, -0.037905, 0.119419, -0.011708}},
@@ -85,13 +87,15 @@ static const struct known table[] = {
 	// q - target on S, and outside q_j (1 - .229230 / .241586)
 	{"TAID .4, bucket", divergence_taid, {.4}, 1, HEAD, LOSS_FORM_GHOST, false, 0.007538,
 	 {0.435665 - 0.494115, 0.322749 - 0.276654, 0.097210 * .051145, 0.131220 * .051145, 0.013156 * .051145}},
-	{"TAID 1, bucket", divergence_taid, {1}, 1, HEAD, LOSS_FORM_GHOST, false, 0.045520, {-0.144758, 0.109223, 0.014298, 0.019301, 0.001935}},
+	{"TAID 1, bucket", divergence_taid, {1}, 1, HEAD, LOSS_FORM_GHOST, false, 0.045520,
+		{-0.144758, 0.109223, 0.014298, 0.019301, 0.001935}},
 	{"adaptive KL", divergence_adaptive_kl, {.5}, 1, ALL, false, 0.098123,
 	 {.375411 * -0.144758 + .624589 * -0.169880, .375411 * 0.109223 + .624589 * 0.100074, .375411 * -0.032300 + .624589 * -0.037905,
 	  .375411 * 0.083576 + .624589 * 0.119419, .375411 * -0.015742 + .624589 * -0.011708}},
 	{"DKD, label alone", divergence_dkd, {1, 0}, 1, ALL, true, 0.029381, NONE},
 	{"DKD, others alone", divergence_dkd, {0, 1}, 1, ALL, true, 0.076983, NONE},
-	{"DKD as forward KL", divergence_dkd, {1, 1 - 0.213526}, 1, ALL, true, 0.089926, {-0.144758, 0.109223, -0.032300, 0.083576, -0.015742}},
+	{"DKD as forward KL", divergence_dkd, {1, 1 - 0.213526}, 1, ALL, true, 0.089926,
+		{-0.144758, 0.109223, -0.032300, 0.083576, -0.015742}},
 	{"bucket forward KL", divergence_forward_kl, {0}, 1, HEAD, LOSS_FORM_GHOST, false, 0.045520,
 	 {-0.144758, 0.109223, 0.014298, 0.019301, 0.001935}},
 	{"bucket reverse KL", divergence_reverse_kl, {0}, 1, HEAD, LOSS_FORM_GHOST, false, 0.046784,

@@ -107,7 +107,8 @@ static void check_difference(const struct example *e, const struct loss *l, cons
 		struct example up = *e, down = *e;
 		up.zs[j] += h;
 		down.zs[j] -= h;
-		double numeric = (example_evaluate(&up, l->fn, l->x, view, NULL) - example_evaluate(&down, l->fn, l->x, view, NULL)) / (2 * h);
+		double above = example_evaluate(&up, l->fn, l->x, view, NULL), below = example_evaluate(&down, l->fn, l->x, view, NULL);
+		double numeric = (above - below) / (2 * h);
 		if (!l->constant_part)
 			assert_near(gradient[j], numeric, 2e-7 * (1 + fabs(numeric)), what);
 		sum += gradient[j];
@@ -129,8 +130,8 @@ static void gradients_are_finite_differences_and_sum_to_zero(void **state)
 			for (int n = 0; n < 12 && form_fits(&losses[i], (enum loss_form)form); n++) {
 				bool drawn = form == LOSS_FORM_DRAWS || form == LOSS_FORM_HEAD_DRAWS;
 				struct example e = example_random(&seed, drawn || n % 2 ? 1 : 1.75);
-				struct pair_view view = {drawn ? LOSS_SUPPORT_TEACHER : (enum loss_support)(n % 3), (enum loss_form)form, 4, 3,
-							 losses[i].label, 0, false, false};
+				struct pair_view view = {drawn ? LOSS_SUPPORT_TEACHER : (enum loss_support)(n % 3), (enum loss_form)form, 4,
+							 3, losses[i].label, 0, false, false};
 				check_difference(&e, &losses[i], &view, form_names[form]);
 			}
 }
@@ -151,7 +152,8 @@ static void gradients_with_a_constant_part_are_differences_of_the_rest(void **st
 		assert_true(share > -1e-9 && share < 1 + 1e-9);
 		for (uint32_t j = 0; j < e.V; j++)
 			assert_near(gradient[j], share * forward[j] + (1 - share) * reverse[j], 1e-9, "adaptive KL");
-		double skewed[EXAMPLE_V], detached[EXAMPLE_V], inner[EXAMPLE_V], all = 0;      // what goes through the mixture is its gradient less
+		// what goes through the mixture is its gradient less
+		double skewed[EXAMPLE_V], detached[EXAMPLE_V], inner[EXAMPLE_V], all = 0;
 		example_evaluate(&e, divergence_skew_reverse, (double[]){.1, 0}, &dense, skewed);
 		example_evaluate(&e, divergence_skew_reverse, (double[]){.1, 1}, &dense, detached);
 		for (uint32_t j = 0; j < e.V; j++) {
@@ -160,7 +162,8 @@ static void gradients_with_a_constant_part_are_differences_of_the_rest(void **st
 			all += inner[j];
 		}
 		for (uint32_t j = 0; j < e.V; j++)
-			assert_near(detached[j] - skewed[j], inner[j] - exp(e.zs[j] - example_lse(e.zs, e.V, 1)) * all, 1e-12, "skew reverse");
+			assert_near(detached[j] - skewed[j], inner[j] - exp(e.zs[j] - example_lse(e.zs, e.V, 1)) * all, 1e-12,
+				"skew reverse");
 		struct example target = e;     // forward KL to the interpolated row has TAID's value and gradient
 		for (uint32_t j = 0; j < e.V; j++)
 			target.zt[j] = .6 * (e.zs[j] - example_lse(e.zs, e.V, 1)) + .4 * (e.zt[j] - example_lse(e.zt, e.V, 1));
@@ -173,8 +176,8 @@ static void gradients_with_a_constant_part_are_differences_of_the_rest(void **st
 
 static bool is_bucket_form(const struct loss *l)
 {
-	return (l->is_f || l->fn == divergence_ab || l->fn == divergence_adaptive_kl || l->fn == divergence_dkd || l->fn == divergence_taid ||
-		l->fn == divergence_dac_kl);
+	return (l->is_f || l->fn == divergence_ab || l->fn == divergence_adaptive_kl || l->fn == divergence_dkd ||
+		l->fn == divergence_taid || l->fn == divergence_dac_kl);
 }
 
 static void a_student_equal_to_its_teacher_costs_nothing(void **state)
@@ -242,8 +245,8 @@ static void masses_at_the_edge_stay_finite(void **state)
 	(void)state;
 	for (size_t i = 0; i < N_LOSSES; i++)
 		for (int form = 0; form < LOSS_N_FORMS; form++) {
-			struct example e = {.V = 9, .n_top = 3, .n_own = 2, .own = {7, 8}, .n_drawn = 1, .drawn = {5}, .weights = {.3}, .temperature = 1,
-					    .label = 6, .zt = {0, -1, -2, -800, -900, -900, -900, -900, -900},
+			struct example e = {.V = 9, .n_top = 3, .n_own = 2, .own = {7, 8}, .n_drawn = 1, .drawn = {5}, .weights = {.3},
+					    .temperature = 1, .label = 6, .zt = {0, -1, -2, -800, -900, -900, -900, -900, -900},
 					    .zs = {-60, 0, -70, -300, -600, -600, -600, -600, -600}};
 			struct pair_view view = {LOSS_SUPPORT_TEACHER, (enum loss_form)form, 3, 2, losses[i].label, 0, false, false};
 			double gradient[EXAMPLE_V];

@@ -17,8 +17,10 @@ static void blocks_are_philox(void **state)
 {
 	static const struct { uint32_t counter[4]; struct draw_key key; uint32_t want[4]; } cases[] = {
 		{{0, 0, 0, 0}, {{0, 0}}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
-		{{UINT32_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX}, {{UINT32_MAX, UINT32_MAX}}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-		{{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {{0xa4093822, 0x299f31d0}}, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+		{{UINT32_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX}, {{UINT32_MAX, UINT32_MAX}},
+		{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+			{{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {{0xa4093822, 0x299f31d0}},
+				{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
 	};
 	(void)state;
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

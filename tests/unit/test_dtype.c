@@ -103,7 +103,8 @@ static void f16_rounds_to_nearest_even(void **state)
 	for (int i = 0; i < 200000; i++) {
 		x = x * 1664525u + 1013904223u;
 		// Spread over the exponents that matter: 2^-30 .. 2^17.
-		float f = float_of((x & 0x80000000u) | (97 + (x >> 8) % 48) << 23 | (i % 3 ? (x * 2654435761u) >> 9 : ((x >> 3) & 0x7ff) << 12));
+		float f = float_of((x & 0x80000000u) | (97 + (x >> 8) % 48) << 23 |
+			(i % 3 ? (x * 2654435761u) >> 9 : ((x >> 3) & 0x7ff) << 12));
 		assert_int_equal(float_to_f16(f), nearest_f16(f));
 	}
 	assert_int_equal(float_to_f16(65519.996f), 0x7bff);

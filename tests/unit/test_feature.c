@@ -198,16 +198,18 @@ static void layer_maps_name_pairs(void **state)
 static void bad_layer_maps_are_refused(void **state)
 {
 	(void)state;
-	static const char *const words[] = {"", "lastly", "skip", "skip:", "skip:0", "skip:2,", "1", "1:", "1:2,", "1:2;3:4", "a:b", "-1:2", "1:99999",
-					    "uniform:3"};
+	static const char *const words[] = {
+					    "", "lastly", "skip", "skip:", "skip:0", "skip:2,", "1", "1:", "1:2,", "1:2;3:4", "a:b", "-1:2",
+					    "1:99999", "uniform:3"};
 	struct layer_map map;
 	for (size_t i = 0; i < sizeof words / sizeof *words; i++)
 		if (layer_map_parse(words[i], &map) == 0)
 			fail_msg("\"%s\" was taken", words[i]);
 	static const struct { const char *text; uint32_t m, M; bool blocks; const char *why; } maps[] = {
-		{"final", 6, 12, true, "no q, k and v"}, {"last", 6, 0, false, "teacher-layers"}, {"uniform", 5, 12, false, "do not divide"},
-		{"tail", 12, 6, false, "do not divide"}, {"skip:12", 6, 12, false, "0 pairs"}, {"uniform", 80, 160, false, "81 pairs"},
-		{"7:12", 6, 12, false, "out of range"}, {"6:13", 6, 12, false, "out of range"}, {"0:1", 6, 12, true, "out of range"},
+		{"final", 6, 12, true, "no q, k and v"}, {"last", 6, 0, false, "teacher-layers"},
+		{"uniform", 5, 12, false, "do not divide"}, {"tail", 12, 6, false, "do not divide"}, {"skip:12", 6, 12, false, "0 pairs"},
+		{"uniform", 80, 160, false, "81 pairs"}, {"7:12", 6, 12, false, "out of range"}, {"6:13", 6, 12, false, "out of range"},
+		{"0:1", 6, 12, true, "out of range"},
 	};
 	for (size_t i = 0; i < sizeof maps / sizeof *maps; i++) {
 		char why[200];

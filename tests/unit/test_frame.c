@@ -44,14 +44,16 @@ static struct frame_score parts_score(void)
 	static struct sequence sequences[] = {{first, 3}, {second, 2}};
 	static uint32_t one[] = {0, 1}, five[] = {5}, two[] = {0, 2, 2}, ids[] = {7, 300};
 	static struct query_span span = {2, 3};
-	static struct query_part parts[] = {{.n_spans = 1, .spans = &span}, {.has_rows = true, .first = 0, .last = 1, .gather = {2, two, ids}}};
+	static struct query_part parts[] = {
+		{.n_spans = 1, .spans = &span}, {.has_rows = true, .first = 0, .last = 1, .gather = {2, two, ids}}};
 	return (struct frame_score){.flags = FRAME_SCORE_SHORT, .n_sequences = 2, .sequences = sequences, .parts = parts,
 		.query = {.last = -1, .n_temperatures = 1, .temperatures = {1}, .gather = {1, one, five}}};
 }
 
 static struct frame_welcome example_welcome(void)
 {
-	struct frame_welcome m = {.limits = {.max_tokens = 4096, .max_top_k = 1024, .max_gather = 1024, .max_draws = 1024, .max_spans = 65536,
+	struct frame_welcome m = {
+		.limits = {.max_tokens = 4096, .max_top_k = 1024, .max_gather = 1024, .max_draws = 1024, .max_spans = 65536,
 		.vocab_size = 49152, .n_layers = 30, .width = 576, .q_width = 576, .kv_width = 192}, .max_sequences = 1024,
 		.max_body_bytes = 1 << 25, .credits = 64};
 	for (int i = 0; i < CONTENT_ID_BYTES; i++)
@@ -144,7 +146,9 @@ static void bodies_are_neither_short_nor_long(void **state)
 	(void)state;
 	uint8_t bytes[256];
 	struct writer w = writer_init(bytes, sizeof bytes);
-	struct frame_welcome welcome = {.limits = {.max_tokens = 100, .max_top_k = 10, .vocab_size = 1000}, .max_sequences = 4, .max_body_bytes = 1000, .credits = 2};
+	struct frame_welcome welcome = {
+		.limits = {.max_tokens = 100, .max_top_k = 10, .vocab_size = 1000}, .max_sequences = 4,
+		.max_body_bytes = 1000, .credits = 2};
 	EXPECT_EXACT(frame_hello_decode, struct frame_hello, nothing, hello_golden + 32, sizeof hello_golden - 32);
 	EXPECT_EXACT(frame_score_decode, struct frame_score, frame_score_done, score_golden + 32, sizeof score_golden - 32);
 	EXPECT_EXACT(frame_score_decode, struct frame_score, frame_score_done, parts_golden + 32, sizeof parts_golden - 32);
@@ -224,7 +228,8 @@ static void what_a_sequence_asks_of_its_own_replaces_the_query(void **state)
 	query_take_part(&first, &score.parts[0]);
 	query_take_part(&second, &score.parts[1]);
 	assert_true(first.first == 0 && first.last == -1 && first.n_spans == 1 && first.gather.n_lists == 1);
-	assert_true(second.first == 0 && second.last == 1 && second.n_spans == 0 && second.gather.n_lists == 2 && second.gather.ids[0] == 7);
+	assert_true(second.first == 0 && second.last == 1 && second.n_spans == 0 && second.gather.n_lists == 2 &&
+		second.gather.ids[0] == 7);
 	assert_true(!score.parts[0].n_spans && !score.parts[1].has_rows && !score.parts[1].gather.n_lists);
 	query_done(&first);
 	query_done(&second);

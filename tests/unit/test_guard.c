@@ -22,16 +22,17 @@ static void a_curve_that_is_left_is_told_once(void **state)
 {
 	(void)state;
 	static const struct { uint64_t step; double kl, residual; enum guard_verdict verdict; } seen[] = {
-		{0, 2.5, NAN, GUARD_FINE}, {10, 1, NAN, GUARD_FINE}, {20, .72, NAN, GUARD_FINE}, {30, .55, NAN, GUARD_FINE}, {40, .49, NAN, GUARD_FINE},
-		{50, .42, NAN, GUARD_FINE}, {60, .39, NAN, GUARD_FINE}, {70, .36, 0.33018260, GUARD_FINE}, {80, .40, 7.89974755, GUARD_FINE},
-		{90, .42, 12.68682016, GUARD_FINE}, {100, .43, 16.10796061, GUARD_OFF_CURVE}, {100, .43, 16.10796061, GUARD_FINE},
-		{110, .30, 2.88035048, GUARD_FINE}, {100, .43, 16.10796061, GUARD_FINE}, {100, .43, 16.10796061, GUARD_FINE},
-		{100, .43, 16.10796061, GUARD_OFF_CURVE},
+		{0, 2.5, NAN, GUARD_FINE}, {10, 1, NAN, GUARD_FINE}, {20, .72, NAN, GUARD_FINE}, {30, .55, NAN, GUARD_FINE},
+		{40, .49, NAN, GUARD_FINE}, {50, .42, NAN, GUARD_FINE}, {60, .39, NAN, GUARD_FINE}, {70, .36, 0.33018260, GUARD_FINE},
+		{80, .40, 7.89974755, GUARD_FINE}, {90, .42, 12.68682016, GUARD_FINE}, {100, .43, 16.10796061, GUARD_OFF_CURVE},
+		{100, .43, 16.10796061, GUARD_FINE}, {110, .30, 2.88035048, GUARD_FINE}, {100, .43, 16.10796061, GUARD_FINE},
+		{100, .43, 16.10796061, GUARD_FINE}, {100, .43, 16.10796061, GUARD_OFF_CURVE},
 	};
 	struct guard_state s = {0};
 	for (size_t i = 0; i < sizeof seen / sizeof *seen; i++) {
 		double residual = 0;
-		assert_int_equal(guard_look(&options, &s, seen[i].step, &(struct guard_point){seen[i].kl, 3, 2}, &residual), seen[i].verdict);
+		assert_int_equal(guard_look(&options, &s, seen[i].step, &(struct guard_point){seen[i].kl, 3, 2}, &residual),
+			seen[i].verdict);
 		if (isnan(seen[i].residual))
 			assert_true(isnan(residual));
 		else
@@ -68,7 +69,8 @@ static void nearer_the_teacher_and_farther_from_the_text_is_told(void **state)
 {
 	(void)state;
 	static const struct { double kl, ce; enum guard_verdict verdict; } seen[] = {
-		{1, 3, GUARD_FINE}, {.9, 3.1, GUARD_FINE}, {.8, 3.2, GUARD_FINE}, {.7, 3.15, GUARD_FINE}, {.6, 3.2, GUARD_FINE}, {.5, 3.3, GUARD_FINE},
+		{1, 3, GUARD_FINE}, {.9, 3.1, GUARD_FINE}, {.8, 3.2, GUARD_FINE}, {.7, 3.15, GUARD_FINE}, {.6, 3.2, GUARD_FINE},
+		{.5, 3.3, GUARD_FINE},
 		{.55, 3.4, GUARD_FINE},                        // farther from both is another matter
 		{.5, 3.5, GUARD_FINE}, {.4, 3.6, GUARD_FINE}, {.3, 3.7, GUARD_APART}, {.2, 3.8, GUARD_FINE},
 	};

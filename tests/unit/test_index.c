@@ -24,7 +24,8 @@ static struct content_id key_of(uint64_t n)
 
 static struct index_entry entry_of(uint64_t n)
 {
-	return (struct index_entry){.shard = (uint32_t)(n % 7), .record_bytes = 1 + (uint32_t)n, .offset = 4096 + 8 * n, .shape = (uint32_t)n ^ 5};
+	return (struct index_entry){.shard = (uint32_t)(n % 7), .record_bytes = 1 + (uint32_t)n, .offset = 4096 + 8 * n,
+		.shape = (uint32_t)n ^ 5};
 }
 
 static void expect(const struct index *index, uint64_t n, bool there)

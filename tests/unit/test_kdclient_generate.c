@@ -31,10 +31,10 @@ static const float numbers[] = {-0.5f, -1, -1.5f, -2};
 // Tokens first.. of a sample: the number of each is that of its place, as are all its numbers.
 static struct frame_tokens piece(uint32_t index, uint32_t first, uint32_t n, const char *text, bool last)
 {
-	return (struct frame_tokens){.index = index, .flags = last ? FRAME_TOKENS_LAST : 0, .first = first, .n = n, .rows = 1, .tokens = ids + first,
-		.logprobs = numbers + first, .sampled_logprobs = numbers + first, .lse = numbers + first, .ids = ids + first,
-		.logits = numbers + first, .text = text, .text_bytes = (uint32_t)strlen(text), .finish = FRAME_FINISH_STOP, .stop_id = 10,
-		.stop = FRAME_TOKENS_NONE, .reused = 2, .seed = 77};
+	return (struct frame_tokens){.index = index, .flags = last ? FRAME_TOKENS_LAST : 0, .first = first, .n = n, .rows = 1,
+		.tokens = ids + first, .logprobs = numbers + first, .sampled_logprobs = numbers + first, .lse = numbers + first,
+		.ids = ids + first, .logits = numbers + first, .text = text, .text_bytes = (uint32_t)strlen(text),
+		.finish = FRAME_FINISH_STOP, .stop_id = 10, .stop = FRAME_TOKENS_NONE, .reused = 2, .seed = 77};
 }
 
 static struct frame_generate asked;          // what the server was asked, for a look at it
@@ -67,7 +67,8 @@ static int see(void *arg, const struct kd_piece *p)
 	assert_true(p->index < 2 && p->first == s->n[p->index] && p->rows == 1);
 	for (uint32_t i = 0; i < p->n; i++) {
 		assert_true(p->tokens[i] == ids[p->first + i] && p->ids[i] == p->tokens[i] && p->logits[i] == numbers[p->first + i]);
-		assert_true(p->logprobs[i] == numbers[p->first + i] && p->sampled_logprobs[i] == p->logprobs[i] && p->lse[i] == p->logprobs[i]);
+		assert_true(p->logprobs[i] == numbers[p->first + i] && p->sampled_logprobs[i] == p->logprobs[i] &&
+			p->lse[i] == p->logprobs[i]);
 	}
 	s->n[p->index] += p->n;
 	strncat(s->text[p->index], p->text, p->text_bytes);
@@ -116,8 +117,10 @@ static void pieces_come_in_the_order_of_each_sample(void **state)
 		assert_string_equal(seen.text[1], "ade");
 		kdclient_close(&s, client);
 		assert_int_equal(asked.flags, FRAME_GENERATE_IGNORE_EOS | FRAME_GENERATE_STREAM | FRAME_GENERATE_SEED);
-		assert_true(asked.n == 2 && asked.rows == 1 && asked.top_k == 9 && asked.seed == 5 && asked.temperature == 0.5f && asked.top_p == 1);
-		assert_true(asked.n_stops == 2 && asked.stop_ids.n_tokens == 4 && asked.forced.n_tokens == 1 && asked.prompts[0].n_tokens == 3);
+		assert_true(asked.n == 2 && asked.rows == 1 && asked.top_k == 9 && asked.seed == 5 && asked.temperature == 0.5f &&
+			asked.top_p == 1);
+		assert_true(asked.n_stops == 2 && asked.stop_ids.n_tokens == 4 && asked.forced.n_tokens == 1 &&
+			asked.prompts[0].n_tokens == 3);
 		assert_string_equal(asked.stops[1], "xy");
 		frame_generate_done(&asked);
 	}
@@ -243,7 +246,8 @@ static void what_no_frame_can_hold_is_refused_here(void **state)
 	long_text[257] = '\0';
 	for (int i = 0; i < 17; i++)
 		stops[i] = "x";
-	struct kd_generation none = question(), n = question(), many = question(), count = question(), length = question(), empty = question(), old = question();
+	struct kd_generation none = question(), n = question(), many = question(), count = question(), length = question(),
+		empty = question(), old = question();
 	none.n_prompts = 0;
 	n.n = 0;
 	many.n = 1000;
@@ -252,8 +256,8 @@ static void what_no_frame_can_hold_is_refused_here(void **state)
 	length.n_stops = empty.n_stops = 1;
 	old.size = 8;
 	const struct { const struct kd_generation *g; int r; const char *field; } cases[] = {
-		{&none, -EINVAL, "prompts"}, {&n, -EINVAL, "n"}, {&many, -E2BIG, "prompts"}, {&count, -E2BIG, "stop"}, {&length, -E2BIG, "stop[0]"},
-		{&empty, -EINVAL, "stop[0]"}, {&old, -EINVAL, "request"}};
+		{&none, -EINVAL, "prompts"}, {&n, -EINVAL, "n"}, {&many, -E2BIG, "prompts"}, {&count, -E2BIG, "stop"},
+		{&length, -E2BIG, "stop[0]"}, {&empty, -EINVAL, "stop[0]"}, {&old, -EINVAL, "request"}};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		stops[0] = cases[i].g == &length ? long_text : cases[i].g == &empty ? "" : "x";
 		assert_int_equal(kd_generate(client, cases[i].g, see, NULL, &err), cases[i].r);

@@ -153,8 +153,9 @@ static void sequences_ask_for_their_own(void **state)
 	struct kd_request request = KD_REQUEST_INIT;
 	struct kd_answer *answers[6];
 	const struct kd_sequence sequences[] = {
-		{.tokens = two, .n_tokens = 4}, {.tokens = two, .n_tokens = 4, .gather = &per_row}, {.tokens = two, .n_tokens = 4, .rows = &last_two},
-		{.tokens = two, .n_tokens = 3, .spans = spans, .n_spans = 1}, {.tokens = two, .n_tokens = 2, .gather = &for_all},
+		{.tokens = two, .n_tokens = 4}, {.tokens = two, .n_tokens = 4, .gather = &per_row},
+		{.tokens = two, .n_tokens = 4, .rows = &last_two}, {.tokens = two, .n_tokens = 3, .spans = spans, .n_spans = 1},
+		{.tokens = two, .n_tokens = 2, .gather = &for_all},
 		{.tokens = two, .n_tokens = 4, .gather = &per_row, .spans = spans, .n_spans = 2},
 	};
 	q.own = true;

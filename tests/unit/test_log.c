@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a line of the log goes: plain lines, lines for the journal's stream, entries with fields. libsystemd's sender is replaced by our own.
+// Where a line of the log goes: plain lines, lines for the journal's stream, entries with fields.
+// libsystemd's sender is replaced by our own.
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -100,7 +101,8 @@ static void the_journal_gets_fields(void **state)
 	log_about(LOG_WARNING, "KD_RUN", "night-1", "run %s: gone\nPRIORITY=0", "night-1");
 	assert_int_equal(n_entries, 1);
 	assert_string_equal(written(), "");
-	static const char *const lines[] = {"MESSAGE=run night-1: gone?PRIORITY=0\n", "\nPRIORITY=4\n", "\nCODE_FUNC=the_journal_gets_fields\n",
+	static const char *const lines[] = {
+		"MESSAGE=run night-1: gone?PRIORITY=0\n", "\nPRIORITY=4\n", "\nCODE_FUNC=the_journal_gets_fields\n",
 		"tests/unit/test_log.c\n", "\nCODE_LINE=", "\nKD_RUN=night-1\n", "\nSYSLOG_IDENTIFIER="};
 	for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
 		if (!strstr(entry, lines[i]))
@@ -164,8 +166,9 @@ static void last_words_are_lines(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(a_terminal_or_file_gets_plain_lines), TEST(the_journal_gets_fields), TEST(what_the_journal_refuses_is_a_line_with_its_priority),
-		TEST(the_level_changes_while_running), TEST(long_messages_are_cut_not_split), TEST(last_words_are_lines),
+		TEST(a_terminal_or_file_gets_plain_lines), TEST(the_journal_gets_fields),
+		TEST(what_the_journal_refuses_is_a_line_with_its_priority), TEST(the_level_changes_while_running),
+		TEST(long_messages_are_cut_not_split), TEST(last_words_are_lines),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

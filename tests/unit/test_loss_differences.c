@@ -99,8 +99,9 @@ static void gradients_of_every_line_are_finite_differences(void **state)
 		{"jsd", "beta=1 normalise-beta=on"}, {"alpha-beta", "alpha=0 beta=0.7"}, {"alpha-beta", "alpha=0.7 beta=0"},
 		{"alpha-beta", "alpha=0.7 beta=-0.7"}, {"alpha-beta", "alpha=0 beta=0"}, {"alpha-beta", "alpha=-0.5 beta=1.5"},
 		{"skew-forward-kl", "alpha=0"}, {"skew-reverse-kl", "alpha=0"}, {"dac-kl", "quantile=0.5"}, {"first", "c=1"},
-		{"logit-mse", "phi=0.6"}, {"logit-mse", "of=raw above=0.4"}, {"hinge-ranking", "margin=0.2"}, {"policy-gradient", "clip=0.2"},
-		{"gold", "beta=0"}, {"gold", "beta=1"}, {"gold", "matched=2 unmatched=3"}, {"dkd", "alpha=0.3 beta=8"},
+		{"logit-mse", "phi=0.6"}, {"logit-mse", "of=raw above=0.4"}, {"hinge-ranking", "margin=0.2"},
+		{"policy-gradient", "clip=0.2"}, {"gold", "beta=0"}, {"gold", "beta=1"}, {"gold", "matched=2 unmatched=3"},
+		{"dkd", "alpha=0.3 beta=8"},
 	};
 	size_t n_methods;
 	const struct method *methods = method_table(&n_methods);

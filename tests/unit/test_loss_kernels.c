@@ -89,11 +89,12 @@ static void position_evaluate(struct objective *o, const struct lesson *l, const
 			ranks[i] = l->known[i];
 	}
 	struct loss_position x = {.vocab_size = V, .n = N, .ids = l->ids, .student = swept->gathered, .teacher = l->known, .n_top = N_TOP,
-				  .n_own = N_OWN, .own = l->own, .n_drawn = N_DRAWN, .drawn = l->drawn, .weights = l->weights, .label = N - 1,
-				  .n_temperatures = n, .temperatures = T, .teacher_lse = teacher_lse, .student_lse = swept->lse + 1,
-				  .student_lse_1 = swept->lse[0], .tail = NAN, .entropy = NAN, .student_mean = swept->mean, .matched_share = .5,
-				  .n_teacher_ranks = N_TOP, .teacher_ranks = ranks, .teacher_matched = matched, .n_student_ranks = N_TOP,
-				  .student_ranks = student_ranks, .student_matched = matched, .n_rewards = 1, .rewards = &reward, .drawn_logprob = -3};
+				  .n_own = N_OWN, .own = l->own, .n_drawn = N_DRAWN, .drawn = l->drawn, .weights = l->weights,
+				  .label = N - 1, .n_temperatures = n, .temperatures = T, .teacher_lse = teacher_lse,
+				  .student_lse = swept->lse + 1, .student_lse_1 = swept->lse[0], .tail = NAN, .entropy = NAN,
+				  .student_mean = swept->mean, .matched_share = .5, .n_teacher_ranks = N_TOP, .teacher_ranks = ranks,
+				  .teacher_matched = matched, .n_student_ranks = N_TOP, .student_ranks = student_ranks,
+				  .student_matched = matched, .n_rewards = 1, .rewards = &reward, .drawn_logprob = -3};
 	struct objective_sums sums = {0};
 	*s = (struct shape){0};
 	struct gradient g = {0, s->temperatures, s->lse, s->scales, s->corrections};
@@ -112,8 +113,8 @@ static void gradient_compare(struct backend *be, const char *line, const struct 
 	assert_int_equal(objective_begin(o, 100, V), 0);
 	float temperatures[OBJECTIVE_MAX_TERMS + 1] = {1};
 	double lse_of[OBJECTIVE_MAX_TERMS + 1], gathered[N], got[V], sum = 0;
-	struct sweep_row swept = {.n_temperatures = 1 + objective_temperatures(o, temperatures + 1), .temperatures = temperatures, .n_gather = N,
-				  .gather = l->ids, .want_mean = true, .lse = lse_of, .gathered = gathered};
+	struct sweep_row swept = {.n_temperatures = 1 + objective_temperatures(o, temperatures + 1), .temperatures = temperatures,
+				  .n_gather = N, .gather = l->ids, .want_mean = true, .lse = lse_of, .gathered = gathered};
 	struct real *z = be->ops->real_new(be, V, NULL);
 	be->ops->real_write(be, z, l->student, V);
 	be->ops->sweep(be, z, 1, V, &swept);

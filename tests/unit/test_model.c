@@ -317,11 +317,12 @@ static void weights_id_is_of_the_weights(void **state)
 	assert_memory_not_equal(&first, &type, sizeof first);
 }
 
-#define CONFIG "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":8,\"intermediate_size\":12,\"num_hidden_layers\":1,\"vocab_size\":11," \
-	       "\"num_attention_heads\":2,\"max_position_embeddings\":16,\"tie_word_embeddings\":true}"
-#define TOKENIZER "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[],\"normalizer\":null,\"pre_tokenizer\":{\"type\":" \
-	"\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":null,\"decoder\":{\"type\":" \
-	"\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":null," \
+#define CONFIG "{\"architectures\":[\"LlamaForCausalLM\"],\"hidden_size\":8,\"intermediate_size\":12,\"num_hidden_layers\":1," \
+	       "\"vocab_size\":11,\"num_attention_heads\":2,\"max_position_embeddings\":16,\"tie_word_embeddings\":true}"
+#define TOKENIZER "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[],\"normalizer\":null," \
+	"\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_regex\":true}," \
+	"\"post_processor\":null,\"decoder\":{\"type\":\"ByteLevel\"}," \
+	"\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":null," \
 	"\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"d\":8}," \
 	"\"merges\":[\"a b\"]}}"
 

@@ -15,7 +15,8 @@
 
 static struct provenance example(uint8_t which)
 {
-	struct provenance p = {.weights = {{which, 1}}, .tokenizer = {{2}}, .numeric = "f32-fast", .codec = PROVENANCE_CODEC, .name = "SmolLM2"};
+	struct provenance p = {.weights = {{which, 1}}, .tokenizer = {{2}}, .numeric = "f32-fast", .codec = PROVENANCE_CODEC,
+		.name = "SmolLM2"};
 	p.fingerprint = provenance_fingerprint(&p);
 	return p;
 }

@@ -143,7 +143,8 @@ static void losses_add_up_with_their_weights(void **state)
 static void only_what_is_needed_is_asked_of_the_teacher(void **state)
 {
 	(void)state;
-	static const struct { const char *lines[4]; uint32_t top_k, own_k, n_draws, n_temperatures; bool own, entropy, tail, draws_tail; } cases[] = {
+	static const struct { const char *lines[4]; uint32_t top_k, own_k, n_draws, n_temperatures; bool own, entropy, tail,
+		draws_tail; } cases[] = {
 		{{"forward-kl"}, 64, 0, 0, 1, false, false, false, false},
 		{{"cross-entropy"}, 0, 0, 0, 1, false, false, false, false},
 		{{"forward-kl top-k=10 temperature=2", "tvd top-k=30 temperature=2"}, 30, 0, 0, 2, false, false, false, false},
@@ -180,12 +181,13 @@ static void a_schedule_is_read_and_followed(void **state)
 {
 	(void)state;
 	static const struct { const char *text; uint64_t step; double value; } cases[] = {
-		{"0.5", 7, .5}, {"-1e-3", 0, -1e-3}, {"linear:1:0", 0, 1}, {"linear:1:0", 25, .75}, {"linear:1:0", 100, 0}, {"linear:1:0", 101, 0},
-		{"linear:1:3:10-20", 9, 1}, {"linear:1:3:10-20", 10, 1}, {"linear:1:3:10-20", 15, 2}, {"linear:1:3:10-20", 20, 3},
-		{"linear:0:1:50-", 75, .5}, {"linear:0:1:150-", 120, 0}, {"cosine:1:0:0-100", 50, .5}, {"cosine:1:0:0-100", 25, .853553390593},
-		{"cosine:1:0", 100, 0}, {"piecewise:0=1,100=0.5,200=0", 0, 1}, {"piecewise:0=1,100=0.5,200=0", 50, .75},
-		{"piecewise:0=1,100=0.5,200=0", 150, .25}, {"piecewise:0=1,100=0.5,200=0", 500, 0}, {"piecewise:10=2", 99, 2},
-		{"piecewise:10=2,11=4", 10, 2}, {"piecewise:10=2,11=4", 11, 4},
+		{"0.5", 7, .5}, {"-1e-3", 0, -1e-3}, {"linear:1:0", 0, 1}, {"linear:1:0", 25, .75}, {"linear:1:0", 100, 0},
+		{"linear:1:0", 101, 0}, {"linear:1:3:10-20", 9, 1}, {"linear:1:3:10-20", 10, 1}, {"linear:1:3:10-20", 15, 2},
+		{"linear:1:3:10-20", 20, 3}, {"linear:0:1:50-", 75, .5}, {"linear:0:1:150-", 120, 0}, {"cosine:1:0:0-100", 50, .5},
+		{"cosine:1:0:0-100", 25, .853553390593}, {"cosine:1:0", 100, 0}, {"piecewise:0=1,100=0.5,200=0", 0, 1},
+		{"piecewise:0=1,100=0.5,200=0", 50, .75}, {"piecewise:0=1,100=0.5,200=0", 150, .25},
+		{"piecewise:0=1,100=0.5,200=0", 500, 0}, {"piecewise:10=2", 99, 2}, {"piecewise:10=2,11=4", 10, 2},
+		{"piecewise:10=2,11=4", 11, 4},
 	};
 	static const char *const bad[] = {
 		"", "x", "1x", "nan", "inf", "0x10", "1e999", "linear", "linear:", "linear:1", "linear:1:", "linear:1:2:", "linear:1:2:3",
@@ -351,8 +353,8 @@ static void a_form_that_biases_a_loss_says_so(void **state)
 		{"jsd", NULL}, {"tvd", NULL}, {"reverse-kl", "hidden in the bucket"}, {"reverse-kl support=both:8", NULL},
 		{"reverse-kl support=student:8", NULL}, {"jsd form=draws", "not linear"}, {"forward-kl form=truncated", "no divergence"},
 		{"forward-kl form=teacher-renormalised", "overconfident"}, {"forward-kl form=renormalised", "ratios"},
-		{"forward-kl form=uniform", "flattens"}, {"forward-kl form=label-tail", "label"}, {"taid", "no bound"}, {"first", "left alone"},
-		{"reverse-kl top-k=1000", NULL}, {"logit-mse top-k=2000", NULL},
+		{"forward-kl form=uniform", "flattens"}, {"forward-kl form=label-tail", "label"}, {"taid", "no bound"},
+		{"first", "left alone"}, {"reverse-kl top-k=1000", NULL}, {"logit-mse top-k=2000", NULL},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		struct objective *o = objective_of(LINES(cases[i].line), 10, 1000);

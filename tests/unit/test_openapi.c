@@ -45,7 +45,8 @@ static void every_route_is_in_the_document(void **state)
 		json_t *operation = json_object_get(json_object_get(paths, path), verb);
 		if (!operation)
 			fail_msg("%s %s is not in openapi.json", method, path);
-		if (!json_object_size(json_object_get(operation, "responses")) || !json_string_length(json_object_get(operation, "operationId")))
+		if (!json_object_size(json_object_get(operation, "responses")) ||
+			!json_string_length(json_object_get(operation, "operationId")))
 			fail_msg("%s %s has no responses, or no operationId", method, path);
 		if (strcmp(method, "POST") == 0 && !json_is_object(json_object_get(operation, "requestBody")))
 			fail_msg("%s %s has no requestBody", method, path);

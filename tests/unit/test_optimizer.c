@@ -139,7 +139,8 @@ static void lion_steps_by_signs_and_keeps_one_moment(void **state)
 	(void)state;
 	struct backend *be = NULL;
 	struct weights *w = student_new(&be);
-	struct optimizer_options how = {.kind = OPTIMIZER_LION, .learning_rate = .01, .min_ratio = 1, .steps = 9, .beta1 = .9, .beta2 = .99};
+	struct optimizer_options how = {
+		.kind = OPTIMIZER_LION, .learning_rate = .01, .min_ratio = 1, .steps = 9, .beta1 = .9, .beta2 = .99};
 	struct optimizer *o = optimizer_make(&how, w);
 	struct optimizer_array arrays[OPTIMIZER_MAX_ARRAYS];
 	double *before = read_all(w, w->parameters->value);
@@ -205,8 +206,9 @@ static void a_group_without_parameters_is_an_error(void **state)
 static void lines_that_are_no_groups_are_refused(void **state)
 {
 	(void)state;
-	static const char *const bad[] = {"", "x", "learning-rate=1", "x learning-rate", "x learning-rate=", "x learning-rate=-1", "x learning-rate=nan",
-					  "x weight-decay=11", "x momentum=1", "x learning-rate=1e9"};
+	static const char *const bad[] = {
+					  "", "x", "learning-rate=1", "x learning-rate", "x learning-rate=", "x learning-rate=-1",
+					  "x learning-rate=nan", "x weight-decay=11", "x momentum=1", "x learning-rate=1e9"};
 	struct group g;
 	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
 		struct error err = {0};
@@ -252,7 +254,8 @@ static void on_a_grid_the_master_moves_and_the_student_snaps(void **state)
 	struct backend *be = NULL;
 	struct weights *w = student_new(&be);
 	struct parameters *p = w->parameters;
-	struct optimizer_options how = {.kind = OPTIMIZER_LION, .learning_rate = 1e-5, .min_ratio = 1, .steps = 9, .bits = 4, .average = .5};
+	struct optimizer_options how = {
+		.kind = OPTIMIZER_LION, .learning_rate = 1e-5, .min_ratio = 1, .steps = 9, .bits = 4, .average = .5};
 	double *start = read_all(w, p->value);
 	struct optimizer *o = optimizer_make(&how, w);
 	struct optimizer_array arrays[OPTIMIZER_MAX_ARRAYS];

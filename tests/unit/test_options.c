@@ -82,8 +82,9 @@ static void teachers_have_names(void **state)
 {
 	(void)state;
 	static const struct { const char *line, *name, *path; } cases[] = {
-		{"big=/models/x.gguf", "big", "/models/x.gguf"}, {"/models/x.gguf", "x.gguf", "/models/x.gguf"}, {"dir/model//", "model", "dir/model//"},
-		{"x", "x", "x"}, {"a=b=c", "a", "b=c"}, {"./a=b", "a=b", "./a=b"}, {"not a name=x", "not a name=x", "not a name=x"}, {"/", "/", "/"},
+		{"big=/models/x.gguf", "big", "/models/x.gguf"}, {"/models/x.gguf", "x.gguf", "/models/x.gguf"},
+		{"dir/model//", "model", "dir/model//"}, {"x", "x", "x"}, {"a=b=c", "a", "b=c"}, {"./a=b", "a=b", "./a=b"},
+		{"not a name=x", "not a name=x", "not a name=x"}, {"/", "/", "/"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		struct teacher_source s[OPTIONS_MAX_TEACHERS];
@@ -101,7 +102,8 @@ static void teachers_have_names(void **state)
 static void teachers_of_one_name_are_refused(void **state)
 {
 	(void)state;
-	static const char *const bad[] = {"teacher = a/x\nteacher = b/x\n", "teacher = x=a\nteacher = y=b\nteacher = x=c\n", "teacher = x=\n"};
+	static const char *const bad[] = {
+		"teacher = a/x\nteacher = b/x\n", "teacher = x=a\nteacher = y=b\nteacher = x=c\n", "teacher = x=\n"};
 	for (int i = 0; i < 3; i++) {
 		struct error err = {0};
 		assert_int_equal(check(bad[i], &err), error_errno(ERROR_INVALID));
@@ -128,11 +130,12 @@ static void addresses_are_checked(void **state)
 		{"socket =\nhttp =", "http"},    {"socket =\nruns = /tmp/x", "socket"},
 		{"allow-remote = yes\nhttp = 0.0.0.0:80", "http"},       {"tokens = x\nhttp = [::]:80", "http"},
 		{"allow-remote = yes\nsocket = tcp:[fe80::1]:5", "socket"}, {"tokens = x\nsocket = tcp:10.0.0.1:5", "socket"},
-		{"tls-certificate = c\ntls-key = k\nhttp = 0.0.0.0:80", "http"}, {"tls-key = k", "tls-certificate"}, {"tls-certificate = c", "tls-key"},
-		{"tls-certificate = c\ntls-key = k\nsocket = tcp:10.0.0.1:5", "socket"},
+		{"tls-certificate = c\ntls-key = k\nhttp = 0.0.0.0:80", "http"}, {"tls-key = k", "tls-certificate"},
+		{"tls-certificate = c", "tls-key"}, {"tls-certificate = c\ntls-key = k\nsocket = tcp:10.0.0.1:5", "socket"},
 	};
 	static const char *const good[] = {"http = [::1]:80", "http = localhost:0",       "http = 127.9.9.9:1",
-					   "http =",          "socket = tcp:127.0.0.1:5", "tokens = x\nallow-remote = yes\nhttp = 0.0.0.0:80",
+					   "http =",          "socket = tcp:127.0.0.1:5",
+					   "tokens = x\nallow-remote = yes\nhttp = 0.0.0.0:80",
 					   "tokens = x\ntls-certificate = c\ntls-key = k\nhttp = 0.0.0.0:80",
 					   "tokens = x\ntls-certificate = c\ntls-key = k\nsocket = tcp:10.0.0.1:5",
 					   "tokens = x\nallow-remote = yes\nsocket = tcp:10.0.0.1:5"};
@@ -158,8 +161,9 @@ static void contradictions_name_both_lines(void **state)
 	static const struct { const char *text, *first, *second; } cases[] = {
 		{"teacher = x\nruns = /r\nsocket =\n", "test:2: ", "(test:3)"}, {"teacher = x\nhttp =\nsocket =\n", "test:2: ", "(test:3)"},
 		{"queue-tokens = 10\nteacher = x\nmax-tokens = 20\n", "test:3: ", "(test:1)"},
-		{"teacher = x\ncredits = 9\nqueue-requests = 8\n", "test:2: ", "(test:3)"}, {"teacher = x\ntls-key = k\n", "test:2: ", "go together"},
-		{"teacher = x\n\nhttp = 0.0.0.0:80\n", "test:3: ", "set tokens"}, {"teacher = x\nstore-compression = lzma\n", "test:2: ", "lzma"}};
+		{"teacher = x\ncredits = 9\nqueue-requests = 8\n", "test:2: ", "(test:3)"},
+		{"teacher = x\ntls-key = k\n", "test:2: ", "go together"}, {"teacher = x\n\nhttp = 0.0.0.0:80\n", "test:3: ", "set tokens"},
+		{"teacher = x\nstore-compression = lzma\n", "test:2: ", "lzma"}};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		struct error err = {0};
 		assert_int_equal(check(cases[i].text, &err), error_errno(ERROR_INVALID));

@@ -29,8 +29,8 @@ static bool try_part(const struct record *stored, const struct query *asked)
 	if (rc == 0) {
 		told = oracle_answer(&sequence, asked);
 		if (!same_bytes(part, told))
-			fail_msg("cut out: top %u of %u, values %d of %d, mass %g", asked->top_k, record_query(stored)->top_k, (int)asked->values,
-				 (int)record_query(stored)->values, (double)asked->top_mass);
+			fail_msg("cut out: top %u of %u, values %d of %d, mass %g", asked->top_k, record_query(stored)->top_k,
+				 (int)asked->values, (int)record_query(stored)->values, (double)asked->top_mass);
 		assert_memory_equal(record_key(part), record_key(told), sizeof(struct content_id));
 		record_unref(told);
 		record_unref(part);

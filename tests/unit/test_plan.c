@@ -31,8 +31,8 @@ static void a_roof_is_products_or_bytes(void **state)
 static const struct architecture tiny = {.n_layers = 2, .width = 8, .ffn_width = 12, .n_heads = 4, .n_kv_heads = 2, .head_size = 2,
 					 .vocab_size = 100, .context_length = 64};
 
-// By hand: q, k, v 16 x 8, output 8 x 8, gate and up 24 x 8, down 8 x 12: 480 a layer; head 800. Row i of 4 sees i + 1 keys, 2.5 on average,
-// 4 * 8 products each.
+// By hand: q, k, v 16 x 8, output 8 x 8, gate and up 24 x 8, down 8 x 12: 480 a layer; head 800. Row i of 4 sees i + 1 keys, 2.5 on
+// average, 4 * 8 products each.
 static void a_pass_counts_every_product(void **state)
 {
 	(void)state;
@@ -91,8 +91,8 @@ static void memory_is_counted(void **state)
 	assert_true(plan_training_bytes(&tiny, 10) > 16 * (double)architecture_n_parameters(&tiny));
 }
 
-// A layer has 480 elements (of 40,000 bytes, to matter), the head 800. Beside matrices: 80 MiB, 4 * (10 * 100 + 10 * 100) of work, 256 rows of 100 logits; and buffers, a
-// sixteenth of the cap.
+// A layer has 480 elements (of 40,000 bytes, to matter), the head 800. Beside matrices: 80 MiB, 4 * (10 * 100 + 10 * 100) of work, 256 rows
+// of 100 logits; and buffers, a sixteenth of the cap.
 static void a_cap_leaves_on_disk_what_has_no_room(void **state)
 {
 	(void)state;

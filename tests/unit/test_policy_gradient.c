@@ -58,7 +58,8 @@ static void returns_are_those_worked_out_by_hand(void **state)
 	for (size_t c = 0; c < sizeof cases / sizeof *cases; c++)
 		for (uint32_t i = 0; i < 3; i++) {
 			struct loss_position x = {.n_rewards = 3 - i, .rewards = rewards + i};
-			double parameters[POLICY_N] = {cases[c].gamma, cases[c].current, cases[c].normalise, 0, cases[c].scale, cases[c].limit};
+			double parameters[POLICY_N] = {
+				cases[c].gamma, cases[c].current, cases[c].normalise, 0, cases[c].scale, cases[c].limit};
 			assert_near(policy_return(&x, parameters), cases[c].expected[i], 2e-6);
 		}
 }
@@ -157,7 +158,8 @@ static void a_loss_learns_from_the_text_it_is_about(void **state)
 	struct objective *o = objective_of("cross-entropy on=text", "cross-entropy on=rollouts name=own weight=3", 5);
 	double value = evaluate(o, 1, g);
 	assert_near(value, 3 * 1.130881, 6e-6);                        // drawn: the second alone
-	struct loss_position x = {.vocab_size = 5, .n = 5, .student = example_zs, .label = 1, .student_lse_1 = example_lse(example_zs, 5, 1)};
+	struct loss_position x = {
+		.vocab_size = 5, .n = 5, .student = example_zs, .label = 1, .student_lse_1 = example_lse(example_zs, 5, 1)};
 	struct objective_sums sums = {0};
 	objective_position(o, &x, &sums, NULL);
 	assert_near(sums.total, 1.130881, 2e-6);

@@ -18,8 +18,8 @@
 
 // Few of each kind, so that every meeting of kinds happens often. All are older than any Unicode that PCRE2 may have.
 static const uint32_t characters[] = {
-	'a', 'B', 's', 'S', 't', 'r', 'e', 'v', 'm', 'l', 'L', 'd', 0x17f, 0xe9, 0x4e2d, 0x5d0, 0x301, '\'', '\'', '\'', '0', '7', 0x663, 0xbd,
-	0x2167, ' ', ' ', ' ', '\n', '\n', '\r', '\t', '\v', 0x85, 0xa0, 0x3000, 0x2028, 0x180e, 0x200b, '_', '!', '-', '.',
+	'a', 'B', 's', 'S', 't', 'r', 'e', 'v', 'm', 'l', 'L', 'd', 0x17f, 0xe9, 0x4e2d, 0x5d0, 0x301, '\'', '\'', '\'', '0', '7', 0x663,
+	0xbd, 0x2167, ' ', ' ', ' ', '\n', '\n', '\r', '\t', '\v', 0x85, 0xa0, 0x3000, 0x2028, 0x180e, 0x200b, '_', '!', '-', '.',
 	0x3002, 0x1f600, 0x200d,
 };
 

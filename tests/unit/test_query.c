@@ -320,8 +320,8 @@ static void what_is_wrong_is_named(void **state)
 #define KEEP(...) .n_keep = sizeof((uint32_t[]){__VA_ARGS__}) / 4, .keep = (uint32_t[]){__VA_ARGS__}
 #define SPAN(...) .n_spans = 2, .spans = (struct query_span[]){{1, 2}, {__VA_ARGS__}}
 	const struct refusal cases[] = {
-		{{.last = -1}, 3, -EINVAL, "top_k", "the query asks for nothing: give top_k, gather, draws, own, entropy, temperatures, spans or "
-		 "another signal"},
+		{{.last = -1}, 3, -EINVAL, "top_k",
+		 "the query asks for nothing: give top_k, gather, draws, own, entropy, temperatures, spans or another signal"},
 		{{.last = -1, KEEP(1, 2)}, 3, -EINVAL, "top_k", "the query asks for nothing: give top_k, gather, draws, own, entropy, "
 		 "temperatures, spans or another signal"},
 		{{.last = -1, .top_k = 49153}, 3, -EINVAL, "top_k", "49153 is more than the vocabulary (49152)"},
@@ -345,7 +345,8 @@ static void what_is_wrong_is_named(void **state)
 		{{.last = -1, .draws = {.n = 5}}, 3, -EINVAL, "draws.tau", "0 is not from 0.01 to 100"},
 		{{.last = -1, .draws = {.n = 5, .tau = 101}}, 3, -EINVAL, "draws.tau", "101 is not from 0.01 to 100"},
 		{{.last = -1, .draws = {.n = 5, .tau = NAN}}, 3, -EINVAL, "draws.tau", "nan is not from 0.01 to 100"},
-		{{.last = -1, .draws = {.n = 5, .tau = 1, .tail = true}}, 3, -EINVAL, "draws.tail", "needs top_k: it draws outside those ids"},
+		{{.last = -1, .draws = {.n = 5, .tau = 1, .tail = true}}, 3, -EINVAL, "draws.tail",
+			"needs top_k: it draws outside those ids"},
 		{{.last = -1, .own = true, .draws = {.tail = true}}, 3, -EINVAL, "draws.tail", "needs draws.n"},
 		{{.last = -1, .n_features = 65}, 3, -E2BIG, "features", "65 features, the limit is 64"},
 		{{.last = -1, .n_features = 1, .features = {{5, 0}}}, 3, -EINVAL, "features[0].kind", "unknown kind 5"},
@@ -374,7 +375,8 @@ static void what_is_wrong_is_named(void **state)
 		{{.last = -1, .gather = ONE(5, 49152)}, 3, -EINVAL, "gather[1]", "id 49152 is outside the vocabulary (49152)"},
 		{{.last = -1, .gather = ONE(5, 6), KEEP(7, 5)}, 3, -EINVAL, "gather[1]", "id 6 is not in keep"},
 		{{.last = -1, .gather = {1, (uint32_t[]){0, 101}, wide_ids}}, 3, -E2BIG, "gather", "101 ids for a row, the limit is 100"},
-		{{.last = -1, .gather = {3, (uint32_t[]){0, 1, 1, 102}, wide_ids}}, 3, -E2BIG, "gather[2]", "101 ids for a row, the limit is 100"},
+		{{.last = -1, .gather = {3, (uint32_t[]){0, 1, 1, 102}, wide_ids}}, 3, -E2BIG, "gather[2]",
+			"101 ids for a row, the limit is 100"},
 		{{.last = -1, .gather = {3, (uint32_t[]){0, 1, 1, 3}, (uint32_t[]){1, 2, 50000}}}, 3, -EINVAL, "gather[2][1]",
 		 "id 50000 is outside the vocabulary (49152)"},
 		{{.last = -1, .gather = {2, (uint32_t[]){0, 1, 2}, (uint32_t[]){1, 2}}}, 3, -EINVAL, "gather",

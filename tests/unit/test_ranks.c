@@ -79,12 +79,13 @@ static double evaluate(const struct rows *r, divergence_fn *fn, const double *pa
 			}
 	for (uint32_t i = 0; i < V; i++)
 		in_teacher[i] = taken[ids[ranks[i]]];
-	struct loss_position x = {.vocab_size = V, .n = V, .ids = ids, .student = slots, .teacher = top, .n_top = n_top, .n_temperatures = 1,
-				  .temperatures = &T, .teacher_lse = &teacher_lse, .student_lse = &student_lse, .student_lse_1 = student_lse,
-				  .tail = NAN, .entropy = NAN, .student_mean = NAN, .n_teacher_ranks = r->n_told, .teacher_ranks = teacher,
-				  .teacher_matched = in_student, .n_student_ranks = r->n_told < V ? (r->n_told < 3 ? r->n_told : V) : V,
-				  .student_ranks = ranks, .student_matched = in_teacher, .matched_share = n_top / 3.0,
-				  .log_teacher_factor = r->log_p_factor, .log_student_factor = r->log_q_factor};
+	struct loss_position x = {.vocab_size = V, .n = V, .ids = ids, .student = slots, .teacher = top, .n_top = n_top,
+				  .n_temperatures = 1, .temperatures = &T, .teacher_lse = &teacher_lse, .student_lse = &student_lse,
+				  .student_lse_1 = student_lse, .tail = NAN, .entropy = NAN, .student_mean = NAN,
+				  .n_teacher_ranks = r->n_told, .teacher_ranks = teacher, .teacher_matched = in_student,
+				  .n_student_ranks = r->n_told < V ? (r->n_told < 3 ? r->n_told : V) : V, .student_ranks = ranks,
+				  .student_matched = in_teacher, .matched_share = n_top / 3.0, .log_teacher_factor = r->log_p_factor,
+				  .log_student_factor = r->log_q_factor};
 	struct pair_view view = {.top_k = UINT32_MAX, .own_k = UINT32_MAX, .by_id = by_id, .merge = true};
 	double slope[2 * V + 1], corrections[V] = {0}, bases[3], scales[3];
 	float temperatures[3];

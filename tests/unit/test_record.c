@@ -101,7 +101,8 @@ static void every_signal_comes_back_alone_and_with_all_others(void **state)
 		case 6: q = all, q.top_mass = 0; break;
 		case 7: q = all, q.draws.tail = false, q.draws.tau = 1; break;
 		case 8: q = all, q.pooling = QUERY_POOLING_MEAN; break;
-		case 9: q.n_features = all.n_features, memcpy(q.features, all.features, sizeof q.features), q.pooling = QUERY_POOLING_LAST; break;
+		case 9: q.n_features = all.n_features, memcpy(q.features, all.features, sizeof q.features),
+			q.pooling = QUERY_POOLING_LAST; break;
 		case 10: q = all, q.n_temperatures = 0; break;
 		case 11: q = all, q.dense = false; break;
 		case 12: q.own = true; break;
@@ -244,7 +245,8 @@ static void top_k_entry_costs_little(void **state)
 	// Ids spread evenly are the worst case; a real row's lean to low ids.
 	struct query f16 = {.last = -1, .top_k = 64, .values = QUERY_VALUES_F16}, u8 = f16;
 	u8.values = QUERY_VALUES_U8;
-	print_message("%.3f bytes per f16 top-k entry, %.3f per u8 one, all included\n", bytes_per_entry(&f16, 512), bytes_per_entry(&u8, 512));
+	print_message("%.3f bytes per f16 top-k entry, %.3f per u8 one, all included\n", bytes_per_entry(&f16, 512),
+		bytes_per_entry(&u8, 512));
 	assert_true(bytes_per_entry(&f16, 512) <= 4.3);
 	assert_true(bytes_per_entry(&u8, 512) <= 3.3);
 }

@@ -16,8 +16,9 @@ static struct record_rows *rows_of(struct query *q, uint32_t n_tokens, uint32_t 
 {
 	static uint32_t tokens[] = {1, 2, 0};
 	struct sequence s = {tokens, n_tokens};
-	struct query_limits limits = {.max_tokens = 9, .max_top_k = 9, .max_gather = 9, .max_draws = 9, .max_spans = 9, .vocab_size = vocab_size,
-				      .n_layers = 1, .width = 2, .q_width = 2, .kv_width = 2};
+	struct query_limits limits = {
+				      .max_tokens = 9, .max_top_k = 9, .max_gather = 9, .max_draws = 9, .max_spans = 9,
+				      .vocab_size = vocab_size, .n_layers = 1, .width = 2, .q_width = 2, .kv_width = 2};
 	struct content_id teacher = {{1}};
 	struct record_rows *rows;
 	assert_int_equal(query_check(q, &s, &limits, NULL, NULL), 0);
@@ -84,7 +85,8 @@ static void every_signal_has_its_member(void **state)
 	expect_members(r, "\"rows\":["
 		       "{\"status\":\"ok\",\"lse\":[3.5],\"ids\":[3],\"logits\":[2],\"dense\":[0,0.5,1,1.5],\"own_logit\":1,"
 		       "\"entropy\":0.25,\"max_prob\":0.5,\"argmax\":3,\"sum_squares\":0.375,\"tail\":-1,\"gather\":[1.5,0.5],"
-		       "\"draws\":{\"ids\":[1,3],\"counts\":[3,1],\"log_ratios\":[0.5,-0.5],\"weights\":[1.23654091,0.151632667]},\"features\":[[0,0.100000001]]},"
+		       "\"draws\":{\"ids\":[1,3],\"counts\":[3,1],\"log_ratios\":[0.5,-0.5],\"weights\":[1.23654091,0.151632667]},"
+		       "\"features\":[[0,0.100000001]]},"
 		       "{\"status\":\"ok\",\"lse\":[4.5],\"ids\":[3,0],\"logits\":[2,1.5],\"dense\":[0,0.5,1,1.5],\"own_logit\":null,"
 		       "\"entropy\":0.25,\"max_prob\":0.5,\"argmax\":3,\"sum_squares\":0.375,\"tail\":null,\"gather\":[1],"
 		       "\"draws\":{\"ids\":[],\"counts\":[],\"log_ratios\":[],\"weights\":[]},\"features\":[[0,0]]}],\"spans\":[-2.5]");

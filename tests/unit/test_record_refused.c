@@ -118,8 +118,8 @@ static int decode_with(size_t at, const void *data, size_t n)
 
 static struct record_question question_of(const struct record_rows *rows, const struct record *record)
 {
-	return (struct record_question){.teacher = &rows->teacher, .key = record_key(record), .sequence = &rows->sequence, .query = &rows->query,
-		.vocab_size = rows->vocab_size};
+	return (struct record_question){.teacher = &rows->teacher, .key = record_key(record), .sequence = &rows->sequence,
+		.query = &rows->query, .vocab_size = rows->vocab_size};
 }
 
 static void short_form_is_restored_to_the_same_bytes(void **state)
@@ -271,7 +271,8 @@ static void hostile_sections_are_refused(void **state)
 {
 	(void)state;
 	uint32_t one[] = {0, 3}, ids[] = {5, 5, 6}, keep[] = {5, 6, 7, 400}, bad_id = 8, outside = 500;
-	const float above = 25, tail = 0.5f, minus_infinity = -INFINITY, infinite = INFINITY, sum = -1, nothing = 0, much = 1.5f, range = -1;
+	const float above = 25, tail = 0.5f, minus_infinity = -INFINITY, infinite = INFINITY, sum = -1, nothing = 0,
+		much = 1.5f, range = -1;
 	const uint8_t code = 255, codes[] = {255, 0, 254, 7}, ff[4] = {255, 255, 255, 255};
 	struct query_span span = {1, 8};
 	struct query top = {.last = -1, .top_k = 3, .top_mass = 0.5f}, ids_of = {.last = -1, .argmax = true, .n_keep = 4, .keep = keep};

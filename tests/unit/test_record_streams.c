@@ -90,7 +90,8 @@ static void golomb_streams_of_every_parameter_come_back(void **state)
 		assert_int_equal(golomb_reader_next_many(&r, 1 << 20, back, 8), 0);
 		assert_int_equal(golomb_reader_next_count(&r, 299, &count), -EBADMSG);
 		r = golomb_reader_init(bytes, n - 1, b);
-		assert_true(golomb_reader_next_many(&r, 1 << 20, back, 8) || golomb_reader_next_count(&r, 300, &count) || golomb_reader_done(&r));
+		assert_true(golomb_reader_next_many(&r, 1 << 20, back, 8) || golomb_reader_next_count(&r, 300, &count) ||
+			golomb_reader_done(&r));
 		free(bytes);
 	}
 	assert_int_equal(best, first_best);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Steps out of the buffer of rollouts, and the chance that evaluations set (DistiLLM): what enters and leaves, what is picked, bytes of it that
-// come back or are refused, and which kind a step is.
+// Steps out of the buffer of rollouts, and the chance that evaluations set (DistiLLM): what enters and leaves, what is picked, bytes of it
+// that come back or are refused, and which kind a step is.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -226,8 +226,8 @@ static void the_chance_rises_where_the_loss_has_risen(void **state)
 	(void)state;
 	// The loss before training, then evaluations; what methods make of each: worked out by hand.
 	static const struct { double loss, chance, reference; } seen[] = {
-		{3.0, 0, 3.0}, {2.5, 0, 3.0}, {3.05, 0, 3.0}, {3.1, 0.1, 3.1}, {3.15, 0.1, 3.1}, {2.0, 0.1, 3.1}, {4.0, 0.2, 4.0}, {4.0, 0.2, 4.0},
-		{4.2, 0.3, 4.2},
+		{3.0, 0, 3.0}, {2.5, 0, 3.0}, {3.05, 0, 3.0}, {3.1, 0.1, 3.1}, {3.15, 0.1, 3.1}, {2.0, 0.1, 3.1}, {4.0, 0.2, 4.0},
+		{4.0, 0.2, 4.0}, {4.2, 0.3, 4.2},
 	};
 	struct policy *p = policy_make("adaptive", 0, "linear:1:0");
 	for (size_t i = 0; i < sizeof seen / sizeof *seen; i++) {

@@ -56,7 +56,8 @@ static void many_operations_pass_through_a_small_ring(void **state)
 	int fd = file_open("small", 0);
 	uint8_t *bytes = blocks_new(1), *back = blocks_new(2);
 	for (unsigned i = 0; i < N_BLOCKS; i++) {
-		ops[i] = (struct ring_op){.kind = RING_WRITE, .fd = fd, .data = bytes + i * BLOCK, .n = BLOCK, .offset = (uint64_t)i * BLOCK};
+		ops[i] = (struct ring_op){.kind = RING_WRITE, .fd = fd, .data = bytes + i * BLOCK, .n = BLOCK,
+			.offset = (uint64_t)i * BLOCK};
 		ring_queue(r, &ops[i]);
 	}
 	for (unsigned i = 0; i < N_BLOCKS; i++)
@@ -64,7 +65,8 @@ static void many_operations_pass_through_a_small_ring(void **state)
 	expect_file(fd, bytes);
 	for (unsigned i = 0; i < N_BLOCKS; i++) {
 		unsigned at = i * 29 % N_BLOCKS;
-		ops[i] = (struct ring_op){.kind = RING_READ, .fd = fd, .data = back + at * BLOCK, .n = BLOCK, .offset = (uint64_t)at * BLOCK};
+		ops[i] = (struct ring_op){.kind = RING_READ, .fd = fd, .data = back + at * BLOCK, .n = BLOCK,
+			.offset = (uint64_t)at * BLOCK};
 		ring_queue(r, &ops[i]);
 	}
 	for (unsigned i = 0; i < N_BLOCKS; i++) {
@@ -116,7 +118,8 @@ static void a_read_ends_where_the_file_does(void **state)
 	static const struct { size_t align, offset, n_done; } cases[] = {
 		{0, 0, 2 * BLOCK + 10}, {BLOCK, 0, 2 * BLOCK + 10}, {BLOCK, 2 * BLOCK, 10}, {0, 3 * BLOCK, 0}, {BLOCK, 3 * BLOCK, 0}};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-		struct ring_op op = {.kind = RING_READ, .fd = fd, .data = back, .n = 4 * BLOCK, .offset = cases[i].offset, .align = cases[i].align};
+		struct ring_op op = {.kind = RING_READ, .fd = fd, .data = back, .n = 4 * BLOCK, .offset = cases[i].offset,
+			.align = cases[i].align};
 		ring_submit(r, &op);
 		assert_int_equal(ring_complete(r, &op), 0);
 		assert_int_equal(op.n_done, cases[i].n_done);

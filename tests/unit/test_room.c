@@ -75,7 +75,8 @@ static void too_little_is_refused_with_the_numbers(void **state)
 	assert_string_equal(err.field, "memory");
 	assert_non_null(strstr(err.message, "memory = 100 MiB is not enough"));
 	assert_non_null(strstr(err.message, "needs 306 MiB"));
-	assert_non_null(strstr(err.message, "program 68, batch-tokens 102, head 32, cache-tokens 64, largest tensor while loading 0, buffers 40"));
+	assert_non_null(strstr(err.message,
+		"program 68, batch-tokens 102, head 32, cache-tokens 64, largest tensor while loading 0, buffers 40"));
 	// without a shelf all matrices must have room
 	o.shelf = NULL;
 	o.host_bytes = 1024 * MIB;

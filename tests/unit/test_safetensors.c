@@ -136,8 +136,10 @@ static void wrong_entries_are_refused(void **state)
 	refused("{\"a\":" T("F32", "[2]", 0, 8) "}", 4, -EINVAL, "ends at 8 of 4 bytes");
 	refused("{\"a\":" T("F32", "[1]", 0, 18446744073709551616) "}", 4, -EINVAL, "not valid JSON");
 	refused("{\"a\":" T("F32", "[1]", 4, 8) "}", 8, -EINVAL, "tensor a: begins at 4 where the previous ends at 0");
-	refused("{\"a\":" T("F32", "[2]", 0, 8) ",\"b\":" T("F32", "[1]", 4, 8) "}", 8, -EINVAL, "begins at 4 where the previous ends at 8");
-	refused("{\"a\":" T("F32", "[1]", 0, 4) ",\"b\":" T("F32", "[1]", 8, 12) "}", 12, -EINVAL, "begins at 8 where the previous ends at 4");
+	refused("{\"a\":" T("F32", "[2]", 0, 8) ",\"b\":" T("F32", "[1]", 4, 8) "}", 8, -EINVAL,
+		"begins at 4 where the previous ends at 8");
+	refused("{\"a\":" T("F32", "[1]", 0, 4) ",\"b\":" T("F32", "[1]", 8, 12) "}", 12, -EINVAL,
+		"begins at 8 where the previous ends at 4");
 	refused("{\"a\":" T("F32", "[1]", 0, 4) "}", 5, -EINVAL, "1 bytes after the last tensor");
 }
 
@@ -148,8 +150,9 @@ static void other_dtypes_are_refused_only_when_asked_for(void **state)
 	struct safetensors *s = NULL;
 	struct tensor t;
 	struct error err = {0};
-	build_safetensors(&b, "{\"a\":" T("I64", "[1]", 0, 8) ",\"b\":" T("F4_WEIRD_AND_LONG_NAME", "[9]", 8, 12) ",\"c\":" T("F32", "[]", 12, 16)
-			  ",\"d\":" T("F32", "[1,1,1,1,1]", 16, 20) ",\"e\":" T("F32", "[0]", 20, 20) ",\"f\":" T("F16", "[2]", 20, 24) "}", 24);
+	build_safetensors(&b, "{\"a\":" T("I64", "[1]", 0, 8) ",\"b\":" T("F4_WEIRD_AND_LONG_NAME", "[9]", 8, 12) ",\"c\":" T("F32",
+			  "[]", 12, 16) ",\"d\":" T("F32", "[1,1,1,1,1]", 16, 20) ",\"e\":" T("F32", "[0]", 20, 20) ",\"f\":" T("F16",
+			  "[2]", 20, 24) "}", 24);
 	assert_int_equal(safetensors_open_bytes(b.bytes, b.n, &s, &err), 0);
 	assert_int_equal(safetensors_find(s, "a", &t, &err), -EOPNOTSUPP);
 	assert_string_equal(err.message, "safetensors: tensor a: dtype I64 is not supported (supported: F32 F16 BF16)");
@@ -196,7 +199,8 @@ static void shards_make_one_set(void **state)
 	struct safetensors *s = NULL;
 	struct error err = {0};
 	struct tensor t;
-	int r = open_shards("{\"metadata\":{\"total_size\":12},\"weight_map\":{\"a\":\"model-1.safetensors\",\"b\":\"model-2.safetensors\"}}", &s, &err);
+	int r = open_shards("{\"metadata\":{\"total_size\":12},\"weight_map\":{\"a\":\"model-1.safetensors\","
+		"\"b\":\"model-2.safetensors\"}}", &s, &err);
 	if (r < 0)
 		fail_msg("%s", err.message);
 	assert_int_equal(safetensors_count(s), 2);

@@ -245,8 +245,9 @@ static void options_out_of_range_are_refused_by_name(void **state)
 {
 	static const struct { struct sampler_options o; const char *field; } cases[] = {
 		{{-1, 0, 1, 0, 1}, "temperature"}, {{9.9e-5f, 0, 1, 0, 1}, "temperature"}, {{10001, 0, 1, 0, 1}, "temperature"},
-		{{NAN, 0, 1, 0, 1}, "temperature"}, {{1, 0, 0, 0, 1}, "top_p"}, {{1, 0, 1.001f, 0, 1}, "top_p"}, {{1, 0, NAN, 0, 1}, "top_p"},
-		{{1, 0, 1, -0.1f, 1}, "min_p"}, {{1, 0, 1, 1.1f, 1}, "min_p"}, {{1, 0, 1, 0, 0}, "typical_p"}, {{1, 0, 1, 0, 2}, "typical_p"},
+		{{NAN, 0, 1, 0, 1}, "temperature"}, {{1, 0, 0, 0, 1}, "top_p"}, {{1, 0, 1.001f, 0, 1}, "top_p"},
+		{{1, 0, NAN, 0, 1}, "top_p"}, {{1, 0, 1, -0.1f, 1}, "min_p"}, {{1, 0, 1, 1.1f, 1}, "min_p"}, {{1, 0, 1, 0, 0}, "typical_p"},
+		{{1, 0, 1, 0, 2}, "typical_p"},
 	};
 	struct sampler_options good = options(0, UINT32_MAX, 1, 1, 1);
 	struct error err = {0};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// 10,000 lines of mixed text give the ids that Hugging Face `tokenizers` gives for the layouts of Llama 2, Mistral, Mixtral and Gemma, and those
-// that SentencePiece gives for its vocabularies in GGUF. And what is particular to them: spaces that are no text, bytes, parts of texts.
+// 10,000 lines of mixed text give the ids that Hugging Face `tokenizers` gives for the layouts of Llama 2, Mistral, Mixtral and Gemma, and
+// those that SentencePiece gives for its vocabularies in GGUF. And what is particular to them: spaces that are no text, bytes,
+// parts of texts.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,7 +20,8 @@
 #define EXPECTED "spaces_expected.json"
 #define MARK "\xe2\x96\x81"
 
-static const char *const variants[] = { "llama", "mistral", "mistral-words", "mixtral", "first-split", "gemma", "always", "never", "no-unknown" };
+static const char *const variants[] = {
+	"llama", "mistral", "mistral-words", "mixtral", "first-split", "gemma", "always", "never", "no-unknown" };
 static const char *const vocabularies[] = { "spm-prefix", "spm-plain", "spm-unknown" };
 #define N_VARIANTS 9
 #define N_ALL 12
@@ -213,7 +215,8 @@ static void parts_of_a_text_go_on_from_each_other(void **state)
 	(void)state;
 	for (int k = 0; k < N_ALL; k++) {
 		struct tokenizer *t = open_any(k);
-		struct tokens first = encode(t, "the cat", 7, false), second = encode(t, " and the", 8, true), third = encode(t, "dog", 3, true);
+		struct tokens first = encode(t, "the cat", 7, false), second = encode(t, " and the", 8, true),
+			third = encode(t, "dog", 3, true);
 		struct tokens whole = encode(t, "dog", 3, false);
 		char *a = NULL, *b = NULL;
 		size_t n;
@@ -279,7 +282,8 @@ static void bytes_of_characters_without_a_token_are_tokens(void **state)
 
 static void stretches_after_special_tokens_are_as_the_kind_has_it(void **state)
 {
-	static const struct { const char *name; bool space; } cases[] = { { "mistral-words", true }, { "mixtral", false }, { "gemma", false } };
+	static const struct { const char *name; bool space; } cases[] = {
+		{ "mistral-words", true }, { "mixtral", false }, { "gemma", false } };
 
 	(void)state;
 	for (int k = 0; k < 3; k++) {
@@ -298,8 +302,10 @@ static void stretches_after_special_tokens_are_as_the_kind_has_it(void **state)
 // A small whole tokenizer with one member replaced; the error's message must hold `reason`.
 static void refuse_check(const char *member, const char *value, const char *reason)
 {
-	static const char whole[] = "{\"added_tokens\":[],\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"" MARK "\"},"
-		"\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"" MARK "\"},\"content\":\" \"},"
+	static const char whole[] = "{\"added_tokens\":[],\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},"
+		"\"content\":\"" MARK "\"},"
+		"\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"" MARK "\"},"
+		"\"content\":\" \"},"
 		"{\"type\":\"Fuse\"}]},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2},\"merges\":[\"a b\"]}}";
 	json_t *root = json_loads(whole, 0, NULL), *changed = json_loads(value, JSON_DECODE_ANY, NULL);
 	struct tokenizer *t = NULL;
@@ -336,15 +342,20 @@ static void bad_files_are_refused_with_the_reason(void **state)
 		{ "model", "{" MODEL ",\"kdserved_ranks\":[0,\"x\",2]}", "no number" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a z\"]}", "not in the vocabulary" },
 		{ "normalizer", "{\"type\":\"NFKC\"}", "normalizer type NFKC" },
-		{ "normalizer", "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" \"},\"content\":\"" MARK "\"}", "normalizer type Replace" },
+		{ "normalizer", "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\" \"},\"content\":\"" MARK "\"}",
+			"normalizer type Replace" },
 		{ "normalizer", "{\"type\":\"Prepend\",\"prepend\":\"_\"}", "normalizer type Prepend" },
 		{ "pre_tokenizer", "{\"type\":\"Whitespace\"}", "pre_tokenizer type Whitespace" },
 		{ "pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"_\"}", "replacement other than" },
-		{ "pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"" MARK "\",\"prepend_scheme\":\"last\"}", "prepend_scheme last" },
-		{ "pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"" MARK "\",\"add_prefix_space\":false}", "add_prefix_space false" },
+		{ "pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"" MARK "\",\"prepend_scheme\":\"last\"}",
+			"prepend_scheme last" },
+		{ "pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"" MARK "\",\"add_prefix_space\":false}",
+			"add_prefix_space false" },
 		{ "decoder", "{\"type\":\"Sequence\",\"decoders\":[" JOIN "]}", "without Fuse" },
-		{ "decoder", "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}]}", "does not begin by" },
-		{ "decoder", "{\"type\":\"Sequence\",\"decoders\":[" JOIN ",{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \",\"start\":2,\"stop\":0}]}",
+		{ "decoder", "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}]}",
+			"does not begin by" },
+		{ "decoder", "{\"type\":\"Sequence\",\"decoders\":[" JOIN ",{\"type\":\"Fuse\"},"
+		  "{\"type\":\"Strip\",\"content\":\" \",\"start\":2,\"stop\":0}]}",
 		  "Strip other than" },
 		{ "decoder", "{\"type\":\"Sequence\",\"decoders\":[" JOIN ",{\"type\":\"Fuse\"},{\"type\":\"CTC\"}]}", "more after Fuse" },
 	};
@@ -434,7 +445,8 @@ int main(void)
 		cmocka_unit_test(each_has_an_id_of_its_own), cmocka_unit_test(ids_decode_as_the_references_do),
 		cmocka_unit_test(text_comes_back_and_offsets_tile_it), cmocka_unit_test(parts_of_a_text_go_on_from_each_other),
 		cmocka_unit_test(bytes_of_characters_without_a_token_are_tokens),
-		cmocka_unit_test(stretches_after_special_tokens_are_as_the_kind_has_it), cmocka_unit_test(bad_files_are_refused_with_the_reason),
+		cmocka_unit_test(stretches_after_special_tokens_are_as_the_kind_has_it),
+		cmocka_unit_test(bad_files_are_refused_with_the_reason),
 		cmocka_unit_test(a_mebibyte_of_one_character_takes_little_time_and_stack),
 	};
 

@@ -14,10 +14,10 @@
 
 // A new setting that changes no number is named here and in settings_lines.c; any other is compared.
 static const char *const free_keys[] = {
-	"teacher", "server", "ca", "server-name", "teacher-id", "other-teacher", "token-file", "patience", "store", "missing", "tokenizer", "corpus", "held-out",
-	"held-out-max", "student", "student-tokenizer", "student-type", "gradient-checkpointing", "gradient-checkpointing-layers", "steps",
-	"epochs", "evaluate-every", "early-stop", "checkpoint-every", "keep", "threads", "device", "precision",
-	"guard", "guard-fit", "guard-checks",
+	"teacher", "server", "ca", "server-name", "teacher-id", "other-teacher", "token-file", "patience", "store", "missing", "tokenizer",
+	"corpus", "held-out", "held-out-max", "student", "student-tokenizer", "student-type", "gradient-checkpointing",
+	"gradient-checkpointing-layers", "steps", "epochs", "evaluate-every", "early-stop", "checkpoint-every", "keep", "threads", "device",
+	"precision", "guard", "guard-fit", "guard-checks",
 };
 #define N_FREE (sizeof free_keys / sizeof *free_keys)
 
@@ -100,8 +100,8 @@ static void each_setting_is_compared_or_known_to_change_nothing(void **state)
 		other_value(&table[i], value, sizeof value);
 		if (strcmp(table[i].name, "mlm") == 0)
 			snprintf(value, sizeof value, "no");
-		snprintf(now, sizeof now, "%s%s = %s\n", based ? (strcmp(table[i].name, "mlm") == 0 ? "rollouts = 0.5\n" : "mlm = yes\n") : base,
-			 table[i].name, value);
+		snprintf(now, sizeof now, "%s%s = %s\n", based ? (strcmp(table[i].name, "mlm") == 0 ? "rollouts = 0.5\n" : "mlm = yes\n")
+			 : base, table[i].name, value);
 		assert_differs(base, now, expected ? table[i].name : NULL);
 	}
 	assert_int_equal(n_free, N_FREE);              // each of them is a setting
@@ -110,7 +110,8 @@ static void each_setting_is_compared_or_known_to_change_nothing(void **state)
 static void what_is_written_otherwise_is_the_same(void **state)
 {
 	(void)state;
-	assert_differs("learning-rate = 0.0006\nloss = jsd   beta=0.5\nloss = taid\n", "loss = jsd beta=0.5\nloss = taid\nlearning-rate = 6e-4\n", NULL);
+	assert_differs("learning-rate = 0.0006\nloss = jsd   beta=0.5\nloss = taid\n",
+		"loss = jsd beta=0.5\nloss = taid\nlearning-rate = 6e-4\n", NULL);
 	assert_differs("loss = jsd\nloss = taid\n", "loss = taid\nloss = jsd\n", "loss");
 	assert_differs("loss = jsd\nloss = taid\n", "loss = jsd\n", "loss");
 	assert_differs("corpus-field = text\n", "corpus-field = other\n", "corpus-field");

@@ -92,7 +92,8 @@ static void pieces_come_back_in_order_and_round_again(void **state)
 	}
 	shelf_stats(s, &stats);
 	assert_true(stats.file_bytes >= (uint64_t)N_PIECES * (PIECE - 100 * N_PIECES));
-	assert_in_range(stats.read_bytes, 3 * stats.file_bytes, 3 * stats.file_bytes + 3 * door->piece_bytes);      // each once, a few ahead
+	// each once, a few ahead
+	assert_in_range(stats.read_bytes, 3 * stats.file_bytes, 3 * stats.file_bytes + 3 * door->piece_bytes);
 	shelf_close(s);
 }
 

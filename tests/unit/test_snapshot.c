@@ -88,14 +88,14 @@ static double *arrays_read(struct fixture *f)
 
 static struct snapshot_state state_of(uint64_t step)
 {
-	struct snapshot_state s = {.step = step, .position = 8 * step, .n_positions = 77 * step, .n_masked = 1, .seconds = 1.0 / 3, .seed = 9,
-				   .sequence_length = 64, .batch = 8, .n_held_out = 5, .sequential = 1, .n_evaluations = 2, .best_evaluation = 1,
-				   .rollout_chance = 0.1 + 0.2, .rollout_reference = 1.0 / 3};
+	struct snapshot_state s = {.step = step, .position = 8 * step, .n_positions = 77 * step, .n_masked = 1, .seconds = 1.0 / 3,
+				   .seed = 9, .sequence_length = 64, .batch = 8, .n_held_out = 5, .sequential = 1, .n_evaluations = 2,
+				   .best_evaluation = 1, .rollout_chance = 0.1 + 0.2, .rollout_reference = 1.0 / 3};
 	s.guard = (struct guard_state){3, 1.0 / 3, -2, 1e-300, 5, 6.1, 7, 8, 1, 2, 1};
 	memset(&s.teacher, 0xab, sizeof s.teacher);
 	memset(&s.dataset, 0xcd, sizeof s.dataset);
-	s.before = (struct student_evaluation){.kl = 1.0 / 7, .ce = 2.0 / 7, .agreement = 3.0 / 7, .teacher_ce = 4.0 / 7, .bits_per_byte = 5.0 / 7,
-					       .teacher_bits_per_byte = 6.0 / 7, .n_positions = 100};
+	s.before = (struct student_evaluation){.kl = 1.0 / 7, .ce = 2.0 / 7, .agreement = 3.0 / 7, .teacher_ce = 4.0 / 7,
+					       .bits_per_byte = 5.0 / 7, .teacher_bits_per_byte = 6.0 / 7, .n_positions = 100};
 	s.last = (struct student_evaluation){.kl = 1.0 / 9, .ce = 2.0 / 9, .agreement = 3.0 / 9, .teacher_ce = NAN, .bits_per_byte = NAN,
 					     .teacher_bits_per_byte = NAN, .n_positions = 100};
 	s.best = s.last;
@@ -200,7 +200,8 @@ static void a_damaged_one_is_passed_over_for_the_one_before(void **state)
 			if (how < 3)
 				damage(f, 21, leaves[i], how == 0 ? 30 : -5, how == 2);
 			else
-				snprintf(path, sizeof path, "%s/step-000000000021/%s", f->directory, leaves[i]), assert_int_equal(unlink(path), 0);
+				snprintf(path, sizeof path, "%s/step-000000000021/%s", f->directory, leaves[i]),
+					assert_int_equal(unlink(path), 0);
 			assert_loads(f, 20, true);
 		}
 }

@@ -226,7 +226,8 @@ static void *work(void *arg)
 	for (unsigned i = 0; i < PER_THREAD; i++) {
 		struct record *mine = fixture_record(w->index * PER_THREAD + i, 8, 4), *found;
 		struct record *other = fixture_record((i * 7919) % (N_THREADS * PER_THREAD), 8, 4);
-		if (store_append(w->s, mine, i % 16 ? STORE_FLUSHED : STORE_DURABLE, NULL, NULL, NULL) < 0 || fixture_expect(w->s, mine) != 0)
+		if (store_append(w->s, mine, i % 16 ? STORE_FLUSHED : STORE_DURABLE, NULL, NULL, NULL) < 0 ||
+			fixture_expect(w->s, mine) != 0)
 			abort();
 		int rc = fixture_expect(w->s, other);
 		if (rc != 0 && rc != -ENOENT)

@@ -287,12 +287,14 @@ static void bad_questions_are_refused_by_name(void **state)
 	static const struct { const char *name, *config, *field; } cases[] = {
 		{"../up", "corpus = /a\n", "name"}, {"", "corpus = /a\n", "name"}, {"Capital", "corpus = /a\n", "name"},
 		{NULL, "steps = 5\n", "corpus"}, {NULL, "corpus = /a\nsteps = many\n", "steps"}, {NULL, "corpus = relative\n", "corpus"},
-		{NULL, "corpus = /a\nloss = fkl\n", "loss"}, {NULL, "corpus = /a\nstudent-width = 100\nstudent-heads = 6\n", "student-width"},
+		{NULL, "corpus = /a\nloss = fkl\n", "loss"},
+		{NULL, "corpus = /a\nstudent-width = 100\nstudent-heads = 6\n", "student-width"},
 		{NULL, "corpus = /a\nstudent = ../model\n", "student"}, {NULL, "corpus = /a\nunknown-key = 1\n", "unknown-key"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		struct error err = {0};
-		assert_int_equal(supervisor_start(f->s, cases[i].name, cases[i].config, strlen(cases[i].config), id, &err), error_errno(ERROR_INVALID));
+		assert_int_equal(supervisor_start(f->s, cases[i].name, cases[i].config, strlen(cases[i].config), id, &err),
+			error_errno(ERROR_INVALID));
 		assert_string_equal(err.field, cases[i].field);
 	}
 	struct error err = {0};
@@ -407,7 +409,8 @@ static void an_end_of_the_daemon_while_one_waits_is_clean(void **state)
 	assert_int_equal(start(f, "late", "killed-1", id, NULL), 0);
 	json_decref(wait_for(f, id, "restarting"));
 	supervisor_close(f->s, 1000);
-	write_status(f, "lost", "{\"id\": \"lost\", \"state\": \"restarting\", \"restarts\": 4, \"created\": 1.5, \"progress\": {\"step\": 4}}");
+	write_status(f, "lost",
+		"{\"id\": \"lost\", \"state\": \"restarting\", \"restarts\": 4, \"created\": 1.5, \"progress\": {\"step\": 4}}");
 	fixture_open(f);
 	json_t *j = wait_for(f, "late", "stopped");
 	assert_non_null(strstr(text_of(j, "reason"), "before the worker was started again"));

@@ -358,7 +358,8 @@ static void a_group_with_too_many_likely_records_is_left_alone(void **state)
 	size_t n;
 	const struct surplus_entry *e = surplus_entries(s, &n);
 	assert_int_equal(n, 6);
-	assert_int_equal(t.n_contained, 4);                      // of the five each but the largest; not the smallest, for which all five may do
+	// of the five each but the largest; not the smallest, for which all five may do
+	assert_int_equal(t.n_contained, 4);
 	assert_int_equal(e[5].kind, SURPLUS_KEEP);
 	surplus_free(s);
 	fixture_remove(d);

@@ -143,8 +143,8 @@ static void assert_place(struct model *m, enum forward_tap what, uint32_t layer)
 		double difference = (up - loss_of(m)) / (2 * STEP);
 		value[i] = kept;
 		if (!(fabs(difference - gradient[i]) <= 1e-6 * largest))
-			fail_msg("%s, place %d of layer %u: [%zu] %.9g, by differences %.9g", m->weights->architecture.name, (int)what, layer, i,
-				 gradient[i], difference);
+			fail_msg("%s, place %d of layer %u: [%zu] %.9g, by differences %.9g", m->weights->architecture.name, (int)what,
+				 layer, i, gradient[i], difference);
 	}
 }
 

@@ -77,9 +77,10 @@ static void text_comes_back_and_offsets_tile_it(void **state)
 static void invalid_utf8_is_replaced_as_python_does(void **state)
 {
 	static const struct { const char *bytes, *replaced; } cases[] = {
-		{ "a\xff" "b", "aRb" }, { "\xc3", "R" }, { "\xc3(", "R(" }, { "\xe6\xbc", "R" }, { "\xe6\xbcz", "Rz" }, { "\xf0\x9f\x98", "R" },
-		{ "\xf0\x9f\x98!", "R!" }, { "\xc0\xaf", "RR" }, { "\xe0\x80\xaf", "RRR" }, { "\xed\xa0\x80", "RRR" }, { "\xf4\x90\x80\x80", "RRRR" },
-		{ "\xf5\x80", "RR" }, { "\x80\x80", "RR" }, { "\xf0\x80\x80", "RRR" }, { "\xe1\x80\xe2\xf0\x91\x92\xf1\xbf\x41", "RRRRA" },
+		{ "a\xff" "b", "aRb" }, { "\xc3", "R" }, { "\xc3(", "R(" }, { "\xe6\xbc", "R" }, { "\xe6\xbcz", "Rz" },
+		{ "\xf0\x9f\x98", "R" }, { "\xf0\x9f\x98!", "R!" }, { "\xc0\xaf", "RR" }, { "\xe0\x80\xaf", "RRR" },
+		{ "\xed\xa0\x80", "RRR" }, { "\xf4\x90\x80\x80", "RRRR" }, { "\xf5\x80", "RR" }, { "\x80\x80", "RR" },
+		{ "\xf0\x80\x80", "RRR" }, { "\xe1\x80\xe2\xf0\x91\x92\xf1\xbf\x41", "RRRRA" },
 	};
 	struct tokenizer *t = open_variant("gpt2");
 
@@ -183,7 +184,8 @@ static void refuse_check(const char *member, const char *value, const char *reas
 static void bad_files_are_refused_with_the_reason(void **state)
 {
 	static const struct { const char *member, *value, *reason; } cases[] = {
-		{ "model", "{\"type\":\"WordPiece\",\"vocab\":{}}", "WordPiece with a normalizer other than BertNormalizer is not supported" },
+		{ "model", "{\"type\":\"WordPiece\",\"vocab\":{}}",
+			"WordPiece with a normalizer other than BertNormalizer is not supported" },
 		{ "post_processor", "{\"type\":\"BertProcessing\",\"sep\":[\"x\",-1]}", "an id is not a whole number" },
 		{ "model", "{\"type\":\"Unigram\",\"vocab\":[]}", "model type Unigram is not supported" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{},\"merges\":[]}", "empty" },
@@ -196,7 +198,8 @@ static void bad_files_are_refused_with_the_reason(void **state)
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"a a\"]}", "not in the vocabulary" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[\"aa\"]}", "two tokens" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[7]}", "neither" },
-		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[],\"byte_fallback\":true}", "pre_tokenizer type ByteLevel of this kind" },
+		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[],\"byte_fallback\":true}",
+			"pre_tokenizer type ByteLevel of this kind" },
 		{ "model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[],\"unk_token\":\"a\"}", "unk_token" },
 		{ "normalizer", "{\"type\":\"Lowercase\"}", "normalizer type Lowercase is not supported" },
 		{ "pre_tokenizer", "{\"type\":\"Metaspace\"}", "pre_tokenizer type Metaspace" },
@@ -207,7 +210,8 @@ static void bad_files_are_refused_with_the_reason(void **state)
 		{ "pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"behavior\":\"Removed\","
 		  "\"pattern\":{\"Regex\":\"a\"}},{\"type\":\"ByteLevel\",\"add_prefix_space\":false}]}", "Split behavior Removed" },
 		{ "post_processor", "{\"type\":\"RobertaProcessing\"}", "post_processor type RobertaProcessing" },
-		{ "post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"s\"}},{\"Sequence\":{\"id\":\"A\"}}],"
+		{ "post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"s\"}},"
+		  "{\"Sequence\":{\"id\":\"A\"}}],"
 		  "\"special_tokens\":{\"s\":{\"ids\":[77]}}}", "id 77 is not in the vocabulary" },
 		{ "decoder", "{\"type\":\"WordPiece\"}", "decoder type WordPiece" },
 		{ "added_tokens", "[{\"id\":3,\"content\":\"x\"},{\"id\":3,\"content\":\"y\"}]", "given twice" },
@@ -318,8 +322,9 @@ static void linear_check(const struct tokenizer *t, const char *name, const char
 static void a_mebibyte_of_one_character_takes_linear_time_and_little_stack(void **state)
 {
 	static const char *const names[] = { "smollm", "qwen2", "regex" };    // each matcher, NFC, PCRE2
-	static const char *const repeated[] = { "a", " ", "\n", "\r\n", " \n", "1", "\xe6\xbc\xa2", "\xf0\x9f\x98\x80", "\xcc\x81", "'", "!",
-						"<", "\xff", "mask", "a\xcc\xa7\xcc\x81", "\xcc\x81\xcc\xa7", "<|im_", " a" };
+	static const char *const repeated[] = {
+						"a", " ", "\n", "\r\n", " \n", "1", "\xe6\xbc\xa2", "\xf0\x9f\x98\x80", "\xcc\x81", "'",
+						"!", "<", "\xff", "mask", "a\xcc\xa7\xcc\x81", "\xcc\x81\xcc\xa7", "<|im_", " a" };
 	char *text = malloc(MIB);
 
 	(void)state;

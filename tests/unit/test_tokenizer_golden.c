@@ -15,7 +15,8 @@
 static struct tokenizer *variant_open(const char *name)
 {
 	json_t *base = golden_load("base.json"), *variants = golden_load("variants.json"), *wordpiece = golden_load("wordpiece.json");
-	json_t *bert = json_object_get(wordpiece, name), *whole = bert ? json_incref(bert) : golden_variant(base, json_object_get(variants, name));
+	json_t *bert = json_object_get(wordpiece, name), *whole = bert ? json_incref(bert)
+		: golden_variant(base, json_object_get(variants, name));
 	struct tokenizer *t = golden_open(whole);
 
 	json_decref(base);

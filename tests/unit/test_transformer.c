@@ -65,9 +65,9 @@ static void model_open(struct model *m, bool tied, bool qkv_bias, bool qk_norm)
 {
 	struct error err = {0};
 	struct backend_options options = {.n_threads = 1, .max_rows = T};
-	struct architecture a = {.name = "llama", .n_layers = 2, .width = 16, .ffn_width = 24, .n_heads = 4, .n_kv_heads = 2, .head_size = 6,
-				 .vocab_size = V, .context_length = 64, .norm_epsilon = 1e-3f, .rope_theta = 10000, .tied_head = tied,
-				 .qkv_bias = qkv_bias, .qk_norm = qk_norm, .bos_id = -1, .eos_id = -1};
+	struct architecture a = {.name = "llama", .n_layers = 2, .width = 16, .ffn_width = 24, .n_heads = 4, .n_kv_heads = 2,
+				 .head_size = 6, .vocab_size = V, .context_length = 64, .norm_epsilon = 1e-3f, .rope_theta = 10000,
+				 .tied_head = tied, .qkv_bias = qkv_bias, .qk_norm = qk_norm, .bos_id = -1, .eos_id = -1};
 	*m = (struct model){0};
 	if (backend_open("ref", &options, &m->be, &err) < 0 || weights_new_trainable(m->be, &a, 1, 64, &m->weights, &err) < 0 ||
 	    activations_new(m->weights, T, true, 0, &m->activations, &err) < 0 || head_open(m->weights, T, &m->head, &err) < 0)
@@ -236,7 +236,8 @@ static void head_tiles_cover_every_row(void **state)
 	model_open(&m, false, false, false);
 	for (uint32_t i = 0; i < n; i++) {
 		rows[i] = i * 7 % T;
-		out[i] = (struct sweep_row){.top_k = 1, .n_temperatures = 1, .temperatures = &one, .lse = &lse[i], .ids = &ids[i], .logits = &logits[i]};
+		out[i] = (struct sweep_row){.top_k = 1, .n_temperatures = 1, .temperatures = &one, .lse = &lse[i], .ids = &ids[i],
+			.logits = &logits[i]};
 	}
 	struct act *hidden = forward(m.weights, m.activations, &m.layout);
 	head_score(m.head, hidden, rows, n, out);

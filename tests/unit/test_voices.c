@@ -247,8 +247,8 @@ static void gradient_is_the_change_of_the_total(void **state)
 	struct student_sums sums;
 	size_t n;
 	double value;
-	fixture_open(&f, LINES("reverse-kl teacher=big:2,own top-k=6", "jsd teacher=far top-k=6 temperature=2", "forward-kl trust=label top-k=3",
-			       "cross-entropy weight=0.3"), 6);
+	fixture_open(&f, LINES("reverse-kl teacher=big:2,own top-k=6", "jsd teacher=far top-k=6 temperature=2",
+			       "forward-kl trust=label top-k=3", "cross-entropy weight=0.3"), 6);
 	struct weights *w = student_weights(f.student);
 	double *g = train(&f, &sums, &n);
 	for (size_t i = 0; i < n; i += 29) {
@@ -271,9 +271,11 @@ static void trust_is_by_the_teacher_s_own_loss(void **state)
 	for (int i = -1; i < 2; i++) {
 		struct objective *o;
 		struct objective_sums sums = {0};
-		struct loss_position x = {.vocab_size = 2, .n = 2, .ids = ids, .student = student, .teacher = teacher, .n_top = 2, .n_temperatures = 1,
-					  .temperatures = &T, .teacher_lse = &log_t, .student_lse = &log_s, .student_lse_1 = log_s, .tail = NAN,
-					  .entropy = NAN, .student_mean = NAN, .teacher_ce = i < 0 ? 0 : ce[i]};
+		struct loss_position x = {
+					  .vocab_size = 2, .n = 2, .ids = ids, .student = student, .teacher = teacher, .n_top = 2,
+					  .n_temperatures = 1, .temperatures = &T, .teacher_lse = &log_t, .student_lse = &log_s,
+					  .student_lse_1 = log_s, .tail = NAN, .entropy = NAN, .student_mean = NAN,
+					  .teacher_ce = i < 0 ? 0 : ce[i]};
 		assert_int_equal(objective_new(&o), 0);
 		assert_int_equal(objective_add(o, "forward-kl trust=label", "here", NULL), 0);
 		assert_int_equal(objective_begin(o, 1, 2), 0);
@@ -338,11 +340,11 @@ static void what_cannot_be_meant_is_refused_with_its_line(void **state)
 {
 	(void)state;
 	static const struct { const char *line, *why; } cases[] = {
-		{"forward-kl teacher=big,big", "named twice"}, {"forward-kl teacher=big:0", "over 0"}, {"forward-kl teacher=big:x,own", "over 0"},
-		{"forward-kl teacher=,own", "1 to 28"}, {"forward-kl teacher=BIG", "a name is expected"},
-		{"forward-kl teacher=big,own form=draws", "no draws"}, {"forward-kl teacher=big,own trust=label", "a line each"},
-		{"forward-kl keep=1.5", "from 0 to 1"}, {"cross-entropy teacher=big", "no such parameter"},
-		{"forward-kl teacher=a,b,c,d,e,f,g,h", "at most 8"},
+		{"forward-kl teacher=big,big", "named twice"}, {"forward-kl teacher=big:0", "over 0"},
+		{"forward-kl teacher=big:x,own", "over 0"}, {"forward-kl teacher=,own", "1 to 28"},
+		{"forward-kl teacher=BIG", "a name is expected"}, {"forward-kl teacher=big,own form=draws", "no draws"},
+		{"forward-kl teacher=big,own trust=label", "a line each"}, {"forward-kl keep=1.5", "from 0 to 1"},
+		{"cross-entropy teacher=big", "no such parameter"}, {"forward-kl teacher=a,b,c,d,e,f,g,h", "at most 8"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		struct objective *o;

@@ -48,7 +48,8 @@ static int memory_find(void *file, const char *name, struct tensor *ret, struct 
 		for (size_t i = 0; i < n; i++) {
 			float f = value_at(p, i);
 			uint16_t h = float_to_bf16(f);
-			memcpy(bytes + i * dtype_block_bytes(t.dtype), t.dtype == DTYPE_F32 ? (void *)&f : (void *)&h, dtype_block_bytes(t.dtype));
+			memcpy(bytes + i * dtype_block_bytes(t.dtype), t.dtype == DTYPE_F32 ? (void *)&f : (void *)&h,
+				dtype_block_bytes(t.dtype));
 		}
 		t.data = bytes;
 		m->held++;
@@ -66,9 +67,9 @@ static void memory_release(void *file, struct tensor *t)
 
 static struct architecture tiny(void)
 {
-	return (struct architecture){.name = "qwen3", .n_layers = 2, .width = 8, .ffn_width = 12, .n_heads = 4, .n_kv_heads = 2, .head_size = 4,
-				     .vocab_size = 11, .context_length = 16, .norm_epsilon = 1e-6f, .rope_theta = 10000, .qkv_bias = true,
-				     .qk_norm = true, .bos_id = -1, .eos_id = -1};
+	return (struct architecture){.name = "qwen3", .n_layers = 2, .width = 8, .ffn_width = 12, .n_heads = 4, .n_kv_heads = 2,
+				     .head_size = 4, .vocab_size = 11, .context_length = 16, .norm_epsilon = 1e-6f, .rope_theta = 10000,
+				     .qkv_bias = true, .qk_norm = true, .bos_id = -1, .eos_id = -1};
 }
 
 static struct backend *open_ref(void)
