@@ -246,10 +246,10 @@ static int measure(struct kdctl *k, struct plan_options *o, const struct model *
 		return kdctl_fail(k, "the server's teacher is not %s: measure with the same model", o->model);
 	if ((status = probe_scoring(k, o, length, &rate)) || (status = probe_generation(k, o, &steps)))
 		return status;
-	struct plan_pass pass = plan_scoring(o->batch, length, weight_bytes);
-	o->device.flops = plan_flop(ops, plan_operators(&m->architecture, &pass, ops)) / o->batch * rate;
-	pass = plan_generation(o->sequences, 28, weight_bytes);      // in the middle of the probe's 4 + 48
+	struct plan_pass pass = plan_generation(o->sequences, 28, weight_bytes);      // in the middle of the probe's 4 + 48
 	o->device.bandwidth = plan_bytes(ops, plan_operators(&m->architecture, &pass, ops)) / o->sequences * steps;
+	pass = plan_scoring(o->batch, length, weight_bytes);
+	o->device.flops = plan_fit_flops(&o->device, ops, plan_operators(&m->architecture, &pass, ops), o->batch / rate);
 	return 0;
 }
 

@@ -17,6 +17,20 @@ double plan_seconds(const struct plan_device *d, const struct plan_operator *o, 
 	return seconds;
 }
 
+double plan_fit_flops(const struct plan_device *d, const struct plan_operator *o, size_t n, double seconds)
+{
+	struct plan_device at = *d, least = *d;
+	double low = plan_flop(o, n) / seconds, high = 64 * low;
+	least.flops = high;
+	if (plan_seconds(&least, o, n) >= seconds)
+		return low;
+	for (int i = 0; i < 60; i++) {
+		at.flops = (low + high) / 2;
+		*(plan_seconds(&at, o, n) > seconds ? &low : &high) = at.flops;
+	}
+	return high;
+}
+
 double plan_flop(const struct plan_operator *o, size_t n)
 {
 	double sum = 0;

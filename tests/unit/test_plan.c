@@ -28,6 +28,18 @@ static void a_roof_is_products_or_bytes(void **state)
 	near(plan_seconds(&d, both, 2), 1.160880, 1e-12);
 }
 
+// 8 GFLOP of products and 1 GFLOP over 4 GB, which takes 0.2 s: 0.8 s are left of a second for the products. In 0.1 s the bytes alone do not fit.
+static void what_was_measured_is_predicted(void **state)
+{
+	(void)state;
+	struct plan_device d = {0, 2e10, 0};
+	struct plan_operator ops[] = {{"products", 8e9, 1e9, 0}, {"attention", 1e9, 4e9, 0}};
+	d.flops = plan_fit_flops(&d, ops, 2, 1);
+	near(d.flops, 1e10, 1e-9);
+	near(plan_seconds(&d, ops, 2), 1, 1e-9);
+	near(plan_fit_flops(&d, ops, 2, 0.1), 9e10, 1e-12);
+}
+
 static const struct architecture tiny = {.n_layers = 2, .width = 8, .ffn_width = 12, .n_heads = 4, .n_kv_heads = 2, .head_size = 2,
 					 .vocab_size = 100, .context_length = 64};
 
@@ -140,7 +152,8 @@ static void rows_are_as_long_as_measured(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_roof_is_products_or_bytes), cmocka_unit_test(a_pass_counts_every_product),
+		cmocka_unit_test(a_roof_is_products_or_bytes), cmocka_unit_test(what_was_measured_is_predicted),
+		cmocka_unit_test(a_pass_counts_every_product),
 		cmocka_unit_test(windows_bound_what_a_row_reads), cmocka_unit_test(experts_cost_what_is_used),
 		cmocka_unit_test(memory_is_counted), cmocka_unit_test(a_cap_leaves_on_disk_what_has_no_room),
 		cmocka_unit_test(rows_are_as_long_as_measured),
