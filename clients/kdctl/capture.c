@@ -212,12 +212,12 @@ static int describe(struct capture *c)
 }
 
 // Beside the shards too, so that texts can be made into the same tokens without the server.
-static int keep_tokenizer(struct capture *c, const char *json, size_t n)
+static int keep_file(struct capture *c, const char *name, const char *json, size_t n)
 {
 	struct error err = {0};
 	struct output out;
 	char *path;
-	if (asprintf(&path, "%s/tokenizer.json", c->options->store) < 0)
+	if (asprintf(&path, "%s/%s", c->options->store, name) < 0)
 		return kdctl_fail(c->k, "no memory");
 	int r = 0;
 	if (access(path, F_OK)) {
@@ -229,22 +229,39 @@ static int keep_tokenizer(struct capture *c, const char *json, size_t n)
 	return r ? kdctl_fail(c->k, "%s", err.message) : 0;
 }
 
-static int open_tokenizer(struct capture *c)
+// One of the tokenizer's files, which is kept under that name; take() reads it.
+static int fetch_file(struct capture *c, const char *path, const char *name, int (*take)(struct kdctl *, const char *, size_t, struct error *))
 {
 	struct kd_error why;
 	struct error err = {0};
 	char *body = NULL;
 	size_t n = 0;
 	int code = 0;
-	if (kd_call(c->k->client, "GET", "/v1/tokenizer", NULL, 0, &code, &body, &n, &why))
+	if (kd_call(c->k->client, "GET", path, NULL, 0, &code, &body, &n, &why))
 		return kdctl_fail_with(c->k, why.field, why.message);
-	int status = code == 200 ? 0 : kdctl_fail(c->k, "GET /v1/tokenizer: status %d", code);
-	if (!status && tokenizer_open_json(body, n, &c->k->tokenizer, &err))
+	int status = code == 200 ? 0 : kdctl_fail(c->k, "GET %s: status %d", path, code);
+	if (!status && take(c->k, body, n, &err))
 		status = kdctl_fail_with(c->k, err.field, err.message);
 	if (!status && c->keep)
-		status = keep_tokenizer(c, body, n);
+		status = keep_file(c, name, body, n);
 	free(body);
 	return status;
+}
+
+static int take_tokenizer(struct kdctl *k, const char *json, size_t n, struct error *err)
+{
+	return tokenizer_open_json(json, n, &k->tokenizer, err);
+}
+
+static int take_ends(struct kdctl *k, const char *json, size_t n, struct error *err)
+{
+	return tokenizer_read_ends(k->tokenizer, json, n, err);
+}
+
+static int open_tokenizer(struct capture *c)
+{
+	int status = fetch_file(c, "/v1/tokenizer", "tokenizer.json", take_tokenizer);
+	return status ? status : fetch_file(c, "/v1/tokenizer_config", "tokenizer_config.json", take_ends);
 }
 
 static int check_server_keeps(struct capture *c)

@@ -16,7 +16,6 @@
 #include "daemon/model/weights_internal.h"
 
 #define MAX_CONFIG (1u << 20)            // config.json: a few KiB
-#define MAX_TOKENIZER (128u << 20)       // tokenizer.json: 17 MiB for a vocabulary of 128,000
 
 struct model_file {
 	char *path;
@@ -180,15 +179,7 @@ static int read_in_directory(const struct model_file *m, const char *name, size_
 
 static int open_tokenizer(const struct model_file *m, struct tokenizer **ret, struct error *err)
 {
-	char *text = NULL;
-	size_t n = 0;
-	if (m->gguf)
-		return tokenizer_open_gguf(m->gguf, ret, err);
-	int r = read_in_directory(m, "tokenizer.json", MAX_TOKENIZER, &text, &n, err);
-	if (r == 0)
-		r = tokenizer_open_json(text, n, ret, err);
-	free(text);
-	return r;
+	return m->gguf ? tokenizer_open_gguf(m->gguf, ret, err) : tokenizer_open_path(m->path, ret, err);
 }
 
 // The rows of the embedding that have a token: see vocab_size in config.h. A directory without a tokenizer (weights alone) is taken at

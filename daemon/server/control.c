@@ -220,17 +220,29 @@ static int post_detokenize(const struct control_input *in, struct control_reply 
 	return r;
 }
 
-static int get_tokenizer(const struct control_input *in, struct control_reply *out, struct error *err)
+typedef int tokenizer_write_fn(const struct tokenizer *t, char **ret_json, size_t *ret_n, struct error *err);
+
+static int get_file(const struct control_input *in, struct control_reply *out, tokenizer_write_fn *write, struct error *err)
 {
 	char *json = NULL;
 	size_t n = 0;
 	int r = control_check_loaded(in->service, err);
 	if (!r)
-		r = tokenizer_to_json(teacher_tokenizer(service_teacher(in->service)), &json, &n, err);
+		r = write(teacher_tokenizer(service_teacher(in->service)), &json, &n, err);
 	if (!r)
 		buffer_add(&out->body, json, n);
 	free(json);
 	return r;
+}
+
+static int get_tokenizer(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	return get_file(in, out, tokenizer_to_json, err);
+}
+
+static int get_tokenizer_config(const struct control_input *in, struct control_reply *out, struct error *err)
+{
+	return get_file(in, out, tokenizer_config_to_json, err);
 }
 
 // HTTP answers exchanges itself; what comes here is a CALL.
@@ -271,6 +283,7 @@ static const struct route {
 	{"POST", "/v1/tokenize", post_tokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
 	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
 	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
+	{"GET", "/v1/tokenizer_config", get_tokenizer_config, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
 	{"POST", "/v1/weights", control_post_weights, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE, false},
 	{"POST", "/v1/runs", control_post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
 	{"GET", "/v1/runs", control_get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},

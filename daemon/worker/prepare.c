@@ -144,6 +144,10 @@ static int tokenizer_fetch(struct trainer *t, struct error *err)
 	int r = answers_get(t->answers, "/v1/tokenizer", &body, &n, err);
 	r = r ? r : tokenizer_open_json(body, n, &t->tokenizer, err);
 	free(body);
+	body = NULL;
+	r = r ? r : answers_get(t->answers, "/v1/tokenizer_config", &body, &n, err);
+	r = r ? r : tokenizer_read_ends(t->tokenizer, body, n, err);
+	free(body);
 	return r;
 }
 

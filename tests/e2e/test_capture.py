@@ -81,12 +81,12 @@ class Base(unittest.TestCase):
         return s["answered"]["sequences"], s["from_store"]["sequences"], s["refused"]["sequences"]
 
 
-class Corpora(Base):
-    def test_a_run_from_the_shards_is_the_live_run(self):
+    def shards_are_live(self, ends):
+        """ends: tokens behind each document."""
         text = corpus(1500)
         files = [self.path("a.txt", text[:5000]), self.path("b.txt", text[5000:])]
         shape = dict(corpus=files[0] + "\ncorpus = " + files[1], epochs=1, student_context=64)
-        live, offline = os.path.join(self.directory, "live"), os.path.join(self.directory, "offline")
+        live, offline, own = (os.path.join(self.directory, name) for name in ("live", "offline", "own"))
 
         def work(output, **keys):
             self.path("run.conf", text_of(**shape, **keys))
@@ -94,15 +94,45 @@ class Corpora(Base):
                                   timeout=kdserved.PATIENCE)
             self.assertEqual(done.returncode, 0, done.stderr)
         work(live, server="unix:" + self.daemon.socket_path)
+        work(own, server="unix:" + self.daemon.socket_path, tokenizer=self.daemon.model)
         s, _ = self.capture("--length", "48", "--top-k", "16", "--temperatures", "1,2", *files)
         self.assertEqual(s["state"], "complete")
         n_tokens = sum(len(self.daemon.post("/v1/tokenize", {"text": t, "add_special": False})[1]["tokens"]) for t in (text[:5000], text[5000:]))
-        self.assertIn(n_tokens - 48 * s["input"]["sequences"] - s["input"]["left_over_tokens"], (0, -2))    # an end of text for each file
+        self.assertEqual(48 * s["input"]["sequences"] + s["input"]["left_over_tokens"] - n_tokens, ends * 2)
         work(offline, teacher="shards:" + self.store, tokenizer=os.path.join(self.store, "tokenizer.json"))
-        self.assertEqual(metrics(offline), metrics(live))
-        for name in FILES:
-            self.assertEqual(read(offline, "student", name), read(live, "student", name), name)
+        for other in offline, own:
+            self.assertEqual(metrics(other), metrics(live))
+            for name in FILES:
+                self.assertEqual(read(other, "student", name), read(live, "student", name), name)
         self.assertTrue([n for n in os.listdir(self.store) if n.endswith(".teacher")])
+
+
+class Ended(Base):
+    """A teacher whose tokenizer_config.json names what ends a text, which its tokenizer.json does not."""
+
+    @classmethod
+    def setUpClass(cls):
+        directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
+        cls.addClassCleanup(shutil.rmtree, directory)
+        tiny_model.write(os.path.join(directory, "model"))
+        with open(os.path.join(directory, "model", "tokenizer_config.json"), "w") as f:
+            json.dump({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": {"content": "<|end|>", "special": True}}, f)
+        cls.daemon = Daemon("--max-tokens", "512", directory=directory)
+        cls.addClassCleanup(cls.daemon.stop)
+
+    def test_it_stands_behind_each_document_whoever_packs(self):
+        self.assertEqual(self.daemon.get("/v1/tokenizer_config")[1]["eos_token"], "<|end|>")
+        self.shards_are_live(ends=1)
+        end = self.daemon.post("/v1/tokenize", {"text": "<|end|>", "specials": True, "add_special": False})[1]["tokens"]
+        self.assertEqual(len(end), 1)
+        with open(os.path.join(self.store, "tokenizer_config.json")) as f:
+            self.assertEqual(json.load(f)["eos_token"], "<|end|>")
+
+
+class Corpora(Base):
+    def test_a_run_from_the_shards_is_the_live_run(self):
+        self.assertNotIn("eos_token", self.daemon.get("/v1/tokenizer_config")[1])
+        self.shards_are_live(ends=0)
 
     def test_what_is_done_of_a_text_is_told_by_what_was_answered_not_by_what_was_read(self):
         text = corpus(20000)

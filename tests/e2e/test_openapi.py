@@ -67,7 +67,8 @@ class OpenAPI(unittest.TestCase):
             self.assertEqual(json.load(f), self.document)
 
     def test_resources(self):
-        for name in ("page", "page_style", "page_script", "live", "ready", "health", "metrics", "openapi", "model", "status", "models", "tokenizer"):
+        for name in ("page", "page_style", "page_script", "live", "ready", "health", "metrics", "openapi", "model", "status", "models", "tokenizer",
+                     "tokenizerConfig"):
             with self.subTest(name=name):
                 self.check(name)
         self.check("model_card", id=self.model)

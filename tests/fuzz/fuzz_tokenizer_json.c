@@ -47,6 +47,27 @@ static void try_copy(const struct tokenizer *t)
 	free(json);
 }
 
+// What stands behind the file is also read as a tokenizer_config.json, and what is written of it names the same ends.
+static void try_ends(struct tokenizer *t, const char *text, size_t n)
+{
+	struct tokenizer *again = NULL;
+	char *json = NULL, *config = NULL;
+	size_t n_json, n_config;
+
+	if (tokenizer_read_ends(t, text, n, NULL))
+		return;
+	if (tokenizer_eos(t) >= (int64_t)tokenizer_vocab_size(t) || tokenizer_bos(t) >= (int64_t)tokenizer_vocab_size(t))
+		abort();
+	if (tokenizer_to_json(t, &json, &n_json, NULL) || tokenizer_open_json(json, n_json, &again, NULL) ||
+	    tokenizer_config_to_json(t, &config, &n_config, NULL) || tokenizer_read_ends(again, config, n_config, NULL))
+		abort();
+	if (tokenizer_eos(t) != tokenizer_eos(again) || tokenizer_bos(t) != tokenizer_bos(again))
+		abort();
+	tokenizer_close(again);
+	free(json);
+	free(config);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	const uint8_t *end = size ? memchr(data, 0, size) : NULL;
@@ -60,6 +81,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		try_text(t, text, n_text, true);
 		try_text(t, text, n_text, false);
 		try_copy(t);
+		try_ends(t, text, n_text);
 	}
 	tokenizer_close(t);
 	return 0;

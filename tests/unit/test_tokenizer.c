@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <pthread.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -133,6 +134,31 @@ static void special_tokens_are_text_on_demand(void **state)
 	tokens_done(&yes);
 	tokens_done(&no);
 	tokenizer_close(t);
+}
+
+static void ends_are_read_from_a_config_where_the_file_names_none(void **state)
+{
+	static const struct { const char *variant, *config; int32_t bos, eos; } cases[] = {
+		{ "gpt2", "{\"eos_token\":\"<|im_end|>\"}", -1, 2 },
+		{ "gpt2", "{\"bos_token\":{\"content\":\"<|im_end|>\",\"lstrip\":false},\"eos_token\":null,\"a\":[[1]]}", 2, -1 },
+		{ "gpt2", "{\"eos_token\":\"no such token\",\"bos_token\":7}", -1, -1 },
+		{ "gpt2", "{\"eos_token\":{\"content\":[]},\"bos_token\":{}}", -1, -1 },
+		{ "gpt2", "[]", -1, -1 },
+		{ "llama3", "{\"bos_token\":\"<|im_end|>\",\"eos_token\":\"<|im_end|>\"}", 0, 2 } };        // its template names the first
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct tokenizer *t = open_variant(cases[i].variant);
+		struct error err = { 0 };
+
+		assert_int_equal(tokenizer_eos(t), -1);
+		assert_int_equal(tokenizer_read_ends(t, "{\"eos_token\":", 13, &err), -EINVAL);
+		assert_string_equal(err.field, "tokenizer_config.json");
+		assert_int_equal(tokenizer_read_ends(t, cases[i].config, strlen(cases[i].config), &err), 0);
+		if (tokenizer_bos(t) != cases[i].bos || tokenizer_eos(t) != cases[i].eos)
+			fail_msg("%s: %d, %d", cases[i].config, tokenizer_bos(t), tokenizer_eos(t));
+		tokenizer_close(t);
+	}
 }
 
 static void limits_are_errors(void **state)
@@ -349,6 +375,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(text_comes_back_and_offsets_tile_it), cmocka_unit_test(invalid_utf8_is_replaced_as_python_does),
 		cmocka_unit_test(composed_characters_refer_to_all_their_bytes), cmocka_unit_test(special_tokens_are_text_on_demand),
+		cmocka_unit_test(ends_are_read_from_a_config_where_the_file_names_none),
 		cmocka_unit_test(limits_are_errors), cmocka_unit_test(bad_files_are_refused_with_the_reason),
 		cmocka_unit_test(what_is_not_json_is_refused),
 		cmocka_unit_test(a_mebibyte_of_one_character_takes_linear_time_and_little_stack),
