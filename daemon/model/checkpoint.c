@@ -62,7 +62,7 @@ static int make_header(const struct checkpoint_tensor *tensors, size_t n, char *
 		fprintf(f, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", tensors[i].name, dtype_name(t->dtype));
 		for (uint32_t k = 0; k < t->n_dims; k++)
 			fprintf(f, "%s%llu", k ? "," : "", (unsigned long long)t->dims[k]);
-		fprintf(f, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)offset, (unsigned long long)(offset + t->n_bytes));
+		fprintf(f, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)offset, (unsigned long long)offset + t->n_bytes);
 		offset += t->n_bytes;
 	}
 	fputc('}', f);

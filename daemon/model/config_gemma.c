@@ -14,7 +14,7 @@ static int check_features(const json_t *o, struct error *err)
 	int r = document_string(o, CONFIG_NAME, "hidden_activation", &activation, err);
 	if (r == -ENOENT)      // the first files had the older key, and in it a name that meant this one
 		r = 0;
-	if (r == 0 && strcmp(activation, "gelu_pytorch_tanh"))
+	if (r == 0 && strcmp(activation, "gelu_pytorch_tanh") != 0)
 		return CONFIG_REFUSE("hidden_activation", "hidden_activation %.32s is not supported (supported: gelu_pytorch_tanh)",
 			activation);
 	if (r < 0 || (r = config_refuse_set(o, "attention_bias", "bias in attention", err)) < 0)

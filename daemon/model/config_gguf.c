@@ -231,7 +231,7 @@ static int without_padding(const struct source *s, uint64_t *n_tokens)
 		const char *text;
 		size_t text_n;
 		if (types[n - 1] != UNUSED || gguf_string_at(s->file, "tokenizer.ggml.tokens", n - 1, &text, &text_n) < 0 || text_n < 4 ||
-		    memcmp(text, "[PAD", 4))
+		    memcmp(text, "[PAD", 4) != 0)
 			break;
 		*n_tokens = --n;
 	}

@@ -3,6 +3,7 @@
 // keys are those of transformers' configuration classes.
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/error.h"
@@ -102,7 +103,7 @@ static int check_features(const json_t *o, const struct family *f, struct archit
 	int r = document_string(o, CONFIG_NAME, "hidden_act", &activation, err);
 	if (r < 0 && r != -ENOENT)
 		return r;
-	if (activation && strcmp(activation, "silu"))
+	if (activation && strcmp(activation, "silu") != 0)
 		return CONFIG_REFUSE("hidden_act", "hidden_act %.32s is not supported (supported: silu)", activation);
 	if ((r = config_refuse_set(o, "mlp_bias", "bias in the feed-forward layers", err)) < 0 ||
 	    // Llama and Qwen3 then have a bias on the attention output too, which Qwen2 never has.
@@ -178,7 +179,7 @@ int config_read_rope_object(const json_t *scaling, struct architecture *a, struc
 		return r;
 	if (!strcmp(type, "default"))
 		return 0;
-	if (strcmp(type, "linear") && strcmp(type, "llama3"))
+	if (strcmp(type, "linear") != 0 && strcmp(type, "llama3") != 0)
 		return CONFIG_REFUSE("rope_type", "rope scaling %.32s is not supported (supported: default, linear, llama3)", type);
 	a->rope_scaling = strcmp(type, "linear") ? ROPE_SCALING_LLAMA3 : ROPE_SCALING_LINEAR;
 	if ((r = need_real(scaling, "factor", &a->rope_factor, err)) < 0)
@@ -273,7 +274,8 @@ double config_decimal_of(float f)
 	double v = (double)f;
 	for (int digits = 6; digits <= 9; digits++) {
 		snprintf(text, sizeof text, "%.*g", digits, (double)f);
-		if (sscanf(text, "%lf", &v) == 1 && (float)v == f)
+		v = strtod(text, NULL);
+		if ((float)v == f)
 			break;
 	}
 	return v;

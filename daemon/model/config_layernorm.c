@@ -93,7 +93,7 @@ int config_read_bert(const json_t *o, struct architecture *a, struct error *err)
 	int r = document_string(o, CONFIG_NAME, "position_embedding_type", &positions, err);
 	if (r < 0 && r != -ENOENT)
 		return r;
-	if (strcmp(positions, "absolute"))
+	if (strcmp(positions, "absolute") != 0)
 		return CONFIG_REFUSE("position_embedding_type",
 			"position_embedding_type %.32s is not supported (supported: absolute)", positions);
 	a->masked = a->post_norm = true;

@@ -15,7 +15,7 @@ static int read_layer_types(const json_t *types, struct architecture *a, struct 
 	for (uint32_t i = 0; i < a->n_layers; i++) {
 		const char *type = json_string_value(json_array_get(types, i));
 		a->sliding[i] = type && !strcmp(type, "sliding_attention");
-		if (!a->sliding[i] && (!type || strcmp(type, "full_attention")))
+		if (!a->sliding[i] && (!type || strcmp(type, "full_attention") != 0))
 			return CONFIG_REFUSE("layer_types", "layer_types[%u] is %.32s (supported: full_attention, sliding_attention)", i,
 					     type ? type : "no word");
 	}

@@ -283,7 +283,7 @@ static int parse_counts(struct parse *p, uint64_t *ret_tensors, uint64_t *ret_en
 {
 	const char *name = p->file->input.name;
 	const uint8_t *magic = reader_bytes(&p->r, 4);
-	if (!magic || memcmp(magic, "GGUF", 4))
+	if (!magic || memcmp(magic, "GGUF", 4) != 0)
 		return error_set(p->err, ERROR_INVALID, name, "%s is not a GGUF file", name);
 	uint32_t version = reader_u32(&p->r);
 	uint64_t n_tensors = reader_u64(&p->r), n_entries = reader_u64(&p->r);

@@ -42,10 +42,10 @@ static const char *layer_part(const char *name, unsigned *ret_layer, bool *ret_g
 {
 	int n = 0;
 	*ret_gpt2 = false;
-	if (sscanf(name, "model.layers.%4u.%n", ret_layer, &n) == 1 && n)
+	if (sscanf(name, "model.layers.%4u.%n", ret_layer, &n) == 1 && n)        // NOLINT(cert-err34-c): of four digits at most
 		return name + n;
 	*ret_gpt2 = true;
-	if (sscanf(name, "transformer.h.%4u.%n", ret_layer, &n) == 1 && n)
+	if (sscanf(name, "transformer.h.%4u.%n", ret_layer, &n) == 1 && n)       // NOLINT(cert-err34-c): of four digits at most
 		return name + n;
 	return NULL;
 }
@@ -54,6 +54,7 @@ static const char *layer_part(const char *name, unsigned *ret_layer, bool *ret_g
 static const char *expert_part(const char *rest, unsigned *ret_expert)
 {
 	int n = 0;
+	// NOLINTNEXTLINE(cert-err34-c): of four digits at most
 	return sscanf(rest, "mlp.experts.%4u.%n", ret_expert, &n) == 1 && n ? rest + n : NULL;
 }
 

@@ -89,7 +89,7 @@ int input_read_rows(const struct input *in, const struct tensor *t, uint64_t off
 	uint64_t n_rows = t->n_dims == 1 ? 1 : t->dims[0], row = t->n_bytes / n_rows;      // the file's loader saw to whole rows
 	if (first > n_rows || n > n_rows - first)
 		return error_set(err, ERROR_INVALID, NULL, "rows %llu to %llu of %llu", (unsigned long long)first,
-				 (unsigned long long)(first + n), (unsigned long long)n_rows);
+				 (unsigned long long)first + n, (unsigned long long)n_rows);
 	if (input_is_changed(in))
 		return error_set(err, ERROR_CONFLICT, NULL, "%s was written to since it was loaded", in->name);
 	return input_read(in, offset + first * row, to, (size_t)(n * row), err);

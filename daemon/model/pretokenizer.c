@@ -99,6 +99,7 @@ static int pattern_translate(const char *pattern, size_t n, char *ret, size_t *r
 		} else if (pattern[i] == ']') {
 			set = false;
 		}
+		// NOLINTNEXTLINE(bugprone-not-null-terminated-result): a pattern is counted, not terminated
 		memcpy(ret + out, class ? class : pattern + i, class ? strlen(class) : used);
 		out += class ? strlen(class) : used;
 	}

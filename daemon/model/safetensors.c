@@ -43,7 +43,7 @@ static const struct { const char *name; uint8_t bytes; int dtype; } dtypes[] = {
 static size_t dtype_index(const char *name)
 {
 	size_t i = 0;
-	while (i < N_KNOWN && strcmp(dtypes[i].name, name))
+	while (i < N_KNOWN && strcmp(dtypes[i].name, name) != 0)
 		i++;
 	return i;
 }
@@ -288,7 +288,7 @@ static int add_shards(struct safetensors *s, const char *directory, const json_t
 	for (size_t i = 0; i < s->n_entries; i++) {
 		const struct entry *e = &s->entries[i];
 		const char *listed = json_string_value(json_object_get(map, e->name));
-		if (!listed || strcmp(listed, s->inputs[e->input].name))
+		if (!listed || strcmp(listed, s->inputs[e->input].name) != 0)
 			return BAD(&s->inputs[e->input], e, "the index %s", listed ? "places it in another file" : "does not list it");
 	}
 	if (s->n_entries != n_listed)

@@ -21,7 +21,7 @@ static int hex_digit(char c)
 // The byte that a spelling such as "<0x41>" names, or -1.
 static int spelled_byte(const char *spelling, size_t n)
 {
-	if (n != BYTE_SPELLING || memcmp(spelling, "<0x", 3) || spelling[5] != '>')
+	if (n != BYTE_SPELLING || memcmp(spelling, "<0x", 3) != 0 || spelling[5] != '>')
 		return -1;
 	int high = hex_digit(spelling[3]), low = hex_digit(spelling[4]);
 

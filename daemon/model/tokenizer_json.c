@@ -232,7 +232,7 @@ static int read_split(struct tokenizer *t, const json_t *step, struct error *err
 
 	if (!json_is_string(regex))
 		return refuse(err, "pre_tokenizer", "Split without a Regex pattern");
-	if (!behavior || strcmp(behavior, "Isolated"))
+	if (!behavior || strcmp(behavior, "Isolated") != 0)
 		return refuse(err, "pre_tokenizer", "Split behavior %s", behavior ? behavior : "(none)");
 	ret = get_flag(step, "invert", false, &invert, err);    // swaps matches and gaps: with Isolated the pieces are the same
 	return ret ? ret : pretokenizer_append_pattern(&t->pretokenizer, json_string_value(regex), json_string_length(regex), false, err);
@@ -389,7 +389,7 @@ static int read_root(struct tokenizer *t, json_t *root, struct error *err)
 	if (!json_is_object(root))
 		return error_set(err, ERROR_INVALID, "tokenizer.json", "the file is not a JSON object");
 	json_object_foreach(root, key, value) {
-		for (i = 0; i < sizeof(known) / sizeof(known[0]) && strcmp(key, known[i]); i++)
+		for (i = 0; i < sizeof(known) / sizeof(known[0]) && strcmp(key, known[i]) != 0; i++)
 			;
 		if (i == sizeof(known) / sizeof(known[0]))
 			return refuse(err, "tokenizer.json", "member \"%.60s\"", key);

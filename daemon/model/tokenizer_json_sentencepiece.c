@@ -76,7 +76,7 @@ static int read_metaspace(struct sentencepiece *s, const json_t *step, struct er
 		s->prefix = SPACE_PREFIX_ALWAYS;
 	else if (!strcmp(scheme, "first"))
 		s->prefix = SPACE_PREFIX_FIRST;
-	else if (strcmp(scheme, "never"))
+	else if (strcmp(scheme, "never") != 0)
 		return refuse(err, "pre_tokenizer", "Metaspace with prepend_scheme %.40s", scheme);
 	// Files older than prepend_scheme say it so; the reference refuses what contradicts itself.
 	if (!add && s->prefix != SPACE_PREFIX_NEVER)
