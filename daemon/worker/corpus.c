@@ -195,7 +195,7 @@ static int list_resume(struct trainer *t, const char *path, struct error *err)
 	if (r == 0 && texts)
 		now = dataset_id(texts);
 	dataset_free(texts);
-	if (r == 0 && memcmp(&made_from, &now, sizeof now))
+	if (r == 0 && memcmp(&made_from, &now, sizeof now) != 0)
 		r = error_set(err, ERROR_CONFLICT, "corpus", "differs from what this run began with: it cannot be resumed");
 	return r ? r : missing_count(t, t->dataset, true, err);
 }

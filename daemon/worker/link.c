@@ -145,7 +145,7 @@ static int teacher_choose(struct link *l, struct error *err)
 	free(body);
 	r = teacher_find(model, l->teacher_name, id, err);
 	json_decref(model);
-	if (r == 0 && l->teacher_id && strcasecmp(l->teacher_id, id))
+	if (r == 0 && l->teacher_id && strcasecmp(l->teacher_id, id) != 0)
 		r = error_set(err, ERROR_CONFLICT, "teacher-id", "the server's \"%.80s\" is %s", l->teacher_name, id);
 	return r || strcmp(id, kd_server(l->client)->teacher) == 0 ? r : client_open(l, id, err);
 }

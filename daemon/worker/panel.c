@@ -88,7 +88,7 @@ int panel_check_tokenizers(const struct trainer *t, struct error *err)
 		const char *name = objective_teacher_name(t->objective, i);
 		if (!info->described)
 			log_warning("nothing says which tokenizer the teacher %s has: taking the run's for it", name);
-		else if (memcmp(&own, &info->provenance.tokenizer, sizeof own))
+		else if (memcmp(&own, &info->provenance.tokenizer, sizeof own) != 0)
 			return error_set(err, ERROR_CONFLICT, "other-teacher",
 					 "%s: the teacher %s has another tokenizer than the run: its ids mean other bytes",
 					 objective_teacher_where(t->objective, i), name);

@@ -132,7 +132,7 @@ static int tokenizer_check(const struct trainer *t, const char *field, struct er
 				 info->vocab_size);
 	if (!info->described)
 		log_warning("nothing says which tokenizer the teacher has: taking %s for it", field);
-	else if (memcmp(&own, &info->provenance.tokenizer, sizeof own))
+	else if (memcmp(&own, &info->provenance.tokenizer, sizeof own) != 0)
 		return error_set(err, ERROR_CONFLICT, field, "is not the tokenizer that the teacher's answers were made with");
 	return 0;
 }
@@ -203,7 +203,7 @@ static int same_tokenizer(const struct trainer *t, struct model_file *file, stru
 		return r;
 	struct content_id a = tokenizer_id(own), b = tokenizer_id(own_tokenizer(t));
 	tokenizer_close(own);
-	if (memcmp(&a, &b, sizeof a))
+	if (memcmp(&a, &b, sizeof a) != 0)
 		return error_set(err, ERROR_CONFLICT, "student", t->student_tokenizer ? "its tokenizer is not student-tokenizer"
 				 : "its tokenizer is not the teacher's (student-tokenizer = this very path, to learn across tokenizers)");
 	return 0;

@@ -108,7 +108,7 @@ static struct identity identity_of(struct trainer *t)
 static const char *identity_difference(const struct identity *a, const struct identity *b)
 {
 	return strcmp(a->version, b->version)                                      ? "version"
-		: strcmp(a->device, b->device) || strcmp(a->numeric, b->numeric)   ? "device"
+		: strcmp(a->device, b->device) != 0 || strcmp(a->numeric, b->numeric) != 0   ? "device"
 		: a->steps != b->steps                                             ? "steps"
 		: a->n_parameters != b->n_parameters                               ? "student"
 		: a->n_arrays != b->n_arrays                                       ? "optimizer"
@@ -234,12 +234,13 @@ int share_align(struct trainer *t, struct error *err)
 	bool same = true;
 	if (size == 1)
 		return 0;
-	double mine = w->backend->ops->sum_squares(w->backend, w->parameters->value, w->parameters->n_values);
-	double *all = calloc(size, sizeof *all);
+	double sum = w->backend->ops->sum_squares(w->backend, w->parameters->value, w->parameters->n_values);
+	uint64_t mine, *all = calloc(size, sizeof *all);       // bits: the same of what is no number are the same
+	memcpy(&mine, &sum, sizeof mine);
 	int r = share_agree(t, all ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory"), err);
 	r = r ? r : team_gather(team, &mine, sizeof mine, all, err);
 	for (uint32_t i = 1; r == 0 && i < size; i++)
-		same = same && memcmp(&all[i], &all[0], sizeof *all) == 0;
+		same = same && all[i] == all[0];
 	free(all);
 	if (r || same)
 		return r;

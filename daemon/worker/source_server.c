@@ -60,7 +60,7 @@ static int answer_take(void *arg, uint32_t index, const struct kd_answer *answer
 	struct record *record = NULL;
 	struct content_id key = query_key(&s->base.info.teacher, q->sequence, q->query);
 	int r = record_from_bytes(bytes, n, &record, err);
-	if (r == 0 && (*q->rows || memcmp(record_key(record), &key, sizeof key)))
+	if (r == 0 && (*q->rows || memcmp(record_key(record), &key, sizeof key) != 0))
 		r = error_set(err, ERROR_CORRUPT, "server", "an answer to another question");
 	r = r ? r : record_decode(record, q->rows, err);
 	if (r == 0) {
@@ -169,7 +169,7 @@ static void provenance_take(struct answers_info *info, const json_t *model)
 		word_of(one, "numeric", p.numeric, sizeof p.numeric);
 		word_of(one, "name", p.name, sizeof p.name);
 		p.fingerprint = provenance_fingerprint(&p);
-		if (memcmp(&p.fingerprint, &info->teacher, sizeof info->teacher))
+		if (memcmp(&p.fingerprint, &info->teacher, sizeof info->teacher) != 0)
 			continue;
 		info->described = true;
 		info->provenance = p;
