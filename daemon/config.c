@@ -358,7 +358,7 @@ bool config_is_same(const struct config_option *o, const void *a, const void *b)
 	case CONFIG_LIST: return lists_are_same(x, y);
 	case CONFIG_AMOUNT: {
 		const struct config_amount *p = x, *q = y;
-		return p->bytes == q->bytes && memcmp(&p->share, &q->share, sizeof p->share) == 0;
+		return p->bytes == q->bytes && p->share == q->share;
 	}
 	case CONFIG_BOOL: return *(const bool *)x == *(const bool *)y;
 	case CONFIG_CHOICE: return *(const int *)x == *(const int *)y;

@@ -24,6 +24,7 @@ static void rename_field(struct error *err)
 	char rest[sizeof err->field];
 	unsigned sequence;
 	int n = 0;
+	// NOLINTNEXTLINE(cert-err34-c): the service wrote the number, from one of this type
 	if (sscanf(err->field, "sequences[%u].%n", &sequence, &n) != 1 || !n)
 		return;
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++) {

@@ -159,6 +159,7 @@ void openai_rename(const struct openai_ask *a, struct error *err)
 	for (size_t k = 0; k < sizeof names / sizeof *names; k++)
 		if (strncmp(err->field, names[k].from, strlen(names[k].from)) == 0)
 			snprintf(err->field, sizeof err->field, "%s", names[k].to);
+	// NOLINTNEXTLINE(cert-err34-c): the service wrote the numbers, from some of this type
 	int n = sscanf(err->field, "%*[a-z][%" SCNu32 "].tokens[%" SCNu32 "]", &i, &j);
 	if (n < 1 || (strncmp(err->field, "sequences", 9) != 0 && strncmp(err->field, "prompts", 7) != 0))
 		return;

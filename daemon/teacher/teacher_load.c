@@ -31,7 +31,7 @@ static uint64_t resident_bytes(void)
 	unsigned long long all, resident = 0;
 	FILE *f = fopen("/proc/self/statm", "re");
 	if (f) {
-		if (fscanf(f, "%llu %llu", &all, &resident) != 2)
+		if (fscanf(f, "%llu %llu", &all, &resident) != 2)        // NOLINT(cert-err34-c): the kernel writes it
 			resident = 0;
 		fclose(f);
 	}

@@ -23,7 +23,8 @@ static double now(void)
 {
 	struct timespec t;
 	clock_gettime(CLOCK_REALTIME, &t);
-	return (double)t.tv_sec + (double)(t.tv_nsec / 1000000) / 1000;
+	long ms = t.tv_nsec / 1000000;
+	return (double)t.tv_sec + (double)ms / 1000;
 }
 
 int run_init(struct run *r, const char *id)
