@@ -71,7 +71,8 @@ static void print_progress(struct capture *c)
 		json_t *j = json_pack("{s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f}}", "progress", "answered",
 				      (json_int_t)a->answered.n_sequences, "from_store", (json_int_t)a->found.n_sequences, "refused",
 				      (json_int_t)a->refused.n_sequences, "tokens", (json_int_t)a->answered.n_tokens, "record_bytes",
-				      (json_int_t)(a->answered.n_bytes + a->found.n_bytes), "corpus_bytes", (json_int_t)c->corpus.n_bytes,
+				      (json_int_t)a->answered.n_bytes + (json_int_t)a->found.n_bytes,
+				      "corpus_bytes", (json_int_t)c->corpus.n_bytes,
 				      "corpus_bytes_done", (json_int_t)a->read_to, "tokens_per_second", tokens_per_second(c),
 				      "seconds_left", seconds_left(c));
 		kdctl_print_json(j);

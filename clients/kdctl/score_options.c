@@ -124,13 +124,13 @@ static int parse_feature(struct kdctl *k, const char *item, struct kd_feature *r
 	static const char *const names[] = {"hidden", "final", "q", "k", "v"};
 	size_t n = strcspn(item, ":");
 	double layer = 0;
-	for (uint16_t kind = 0; kind < sizeof names / sizeof *names; kind++) {
+	for (size_t kind = 0; kind < sizeof names / sizeof *names; kind++) {
 		if (strlen(names[kind]) != n || strncmp(item, names[kind], n) != 0)
 			continue;
 		if ((kind == KD_FINAL) == (item[n] == ':') ||
 			(item[n] && (!kdctl_number(item + n + 1, 0, UINT16_MAX, &layer) || layer != floor(layer))))
 			break;
-		*ret = (struct kd_feature){kind, (uint16_t)layer};
+		*ret = (struct kd_feature){(uint16_t)kind, (uint16_t)layer};
 		return 0;
 	}
 	return kdctl_usage(k, "--features %s: hidden:LAYER, final, q:LAYER, k:LAYER or v:LAYER is expected", item);

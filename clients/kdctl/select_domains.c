@@ -107,7 +107,8 @@ static int weigh(struct domains *d, const struct select_options *o)
 	int status = numbers ? 0 : kdctl_fail(d->k, "no memory");
 	for (size_t i = 0; !status && i < 2 * d->n; i++) {
 		const struct domain *from = &d->list[i % d->n];
-		perplexities[i] = exp(-from->sums[i / d->n] / (double)from->n_tokens[i / d->n]);
+		size_t who = i / d->n;
+		perplexities[i] = exp(-from->sums[who] / (double)from->n_tokens[who]);
 	}
 	if (!status && o->previous_path)
 		status = read_previous(d, o->previous_path, previous);

@@ -77,8 +77,10 @@ void int8_matrix_row(const struct int8_matrix *m, uint32_t row, float *ret_value
 	const int16_t *from = m->values + first_pair(m, row);
 	const float *scales = m->scales + first_scale(m, row);
 
-	for (size_t k = 0; k < m->k; k++)
-		ret_values[k] = (float)from[k / 2 * 2 * m->panel + k % 2] * scales[k / INT8_GROUP * m->panel];
+	for (size_t k = 0; k < m->k; k++) {
+		size_t pair = k / 2, group = k / INT8_GROUP;
+		ret_values[k] = (float)from[pair * 2 * m->panel + k % 2] * scales[group * m->panel];
+	}
 }
 
 struct operands { const int16_t *x; const float *scales; };    // (rows up to whole blocks, depth), (rows, n_groups)
