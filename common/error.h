@@ -44,3 +44,16 @@ const char *error_name(enum error_code code);              // "invalid", "too_la
 enum error_code error_from_name(const char *name);         // ERROR_INTERNAL when unknown
 int error_errno(enum error_code code);                     // -EINVAL, ...
 int error_http_status(enum error_code code);               // 400, ...
+
+#ifdef __clang_analyzer__
+// It reads one file at a time, and takes an error for no error, and what was then not made for made, where it does not know that the two above
+// return nothing else than what is below 0.
+static inline int error_below_0(int r)
+{
+	if (r >= 0)
+		__builtin_unreachable();
+	return r;
+}
+#define error_set(...) error_below_0(error_set(__VA_ARGS__))
+#define error_system(...) error_below_0(error_system(__VA_ARGS__))
+#endif

@@ -2,6 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # lint.sh BUILD-FOLDER [FILE...]: cppcheck over the tree and clang-tidy (.clang-tidy) over these .c files, else over all but the tests. Ends with
 # status 1 when either has something to say, 77 when one of them is not installed. Reasons for what is not asked: .clang-tidy, cppcheck.txt.
+#
+# What was found clean is not read again: BUILD-FOLDER/.lint keeps the sums of each clean file, of the headers it includes and of what it was asked
+# (settings), and cppcheck's own notes. When one differs the file is read again.
+#
+# All but 2 % of the time is the analyser's, most of it in the few functions with more paths than it follows to their ends: by itself it gives up on
+# one after 225,000 states, which is 4.7 s a file here, here after LINT_STATES, 1.7 s a file. More find more, rarely.
 set -u
 build=$(realpath "$1")
 shift
@@ -9,22 +15,61 @@ cd "$(dirname "$0")/../.." || exit 99
 for tool in cppcheck clang-tidy; do
 	command -v $tool >/dev/null || { echo "$tool is not installed"; exit 77; }
 done
+jobs=$(nproc)
+kept=$build/.lint
+settings=$kept/settings
+states=${LINT_STATES:-50000}
+mkdir -p "$kept/clean" "$kept/cppcheck" || exit 99
 failed=0
-out=$(mktemp) || exit 99
-trap 'rm -f "$out"' EXIT
+
+flags=(-std=gnu11 -I. "-I$build" -D_GNU_SOURCE -DHAVE_CONFIG_H '-DSYSCONFDIR="/etc"' '-DPKGLIBEXECDIR="/usr/libexec"')
+# what is built only where Open MPI is
+without=daemon/worker/team_mpi.c
+pkg-config --exists ompi-c && without= && read -r -a more < <(pkg-config --cflags ompi-c) && flags+=("${more[@]}")
+{ clang-tidy --version; clang-tidy --dump-config; printf '%s\n' "${flags[@]}" "$states"; } >"$settings"
+
+# stamp FILE: where its sums are kept
+stamp() {
+	echo "$kept/clean/${1//\//+}"
+}
+
+# tidy FILE LABEL: clang-tidy over one file. The sums are those from before it was read: what is edited meanwhile is read again.
+tidy() {
+	local sums said start=$SECONDS
+	# the rule that -MM writes, without its target: names, escaped as xargs reads them
+	sums=$(${CC:-cc} -MM "${flags[@]}" "$1" | sed -e '1s/^[^:]*://' -e 's/\\$//' | xargs sha256sum "$settings") || return 1
+	if said=$(clang-tidy -quiet "$1" -- "${flags[@]}" -Xclang -analyzer-config -Xclang max-nodes="$states" 2>&1); then
+		echo "$sums" >"$(stamp "$1")"
+		echo "lint: $2 $1: clean, $((SECONDS - start)) s"
+		return 0
+	fi
+	echo "lint: $2 $1: findings, $((SECONDS - start)) s"
+	grep -vE '^([0-9]+ warnings?|Suppressed [0-9]+|Use -header-filter)' <<<"$said"
+	return 1
+}
+
 if [ $# = 0 ]; then
 	echo "lint: cppcheck"
-	cppcheck -q -j "$(nproc)" --enable=warning,portability,performance --inline-suppr --std=c11 -I. -D__GNUC__ -D_GNU_SOURCE \
-		--suppressions-list=<(grep -v '^//' tests/lint/cppcheck.txt) --error-exitcode=1 common daemon clients kernels/*.c kernels/cpu kernels/ref || failed=1
-	mapfile -t files < <(find common daemon clients kernels -name '*.c' -not -path 'clients/python/*' | sort)
+	cppcheck -q -j "$jobs" --cppcheck-build-dir="$kept/cppcheck" --enable=warning,portability,performance --inline-suppr --std=c11 -I. \
+		-D__GNUC__ -D_GNU_SOURCE --suppressions-list=<(grep -v '^//' tests/lint/cppcheck.txt) --error-exitcode=1 \
+		common daemon clients kernels/*.c kernels/cpu kernels/ref || failed=1
+	mapfile -t files < <(find common daemon clients kernels -name '*.c' -not -path 'clients/python/*' -not -path "$without" | sort)
 	set -- "${files[@]}"
 fi
-echo "lint: clang-tidy, $# files"
-flags=(-std=gnu11 -I. "-I$build" -D_GNU_SOURCE -DHAVE_CONFIG_H '-DSYSCONFDIR="/etc"' '-DPKGLIBEXECDIR="/usr/libexec"')
-for package in ompi-c; do
-	pkg-config --exists $package && read -r -a more < <(pkg-config --cflags $package) && flags+=("${more[@]}")
+todo=()
+for file; do
+	sha256sum -c --status "$(stamp "$file")" 2>/dev/null || todo+=("$file")
 done
-printf '%s\0' "$@" | xargs -0 -P "$(nproc)" -I FILE clang-tidy -quiet FILE -- "${flags[@]}" >>"$out" 2>/dev/null
-grep -E ' (warning|error): ' "$out" && failed=1
+echo "lint: clang-tidy, $# files, ${#todo[@]} of them not known to be clean"
+rm -f "$kept/found"
+n=0
+for file in "${todo[@]}"; do
+	# as many at once as there are processors
+	[ $n -lt "$jobs" ] || wait -n
+	{ tidy "$file" "$((n + 1))/${#todo[@]}" || touch "$kept/found"; } &
+	n=$((n + 1))
+done
+wait
+[ ! -e "$kept/found" ] || failed=1
 [ $failed = 0 ] && echo "lint: clean"
 exit $failed
