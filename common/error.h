@@ -46,8 +46,8 @@ int error_errno(enum error_code code);                     // -EINVAL, ...
 int error_http_status(enum error_code code);               // 400, ...
 
 #ifdef __clang_analyzer__
-// It reads one file at a time, and takes an error for no error, and what was then not made for made, where it does not know that the two above
-// return nothing else than what is below 0.
+// It reads one file at a time, and takes an error for no error, and what was then not made for made, where it does not know that the two
+// above return nothing else than what is below 0.
 static inline int error_below_0(int r)
 {
 	if (r >= 0)

@@ -92,7 +92,8 @@ bool tls_is_same(const struct tls *a, const struct tls *b)
 {
 	for (unsigned i = 0;; i++) {
 		gnutls_datum_t one, other;
-		int r = gnutls_certificate_get_crt_raw(a->credentials, 0, i, &one), s = gnutls_certificate_get_crt_raw(b->credentials, 0, i, &other);
+		int r = gnutls_certificate_get_crt_raw(a->credentials, 0, i, &one),
+			s = gnutls_certificate_get_crt_raw(b->credentials, 0, i, &other);
 		if (r || s)
 			return r && s;
 		if (one.size != other.size || memcmp(one.data, other.data, one.size))

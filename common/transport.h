@@ -9,7 +9,8 @@
 #include <sys/types.h>
 
 struct error;
-struct tls;                // what a server shows, or whom a client trusts; any number of sessions and threads use one, and it goes with the last
+// what a server shows, or whom a client trusts; any number of sessions and threads use one, and it goes with the last
+struct tls;
 struct tls_session;
 
 // GnuTLS's words, at both doors and in clients, for: TLS 1.2 and 1.3, no cipher below 128 bits.
