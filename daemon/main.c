@@ -110,7 +110,8 @@ static int open_store(struct daemon *d, struct error *err)
 	if (r)
 		return r;
 	store_stats(d->store, &stats);
-	log_notice("store %s: %llu records in %llu shards", o->store, (unsigned long long)stats.n_records, (unsigned long long)stats.n_shards);
+	log_notice("store %s: %llu records in %llu shards", o->store, (unsigned long long)stats.n_records,
+		(unsigned long long)stats.n_shards);
 	if (!stats.uring)
 		log_warning("store %s: the kernel refuses io_uring: writing with pwrite", o->store);
 	if (stats.recovered_bytes)
@@ -240,12 +241,12 @@ static void announce_ready(struct daemon *d)
 	for (uint32_t i = 0; i < n; i++)
 		log_notice("teacher %s: %s, %.1f million parameters, %s, on %s (%s, %s), loaded in %.1f s, "
 			   "of it %.2f s for %.2f GiB of weights (%.2f s per GiB)", t[i].name, t[i].architecture.name,
-			   (double)t[i].n_parameters * 1e-6, t[i].dtype, t[i].device, t[i].numeric, t[i].description, t[i].load_seconds, t[i].upload_seconds,
-				(double)t[i].upload_bytes * 0x1p-30, teacher_upload_rate(&t[i]));
+			   (double)t[i].n_parameters * 1e-6, t[i].dtype, t[i].device, t[i].numeric, t[i].description, t[i].load_seconds,
+				t[i].upload_seconds, (double)t[i].upload_bytes * 0x1p-30, teacher_upload_rate(&t[i]));
 	for (uint32_t i = 0; i < n; i++)
 		if (*t[i].stream_note)
-			log_notice("teacher %s: %s: large passes hide that, small ones wait for it, and so does each generated token", t[i].name,
-				   t[i].stream_note);
+			log_notice("teacher %s: %s: large passes hide that, small ones wait for it, and so does each generated token",
+				   t[i].name, t[i].stream_note);
 	for (uint32_t i = 0; i < n; i++)
 		if (*t[i].canary_note)
 			log_warning("the known answer is not kept: %s", t[i].canary_note);
@@ -270,7 +271,8 @@ static int on_teacher(struct daemon *d)
 		teacher_error(d->teacher, &err);
 		log_error("teacher: %s%s%s", err.field, *err.field ? ": " : "", err.message);
 		notify_status("The teacher failed: %s", err.message);
-		return d->was_ready || strcmp(err.field, CANARY_FIELD) == 0 ? EXIT_DEVICE : is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
+		return d->was_ready || strcmp(err.field, CANARY_FIELD) == 0 ? EXIT_DEVICE
+			: is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
 	default:
 		return -1;
 	}

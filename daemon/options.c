@@ -97,9 +97,10 @@ int options_check_address(const struct options *o, const char *name, const char 
 		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, where anybody could ask: "
 				 "set tokens = FILE (kdctl token new makes its lines), or use a loopback address", name, text);
 	if (!o->allow_remote && !options_tls(o, path, key))
-		return error_set(err, ERROR_INVALID, name, "%s = %s can be reached from other machines, and tokens and answers would travel "
-				 "unencrypted: set tls-certificate and tls-key, or set allow-remote = yes if that network is trusted, or use a "
-				 "loopback address", name, text);
+		return error_set(err, ERROR_INVALID, name,
+				 "%s = %s can be reached from other machines, and tokens and answers would travel unencrypted: "
+				 "set tls-certificate and tls-key, or set allow-remote = yes if that network is trusted, "
+				 "or use a loopback address", name, text);
 	return 0;
 }
 
@@ -138,8 +139,8 @@ int options_teachers(const struct options *o, struct teacher_source ret_sources[
 			return r;
 		for (size_t j = 0; j < i; j++)
 			if (strcmp(ret_sources[j].name, ret_sources[i].name) == 0)
-				return error_set(err, ERROR_INVALID, "teacher", "two teachers are called \"%.100s\": write teacher = NAME=PATH",
-						 ret_sources[i].name);
+				return error_set(err, ERROR_INVALID, "teacher",
+						 "two teachers are called \"%.100s\": write teacher = NAME=PATH", ret_sources[i].name);
 	}
 	return 0;
 }
@@ -223,11 +224,12 @@ static void check_limits(const struct checking *c)
 {
 	const struct options *o = c->o;
 	if (o->where.max_tokens && o->where.queue_tokens && o->max_tokens > o->queue_tokens)
-		add(c, o->where.max_tokens, "max-tokens", "max-tokens = %" PRId64 " is more than queue-tokens = %" PRId64 "%s: no such sequence would "
-		    "be let in", o->max_tokens, o->queue_tokens, other_place(o->where.queue_tokens).text);
+		add(c, o->where.max_tokens, "max-tokens", "max-tokens = %" PRId64 " is more than queue-tokens = %" PRId64
+		    "%s: no such sequence would be let in", o->max_tokens, o->queue_tokens, other_place(o->where.queue_tokens).text);
 	if (o->where.credits && o->where.queue_requests && o->credits > o->queue_requests)
-		add(c, o->where.credits, "credits", "credits = %" PRId64 " is more than queue-requests = %" PRId64 "%s: a connection would be promised "
-		    "what is refused", o->credits, o->queue_requests, other_place(o->where.queue_requests).text);
+		add(c, o->where.credits, "credits", "credits = %" PRId64 " is more than queue-requests = %" PRId64
+		    "%s: a connection would be promised what is refused", o->credits, o->queue_requests,
+		    other_place(o->where.queue_requests).text);
 }
 
 static void check_memory(const struct checking *c)
@@ -243,7 +245,8 @@ static void check_memory(const struct checking *c)
 		add(c, o->where.memory, "memory", "memory cannot be kept with canary-reference = yes%s, which holds all weights in memory",
 		    other_place(o->where.canary_reference).text);
 	if (!o->stream_directory)
-		add(c, o->where.memory, "stream-directory", "memory needs a stream-directory%s", other_place(o->where.stream_directory).text);
+		add(c, o->where.memory, "stream-directory", "memory needs a stream-directory%s",
+			other_place(o->where.stream_directory).text);
 }
 
 void options_check_all(const struct options *o, struct config_errors *all)
@@ -278,7 +281,8 @@ void options_warn(const struct options *o, struct config_errors *all)
 {
 	const struct checking c = {o, all};
 	if (o->store_max_bytes && o->store_max_bytes < o->store_shard)
-		add(&c, o->where.store_max_bytes, "store-max-bytes", "store-max-bytes is less than one shard, store-shard%s: the store will pass it",
+		add(&c, o->where.store_max_bytes, "store-max-bytes",
+		    "store-max-bytes is less than one shard, store-shard%s: the store will pass it",
 		    other_place(o->where.store_shard).text);
 	if (!o->store && (o->store_max_bytes || o->store_max_age))
 		add(&c, o->store_max_bytes ? o->where.store_max_bytes : o->where.store_max_age, "store",

@@ -100,7 +100,8 @@ static void read_certificate(const struct options *fresh, struct config_errors *
 
 // ---- what changes
 
-struct changes { bool tokens, certificate; char restart[RELOADS_NAMES_BYTES]; uint32_t n, n_restart; };     // the first two: whether they may
+// tokens and certificate: whether they may
+struct changes { bool tokens, certificate; char restart[RELOADS_NAMES_BYTES]; uint32_t n, n_restart; };
 
 static bool may_move(const struct changes *c, const struct config_option *row)
 {

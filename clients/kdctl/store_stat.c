@@ -341,8 +341,8 @@ static int stat_run(struct kdctl *k, const char *directory, unsigned n_threads, 
 int store_stat(struct kdctl *k, int argc, char **argv)
 {
 	static const struct option options[] = {
-						{"threads", required_argument, NULL, 't'}, {"server", required_argument, NULL, 's'},
-						STORE_OPTIONS, {0}};
+		{"threads", required_argument, NULL, 't'}, {"server", required_argument, NULL, 's'},
+		STORE_OPTIONS, {0}};
 	static const char help[] = "stat [--threads N] [--server ADDRESS] DIR\n"
 		"What a store holds: records, rows, shards; bytes of each part of a record and per row; teachers and kinds of\n"
 		"questions; second copies, and records contained in larger ones. --server: also how often a running server\n"

@@ -267,7 +267,8 @@ static int check_quota(struct principal *p, struct error *err)
 {
 	const struct bearer *t = &p->bearer;
 	if (t->in_flight && p->in_flight >= t->in_flight)
-		return error_set(err, ERROR_OVERLOADED, "token", "the token's quota of %" PRIu32 " requests under way is used up", t->in_flight);
+		return error_set(err, ERROR_OVERLOADED, "token",
+			"the token's quota of %" PRIu32 " requests under way is used up", t->in_flight);
 	if (!t->rate)
 		return 0;
 	fill_bucket(p);
@@ -275,8 +276,8 @@ static int check_quota(struct principal *p, struct error *err)
 		return 0;
 	double seconds = -p->balance / (double)t->rate;
 	unsigned retry = seconds < 86400 ? (unsigned)seconds + 1 : 86400;
-	error_set(err, ERROR_OVERLOADED, "token", "the token's quota of %" PRIu64 " tokens per second is used up: try again in %u s", t->rate,
-		  retry);
+	error_set(err, ERROR_OVERLOADED, "token", "the token's quota of %" PRIu64 " tokens per second is used up: try again in %u s",
+		  t->rate, retry);
 	if (err)
 		err->retry_s = retry;
 	return error_errno(ERROR_OVERLOADED);

@@ -43,14 +43,14 @@ struct principal *principal_unref(struct principal *p);       // NULL is fine; r
 
 // The token still counts, and has one of the scopes (or AUTH_ANY). NULL is nobody, who may nothing.
 int auth_permit(struct principal *p, unsigned scopes, struct error *err);
-// A request of that cost begins: ERROR_OVERLOADED with retry_s when the quota is used up. auth_end, with the same cost, when it is over: the
-// quota gets back what it did not use.
+// A request of that cost begins: ERROR_OVERLOADED with retry_s when the quota is used up. auth_end, with the same cost, when it is over:
+// the quota gets back what it did not use.
 int auth_begin(struct principal *p, const struct queue_cost *cost, struct error *err);
 // The same answer before it is known of how many tokens.
 int auth_check_quota(struct principal *p, struct error *err);
 void auth_end(struct principal *p, const struct queue_cost *cost, uint64_t n_used /* tokens, <= cost's */);
-// What is under way of theirs, and of places in the caches (auth_hold, auth_give): for queue_reserve. False where there are no tokens, so that
-// all who ask are one.
+// What is under way of theirs, and of places in the caches (auth_hold, auth_give): for queue_reserve. False where there are no tokens, so
+// that all who ask are one.
 bool auth_held(struct principal *p, struct queue_cost *ret_held, struct queue_cost *ret_places);
 void auth_hold(struct principal *p, uint64_t n_places);
 void auth_give(struct principal *p, uint64_t n_places);

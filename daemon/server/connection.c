@@ -124,8 +124,8 @@ static void output_ended(struct connection *c)
 	c->input_deadline_ms = clock_ms() + LINGER_MS;
 }
 
-// What goes out next: the rest of a frame or, while they are small, of several, so that an answer and its end are one call and wake the client
-// once. After -EAGAIN it begins with the same bytes.
+// What goes out next: the rest of a frame or, while they are small, of several, so that an answer and its end are one call and wake the
+// client once. After -EAGAIN it begins with the same bytes.
 static const uint8_t *next_bytes(const struct connection *c, uint8_t several[SEVERAL_BYTES], size_t *ret_n)
 {
 	const struct connection_output *o = c->output;
@@ -216,8 +216,8 @@ static size_t receive_now(struct connection *c, void *to, size_t n)
 	return 0;
 }
 
-// The same, but what is small comes out of what is read ahead: so a small frame costs one call, not one for its header, one for its body and
-// one to learn that there is no more.
+// The same, but what is small comes out of what is read ahead: so a small frame costs one call, not one for its header, one for its body
+// and one to learn that there is no more.
 static size_t receive(struct connection *c, void *to, size_t n)
 {
 	if (!c->n_ahead && n >= sizeof c->ahead)

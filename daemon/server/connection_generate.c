@@ -74,7 +74,8 @@ void connection_send_tokens(struct connection *c, struct connection_ask *ask, st
 	const struct generation_query *q = item->request->generate;
 	struct generation_news news;
 	struct error err = {0};
-	if (generation_reader_take(&ask->readers[item->index], g, teacher_tokenizer(service_teacher(c->context->service)), last, &news, &err)) {
+	if (generation_reader_take(&ask->readers[item->index], g, teacher_tokenizer(service_teacher(c->context->service)),
+		last, &news, &err)) {
 		connection_close(c);       // no memory: like a frame that cannot be made
 		return;
 	}

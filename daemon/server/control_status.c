@@ -25,8 +25,8 @@ static void store_status(struct buffer *b, struct store *store)
 		      ",\"store\":{\"records\":%" PRIu64 ",\"shards\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"hits\":%" PRIu64
 		      ",\"contained\":%" PRIu64 ",\"misses\":%" PRIu64 ",\"appended\":%" PRIu64 ",\"removed_shards\":%" PRIu64
 		      ",\"corrupt\":%" PRIu64 ",\"uring\":%s,\"failing\":%s}",
-		      t.n_records, t.n_shards, t.n_bytes, t.n_hits, t.n_contained, t.n_misses, t.n_appended, t.n_removed_shards, t.n_corrupt,
-		      t.uring ? "true" : "false",
+		      t.n_records, t.n_shards, t.n_bytes, t.n_hits, t.n_contained, t.n_misses, t.n_appended, t.n_removed_shards,
+		      t.n_corrupt, t.uring ? "true" : "false",
 		      t.failing ? "true" : "false");
 }
 
@@ -35,8 +35,8 @@ static void device_status(struct buffer *b, struct teacher *teacher, const struc
 	uint32_t n;
 	const struct teacher_info *infos = teacher_infos(teacher, &n);
 	buffer_printf(b,
-		      ",\"device\":{\"name\":\"%s\",\"numeric\":\"%s\",\"memory_bytes\":%" PRIu64 ",\"late_allocations\":%" PRIu64 ",\"description\":",
-		      infos->device, infos->numeric, t->memory_bytes, t->n_late_allocations);
+		      ",\"device\":{\"name\":\"%s\",\"numeric\":\"%s\",\"memory_bytes\":%" PRIu64 ",\"late_allocations\":%" PRIu64
+		      ",\"description\":", infos->device, infos->numeric, t->memory_bytes, t->n_late_allocations);
 	buffer_string(b, infos->description, strlen(infos->description));
 	if (*infos->fallback) {
 		buffer_text(b, ",\"fallback\":");
@@ -92,12 +92,14 @@ int control_get_status(const struct control_input *in, struct control_reply *out
 	buffer_printf(
 		b, ",\"queue\":{\"requests\":%" PRIu64 ",\"tokens\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"requests_limit\":%" PRIu64
 		",\"tokens_limit\":%" PRIu64 ",\"bytes_limit\":%" PRIu64 ",\"sequences_waiting\":%" PRIu64 "}",
-		t.reserved.requests, t.reserved.tokens, t.reserved.bytes, t.limits.requests, t.limits.tokens, t.limits.bytes, passes.n_waiting);
+		t.reserved.requests, t.reserved.tokens, t.reserved.bytes, t.limits.requests, t.limits.tokens, t.limits.bytes,
+		passes.n_waiting);
 	buffer_printf(b, ",\"sequences\":{\"cached\":%" PRIu64 ",\"computed\":%" PRIu64 "}", t.n_cached, t.n_computed);
 	buffer_printf(b, ",\"forward\":{\"passes\":%" PRIu64 ",\"mixed_passes\":%" PRIu64 ",\"positions\":%" PRIu64 "}", passes.n_passes,
 		      passes.n_mixed_passes, passes.n_positions);
 	if (passes.n_canaries)
-		buffer_printf(b, ",\"canary\":{\"right\":%" PRIu64 ",\"age_s\":%.3f}", passes.n_canaries, (double)passes.canary_age_ms * 1e-3);
+		buffer_printf(b, ",\"canary\":{\"right\":%" PRIu64 ",\"age_s\":%.3f}", passes.n_canaries,
+			(double)passes.canary_age_ms * 1e-3);
 	if (control_check_loaded(s, NULL) == 0)
 		device_status(b, service_teacher(s), &passes);
 	if (service_store(s))

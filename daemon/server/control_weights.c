@@ -35,7 +35,8 @@ static int check_ids(const struct json_weights *w, uint32_t n_rows, struct error
 		if (w->ids.tokens[i] < n_rows)
 			continue;
 		snprintf(field, sizeof field, "ids[%" PRIu32 "]", i);
-		return error_set(err, ERROR_INVALID, field, "id %" PRIu32 " is not in the vocabulary of %" PRIu32, w->ids.tokens[i], n_rows);
+		return error_set(err, ERROR_INVALID, field, "id %" PRIu32 " is not in the vocabulary of %" PRIu32,
+			w->ids.tokens[i], n_rows);
 	}
 	return 0;
 }
@@ -47,11 +48,13 @@ static int choose_rows(const struct json_weights *w, struct piece *p, struct err
 	if (w->first >= p->n_rows)
 		return error_set(err, ERROR_INVALID, "first", "%" PRIu32 " is not below %" PRIu32, w->first, p->n_rows);
 	if (w->count > (int64_t)(p->n_rows - w->first))
-		return error_set(err, ERROR_INVALID, "count", "there are %" PRIu32 " rows from %" PRIu32 " on", p->n_rows - w->first, w->first);
+		return error_set(err, ERROR_INVALID, "count", "there are %" PRIu32 " rows from %" PRIu32 " on",
+			p->n_rows - w->first, w->first);
 	p->n = w->ids.tokens ? w->ids.n_tokens : w->count < 0 ? p->n_rows - w->first : (uint32_t)w->count;
 	if (p->n > limit)
-		return error_set(err, ERROR_TOO_LARGE, w->ids.tokens ? "ids" : "count", "%" PRIu32 " rows of %" PRIu32 " numbers, the limit is %" PRIu32
-				 " rows%s", p->n, p->width, limit, w->base64 ? "" : " (more with base64)");
+		return error_set(err, ERROR_TOO_LARGE, w->ids.tokens ? "ids" : "count",
+				 "%" PRIu32 " rows of %" PRIu32 " numbers, the limit is %" PRIu32 " rows%s", p->n, p->width, limit,
+				 w->base64 ? "" : " (more with base64)");
 	p->ids = w->ids.tokens;
 	if (p->ids)
 		return check_ids(w, p->n_rows, err);
@@ -140,8 +143,8 @@ int control_post_weights(const struct control_input *in, struct control_reply *o
 		const struct teacher_info *info = &teacher_infos(service_teacher(in->service), &n)[member];
 		buffer_text(b, "{\"teacher\":{");
 		reply_provenance(b, info);
-		buffer_printf(b, "},\"tensor\":\"%s\",\"rows\":%" PRIu32 ",\"width\":%" PRIu32 ",\"tied\":%s,\"values\":", names[w.tensor], p.n_rows,
-			      p.width, info->architecture.tied_head ? "true" : "false");
+		buffer_printf(b, "},\"tensor\":\"%s\",\"rows\":%" PRIu32 ",\"width\":%" PRIu32 ",\"tied\":%s,\"values\":", names[w.tensor],
+			      p.n_rows, p.width, info->architecture.tied_head ? "true" : "false");
 		(w.base64 ? encode_packed : encode_rows)(b, &p, w.dtype);
 		buffer_text(b, "}");
 	}

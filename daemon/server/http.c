@@ -203,8 +203,8 @@ static void finish_small(struct http *h, uint64_t deadline)
 	}
 }
 
-// After the stop: answer the exchanges under way (still listening, so that /ready can say 503, unless another process will), stop listening,
-// let small requests end, cancel what is left and wait until it is back from other threads.
+// After the stop: answer the exchanges under way (still listening, so that /ready can say 503, unless another process will), stop
+// listening, let small requests end, cancel what is left and wait until it is back from other threads.
 static void finish(struct http_thread *t)
 {
 	struct http *h = &t->http;
@@ -249,10 +249,11 @@ static int epoll_add(struct http *h, int fd, void *what)
 }
 
 // A gnutls_certificate_retrieve_function2 for a session without a certificate: GnuTLS ends the handshake.
-static int no_certificate(void *session, const void *authorities, int n_authorities, const void *algorithms, int n_algorithms, void *ret_chain,
-			  unsigned *ret_n, void *ret_key)
+static int no_certificate(void *session, const void *authorities, int n_authorities, const void *algorithms, int n_algorithms,
+			  void *ret_chain, unsigned *ret_n, void *ret_key)
 {
-	(void)session, (void)authorities, (void)n_authorities, (void)algorithms, (void)n_algorithms, (void)ret_chain, (void)ret_n, (void)ret_key;
+	(void)session, (void)authorities, (void)n_authorities, (void)algorithms, (void)n_algorithms, (void)ret_chain,
+		(void)ret_n, (void)ret_key;
 	return -1;
 }
 

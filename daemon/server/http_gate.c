@@ -3,8 +3,8 @@
 // "Transfer-Encoding :"). Behind a proxy that is request smuggling; so they are refused here and the connection is closed. What it makes of
 // bare CR or LF, NUL bytes and folded lines looks like any header, except for where it lies: each string is left where it was received, its
 // end made zero. So between the end of one line's text and the next one's beginning there are two bytes, CR and LF, or something is wrong.
-// That is how 0.9 does it; 1.0 refuses such lines itself. What cannot be told from CR and LF is a zero byte sent in the CR's place. Line ends
-// within a chunked body are not seen from here: such a body is the last thing that is read of its connection (http_request.c).
+// That is how 0.9 does it; 1.0 refuses such lines itself. What cannot be told from CR and LF is a zero byte sent in the CR's place. Line
+// ends within a chunked body are not seen from here: such a body is the last thing that is read of its connection (http_request.c).
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -96,7 +96,8 @@ int http_gate_check(struct MHD_Connection *mhd, const char *method, struct http_
 	if (lines && (target.begin != method + strlen(method) + 1 || version != target.end + 1))
 		return error_set(err, ERROR_INVALID, "target", "a zero byte or more than one blank stands beside it");
 	if (g.bad_line || (lines && (!g.end || n != (size_t)(g.end - method) + 2 * LINE_END)))
-		return error_set(err, ERROR_INVALID, "headers", "a line holds a control character, goes on in the next, or does not end with CR and LF");
+		return error_set(err, ERROR_INVALID, "headers",
+			"a line holds a control character, goes on in the next, or does not end with CR and LF");
 	if (g.bad_name)
 		return error_set(err, ERROR_INVALID, "headers", "a header name holds a character that names cannot have");
 	if (g.n_hosts > 1)
@@ -145,7 +146,8 @@ int http_gate_secret(struct MHD_Connection *mhd, const char **ret_secret, struct
 	size_t n = strlen(value);
 	for (size_t i = 0; i < n; i++)
 		if (value[i] < 0x21 || value[i] > 0x7e || n > FRAME_TOKEN_MAX)
-			return error_set(err, ERROR_UNAUTHORIZED, "Authorization", "a token has at most %d printable characters", FRAME_TOKEN_MAX);
+			return error_set(err, ERROR_UNAUTHORIZED, "Authorization", "a token has at most %d printable characters",
+				FRAME_TOKEN_MAX);
 	*ret_secret = value;
 	return 0;
 }

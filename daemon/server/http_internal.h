@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by http.c (thread, connections, deadlines), http_request.c (one request from headers to reply), http_desk.c (who does the long parts
-// of it) and http_gate.c (strict headers). Everything here belongs to the http thread, but for what is at the desk.
+// Shared by http.c (thread, connections, deadlines), http_request.c (one request from headers to reply), http_desk.c (who does the long
+// parts of it) and http_gate.c (strict headers). Everything here belongs to the http thread, but for what is at the desk.
 #pragma once
 
 #include <microhttpd.h>

@@ -211,8 +211,8 @@ static int read_tokenize_part(void *to, const json_t *v, const char *name, struc
 int json_read_tokenize(const char *body, size_t n, struct json_tokenize *ret, struct error *err)
 {
 	static const struct json_field fields[] = {
-		{"text", read_tokenize_text, true, 0}, {"specials", read_tokenize_specials, false, 0}, {"add_special", read_tokenize_add, false, 0},
-		{"part", read_tokenize_part, false, 0},
+		{"text", read_tokenize_text, true, 0}, {"specials", read_tokenize_specials, false, 0},
+		{"add_special", read_tokenize_add, false, 0}, {"part", read_tokenize_part, false, 0},
 	};
 	struct json_tokenize t = {.add_special = true};
 	int r = json_read_whole(body, n, fields, sizeof fields / sizeof *fields, &t, err);
@@ -241,7 +241,8 @@ static int read_detokenize_skip(void *to, const json_t *v, const char *name, str
 
 int json_read_detokenize(const char *body, size_t n, struct json_detokenize *ret, struct error *err)
 {
-	static const struct json_field fields[] = {{"tokens", read_detokenize_tokens, true, 0}, {"skip_special", read_detokenize_skip, false, 0}};
+	static const struct json_field fields[] = {
+		{"tokens", read_detokenize_tokens, true, 0}, {"skip_special", read_detokenize_skip, false, 0}};
 	struct json_detokenize d = {0};
 	int r = json_read_whole(body, n, fields, sizeof fields / sizeof *fields, &d, err);
 	if (r)

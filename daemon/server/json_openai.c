@@ -193,12 +193,13 @@ static const struct ask_field ask_fields[] = {
 	{"n", read_count, AT(n), 1, 65536}, {"max_tokens", read_count, AT(max_tokens), 0, UINT32_MAX},
 	{"logprobs", read_logprobs, AT(logprobs), 0, 0},
 	{"prompt_logprobs", read_logprobs, AT(prompt_logprobs), 0, 0}, {"temperature", read_number, AT(temperature), 0, 1e4},
-	{"top_p", read_number, AT(top_p), 1e-6, 1}, {"min_p", read_number, AT(min_p), 0, 1}, {"top_k", read_count, AT(top_k), -1, UINT32_MAX},
-	{"seed", read_seed, 0, 0, 0}, {"stop", read_stop, 0, 0, 0}, {"stop_token_ids", read_stop_ids, 0, 0, 0},
-	{"stream", read_flag, AT(stream), 0, 0}, {"stream_options", read_stream_options, 0, 0, 0},
-	{"ignore_eos", read_flag, AT(ignore_eos), 0, 0}, {"include_stop_str_in_output", read_flag, AT(keep_stop), 0, 0},
-	{"skip_special_tokens", read_not, AT(keep_special), 0, 0}, {"return_token_ids", read_flag, AT(return_ids), 0, 0},
-	{"return_tokens_as_token_ids", read_flag, AT(ids_as_text), 0, 0}, {"add_special_tokens", read_not, AT(no_template), 0, 0},
+	{"top_p", read_number, AT(top_p), 1e-6, 1}, {"min_p", read_number, AT(min_p), 0, 1},
+	{"top_k", read_count, AT(top_k), -1, UINT32_MAX}, {"seed", read_seed, 0, 0, 0}, {"stop", read_stop, 0, 0, 0},
+	{"stop_token_ids", read_stop_ids, 0, 0, 0}, {"stream", read_flag, AT(stream), 0, 0},
+	{"stream_options", read_stream_options, 0, 0, 0}, {"ignore_eos", read_flag, AT(ignore_eos), 0, 0},
+	{"include_stop_str_in_output", read_flag, AT(keep_stop), 0, 0}, {"skip_special_tokens", read_not, AT(keep_special), 0, 0},
+	{"return_token_ids", read_flag, AT(return_ids), 0, 0}, {"return_tokens_as_token_ids", read_flag, AT(ids_as_text), 0, 0},
+	{"add_special_tokens", read_not, AT(no_template), 0, 0},
 	// ask for nothing
 	{"user", ignore, 0, 0, 0}, {"metadata", ignore, 0, 0, 0}, {"store", ignore, 0, 0, 0}, {"service_tier", ignore, 0, 0, 0},
 	{"request_id", ignore, 0, 0, 0}, {"session_id", ignore, 0, 0, 0}, {"priority", ignore, 0, 0, 0}, {"cache_salt", ignore, 0, 0, 0},
@@ -209,9 +210,9 @@ static const struct ask_field ask_fields[] = {
 	{"repetition_penalty", read_neutral, 0, 1, 0}, {"length_penalty", read_neutral, 0, 1, 0}, {"best_of", read_neutral, 0, 1, 0},
 	{"logit_bias", read_neutral, 0, 0, 0}, {"use_beam_search", read_neutral, 0, 0, 0}, {"allowed_token_ids", read_neutral, 0, 0, 0},
 	{"bad_words", read_neutral, 0, 0, 0}, {"truncate_prompt_tokens", read_neutral, 0, 0, 0}, {"prompt_embeds", read_neutral, 0, 0, 0},
-	{"logprob_token_ids", read_neutral, 0, 0, 0}, {"response_format", read_neutral, 0, 0, 0}, {"structured_outputs", read_neutral, 0, 0, 0},
-	{"guided_json", read_neutral, 0, 0, 0}, {"guided_regex", read_neutral, 0, 0, 0}, {"guided_choice", read_neutral, 0, 0, 0},
-	{"guided_grammar", read_neutral, 0, 0, 0},
+	{"logprob_token_ids", read_neutral, 0, 0, 0}, {"response_format", read_neutral, 0, 0, 0},
+	{"structured_outputs", read_neutral, 0, 0, 0}, {"guided_json", read_neutral, 0, 0, 0}, {"guided_regex", read_neutral, 0, 0, 0},
+	{"guided_choice", read_neutral, 0, 0, 0}, {"guided_grammar", read_neutral, 0, 0, 0},
 };
 
 static const struct ask_field *field_find(const char *name)

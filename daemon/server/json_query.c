@@ -106,7 +106,8 @@ int json_read_draws(void *to, const json_t *v, const char *name, struct error *e
 {
 	static const struct json_field fields[] = {
 		{"n", read_n, true, offsetof(struct query_draws, n)}, {"tau", read_float, false, offsetof(struct query_draws, tau)},
-		{"seed", read_seed, true, offsetof(struct query_draws, seed)}, {"tail", json_field_bool, false, offsetof(struct query_draws, tail)},
+		{"seed", read_seed, true, offsetof(struct query_draws, seed)},
+		{"tail", json_field_bool, false, offsetof(struct query_draws, tail)},
 	};
 	if (!json_is_object(v))
 		return json_wrong_type(v, name, "an object", err);
@@ -135,7 +136,8 @@ static int read_layer(void *to, const json_t *v, const char *name, struct error 
 int json_read_features(void *to, const json_t *v, const char *name, struct error *err)
 {
 	static const struct json_field fields[] = {
-		{"kind", read_kind, true, offsetof(struct query_feature, kind)}, {"layer", read_layer, false, offsetof(struct query_feature, layer)},
+		{"kind", read_kind, true, offsetof(struct query_feature, kind)},
+		{"layer", read_layer, false, offsetof(struct query_feature, layer)},
 	};
 	struct query *q = to;
 	size_t n = json_array_size(v);

@@ -105,8 +105,8 @@ static void take_rows(struct request_item *item, const struct sequence_reader *i
 static int read_sequence(const struct score_reader *s, const json_t *v, uint32_t i, struct error *err)
 {
 	static const struct json_field fields[] = {
-		{"tokens", read_sequence_tokens, false, 0}, {"text", read_sequence_text, false, 0}, {"first", read_sequence_first, false, 0},
-		{"last", read_sequence_last, false, 0},
+		{"tokens", read_sequence_tokens, false, 0}, {"text", read_sequence_text, false, 0},
+		{"first", read_sequence_first, false, 0}, {"last", read_sequence_last, false, 0},
 	};
 	struct sequence_reader in = {0};
 	char prefix[JSON_NAME_BYTES], name[JSON_NAME_BYTES];
@@ -167,7 +167,8 @@ static const struct json_field score_fields[] = {
 	{"draws", json_read_draws, false, OF_QUERY(draws)}, {"keep", json_read_keep, false, QUERY},
 	{"features", json_read_features, false, QUERY}, {"pooling", json_read_pooling, false, OF_QUERY(pooling)},
 	{"feature_values", json_read_feature_values, false, OF_QUERY(feature_values)},
-	{"gather", read_later, false, offsetof(struct score_reader, gather)}, {"spans", read_later, false, offsetof(struct score_reader, spans)},
+	{"gather", read_later, false, offsetof(struct score_reader, gather)},
+	{"spans", read_later, false, offsetof(struct score_reader, spans)},
 	{"sum", json_field_bool, false, offsetof(struct score_reader, sum)}, {"encoding", read_encoding, false, 0},
 	{"durable", json_field_bool, false, offsetof(struct score_reader, durable)},
 	{"store", json_field_bool, false, offsetof(struct score_reader, store)}, {"deadline_ms", read_deadline, false, 0},

@@ -67,8 +67,9 @@ static int read_teacher(void *to, const json_t *v, const char *name, struct erro
 int json_read_weights(const char *body, size_t n, struct json_weights *ret, struct error *err)
 {
 	static const struct json_field fields[] = {
-		{"tensor", read_tensor, true, 0}, {"ids", read_ids, false, 0}, {"first", read_first, false, 0}, {"count", read_count, false, 0},
-		{"dtype", read_dtype, false, 0}, {"encoding", read_encoding, false, 0}, {"teacher", read_teacher, false, 0},
+		{"tensor", read_tensor, true, 0}, {"ids", read_ids, false, 0}, {"first", read_first, false, 0},
+		{"count", read_count, false, 0}, {"dtype", read_dtype, false, 0}, {"encoding", read_encoding, false, 0},
+		{"teacher", read_teacher, false, 0},
 	};
 	struct json_weights out = {.count = -1};
 	struct weights_reader w = {.out = &out};

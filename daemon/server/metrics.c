@@ -87,8 +87,8 @@ static void encode_infos(struct buffer *b, const struct teacher_info *infos, uin
 	head(b, "kd_teacher_info", "gauge", "The teachers; the value is 1.");
 	for (uint32_t i = 0; i < n; i++) {
 		content_id_to_hex(&infos[i].fingerprint, id);
-		buffer_printf(b, "kd_teacher_info{id=\"%s\",architecture=\"%s\",device=\"%s\",numeric=\"%s\"} 1\n", id, infos[i].architecture.name,
-			      infos[i].device, infos[i].numeric);
+		buffer_printf(b, "kd_teacher_info{id=\"%s\",architecture=\"%s\",device=\"%s\",numeric=\"%s\"} 1\n", id,
+			      infos[i].architecture.name, infos[i].device, infos[i].numeric);
 	}
 	head(b, "kd_teacher_upload_seconds", "gauge", "Reading a teacher's weights and bringing them to the device.");
 	for (uint32_t i = 0; i < n; i++) {
@@ -134,7 +134,8 @@ static void encode_teacher(struct buffer *b, struct service *s)
 	histogram(b, "kd_queue_seconds", "From a request's acceptance to the pass that computes a score of it.", &seconds->queue);
 	histogram(b, "kd_batch_seconds", "Choosing what a pass holds.", &seconds->batch);
 	histogram(b, "kd_forward_seconds", "Duration of the trunk's forward passes.", &seconds->forward);
-	histogram(b, "kd_epilogue_seconds", "After a pass: the head, all that is read from it, records and tokens made.", &seconds->epilogue);
+	histogram(b, "kd_epilogue_seconds", "After a pass: the head, all that is read from it, records and tokens made.",
+		&seconds->epilogue);
 	histogram(b, "kd_encode_seconds", "Making a piece of a reply.", service_encode_seconds(s));
 	if (teacher_state(teacher) != TEACHER_READY)
 		return;
@@ -198,7 +199,8 @@ static void encode_reloads(struct buffer *b, struct reloads *reloads)
 	struct reloads_stats t;
 	reloads_read(reloads, &t);
 	head(b, "kd_reloads_total", "counter", "Times the settings were read again (SIGHUP): taken over, or refused for an error in them.");
-	buffer_printf(b, "kd_reloads_total{result=\"good\"} %" PRIu64 "\nkd_reloads_total{result=\"refused\"} %" PRIu64 "\n", t.n_good, t.n_bad);
+	buffer_printf(b, "kd_reloads_total{result=\"good\"} %" PRIu64 "\nkd_reloads_total{result=\"refused\"} %" PRIu64 "\n",
+		t.n_good, t.n_bad);
 	head(b, "kd_settings_read_seconds", "gauge", "When they were last read without an error, in seconds since 1970.");
 	buffer_printf(b, "kd_settings_read_seconds %.3f\n", t.good_seconds);
 	gauge(b, "kd_settings_restart_needed", "Settings that were changed and wait for a restart.", t.n_restart);
@@ -207,8 +209,8 @@ static void encode_reloads(struct buffer *b, struct reloads *reloads)
 static void encode_certificate(struct buffer *b, struct tls_current *tls)
 {
 	if (tls && tls_current_is_on(tls))
-		gauge(b, "kd_tls_certificate_expiry_seconds", "When the doors' certificate expires, or one sent with it, in seconds since 1970.",
-		      (double)tls_current_expiry(tls));
+		gauge(b, "kd_tls_certificate_expiry_seconds",
+		      "When the doors' certificate expires, or one sent with it, in seconds since 1970.", (double)tls_current_expiry(tls));
 }
 
 static double resident_bytes(void)
@@ -235,7 +237,8 @@ void metrics_encode(struct buffer *b, struct service *s)
 		encode_store(b, service_store(s));
 	if (service_supervisor(s))
 		encode_runs(b, service_supervisor(s));
-	gauge(b, "kd_start_time_seconds", "When the process began to serve, in seconds since 1970.", (double)time(NULL) - service_uptime(s));
+	gauge(b, "kd_start_time_seconds", "When the process began to serve, in seconds since 1970.",
+		(double)time(NULL) - service_uptime(s));
 	gauge(b, "kd_uptime_seconds", "Since start.", service_uptime(s));
 	gauge(b, "kd_resident_bytes", "Resident memory of the process.", resident_bytes());
 }

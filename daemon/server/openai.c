@@ -127,7 +127,8 @@ static int openai_check(const struct exchange *x, struct error *err)
 				return error_errno(err->code);
 			}
 			if (item->not_finite)
-				return error_set(err, ERROR_NOT_FINITE, "prompt", "the teacher gave NaN or infinity for prompt %" PRIu32, j);
+				return error_set(err, ERROR_NOT_FINITE, "prompt",
+					"the teacher gave NaN or infinity for prompt %" PRIu32, j);
 		}
 	}
 	return 0;

@@ -65,7 +65,8 @@ static int take_generated_rows(const struct openai *o, const struct generation *
 	size_t k = o->generation->generate->top_k;
 	int e = 0;
 	for (uint32_t i = from; i < to && !e; i++) {
-		struct openai_row row = {.token = g->tokens[i], .known = true, .logprob = g->logprobs[i], .lse = (double)g->lse[i], .n_ids = (uint32_t)k};
+		struct openai_row row = {.token = g->tokens[i], .known = true, .logprob = g->logprobs[i], .lse = (double)g->lse[i],
+			.n_ids = (uint32_t)k};
 		if (k) {
 			row.ids = g->ids + i * k;
 			row.logits = g->logits + i * k;

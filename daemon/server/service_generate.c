@@ -33,7 +33,8 @@ static int check(const struct service *s, struct request *r, struct error *err)
 	uint32_t n;
 	const struct teacher_info *info = &teacher_infos(s->teacher, &n)[r->choice.members[0]];
 	if (info->architecture.masked)
-		return error_set(err, ERROR_UNSUPPORTED, "teacher", "teacher \"%.60s\" names masked tokens: it does not generate", info->name);
+		return error_set(err, ERROR_UNSUPPORTED, "teacher",
+			"teacher \"%.60s\" names masked tokens: it does not generate", info->name);
 	struct generation_limits limits = limits_of(s, info);
 	uint32_t k = auth_k_max(r->principal);
 	limits.max_top_k = k && k < limits.max_top_k ? k : limits.max_top_k;
@@ -73,11 +74,12 @@ static int reserve_slots(struct service *s, struct request *r, struct error *err
 	bool shared = auth_held(r->principal, &held, &places);
 	int result = queue_reserve(s->slots, &slots, shared ? &places : NULL, NULL);
 	if (result == -E2BIG)
-		return error_set(err, ERROR_TOO_LARGE, "max_tokens", "%" PRIu64 " tokens of prompts and answers, the server has places for %" PRIu32,
-				 slots.tokens, s->options.cache_tokens);
+		return error_set(err, ERROR_TOO_LARGE, "max_tokens",
+				 "%" PRIu64 " tokens of prompts and answers, the server has places for %" PRIu32, slots.tokens,
+				 s->options.cache_tokens);
 	if (result)
-		return error_set(err, ERROR_OVERLOADED, NULL, "no places for %" PRIu64 " tokens beside the generations under way: try again later",
-				 slots.tokens);
+		return error_set(err, ERROR_OVERLOADED, NULL,
+				 "no places for %" PRIu64 " tokens beside the generations under way: try again later", slots.tokens);
 	r->slots = slots;
 	auth_hold(r->principal, slots.tokens);
 	return 0;

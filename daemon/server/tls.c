@@ -71,8 +71,8 @@ int tls_open_files(const char *certificate_path, const char *key_path, struct tl
 	if (!r)
 		r = read_text(key_path, "tls-key", true, &key, err);
 	if (!r && tls_open_server(certificate, key, ret_tls, &why))
-		r = error_set(err, why.code, "tls-certificate", "tls-certificate = %.100s, tls-key = %.100s: %s", certificate_path, key_path,
-			      why.message);
+		r = error_set(err, why.code, "tls-certificate", "tls-certificate = %.100s, tls-key = %.100s: %s", certificate_path,
+			      key_path, why.message);
 	free(certificate);
 	wipe(key);
 	return r;
@@ -144,8 +144,9 @@ void tls_current_watch(struct tls_current *c)
 	c->look_ms = clock_ms() + (expiry - now < SOON_S ? DAY_MS : HOUR_MS);
 	tls_current_date(c, date);
 	if (expiry <= now)
-		log_about(LOG_WARNING, "KD_SETTING", "tls-certificate", "tls-certificate: it expired at %s: clients that look refuse it", date);
+		log_about(LOG_WARNING, "KD_SETTING", "tls-certificate",
+			"tls-certificate: it expired at %s: clients that look refuse it", date);
 	else if (expiry - now < SOON_S)
-		log_about(LOG_WARNING, "KD_SETTING", "tls-certificate", "tls-certificate: it expires at %s, in %" PRId64 " h: renew it, then SIGHUP",
-			  date, (expiry - now) / 3600);
+		log_about(LOG_WARNING, "KD_SETTING", "tls-certificate",
+			  "tls-certificate: it expires at %s, in %" PRId64 " h: renew it, then SIGHUP", date, (expiry - now) / 3600);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What both doors show: a certificate and its key, read from files, and exchanged while the server runs. Connections keep what they began with.
+// What both doors show: a certificate and its key, read from files, and exchanged while the server runs. Connections keep what they
+// began with.
 #pragma once
 
 #include <pthread.h>
@@ -22,7 +23,8 @@ struct tls_current {
 void tls_current_init(struct tls_current *c, struct tls *tls);       // takes tls, which may be NULL
 void tls_current_done(struct tls_current *c);
 bool tls_current_is_on(struct tls_current *c);
-struct tls *tls_current_ref(struct tls_current *c);                  // what a connection that begins shows: a hold of the caller's. NULL = nothing
+// what a connection that begins shows: a hold of the caller's. NULL = nothing
+struct tls *tls_current_ref(struct tls_current *c);
 // The main thread's: who connects from now on is shown this one, which is taken. False: it is the same.
 bool tls_current_change(struct tls_current *c, struct tls *tls);
 int64_t tls_current_expiry(struct tls_current *c);                   // seconds since 1970; INT64_MAX without one

@@ -140,8 +140,8 @@ static int pass_record(struct pass *p, const struct scan_item *item)
 		p->totals.frame_bytes += item->n_bytes - f->record_bytes;
 		snprintf(place, sizeof place, "%08" PRIx32 ".shard:%" PRIu64, p->id, f->offset);
 		struct survey_item visit = {
-					    .thread = p->thread, .shard = p->id, .place = place, .offset = f->offset,
-					    .n_bytes = item->n_bytes, .stored_bytes = f->record_bytes, .record = record};
+			.thread = p->thread, .shard = p->id, .place = place, .offset = f->offset,
+			.n_bytes = item->n_bytes, .stored_bytes = f->record_bytes, .record = record};
 		rc = v->options->visit(v->options->arg, &visit);
 		if (rc)
 			survey_end(v, rc, NULL);

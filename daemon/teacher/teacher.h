@@ -27,8 +27,8 @@ struct teacher_options {
 	uint32_t n_threads;
 	uint64_t gpu_memory_bytes;                   // what a GPU may give: bytes, or a share of all it has; both 0: what is free
 	double gpu_memory_share;
-	uint64_t memory_bytes;                       // what a teacher on the CPU may take of memory, the program included: bytes, or a share of the
-	double memory_share;                         // machine's; both 0: no limit
+	uint64_t memory_bytes;                       // what a teacher on the CPU may take of memory, the program included: bytes,
+	double memory_share;                         // or a share of the machine's; both 0: no limit
 	const char *stream_directory;                // for the weights that have no room then
 	uint32_t max_tokens;                         // per sequence; lowered to the model's context
 	uint32_t batch_tokens;
@@ -115,7 +115,7 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats);
 // Signs of life the engine has shown: of a pass each layer and each tile of the head, of an idle engine an answer to the last call of this.
 // One thread's; any may call teacher_stats.
 uint64_t teacher_beats(struct teacher *t);
-// Where the time goes, in stages: a score's wait for its pass since its request was accepted; choosing what a pass holds; the trunk; the head
-// with all that is read from it, records included.
+// Where the time goes, in stages: a score's wait for its pass since its request was accepted; choosing what a pass holds; the trunk; the
+// head with all that is read from it, records included.
 struct teacher_seconds { struct histogram queue, batch, forward, epilogue; };
 struct teacher_seconds *teacher_seconds(struct teacher *t);

@@ -45,8 +45,8 @@ static int student_check(const struct run_settings *s, struct error *err)
 	if (s->from_layers)
 		return error_set(err, ERROR_INVALID, "student-from-layers", "is set, but student is random: which model's layers?");
 	if (settings_is_llama(s) && s->heads % s->kv_heads)
-		return error_set(err, ERROR_INVALID, "student-kv-heads", "%lld does not divide student-heads (%lld)", (long long)s->kv_heads,
-				 (long long)s->heads);
+		return error_set(err, ERROR_INVALID, "student-kv-heads", "%lld does not divide student-heads (%lld)",
+				 (long long)s->kv_heads, (long long)s->heads);
 	if (s->width % s->heads || (s->width / s->heads) % 2)
 		return error_set(err, ERROR_INVALID, "student-width", "%lld is not an even head size times student-heads (%lld)",
 				 (long long)s->width, (long long)s->heads);
@@ -167,12 +167,14 @@ static int losses_check(const struct run_settings *s, struct error *err)
 	if (r)
 		return r;
 	if (settings_labels(s) && asks)
-		return error_set(err, ERROR_UNSUPPORTED, "loss", "teacher = labels knows the next token alone: cross-entropy is the loss for it");
+		return error_set(err, ERROR_UNSUPPORTED, "loss",
+			"teacher = labels knows the next token alone: cross-entropy is the loss for it");
 	if (own_k && (settings_shards(s) || others_shards(s)))
-		return error_set(err, ERROR_UNSUPPORTED, "loss", "support=student and support=both need a live teacher: shards hold what was asked");
+		return error_set(err, ERROR_UNSUPPORTED, "loss",
+			"support=student and support=both need a live teacher: shards hold what was asked");
 	if (n_positions > (INT64_C(1) << 28) / width)
-		return error_set(err, ERROR_TOO_LARGE, "loss", "%lld ids for each of %lld positions are too many to hold at once", (long long)width,
-				 (long long)n_positions);
+		return error_set(err, ERROR_TOO_LARGE, "loss", "%lld ids for each of %lld positions are too many to hold at once",
+				 (long long)width, (long long)n_positions);
 	return 0;
 }
 
@@ -180,16 +182,16 @@ static int losses_check(const struct run_settings *s, struct error *err)
 static int vocabulary_check(const struct run_settings *s, struct error *err)
 {
 	if (s->student_tokenizer && settings_rollouts(s))
-		return error_set(err, ERROR_UNSUPPORTED, "student-tokenizer", "and rollouts: the teacher cannot read what a student of another "
-				 "tokenizer writes");
+		return error_set(err, ERROR_UNSUPPORTED, "student-tokenizer",
+				 "and rollouts: the teacher cannot read what a student of another tokenizer writes");
 	if (s->student_tokenizer && settings_labels(s))
 		return error_set(err, ERROR_INVALID, "student-tokenizer", "and teacher = labels: without a teacher there is one tokenizer");
 	if (s->student_tokenizer && s->corpus_prompt)
-		return error_set(err, ERROR_UNSUPPORTED, "student-tokenizer", "and corpus-prompt: where a prompt ends is counted in the teacher's "
-				 "tokens");
+		return error_set(err, ERROR_UNSUPPORTED, "student-tokenizer",
+				 "and corpus-prompt: where a prompt ends is counted in the teacher's tokens");
 	if (s->student_tokenizer && s->packing == RUN_PACKING_BFD)
-		return error_set(err, ERROR_UNSUPPORTED, "student-tokenizer", "and packing = bfd: how long a document becomes is not the teacher's "
-				 "to say (wrapped or off)");
+		return error_set(err, ERROR_UNSUPPORTED, "student-tokenizer",
+				 "and packing = bfd: how long a document becomes is not the teacher's to say (wrapped or off)");
 	return 0;
 }
 
@@ -216,7 +218,8 @@ static int prompts_check(const struct run_settings *s, struct error *err)
 {
 	for (size_t i = 0; s->corpus_prompt && i < s->corpus.n; i++)
 		if (!is_lines(s->corpus.items[i]))
-			return error_set(err, ERROR_INVALID, "corpus-prompt", "%s: only lines of a .jsonl corpus have prompts", s->corpus.items[i]);
+			return error_set(err, ERROR_INVALID, "corpus-prompt", "%s: only lines of a .jsonl corpus have prompts",
+				s->corpus.items[i]);
 	if (s->corpus_prompt && settings_shards(s))
 		return error_set(err, ERROR_UNSUPPORTED, "corpus-prompt", "shards hold sequences, not which of their tokens are prompts");
 	return 0;
@@ -240,7 +243,8 @@ static int mlm_check(const struct run_settings *s, struct error *err)
 	if (r)
 		return r;
 	if (objective_any_own_k(o))
-		r = error_set(err, ERROR_UNSUPPORTED, "loss", "support=student and support=both are about the token that follows (mlm = yes)");
+		r = error_set(err, ERROR_UNSUPPORTED, "loss",
+			"support=student and support=both are about the token that follows (mlm = yes)");
 	objective_free(o);
 	return r;
 }

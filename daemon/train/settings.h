@@ -25,13 +25,15 @@ enum run_export { RUN_EXPORT_LAST, RUN_EXPORT_BEST };
 enum run_export_type { RUN_EXPORT_F32, RUN_EXPORT_BF16, RUN_EXPORT_F16 };
 
 struct run_settings {
-	char *teacher, *server, *ca, *server_name, *teacher_id, *token_file, *store, *tokenizer, *student, *student_tokenizer, *from_layers, *rollouts;
+	char *teacher, *server, *ca, *server_name, *teacher_id, *token_file, *store, *tokenizer, *student, *student_tokenizer,
+		*from_layers, *rollouts;
 	char *rollout_fresh, *corpus_field, *corpus_prompt;
 	struct config_list corpus, losses, parameters, others;
 	bool mlm, corpus_specials, tied_head, checkpointing;
 	uint64_t patience;             // ms
 	int64_t sequence_length, held_out_max, width, layers, heads, kv_heads, ffn_width, context_length;
-	int64_t micro_batch, checkpointing_layers, accumulate, steps, warmup, seed, evaluate_every, early_stop, checkpoint_every, keep, threads;
+	int64_t micro_batch, checkpointing_layers, accumulate, steps, warmup, seed, evaluate_every, early_stop,
+		checkpoint_every, keep, threads;
 	double mlm_probability, held_out, rope_theta, epochs, learning_rate, min_ratio, weight_decay, beta1, beta2, epsilon, clip, average;
 	int precision, packing, optimizer, quantize, export_which, missing, order, export_type, values, feature_values, device, family;
 	int64_t teacher_layers;

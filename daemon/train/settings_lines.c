@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a run that goes on must repeat: every setting that changes its numbers, as lines "key = value", each key once. A new setting is among
-// them unless it is named here.
+// What a run that goes on must repeat: every setting that changes its numbers, as lines "key = value", each key once. A new setting is
+// among them unless it is named here.
 #include "daemon/train/settings.h"
 
 #include <ctype.h>
@@ -13,9 +13,9 @@
 // Where things lie and how fast they go; and what is compared by what it comes to (the teacher's fingerprint, the list of sequences, the
 // number of held-out ones, steps, the device and its numeric format: resume.c).
 static const char *const free_keys[] = {
-	"teacher", "server", "ca", "server-name", "teacher-id", "other-teacher", "token-file", "patience", "store", "missing", "tokenizer", "corpus", "held-out",
-	"held-out-max", "student", "student-tokenizer", "student-type", "gradient-checkpointing", "gradient-checkpointing-layers", "steps",
-	"epochs", "early-stop", "checkpoint-every", "keep", "threads", "device", "precision",
+	"teacher", "server", "ca", "server-name", "teacher-id", "other-teacher", "token-file", "patience", "store", "missing", "tokenizer",
+	"corpus", "held-out", "held-out-max", "student", "student-tokenizer", "student-type", "gradient-checkpointing",
+	"gradient-checkpointing-layers", "steps", "epochs", "early-stop", "checkpoint-every", "keep", "threads", "device", "precision",
 	"guard", "guard-fit", "guard-checks",
 };
 

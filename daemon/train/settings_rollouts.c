@@ -26,7 +26,8 @@ static int rollouts_wanted_check(const struct run_settings *s, struct error *err
 	uint32_t term = 0;
 	int r = settings_objective(s, &o, err);
 	if (r == 0 && objective_wants_rollouts(o, &term))
-		r = error_set(err, ERROR_INVALID, "rollouts", "is 0, and loss %s learns from what the student writes", objective_name(o, term));
+		r = error_set(err, ERROR_INVALID, "rollouts", "is 0, and loss %s learns from what the student writes",
+			objective_name(o, term));
 	objective_free(o);
 	return r;
 }
@@ -50,7 +51,8 @@ static int replay_check(const struct run_settings *s, struct error *err)
 	if (s->rollout_replay == 0)
 		return 0;
 	if (s->rollout_pairs)
-		return error_set(err, ERROR_UNSUPPORTED, "rollout-replay", "and rollout-pairs: what stands beside a text goes on from its prompt");
+		return error_set(err, ERROR_UNSUPPORTED, "rollout-replay",
+			"and rollout-pairs: what stands beside a text goes on from its prompt");
 	if (s->rollout_replay < n_step)
 		return error_set(err, ERROR_INVALID, "rollout-replay", "%lld is less than the %lld sequences that a step takes out of it",
 				 (long long)s->rollout_replay, (long long)n_step);
@@ -88,12 +90,14 @@ int settings_check_rollouts(const struct run_settings *s, struct error *err)
 	if (s->packing == RUN_PACKING_BFD)
 		return error_set(err, ERROR_UNSUPPORTED, "rollouts", "go on from one sequence in a place: packing = bfd has more");
 	if (s->rollout_pairs && (!schedule_is(&chance, 1) || s->rollout_share < 1 || s->micro_batch % 2))
-		return error_set(err, ERROR_INVALID, "rollout-pairs", "rollouts = 1, no rollout-share and an even micro-batch are expected");
+		return error_set(err, ERROR_INVALID, "rollout-pairs",
+			"rollouts = 1, no rollout-share and an even micro-batch are expected");
 	if (s->rollout_prompt + s->rollout_tokens > s->sequence_length)
 		return error_set(err, ERROR_INVALID, "rollout-tokens", "%lld and rollout-prompt (%lld) are over sequence-length (%lld)",
 				 (long long)s->rollout_tokens, (long long)s->rollout_prompt, (long long)s->sequence_length);
 	if (s->rollout_temperature != 0 && s->rollout_temperature < 1e-4)
-		return error_set(err, ERROR_INVALID, "rollout-temperature", "%g: 0, or 0.0001 to 10000 is expected", s->rollout_temperature);
+		return error_set(err, ERROR_INVALID, "rollout-temperature", "%g: 0, or 0.0001 to 10000 is expected",
+			s->rollout_temperature);
 	if (s->rollout_mix > 0 && s->rollout_temperature != 1)
 		return error_set(err, ERROR_INVALID, "rollout-mix", "needs rollout-temperature = 1, that of the teacher's tokens");
 	return replay_check(s, err);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Training runs as seen by the daemon: start a kdserved-worker per run, watch it (pidfd), read its progress, stop it, start it again when
-// it dies. A worker's death concerns one run, nothing else. Thread-safe (the doors call it); the main loop polls supervisor_fd and calls supervisor_dispatch.
+// it dies. A worker's death concerns one run, nothing else. Thread-safe (the doors call it);
+// the main loop polls supervisor_fd and calls supervisor_dispatch.
 #pragma once
 
 #include <stddef.h>

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Private to supervisor*.c: supervisor.c has the workers' lives, supervisor_restart.c what is due at a time, supervisor_request.c what the doors
-// ask. All but _open and _close under the
-// lock.
+// Private to supervisor*.c: supervisor.c has the workers' lives, supervisor_restart.c what is due at a time, supervisor_request.c what the
+// doors ask. All but _open and _close under the lock.
 #pragma once
 
 #include <pthread.h>

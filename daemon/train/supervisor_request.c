@@ -22,7 +22,8 @@
 // The daemon has no folder of its own that a relative path could mean.
 static int path_check(const char *key, const char *path, struct error *err)
 {
-	return !path || *path == '/' ? 0 : error_set(err, ERROR_INVALID, key, "%s = %s: a run of the daemon needs absolute paths", key, path);
+	return !path || *path == '/' ? 0
+		: error_set(err, ERROR_INVALID, key, "%s = %s: a run of the daemon needs absolute paths", key, path);
 }
 
 static int config_check(const char *config, size_t n, struct error *err)
@@ -159,7 +160,8 @@ static int stop_locked(struct supervisor *s, const char *id, struct error *err)
 		return 0;
 	}
 	if (e->run.state == RUN_RESTARTING) {
-		entry_finish(e, &s->context, RUN_STOPPED, "stopped before another worker was started; it continues from its last checkpoint");
+		entry_finish(e, &s->context, RUN_STOPPED,
+			"stopped before another worker was started; it continues from its last checkpoint");
 		supervisor_timer_arm(s);
 		return 0;
 	}
