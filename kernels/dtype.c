@@ -149,7 +149,8 @@ int tensor_stack_shape(const struct tensor *parts, uint32_t n_parts, uint32_t *r
 			return error_set(err, ERROR_INVALID, NULL, "part %u of a matrix has too few bytes for its shape", i);
 	}
 	if (rows == 0 || rows > INT32_MAX || columns == 0 || columns > INT32_MAX)
-		return error_set(err, ERROR_INVALID, NULL, "a matrix of %llu x %llu", (unsigned long long)rows, (unsigned long long)columns);
+		return error_set(err, ERROR_INVALID, NULL, "a matrix of %llu x %llu", (unsigned long long)rows,
+			(unsigned long long)columns);
 	*ret_rows = (uint32_t)rows;
 	*ret_columns = (uint32_t)columns;
 	return 0;

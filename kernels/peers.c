@@ -21,7 +21,8 @@ int peers_able(const struct backend *be)
 #ifdef HAVE_NCCL
 int peers_make_id(const struct backend *be, uint8_t ret_id[PEERS_ID_BYTES], struct error *err)
 {
-	return peers_able(be) ? cuda_peers_make_id(ret_id, err) : error_set(err, ERROR_UNSUPPORTED, "device", "%s has no peers", be->ops->name);
+	return peers_able(be) ? cuda_peers_make_id(ret_id, err)
+		: error_set(err, ERROR_UNSUPPORTED, "device", "%s has no peers", be->ops->name);
 }
 
 int peers_open(struct backend *be, const uint8_t id[PEERS_ID_BYTES], uint32_t rank, uint32_t size, struct peers **ret, struct error *err)

@@ -82,8 +82,8 @@ struct weight *cpu_weight_load_apart(struct backend *be, const struct tensor *pa
 	if (!w->sums)
 		error_set(err, ERROR_MEMORY, NULL, "no memory for the checksums of a matrix");
 	else if (!w->piece_blocks)
-		error_set(err, ERROR_INTERNAL, NULL, "pieces of %zu bytes are too small for a matrix of %u columns", cpu->shelf->piece_bytes,
-			  w->n_columns);
+		error_set(err, ERROR_INTERNAL, NULL, "pieces of %zu bytes are too small for a matrix of %u columns",
+			  cpu->shelf->piece_bytes, w->n_columns);
 	else
 		for (uint32_t first = 0; make_piece(be, w, parts, first, err) == 0;)
 			if ((first = last_block(w, first)) == matrix_blocks(w->forward))

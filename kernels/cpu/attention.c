@@ -98,7 +98,8 @@ static void attend(struct backend *be, float *y, float *lse, const float *qkv, c
 	for (uint32_t b = 0; b < n_blocks; b++) {
 		for (uint32_t s = 0; s < cpu->n_sequences; s++) {
 			for (uint32_t kv = 0; kv < NKV; kv++) {
-				struct attention_work a = cache ? work_cached(cpu, qkv, cache, shape, s, kv) : work_of(cpu, qkv, shape, s, kv);
+				struct attention_work a = cache ? work_cached(cpu, qkv, cache, shape, s, kv)
+					: work_of(cpu, qkv, shape, s, kv);
 				a.y = y + heads_at(cpu, shape, s, kv) * a.head_size;
 				a.lse = lse ? lse + heads_at(cpu, shape, s, kv) : NULL;
 				a.scratch = cpu->own[omp_get_thread_num()];
@@ -146,7 +147,8 @@ void cpu_attention_backward(struct backend *be, struct act *dqkv, const struct a
 #pragma omp parallel for schedule(dynamic) collapse(2) num_threads(cpu->n_threads)
 	for (uint32_t s = 0; s < cpu->n_sequences; s++) {
 		for (uint32_t kv = 0; kv < NKV; kv++) {
-			struct attention_work a = work_of(cpu, cpu_act_in(qkv), shape, s, kv), d = work_of(cpu, cpu_act(dqkv), shape, s, kv);
+			struct attention_work a = work_of(cpu, cpu_act_in(qkv), shape, s, kv),
+				d = work_of(cpu, cpu_act(dqkv), shape, s, kv);
 			size_t at = heads_at(cpu, shape, s, kv);
 			a.y = cpu_act((struct act *)(uintptr_t)y) + at * a.head_size;
 			a.lse = cpu_real((struct real *)(uintptr_t)lse) + at;

@@ -32,9 +32,10 @@ void cpu_layernorm_backward(struct backend *be, struct real *dx, struct real *dg
 #pragma omp for schedule(static)
 		for (size_t c = 0; c < C; c += COLUMNS)
 			for (size_t r = 0; r < rows; r++)
-				cpu->vector->layernorm_gains(cpu_real(dgain) + c, cpu_real(dbias) + c, dy ? cpu_act_in(dy) + r * C + c : NULL,
-							     dz ? cpu_real_in(dz) + r * C + c : NULL, cpu_real_in(x) + r * C + c, moments[r],
-							     C - c < COLUMNS ? C - c : COLUMNS);
+				cpu->vector->layernorm_gains(cpu_real(dgain) + c, cpu_real(dbias) + c,
+							     dy ? cpu_act_in(dy) + r * C + c : NULL,
+							     dz ? cpu_real_in(dz) + r * C + c : NULL, cpu_real_in(x) + r * C + c,
+							     moments[r], C - c < COLUMNS ? C - c : COLUMNS);
 #pragma omp for schedule(static)
 		for (size_t r = 0; r < rows; r++)
 			cpu->vector->layernorm_backward(cpu_real(dx) + r * C, dx != dz, dy ? cpu_act_in(dy) + r * C : NULL,

@@ -87,7 +87,8 @@ void cpu_head_norm_backward(struct backend *be, struct act *dx, struct real *dq_
 #pragma omp parallel for schedule(static) num_threads(cpu->n_threads)
 	for (size_t b = 0; b < n_blocks; b++)
 		head_norm_backward_rows(cpu, cpu_act(dx), partial + b * 2 * D, cpu_act_in(dy), cpu_act_in(x), cpu_real_in(q_gain),
-					cpu_real_in(k_gain), shape, epsilon, b * BLOCK_ROWS, T < (b + 1) * BLOCK_ROWS ? T : (b + 1) * BLOCK_ROWS);
+					cpu_real_in(k_gain), shape, epsilon, b * BLOCK_ROWS,
+					T < (b + 1) * BLOCK_ROWS ? T : (b + 1) * BLOCK_ROWS);
 	for (size_t b = 0; b < n_blocks; b++) {
 		cpu->vector->add(cpu_real(dq_gain), partial + b * 2 * D, D);
 		cpu->vector->add(cpu_real(dk_gain), partial + b * 2 * D + D, D);

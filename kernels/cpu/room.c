@@ -34,8 +34,8 @@ static uint64_t part(const struct backend_need *need, enum backend_part i)
 	return arrays(sum(need->parts[i].n_real, need->parts[i].n_act), need->parts[i].n_arrays);
 }
 
-// Of all threads: rows of a product, padded, where they must be copied; of each: a block of a matrix that is packed, and what a sweep of the
-// vocabulary takes.
+// Of all threads: rows of a product, padded, where they must be copied; of each: a block of a matrix that is packed, and what a sweep of
+// the vocabulary takes.
 static uint64_t scratch(const struct backend_options *o, int n_threads)
 {
 	uint64_t shared = times(sum(o->max_rows, TILE_ROWS), o->need.widest), block = times(BACKEND_MAX_PIECE_ROWS, o->need.widest);
@@ -51,8 +51,10 @@ static struct room count(const struct backend_options *o, uint32_t head_rows, in
 	uint64_t tile = times(head_rows, o->need.vocab_size);
 	if (head.n_real > tile)      // counted for the device with the largest tiles
 		head.n_real = tile;
-	struct room r = {.program = sum(o->program_bytes, MORE_BYTES), .work = sum(part(&o->need, BACKEND_PART_WORK), scratch(o, n_threads)),
-			 .head = arrays(sum(head.n_real, head.n_act), head.n_arrays), .cache = part(&o->need, BACKEND_PART_CACHE)};
+	struct room r = {
+		.program = sum(o->program_bytes, MORE_BYTES),
+		.work = sum(part(&o->need, BACKEND_PART_WORK), scratch(o, n_threads)),
+		.head = arrays(sum(head.n_real, head.n_act), head.n_arrays), .cache = part(&o->need, BACKEND_PART_CACHE)};
 	uint64_t during = sum(r.work, sum(r.head, r.cache));
 	// Rotation tables and gains are weights that are no matrices: they are not rounded, few are large.
 	r.beside = sum(r.program, sum(times(o->need.parts[BACKEND_PART_WEIGHTS].n_real, sizeof(float)),

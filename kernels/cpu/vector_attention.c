@@ -201,7 +201,8 @@ void VECTOR(attention)(const struct attention_work *a)
 		keys_copy(k, a->k, a, key, n_keys);
 		keys_copy(v, a->v, a, key, n_keys);
 		for (size_t lane = 0; lane < n_lanes; lane += PANEL)
-			panel_step(panel_at(a->scratch, lane / PANEL, D), a, k, v, s, key, lane, n_lanes - lane < PANEL ? n_lanes - lane : PANEL);
+			panel_step(panel_at(a->scratch, lane / PANEL, D), a, k, v, s, key, lane,
+				n_lanes - lane < PANEL ? n_lanes - lane : PANEL);
 	}
 	for (size_t lane = 0; lane < n_lanes; lane += PANEL)
 		panel_close(panel_at(a->scratch, lane / PANEL, D), a, lane, n_lanes - lane < PANEL ? n_lanes - lane : PANEL);
@@ -287,7 +288,8 @@ static void back_step(const struct attention_work *a, const struct back *b, size
 static void back_panel(const struct attention_work *a, const struct back *b, size_t query, size_t h, size_t n, size_t width)
 {
 	size_t D = a->head_size;
-	const float *q = a->q + query * a->stride + h * D, *dy = a->dy + query * a->y_stride + h * D, *y = a->y + query * a->y_stride + h * D;
+	const float *q = a->q + query * a->stride + h * D, *dy = a->dy + query * a->y_stride + h * D,
+		*y = a->y + query * a->y_stride + h * D;
 
 	rows_copy(b->q, width, q, a->stride, n, D);
 	rows_copy(b->dy, width, dy, a->y_stride, n, D);

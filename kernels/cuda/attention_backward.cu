@@ -114,10 +114,12 @@ template <int D_MAX, int TILE, typename A> static __global__ void key_kernel(bac
 	__shared__ query_tile<D_MAX, TILE> t;
 	const attention_shape s = in.shape;
 	cuda_tile at = in.tiles[blockIdx.x];
-	uint32_t D = s.head_size, kv = blockIdx.y, group = s.n_heads / s.n_kv_heads, row = at.position + threadIdx.x, length = at.end - at.keys;
+	uint32_t D = s.head_size, kv = blockIdx.y, group = s.n_heads / s.n_kv_heads, row = at.position + threadIdx.x,
+		length = at.end - at.keys;
 	size_t W = (size_t)(s.n_heads + 2 * s.n_kv_heads) * D;
 	bool mine = threadIdx.x < at.n_rows;
-	size_t here = at.row + (mine ? threadIdx.x : 0), k_at = here * W + (size_t)(s.n_heads + kv) * D, v_at = k_at + (size_t)s.n_kv_heads * D;
+	size_t here = at.row + (mine ? threadIdx.x : 0), k_at = here * W + (size_t)(s.n_heads + kv) * D,
+		v_at = k_at + (size_t)s.n_kv_heads * D;
 	float k[D_MAX], v[D_MAX], dk[D_MAX], dv[D_MAX];
 	load_row<D_MAX>(k, in.qkv + k_at, D);
 	load_row<D_MAX>(v, in.qkv + v_at, D);

@@ -18,7 +18,8 @@ template <typename A> static void embed_rows(backend *be, float *x, const A *w, 
 {
 	cuda *c = cuda_of(be);
 	with_packs<4>(packs_fit<4>(x, C) && packs_fit<4>(w, C), [&](auto n) {
-		cuda_launch(be, "embed", c->n_positions, CUDA_BLOCK, 0, embed_kernel<decltype(n)::value, A>, x, w, (const uint32_t *)c->tokens, C);
+		cuda_launch(be, "embed", c->n_positions, CUDA_BLOCK, 0, embed_kernel<decltype(n)::value, A>, x, w,
+			(const uint32_t *)c->tokens, C);
 	});
 }
 

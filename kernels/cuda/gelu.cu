@@ -35,10 +35,12 @@ static void run(backend *be, const char *what, struct act *y, const struct act *
 	with_act(c, [&](auto *type) {
 		using A = ACT_TYPE(type);
 		constexpr int MOST = 16 / sizeof(A);
-		bool fit = packs_fit<MOST>((const A *)y, n) && packs_fit<MOST>((const A *)x, n) && (!dy || packs_fit<MOST>((const A *)dy, n));
+		bool fit = packs_fit<MOST>((const A *)y, n) && packs_fit<MOST>((const A *)x, n) &&
+			(!dy || packs_fit<MOST>((const A *)dy, n));
 		with_packs<MOST>(fit, [&](auto width) {
 			constexpr int N = decltype(width)::value;
-			cuda_launch(be, what, blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, gelu_kernel<N, A>, (A *)y, (const A *)dy, (const A *)x, form, n);
+			cuda_launch(be, what, blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, gelu_kernel<N, A>, (A *)y, (const A *)dy,
+				(const A *)x, form, n);
 		});
 	});
 }
@@ -87,7 +89,8 @@ void cuda_widen(backend *be, struct real *y, const struct act *x, size_t n)
 		return;
 	with_act(cuda_of(be), [&](auto *type) {
 		using A = ACT_TYPE(type);
-		cuda_launch(be, "widen", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, convert_kernel<float, A>, real_of(y), (const A *)x, (uint64_t)n);
+		cuda_launch(be, "widen", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, convert_kernel<float, A>, real_of(y),
+			(const A *)x, (uint64_t)n);
 	});
 }
 
@@ -97,6 +100,7 @@ void cuda_narrow(backend *be, struct act *y, const struct real *x, size_t n)
 		return;
 	with_act(cuda_of(be), [&](auto *type) {
 		using A = ACT_TYPE(type);
-		cuda_launch(be, "narrow", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, convert_kernel<A, float>, (A *)y, real_of(x), (uint64_t)n);
+		cuda_launch(be, "narrow", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, convert_kernel<A, float>, (A *)y,
+			real_of(x), (uint64_t)n);
 	});
 }

@@ -103,8 +103,8 @@ template <typename A> static void gains_add(backend *be, float *dq_gain, float *
 	uint32_t normed = s->n_heads + s->n_kv_heads, D = s->head_size;
 	uint64_t n_heads = (uint64_t)n * normed;
 	float *scales = (float *)cuda_of(be)->scratch;
-	cuda_launch(be, "head_norm_backward", (uint32_t)((n_heads + WARPS - 1) / WARPS), CUDA_BLOCK, 0, scales_kernel<A>, scales, x, *s, epsilon,
-		    n_heads);
+	cuda_launch(be, "head_norm_backward", (uint32_t)((n_heads + WARPS - 1) / WARPS), CUDA_BLOCK, 0, scales_kernel<A>, scales, x, *s,
+		    epsilon, n_heads);
 	gain_term<A> term = {dy, x, scales, 0, s->n_heads, normed, normed + s->n_kv_heads, D};
 	columns_add(be, "head_norm_backward", dq_gain, n * s->n_heads, D, n_heads * sizeof(float), term);
 	term.first = s->n_heads;
@@ -126,9 +126,10 @@ void cuda_head_norm_backward(backend *be, struct act *dx, struct real *dq_gain, 
 		using A = ACT_TYPE(type);
 		for (uint32_t first = 0; first < T; first += chunk) {     // before dx overwrites dy
 			size_t at = (size_t)first * heads * s->head_size;
-			gains_add(be, real_of(dq_gain), real_of(dk_gain), (const A *)dy + at, (const A *)x + at, s, epsilon, min(chunk, T - first));
+			gains_add(be, real_of(dq_gain), real_of(dk_gain), (const A *)dy + at, (const A *)x + at, s, epsilon,
+				min(chunk, T - first));
 		}
-		cuda_launch(be, "head_norm_backward", (uint32_t)((n + WARPS - 1) / WARPS), CUDA_BLOCK, 0, backward_kernel<A>, (A *)dx, (const A *)dy,
-			    (const A *)x, real_of(q_gain), real_of(k_gain), *s, epsilon, n);
+		cuda_launch(be, "head_norm_backward", (uint32_t)((n + WARPS - 1) / WARPS), CUDA_BLOCK, 0, backward_kernel<A>, (A *)dx,
+			    (const A *)dy, (const A *)x, real_of(q_gain), real_of(k_gain), *s, epsilon, n);
 	});
 }

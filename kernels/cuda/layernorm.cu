@@ -40,8 +40,8 @@ void cuda_layernorm(backend *be, struct act *y, struct real *z, const struct rea
 		return;
 	with_act(cuda_of(be), [&](auto *type) {
 		using A = ACT_TYPE(type);
-		cuda_launch(be, "layernorm", rows, CUDA_BLOCK, 0, layernorm_kernel<A>, (A *)y, real_of(z), real_of(x), real_of(gain), real_of(bias),
-			    epsilon, C);
+		cuda_launch(be, "layernorm", rows, CUDA_BLOCK, 0, layernorm_kernel<A>, (A *)y, real_of(z), real_of(x), real_of(gain),
+			    real_of(bias), epsilon, C);
 	});
 }
 
@@ -114,7 +114,7 @@ void cuda_layernorm_backward(backend *be, struct real *dx, struct real *dgain, s
 		result_gradient<A> d = {(const A *)dy, real_of(dz)};
 		columns_add(be, "layernorm_backward", real_of(dgain), rows, C, used, layernorm_gain_term<A>{d, real_of(x), of_rows, C});
 		columns_add(be, "layernorm_backward", real_of(dbias), rows, C, used, layernorm_bias_term<A>{d, C});
-		cuda_launch(be, "layernorm_backward", rows, CUDA_BLOCK, 0, backward_kernel<A>, real_of(dx), dx != dz, d, real_of(x), real_of(gain),
-			    (const layernorm_moments *)of_rows, C);
+		cuda_launch(be, "layernorm_backward", rows, CUDA_BLOCK, 0, backward_kernel<A>, real_of(dx), dx != dz, d, real_of(x),
+			    real_of(gain), (const layernorm_moments *)of_rows, C);
 	});
 }

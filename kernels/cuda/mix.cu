@@ -29,15 +29,16 @@ void cuda_mix(backend *be, struct real *y, bool add, const struct real *x, doubl
 	if (backend_failed(be) || !size)
 		return;
 	if (!lse) {
-		cuda_launch(be, "mix", blocks_of(size, CUDA_BLOCK), CUDA_BLOCK, 0, mix_kernel, real_of(y), add, real_of(x), (float)weight, size);
+		cuda_launch(be, "mix", blocks_of(size, CUDA_BLOCK), CUDA_BLOCK, 0, mix_kernel, real_of(y), add, real_of(x),
+			(float)weight, size);
 		return;
 	}
 	uint32_t most = CUDA_SCRATCH_BYTES / sizeof *lse;
 	for (uint32_t first = 0; first < n; first += most) {
 		uint32_t rows = n - first < most ? n - first : most;
 		if (cuda_send(be, c->scratch, lse + first, rows * sizeof *lse, "sending normalisers"))
-			cuda_launch(be, "mix", rows, CUDA_BLOCK, 0, probabilities_kernel, real_of(y) + (size_t)first * V, add, real_of(x) + (size_t)first * V,
-				    (float)weight, (const double *)c->scratch, V);
+			cuda_launch(be, "mix", rows, CUDA_BLOCK, 0, probabilities_kernel, real_of(y) + (size_t)first * V, add,
+				    real_of(x) + (size_t)first * V, (float)weight, (const double *)c->scratch, V);
 	}
 }
 

@@ -33,8 +33,8 @@ static __device__ __forceinline__ void mma_load_transposed(uint32_t (&r)[4], con
 // 16 aligned bytes, or zeros when not `valid` (then `from` is not read). Seen by the thread after copy_wait, by the others after a barrier.
 static __device__ __forceinline__ void copy_start(void *to, const void *from, bool valid)
 {
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(valid ? 16 : 0)
-		     : "memory");
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from),
+		     "r"(valid ? 16 : 0) : "memory");
 }
 
 // Ends a group of copies; copy_wait<n> waits for all groups of this thread but the last n.

@@ -31,7 +31,8 @@ void cuda_rmsnorm(backend *be, struct act *y, const struct real *x, const struct
 		using A = ACT_TYPE(type);
 		bool fit = packs_fit<4>((const A *)y, C) && packs_fit<4>(real_of(x), C) && packs_fit<4>(real_of(gain), C);
 		with_packs<4>(fit, [&](auto n) {
-			cuda_launch(be, "rmsnorm", rows, CUDA_BLOCK, 0, rmsnorm_kernel<decltype(n)::value, A>, (A *)y, real_of(x), real_of(gain), epsilon, C);
+			cuda_launch(be, "rmsnorm", rows, CUDA_BLOCK, 0, rmsnorm_kernel<decltype(n)::value, A>, (A *)y, real_of(x),
+				real_of(gain), epsilon, C);
 		});
 	});
 }
@@ -59,7 +60,10 @@ template <typename A> struct gain_term {
 	const A *dy;
 	const float *x, *scales;
 	uint32_t C;
-	__device__ float operator()(uint32_t t, uint32_t i) const { return to_float(dy[(size_t)t * C + i]) * x[(size_t)t * C + i] * scales[t]; }
+	__device__ float operator()(uint32_t t, uint32_t i) const
+	{
+		return to_float(dy[(size_t)t * C + i]) * x[(size_t)t * C + i] * scales[t];
+	}
 };
 
 void cuda_rmsnorm_backward(backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x,

@@ -75,7 +75,8 @@ void cuda_lion(backend *be, struct real *w, struct real *m, const struct real *g
 // One warp per group: its largest value, then every one to the nearest point of the grid.
 static __global__ void fake_quantize_kernel(float *x, uint64_t n_groups, uint32_t group, float steps)
 {
-	uint64_t warp = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) / CUDA_WARP, n_warps = (uint64_t)gridDim.x * blockDim.x / CUDA_WARP;
+	uint64_t warp = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) / CUDA_WARP,
+		n_warps = (uint64_t)gridDim.x * blockDim.x / CUDA_WARP;
 	uint32_t lane = threadIdx.x % CUDA_WARP;
 	for (uint64_t k = warp; k < n_groups; k += n_warps) {
 		float *v = x + k * group, max = 0;
@@ -94,6 +95,6 @@ void cuda_fake_quantize(backend *be, struct real *x, uint32_t rows, uint32_t col
 	uint64_t n_groups = (uint64_t)rows * columns / group;
 	if (backend_failed(be) || !n_groups)
 		return;
-	cuda_launch(be, "fake_quantize", blocks_of(n_groups * CUDA_WARP, CUDA_BLOCK), CUDA_BLOCK, 0, fake_quantize_kernel, real_of(x), n_groups,
-		    group, (float)((1u << (bits - 1)) - 1));
+	cuda_launch(be, "fake_quantize", blocks_of(n_groups * CUDA_WARP, CUDA_BLOCK), CUDA_BLOCK, 0, fake_quantize_kernel, real_of(x),
+		    n_groups, group, (float)((1u << (bits - 1)) - 1));
 }

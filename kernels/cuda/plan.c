@@ -47,7 +47,8 @@ void plan_describe(const struct backend_need *need, size_t act_bytes, char *to, 
 	*to = '\0';
 	for (int i = 0; i < N_BACKEND_PARTS; i++) {
 		uint64_t bytes = plan_part_bytes(&need->parts[i], act_bytes);
-		int more = bytes && at < n ? snprintf(to + at, n - at, "%s%s %.2f", at ? ", " : "", names[i], (double)bytes / (1u << 30)) : 0;
+		int more = bytes && at < n
+			? snprintf(to + at, n - at, "%s%s %.2f", at ? ", " : "", names[i], (double)bytes / (1u << 30)) : 0;
 		at += more > 0 ? (size_t)more : 0;
 	}
 }

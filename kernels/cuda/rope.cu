@@ -36,8 +36,8 @@ void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const st
 		using A = ACT_TYPE(type);
 		bool fit = packs_fit<4>((const A *)qkv, half) && packs_fit<4>(real_of(cosine), half) && packs_fit<4>(real_of(sine), half);
 		with_packs<4>(fit, [&](auto n) {
-			cuda_launch(be, "rope", c->n_positions, CUDA_BLOCK, 0, rope_kernel<decltype(n)::value, A>, (A *)qkv, real_of(cosine), real_of(sine),
-				    c->positions, *s, inverse ? -1.0f : 1.0f);
+			cuda_launch(be, "rope", c->n_positions, CUDA_BLOCK, 0, rope_kernel<decltype(n)::value, A>, (A *)qkv,
+				    real_of(cosine), real_of(sine), c->positions, *s, inverse ? -1.0f : 1.0f);
 		});
 	});
 }

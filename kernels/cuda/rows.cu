@@ -21,7 +21,8 @@ static void move_rows(backend *be, const char *what, struct act *y, const struct
 		using A = ACT_TYPE(type);
 		constexpr int MOST = 16 / sizeof(A);
 		with_packs<MOST>(packs_fit<MOST>((const A *)y, C) && packs_fit<MOST>((const A *)x, C), [&](auto width) {
-			cuda_launch(be, what, n, CUDA_BLOCK, 0, rows_kernel<decltype(width)::value, A>, (A *)y, (const A *)x, c->row_list, C, put);
+			cuda_launch(be, what, n, CUDA_BLOCK, 0, rows_kernel<decltype(width)::value, A>, (A *)y, (const A *)x,
+				c->row_list, C, put);
 		});
 	});
 }
@@ -60,8 +61,8 @@ void cuda_add_rows(backend *be, struct real *x, const struct real *y, const uint
 		if (!cuda_send(be, c->row_list, rows + first, (size_t)some * sizeof *rows, "sending a list of rows") ||
 		    !cuda_send(be, c->scratch, scales + first, (size_t)some * sizeof *scales, "sending scales of rows"))
 			return;
-		cuda_launch(be, "add_rows", some, CUDA_BLOCK, 0, add_kernel, real_of(x), real_of(y) + (size_t)first * C, (const uint32_t *)c->row_list,
-			    (const float *)c->scratch, C);
+		cuda_launch(be, "add_rows", some, CUDA_BLOCK, 0, add_kernel, real_of(x), real_of(y) + (size_t)first * C,
+			    (const uint32_t *)c->row_list, (const float *)c->scratch, C);
 	}
 }
 
@@ -82,5 +83,6 @@ void cuda_pick_columns(backend *be, struct real *y, const struct real *x, const 
 		return;
 	}
 	if (cuda_send(be, c->scratch, ids, (size_t)n_ids * sizeof *ids, "sending a list of columns"))
-		cuda_launch(be, "pick_columns", n, CUDA_BLOCK, 0, columns_kernel, real_of(y), real_of(x), (const uint32_t *)c->scratch, n_ids, V);
+		cuda_launch(be, "pick_columns", n, CUDA_BLOCK, 0, columns_kernel, real_of(y), real_of(x),
+			(const uint32_t *)c->scratch, n_ids, V);
 }

@@ -27,7 +27,8 @@ void cuda_swiglu(backend *be, struct act *y, const struct act *gate_up, uint32_t
 		constexpr int MOST = 16 / sizeof(A);
 		with_packs<MOST>(packs_fit<MOST>((const A *)y, F) && packs_fit<MOST>((const A *)gate_up, F), [&](auto width) {
 			constexpr int N = decltype(width)::value;
-			cuda_launch(be, "swiglu", blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, swiglu_kernel<N, A>, (A *)y, (const A *)gate_up, n, F);
+			cuda_launch(be, "swiglu", blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, swiglu_kernel<N, A>, (A *)y,
+				(const A *)gate_up, n, F);
 		});
 	});
 }
@@ -38,7 +39,8 @@ template <int N, typename A> static __global__ void swiglu_backward_kernel(A *dg
 {
 	for (uint64_t i = ((uint64_t)blockIdx.x * blockDim.x + threadIdx.x) * N; i < n; i += (uint64_t)gridDim.x * blockDim.x * N) {
 		uint64_t at = i + i / F * F;
-		cuda_pack<A, N> gate = load_pack<N>(gate_up + at), up = load_pack<N>(gate_up + at + F), d = load_pack<N>(dy + i), dgate, dup;
+		cuda_pack<A, N> gate = load_pack<N>(gate_up + at), up = load_pack<N>(gate_up + at + F),
+			d = load_pack<N>(dy + i), dgate, dup;
 		for (int j = 0; j < N; j++) {
 			float g = to_float(gate.v[j]), dj = to_float(d.v[j]), s = 1.0f / (1.0f + expf(-g));
 			dgate.v[j] = from_float<A>(dj * to_float(up.v[j]) * s * (1.0f + g * (1.0f - s)));
@@ -58,11 +60,12 @@ void cuda_swiglu_backward(backend *be, struct act *dgate_up, const struct act *d
 	with_act(c, [&](auto *type) {
 		using A = ACT_TYPE(type);
 		constexpr int MOST = 16 / sizeof(A);
-		bool fit = packs_fit<MOST>((const A *)dy, F) && packs_fit<MOST>((const A *)gate_up, F) && packs_fit<MOST>((const A *)dgate_up, F);
+		bool fit = packs_fit<MOST>((const A *)dy, F) && packs_fit<MOST>((const A *)gate_up, F) &&
+			packs_fit<MOST>((const A *)dgate_up, F);
 		with_packs<MOST>(fit, [&](auto width) {
 			constexpr int N = decltype(width)::value;
-			cuda_launch(be, "swiglu_backward", blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, swiglu_backward_kernel<N, A>, (A *)dgate_up,
-				    (const A *)dy,
+			cuda_launch(be, "swiglu_backward", blocks_of(n / N, CUDA_BLOCK), CUDA_BLOCK, 0, swiglu_backward_kernel<N, A>,
+				    (A *)dgate_up, (const A *)dy,
 				    (const A *)gate_up, n, F);
 		});
 	});

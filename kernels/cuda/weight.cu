@@ -58,8 +58,8 @@ template <typename A> static void upload_part(backend *be, A *to, const struct t
 		uint64_t n = n_blocks - done < per_step ? n_blocks - done : per_step;
 		uint8_t *raw = (uint8_t *)cuda_of(be)->scratch;
 		if (cuda_send(be, raw, from + done * block_bytes, n * block_bytes, "uploading a matrix"))
-			cuda_launch(be, "uploading a matrix", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, blocks_kernel<A>, to + done * elements,
-				    (const uint8_t *)raw,
+			cuda_launch(be, "uploading a matrix", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, blocks_kernel<A>,
+				    to + done * elements, (const uint8_t *)raw,
 				    part->dtype, elements, block_bytes, n);
 	}
 }
