@@ -169,8 +169,8 @@ static void run_short(const struct suite *s, const struct suite_case *c)
 		return;
 	}
 	struct record_question q = {
-				    .teacher = &rows->teacher, .key = record_key(record), .sequence = &rows->sequence,
-				    .query = &rows->query, .vocab_size = rows->vocab_size};
+		.teacher = &rows->teacher, .key = record_key(record), .sequence = &rows->sequence,
+		.query = &rows->query, .vocab_size = rows->vocab_size};
 	int r = record_restore(c->bytes, c->n, &q, &back, &err);
 	if (!c->accept)
 		expect_refusal(c, r, &err);

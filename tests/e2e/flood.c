@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// flood http PORT|frames PATH GREETING QUESTION CLIENTS ANSWERED REFUSED SECONDS: so many connections that send the bytes of the file QUESTION
-// again and again, ANSWERED seconds after an answer and REFUSED after a refusal (GREETING: sent first, on the binary protocol; - for none).
-// A program of its own and small, so that what is measured is the server. Prints one JSON object: answers, refusals, and the seconds at the
-// 50th and 99th percentile of each. Any other reply ends it with status 1.
+// flood http PORT|frames PATH GREETING QUESTION CLIENTS ANSWERED REFUSED SECONDS: so many connections that send the bytes of the file
+// QUESTION again and again, ANSWERED seconds after an answer and REFUSED after a refusal (GREETING: sent first, on the binary protocol; -
+// for none). A program of its own and small, so that what is measured is the server. Prints one JSON object: answers, refusals, and the
+// seconds at the 50th and 99th percentile of each. Any other reply ends it with status 1.
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -260,7 +260,8 @@ int main(int argc, char **argv)
 			client_send(&clients[i], &greeting);
 	}
 	flood(clients, fds, n, strtod(argv[8], NULL), strcmp(argv[1], "http") == 0 ? http_verdict : frames_verdict);
-	printf("{\"answers\":%zu,\"answer_p50\":%.6f,\"answer_p99\":%.6f,\"refusals\":%zu,\"refusal_p50\":%.6f,\"refusal_p99\":%.6f}\n", answers.n,
-	       percentile(&answers, 50), percentile(&answers, 99), refusals.n, percentile(&refusals, 50), percentile(&refusals, 99));
+	printf("{\"answers\":%zu,\"answer_p50\":%.6f,\"answer_p99\":%.6f,\"refusals\":%zu,\"refusal_p50\":%.6f,\"refusal_p99\":%.6f}\n",
+	       answers.n, percentile(&answers, 50), percentile(&answers, 99), refusals.n, percentile(&refusals, 50),
+	       percentile(&refusals, 99));
 	return 0;
 }

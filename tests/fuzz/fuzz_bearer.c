@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Who is let in: a file of tokens, then secrets, each after a NUL; a part that begins with "#" is another file of tokens, read as by a reload.
-// Whoever is let in has the digest that a line names and only that line's scopes; nobody else is.
+// Who is let in: a file of tokens, then secrets, each after a NUL; a part that begins with "#" is another file of tokens, read as by a
+// reload. Whoever is let in has the digest that a line names and only that line's scopes; nobody else is.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -25,7 +25,8 @@ struct bytes { const uint8_t *at, *end; };
 
 static const uint32_t tokens[N_SEQUENCES][N_TOKENS] = {{1, 2, 3}, {4, 5, 6}};
 static const struct kd_span spans[] = {{1, 3}, {2, 3}};
-static const struct query_limits limits = {.max_tokens = 64, .max_top_k = 8, .max_gather = 8, .max_draws = 8, .max_spans = 8, .vocab_size = 50};
+static const struct query_limits limits = {
+	.max_tokens = 64, .max_top_k = 8, .max_gather = 8, .max_draws = 8, .max_spans = 8, .vocab_size = 50};
 
 static void require(bool holds)
 {
@@ -51,7 +52,8 @@ static struct kd_client *client_make(int fd)
 	require(c->wake_fd >= 0);
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_cond_init(&c->callbacks.work, NULL);
-	c->welcome = (struct frame_welcome){.teacher = {{7}}, .limits = limits, .max_sequences = 8, .max_body_bytes = 1 << 16, .credits = 4};
+	c->welcome = (struct frame_welcome){.teacher = {{7}}, .limits = limits, .max_sequences = 8,
+		.max_body_bytes = 1 << 16, .credits = 4};
 	c->server = (struct kd_server){.vocab_size = 50, .max_tokens = 64, .max_top_k = 8, .max_sequences = 8, .max_body_bytes = 1 << 16,
 		.credits = 4, .max_gather = 8, .max_draws = 8, .max_spans = 8};
 	return c;
@@ -145,7 +147,8 @@ static void try_score(struct kd_client *c)
 {
 	struct kd_query q = KD_QUERY_INIT;
 	struct kd_request r = KD_REQUEST_INIT;
-	struct kd_sequence sequences[N_SEQUENCES] = {{.tokens = tokens[0], .n_tokens = N_TOKENS}, {.tokens = tokens[1], .n_tokens = N_TOKENS}};
+	struct kd_sequence sequences[N_SEQUENCES] = {
+		{.tokens = tokens[0], .n_tokens = N_TOKENS}, {.tokens = tokens[1], .n_tokens = N_TOKENS}};
 	uint64_t ids[2];
 	unsigned seen[2] = {0}, ended[2] = {0};
 	struct kd_event e;

@@ -100,8 +100,8 @@ static struct teacher *teacher_make(void)
 		struct teacher_info *info = &t.infos[i];
 		memset(&info->fingerprint, 0x11 * (i + 1), sizeof info->fingerprint);
 		strcpy(info->name, i ? "b" : "a");
-		info->architecture = (struct architecture){.vocab_size = LETTERS_VOCABULARY, .n_layers = 2, .width = 4, .n_heads = 2, .n_kv_heads = 1,
-			.head_size = 2, .context_length = 64};
+		info->architecture = (struct architecture){.vocab_size = LETTERS_VOCABULARY, .n_layers = 2, .width = 4, .n_heads = 2,
+			.n_kv_heads = 1, .head_size = 2, .context_length = 64};
 		info->max_tokens = 64;
 		info->max_top_k = LETTERS_VOCABULARY;
 	}
@@ -338,7 +338,8 @@ static void settle(struct scene *s)
 	struct connection *c = s->connection;
 	if (c->state == CONNECTION_OPEN)
 		require(!s->talk.failed && !conversation_n_open(&s->talk) && !c->n_asks && !c->output && !c->n_output);
-	require(c->state == CONNECTION_OPEN || s->leaving || s->talk.failed || c->state == CONNECTION_HELLO || c->state == CONNECTION_CLOSED);
+	require(c->state == CONNECTION_OPEN || s->leaving || s->talk.failed || c->state == CONNECTION_HELLO ||
+		c->state == CONNECTION_CLOSED);
 }
 
 static void scene_end(struct scene *s)
@@ -371,7 +372,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	s.context = (struct connection_context){.service = s.service, .complaints = &complaints, .settings = {
 		.max_body = 4096u << (settings >> 4 & 3), .credits = 1 + (settings & 3),
 		.header_timeout_ms = 3000, .body_timeout_ms = 6000, .write_timeout_ms = 9000}};
-	require(queue_open(NULL, -1, &s.context.returned) == 0 && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0);
+	require(queue_open(NULL, -1, &s.context.returned) == 0 &&
+		socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0);
 	if (settings & 4)
 		setsockopt(ends[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);      // the least there is
 	s.client = ends[1];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A run's corpus: first byte says whether the rest is plain text or lines of JSON (8), with a prompt (4), and how texts are packed (1, 2). What
-// was read has tokens of the vocabulary and no sequence that is too long.
+// A run's corpus: first byte says whether the rest is plain text or lines of JSON (8), with a prompt (4), and how texts are packed (1, 2).
+// What was read has tokens of the vocabulary and no sequence that is too long.
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The same question at both doors: a question made from the input is written as the JSON of POST /v1/score and as the body of a SCORE frame.
-// Read again and checked for each sequence, both must be the same canonical question about the same tokens, or both must be refused.
+// The same question at both doors: a question made from the input is written as the JSON of POST /v1/score and as the body of a SCORE
+// frame. Read again and checked for each sequence, both must be the same canonical question about the same tokens, or both must be refused.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,8 +19,9 @@
 #define MAX_LIST 6
 #define N_VALUES(list) (sizeof(list) / sizeof *(list))
 
-static const struct query_limits limits = {.max_tokens = 10, .max_top_k = 40, .max_gather = 4, .max_draws = 30, .max_spans = 4, .vocab_size = 50,
-	.n_layers = 3, .width = 8, .q_width = 8, .kv_width = 4};
+static const struct query_limits limits = {
+	.max_tokens = 10, .max_top_k = 40, .max_gather = 4, .max_draws = 30, .max_spans = 4, .vocab_size = 50, .n_layers = 3, .width = 8,
+	.q_width = 8, .kv_width = 4};
 
 struct bytes { const uint8_t *at, *end; };
 
@@ -106,7 +107,8 @@ static void make_query(struct bytes *in, struct asking *a)
 	struct query *q = &a->frame.query;
 	uint32_t bits = next(in), more = next(in);
 	query_init(q);
-	q->own = bits & 1, q->entropy = bits & 2, q->max_prob = bits & 4, q->argmax = bits & 8, q->sum_squares = bits & 16, q->tail = bits & 32;
+	q->own = bits & 1, q->entropy = bits & 2, q->max_prob = bits & 4, q->argmax = bits & 8, q->sum_squares = bits & 16,
+		q->tail = bits & 32;
 	q->dense = (bits & 192) == 192;
 	q->values = (enum query_values)(next(in) % 3);
 	q->top_k = more & 1 ? make_count(in) : 0;
@@ -217,7 +219,8 @@ static void put_query(struct buffer *b, const struct query *q)
 	if (q->top_mass != 0)
 		buffer_printf(b, ",\"top_mass\":%.9g", (double)q->top_mass);
 	for (uint32_t i = 0; i < q->n_temperatures; i++)
-		buffer_printf(b, "%s%.9g%s", i ? "," : ",\"temperatures\":[", (double)q->temperatures[i], i + 1 < q->n_temperatures ? "" : "]");
+		buffer_printf(b, "%s%.9g%s", i ? "," : ",\"temperatures\":[", (double)q->temperatures[i],
+			i + 1 < q->n_temperatures ? "" : "]");
 	if (q->draws.n)
 		buffer_printf(b, ",\"draws\":{\"n\":%u,\"tau\":%.9g,\"seed\":%llu,\"tail\":%s}", q->draws.n, (double)q->draws.tau,
 			      (unsigned long long)q->draws.seed, q->draws.tail ? "true" : "false");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What systemd, an operator's shell or anybody who starts the daemon hands over: parts between NULs, each a variable ("NAME=VALUE": those in
-// `names`, and KDSERVED_*) or an argument ("--..."). The settings are read, systemd is told things, and sockets are taken over: one listens on
-// a unix socket, one on loopback, one is a file. What was read is within its limits, what is refused is said, and a socket is taken for the
-// door it is named for only if it is one.
+// What systemd, an operator's shell or anybody who starts the daemon hands over: parts between NULs, each a variable ("NAME=VALUE": those
+// in `names`, and KDSERVED_*) or an argument ("--..."). The settings are read, systemd is told things, and sockets are taken over: one
+// listens on a unix socket, one on loopback, one is a file. What was read is within its limits, what is refused is said, and a socket is
+// taken for the door it is named for only if it is one.
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>

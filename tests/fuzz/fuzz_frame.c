@@ -38,8 +38,9 @@ static void try_welcome(const uint8_t *body, size_t n, struct writer *w)
 static void try_score(const uint8_t *body, size_t n, struct writer *w)
 {
 	struct frame_score m = {0};
-	struct query_limits limits = {.max_tokens = 64, .max_top_k = 64, .max_gather = 8, .max_draws = 8, .max_spans = 8, .vocab_size = 1000,
-				      .n_layers = 4};
+	struct query_limits limits = {
+		.max_tokens = 64, .max_top_k = 64, .max_gather = 8, .max_draws = 8, .max_spans = 8,
+		.vocab_size = 1000, .n_layers = 4};
 	if (frame_score_decode(body, n, &m, NULL) == 0) {
 		frame_score_encode(&m, w);
 		expect_same(w, body, n);

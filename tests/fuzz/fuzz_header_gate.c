@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The gate in front of the HTTP door, with libmicrohttpd itself: bytes go into a connection in pieces (first byte: how long), and whatever the
-// gate lets pass must be a request by the letter of RFC 9112, read here a second time: each line ended by CR LF, no folded line, no control
-// character, one Host, one way to say where the body ends; and as many bytes of body must have come as that says. A request with a chunked
-// body ends its connection, because what the library makes of line ends between chunks cannot be seen by the gate.
+// The gate in front of the HTTP door, with libmicrohttpd itself: bytes go into a connection in pieces (first byte: how long), and whatever
+// the gate lets pass must be a request by the letter of RFC 9112, read here a second time: each line ended by CR LF, no folded line, no
+// control character, one Host, one way to say where the body ends; and as many bytes of body must have come as that says. A request with a
+// chunked body ends its connection, because what the library makes of line ends between chunks cannot be seen by the gate.
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,8 +54,8 @@ static bool is_word(struct line l, const char *word)
 	return l.n == strlen(word) && strncasecmp(l.at, word, l.n) == 0;
 }
 
-// Up to CR LF, which is passed over; the library writes zeroes there, so that the gate cannot tell a zero byte and LF from it. False: there is
-// no end.
+// Up to CR LF, which is passed over; the library writes zeroes there, so that the gate cannot tell a zero byte and LF from it. False: there
+// is no end.
 static bool line_take(const char **at, const char *end, struct line *ret)
 {
 	for (const char *found = *at; (found = memchr(found, '\n', (size_t)(end - found))); found++) {
@@ -247,12 +247,13 @@ static void log_nothing(void *arg, const char *format, va_list arguments)
 static void world_make(void)
 {
 	world.daemon = MHD_start_daemon(MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET, 0, NULL, NULL, request_handle, NULL,
-		MHD_OPTION_EXTERNAL_LOGGER, log_nothing, NULL, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)32768, MHD_OPTION_STRICT_FOR_CLIENT, 1,
-		MHD_OPTION_URI_LOG_CALLBACK, request_begin, NULL, MHD_OPTION_NOTIFY_COMPLETED, request_end, NULL,
-		MHD_OPTION_NOTIFY_CONNECTION, connection_changed, NULL, MHD_OPTION_END);
+		MHD_OPTION_EXTERNAL_LOGGER, log_nothing, NULL, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)32768,
+		MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_URI_LOG_CALLBACK, request_begin, NULL, MHD_OPTION_NOTIFY_COMPLETED, request_end,
+		NULL, MHD_OPTION_NOTIFY_CONNECTION, connection_changed, NULL, MHD_OPTION_END);
 	world.good = MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
 	world.bad = MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT);
-	require(world.daemon && world.good && world.bad && MHD_add_response_header(world.bad, MHD_HTTP_HEADER_CONNECTION, "close") == MHD_YES);
+	require(world.daemon && world.good && world.bad &&
+		MHD_add_response_header(world.bad, MHD_HTTP_HEADER_CONNECTION, "close") == MHD_YES);
 }
 
 static void turn(int client)

@@ -21,10 +21,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (architecture_from_json(json, strlen(json), &b, &err) < 0)
 		abort();
 	// Numbers travel as decimals of 17 digits; everything must come back equal.
-	if (strcmp(a.name, b.name) || a.n_layers != b.n_layers || a.width != b.width || a.ffn_width != b.ffn_width || a.n_heads != b.n_heads ||
-	    a.n_kv_heads != b.n_kv_heads || a.head_size != b.head_size || a.vocab_size != b.vocab_size || a.norm_epsilon != b.norm_epsilon ||
-	    a.rope_theta != b.rope_theta || a.rope_scaling != b.rope_scaling || a.rope_factor != b.rope_factor || a.tied_head != b.tied_head ||
-	    a.qkv_bias != b.qkv_bias || a.qk_norm != b.qk_norm || a.bos_id != b.bos_id || a.eos_id != b.eos_id)
+	if (strcmp(a.name, b.name) || a.n_layers != b.n_layers || a.width != b.width || a.ffn_width != b.ffn_width ||
+	    a.n_heads != b.n_heads || a.n_kv_heads != b.n_kv_heads || a.head_size != b.head_size || a.vocab_size != b.vocab_size ||
+	    a.norm_epsilon != b.norm_epsilon || a.rope_theta != b.rope_theta || a.rope_scaling != b.rope_scaling ||
+	    a.rope_factor != b.rope_factor || a.tied_head != b.tied_head || a.qkv_bias != b.qkv_bias || a.qk_norm != b.qk_norm ||
+	    a.bos_id != b.bos_id || a.eos_id != b.eos_id)
 		abort();
 	free(json);
 	return 0;

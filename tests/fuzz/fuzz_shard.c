@@ -37,7 +37,8 @@ static void scan_all(const uint8_t *bytes, size_t n)
 			break;
 		expect(item.n_bytes <= n - at);
 		if (item.kind == SCAN_RECORD) {
-			expect(item.frame.offset == at && item.frame.number >= number && item.n_bytes == shard_frame_size(item.frame.record_bytes));
+			expect(item.frame.offset == at && item.frame.number >= number &&
+				item.n_bytes == shard_frame_size(item.frame.record_bytes));
 			expect(item.record == bytes + at + SHARD_FRAME_BYTES && item.frame.record_bytes > 0);
 			expect(shard_frame_check(s.header.seed, &item.frame, bytes + at) == 0);
 			number = item.frame.number + 1;
@@ -55,7 +56,8 @@ static void put_right(uint8_t *bytes, size_t n, uint32_t seed)
 	static uint8_t record[512];
 	for (size_t at = SHARD_HEADER_BYTES; at + SHARD_SEAL_BYTES <= n; at += 8) {
 		if (memcmp(bytes + at, "KDFR", 4) == 0 && at + SHARD_FRAME_BYTES <= n) {
-			struct shard_frame f = {.offset = at, .record_bytes = (bytes[at + 4] | (uint32_t)bytes[at + 5] << 8) % sizeof record};
+			struct shard_frame f = {
+				.offset = at, .record_bytes = (bytes[at + 4] | (uint32_t)bytes[at + 5] << 8) % sizeof record};
 			memcpy(&f.number, bytes + at + 8, 8);
 			memcpy(&f.key, bytes + at + 16, sizeof f.key);
 			if (shard_frame_size(f.record_bytes) > n - at)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a resumed run reads of a checkpoint: first byte 0 state.json, 1 the buffer of rollouts beside it. What is accepted says the same when
-// it is written and read again.
+// What a resumed run reads of a checkpoint: first byte 0 state.json, 1 the buffer of rollouts beside it. What is accepted says the same
+// when it is written and read again.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

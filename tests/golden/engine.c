@@ -33,11 +33,11 @@ int engine_open_sources(struct engine *e, const struct teacher_source *sources, 
 	int fd = eventfd(0, 0);
 	assert_true(fd >= 0);
 	struct teacher_options options = {
-					  .sources = sources, .n_sources = n, .device = device, .numeric = numeric,
-					  .n_threads = sizes->n_threads, .max_tokens = 256, .batch_tokens = sizes->batch_tokens,
-					  .max_top_k = 65536, .max_gather = MAX_GATHER, .max_draws = MAX_DRAWS,
-					  .cache_tokens = sizes->cache_tokens, .max_generating = sizes->max_generating,
-					  .generate_batch = sizes->generate_batch, .event_fd = fd};
+		.sources = sources, .n_sources = n, .device = device, .numeric = numeric,
+		.n_threads = sizes->n_threads, .max_tokens = 256, .batch_tokens = sizes->batch_tokens,
+		.max_top_k = 65536, .max_gather = MAX_GATHER, .max_draws = MAX_DRAWS,
+		.cache_tokens = sizes->cache_tokens, .max_generating = sizes->max_generating,
+		.generate_batch = sizes->generate_batch, .event_fd = fd};
 	*e = (struct engine){0};
 	if (teacher_open(&options, &e->teacher, err) < 0)
 		fail_msg("%s", err->message);

@@ -136,7 +136,8 @@ static void count_layer(const char *name, uint64_t n_kernels, uint64_t n_product
 	struct error err = {0};
 	model_path(path, name);
 	golden_model_open(&m, path, "cuda", BACKEND_NUMERIC_AUTO, false, T);
-	uint64_t layers = m.weights->architecture.n_layers, kernels = emulate_count(EMULATE_LAUNCH), products = emulate_count(EMULATE_PRODUCT);
+	uint64_t layers = m.weights->architecture.n_layers, kernels = emulate_count(EMULATE_LAUNCH),
+		products = emulate_count(EMULATE_PRODUCT);
 	forward(m.weights, m.activations, &layout);
 	assert_int_equal(backend_sync(m.backend, &err), 0);
 	assert_int_equal(emulate_count(EMULATE_PRODUCT) - products, layers * n_products);
@@ -231,7 +232,8 @@ static bool fail_at(enum emulate_kind kind, uint64_t n)
 		for (uint32_t i = 0; i < N_SCORES; i++)
 			assert_true(second.scores->items[i].error.code == ERROR_UNAVAILABLE && !second.scores->items[i].record);
 		for (uint32_t i = 0; i < N_SAMPLES; i++)
-			assert_true(second.samples->items[i].error.code == ERROR_UNAVAILABLE && !second.samples->items[i].generation->n_tokens);
+			assert_true(second.samples->items[i].error.code == ERROR_UNAVAILABLE &&
+				!second.samples->items[i].generation->n_tokens);
 		work_free(&second);
 	}
 	work_free(&first);

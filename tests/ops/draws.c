@@ -274,8 +274,8 @@ void mixtures_keep_what_is_not_a_number(void **state)
 {
 	struct pair *p = *state;
 	static const float values[] = {
-				       0, 1e-44f, 1e-38f, 1.1754944e-38f, 1.5e-38f, 0.5f, 0.70710678f, 0.9999999f, 1, 1.0000001f, 2, 3e38f,
-				       NAN, INFINITY, -0.0f, 0.1f, 0.25f};
+		0, 1e-44f, 1e-38f, 1.1754944e-38f, 1.5e-38f, 0.5f, 0.70710678f, 0.9999999f, 1, 1.0000001f, 2, 3e38f,
+		NAN, INFINITY, -0.0f, 0.1f, 0.25f};
 	const uint32_t n = sizeof values / sizeof *values;
 	double got[32];
 	pair_reset(p, 1);

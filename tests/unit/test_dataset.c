@@ -260,8 +260,8 @@ static struct dataset *documents_of(bool packed, bool sequential, uint32_t n_pre
 {
 	static const uint32_t prefix = UINT32_MAX;
 	struct dataset_options o = {
-				    .sequence_length = LENGTH, .prefix = &prefix, .n_prefix = n_prefix, .held_out = held_out,
-				    .held_out_max = 1000, .sequential = sequential, .seed = seed, .documents = true, .packed = packed};
+		.sequence_length = LENGTH, .prefix = &prefix, .n_prefix = n_prefix, .held_out = held_out,
+		.held_out_max = 1000, .sequential = sequential, .seed = seed, .documents = true, .packed = packed};
 	struct dataset *d = NULL;
 	uint32_t tokens[40], next = 0;
 	*ret_n = 0;

@@ -199,8 +199,8 @@ static void bad_layer_maps_are_refused(void **state)
 {
 	(void)state;
 	static const char *const words[] = {
-					    "", "lastly", "skip", "skip:", "skip:0", "skip:2,", "1", "1:", "1:2,", "1:2;3:4", "a:b", "-1:2",
-					    "1:99999", "uniform:3"};
+		"", "lastly", "skip", "skip:", "skip:0", "skip:2,", "1", "1:", "1:2,", "1:2;3:4", "a:b", "-1:2",
+		"1:99999", "uniform:3"};
 	struct layer_map map;
 	for (size_t i = 0; i < sizeof words / sizeof *words; i++)
 		if (layer_map_parse(words[i], &map) == 0)

@@ -93,9 +93,9 @@ static void seed_and_place_decide_alone(void **state)
 	for (int i = 0; i < 3; i++)
 		assert_int_equal(mask_new(t, 0.15, i == 2 ? 8 : 7, &m[i], NULL), 0);
 	struct passage first = masked(m[0], 5, 1, 200), others[] = {
-								    masked(m[1], 5, 1, 200), masked(m[2], 5, 1, 200),
-								    masked(m[0], 6, 1, 200), masked(m[0], 5, 2, 200),
-								    masked(m[0], MASK_HELD_OUT, 1, 200)};
+		masked(m[1], 5, 1, 200), masked(m[2], 5, 1, 200),
+		masked(m[0], 6, 1, 200), masked(m[0], 5, 2, 200),
+		masked(m[0], MASK_HELD_OUT, 1, 200)};
 	for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
 		assert_int_equal(alike(&first, &others[i]), i == 0);
 		passage_done(&others[i]);

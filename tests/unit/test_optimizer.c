@@ -207,8 +207,8 @@ static void lines_that_are_no_groups_are_refused(void **state)
 {
 	(void)state;
 	static const char *const bad[] = {
-					  "", "x", "learning-rate=1", "x learning-rate", "x learning-rate=", "x learning-rate=-1",
-					  "x learning-rate=nan", "x weight-decay=11", "x momentum=1", "x learning-rate=1e9"};
+		"", "x", "learning-rate=1", "x learning-rate", "x learning-rate=", "x learning-rate=-1",
+		"x learning-rate=nan", "x weight-decay=11", "x momentum=1", "x learning-rate=1e9"};
 	struct group g;
 	for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
 		struct error err = {0};

@@ -17,8 +17,8 @@ static struct record_rows *rows_of(struct query *q, uint32_t n_tokens, uint32_t 
 	static uint32_t tokens[] = {1, 2, 0};
 	struct sequence s = {tokens, n_tokens};
 	struct query_limits limits = {
-				      .max_tokens = 9, .max_top_k = 9, .max_gather = 9, .max_draws = 9, .max_spans = 9,
-				      .vocab_size = vocab_size, .n_layers = 1, .width = 2, .q_width = 2, .kv_width = 2};
+		.max_tokens = 9, .max_top_k = 9, .max_gather = 9, .max_draws = 9, .max_spans = 9,
+		.vocab_size = vocab_size, .n_layers = 1, .width = 2, .q_width = 2, .kv_width = 2};
 	struct content_id teacher = {{1}};
 	struct record_rows *rows;
 	assert_int_equal(query_check(q, &s, &limits, NULL, NULL), 0);

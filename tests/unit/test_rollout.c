@@ -119,8 +119,8 @@ static struct rollout *rollout_mixed_new(double mix, struct asked *asked)
 {
 	struct rollout *r = NULL;
 	struct rollout_options o = {
-				    .n_sequences = N, .sequence_length = L, .eos_ids = {-1, -1}, .seed = 7, .mix = mix,
-				    .teacher = teacher_write, .teacher_arg = asked};
+		.n_sequences = N, .sequence_length = L, .eos_ids = {-1, -1}, .seed = 7, .mix = mix,
+		.teacher = teacher_write, .teacher_arg = asked};
 	sampler_options_init(&o.sampling);
 	assert_int_equal(rollout_open(student_weights(student), student_head(student), &o, &r, NULL), 0);
 	return r;

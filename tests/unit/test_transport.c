@@ -41,8 +41,8 @@ static int set_up(void **state)
 		return -1;
 	certificate_make(&(struct certificate_kind){.name = "ca", .begin_s = -10 * DAY, .end_s = DAY}, NULL, &ca);
 	certificate_make(&(struct certificate_kind){.name = "another", .begin_s = -DAY, .end_s = DAY}, NULL, &other_ca);
-	certificate_make(&(struct certificate_kind){.name = "good", .dns = "teacher.example", .ip = "127.0.0.1", .begin_s = -DAY, .end_s = DAY}, &ca,
-			 &good);
+	certificate_make(&(struct certificate_kind){.name = "good", .dns = "teacher.example", .ip = "127.0.0.1", .begin_s = -DAY,
+			 .end_s = DAY}, &ca, &good);
 	snprintf(ca_path, sizeof ca_path, "%s/ca.pem", directory);
 	snprintf(other_path, sizeof other_path, "%s/other.pem", directory);
 	write_file(ca_path, ca.certificate);
@@ -265,7 +265,8 @@ static void test_bad_certificates_are_named(void **state)
 	check_refused(&c, ca_path, "127.0.0.1", "has expired");
 	certificate_make(&(struct certificate_kind){.name = "young", .ip = "127.0.0.1", .begin_s = 3600, .end_s = DAY}, &ca, &c);
 	check_refused(&c, ca_path, "127.0.0.1", "is not valid yet");
-	certificate_make(&(struct certificate_kind){.name = "client", .ip = "127.0.0.1", .begin_s = -DAY, .end_s = DAY, .for_clients = 1}, &ca, &c);
+	certificate_make(&(struct certificate_kind){.name = "client", .ip = "127.0.0.1", .begin_s = -DAY, .end_s = DAY, .for_clients = 1},
+		&ca, &c);
 	check_refused(&c, ca_path, "127.0.0.1", "is not for servers");
 	check_refused(&other_ca, ca_path, "127.0.0.1", "is not trusted");
 }
@@ -415,8 +416,8 @@ static void test_a_session_outlives_what_it_was_opened_with(void **state)
 	struct ends e;
 	struct tls *other = NULL;
 	char bytes[8];
-	certificate_make(&(struct certificate_kind){.name = "good", .dns = "teacher.example", .ip = "127.0.0.1", .begin_s = -DAY, .end_s = 9 * DAY}, &ca,
-			 &renewed);
+	certificate_make(&(struct certificate_kind){.name = "good", .dns = "teacher.example", .ip = "127.0.0.1", .begin_s = -DAY,
+			 .end_s = 9 * DAY}, &ca, &renewed);
 	ends_open(&e, &good, ca_path, "127.0.0.1");
 	assert_int_equal(tls_open_server(renewed.certificate, renewed.key, &other, &err), 0);
 	assert_true(tls_is_same(e.server_tls, e.server_tls) && !tls_is_same(e.server_tls, other));
@@ -442,7 +443,8 @@ static void test_the_first_of_a_chain_to_expire_counts(void **state)
 	struct tls *t = NULL;
 	char chain[2 * CERTIFICATE_BYTES];
 	certificate_make(&(struct certificate_kind){.name = "above", .begin_s = -DAY, .end_s = 3 * DAY}, NULL, &above);
-	certificate_make(&(struct certificate_kind){.name = "leaf", .dns = "teacher.example", .begin_s = -DAY, .end_s = 30 * DAY}, &above, &leaf);
+	certificate_make(&(struct certificate_kind){.name = "leaf", .dns = "teacher.example", .begin_s = -DAY, .end_s = 30 * DAY}, &above,
+		&leaf);
 	snprintf(chain, sizeof chain, "%s%s", leaf.certificate, above.certificate);
 	assert_int_equal(tls_open_server(chain, leaf.key, &t, &err), 0);
 	assert_true(tls_expiry(t) - time(NULL) <= 3 * DAY);

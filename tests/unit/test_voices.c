@@ -272,10 +272,10 @@ static void trust_is_by_the_teacher_s_own_loss(void **state)
 		struct objective *o;
 		struct objective_sums sums = {0};
 		struct loss_position x = {
-					  .vocab_size = 2, .n = 2, .ids = ids, .student = student, .teacher = teacher, .n_top = 2,
-					  .n_temperatures = 1, .temperatures = &T, .teacher_lse = &log_t, .student_lse = &log_s,
-					  .student_lse_1 = log_s, .tail = NAN, .entropy = NAN, .student_mean = NAN,
-					  .teacher_ce = i < 0 ? 0 : ce[i]};
+			.vocab_size = 2, .n = 2, .ids = ids, .student = student, .teacher = teacher, .n_top = 2,
+			.n_temperatures = 1, .temperatures = &T, .teacher_lse = &log_t, .student_lse = &log_s,
+			.student_lse_1 = log_s, .tail = NAN, .entropy = NAN, .student_mean = NAN,
+			.teacher_ce = i < 0 ? 0 : ce[i]};
 		assert_int_equal(objective_new(&o), 0);
 		assert_int_equal(objective_add(o, "forward-kl trust=label", "here", NULL), 0);
 		assert_int_equal(objective_begin(o, 1, 2), 0);
