@@ -50,8 +50,7 @@ int error_http_status(enum error_code code);               // 400, ...
 // above return nothing else than what is below 0.
 static inline int error_below_0(int r)
 {
-	if (r >= 0)
-		__builtin_unreachable();
+	__builtin_assume(r < 0);
 	return r;
 }
 #define error_set(...) error_below_0(error_set(__VA_ARGS__))
