@@ -292,6 +292,7 @@ void http_request_worked(struct http_request *q)
 	q->parked_end = &q->parked;
 	while (item) {
 		struct queue_item *next = item->next;
+		item->next = NULL;            // once taken it may be told again, and must not bring those along that were parked behind it
 		q->http->n_waiting -= exchange_take(q->exchange, (struct request_item *)item);
 		item = next;
 	}

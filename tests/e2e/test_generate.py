@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generation from outside: POST /v1/generate, whole and as a stream; every limit; clients that leave."""
+import concurrent.futures
 import http.client
 import json
 import os
@@ -343,6 +344,27 @@ class Program(unittest.TestCase):
             text = kdctl(*options[:3], "--tokens", "4", "--temperature", "0", "--stop", "zzz")
             greedy, = daemon.post("/v1/generate", {"prompts": [{"text": "the cat"}], "max_tokens": 4, "temperature": 0})[1]["sequences"]
             self.assertEqual(text.decode("ascii", "ignore"), greedy["text"].encode("ascii", "ignore").decode() + "\n")
+
+
+class Many(unittest.TestCase):
+    """More streams than a round of the HTTP thread has time for: their pieces are made at the desk, while more of each comes back."""
+
+    def test_streams_of_many_samples_beside_each_other(self):
+        n, n_streams, length = 8, 6, 30
+        ask = dict(prompts=[{"tokens": PROMPT}], n=n, max_tokens=length, rows=50, seed=3, ignore_eos=True)
+        with Daemon("--cache-tokens", "65536", "--max-samples", str(n), "--max-top-k", "50", "--max-generating", "256") as daemon:
+            want = [s["tokens"] for s in daemon.post("/v1/generate", ask)[1]["sequences"]]
+
+            def stream(_):
+                data = daemon.http("POST", "/v1/generate", dict(ask, stream=True))[2]
+                got = [[] for _ in range(n)]
+                for event in data.decode().split("\n\n")[1:-2]:
+                    piece = json.loads(event[len("data: "):])
+                    got[piece["sample"]] += piece["tokens"]
+                return got
+            with concurrent.futures.ThreadPoolExecutor(n_streams) as pool:
+                for got in pool.map(stream, range(2 * n_streams)):
+                    self.assertEqual(got, want)
 
 
 class Full(unittest.TestCase):
