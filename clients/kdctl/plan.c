@@ -15,7 +15,7 @@
 #include "daemon/model/config.h"
 #include "daemon/model/gguf.h"
 
-#define INT8_BYTES 2.125         // of an integer of int8 as the CPU keeps it: 16 bits, and a scale for 32 of them
+#define INT8_BYTES 1.125         // of an integer of int8 as the CPU keeps it: a byte, and a scale for 32 of them
 #define PROBE_SECONDS 3.0        // of each of the two probes: long against a pass, short against patience
 
 struct plan_options {

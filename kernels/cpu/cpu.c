@@ -11,7 +11,7 @@
 #include "kernels/backend_list.h"
 #include "kernels/cpu/product.h"
 
-#define INT8_ELEMENT_BYTES 3         // 2 and a share of a scale
+#define INT8_ELEMENT_BYTES 2         // 1 and a share of a scale
 #define HEAD_ROWS 256                // a tile of logits that stays in the outer cache
 
 static void cpu_close(struct backend *be)

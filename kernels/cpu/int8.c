@@ -6,10 +6,6 @@
 
 #include "kernels/cpu/cpu.h"
 
-// Of one unit of work: a panel 1536 deep is 48 KiB, read once for 8 blocks of rows, which then are in the second-level cache for the next.
-#define UNIT_BLOCKS 8
-#define UNIT_PANELS 8
-
 static size_t depth_of(const struct int8_matrix *m)
 {
 	return (size_t)m->n_groups * INT8_GROUP;
@@ -25,9 +21,10 @@ struct int8_matrix *int8_matrix_new(const struct cpu_vector *vector, uint32_t n,
 	struct int8_matrix *m = calloc(1, sizeof *m);
 	if (!m)
 		return NULL;
-	*m = (struct int8_matrix){.n = n, .k = k, .n_groups = (k - 1) / INT8_GROUP + 1, .panel = vector->panel};
+	*m = (struct int8_matrix){.n = n, .k = k, .n_groups = (k - 1) / INT8_GROUP + 1, .panel = vector->panel,
+				   .terms = vector->int8_terms};
 	size_t rows = (size_t)int8_matrix_panels(m) * m->panel;
-	m->values = (int16_t *)memory_floats(rows * depth_of(m) / 2);
+	m->values = (int8_t *)memory_floats(rows * depth_of(m) / sizeof(float));
 	m->scales = memory_floats(rows * m->n_groups);
 	return m->values && m->scales ? m : int8_matrix_free(m);
 }
@@ -47,10 +44,10 @@ size_t int8_matrix_scratch(const struct int8_matrix *m)
 	return depth_of(m) / 2 + m->n_groups;
 }
 
-// Where the first pair of terms of a row lies; the next is 2 panels further.
-static size_t first_pair(const struct int8_matrix *m, uint32_t row)
+// Where the first terms of a row lie; the next are `terms` panels further.
+static size_t first_terms(const struct int8_matrix *m, uint32_t row)
 {
-	return row / m->panel * m->panel * depth_of(m) + row % m->panel * 2;
+	return row / m->panel * m->panel * depth_of(m) + row % m->panel * m->terms;
 }
 
 static size_t first_scale(const struct int8_matrix *m, uint32_t row)
@@ -60,51 +57,48 @@ static size_t first_scale(const struct int8_matrix *m, uint32_t row)
 
 void int8_matrix_pack(struct int8_matrix *m, const struct cpu_vector *vector, uint32_t row, const float *from, float *scratch)
 {
-	int16_t *q = (int16_t *)scratch, *to = m->values + first_pair(m, row);
+	const int16_t *q = (const int16_t *)scratch;
+	int8_t *to = m->values + first_terms(m, row);
 	float *scales = scratch + depth_of(m) / 2;
 
 	memset(scratch, 0, int8_matrix_scratch(m) * sizeof *scratch);
 	if (row < m->n)
-		vector->quantize(q, scales, from, m->k);
-	for (size_t k = 0; k < depth_of(m); k += 2)
-		memcpy(to + k * m->panel, q + k, 2 * sizeof *q);
+		vector->quantize((int16_t *)scratch, scales, from, m->k);
+	for (size_t k = 0; k < depth_of(m); k++) {
+		size_t block = k / m->terms;
+		to[block * m->terms * m->panel + k % m->terms] = (int8_t)q[k];
+	}
 	for (size_t g = 0; g < m->n_groups; g++)
 		m->scales[first_scale(m, row) + g * m->panel] = scales[g];
 }
 
 void int8_matrix_row(const struct int8_matrix *m, uint32_t row, float *ret_values)
 {
-	const int16_t *from = m->values + first_pair(m, row);
+	const int8_t *from = m->values + first_terms(m, row);
 	const float *scales = m->scales + first_scale(m, row);
 
 	for (size_t k = 0; k < m->k; k++) {
-		size_t pair = k / 2, group = k / INT8_GROUP;
-		ret_values[k] = (float)from[pair * 2 * m->panel + k % 2] * scales[group * m->panel];
+		size_t block = k / m->terms, group = k / INT8_GROUP;
+		ret_values[k] = (float)from[block * m->terms * m->panel + k % m->terms] * scales[group * m->panel];
 	}
 }
 
-struct operands { const int16_t *x; const float *scales; };    // (rows up to whole blocks, depth), (rows, n_groups)
+struct operands { const char *x; const float *scales; };       // (rows, depth) as products read them, (rows, n_groups)
 
-// x quantised in scratch, rows that fill up a block zeros; false after backend_fail.
+// x quantised in scratch; false after backend_fail.
 static bool quantize_rows(struct backend *be, const struct int8_matrix *m, const float *x, size_t rows, struct operands *ret)
 {
 	const struct cpu *cpu = cpu_of(be);
-	size_t depth = depth_of(m), block = cpu->vector->block_rows, all = (rows + block - 1) / block * block;
-	float *scratch = memory_shared(be, all * (depth / 2 + m->n_groups));
+	size_t bytes = depth_of(m) * cpu->vector->int8_operand_bytes;
+	float *scratch = memory_shared(be, rows * (bytes / sizeof(float) + m->n_groups));
 	if (!scratch)
 		return false;
-	int16_t *q = (int16_t *)scratch;
-	float *scales = scratch + all * depth / 2;
+	char *q = (char *)scratch;
+	float *scales = scratch + rows * bytes / sizeof(float);
 
 #pragma omp parallel for schedule(static) num_threads(cpu->n_threads)
-	for (size_t r = 0; r < all; r++) {
-		if (r < rows) {
-			cpu->vector->quantize(q + r * depth, scales + r * m->n_groups, x + r * m->k, m->k);
-		} else {
-			memset(q + r * depth, 0, depth * sizeof *q);
-			memset(scales + r * m->n_groups, 0, m->n_groups * sizeof *scales);
-		}
-	}
+	for (size_t r = 0; r < rows; r++)
+		cpu->vector->operands(q + r * bytes, scales + r * m->n_groups, x + r * m->k, m->k);
 	*ret = (struct operands){q, scales};
 	return true;
 }
@@ -112,23 +106,20 @@ static bool quantize_rows(struct backend *be, const struct int8_matrix *m, const
 void int8_multiply(struct backend *be, float *y, bool add, const float *x, const struct int8_matrix *m, const float *bias, size_t rows)
 {
 	const struct cpu *cpu = cpu_of(be);
-	size_t depth = depth_of(m), block = cpu->vector->block_rows, unit = UNIT_BLOCKS * block, n_panels = int8_matrix_panels(m);
+	size_t depth = depth_of(m), bytes = depth * cpu->vector->int8_operand_bytes, width = (size_t)INT8_PANELS * m->panel;
 	struct operands o;
 
-	if (!rows || backend_failed(be) || !quantize_rows(be, m, x, rows, &o))
+	if (!rows || backend_failed(be) || !memory_own(be, INT8_SCRATCH) || !quantize_rows(be, m, x, rows, &o))
 		return;
 #pragma omp parallel for schedule(dynamic) collapse(2) num_threads(cpu->n_threads)
-	for (size_t panels = 0; panels < n_panels; panels += UNIT_PANELS) {
-		for (size_t first = 0; first < rows; first += unit) {
-			for (size_t p = panels; p < n_panels && p < panels + UNIT_PANELS; p++) {
-				size_t column = p * m->panel;
-				for (size_t r = first; r < rows && r < first + unit; r += block)
-					cpu->vector->int8_block(&(struct int8_block){
-						.y = y + r * m->n + column, .ldy = m->n, .n = m->n - column < m->panel ? m->n - column : m->panel,
-						.n_rows = rows - r < block ? rows - r : block, .add = add, .bias = bias ? bias + column : NULL,
-						.x = o.x + r * depth, .x_scales = o.scales + r * m->n_groups, .n_groups = m->n_groups,
-						.w = m->values + column * depth, .w_scales = m->scales + column * m->n_groups});
-			}
+	for (size_t column = 0; column < m->n; column += width) {
+		for (size_t first = 0; first < rows; first += INT8_ROWS) {
+			cpu->vector->int8_unit(&(struct int8_unit){
+				.y = y + first * m->n + column, .ldy = m->n, .n = m->n - column < width ? m->n - column : width,
+				.n_rows = rows - first < INT8_ROWS ? rows - first : INT8_ROWS, .add = add, .bias = bias ? bias + column : NULL,
+				.x = o.x + first * bytes, .x_scales = o.scales + first * m->n_groups, .n_groups = m->n_groups,
+				.w = m->values + column * depth, .w_scales = m->scales + column * m->n_groups,
+				.scratch = cpu->own[omp_get_thread_num()]});
 		}
 	}
 }

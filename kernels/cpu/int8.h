@@ -10,11 +10,11 @@
 struct backend;
 struct cpu_vector;
 
-// Packed in panels of the instruction set's width. Values lie as 16-bit integers (vector_int8.c says why): 2 bytes each, and a scale for
-// each group of a row.
+// Packed in panels of the instruction set's width: a byte for each value, and a scale for each group of a row.
 struct int8_matrix {
 	uint32_t n, k, n_groups, panel;  // outputs, terms, groups of a row, outputs of a panel
-	int16_t *values;                 // (n / panel rounded up, n_groups * INT8_GROUP / 2, panel, 2), what lies beyond n or k is 0
+	uint32_t terms;                  // that lie side by side
+	int8_t *values;                  // (n / panel rounded up, n_groups * INT8_GROUP / terms, panel, terms), what lies beyond n or k is 0
 	float *scales;                   // (n / panel rounded up, n_groups, panel)
 };
 

@@ -31,6 +31,12 @@
 #define VECTOR_NAME(name, suffix) VECTOR_PASTE(name, suffix)
 #define VECTOR(name) VECTOR_NAME(name, VECTOR_SUFFIX)
 
+// The few that exist once more for an instruction set with more integer products (vector_int8.c): the rest of its table is the smaller set's.
+#ifndef INT8_SUFFIX
+#define INT8_SUFFIX VECTOR_SUFFIX
+#endif
+#define INT8(name) VECTOR_NAME(name, INT8_SUFFIX)
+
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));

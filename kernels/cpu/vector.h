@@ -48,17 +48,22 @@ struct attention_work {
 	float *scratch;                  // attention_scratch() floats, 64-byte aligned
 };
 
-// One block of a product of 8-bit integers (int8.h): block_rows rows times a panel.
-struct int8_block {
+#define INT8_ROWS 96                 // of a unit: what it costs to widen weights is then 2 % (vector_int8.c)
+#define INT8_PANELS 8                // of a unit
+#define INT8_SCRATCH 32768           // floats that a unit needs, at most
+
+// A unit of a product of 8-bit integers (int8.h): some rows times some panels.
+struct int8_unit {
 	float *y;                        // (n_rows, n), row stride ldy; += when add; + bias (n) unless NULL
-	size_t ldy, n, n_rows;           // at most a panel, at most block_rows
+	size_t ldy, n, n_rows;           // at most INT8_PANELS panels, at most INT8_ROWS
 	bool add;
 	const float *bias;
-	const int16_t *x;                // (block_rows, n_groups * INT8_GROUP)
-	const float *x_scales;           // (block_rows, n_groups)
+	const void *x;                   // (n_rows, n_groups * INT8_GROUP), of operands()
+	const float *x_scales;           // (n_rows, n_groups)
 	size_t n_groups;
-	const int16_t *w;                // (n_groups * INT8_GROUP / 2, panel, 2)
-	const float *w_scales;           // (n_groups, panel)
+	const int8_t *w;                 // (panels, n_groups * INT8_GROUP / int8_terms, panel, int8_terms)
+	const float *w_scales;           // (panels, n_groups, panel)
+	void *scratch;                   // INT8_SCRATCH floats, 64-byte aligned
 };
 
 struct layernorm_moments { float mean, inverse; };    // inverse: 1 / sqrt(variance + epsilon)
@@ -99,10 +104,12 @@ struct cpu_vector {
 	void (*gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
 			 bool rounded);
 
-	// Products of integers (backend.h, INT8). quantize: a row of n to whole groups, the last filled up with zeros.
-	uint32_t block_rows;
+	// Products of integers (backend.h, INT8). quantize: a row of n to whole groups, the last filled up with zeros; operands: as int8_unit
+	// reads them, int8_operand_bytes each. int8_terms: of a packed panel, those of an output that lie side by side.
+	uint32_t int8_terms, int8_operand_bytes;
 	void (*quantize)(int16_t *q, float *scales, const float *x, size_t n);
-	void (*int8_block)(const struct int8_block *b);
+	void (*operands)(void *to, float *scales, const float *x, size_t n);
+	void (*int8_unit)(const struct int8_unit *u);
 
 	// Vocabulary. maxima: (ceil(n / SWEEP_BLOCK)); false when an element is NaN or infinite.
 	bool (*block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);

@@ -1,119 +1,285 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of 8-bit integers; compiled once per instruction set. Operands lie as 16-bit integers, two neighbouring terms side by side: one
-// instruction multiplies and adds both into 32 bits, exactly. (The one that takes bytes adds pairs into 16 bits and cuts off what does not
-// fit: quicker by nothing on AVX2, and wrong.)
+// Products of 8-bit integers; compiled once per instruction set.
+//
+// There are two forms of the dot product that fills a lane. The one of words: two neighbouring terms side by side as 16-bit integers, one
+// instruction multiplies and adds both into 32 bits, exactly. (The old one that takes bytes adds pairs into 16 bits and cuts off what does
+// not fit: with what keeps it exact it needs as many instructions.) Weights lie in memory as bytes and are widened a chunk at a time, for all
+// rows of a unit.
+// The one of bytes (INT8_BYTES), of processors that multiply four unsigned bytes by four signed ones and add into 32 bits, exactly: rows
+// are quantised with 128 added, and sums begin at -128 times the sum of the weights.
 #include <float.h>
 
 #include "kernels/backend.h"
 #include "kernels/cpu/vector_block.h"
 #include "kernels/cpu/vector_ops.h"
 
-typedef int16_t vs __attribute__((vector_size(4 * LANES)));
-typedef int16_t vs_half __attribute__((vector_size(2 * LANES)));
+typedef int8_t bytes __attribute__((vector_size(4 * LANES)));
+typedef int8_t bytes_half __attribute__((vector_size(2 * LANES)));
+typedef int16_t words __attribute__((vector_size(4 * LANES)));
 
-INLINE vs vs_load(const int16_t *p)
+#ifdef INT8_BYTES
+typedef uint8_t operand;             // of a row
+typedef int8_t factor;               // of a matrix
+typedef bytes factors;
+#else
+typedef int16_t operand;
+typedef int16_t factor;
+typedef words factors;
+#endif
+
+#define CHUNK (288 / PANEL)          // groups: with AVX2 18 KiB of weights stay in the first-level cache, and 6 rows of x beside them
+
+#define WIDTH (INT8_PANELS * PANEL)
+
+struct scratch {
+	_Alignas(64) float sums[INT8_ROWS * WIDTH];
+	factor widened[CHUNK * INT8_GROUP * PANEL];
+	int32_t starts[CHUNK * PANEL];   // of bytes alone
+};
+_Static_assert(sizeof(struct scratch) <= INT8_SCRATCH * sizeof(float), "scratch of a unit");
+
+INLINE factors factors_load(const factor *p)
 {
-	vs v;
+	factors v;
 
 	memcpy(&v, p, sizeof(v));
 	return v;
 }
 
-// The pair at p in every lane.
-INLINE vs vs_pair(const int16_t *p)
+// The terms at p in every lane. (Zen 3 broadcasts floats quicker than integers: 7.6 cycles of the inner loop instead of 9.1.)
+INLINE vi terms_set(const operand *p)
 {
-	int32_t pair;
+#if defined(__AVX2__) && LANES == 8
+	float terms;
 
-	memcpy(&pair, p, sizeof(pair));
-	return (vs)(pair - (vi){0});
+	memcpy(&terms, p, sizeof(terms));
+	return (vi)_mm256_set1_ps(terms);
+#else
+	int32_t terms;
+
+	memcpy(&terms, p, sizeof(terms));
+	return terms - (vi){0};
+#endif
 }
 
-// Each lane: a's two terms times b's, added.
-INLINE vi vs_dot(vs a, vs b)
+// Each lane: sum + x's terms times w's.
+INLINE vi dot(vi sum, vi x, factors w)
 {
-#if defined(__AVX512BW__)
-	return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-	return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__SSE2__)
-	return (vi)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#if defined(INT8_BYTES) && defined(__AVX512VNNI__)
+	return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+#elif defined(INT8_BYTES) && defined(__AVXVNNI__)
+	return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+#elif !defined(INT8_BYTES) && defined(__AVX512BW__)
+	return sum + (vi)_mm512_madd_epi16((__m512i)x, (__m512i)w);
+#elif !defined(INT8_BYTES) && defined(__AVX2__)
+	return sum + (vi)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+#elif !defined(INT8_BYTES) && defined(__SSE2__)
+	return sum + (vi)_mm_madd_epi16((__m128i)x, (__m128i)w);
 #else
-	vi r;
+	operand t[INT8_TERMS * LANES];
 
-	for (int i = 0; i < LANES; i++)
-		r[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
-	return r;
+	memcpy(t, &x, sizeof(t));
+	for (int i = 0; i < INT8_TERMS * LANES; i++)
+		sum[i / INT8_TERMS] += t[i] * w[i];
+	return sum;
+#endif
+}
+
+// The largest bits of a lane; none negative.
+INLINE int32_t vi_max_lane(vi v)
+{
+#if defined(__AVX2__)
+#if LANES == 16
+	__m256i h = _mm256_max_epi32(_mm512_castsi512_si256((__m512i)v), _mm512_extracti64x4_epi64((__m512i)v, 1));
+#else
+	__m256i h = (__m256i)v;
+#endif
+	__m128i m = _mm_max_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+	m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+	return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
+#else
+	for (int i = 1; i < LANES; i++)
+		v[0] = v[i] > v[0] ? v[i] : v[0];
+	return v[0];
 #endif
 }
 
 // One group of n <= INT8_GROUP floats; returns its scale, NaN where a value is not finite.
 INLINE float quantize_group(int16_t *q, const float *x, size_t n)
 {
-	vf most = {0};
-	vi finite = (vi){0} - 1;
+	vi most = {0};
 
+	// Without its sign a float orders like its bits, infinity and then NaN above all.
 	for (size_t i = 0; i < n; i += LANES) {
-		vf v = (vf)((vi)take(x + i, n - i) & 0x7fffffff);
-		finite &= v <= FLT_MAX;
-		most = vf_max(most, v);
+		vi v = (vi)take(x + i, n - i) & 0x7fffffff, more = v > most;
+		most = (v & more) | (most & ~more);
 	}
-	float m = vf_max_lane(most), bad = vf_sum((vf)((vi)vf_set(1.0f) & ~finite));
-	memset(q, 0, INT8_GROUP * sizeof(*q));
-	if (bad != 0)
+	vi all = vi_max_lane(most) - (vi){0};
+	float m = ((vf)all)[0];
+	if (n < INT8_GROUP || !(m <= FLT_MAX) || m < INT8_SMALLEST)
+		memset(q, 0, INT8_GROUP * sizeof(*q));
+	if (!(m <= FLT_MAX))
 		return NAN;
 	if (m < INT8_SMALLEST)
 		return 0;
 	float inverse = 127.0f / m;
 	for (size_t i = 0; i < n; i += LANES) {
-		vs_half h = __builtin_convertvector(vf_round(take(x + i, n - i) * inverse), vs_half);
+		int16_t h __attribute__((vector_size(2 * LANES))) = __builtin_convertvector(vf_round(take(x + i, n - i) * inverse), typeof(h));
 		memcpy(q + i, &h, sizeof(h));
 	}
 	return m / 127.0f;
 }
 
-void VECTOR(quantize)(int16_t *q, float *scales, const float *x, size_t n)
+void INT8(quantize)(int16_t *q, float *scales, const float *x, size_t n)
 {
-	for (size_t i = 0; i < n; i += INT8_GROUP)
-		*scales++ = quantize_group(q + i, x + i, n - i < INT8_GROUP ? n - i : INT8_GROUP);
+	size_t i = 0;
+
+	for (; i + INT8_GROUP <= n; i += INT8_GROUP)
+		*scales++ = quantize_group(q + i, x + i, INT8_GROUP);
+	if (i < n)
+		*scales = quantize_group(q + i, x + i, n - i);
 }
 
-// BLOCK_ROWS rows times one panel. Sums of a group are integers, sums of groups floats in the order of the groups. Rows beyond those wanted
-// are computed too and not stored: what is done to a row is the same code whatever its company.
-void VECTOR(int8_block)(const struct int8_block *b)
+void INT8(operands)(void *to, float *scales, const float *x, size_t n)
 {
-	const size_t depth = b->n_groups * INT8_GROUP;
-	vf sums[2][BLOCK_ROWS];
+#ifdef INT8_BYTES
+	operand *bytes_to = to;
 
-	UNROLL for (int i = 0; i < BLOCK_ROWS; i++)
-		sums[0][i] = sums[1][i] = (vf){0};
-	for (size_t g = 0; g < b->n_groups; g++) {
-		const int16_t *x = b->x + g * INT8_GROUP, *w = b->w + g * INT8_GROUP * PANEL;
+	for (size_t i = 0; i < n; i += INT8_GROUP) {
+		int16_t q[INT8_GROUP];
+		INT8(quantize)(q, scales++, x + i, n - i < INT8_GROUP ? n - i : INT8_GROUP);
+		for (size_t k = 0; k < INT8_GROUP; k++)
+			bytes_to[i + k] = (operand)(q[k] + 128);
+	}
+#else
+	INT8(quantize)(to, scales, x, n);
+#endif
+}
+
+// Some groups of a panel, as products read them.
+struct chunk {
+	const factor *w;                 // (n * INT8_GROUP / INT8_TERMS, PANEL, INT8_TERMS)
+	const int32_t *starts;           // (n, PANEL), of bytes: what sums begin at
+	const float *w_scales;           // (n, PANEL)
+	size_t n;
+	bool first;                      // of the panel
+};
+
+static struct chunk chunk_take(const struct int8_unit *u, size_t panel, size_t first, size_t n)
+{
+	struct scratch *s = u->scratch;
+	size_t at = (panel * u->n_groups + first) * PANEL;
+	const int8_t *w = u->w + at * INT8_GROUP;
+	struct chunk c = {s->widened, s->starts, u->w_scales + at, n, first == 0};
+
+#ifdef INT8_BYTES
+	static const operand offset[INT8_TERMS] = {128, 128, 128, 128};
+	c.w = w;
+	for (size_t i = 0; i < n * PANEL; i += LANES) {
+		const int8_t *from = w + i / PANEL * INT8_GROUP * PANEL + i % PANEL * INT8_TERMS;
+		vi sum = {0};
+		for (size_t k = 0; k < INT8_GROUP / INT8_TERMS; k++)
+			sum = dot(sum, terms_set(offset), factors_load(from + k * PANEL * INT8_TERMS));
+		sum = -sum;
+		memcpy(s->starts + i, &sum, sizeof(sum));
+	}
+#else
+	for (size_t i = 0; i < n * INT8_GROUP * PANEL; i += 2 * LANES) {
+		bytes_half narrow;
+		memcpy(&narrow, w + i, sizeof(narrow));
+		words wide = __builtin_convertvector(narrow, words);
+		memcpy(s->widened + i, &wide, sizeof(wide));
+	}
+#endif
+	return c;
+}
+
+INLINE vi start_of(const struct chunk *c, size_t g, size_t lane)
+{
+	vi v = {0};
+
+#ifdef INT8_BYTES
+	memcpy(&v, c->starts + g * PANEL + lane, sizeof(v));
+#else
+	(void)c, (void)g, (void)lane;
+#endif
+	return v;
+}
+
+// sums (n_rows, WIDTH) += n_rows rows (their terms `depth` apart) times a chunk, the first: =. Sums of a group are integers, sums of groups floats in the
+// order of the groups: what is done to a row is the same whatever its company.
+INLINE void rows_product(const int n_rows, float *sums, const operand *x, size_t depth, const float *x_scales, size_t n_scales,
+			 const struct chunk *c)
+{
+	vf at[2][BLOCK_ROWS];
+
+	UNROLL for (int i = 0; i < n_rows; i++) {
+		at[0][i] = c->first ? (vf){0} : vf_load(sums + i * WIDTH);
+		at[1][i] = c->first ? (vf){0} : vf_load(sums + i * WIDTH + LANES);
+	}
+	for (size_t g = 0; g < c->n; g++) {
+		const operand *terms = x + g * INT8_GROUP;
+		const factor *w = c->w + g * INT8_GROUP * PANEL;
 		vi left[BLOCK_ROWS], right[BLOCK_ROWS];
-		UNROLL for (int i = 0; i < BLOCK_ROWS; i++)
-			left[i] = right[i] = (vi){0};
-		for (size_t k = 0; k < INT8_GROUP; k += 2, w += 2 * PANEL) {
-			vs w0 = vs_load(w), w1 = vs_load(w + PANEL);
-			UNROLL for (int i = 0; i < BLOCK_ROWS; i++) {
-				vs pair = vs_pair(x + i * depth + k);
-				left[i] += vs_dot(pair, w0);
-				right[i] += vs_dot(pair, w1);
+
+		UNROLL for (int i = 0; i < n_rows; i++) {
+			left[i] = start_of(c, g, 0);
+			right[i] = start_of(c, g, LANES);
+		}
+		for (size_t k = 0; k < INT8_GROUP; k += INT8_TERMS, w += INT8_TERMS * PANEL) {
+			factors w0 = factors_load(w), w1 = factors_load(w + INT8_TERMS * LANES);
+			UNROLL for (int i = 0; i < n_rows; i++) {
+				vi t = terms_set(terms + i * depth + k);
+				left[i] = dot(left[i], t, w0);
+				right[i] = dot(right[i], t, w1);
 			}
 		}
-		vf s0 = vf_load(b->w_scales + g * PANEL), s1 = vf_load(b->w_scales + g * PANEL + LANES);
-		UNROLL for (int i = 0; i < BLOCK_ROWS; i++) {
-			vf s = vf_set(b->x_scales[i * b->n_groups + g]);
-			sums[0][i] += __builtin_convertvector(left[i], vf) * (s * s0);
-			sums[1][i] += __builtin_convertvector(right[i], vf) * (s * s1);
+		vf s0 = vf_load(c->w_scales + g * PANEL), s1 = vf_load(c->w_scales + g * PANEL + LANES);
+		UNROLL for (int i = 0; i < n_rows; i++) {
+			vf s = vf_set(x_scales[i * n_scales + g]);
+			at[0][i] += __builtin_convertvector(left[i], vf) * (s * s0);
+			at[1][i] += __builtin_convertvector(right[i], vf) * (s * s1);
 		}
 	}
-	for (size_t i = 0; i < b->n_rows; i++) {
-		for (size_t j = 0; j < 2 && j * LANES < b->n; j++) {
-			size_t left = b->n - j * LANES;
-			float *y = b->y + i * b->ldy + j * LANES;
-			vf v = sums[j][i];
-			if (b->bias)
-				v += take(b->bias + j * LANES, left);
-			give(y, b->add ? v + take(y, left) : v, left);
+	UNROLL for (int i = 0; i < n_rows; i++) {
+		vf_store(sums + i * WIDTH, at[0][i]);
+		vf_store(sums + i * WIDTH + LANES, at[1][i]);
+	}
+}
+
+static void panel_product(const struct int8_unit *u, size_t panel)
+{
+	struct scratch *s = u->scratch;
+	size_t G = u->n_groups, depth = G * INT8_GROUP, n_chunks = (G + CHUNK - 1) / CHUNK, step = (G + n_chunks - 1) / n_chunks;
+
+	for (size_t first = 0; first < G; first += step) {
+		struct chunk c = chunk_take(u, panel, first, G - first < step ? G - first : step);
+		const operand *x = (const operand *)u->x + first * INT8_GROUP;
+		const float *x_scales = u->x_scales + first;
+		float *sums = s->sums + panel * PANEL;
+		size_t r = 0;
+		for (; r + BLOCK_ROWS <= u->n_rows; r += BLOCK_ROWS)
+			rows_product(BLOCK_ROWS, sums + r * WIDTH, x + r * depth, depth, x_scales + r * G, G, &c);
+		for (; r < u->n_rows; r++)
+			rows_product(1, sums + r * WIDTH, x + r * depth, depth, x_scales + r * G, G, &c);
+	}
+}
+
+void INT8(int8_unit)(const struct int8_unit *u)
+{
+	const float *sums = ((const struct scratch *)u->scratch)->sums;
+
+	for (size_t panel = 0; panel * PANEL < u->n; panel++)
+		panel_product(u, panel);
+	// Row by row: where rows of y are long, each line that is written is one that must come from memory first.
+	for (size_t r = 0; r < u->n_rows; r++) {
+		for (size_t j = 0; j < u->n; j += LANES) {
+			size_t left = u->n - j;
+			float *y = u->y + r * u->ldy + j;
+			vf v = vf_load(sums + r * WIDTH + j);
+			if (u->bias)
+				v += take(u->bias + j, left);
+			give(y, u->add ? v + take(y, left) : v, left);
 		}
 	}
 }

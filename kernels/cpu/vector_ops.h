@@ -5,6 +5,12 @@
 #include "kernels/cpu/simd.h"
 #include "kernels/cpu/vector.h"
 
+#ifdef INT8_BYTES
+#define INT8_TERMS 4                 // of a lane of a product of integers (vector_int8.c)
+#else
+#define INT8_TERMS 2
+#endif
+
 void VECTOR(rmsnorm)(float *y, const float *x, const float *gain, float epsilon, size_t n);
 float VECTOR(rmsnorm_backward)(float *dx, bool add, float *dgain, const float *dy, const float *x, const float *gain, float epsilon,
 			       size_t n);
@@ -31,8 +37,9 @@ void VECTOR(adamw)(float *w, float *m, float *v, const float *g, size_t n, const
 void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, bool rounded);
 void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
 		      bool rounded);
-void VECTOR(quantize)(int16_t *q, float *scales, const float *x, size_t n);
-void VECTOR(int8_block)(const struct int8_block *b);
+void INT8(quantize)(int16_t *q, float *scales, const float *x, size_t n);
+void INT8(operands)(void *to, float *scales, const float *x, size_t n);
+void INT8(int8_unit)(const struct int8_unit *u);
 bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
 double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
 void VECTOR(exp_blocks)(float *out, const float *x, size_t n, float max, float scale, double *sums);

@@ -7,8 +7,8 @@
 #define VECTOR_STRING(name) VECTOR_STRING_OF(name)
 #define VECTOR_STRING_OF(name) #name
 
-const struct cpu_vector VECTOR(vector) = {
-	.name = VECTOR_STRING(VECTOR_SUFFIX),
+const struct cpu_vector INT8(vector) = {
+	.name = VECTOR_STRING(INT8_SUFFIX),
 	.rmsnorm = VECTOR(rmsnorm),
 	.rmsnorm_backward = VECTOR(rmsnorm_backward),
 	.gain_backward = VECTOR(gain_backward),
@@ -30,9 +30,11 @@ const struct cpu_vector VECTOR(vector) = {
 	.panel = 2 * LANES,
 	.gradient_pack = VECTOR(gradient_pack),
 	.gradient = VECTOR(gradient),
-	.block_rows = BLOCK_ROWS,
-	.quantize = VECTOR(quantize),
-	.int8_block = VECTOR(int8_block),
+	.int8_terms = INT8_TERMS,
+	.int8_operand_bytes = 4 / INT8_TERMS,
+	.quantize = INT8(quantize),
+	.operands = INT8(operands),
+	.int8_unit = INT8(int8_unit),
 	.block_maxima = VECTOR(block_maxima),
 	.exp_sum = VECTOR(exp_sum),
 	.exp_blocks = VECTOR(exp_blocks),

@@ -60,7 +60,7 @@ class Plan(unittest.TestCase):
         self.assertIn("f32, bf16 or int8", self.kdctl(self.model, "--products", "f64", expect=2))
 
     def test_weights_in_memory_are_those_of_the_products(self):
-        for products, size in (("f32", 4), ("bf16", 2), ("int8", 2.125)):
+        for products, size in (("f32", 4), ("bf16", 2), ("int8", 1.125)):
             plan = self.kdctl(self.model, "--flops", "1e9", "--bandwidth", "1e9", "--products", products)
             self.assertEqual(plan["resident_bytes"], size * plan["parameters"])
 

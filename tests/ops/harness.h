@@ -69,6 +69,7 @@ void linear_matches_ref(void **state);
 void linear_real_matches_ref(void **state);
 void linear_of_mixed_types_matches_ref(void **state);
 void int8_products_are_exact(void **state);
+void int8_products_of_any_shape_match_ref(void **state);
 void int8_products_keep_what_is_not_a_number_in_its_row(void **state);
 void linear_of_view_follows_refresh(void **state);
 void rope_matches_ref(void **state);

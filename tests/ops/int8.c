@@ -76,6 +76,30 @@ void int8_products_are_exact(void **state)
 	}
 }
 
+// Around what implementations cut products into: groups and chunks of groups, panels and groups of panels, blocks of rows and units of blocks.
+void int8_products_of_any_shape_match_ref(void **state)
+{
+	static const uint32_t rows_of[] = {1, 5, 33, 97, 200}, outputs[] = {1, 15, 37, 129, 261}, terms[] = {1, 31, 33, 577, 1700};
+	struct pair *p = *state;
+	if (!is_int8(p))
+		return;
+	for (size_t i = 0; i < 5 * 5 * 5; i++) {
+		uint32_t rows = rows_of[i % 5], n = outputs[i / 5 % 5], k = terms[i / 25];
+		pair_reset(p, i + 1);
+		struct twin_act x = twin_act_random(p, (size_t)rows * k, 1);
+		struct twin_weight w = twin_weight_random(p, n, k);
+		struct twin y = twin_poisoned(p, (size_t)rows * n), bias = twin_random(p, n, 1);
+		struct bound b = bound_product(p, p->eps_product, k, false);
+		p->ref->ops->linear_real(p->ref, y.ref, false, x.ref, w.ref, bias.ref, rows);
+		p->be->ops->linear_real(p->be, y.be, false, x.be, w.be, bias.be, rows);
+		assert_twin(p, "int8", y, b);
+		y = twin_random(p, y.n, 1);
+		p->ref->ops->linear_real(p->ref, y.ref, true, x.ref, w.ref, NULL, rows);
+		p->be->ops->linear_real(p->be, y.be, true, x.be, w.be, NULL, rows);
+		assert_twin(p, "int8, added", y, b);
+	}
+}
+
 void int8_products_keep_what_is_not_a_number_in_its_row(void **state)
 {
 	struct pair *p = *state;
