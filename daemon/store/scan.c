@@ -95,7 +95,7 @@ int scan_init(struct scan *s, int fd, uint32_t id, struct error *err)
 	struct stat st;
 	if (fstat(fd, &st) < 0)
 		return error_system(err, errno, NULL, "shard %08x", id);
-	s->size = (uint64_t)st.st_size;
+	s->size = s->file_bytes = (uint64_t)st.st_size;
 	uint8_t block[SHARD_HEADER_BYTES];
 	size_t n = s->size < sizeof block ? (size_t)s->size : sizeof block;
 	int rc = file_read(fd, block, n, 0);
@@ -114,7 +114,7 @@ int scan_init_stream(struct scan *s, int fd, struct stream *stream, uint32_t id,
 
 int scan_init_bytes(struct scan *s, const void *bytes, size_t n, uint32_t id, struct error *err)
 {
-	*s = (struct scan){.fd = -1, .bytes = bytes, .size = n};
+	*s = (struct scan){.fd = -1, .bytes = bytes, .size = n, .file_bytes = n};
 	return scan_check_header(s, bytes, n, id, err);
 }
 

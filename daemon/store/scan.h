@@ -25,7 +25,8 @@ struct scan_item {
 struct scan {
 	struct shard_header header;
 	uint64_t position, next_number;      // may be set by the caller to begin elsewhere at a frame
-	uint64_t size;
+	uint64_t size;                       // what is torn off at the end does not count any more once it was seen
+	uint64_t file_bytes;                 // as the scan began
 	bool sealed;
 	// where bytes come from: a file through a window or a stream, or memory
 	int fd;

@@ -32,12 +32,12 @@ static int walk_resume(struct scan **scan, int fd, uint32_t id, const struct sto
 }
 
 // The file was longer by now than when the scan began: what ended there, or did not hold, may be whole. True: look again from `c` on.
-static bool walk_grown(struct scan *scan, uint64_t size, const struct store_cursor *c)
+static bool walk_grown(struct scan *scan, const struct store_cursor *c)
 {
 	struct stat st;
 	int fd = scan->fd;
 	uint32_t id = scan->header.id;
-	if (scan->sealed || fstat(fd, &st) < 0 || (uint64_t)st.st_size <= size)
+	if (scan->sealed || fstat(fd, &st) < 0 || (uint64_t)st.st_size <= scan->file_bytes)
 		return false;
 	scan_done(scan);
 	if (scan_init(scan, fd, id, NULL) < 0)
@@ -52,11 +52,10 @@ static int walk_step(struct scan *scan, bool newest, struct store_cursor *c, str
 {
 	struct scan_item item;
 	struct store_cursor before = {.position = scan->position, .n_record = scan->next_number};
-	uint64_t size = scan->size;
 	int rc = scan_next(scan, &item, err);
 	if (rc < 0)
 		return rc;
-	if (item.kind != SCAN_RECORD && item.kind != SCAN_SEAL && walk_grown(scan, size, &before))
+	if (item.kind != SCAN_RECORD && item.kind != SCAN_SEAL && walk_grown(scan, &before))
 		return 1;
 	c->position = scan->position;
 	c->n_record = scan->next_number;
@@ -83,6 +82,12 @@ static int walk_step(struct scan *scan, bool newest, struct store_cursor *c, str
 	return -ENOENT;
 }
 
+// On behind shard `id`; nothing lies behind the last there can be.
+static struct store_cursor cursor_behind(uint32_t id)
+{
+	return id == UINT32_MAX ? (struct store_cursor){.shard = id, .position = UINT64_MAX} : (struct store_cursor){.shard = id + 1};
+}
+
 static int walk_shard(struct scan **scan, int fd, uint32_t id, bool newest, struct store_cursor *c, struct record **ret_record,
 		      char ret_place[96], struct error *err)
 {
@@ -99,7 +104,7 @@ static int walk_shard(struct scan **scan, int fd, uint32_t id, bool newest, stru
 		} while (rc == 1);
 	}
 	if (rc < 0 && rc != -ENOMEM && rc != -ENOENT && !(opened && rc == -EBADMSG)) {       // nothing more can be read of this shard
-		*c = (struct store_cursor){.shard = id + 1};
+		*c = cursor_behind(id);
 		rc = -EBADMSG;
 	}
 	snprintf(ret_place, 96, "%08" PRIx32 ".shard:%" PRIu64, id, at);
@@ -115,7 +120,7 @@ int store_next(struct store *s, struct store_cursor *c, struct record **ret_reco
 		int fd = -1;
 		uint32_t id, seed;
 		index_lock(p->index);
-		struct shards_file *f = shards_find(&p->shards, c->shard);
+		struct shards_file *f = c->position == UINT64_MAX ? NULL : shards_find(&p->shards, c->shard);
 		id = f ? f->id : 0;
 		bool newest = f && f == &p->shards.files[p->shards.n - 1];
 		int rc = f ? shards_acquire(&p->shards, id, &fd, &seed, err) : -ENOENT;
@@ -128,7 +133,7 @@ int store_next(struct store *s, struct store_cursor *c, struct record **ret_reco
 		if (id != c->shard)
 			*c = (struct store_cursor){.shard = id};
 		if (rc < 0) {
-			*c = (struct store_cursor){.shard = id + 1};
+			*c = cursor_behind(id);
 			if (rc == -ENOENT)           // removed by the process that writes: not damage
 				continue;
 			snprintf(ret_place, 96, "%08" PRIx32 ".shard", id);
@@ -145,6 +150,6 @@ int store_next(struct store *s, struct store_cursor *c, struct record **ret_reco
 		free(spare);
 		if (rc != -ENOENT)
 			return rc;
-		*c = (struct store_cursor){.shard = id + 1};
+		*c = cursor_behind(id);
 	}
 }

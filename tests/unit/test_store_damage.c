@@ -27,6 +27,10 @@ static void a_torn_tail_is_cut(void **state)
 	s = fixture_open_reader(d);             // a reader leaves it as it is
 	assert_int_equal(fixture_count_found(s, 0, 10), 9);
 	assert_int_equal(fixture_stats(s).recovered_bytes, 0);
+	unsigned n_damaged;
+	char place[96];
+	assert_int_equal(fixture_walk(s, &n_damaged, place), 9);       // and goes through it to its end
+	assert_int_equal(n_damaged, 0);
 	store_close(s);
 	s = fixture_open(d, 0);
 	assert_int_equal(fixture_count_found(s, 0, 10), 9);
