@@ -88,9 +88,9 @@ static bool same_question(const struct record_rows *a, const struct record_rows 
 
 static int compare_rows(const struct record_rows *known, const struct record_rows *now, double tolerance, struct error *err)
 {
-	struct comparison c = {.allowed = tolerance * fmax(1, largest_logit(known) / 32)};
 	if (!same_question(known, now))
 		return error_set(err, ERROR_CORRUPT, NULL, "not an answer to the known question");
+	struct comparison c = {.allowed = tolerance * fmax(1, largest_logit(known) / 32)};
 	for (uint32_t i = 0; i < known->n_rows; i++)
 		compare_row(&c, i, known, now);
 	if (c.worst <= c.allowed)
