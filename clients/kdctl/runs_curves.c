@@ -66,9 +66,12 @@ static json_t *points_read(struct kdctl *k, const char *path)
 	return points;
 }
 
+// New reference; NULL: said why.
 static json_t *points_ask(struct kdctl *k, const char *id)
 {
 	json_t *reply = runs_call(k, "GET", id, "/metrics"), *points = json_incref(json_object_get(reply, "points"));
+	if (reply && !points)
+		kdctl_fail(k, "%s: the server's reply has no points", id);
 	json_decref(reply);
 	return points;
 }
@@ -170,8 +173,9 @@ static void terminal_size(size_t *ret_width, size_t *ret_height)
 static void state_print(const json_t *run, const char *id)
 {
 	const json_t *p = json_object_get(run, "progress");
+	const char *state = json_string_value(json_object_get(run, "state"));
 	double left = json_number_value(json_object_get(p, "eta_seconds"));
-	printf("%s  %s  step %.0f/%.0f  %.0f tokens/s", id, json_string_value(json_object_get(run, "state")),
+	printf("%s  %s  step %.0f/%.0f  %.0f tokens/s", id, state ? state : "",
 	       json_number_value(json_object_get(p, "step")), json_number_value(json_object_get(p, "steps")),
 	       json_number_value(json_object_get(p, "tokens_per_second")));
 	if (left > 0)

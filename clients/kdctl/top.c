@@ -44,7 +44,7 @@ static double rate(const struct view *v, const char *group, const char *key)
 static void print_bar(const char *name, double n, double limit)
 {
 	double share = limit > 0 ? n / limit : 0;
-	int filled = (int)lround((share > 1 ? 1 : share) * BAR_WIDTH);
+	int filled = share > 0 ? (int)lround((share > 1 ? 1 : share) * BAR_WIDTH) : 0;
 	printf("           %-9s[", name);
 	for (int i = 0; i < BAR_WIDTH; i++)
 		putchar(i < filled ? '#' : '.');
@@ -53,7 +53,7 @@ static void print_bar(const char *name, double n, double limit)
 
 static void print_duration(double seconds)
 {
-	uint64_t s = (uint64_t)seconds;
+	uint64_t s = seconds > 0 && seconds < 1e15 ? (uint64_t)seconds : 0;
 	if (s >= 86400)
 		printf("%" PRIu64 " d %" PRIu64 " h", s / 86400, s / 3600 % 24);
 	else if (s >= 3600)
@@ -68,8 +68,10 @@ static void print_head(const struct view *v)
 	bool ready = json_is_true(json_object_get(v->status, "ready"));
 	printf("kdserved %s  %s", string(v->status, NULL, "version"),
 	       ready ? json_array_size(degraded) ? "degraded" : "ready" : "NOT READY");
-	for (size_t i = 0; i < json_array_size(degraded); i++)
-		printf("%s%s", i ? ", " : ": ", json_string_value(json_array_get(degraded, i)));
+	for (size_t i = 0; i < json_array_size(degraded); i++) {
+		const char *what = json_string_value(json_array_get(degraded, i));
+		printf("%s%s", i ? ", " : ": ", what ? what : "?");
+	}
 	printf("  %s %s  up ", string(v->status, "device", "name"), string(v->status, "device", "numeric"));
 	print_duration(number(v->status, NULL, "uptime_s"));
 	printf("\n%s%s", string(v->status, NULL, "why"), ready ? "" : "\n");
