@@ -221,7 +221,7 @@ static void ring_give_up(struct ring *r)
 static void op_prepare(const struct ring *r, struct io_uring_sqe *sqe, struct ring_op *op)
 {
 	size_t begin = op_begin(op);
-	uint8_t *data = op->data + begin;
+	uint8_t *data = op->data ? op->data + begin : NULL;        // RING_FSYNC has none
 	unsigned n = (unsigned)(op->n - begin);
 	bool fixed_file = r->file >= 0 && op->fd == r->file;
 	int fd = fixed_file ? 0 : op->fd;
