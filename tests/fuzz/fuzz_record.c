@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/cursor.h"
-#include "common/record_layout.h"
+#include "common/record.h"
 #include "common/record_short.h"
 #include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/record_mend.h"
 #include "tests/unit/golomb_reference.h"
 
 // Numbers that came through a format once may move again by its rounding, but by no more: sizes and exact columns stay.
@@ -65,52 +65,16 @@ static void try_record(const uint8_t *bytes, size_t n)
 	record_unref(again);
 }
 
-// What a careful attacker would do. Nothing happens where the header cannot be read far enough.
-static void mend(uint8_t *bytes, size_t n)
-{
-	struct reader r = reader_init(bytes, n);
-	struct content_id teacher, key;
-	struct query query;
-	struct sequence s;
-	r.position = RECORD_TEACHER_AT;
-	reader_copy(&r, teacher.bytes, sizeof teacher.bytes);
-	r.position = 84;
-	s.n_tokens = reader_u32(&r);
-	r.position = RECORD_HEADER_BYTES;
-	if (r.failed || query_decode(&r, &query, NULL) != 0)
-		return;
-	if (s.n_tokens > reader_left(&r) / 4) {
-		query_done(&query);
-		return;
-	}
-	s.tokens = malloc(4 * (size_t)s.n_tokens + 1);
-	if (!s.tokens) {
-		query_done(&query);
-		return;
-	}
-	for (uint32_t i = 0; i < s.n_tokens; i++)
-		s.tokens[i] = reader_u32(&r);
-	key = query_key(&teacher, &s, &query);
-	free(s.tokens);
-	query_done(&query);
-	memcpy(bytes + RECORD_KEY_AT, key.bytes, sizeof key.bytes);
-	store_u32(bytes, 0, RECORD_MAGIC);
-	store_u32(bytes + 8, 0, (uint32_t)n);
-	store_u32(bytes + RECORD_CRC_AT, 0, record_checksum(bytes, n));
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	try_record(data, size);
 	if (size >= 3)
 		golomb_reference_compare(data + 3, size - 3, data[0] % (GOLOMB_MAX_PARAMETER + 1), (2u << data[1] % 31) - 1, size, data[2]);
-	if (size < RECORD_HEADER_BYTES)
-		return 0;
-	uint8_t *copy = malloc(size);
+	uint8_t *copy = malloc(size + 1);
 	if (!copy)
 		return 0;
 	memcpy(copy, data, size);
-	mend(copy, size);
+	record_mend(copy, size);
 	try_record(copy, size);
 	free(copy);
 	return 0;

@@ -40,7 +40,7 @@ ENVIRONMENT = ["NOTIFY_SOCKET=", "WATCHDOG_USEC=", "WATCHDOG_PID=self", "LISTEN_
 
 DICTIONARIES = {
     "json_request": JSON + server("json_score", "json_query", "json_generate", "json_openai", "json_choice", "json_weights", "json"),
-    "reply": JSON + ["\"error\":", "\"message\":", "\"field\":", "\"points\":", "\"step\":", "\"loss\":", "\"held_out_kl\":", "\"learning_rate\":"],
+    "reply": JSON + ["\"runs\":[", "\"progress\":", "\"state\":\"succeeded\"", "\"tokens\":[", "\"queue\":", "\"uptime_s\":", "\"degraded\":", "\"error\":", "\"message\":", "\"field\":", "\"points\":", "\"step\":", "\"loss\":", "\"held_out_kl\":", "\"learning_rate\":"],
     "run": JSON + ["\n"] + strings("daemon/train/run.c", "daemon/worker/progress.c", pattern=r'"([a-z_]{2,24})"'),
     "snapshot": JSON + ["krp1"] + strings("daemon/worker/snapshot_state.c", pattern=r'"([a-z_]{2,24})"'),
     "corpus": JSON + ["\"text\":", "\"prompt\":", "\"finish\":", "length", "<x>", "ab", "\n", "\r\n"],
@@ -61,6 +61,14 @@ DICTIONARIES = {
                 "T00:00:00Z"],
     "bearer": ["score", "generate", "train", "admin", "none", ",", "rate=", "in-flight=", "k-max=", "expires=", "2999-01-01", "T00:00:00Z", "\n", "\t", "#", "\0", "\0#\n", "kds_"],
     "header_gate": HTTP,
+    "weight_index": JSON + ["\"weight_map\":", "\"metadata\":", "\"a\"", "\"b\"", "a.safetensors", "b.safetensors", "../", "\0", "\"dtype\":\"F32\"", "\"shape\":[2]", "\"data_offsets\":[0,8]"],
+    "label": JSON + ["\"prompt\":", "\"item\":", "\"sample\":", "\"response\":", "\n", "\r\n", "\1\0\0", "\1\1\0", "\2\0", "\2\1"],
+    "select": JSON + ["\"id\":", "\"tokens\":[1,2]", "\"spans\":[-1]", "\"rows\":[", "\"logits\":[1,2]", "\"max_prob\":0.5", "\"status\":\"ok\"", "\"text\":", "\"domain\":", "\"weights\":",
+                      "{\"summary\":{}}", "\n", "\0", "\n\0"],
+    "manifest": JSON + ["\"format\":1", "\"captures\":[", "\"id\":"],
+    "sink": ["KDRC", "KDRC\3\0\0\0", "\1\0", "\1\1", "\1\2", "\n", "{\"id\":\""],
+    "store": ["KDFR", "KDSE", "KDRC", "KDRZ", "KDINDEX\n\2\0\0\0", "KDSHARD\n", "\1\0", "\6\0", "\3\0\7", "\7\4\0"],
+    "tls": ["-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n", "-----BEGIN PRIVATE KEY-----\n", "-----END PRIVATE KEY-----\n", "-----BEGIN EC PRIVATE KEY-----\n", "-----BEGIN ", "\0", "\r\n"],
 }
 DICTIONARIES["tokens"] = DICTIONARIES["bearer"]
 
