@@ -17,7 +17,7 @@ static void require(bool holds)
 		abort();
 }
 
-// A line of a key as a PEM file has it.
+// No line of the key is told.
 static void secret_check(const char *key, const struct error *err)
 {
 	char line[33];
@@ -30,20 +30,25 @@ static void secret_check(const char *key, const struct error *err)
 
 static void try_server(const char *certificate, const char *key)
 {
-	struct tls_files f = {0};
-	struct tls *tls = NULL;
+	struct tls *tls = NULL, *again = NULL;
+	struct tls_current current;
 	struct error err = {0};
-	if (tls_files_open(certificate, key, &f, &err)) {
-		require(err.code && strncmp(err.field, "tls-", 4) == 0 && !f.certificate && !f.key);
+	char date[TLS_DATE_BYTES];
+	size_t n;
+	char *secret = scratch_read("key.pem", &n);
+	require(secret != NULL);
+	if (tls_open_files(certificate, key, &tls, &err)) {
+		require(err.code && strncmp(err.field, "tls-", 4) == 0 && !tls);
+		secret_check(secret, &err);
+		free(secret);
 		return;
 	}
-	if (tls_open_server(f.certificate, f.key, &tls, &err)) {
-		require(err.code && err.message[0] && !tls);
-		secret_check(f.key, &err);
-	}
-	tls_close(tls);
-	tls_files_close(&f);
-	require(!f.certificate && !f.key);
+	free(secret);
+	tls_current_init(&current, tls);
+	tls_current_date(&current, date);
+	require(*date && tls_current_is_on(&current) && tls_open_files(certificate, key, &again, NULL) == 0);
+	require(!tls_current_change(&current, again));
+	tls_current_done(&current);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
