@@ -5,6 +5,7 @@
 // for it go to a new shard, and so does ("rescue") whatever earlier items left there without an fsync.
 #include "daemon/store/appender.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -324,11 +325,12 @@ static int line_write(struct appender *a, struct line *l, struct error *err)
 	return error_system(err, rc, NULL, "store %s: cannot write", a->parts->directory.path);
 }
 
-// Whatever there is to do in one shard.
+// Whatever there is to do in one shard: something waits.
 static int line_commit(struct appender *a, struct line *l, struct error *err)
 {
 	int rc = 0;
 	struct pending_item *first = l->next;
+	assert(first);
 	while (l->next && item_stored(a, l->next))
 		l->next = l->next->next;
 	bool all_stored = l->next != first;
