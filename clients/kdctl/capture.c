@@ -230,7 +230,8 @@ static int keep_file(struct capture *c, const char *name, const char *json, size
 }
 
 // One of the tokenizer's files, which is kept under that name; take() reads it.
-static int fetch_file(struct capture *c, const char *path, const char *name, int (*take)(struct kdctl *, const char *, size_t, struct error *))
+static int fetch_file(struct capture *c, const char *path, const char *name,
+	int (*take)(struct kdctl *, const char *, size_t, struct error *))
 {
 	struct kd_error why;
 	struct error err = {0};

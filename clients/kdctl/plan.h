@@ -28,8 +28,8 @@ double plan_seconds(const struct plan_device *d, const struct plan_operator *o, 
 // What the pass is made of, each over all layers; returns how many.
 size_t plan_operators(const struct architecture *a, const struct plan_pass *p, struct plan_operator ret[PLAN_MAX_OPERATORS]);
 double plan_flop(const struct plan_operator *o, size_t n);
-// The FLOP/s with which the pass takes so long on a device of that bandwidth, so that what was measured is what is predicted; where its bytes
-// alone take longer (the bandwidth is of steps, whose few rows cost more than their bytes), the FLOP over the seconds.
+// The FLOP/s with which the pass takes so long on a device of that bandwidth, so that what was measured is what is predicted; where its
+// bytes alone take longer (the bandwidth is of steps, whose few rows cost more than their bytes), the FLOP over the seconds.
 double plan_fit_flops(const struct plan_device *d, const struct plan_operator *o, size_t n, double seconds);
 double plan_bytes(const struct plan_operator *o, size_t n);
 

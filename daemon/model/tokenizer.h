@@ -33,7 +33,8 @@ void tokens_done(struct tokens *t);
 
 int tokenizer_open_json(const char *json, size_t n, struct tokenizer **ret, struct error *err);      // tokenizer.json
 int tokenizer_open_gguf(const struct gguf *file, struct tokenizer **ret, struct error *err);         // tokenizer.ggml.* metadata
-// Takes from the text of a tokenizer_config.json the tokens that begin and end a text, where the tokenizer knows none. Before others use it.
+// Takes from the text of a tokenizer_config.json the tokens that begin and end a text, where the tokenizer knows none.
+// Before others use it.
 int tokenizer_read_ends(struct tokenizer *t, const char *json, size_t n, struct error *err);
 // A GGUF file, a Hugging Face directory (its tokenizer.json is enough) or a tokenizer.json; with the tokenizer_config.json beside that.
 int tokenizer_open_path(const char *path, struct tokenizer **ret, struct error *err);
@@ -61,7 +62,8 @@ const char *tokenizer_bytes(const struct tokenizer *t, uint32_t id, size_t *ret_
 // Whether id stands for one byte of characters that have no token.
 bool tokenizer_is_fallback(const struct tokenizer *t, uint32_t id);
 uint32_t tokenizer_vocab_size(const struct tokenizer *t);       // highest id + 1
-// GGUF: as the file says. tokenizer.json names neither: what its template puts before and after a text, or tokenizer_read_ends(). -1 = none.
+// GGUF: as the file says. tokenizer.json names neither: what its template puts before and after a text,
+// or tokenizer_read_ends(). -1 = none.
 int32_t tokenizer_bos(const struct tokenizer *t);
 int32_t tokenizer_eos(const struct tokenizer *t);
 struct content_id tokenizer_id(const struct tokenizer *t);      // of the meaning (vocabulary, merges, pattern, specials), not of the file

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// tokenizer_config.json: which token begins a text and which ends one. Nothing else of it is read: what changes ids stands in tokenizer.json.
+// tokenizer_config.json: which token begins a text and which ends one. Nothing else of it is read:
+// what changes ids stands in tokenizer.json.
 #include <string.h>
 
 #include "daemon/model/jansson.h"
@@ -26,8 +27,8 @@ int tokenizer_read_ends(struct tokenizer *t, const char *json, size_t n, struct 
 	bool starved;
 	json_t *root = jansson_load(json, n, 0, &why, &starved);
 	if (!root)
-		return error_set(err, starved ? ERROR_MEMORY : ERROR_INVALID, "tokenizer_config.json", "tokenizer_config.json is not JSON: %s (line %d)",
-				 why.text, why.line);
+		return error_set(err, starved ? ERROR_MEMORY : ERROR_INVALID, "tokenizer_config.json",
+				 "tokenizer_config.json is not JSON: %s (line %d)", why.text, why.line);
 	if (t->bos < 0)
 		t->bos = find_token(t, json_object_get(root, "bos_token"));
 	if (t->eos < 0)

@@ -100,16 +100,17 @@ static void model_fields(struct buffer *b, const struct teacher_info *info, cons
 {
 	const struct architecture *a = &info->architecture;
 	buffer_printf(
-		b, ",\"architecture\":\"%s\",\"objective\":\"%s\",\"context_length\":%" PRIu32 ",\"n_parameters\":%" PRIu64 ",\"dtype\":\"%s\",\"description\":",
-		a->name, a->masked ? "masked" : "causal", a->context_length, info->n_parameters, info->dtype);
+		b, ",\"architecture\":\"%s\",\"objective\":\"%s\",\"context_length\":%" PRIu32 ",\"n_parameters\":%" PRIu64
+		",\"dtype\":\"%s\",\"description\":", a->name, a->masked ? "masked" : "causal", a->context_length,
+		info->n_parameters, info->dtype);
 	buffer_string(b, info->description, strlen(info->description));
 	buffer_printf(b,
 		      ",\"n_layers\":%" PRIu32 ",\"width\":%" PRIu32 ",\"n_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32
 		      ",\"head_size\":%" PRIu32 ",\"bos_id\":%" PRId32 ",\"eos_id\":%" PRId32 ",\"max_tokens\":%" PRIu32
 		      ",\"max_top_k\":%" PRIu32 ",\"max_gather\":%" PRIu32 ",\"max_draws\":%" PRIu32 ",\"max_spans\":%" PRIu32
 		      ",\"load_seconds\":%.3f",
-		      a->n_layers, a->width, a->n_heads, a->n_kv_heads, a->head_size, a->bos_id, a->eos_id, info->max_tokens, info->max_top_k,
-		      limits->max_gather, limits->max_draws, limits->max_spans, info->load_seconds);
+		      a->n_layers, a->width, a->n_heads, a->n_kv_heads, a->head_size, a->bos_id, a->eos_id, info->max_tokens,
+		      info->max_top_k, limits->max_gather, limits->max_draws, limits->max_spans, info->load_seconds);
 }
 
 // The first teacher, whom nobody needs to name; then all of them.

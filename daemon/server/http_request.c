@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One request: headers checked, body collected within its bound, handed to control or service, reply written. Its complications: a refusal
-// known from the headers still reads and drops a body of ordinary size, because closing with unread bytes makes the client's kernel throw the
-// reply away; and what takes long is done by another thread (http_desk.c), which then owns the exchange, the body and the reply.
+// known from the headers still reads and drops a body of ordinary size, because closing with unread bytes makes the client's kernel throw
+// the reply away; and what takes long is done by another thread (http_desk.c), which then owns the exchange, the body and the reply.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -365,8 +365,8 @@ static void check_headers(struct http_request *q, const char *path, const char *
 		refuse(q, err.code == ERROR_TOO_LARGE ? MHD_HTTP_REQUEST_HEADER_FIELDS_TOO_LARGE : 0, &err);
 		return;
 	}
-	// Where a chunked body ends is for libmicrohttpd alone to say, and it takes a lone LF for the end of a chunk's first line: a reader in front
-	// may think otherwise. So nothing is read behind such a body.
+	// Where a chunked body ends is for libmicrohttpd alone to say, and it takes a lone LF for the end of a chunk's first line: a reader
+	// in front may think otherwise. So nothing is read behind such a body.
 	q->must_close = chunked;
 	if (!let_in(q, path, method, n_body, chunked))
 		return;

@@ -82,8 +82,8 @@ struct weight *weight_new(struct backend *be, const struct tensor *parts, uint32
 // Matrices on the shelf (apart.c). What has no shelf to go to is loaded into memory.
 struct weight *cpu_weight_load_apart(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
 uint32_t apart_pieces(const struct weight *w);          // 1 of a matrix in memory
-// Brings piece i (0..apart_pieces-1) of w into memory, as it was packed, until the next is; blocks *ret_first..*ret_last-1. `next` (n_next):
-// which of its pieces will be asked for next; NULL: all that follow on the shelf. False after backend_fail.
+// Brings piece i (0..apart_pieces-1) of w into memory, as it was packed, until the next is; blocks *ret_first..*ret_last-1. `next`
+// (n_next): which of its pieces will be asked for next; NULL: all that follow on the shelf. False after backend_fail.
 bool apart_find(struct backend *be, const struct weight *w, uint32_t i, const uint32_t *next, uint32_t n_next, uint32_t *ret_first,
 		uint32_t *ret_last);
 

@@ -116,9 +116,9 @@ void int8_multiply(struct backend *be, float *y, bool add, const float *x, const
 		for (size_t first = 0; first < rows; first += INT8_ROWS) {
 			cpu->vector->int8_unit(&(struct int8_unit){
 				.y = y + first * m->n + column, .ldy = m->n, .n = m->n - column < width ? m->n - column : width,
-				.n_rows = rows - first < INT8_ROWS ? rows - first : INT8_ROWS, .add = add, .bias = bias ? bias + column : NULL,
-				.x = o.x + first * bytes, .x_scales = o.scales + first * m->n_groups, .n_groups = m->n_groups,
-				.w = m->values + column * depth, .w_scales = m->scales + column * m->n_groups,
+				.n_rows = rows - first < INT8_ROWS ? rows - first : INT8_ROWS, .add = add,
+				.bias = bias ? bias + column : NULL, .x = o.x + first * bytes, .x_scales = o.scales + first * m->n_groups,
+				.n_groups = m->n_groups, .w = m->values + column * depth, .w_scales = m->scales + column * m->n_groups,
 				.scratch = cpu->own[omp_get_thread_num()]});
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrices in 8-bit integers, and products with them (enum backend_numeric, INT8). Integer sums have no order, sums over groups have one, and
-// a row is quantised by itself: results do not depend on company or threads.
+// Matrices in 8-bit integers, and products with them (enum backend_numeric, INT8). Integer sums have no order, sums over groups have one,
+// and a row is quantised by itself: results do not depend on company or threads.
 #pragma once
 
 #include <stdbool.h>
@@ -14,7 +14,8 @@ struct cpu_vector;
 struct int8_matrix {
 	uint32_t n, k, n_groups, panel;  // outputs, terms, groups of a row, outputs of a panel
 	uint32_t terms;                  // that lie side by side
-	int8_t *values;                  // (n / panel rounded up, n_groups * INT8_GROUP / terms, panel, terms), what lies beyond n or k is 0
+	int8_t *values;                  // (n / panel rounded up, n_groups * INT8_GROUP / terms, panel, terms),
+	                                 // what lies beyond n or k is 0
 	float *scales;                   // (n / panel rounded up, n_groups, panel)
 };
 

@@ -81,7 +81,8 @@ struct multiplication {
 };
 
 // Outputs of blocks first..last-1. False when a tile failed.
-static bool multiply_blocks(const struct cpu *cpu, const struct multiplication *p, const struct tiles *t, uint32_t first_block, uint32_t last)
+static bool multiply_blocks(const struct cpu *cpu, const struct multiplication *p, const struct tiles *t,
+	uint32_t first_block, uint32_t last)
 {
 	const struct matrix *m = p->matrix;
 	uint32_t block_size = products_block(cpu->products), chunk_size = products_chunk(cpu->products);
@@ -93,7 +94,8 @@ static bool multiply_blocks(const struct cpu *cpu, const struct multiplication *
 		for (uint32_t block = first_block; block < last; block++) {
 			for (size_t i = 0; i < t->n_tiles; i++) {
 				int worker = omp_get_thread_num();
-				size_t first = i * t->tile, n = rows - first < t->tile ? rows - first : t->tile, column = (size_t)block * block_size;
+				size_t first = i * t->tile, n = rows - first < t->tile ? rows - first : t->tile,
+					column = (size_t)block * block_size;
 				float *tile = cpu->own[worker];
 				if (matrix_tile(m, block, chunk, tile_at(t, m, i, chunk, chunk_size), tile, worker) < 0) {
 #pragma omp atomic write
@@ -149,7 +151,8 @@ void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct 
 	forward(be, cpu_real(y), add, cpu_act_in(x), w, cpu_real_in(bias), rows);
 }
 
-// dw (N, K) += dyᵀ x, in blocks of rows of dw; with operands rounded to bfloat16 too where the other products are of such, at float's speed. Sums run over rows in order, so they do not depend on threads (but they do on T).
+// dw (N, K) += dyᵀ x, in blocks of rows of dw; with operands rounded to bfloat16 too where the other products are of such, at float's
+// speed. Sums run over rows in order, so they do not depend on threads (but they do on T).
 static void gradient(struct backend *be, float *dw, const float *dy, const float *x, size_t N, size_t K, size_t rows, bool rounded)
 {
 	const struct cpu *cpu = cpu_of(be);
@@ -186,7 +189,8 @@ static void backward(struct backend *be, float *dx, float *dw, const float *dy, 
 		backend_fail(be, "the gradient through an immutable matrix was asked for");
 	if (!rows || backend_failed(be))
 		return;
-	struct multiplication p = {.y = dx, .x = dy, .matrix = w->backward, .N = w->n_columns, .K = w->n_rows, .rows = rows, .operand = w->operand};
+	struct multiplication p = {
+		.y = dx, .x = dy, .matrix = w->backward, .N = w->n_columns, .K = w->n_rows, .rows = rows, .operand = w->operand};
 	if (dx)
 		multiply(be, &p, NULL);
 	if (dw)

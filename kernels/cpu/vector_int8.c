@@ -3,8 +3,8 @@
 //
 // There are two forms of the dot product that fills a lane. The one of words: two neighbouring terms side by side as 16-bit integers, one
 // instruction multiplies and adds both into 32 bits, exactly. (The old one that takes bytes adds pairs into 16 bits and cuts off what does
-// not fit: with what keeps it exact it needs as many instructions.) Weights lie in memory as bytes and are widened a chunk at a time, for all
-// rows of a unit.
+// not fit: with what keeps it exact it needs as many instructions.) Weights lie in memory as bytes and are widened a chunk at a time, for
+// all rows of a unit.
 // The one of bytes (INT8_BYTES), of processors that multiply four unsigned bytes by four signed ones and add into 32 bits, exactly: rows
 // are quantised with 128 added, and sums begin at -128 times the sum of the weights.
 #include <float.h>
@@ -124,7 +124,8 @@ INLINE float quantize_group(int16_t *q, const float *x, size_t n)
 		return 0;
 	float inverse = 127.0f / m;
 	for (size_t i = 0; i < n; i += LANES) {
-		int16_t h __attribute__((vector_size(2 * LANES))) = __builtin_convertvector(vf_round(take(x + i, n - i) * inverse), typeof(h));
+		int16_t h __attribute__((vector_size(2 * LANES))) =
+			__builtin_convertvector(vf_round(take(x + i, n - i) * inverse), typeof(h));
 		memcpy(q + i, &h, sizeof(h));
 	}
 	return m / 127.0f;
@@ -206,8 +207,8 @@ INLINE vi start_of(const struct chunk *c, size_t g, size_t lane)
 	return v;
 }
 
-// sums (n_rows, WIDTH) += n_rows rows (their terms `depth` apart) times a chunk, the first: =. Sums of a group are integers, sums of groups floats in the
-// order of the groups: what is done to a row is the same whatever its company.
+// sums (n_rows, WIDTH) += n_rows rows (their terms `depth` apart) times a chunk, the first: =. Sums of a group are integers, sums of groups
+// floats in the order of the groups: what is done to a row is the same whatever its company.
 INLINE void rows_product(const int n_rows, float *sums, const operand *x, size_t depth, const float *x_scales, size_t n_scales,
 			 const struct chunk *c)
 {

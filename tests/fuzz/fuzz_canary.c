@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The answer that the first start kept, as a later one finds it: bytes as they are, and again as a record whose checksum holds. What is no record, or
-// one of another question, gives way to today's answer; what answers this one differs with a reason, or is as good as today's and stays.
+// The answer that the first start kept, as a later one finds it: bytes as they are, and again as a record whose checksum holds. What is no
+// record, or one of another question, gives way to today's answer; what answers this one differs with a reason,
+// or is as good as today's and stays.
 #include <stdlib.h>
 #include <string.h>
 

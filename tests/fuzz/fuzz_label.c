@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// kdctl label --resume: first byte how many samples (1, 2) and whether prompts are lines of JSON (4); then the prompts up to a NUL, then what an
-// earlier one wrote, in which byte 1 and two more stand for a right line (of that prompt, that sample) and byte 2 and one more for its
-// members. What is gone on with is a beginning of that file, of whole items; what is refused stays as it was.
+// kdctl label --resume: first byte how many samples (1, 2) and whether prompts are lines of JSON (4); then the prompts up to a NUL, then
+// what an earlier one wrote, in which byte 1 and two more stand for a right line (of that prompt, that sample) and byte 2 and one more for
+// its members. What is gone on with is a beginning of that file, of whole items; what is refused stays as it was.
 #include <stdlib.h>
 #include <string.h>
 

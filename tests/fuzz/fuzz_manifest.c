@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The manifest that kdctl capture finds in its directory: what it goes on with keeps the captures of others when it is written again, what it
-// does not know stays as it is.
+// The manifest that kdctl capture finds in its directory: what it goes on with keeps the captures of others when it is written again, what
+// it does not know stays as it is.
 #include <stdlib.h>
 #include <string.h>
 

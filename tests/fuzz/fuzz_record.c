@@ -29,8 +29,9 @@ static void expect_same(const struct record_rows *a, const struct record_rows *b
 // Whoever knows the question gets the same bytes out of the short form.
 static void try_short(const struct record *record, const struct record_rows *rows)
 {
-	struct record_question q = {.teacher = &rows->teacher, .key = record_key(record), .sequence = &rows->sequence, .query = &rows->query,
-				    .vocab_size = rows->vocab_size};
+	struct record_question q = {
+		.teacher = &rows->teacher, .key = record_key(record), .sequence = &rows->sequence, .query = &rows->query,
+		.vocab_size = rows->vocab_size};
 	size_t n = record_short_bytes(record), n_whole, n_back;
 	const void *whole = record_bytes(record, &n_whole);
 	struct record *back = NULL;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// kdctl and what a server replies to it: any bytes as the body of a reply, its status in front (2). What is JSON is shown as kdctl status shows
-// it, its points are drawn as kdctl runs plot and watch draw them (from a file too), and every command that reads such a reply is given it.
+// kdctl and what a server replies to it: any bytes as the body of a reply, its status in front (2). What is JSON is shown as kdctl status
+// shows it, its points are drawn as kdctl runs plot and watch draw them (from a file too),
+// and every command that reads such a reply is given it.
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>

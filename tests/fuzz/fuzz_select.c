@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The files kdctl select reads: first byte the method (1, 2) and options of it (4, 8), then FILE and the method's other files, divided by NULs.
-// What is chosen are lines of the input; what is not chosen has a reason.
+// The files kdctl select reads: first byte the method (1, 2) and options of it (4, 8), then FILE and the method's other files, divided by
+// NULs. What is chosen are lines of the input; what is not chosen has a reason.
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// kdctl score --resume: what it finds in the file of its answers. First byte: records, or lines of JSON (1). Then the file, in which byte 1 and one
-// more stand for the true answer to that sequence. What is gone on with holds the first of the answers, whole; what is refused stays as it was.
+// kdctl score --resume: what it finds in the file of its answers. First byte: records, or lines of JSON (1). Then the file, in which byte 1
+// and one more stand for the true answer to that sequence. What is gone on with holds the first of the answers, whole;
+// what is refused stays as it was.
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,7 +19,8 @@
 #define N_TOKENS 3
 
 static struct kd_client client = {
-	.server = {.teacher = TEACHER, .vocab_size = 50, .max_tokens = 64, .max_top_k = 8, .max_sequences = 8, .max_gather = 8, .max_draws = 8, .max_spans = 8}};
+	.server = {.teacher = TEACHER, .vocab_size = 50, .max_tokens = 64, .max_top_k = 8, .max_sequences = 8, .max_gather = 8,
+		   .max_draws = 8, .max_spans = 8}};
 static uint32_t tokens[N_ITEMS][N_TOKENS] = {{1, 2, 3}, {4, 5, 6}, {7, 8, 9}};
 
 static void require(bool holds)

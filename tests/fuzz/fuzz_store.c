@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A store's directory as its writer, a reader and the operator's tools find it: first byte how it is rewritten at the end (1: contained ones stay;
-// 2: damage is let go of; 4: without compression; 8: not at all), then the files (shards.h). Whatever lies there: what is served are true answers, no good
-// record is lost, and what is appended is there afterwards.
+// A store's directory as its writer, a reader and the operator's tools find it: first byte how it is rewritten at the end (1: contained
+// ones stay; 2: damage is let go of; 4: without compression; 8: not at all), then the files (shards.h). Whatever lies there: what is served
+// are true answers, no good record is lost, and what is appended is there afterwards.
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Certificates and keys: a PEM file with a certificate, and behind the first NUL one with its key, as a server reads them; the first also as what
-// a client trusts. GnuTLS reads what is in them; what it refuses has a reason in which nothing of a key stands.
+// Certificates and keys: a PEM file with a certificate, and behind the first NUL one with its key, as a server reads them; the first also
+// as what a client trusts. GnuTLS reads what is in them; what it refuses has a reason in which nothing of a key stands.
 #include <stdlib.h>
 #include <string.h>
 

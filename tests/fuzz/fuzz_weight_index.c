@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A directory of weights: model.safetensors.index.json, and behind the first NUL the shard a.safetensors; b.safetensors has the tensor "b". What
-// opens lies whole in files of the directory, each tensor where the index says.
+// A directory of weights: model.safetensors.index.json, and behind the first NUL the shard a.safetensors; b.safetensors has the tensor "b".
+// What opens lies whole in files of the directory, each tensor where the index says.
 #include <stdlib.h>
 #include <string.h>
 

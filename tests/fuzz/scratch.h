@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A folder of a target's own, for parsers that open files by name: in memory where the system has such a place, since some of them wait for the
-// disk. It is removed with all files in it when the program ends.
+// A folder of a target's own, for parsers that open files by name: in memory where the system has such a place, since some of them wait for
+// the disk. It is removed with all files in it when the program ends.
 #pragma once
 
 #include <stddef.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A store's directory made by the bytes of an input: true records in frames that hold, frames around anything, seals, zeros, damage, index files
-// and notes, each file under one of a few names. For targets that open one.
+// A store's directory made by the bytes of an input: true records in frames that hold, frames around anything, seals, zeros, damage, index
+// files and notes, each file under one of a few names. For targets that open one.
 #pragma once
 
 #include <stdint.h>

@@ -76,7 +76,8 @@ void int8_products_are_exact(void **state)
 	}
 }
 
-// Around what implementations cut products into: groups and chunks of groups, panels and groups of panels, blocks of rows and units of blocks.
+// Around what implementations cut products into: groups and chunks of groups, panels and groups of panels,
+// blocks of rows and units of blocks.
 void int8_products_of_any_shape_match_ref(void **state)
 {
 	static const uint32_t rows_of[] = {1, 5, 33, 97, 200}, outputs[] = {1, 15, 37, 129, 261}, terms[] = {1, 31, 33, 577, 1700};

@@ -28,7 +28,8 @@ static void a_roof_is_products_or_bytes(void **state)
 	near(plan_seconds(&d, both, 2), 1.160880, 1e-12);
 }
 
-// 8 GFLOP of products and 1 GFLOP over 4 GB, which takes 0.2 s: 0.8 s are left of a second for the products. In 0.1 s the bytes alone do not fit.
+// 8 GFLOP of products and 1 GFLOP over 4 GB, which takes 0.2 s: 0.8 s are left of a second for the products.
+// In 0.1 s the bytes alone do not fit.
 static void what_was_measured_is_predicted(void **state)
 {
 	(void)state;
