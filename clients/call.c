@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Blocking questions to the server itself: control resources and pings.
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,7 +54,7 @@ int kd_call(struct kd_client *client, const char *method, const char *path, cons
 	strcpy(call.method, method);
 	strcpy(call.path, path);
 	m.pending = pending_new(PENDING_CALL, &q, &why);
-	int r = m.pending ? prepare_call(client, &call, &m, &why) : error_errno(why.code);
+	int r = m.pending ? prepare_call(client, &call, &m, &why) : -ENOMEM;
 	if (!r)
 		r = exchange(client, &m, &q, &q, &why);
 	prepared_done(&m);
@@ -76,7 +77,7 @@ int kd_ping(struct kd_client *client, double *ret_ms, struct kd_error *err)
 	struct prepared m = {.kind = FRAME_PING, .pending = pending_new(PENDING_PING, &q, &why)};
 	struct timespec begin, end;
 	clock_gettime(CLOCK_MONOTONIC, &begin);
-	int r = m.pending ? exchange(client, &m, &q, &q, &why) : error_errno(why.code);
+	int r = m.pending ? exchange(client, &m, &q, &q, &why) : -ENOMEM;
 	clock_gettime(CLOCK_MONOTONIC, &end);
 	queued_free(q);
 	if (!r && ret_ms)

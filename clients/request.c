@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Requests: checked here with the server's own rules before a byte is sent; answers come without their questions, so those are kept. All
 // of that is done without the lock; with it only the credit is taken and the frame queued.
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -63,6 +64,7 @@ static int make_score(const struct kd_request *request, const struct query *quer
 	int r = 0;
 	for (uint32_t i = 0; i < m.n_sequences; i++)
 		parts |= convert_has_part(&request->sequences[i]);
+	assert(m.n_sequences);        // check_request
 	m.sequences = calloc(m.n_sequences, sizeof *m.sequences);
 	m.parts = parts ? calloc(m.n_sequences, sizeof *m.parts) : NULL;
 	if (!m.sequences || (parts && !m.parts))
@@ -135,7 +137,7 @@ int prepare_score(const struct kd_client *client, const struct kd_request *reque
 	if (r)
 		return r;
 	m.pending = pending_new(PENDING_SCORE, owner, err);
-	r = m.pending ? 0 : error_errno(err->code);
+	r = m.pending ? 0 : -ENOMEM;
 	if (!r) {
 		m.pending->base = base;
 		r = prepare_questions(client, request, &query, m.pending, err);

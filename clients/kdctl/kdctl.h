@@ -49,6 +49,19 @@ int kdctl_usage(const struct kdctl *k, const char *format, ...) __attribute__((f
 int kdctl_fail_with(const struct kdctl *k, const char *field, const char *message);      // "field: message"
 // The rest of getopt_long: says what is wrong with the option just seen.
 int kdctl_bad_option(const struct kdctl *k, int argc, char **argv);
+#ifdef __clang_analyzer__
+// It reads one file at a time, and does not know that the four above never return 0.
+static inline int kdctl_failed(int status)
+{
+	__builtin_assume(status > 0);
+	return status;
+}
+#define kdctl_fail(...) kdctl_failed(kdctl_fail(__VA_ARGS__))
+#define kdctl_usage(...) kdctl_failed(kdctl_usage(__VA_ARGS__))
+#define kdctl_fail_with(...) kdctl_failed(kdctl_fail_with(__VA_ARGS__))
+#define kdctl_bad_option(...) kdctl_failed(kdctl_bad_option(__VA_ARGS__))
+#endif
+
 bool kdctl_number(const char *text, double min, double max, double *ret);                // the whole text
 
 int kdctl_connect(struct kdctl *k);                                                      // 0, or an exit status

@@ -10,6 +10,12 @@
 #include "clients/kdctl/kdctl.h"
 #include "common/heap.h"
 
+// wrapped for the analyser alone
+#undef kdctl_fail
+#undef kdctl_usage
+#undef kdctl_fail_with
+#undef kdctl_bad_option
+
 #define EXIT_CONFIGURATION 78    // sysexits.h: EX_CONFIG
 #define TOKEN_SIZE 300
 #define DEFAULT_SERVER "unix:/run/kdserved/kdserved.sock"

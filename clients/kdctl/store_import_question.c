@@ -76,7 +76,7 @@ static void read_spans(struct pull *t, struct query *q)
 	q->spans = malloc((ends.n / 2 + 1) * sizeof *q->spans);
 	if (!q->spans || !ends.n)
 		pull_fail(t, q->spans ? "an empty list" : "no memory");
-	for (size_t i = 0; !t->failed && i < ends.n / 2; i++)
+	for (size_t i = 0; q->spans && !t->failed && i < ends.n / 2; i++)
 		q->spans[i] = (struct query_span){ends.ids[2 * i], ends.ids[2 * i + 1]};
 	q->n_spans = t->failed ? 0 : (uint32_t)(ends.n / 2);
 	free(ends.ids);
