@@ -104,7 +104,9 @@ static double coin(const struct policy *p, uint64_t step)
 
 enum policy_kind policy_kind(const struct policy *p, uint64_t step)
 {
-	double chance = !p ? 0 : p->adaptive ? p->now.chance : schedule_at(&p->chance, step, p->n_steps), side = p ? coin(p, step) : 1;
+	if (!p)
+		return POLICY_TEXT;
+	double chance = p->adaptive ? p->now.chance : schedule_at(&p->chance, step, p->n_steps), side = coin(p, step);
 	if (side >= chance)
 		return POLICY_TEXT;
 	if (!p->replay || !replay_full(p->replay) || side < chance * schedule_at(&p->fresh, step, p->n_steps))

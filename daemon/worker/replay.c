@@ -246,7 +246,7 @@ static int noted_share(struct replay *r, struct team *team, struct error *err)
 {
 	uint32_t size = team_size(team);
 	uint8_t *mine = NULL, *padded = NULL, *all = NULL;
-	size_t n = 0, longest = 0;
+	size_t n = 0, longest = 1;        // room for nothing is no room
 	uint64_t *lengths = calloc(size, sizeof *lengths);
 	int result = lengths ? list_encode(r->noted, r->options.n_step, 0, r->options.n_step, &mine, &n, err)
 			     : error_set(err, ERROR_MEMORY, "rollout-replay", "out of memory");

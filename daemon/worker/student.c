@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "daemon/worker/student_internal.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -175,6 +176,7 @@ static struct gradient gradient_of(struct student *s, uint32_t i, uint32_t n)
 static void drawn_add(struct student *s, const struct position *p, const struct loss_position *x)
 {
 	struct student_drawn *d = &s->sums->drawn;
+	assert(p->teachers);        // there are no rewards without what a teacher said
 	double log_p = (double)p->teachers[0]->own_logit[p->row] - hearings_lse(p->teachers[0], p->row, 1);
 	double lr = log_p - (x->student[x->label] - x->student_lse_1);
 	d->n++;

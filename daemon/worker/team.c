@@ -14,6 +14,7 @@
 #ifdef HAVE_MPI
 #include "daemon/worker/team_mpi.h"
 #endif
+#undef team_agree        // wrapped for the analyser alone
 
 #define TEAM_PIECE_BYTES ((size_t)1 << 26)     // of a broadcast: MPI counts in int
 #define TEAM_PIECE_FLOATS ((size_t)1 << 20)    // of an array on its way through the host
