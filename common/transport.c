@@ -96,7 +96,7 @@ bool tls_is_same(const struct tls *a, const struct tls *b)
 			s = gnutls_certificate_get_crt_raw(b->credentials, 0, i, &other);
 		if (r || s)
 			return r && s;
-		if (one.size != other.size || memcmp(one.data, other.data, one.size))
+		if (one.size != other.size || memcmp(one.data, other.data, one.size) != 0)
 			return false;
 	}
 }

@@ -2,6 +2,7 @@
 // Work arrays: sizes follow from the architecture and the largest batch; everything is reserved here and nothing grows.
 #include "daemon/model/activations.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -133,6 +134,7 @@ static bool keeps_input(const struct activations *x, uint32_t i)
 // x holds the layers' places.
 static void make_arrays(struct maker *m, const struct architecture *a, bool training, struct activations *x)
 {
+	assert(x->segment);
 	for (uint32_t i = 0; i < a->n_layers; i++) {
 		struct layer_activations *l = &x->layers[i];
 		if (i >= x->segment)

@@ -96,7 +96,7 @@ static uint64_t integer_at(const struct gguf_entry *e, uint64_t i)
 	uint64_t v = 0;
 	for (uint32_t k = 0; k < bytes; k++)
 		v |= (uint64_t)e->data[i * bytes + k] << (8 * k);
-	if (is_signed(e->type) && bytes < 8 && v >> (8 * bytes - 1))
+	if (is_signed(e->type) && bytes > 0 && bytes < 8 && v >> (8 * bytes - 1))
 		v |= ~(uint64_t)0 << (8 * bytes);
 	return v;
 }
