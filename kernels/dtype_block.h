@@ -144,7 +144,7 @@ BLOCK_FUNCTION void block_q6_k(const uint8_t *block, BLOCK_OUT y)
 		for (int r = 0; r < 4; r++) {
 			for (int i = 0; i < 32; i++) {
 				int v = (low[32 * (r & 1) + i] >> (r & 2 ? 4 : 0) & 15) | (high[i] >> (2 * r) & 3) << 4;
-				int factor = factors[2 * r + i / 16];
+				int8_t factor = factors[2 * r + i / 16];
 				BLOCK_PUT(y, 128 * half + 32 * r + i, d * (float)factor * (float)(v - 32));
 			}
 		}
