@@ -78,6 +78,7 @@ static enum error_code code_of_errno(int number)
 {
 	switch (number) {
 	case ENOENT: return ERROR_NOT_FOUND;
+	case ENOTDIR: case EISDIR: case ELOOP: case ENAMETOOLONG: return ERROR_INVALID;      // a path that is none for this, now and later
 	case ENOMEM: return ERROR_MEMORY;
 	case ENOSPC: case EDQUOT: case EFBIG: return ERROR_STORE;
 	case EEXIST: case EBUSY: case EADDRINUSE: return ERROR_CONFLICT;

@@ -158,6 +158,8 @@ static int open_supervisor(struct daemon *d, struct error *err)
 	struct supervisor_options s = {
 		.directory = o->runs, .worker_path = o->worker, .server_address = d->listeners.address, .event = on_run};
 	reload_supervisor_limits(o, &s.limits);
+	if (o->runs && o->worker && access(o->worker, X_OK))         // else each run finds out
+		return error_system(err, errno, "worker", "worker = %s", o->worker);
 	return o->runs ? supervisor_open(&s, &d->supervisor, err) : 0;
 }
 

@@ -74,6 +74,14 @@ static bool read_number(struct generation *g, int c)
 	return true;
 }
 
+// "--temperature -1", or in one word.
+static int bad_number(const struct kdctl *k, char **argv)
+{
+	bool apart = argv[optind - 1] == optarg;
+	return kdctl_usage(k, "%s%s%s: not a number in its range (kdctl generate --help)", apart ? argv[optind - 2] : "", apart ? " " : "",
+			   argv[optind - 1]);
+}
+
 static int parse_arguments(struct generation *g, int argc, char **argv)
 {
 	static const struct option options[] = {{"help", no_argument, NULL, 'h'}, {"prompt", required_argument, NULL, 'p'},
@@ -95,7 +103,7 @@ static int parse_arguments(struct generation *g, int argc, char **argv)
 		case ':': case '?': return kdctl_bad_option(g->k, argc, argv);
 		default:
 			if (!read_number(g, c))
-				status = kdctl_usage(g->k, "%s: not a number in its range (kdctl generate --help)", optarg);
+				status = bad_number(g->k, argv);
 		}
 	}
 	if (!status && (!g->prompt || optind != argc))

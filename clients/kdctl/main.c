@@ -97,7 +97,7 @@ int kdctl_fail_with(const struct kdctl *k, const char *field, const char *messag
 int kdctl_bad_option(const struct kdctl *k, int argc, char **argv)
 {
 	const char *option = optind - 1 < argc ? argv[optind - 1] : "option", *command = k->command ? k->command : "";
-	return kdctl_usage(k, "%s: unknown option, or its value is missing (kdctl %s --help)", option, command);
+	return kdctl_usage(k, "%s: unknown option, or its value is missing (kdctl %s%s--help)", option, command, *command ? " " : "");
 }
 
 bool kdctl_number(const char *text, double min, double max, double *ret)

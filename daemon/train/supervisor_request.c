@@ -153,7 +153,7 @@ static int stop_locked(struct supervisor *s, const char *id, struct error *err)
 {
 	struct entry *e = supervisor_find(s, id);
 	if (!e)
-		return error_set(err, ERROR_NOT_FOUND, "id", "no such run");
+		return error_set(err, ERROR_NOT_FOUND, "id", "%.64s: no such run", id);
 	if (e->run.state == RUN_QUEUED) {
 		s->n_queued--;
 		entry_finish(e, &s->context, RUN_STOPPED, "");
@@ -199,7 +199,7 @@ int supervisor_get(struct supervisor *s, const char *id, char **ret_json, struct
 	struct entry *e = supervisor_find(s, id);
 	json_t *j = e ? run_to_json(&e->run) : NULL;
 	pthread_mutex_unlock(&s->lock);
-	return e ? text_of(j, ret_json, err) : error_set(err, ERROR_NOT_FOUND, "id", "no such run");
+	return e ? text_of(j, ret_json, err) : error_set(err, ERROR_NOT_FOUND, "id", "%.64s: no such run", id);
 }
 
 // Reads the disk without the lock: the file only grows.
@@ -211,7 +211,7 @@ int supervisor_history(struct supervisor *s, const char *id, char **ret_json, st
 	bool known = supervisor_find(s, id) != NULL;
 	pthread_mutex_unlock(&s->lock);
 	if (!known)
-		return error_set(err, ERROR_NOT_FOUND, "id", "no such run");
+		return error_set(err, ERROR_NOT_FOUND, "id", "%.64s: no such run", id);
 	if (run_path(s->context.directory, id, "metrics.jsonl", path) < 0)
 		return error_set(err, ERROR_TOO_LARGE, NULL, "the path of its metrics is too long");
 	int r = history_read(path, &points, err);

@@ -104,6 +104,14 @@ static int own_store_name(struct trainer *t, struct error *err)
 	return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 }
 
+// Who reads a file knows its path; which setting named it is known here.
+static int name_setting(int r, const char *setting, struct error *err)
+{
+	if (r && err && (strstr(err->message, err->field) || strcmp(err->field, "teacher") == 0))
+		snprintf(err->field, sizeof err->field, "%s", setting);
+	return r;
+}
+
 static int teacher_open(struct trainer *t, struct error *err)
 {
 	const struct run_settings *s = t->settings;
@@ -111,7 +119,8 @@ static int teacher_open(struct trainer *t, struct error *err)
 	bool labels = settings_labels(s);
 	if (!shards && !labels && !s->server)
 		return error_set(err, ERROR_INVALID, "server", "is missing: where does the teacher answer? (or teacher = shards:DIR)");
-	int r = labels ? tokenizer_open_path(s->tokenizer ? s->tokenizer : s->student, &t->tokenizer, err)
+	int r = labels ? name_setting(tokenizer_open_path(s->tokenizer ? s->tokenizer : s->student, &t->tokenizer, err),
+				      s->tokenizer ? "tokenizer" : "student", err)
 		: shards && !s->others.n ? 0 : token_read(t, err);
 	r = r ? r : own_store_name(t, err);
 	struct answers_options o = {.shards = shards, .labels = labels ? t->tokenizer : NULL, .max_tokens = (uint32_t)s->sequence_length,
@@ -158,7 +167,8 @@ static int tokenizer_open(struct trainer *t, struct error *err)
 	const char *path = s->tokenizer ? s->tokenizer : settings_shards(s) ? s->student : NULL;
 	if (t->tokenizer)
 		return 0;                                      // labels are of its own making
-	int r = path ? tokenizer_open_path(path, &t->tokenizer, err) : tokenizer_fetch(t, err);
+	int r = path ? name_setting(tokenizer_open_path(path, &t->tokenizer, err), s->tokenizer ? "tokenizer" : "student", err)
+		: tokenizer_fetch(t, err);
 	r = r ? r : tokenizer_check(t, !path ? "server" : s->tokenizer ? "tokenizer" : "student", err);
 	return r ? r : panel_check_tokenizers(t, err);
 }
@@ -222,7 +232,7 @@ static int given_student_open(struct trainer *t, const struct student_options *o
 {
 	struct model_file *file = NULL;
 	struct layers layers;
-	int r = model_file_open(t->settings->student, &file, err);
+	int r = name_setting(model_file_open(t->settings->student, &file, err), "student", err);
 	r = r ? r : same_tokenizer(t, file, err);
 	if (r)
 		goto out;

@@ -344,6 +344,11 @@ class Program(unittest.TestCase):
             text = kdctl(*options[:3], "--tokens", "4", "--temperature", "0", "--stop", "zzz")
             greedy, = daemon.post("/v1/generate", {"prompts": [{"text": "the cat"}], "max_tokens": 4, "temperature": 0})[1]["sequences"]
             self.assertEqual(text.decode("ascii", "ignore"), greedy["text"].encode("ascii", "ignore").decode() + "\n")
+            for wrong in (("--temperature", "-1"), ("--tokens=0",), ("--samples", "many")):
+                done = subprocess.run([os.path.join(kdserved.BUILD, "kdctl"), "generate", "--prompt", "x", *wrong], capture_output=True, text=True,
+                                      timeout=kdserved.PATIENCE)
+                self.assertEqual((done.returncode, done.stderr), (2, "kdctl: generate: %s: not a number in its range (kdctl generate --help)\n" %
+                                                                  " ".join(wrong)))
 
 
 class Many(unittest.TestCase):

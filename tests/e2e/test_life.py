@@ -223,6 +223,20 @@ class Starting(Temporary):
             f.write("teacher = x\nmax-top-k = many\n")
         self.refused_arguments(78, r"bad.conf:2.*max-top-k", "--config", self.path("bad.conf"))
 
+    def test_what_settings_name_and_is_none_is_bad_configuration(self):
+        """78, for which the unit does not start it again."""
+        doors = ("--teacher", self.model(), "--http", "127.0.0.1:0", "--socket", "unix:" + self.path("s"))
+        with open(self.path("file"), "w"):
+            pass
+        for arguments, words in ((("--store", self.path("file")), "store .*/file: .*Not a directory"),
+                                 (("--store", self.path("file/store")), "store .*/file/store: .*Not a directory"),
+                                 (("--runs", self.path("runs"), "--worker", "/nowhere"), "worker = /nowhere: No such file"),
+                                 (("--runs", self.path("runs"), "--worker", self.path("file")), "worker = .*/file: Permission denied")):
+            with self.subTest(arguments=arguments):
+                status, _, err = run(*doors, *arguments)
+                self.assertEqual(status, 78, err)
+                self.assertRegex(err, "error: " + words)
+
     def test_check_config_help_and_version(self):
         with open(self.path("good.conf"), "w") as f:
             f.write("# ours\nteacher = %s\nthreads = 1\n" % self.model())

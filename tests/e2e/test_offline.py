@@ -260,6 +260,14 @@ class Offline(unittest.TestCase):
         self.assertEqual(said["held_out_ce"], last_report(beside)["held_out_ce"])
         self.assertEqual(read(self.output, "student", "model.safetensors"), read(beside, "student", "model.safetensors"))
 
+    def test_a_file_that_is_not_there_is_told_with_its_setting(self):
+        for keys, words in (({"tokenizer": "/nowhere"}, "error: tokenizer: cannot open /nowhere"),
+                            ({"student": "/nowhere"}, "error: student: cannot open model /nowhere"),
+                            ({"student": "/nowhere", "tokenizer": None}, "error: student: cannot open /nowhere")):
+            status, err = self.work(self.output, self.labels(**keys))
+            self.assertEqual(status, 1, err)
+            self.assertIn(words, err)
+
     def test_labels_go_with_nothing_that_asks_a_teacher(self):
         for words, keys in ((["loss", "cross-entropy"], {"loss": "forward-kl"}), (["server", "one of the two"], {"server": "unix:/nowhere"}),
                             (["store"], {"store": self.own}), (["tokenizer", "is missing"], {"tokenizer": None}),

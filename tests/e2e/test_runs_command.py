@@ -63,7 +63,7 @@ class Runs(unittest.TestCase):
         self.assertIn("no such numbers", self.runs("plot", "--keys", "nothing", "done", expect=1))
         self.assertIn("--keys", self.runs("plot", "--keys", "a,,b", "done", expect=2))
         self.assertIn("one ID", self.runs("plot", expect=2))
-        self.assertIn("no such run", self.runs("plot", "none", expect=1))
+        self.assertIn("none: no such run", self.runs("plot", "none", expect=1))
         self.assertIn("none.jsonl", self.runs("plot", "none.jsonl", expect=1))
         self.assertIn("--seconds", self.runs("watch", "--seconds", "0", "done", expect=2))
 
