@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Blocking questions to the server itself: control resources and pings.
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -57,6 +58,7 @@ int kd_call(struct kd_client *client, const char *method, const char *path, cons
 	int r = m.pending ? prepare_call(client, &call, &m, &why) : -ENOMEM;
 	if (!r)
 		r = exchange(client, &m, &q, &q, &why);
+	assert(r || q);        // what was waited for is there
 	prepared_done(&m);
 	if (!r && q->event.kind == KD_EVENT_REQUEST_FAILED)
 		r = error_set(&why, error_from_name(q->event.error.code), q->event.error.field, "%s", q->event.error.message);
