@@ -239,7 +239,7 @@ int share_align(struct trainer *t, struct error *err)
 	memcpy(&mine, &sum, sizeof mine);
 	int r = share_agree(t, all ? 0 : error_set(err, ERROR_MEMORY, NULL, "out of memory"), err);
 	r = r ? r : team_gather(team, &mine, sizeof mine, all, err);
-	for (uint32_t i = 1; r == 0 && i < size; i++)
+	for (uint32_t i = 1; all && r == 0 && i < size; i++)
 		same = same && all[i] == all[0];
 	free(all);
 	if (r || same)

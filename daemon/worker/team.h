@@ -36,13 +36,11 @@ void team_set_silence(struct team *t, uint64_t ms);
 int team_agree(struct team *t, int r, struct error *err);
 #ifdef __clang_analyzer__
 // It reads one file at a time, and does not know that there is no agreement on 0 where r is something else.
-static inline int team_agreed(struct team *t, int r, struct error *err)
-{
-	int all = team_agree(t, r, err);
-	__builtin_assume(r == 0 || all != 0);
-	return all;
-}
-#define team_agree team_agreed
+#define team_agree(t, r, err) ({ \
+	int agree_mine = (r), agree_all = team_agree(t, agree_mine, err); \
+	__builtin_assume(agree_mine == 0 || agree_all != 0); \
+	agree_all; \
+})
 #endif
 // ret_all (size, n): everyone's n bytes.
 int team_gather(struct team *t, const void *mine, size_t n, void *ret_all, struct error *err);
