@@ -38,7 +38,7 @@ static void cpu_close(struct backend *be)
 // float with operands rounded: the same numbers up to the order of sums, at the speed of float.
 static enum operand operand_of(enum backend_numeric numeric, const struct cpu_vector *vector)
 {
-	bool fast = products_have_bf16() && vector == &vector_avx512;
+	bool fast = products_have_bf16() && vector->set == VECTOR_AVX512;
 
 	if (numeric == BACKEND_NUMERIC_INT8)
 		return OPERAND_INT8;
@@ -51,8 +51,8 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 {
 	const struct cpu_vector *vector = vector_find();
 	if (!vector)
-		return error_set(err, ERROR_UNSUPPORTED, "KDSERVED_CPU", "this processor has no \"%s\" (baseline, avx2, avx512)",
-				 getenv("KDSERVED_CPU"));
+		return error_set(err, ERROR_UNSUPPORTED, "KDSERVED_CPU",
+				 "this processor has no \"%s\" (baseline, avx2, avx2vnni, avx512, avx512vnni)", getenv("KDSERVED_CPU"));
 	struct cpu *cpu = be->device = calloc(1, sizeof *cpu);
 	if (!cpu)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend cpu");
@@ -71,7 +71,7 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 	if (!cpu->own || !cpu->tokens || !cpu->positions || !cpu->starts || !cpu->slot_starts)
 		r = error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", options->max_rows);
 	else
-		r = products_open(cpu->n_threads, vector == &vector_avx2, options->numeric == BACKEND_NUMERIC_F32, &cpu->products, err);
+		r = products_open(cpu->n_threads, vector->set == VECTOR_AVX2, options->numeric == BACKEND_NUMERIC_F32, &cpu->products, err);
 	if (r < 0) {
 		cpu_close(be);
 		return r;

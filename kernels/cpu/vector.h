@@ -68,8 +68,12 @@ struct int8_unit {
 
 struct layernorm_moments { float mean, inverse; };    // inverse: 1 / sqrt(variance + epsilon)
 
+// What a table is compiled for; those of 8-bit products (vector_int8.c) come on top and change no bit.
+enum vector_set { VECTOR_BASELINE, VECTOR_AVX2, VECTOR_AVX512 };
+
 struct cpu_vector {
-	const char *name;                // "baseline", "avx2", "avx512"
+	const char *name;                // "baseline", "avx2", "avx2vnni", "avx512", "avx512vnni"
+	enum vector_set set;
 
 	// One row of n. rmsnorm_backward returns 1/rms; add: dx += instead of =; dgain += unless NULL; dx may be dy.
 	void (*rmsnorm)(float *y, const float *x, const float *gain, float epsilon, size_t n);
@@ -104,8 +108,8 @@ struct cpu_vector {
 	void (*gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
 			 bool rounded);
 
-	// Products of integers (backend.h, INT8). quantize: a row of n to whole groups, the last filled up with zeros; operands: as int8_unit
-	// reads them, int8_operand_bytes each. int8_terms: of a packed panel, those of an output that lie side by side.
+	// Products of integers (backend.h, INT8). quantize: a row of n to whole groups, the last filled up with zeros; operands: as
+	// int8_unit reads them, int8_operand_bytes each. int8_terms: of a packed panel, those of an output that lie side by side.
 	uint32_t int8_terms, int8_operand_bytes;
 	void (*quantize)(int16_t *q, float *scales, const float *x, size_t n);
 	void (*operands)(void *to, float *scales, const float *x, size_t n);
@@ -129,8 +133,8 @@ struct cpu_vector {
 	size_t (*attention_scratch)(const struct attention_work *a, bool backward);    // floats, from first, last, n_group, head_size
 };
 
-extern const struct cpu_vector vector_baseline, vector_avx2, vector_avx512;
+extern const struct cpu_vector vector_baseline, vector_avx2, vector_avx2vnni, vector_avx512, vector_avx512vnni;
 
-// The best table for this processor. KDSERVED_CPU=baseline|avx2|avx512 in the environment asks for one; NULL when the
+// The best table for this processor. KDSERVED_CPU=NAME in the environment asks for one; NULL when the
 // processor lacks it or the name is unknown.
 const struct cpu_vector *vector_find(void);

@@ -16,6 +16,7 @@
 typedef int8_t bytes __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes_half __attribute__((vector_size(2 * LANES)));
 typedef int16_t words __attribute__((vector_size(4 * LANES)));
+typedef int16_t words_half __attribute__((vector_size(2 * LANES)));
 
 #ifdef INT8_BYTES
 typedef uint8_t operand;             // of a row
@@ -124,8 +125,8 @@ INLINE float quantize_group(int16_t *q, const float *x, size_t n)
 		return 0;
 	float inverse = 127.0f / m;
 	for (size_t i = 0; i < n; i += LANES) {
-		int16_t h __attribute__((vector_size(2 * LANES))) =
-			__builtin_convertvector(vf_round(take(x + i, n - i) * inverse), typeof(h));
+		vi v = vf_round(take(x + i, n - i) * inverse);
+		words_half h = __builtin_convertvector(v, words_half);
 		memcpy(q + i, &h, sizeof(h));
 	}
 	return m / 127.0f;

@@ -9,6 +9,7 @@
 
 const struct cpu_vector INT8(vector) = {
 	.name = VECTOR_STRING(INT8_SUFFIX),
+	.set = LANES == 16 ? VECTOR_AVX512 : LANES == 8 ? VECTOR_AVX2 : VECTOR_BASELINE,
 	.rmsnorm = VECTOR(rmsnorm),
 	.rmsnorm_backward = VECTOR(rmsnorm_backward),
 	.gain_backward = VECTOR(gain_backward),
