@@ -75,6 +75,7 @@ void appender_done(struct appender *a)
 		tail_drop(&a->tail, NULL);
 	}
 	tail_done(&a->tail);
+	tail_shard_done(&a->retired);       // of a rescue that failed itself: what it was to bring had been promised to no disk
 	a->parts = NULL;
 }
 

@@ -19,6 +19,7 @@
 
 #define N_RECORDS 60
 #define IMAGES_PER_RUN 25
+#define MEMORY_BYTES (UINT64_C(16) << 20)
 
 static struct record *records[N_RECORDS];
 static bool owed[N_RECORDS];
@@ -181,7 +182,7 @@ static void also_when_the_disk_failed_before(void **state)
 
 int main(void)
 {
-	setenv("TMPDIR", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp", 0);
+	fixture_in_memory(MEMORY_BYTES);
 	for (unsigned i = 0; i < N_RECORDS; i++)
 		records[i] = fixture_record(i, 8, 4 + i * 7 % 60);
 	const struct CMUnitTest tests[] = {

@@ -25,6 +25,7 @@
 #define PER_CYCLE 100000u            // record numbers a writer may use
 #define SHARD_BYTES (256u << 10)
 #define MAX_OLD 20000
+#define MEMORY_BYTES (UINT64_C(1) << 30)
 
 static uint64_t rng_state;
 
@@ -226,13 +227,12 @@ static void no_acknowledged_record_is_lost_to_kill_9(void **state)
 {
 	(void)state;
 	unsigned n_kills = (unsigned)from_environment("KD_KILLS", 300), done = 0;
-	static const char *const places[] = {"/dev/shm", NULL};
 	seed_set(n_kills, "at random times");
 	for (int k = 0; k < 2; k++) {
 		const char *before = getenv("TMPDIR");
 		char *kept = before ? strdup(before) : NULL;
-		if (places[k] && !before && access(places[k], W_OK) == 0)
-			setenv("TMPDIR", places[k], 1);
+		if (k == 0)
+			fixture_in_memory(MEMORY_BYTES);
 		char *d = fixture_directory();
 		if (!kept)
 			unsetenv("TMPDIR");
@@ -305,8 +305,7 @@ static void no_acknowledged_record_is_lost_at_any_named_place(void **state)
 	(void)state;
 	unsigned n_kills = (unsigned)from_environment("KD_POINT_KILLS", 2);
 	seed_set(n_kills, "at each named place");
-	if (access("/dev/shm", W_OK) == 0)
-		setenv("TMPDIR", "/dev/shm", 0);
+	fixture_in_memory(MEMORY_BYTES);
 	for (enum crash_point at = 0; at < CRASH_REWRITE_MADE; at++) {
 		const char *only = getenv("KD_POINT");
 		if (only && strcmp(only, crash_name(at)) != 0)

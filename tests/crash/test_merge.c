@@ -29,6 +29,7 @@
 #include "tests/unit/store_fixture.h"
 
 #define FROM_BYTES (64u << 10)           // a shard of the directories merged
+#define MEMORY_BYTES (UINT64_C(16) << 20)
 #define INTO_BYTES (16u << 10)           // and of what they are merged into: more than twenty are begun
 
 // Numbers of the records: the directory's own, then those of the others in the order in which they come. Both have some of its own, and
@@ -67,9 +68,13 @@ static struct provenance note(uint8_t which)
 	return p;
 }
 
+// Made once: they are compared thousands of times.
 static struct record *numbered(unsigned n)
 {
-	return fixture_record(n, 8 + n % 64, 16);
+	static struct record *made[SECOND_END + 1];
+	if (!made[n])
+		made[n] = fixture_record(n, 8 + n % 64, 16);
+	return record_ref(made[n]);
 }
 
 static char *store_make(unsigned begin, unsigned end, uint64_t shard_bytes, uint8_t which)
@@ -104,8 +109,7 @@ static void tail_tear(const char *directory)
 static int make(void **state)
 {
 	(void)state;
-	if (access("/dev/shm", W_OK) == 0)
-		setenv("TMPDIR", "/dev/shm", 0);
+	fixture_in_memory(MEMORY_BYTES);
 	point = mmap(NULL, sizeof *point, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	assert_true(point != MAP_FAILED);
 	own = store_make(0, OWN_END, INTO_BYTES, 1);

@@ -89,7 +89,7 @@ class FullDisk(unittest.TestCase):
                 self.expect_degraded(d, client, n)
                 self.assertEqual(self.fill_fails_still(client, n), "store")
                 os.unlink(filler)                   # nobody asks anything until all is said to be well
-                wait_until(lambda: d.get("/ready")[1] == {"ready": True}, "/ready", patience=5)
+                wait_until(lambda: d.get("/ready")[1] == {"ready": True}, "/ready")
                 self.assertTrue(self.is_stored(client, n))
                 self.assertEqual(d.metrics()["kd_store_failing"], 0)
                 wait_until(lambda: "answers are stored again" in d.log(), "the log")
