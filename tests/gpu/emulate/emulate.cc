@@ -31,6 +31,7 @@
 #define MAX_THREADS 1024
 #define WARP 32
 #define STACK_BYTES (256u << 10)
+#define STACK_STEP 320u                   // tops of stacks lie in different lines of the processor's cache, which would else hold eight of them
 #define SHARED_BYTES (227u << 10)         // of compute capability 9.0
 #define PLAIN_SHARED_BYTES (48u << 10)    // without cudaFuncSetAttribute
 
@@ -45,6 +46,7 @@ struct thread {
 	state now;
 	const char *file;                       // of the barrier it waits at
 	int line;
+	uint3 index;                            // in its block
 	uint32_t mask, phase;
 	bool vote;
 	std::vector<std::vector<copy>> copies;  // groups not yet waited for, the last one still open
@@ -59,6 +61,7 @@ struct thread {
 static thread threads[MAX_THREADS];
 static emulate_slot exchanged[MAX_THREADS / WARP][2][WARP];    // by phase: a lane may be at the next exchange before all have read this one
 static uint32_t n_threads, current;
+static uint32_t numbers[12];                    // by emulate_index's `which`: thread, block, and the sizes of both
 static int n_votes;                              // at the last barrier
 static dim3 grid_size, block_size;
 static uint3 block_index;
@@ -82,7 +85,8 @@ extern "C" void emulate_switch(void **from, void *to);
 asm(".text\n.globl emulate_switch\n.type emulate_switch, @function\nemulate_switch:\n"
     "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
     "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
-    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n.size emulate_switch, . - emulate_switch\n");
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\n"
+    "pop %rcx\njmp *%rcx\n.size emulate_switch, . - emulate_switch\n");       // a ret would be foreseen to go back to its caller
 
 static void die(const char *what, const thread *t)
 {
@@ -91,23 +95,7 @@ static void die(const char *what, const thread *t)
 	abort();
 }
 
-UNSEEN uint32_t emulate_index(int which)
-{
-	switch (which) {
-	case 0: return current % block_size.x;
-	case 1: return current / block_size.x % block_size.y;
-	case 2: return current / block_size.x / block_size.y;
-	case 3: return block_index.x;
-	case 4: return block_index.y;
-	case 5: return block_index.z;
-	case 6: return block_size.x;
-	case 7: return block_size.y;
-	case 8: return block_size.z;
-	case 9: return grid_size.x;
-	case 10: return grid_size.y;
-	default: return grid_size.z;
-	}
-}
+UNSEEN uint32_t emulate_index(int which) { return numbers[which]; }
 UNSEEN uint32_t emulate_lane() { return current % WARP; }
 
 UNSEEN static void leave(thread *t, bool for_good)
@@ -129,6 +117,9 @@ UNSEEN static void leave(thread *t, bool for_good)
 UNSEEN static void enter(thread *t)
 {
 	current = (uint32_t)(t - threads);
+	numbers[0] = t->index.x;
+	numbers[1] = t->index.y;
+	numbers[2] = t->index.z;
 #if defined(__SANITIZE_ADDRESS__)
 	__sanitizer_start_switch_fiber(&home_fake, t->stack, STACK_BYTES);
 #endif
@@ -169,16 +160,20 @@ UNSEEN static void thread_start(thread *t)
 		if (t->stack == MAP_FAILED)
 			abort();
 	}
-	void **top = (void **)((char *)t->stack + STACK_BYTES - 64);    // 16-aligned: at entry the pointer is 8 below, as after a call
+	size_t apart = (size_t)(t - threads) % 64 * STACK_STEP;
+	void **top = (void **)((char *)t->stack + STACK_BYTES - 64 - apart);    // 16-aligned: at entry the pointer is 8 below, as after a call
 	*--top = NULL;
 	*--top = (void *)thread_main;
 	top -= 6;                                                       // the registers emulate_switch takes
 	memset(top, 0, 6 * sizeof *top);
 	t->pointer = top;
+	uint32_t n = (uint32_t)(t - threads);
+	t->index = uint3{n % block_size.x, n / block_size.x % block_size.y, n / block_size.x / block_size.y};
 	t->now = RUNNABLE;
 	t->file = NULL;
 	t->phase = 0;
-	t->copies.assign(1, {});
+	if (t->copies.size() != 1 || !t->copies[0].empty())
+		t->copies.assign(1, {});
 #if defined(__SANITIZE_THREAD__)
 	if (!t->fiber)
 		t->fiber = __tsan_create_fiber(0);
@@ -326,9 +321,11 @@ UNSEEN static void run_block(uint64_t order)
 	do {
 		bool again = true;
 		while (again) {
-			for (uint32_t i = 0; i < n_threads; i++)
-				if (threads[turn(i, order)].now == RUNNABLE)
-					enter(&threads[turn(i, order)]);
+			for (uint32_t i = 0; i < n_threads; i++) {
+				thread *t = &threads[turn(i, order)];
+				if (t->now == RUNNABLE)
+					enter(t);
+			}
 			again = false;
 			for (uint32_t w = 0; w < n_threads; w += WARP)
 				again |= release_warp(&threads[w], n_threads - w < WARP ? n_threads - w : WARP);
@@ -356,6 +353,9 @@ UNSEEN static void run_grid(const cudaLaunchConfig_t *config, const std::functio
 		for (block_index.y = 0; block_index.y < grid_size.y; block_index.y++)
 			for (block_index.x = 0; block_index.x < grid_size.x; block_index.x++) {
 				memset((void *)cuda_dynamic_shared, 0xff, config->dynamicSmemBytes);
+				const uint32_t of_block[] = {block_index.x, block_index.y, block_index.z, block_size.x, block_size.y,
+							     block_size.z, grid_size.x, grid_size.y, grid_size.z};
+				memcpy(&numbers[3], of_block, sizeof of_block);
 				run_block(order + block_index.x);
 			}
 #if defined(__SANITIZE_THREAD__)
