@@ -45,6 +45,20 @@ static void try_short(const struct record *record, const struct record_rows *row
 	record_unref(back);
 }
 
+// What kdctl store stat says of its bytes adds up to them.
+static void try_parts(const struct record *record)
+{
+	uint64_t parts[RECORD_N_PARTS], sum = 0;
+	size_t n;
+	(void)record_bytes(record, &n);
+	if (record_parts(record, parts) != 0)
+		abort();
+	for (unsigned i = 0; i < RECORD_N_PARTS; i++)
+		sum += parts[i];
+	if (sum != n)
+		abort();
+}
+
 static void try_record(const uint8_t *bytes, size_t n)
 {
 	struct record *record = NULL, *again = NULL;
@@ -55,6 +69,7 @@ static void try_record(const uint8_t *bytes, size_t n)
 	if (record_check(record, NULL) != r)
 		abort();
 	if (r == 0) {
+		try_parts(record);
 		if (record_encode(rows, &again, NULL) != 0 || record_decode(again, &same, NULL) != 0)
 			abort();
 		expect_same(rows, same);
