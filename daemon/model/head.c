@@ -9,12 +9,14 @@
 #include "common/error.h"
 #include "daemon/model/weights.h"
 
+#define KEEP_ALIGNMENT 64            // logits: devices read several at a time, from addresses that are multiples of that
+
 struct head {
 	const struct weights *weights;
 	struct backend *backend;
 	struct head *owner;              // of the logits; NULL: they are its own
 	uint32_t max_rows, tile_rows;    // tile_rows: the backend's head_rows, at most max_rows
-	struct real *logits;             // (tile_rows, V); in training also their gradient
+	struct real *logits;             // (tile_rows, V), and a gap; in training also their gradient
 	struct act *x;                   // (tile_rows, C)
 	struct softmax_grad_row *grads;  // (tile_rows) what the loss answers for a tile
 	struct sweep_row *sweep;         // (tile_rows) lse of each row, for a mean
@@ -32,7 +34,7 @@ int head_need(const struct architecture *a, uint32_t max_rows, bool training, bo
 	uint64_t tile = max_rows < BACKEND_MAX_HEAD_ROWS ? max_rows : BACKEND_MAX_HEAD_ROWS, n;
 	if (__builtin_mul_overflow((uint64_t)max_rows, (uint64_t)a->width, &n))
 		return error_set(err, ERROR_TOO_LARGE, NULL, "a head for %u rows of width %u", max_rows, a->width);
-	count->n_real += beside ? 0 : tile * a->vocab_size;
+	count->n_real += beside ? 0 : tile * a->vocab_size + KEEP_ALIGNMENT;
 	count->n_act += tile * a->width + (training ? n : 0);
 	count->n_arrays += 3;
 	return 0;
@@ -49,7 +51,7 @@ int head_open(const struct weights *w, uint32_t max_rows, struct head **ret_head
 	if (!h)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the head");
 	*h = (struct head){.weights = w, .backend = be, .max_rows = max_rows, .tile_rows = tile};
-	h->logits = be->ops->real_new(be, tile * V, err);
+	h->logits = be->ops->real_new(be, tile * V + KEEP_ALIGNMENT, err);
 	h->x = h->logits ? be->ops->act_new(be, tile * C, err) : NULL;
 	h->dx = h->x && w->parameters ? be->ops->act_new(be, n_dx, err) : NULL;
 	if (!h->x || (w->parameters && !h->dx)) {
@@ -191,7 +193,7 @@ struct real *head_keep(struct head *h, const uint32_t *ids, uint32_t n_ids, uint
 	const struct backend_ops *ops = h->backend->ops;
 	uint32_t V = h->weights->architecture.vocab_size;
 	assert(n <= h->tile_rows / 2 && n_ids <= V);
-	struct real *kept = ops->real_at(h->logits, (size_t)n * V);
+	struct real *kept = ops->real_at(h->logits, ((size_t)n * V + KEEP_ALIGNMENT - 1) / KEEP_ALIGNMENT * KEEP_ALIGNMENT);
 	ops->pick_columns(h->backend, kept, h->logits, ids, n, n_ids, V);
 	return kept;
 }

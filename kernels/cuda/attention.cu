@@ -101,7 +101,7 @@ static void attend(backend *be, struct act *y, float *lse, const struct act *qkv
 	cuda *c = cuda_of(be);
 	if (backend_failed(be) || !c->n_positions)
 		return;
-	if (c->bf16 && attention_tensor_fits(s)) {
+	if (attention_tensor_fits(c, s)) {
 		attention_tensor(be, (__nv_bfloat16 *)y, lse, input_of(c, (const __nv_bfloat16 *)qkv, (const __nv_bfloat16 *)cache, s), cache != NULL);
 		return;
 	}
@@ -137,7 +137,7 @@ template <typename A> static __global__ void cache_kernel(A *cache, attention_in
 void cuda_cache_write(backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *s)
 {
 	cuda *c = cuda_of(be);
-	uint32_t group = s->n_heads / s->n_kv_heads, lanes = c->bf16 && attention_tensor_fits(s) ? 128 : LANES;
+	uint32_t group = s->n_heads / s->n_kv_heads, lanes = attention_tensor_fits(c, s) ? 128 : LANES;
 	if (backend_failed(be) || !c->n_positions)
 		return;
 	const cuda_tiles *tiles = cuda_tiles_of(be, 0, group < lanes ? lanes / group : 1, true);    // those attention_cached will want

@@ -65,6 +65,6 @@ template <typename A> static inline attention_input<A> input_of(const cuda *c, c
 	return in;
 }
 
-// Tensor cores: bfloat16, head sizes that are multiples of 8 and at most 256.
-bool attention_tensor_fits(const attention_shape *s);
+// Tensor cores: bfloat16, head sizes that are multiples of 8 and at most 256, keys and values in the shared memory there is.
+bool attention_tensor_fits(const cuda *c, const attention_shape *s);
 void attention_tensor(backend *be, __nv_bfloat16 *y, float *lse, const attention_input<__nv_bfloat16> &in, bool cached);

@@ -205,9 +205,12 @@ template <int D> static void launch(backend *be, __nv_bfloat16 *y, float *lse, c
 	cuda_launch(be, "attention", dim3(n_tiles, in.shape.n_kv_heads), THREADS, shared_bytes<D>(), attention_kernel<D>, y, lse, in);
 }
 
-bool attention_tensor_fits(const attention_shape *s)
+// Consumer chips of a generation have less shared memory than its large one: heads of 256 go the plain way there.
+bool attention_tensor_fits(const cuda *c, const attention_shape *s)
 {
-	return s->head_size % 8 == 0 && s->head_size <= 256 && s->n_heads / s->n_kv_heads <= LANES;
+	uint32_t D = s->head_size;
+	size_t need = D <= 32 ? shared_bytes<32>() : D <= 64 ? shared_bytes<64>() : D <= 128 ? shared_bytes<128>() : shared_bytes<256>();
+	return c->bf16 && D % 8 == 0 && D <= 256 && s->n_heads / s->n_kv_heads <= LANES && need <= c->shared_bytes;
 }
 
 void attention_tensor(backend *be, __nv_bfloat16 *y, float *lse, const attention_input<__nv_bfloat16> &input, bool cached)

@@ -61,15 +61,29 @@ static void cuda_close(backend *be)
 }
 
 // The device, and the element type of act.
+// Whether this build has code for the device, or PTX that its driver takes: asked of one kernel for all, before anything is loaded.
+static int check_code(const cudaDeviceProp *p, struct error *err)
+{
+	cudaError_t e = cuda_find_code();
+	if (e == cudaSuccess)
+		return 0;
+	cudaGetLastError();
+	return error_set(err, ERROR_UNSUPPORTED, "device", "this build has no code that %.60s (compute capability %d.%d) runs: %s: configure it with "
+			 "CUDA_ARCHITECTURES=%d%d", p->name, p->major, p->minor, cudaGetErrorString(e), p->major, p->minor);
+}
+
 static int choose_device(backend *be, const backend_options *options, struct error *err)
 {
 	cuda *c = cuda_of(be);
 	cudaDeviceProp p;
 	size_t free_bytes = 0, total = 0;
 	cudaError_t e = cudaSetDevice(0);
+	int shared = 0;
 	if (e == cudaSuccess)
 		e = cudaGetDeviceProperties(&p, 0);
 	if (e == cudaSuccess)
+	if (e == cudaSuccess)
+		e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
 		e = cudaMemGetInfo(&free_bytes, &total);    // makes the context
 	enum plan_error kind = plan_error_class(e);
 	if (kind == PLAN_ERROR_ABSENT)
@@ -80,10 +94,14 @@ static int choose_device(backend *be, const backend_options *options, struct err
 	if (p.major < 8)
 		return error_set(err, ERROR_UNSUPPORTED, "device", "%s has compute capability %d.%d, 8.0 is needed", p.name, p.major, p.minor);
 	if (options->numeric == BACKEND_NUMERIC_INT8)
+	int r = check_code(&p, err);
+	if (r < 0)
+		return r;
 		return error_set(err, ERROR_UNSUPPORTED, "numeric", "device cuda has no products of int8: cpu has");
 	c->bf16 = options->numeric != BACKEND_NUMERIC_F32;
 	c->max_rows = options->max_rows;
 	be->numeric = c->bf16 ? "bf16" : "f32";
+	c->shared_bytes = shared > 0 ? (size_t)shared : 0;
 	snprintf(c->description, sizeof c->description, "%.60s, compute capability %d.%d, %.1f GiB", p.name, p.major, p.minor,
 		 (double)total / (1u << 30));
 	be->description = c->description;

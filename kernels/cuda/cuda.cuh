@@ -45,6 +45,7 @@ struct cuda {
 	bool bf16;                                // element type of act
 	uint32_t max_rows;
 	cuda_arena *arena;                        // memory.cu
+	size_t shared_bytes;                      // of a block, at most
 	void *workspace, *scratch;                // device
 	// the layout: device copies, and what the host keeps to make tiles of
 	uint32_t *tokens, *positions, *slots;
@@ -194,6 +195,7 @@ void cuda_to_bf16(backend *be, __nv_bfloat16 *to, const float *from, uint64_t n)
 struct real *cuda_real_new(backend *be, size_t n, struct error *err);
 void cuda_real_free(backend *be, struct real *x);
 struct real *cuda_real_at(struct real *x, size_t i);
+cudaError_t cuda_find_code(void);           // of some kernel, for the current device
 struct act *cuda_act_new(backend *be, size_t n, struct error *err);
 void cuda_act_free(backend *be, struct act *x);
 struct act *cuda_act_at_bf16(struct act *x, size_t i);

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products through cuBLASLt. The algorithm is chosen once per weight shape, for CUDA_PLAN_ROWS rows and without split-K reductions,
-// and then used for any number of rows: what a row gets does not depend on how many others there are.
+// and then used for any number of rows: what a row gets does not depend on how many others there are. So it is one that says it can do with
+// few, odd and most rows, and in the workspace there is.
 #include "kernels/cuda/columns.cuh"
 
 #include <new>
 
 #define CUDA_PLAN_ROWS 1024
+#define CANDIDATES 16            // the fastest at CUDA_PLAN_ROWS, in that order
 #define FULL_ALIGNMENT 16        // of the widest loads, in bytes: more is not asked of an address
 
 // Row-major C = A op(B) is column-major Cᵀ = op(B)ᵀ Aᵀ: cuBLAS sees B first.
@@ -14,10 +16,16 @@ struct layouts {
 	cublasLtMatrixLayout_t a, b, c;
 };
 
+struct alignments {
+	uint32_t a, b, c;
+	bool operator==(const alignments &) const = default;
+};
+
 struct cuda_gemm_plan {
 	uint32_t M, N, K;            // the one that varies with the batch is 0: K (summed over) with A transposed, else M
 	bool a_transposed, b_transposed, add;
 	cudaDataType_t in, out;
+	alignments promised;
 	cublasLtMatmulAlgo_t algorithm;
 	uint32_t rows;               // of the layouts kept below: the layers of one pass use them again
 	layouts last;
@@ -61,27 +69,34 @@ static bool layouts_init(backend *be, const cuda_gemm *g, layouts *l)
 
 static size_t type_bytes(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
 
-// What every pointer to whole rows of that length has: arrays begin aligned, and callers move by rows.
-static uint32_t row_alignment(uint64_t row_elements, cudaDataType_t type)
+// What every pointer to whole rows of that length has: arrays begin aligned, and callers move by rows. Where a matrix begins inside an
+// array, behind vectors of odd lengths, all pointers to its rows have less, however many rows there are.
+static uint32_t row_alignment(const void *p, uint64_t row_elements, cudaDataType_t type)
 {
 	uint32_t alignment = FULL_ALIGNMENT;
-	while (row_elements * type_bytes(type) % alignment)
+	while ((row_elements * type_bytes(type) | (uintptr_t)p) % alignment)
 		alignment /= 2;
 	return alignment;
 }
 
-static cublasStatus_t prefer(cublasLtMatmulPreference_t p, const cuda_gemm *g)
+static alignments alignments_of(const cuda_gemm *g)
+{
+	return alignments{row_alignment(g->a, g->a_transposed ? g->M : g->K, g->in), row_alignment(g->b, g->b_transposed ? g->K : g->N, g->in),
+			  row_alignment(g->c, g->N, g->out)};
+}
+
+static cublasStatus_t prefer(cublasLtMatmulPreference_t p, const cuda_gemm *g, const alignments *have)
 {
 	size_t workspace = CUDA_WORKSPACE_BYTES;
 	// Weight gradients may be summed in parts, in a fixed order; rows of the batch may not, for the parts would depend on their number.
-	uint32_t reductions = g->a_transposed ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE,
-		c = row_alignment(g->N, g->out), b = row_alignment(g->b_transposed ? g->K : g->N, g->in),
-		 a = row_alignment(g->a_transposed ? g->M : g->K, g->in);
+	uint32_t reductions = g->a_transposed ? CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE : CUBLASLT_REDUCTION_SCHEME_NONE;
 	const struct { cublasLtMatmulPreferenceAttributes_t which; const void *value; size_t bytes; } attributes[] = {
 		{CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
 		{CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions},
-		{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &b, sizeof b}, {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &a, sizeof a},
-		{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c, sizeof c}, {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &c, sizeof c},
+		{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &have->b, sizeof have->b},
+		{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &have->a, sizeof have->a},
+		{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &have->c, sizeof have->c},
+		{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &have->c, sizeof have->c},
 	};
 	cublasStatus_t e = CUBLAS_STATUS_SUCCESS;
 	for (const auto &attribute : attributes)
@@ -90,22 +105,46 @@ static cublasStatus_t prefer(cublasLtMatmulPreference_t p, const cuda_gemm *g)
 	return e;
 }
 
-// For CUDA_PLAN_ROWS rows, whatever the batch has.
-static bool choose(backend *be, const cuda_gemm *asked, cublasLtMatmulAlgo_t *ret)
+// Whether the algorithm does the product for so many rows of the batch.
+static bool does_rows(backend *be, const cuda_gemm *asked, const cublasLtMatmulAlgo_t *algorithm, uint32_t rows)
+{
+	cuda_gemm g = *asked;
+	layouts l;
+	cublasLtMatmulHeuristicResult_t result = {};
+	(g.a_transposed ? g.K : g.M) = rows;
+	if (!layouts_init(be, &g, &l))
+		return false;
+	cublasStatus_t e = cublasLtMatmulAlgoCheck(cuda_of(be)->blas, l.operation, l.b, l.a, l.c, l.c, algorithm, &result);
+	layouts_done(&l);
+	return !e && result.workspaceSize <= CUDA_WORKSPACE_BYTES;
+}
+
+static bool does_all_rows(backend *be, const cuda_gemm *asked, const cublasLtMatmulAlgo_t *algorithm)
+{
+	const uint32_t tried[] = {1, 2, 3, 8, 17, 64, 100, 128, 257, 512, CUDA_PLAN_ROWS, cuda_of(be)->max_rows};
+	for (uint32_t rows : tried)
+		if (rows && !does_rows(be, asked, algorithm, rows))
+			return false;
+	return true;
+}
+
+// For CUDA_PLAN_ROWS rows, whatever the batch has. Where none says that it does all numbers of rows, the first is taken: a product it
+// cannot do then fails by name.
+static bool choose(backend *be, const cuda_gemm *asked, const alignments *have, cublasLtMatmulAlgo_t *ret)
 {
 	cuda_gemm fixed = *asked, *g = &fixed;
 	layouts l;
 	cublasLtMatmulPreference_t preference = NULL;
-	cublasLtMatmulHeuristicResult_t result;
-	int n = 0;
+	cublasLtMatmulHeuristicResult_t results[CANDIDATES];
+	int n = 0, best = 0;
 	(g->a_transposed ? g->K : g->M) = CUDA_PLAN_ROWS;
 	if (!layouts_init(be, g, &l))
 		return false;
 	cublasStatus_t e = cublasLtMatmulPreferenceCreate(&preference);
 	if (!e)
-		e = prefer(preference, g);
+		e = prefer(preference, g, have);
 	if (!e)
-		e = cublasLtMatmulAlgoGetHeuristic(cuda_of(be)->blas, l.operation, l.b, l.a, l.c, l.c, preference, 1, &result, &n);
+		e = cublasLtMatmulAlgoGetHeuristic(cuda_of(be)->blas, l.operation, l.b, l.a, l.c, l.c, preference, CANDIDATES, results, &n);
 	if (preference)
 		cublasLtMatmulPreferenceDestroy(preference);
 	layouts_done(&l);
@@ -115,23 +154,26 @@ static bool choose(backend *be, const cuda_gemm *asked, cublasLtMatmulAlgo_t *re
 	}
 	if (!cuda_check_blas(be, e, "choosing an algorithm"))
 		return false;
-	*ret = result.algo;
-	return true;
+	while (best < n && (results[best].state != CUBLAS_STATUS_SUCCESS || !does_all_rows(be, g, &results[best].algo)))
+		best++;
+	*ret = results[best < n ? best : 0].algo;
+	return !backend_failed(be);
 }
 
 static cuda_gemm_plan *plan_of(backend *be, const cuda_gemm *g)
 {
 	cuda *c = cuda_of(be);
 	uint32_t M = g->a_transposed ? g->M : 0, K = g->a_transposed ? 0 : g->K;
+	alignments have = alignments_of(g);
 	for (cuda_gemm_plan *p = c->plans; p; p = p->next)
 		if (p->M == M && p->N == g->N && p->K == K && p->a_transposed == g->a_transposed && p->b_transposed == g->b_transposed &&
-		    p->add == g->add && p->in == g->in && p->out == g->out)
+		    p->add == g->add && p->in == g->in && p->out == g->out && p->promised == have)
 			return p;
-	cuda_gemm_plan *p = new (std::nothrow) cuda_gemm_plan{M, g->N, K, g->a_transposed, g->b_transposed, g->add, g->in, g->out, {}, 0, {},
-							      c->plans};
+	cuda_gemm_plan *p = new (std::nothrow) cuda_gemm_plan{M, g->N, K, g->a_transposed, g->b_transposed, g->add, g->in, g->out, have, {}, 0,
+							      {}, c->plans};
 	if (!p)
 		backend_fail(be, "no memory for a product's plan");
-	if (!p || !choose(be, g, &p->algorithm)) {
+	if (!p || !choose(be, g, &have, &p->algorithm)) {
 		delete p;
 		return NULL;
 	}
@@ -243,6 +285,12 @@ static __global__ void to_bf16_kernel(__nv_bfloat16 *to, const float *from, uint
 {
 	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x)
 		to[i] = __float2bfloat16_rn(from[i]);
+}
+
+cudaError_t cuda_find_code(void)
+{
+	cudaFuncAttributes found;
+	return cudaFuncGetAttributes(&found, to_bf16_kernel);
 }
 
 void cuda_to_bf16(backend *be, __nv_bfloat16 *to, const float *from, uint64_t n)

@@ -135,7 +135,7 @@ static uint32_t sweep_chunk(backend *be, const float *logits, uint32_t n, uint32
 	    !cuda_send(be, device + at_uniforms, q.uniforms.data(), q.uniforms.size() * 8, "sending questions") ||
 	    !cuda_send(be, device + at_words, q.words.data(), q.words.size() * 4, "sending questions"))
 		return 0;
-	sweep_input in = {logits, V, (const sweep_plan *)device, (const uint32_t *)(device + at_words), (const double *)(device + at_uniforms),
+	sweep_input in = {logits, V, packs_fit<4>(logits, V), (const sweep_plan *)device, (const uint32_t *)(device + at_words), (const double *)(device + at_uniforms),
 			  (double *)(device + at_results)};
 	sweep_launch(be, in, n);
 	if (backend_failed(be) ||

@@ -26,6 +26,7 @@ static __host__ __device__ inline uint64_t sweep_top_at(const sweep_plan &p) { r
 struct sweep_input {
 	const float *logits;            // (n, V)
 	uint32_t V;
+	bool wide;                      // four logits may be read at a time
 	const sweep_plan *plans;        // (n)
 	const uint32_t *words;
 	const double *uniforms;

@@ -363,7 +363,7 @@ static __global__ void __launch_bounds__(THREADS) sweep_kernel(sweep_input in)
 	sweep_plan p = in.plans[blockIdx.x];
 	double *out = in.results + p.results;
 	sweep_pair *top = (sweep_pair *)(in.results + sweep_top_at(p));
-	row r = {in.logits + (size_t)blockIdx.x * in.V, in.V, in.V % 4 == 0, &memory};
+	row r = {in.logits + (size_t)blockIdx.x * in.V, in.V, in.wide, &memory};
 	float max, share, bound = INFINITY;
 	bool finite = find_max(r, &max, &share), by_share = p.top_k && p.top_k <= MOST_SHARES && p.top_k <= in.V / (r.wide ? 4 : 1);
 	if (threadIdx.x == 0)

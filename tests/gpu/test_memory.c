@@ -2,6 +2,7 @@
 // The CUDA backend's reserve, on the emulated device (8 GiB): what was counted is there and nothing more; what does not fit is refused
 // with the numbers, before anything is loaded.
 #include <errno.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,6 +13,7 @@
 
 #include "common/error.h"
 #include "kernels/backend.h"
+#include "tests/gpu/emulate/faults.h"
 
 static struct backend *be;
 static struct error err;
@@ -80,6 +82,16 @@ static void a_shape_it_cannot_do_is_refused_before_anything_is_loaded(void **sta
 	backend_close(be);
 }
 
+static void a_gpu_without_code_for_it_is_refused(void **state)
+{
+	(void)state;
+	setenv("EMULATE_NO_CODE", "1", 1);
+	assert_int_equal(open_with(0, 0, 0), -EOPNOTSUPP);
+	unsetenv("EMULATE_NO_CODE");
+	assert_non_null(strstr(err.message, "no kernel image is available"));
+	assert_non_null(strstr(err.message, "CUDA_ARCHITECTURES=90"));
+}
+
 static void arrays_longer_than_the_pinned_memory_come_and_go_whole(void **state)
 {
 	(void)state;
@@ -109,10 +121,50 @@ static void arrays_longer_than_the_pinned_memory_come_and_go_whole(void **state)
 	free(back);
 }
 
+// Attention of heads of 256 over 70 rows on a device with so much shared memory to a block.
+static void attend(size_t shared, double *ret_y)
+{
+	enum { T = 70, D = 256, W = 3 * D };
+	static float qkv[T * W];
+	static uint32_t tokens[T], positions[T];
+	const uint32_t starts[] = {0, 1, T};
+	for (uint32_t i = 0; i < T * W; i++)
+		qkv[i] = (float)((i * 2654435761u >> 16) % 512) / 256 - 1;
+	for (uint32_t t = 1; t < T; t++)
+		positions[t] = t - 1;
+	const struct layout layout = {.n_positions = T, .n_sequences = 2, .tokens = tokens, .positions = positions, .starts = starts};
+	const struct attention_shape shape = {1, 1, D, 0.0625f, false, 0, 0};
+	const struct backend_options options = {.max_rows = T};
+	emulate_set_shared(shared);
+	assert_int_equal(backend_open("cuda", &options, &be, &err), 0);
+	struct act *x = be->ops->act_new(be, T * W, &err), *y = be->ops->act_new(be, T * D, &err);
+	be->ops->act_write(be, x, qkv, T * W);
+	be->ops->begin(be, &layout);
+	be->ops->attention(be, y, NULL, x, &shape);
+	be->ops->act_read(be, ret_y, y, T * D);
+	assert_int_equal(backend_sync(be, &err), 0);
+	be->ops->act_free(be, x);
+	be->ops->act_free(be, y);
+	backend_close(be);
+	emulate_set_shared(227 << 10);
+}
+
+static void large_heads_do_with_little_shared_memory(void **state)
+{
+	(void)state;
+	static double much[70 * 256], little[70 * 256];
+	attend(227 << 10, much);
+	attend(99 << 10, little);                // compute capability 8.6, 8.9, 12.0
+	for (size_t i = 0; i < 70 * 256; i++)
+		assert_true(fabs(much[i] - little[i]) <= 0.02);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_reserve_holds_what_was_counted),
+		cmocka_unit_test(large_heads_do_with_little_shared_memory),
+		cmocka_unit_test(a_gpu_without_code_for_it_is_refused),
 		cmocka_unit_test(arrays_longer_than_the_pinned_memory_come_and_go_whole),
 		cmocka_unit_test(a_shape_it_cannot_do_is_refused_before_anything_is_loaded),
 		cmocka_unit_test(what_does_not_fit_is_refused_with_the_numbers),

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Holds one backend (BACKEND, given at compile time) to kernels/ref, operation by operation, in each numeric form it offers.
-// OPS_VERBOSE=1 prints how much of each bound is used.
+// OPS_VERBOSE=1 prints how much of each bound is used; OPS_ONLY='sweep*' runs the tests of such names.
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "tests/ops/harness.h"
@@ -53,6 +54,7 @@ static const struct CMUnitTest tests[] = {
 	OP(attention_of_whole_sequences_matches_ref),
 	OP(attention_backward_of_whole_sequences_matches_ref),
 	OP(sweep_matches_ref),
+	OP(sweep_takes_rows_that_begin_anywhere),
 	OP(sweep_breaks_ties_by_lower_id),
 	OP(sweep_flags_rows_that_are_not_finite),
 	OP(draws_match_cumulative_sums),
@@ -97,6 +99,8 @@ out:
 
 int main(void)
 {
+	if (getenv("OPS_ONLY"))
+		cmocka_set_test_filter(getenv("OPS_ONLY"));
 	int r = run(BACKEND_NUMERIC_F32);
 	if (r == 0 && strcmp(BACKEND, "ref") != 0)
 		r = run(BACKEND_NUMERIC_AUTO);

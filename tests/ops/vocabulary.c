@@ -104,6 +104,19 @@ void sweep_matches_ref(void **state)
 	compare_sweep(p, twin_random(p, 49152, 5), 1, 49152, 49152);
 }
 
+// Columns that were picked lie behind rows of any length.
+void sweep_takes_rows_that_begin_anywhere(void **state)
+{
+	struct pair *p = *state;
+	enum { ROWS = 3, COLUMNS = 512 };
+	for (uint32_t at = 0; at < 5; at++) {
+		pair_reset(p, at + 1);
+		struct twin all = twin_random(p, at + ROWS * COLUMNS, 5);
+		struct twin rows = {p->ref->ops->real_at(all.ref, at), p->be->ops->real_at(all.be, at), ROWS * COLUMNS};
+		compare_sweep(p, rows, ROWS, COLUMNS, 16);
+	}
+}
+
 void sweep_breaks_ties_by_lower_id(void **state)
 {
 	struct pair *p = *state;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of the emulated device: the numbers of cuBLASLt up to the order of sums. An algorithm holds what its choice assumed of the
-// pointers' alignment, so that a product that breaks the assumption is refused here as it would fail there.
+// pointers' alignment, so that a product that breaks the assumption is refused here as it would fail there; and how few rows of the batch
+// it can do, which for the first one offered is not every number.
 #include "cublasLt.h"
 
 #include <vector>
@@ -9,6 +10,8 @@
 #include "emulate.h"
 
 #define FULL_ALIGNMENT 16    // of the widest loads
+#define FIRST_LEAST_ROWS 4   // of the batch, for the algorithm offered first
+enum { ALGORITHM_LEAST_ROWS = 4 };    // place in its data, behind the alignments
 
 struct emulate_blas { int none; };
 struct emulate_preference { uint32_t alignment[4]; };
@@ -95,11 +98,25 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
 {
 	if (asked < 1)
 		return CUBLAS_STATUS_INVALID_VALUE;
-	results[0] = cublasLtMatmulHeuristicResult_t{
-		{{needed_alignment(a, p->alignment[0]), needed_alignment(b, p->alignment[1]), needed_alignment(c, p->alignment[2]),
-		  needed_alignment(d, p->alignment[3])}}, 0, CUBLAS_STATUS_SUCCESS, 1};
-	*ret_n = 1;
+	for (*ret_n = 0; *ret_n < asked && *ret_n < 2; ++*ret_n)
+		results[*ret_n] = cublasLtMatmulHeuristicResult_t{
+			{{needed_alignment(a, p->alignment[0]), needed_alignment(b, p->alignment[1]), needed_alignment(c, p->alignment[2]),
+			  needed_alignment(d, p->alignment[3]), *ret_n ? 1u : FIRST_LEAST_ROWS}}, 0, CUBLAS_STATUS_SUCCESS, 1};
 	return CUBLAS_STATUS_SUCCESS;
+}
+
+// The rows of the batch are summed over where the second operand is transposed.
+static bool does_rows(const cublasLtMatmulAlgo_t *algorithm, const emulate_product *desc, const emulate_matrix *b, const emulate_matrix *d)
+{
+	return (desc->b == CUBLAS_OP_T ? b->columns : d->columns) >= algorithm->data[ALGORITHM_LEAST_ROWS];
+}
+
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t b,
+				       cublasLtMatrixLayout_t, cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t *algorithm,
+				       cublasLtMatmulHeuristicResult_t *result)
+{
+	*result = cublasLtMatmulHeuristicResult_t{*algorithm, 0, CUBLAS_STATUS_SUCCESS, 1};
+	return does_rows(algorithm, desc, b, d) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
 
 static float value(const void *p, cudaDataType_t type, size_t i)
@@ -167,7 +184,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
 	for (int i = 0; i < 4; i++)
 		if ((uintptr_t)pointers[i] % algorithm->data[i])
 			return CUBLAS_STATUS_INVALID_VALUE;
-	if (c != d || cl->stride != dl->stride || al->type != bl->type)
+	if (c != d || cl->stride != dl->stride || al->type != bl->type || !does_rows(algorithm, desc, bl, dl))
 		return CUBLAS_STATUS_NOT_SUPPORTED;
 	if (emulate_due(EMULATE_PRODUCT)) {
 		emulate_break(cudaErrorIllegalAddress);

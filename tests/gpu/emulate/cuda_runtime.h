@@ -110,7 +110,7 @@ template <typename T> static inline T __ldcs(const T *p) { return *p; }
 enum cudaError_t {
 	cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInitializationError = 3,
 		cudaErrorInsufficientDriver = 35,
-	cudaErrorDevicesUnavailable = 46, cudaErrorNoDevice = 100, cudaErrorIllegalAddress = 700, cudaErrorSystemNotReady = 802
+	cudaErrorDevicesUnavailable = 46, cudaErrorNoDevice = 100, cudaErrorNoKernelImageForDevice = 209, cudaErrorIllegalAddress = 700, cudaErrorSystemNotReady = 802
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14, CUDA_R_8F_E4M3 = 28 };
@@ -149,6 +149,9 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t s);
 cudaError_t cudaGetLastError();
 const char *cudaGetErrorString(cudaError_t e);
 
+struct cudaFuncAttributes { size_t localSizeBytes; };
+cudaError_t emulate_find(cudaFuncAttributes *ret);
+template <typename K> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *ret, K *) { return emulate_find(ret); }
 cudaError_t emulate_allow_shared(const void *kernel, size_t bytes);
 template <typename K> static inline cudaError_t cudaFuncSetAttribute(K *kernel, cudaFuncAttribute, int bytes)
 {

@@ -365,7 +365,7 @@ UNSEEN static void run_grid(const cudaLaunchConfig_t *config, const std::functio
 
 cudaError_t emulate_allow_shared(const void *kernel, size_t bytes)
 {
-	if (bytes > SHARED_BYTES)
+	if (bytes > emulate_shared_bytes())
 		return cudaErrorInvalidValue;
 	allowed_shared[kernel] = bytes;
 	return cudaSuccess;

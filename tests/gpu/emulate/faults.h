@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a test may do to the emulated device: give it another size, count what is asked of it, and make it fail. A program that is not a
 // test's own is told by its environment: EMULATE_FAIL=KIND:N, as emulate_fail(KIND, N) at its start; EMULATE_MEMORY=BYTES; EMULATE_NO_DEVICE;
+// EMULATE_NO_CODE (no kernel was compiled for it);
 // EMULATE_COUNTS=FILE, where it writes how many there were of each kind when it exits.
 #pragma once
 
@@ -28,5 +29,6 @@ uint64_t emulate_count(enum emulate_kind kind);            // since the program 
 void emulate_set_memory(size_t bytes);
 
 #ifdef __cplusplus
+void emulate_set_shared(size_t bytes);                     // at most 227 KiB: what a block may be given
 }
 #endif

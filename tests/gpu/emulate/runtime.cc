@@ -23,7 +23,7 @@ struct emulate_stream {
 
 static std::map<void *, size_t> device_memory, host_memory;
 static std::set<emulate_stream *> streams;
-static size_t total_bytes = (size_t)8 << 30, used_bytes;
+static size_t total_bytes = (size_t)8 << 30, used_bytes, shared_bytes = 227 << 10;      // of compute capability 9.0
 static cudaError_t broken;
 
 cudaError_t emulate_break(cudaError_t e)
@@ -41,6 +41,8 @@ static uint64_t counts[N_EMULATE_KINDS], failing[N_EMULATE_KINDS];        // fai
 void emulate_fail(emulate_kind kind, uint64_t n) { failing[kind] = counts[kind] + n; }
 uint64_t emulate_count(emulate_kind kind) { return counts[kind]; }
 void emulate_set_memory(size_t bytes) { total_bytes = bytes; }
+void emulate_set_shared(size_t bytes) { shared_bytes = bytes; }
+size_t emulate_shared_bytes() { return shared_bytes; }
 
 void emulate_mend()
 {
@@ -114,8 +116,14 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr which, int)
 {
-	*value = which == cudaDevAttrMultiProcessorCount ? 2 : 227 << 10;
+	*value = which == cudaDevAttrMultiProcessorCount ? 2 : (int)shared_bytes;
 	return broken;
+}
+
+cudaError_t emulate_find(cudaFuncAttributes *ret)
+{
+	*ret = cudaFuncAttributes{};
+	return broken ? broken : getenv("EMULATE_NO_CODE") ? cudaErrorNoKernelImageForDevice : cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t *ret_free, size_t *ret_total)
@@ -301,3 +309,4 @@ const char *cudaGetErrorString(cudaError_t e)
 	default: return "an error";
 	}
 }
+	case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
