@@ -29,6 +29,7 @@ struct bench {
 	struct sweep_row *out;
 	double *lse, *logits, *own;
 	uint32_t *ids;
+	double load_seconds;       // of reading the weights and bringing them to the device
 };
 
 // Medians, in seconds. product: what the head's matrix alone takes; the rest of the head is what is read from it.
@@ -82,6 +83,13 @@ static int parse_options(int argc, char **argv, struct options *o)
 	return r == 0 && o->teacher && known && o->length && o->sequences && o->passes ? 0 : -1;
 }
 
+static double now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
 static int bench_open(struct bench *b, const struct options *o, struct error *err)
 {
 	b->T = o->length * o->sequences;
@@ -97,8 +105,12 @@ static int bench_open(struct bench *b, const struct options *o, struct error *er
 		return r;
 	if (o->top_k > a->vocab_size)
 		return error_set(err, ERROR_INVALID, "top-k", "more than the vocabulary of %u", a->vocab_size);
+	double begin = now();
 	if ((r = weights_load(b->backend, a, &source, o->length, &b->weights, err)) < 0 ||
-	    (r = activations_new(b->weights, b->T, false, 0, &b->activations, err)) < 0)
+	    (r = backend_sync(b->backend, err)) < 0)
+		return r;
+	b->load_seconds = now() - begin;
+	if ((r = activations_new(b->weights, b->T, false, 0, &b->activations, err)) < 0)
 		return r;
 	return head_open(b->weights, b->T, &b->head, err);
 }
@@ -155,13 +167,6 @@ static void bench_close(struct bench *b)
 	free(b->own);
 	free(b->ids);
 	free(b->logits);
-}
-
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 static int by_value(const void *a, const void *b)
@@ -222,10 +227,11 @@ static void print_row(const struct bench *b, const struct options *o, const stru
 	struct rusage used;
 	getrusage(RUSAGE_SELF, &used);
 	puts("device,numeric,description,sequences,length,top_k,full,passes,tokens_per_s,seconds,head_seconds,product_seconds,"
-	     "device_mib,peak_rss_mib");
-	printf("%s,%s,\"%s\",%u,%u,%u,%d,%u,%.1f,%.5f,%.5f,%.5f,%llu,%ld\n", b->backend->ops->name, b->backend->numeric,
+	     "device_mib,peak_rss_mib,load_seconds,weights_mib");
+	printf("%s,%s,\"%s\",%u,%u,%u,%d,%u,%.1f,%.5f,%.5f,%.5f,%llu,%ld,%.3f,%.1f\n", b->backend->ops->name, b->backend->numeric,
 	       b->backend->description, o->sequences, o->length, o->top_k, o->full, o->passes, b->T / t->pass, t->pass, t->head, t->product,
-	       (unsigned long long)(b->backend->memory_bytes >> 20), used.ru_maxrss / 1024);
+	       (unsigned long long)(b->backend->memory_bytes >> 20), used.ru_maxrss / 1024, b->load_seconds,
+	       (double)b->weights->file_bytes / (1u << 20));
 }
 
 int main(int argc, char **argv)

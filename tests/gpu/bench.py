@@ -127,7 +127,7 @@ def memory(shape):
 
 
 def kdserved(shape, length, sequences):
-    """The median pass, and the share of it that the head (product and sweep) takes."""
+    """The median pass, the share of it that the head (product and sweep) takes, and how long the weights took from the page cache to the device."""
     rows = []
     for k in (64, 256) if length == 2048 else (64,):
         r = bench_score(shape, length, sequences, k)
@@ -135,14 +135,17 @@ def kdserved(shape, length, sequences):
         rows += [(f"kdserved {sequences}x{length} k={k}", float(r["tokens_per_s"]), "tokens/s"), (f"kdserved {sequences}x{length} k={k} rate", tflops, "TFLOP/s"),
                  (f"kdserved {sequences}x{length} k={k} share of the matrix rate", tflops / rate_of_peak(), ""),
                  (f"kdserved {sequences}x{length} k={k} head, product and sweep", float(r["head_seconds"]) / float(r["seconds"]), "of the pass")]
+        if k == 64:
+            rows.append((f"kdserved load, {float(r['weights_mib']) / 1024:.2f} GiB", float(r["load_seconds"]) * 1024 / float(r["weights_mib"]), "s per GiB"))
     return rows
 
 
 def transformers(shape, length, sequences):
     """The same rows from transformers: bf16, SDPA, topk + logsumexp in chunks that fit."""
     import torch
-    from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(f"{MODELS}/{shape}", torch_dtype=torch.bfloat16, attn_implementation="sdpa").cuda().eval()
+    import transformers as hf
+    dtype = {"dtype" if int(hf.__version__.split(".")[0]) >= 5 else "torch_dtype": torch.bfloat16}
+    model = hf.AutoModelForCausalLM.from_pretrained(f"{MODELS}/{shape}", attn_implementation="sdpa", **dtype).cuda().eval()
     ids = torch.randint(0, 128256, (sequences, length), device="cuda")
 
     @torch.inference_mode()
