@@ -98,6 +98,11 @@ void backend_close(struct backend *be)
 int backend_sync(struct backend *be, struct error *err)
 {
 	be->ops->sync(be);
+	return backend_check(be, err);
+}
+
+int backend_check(const struct backend *be, struct error *err)
+{
 	const struct opened *o = (const struct opened *)be;
 	return o->failed ? error_set(err, ERROR_UNAVAILABLE, NULL, "backend %s failed: %s", be->ops->name, o->failure) : 0;
 }

@@ -246,6 +246,11 @@ struct backend_ops {
 			const double *lse /*host (n) or NULL*/, uint32_t n, uint32_t V);
 	void (*mix_log)(struct backend *be, struct real *y /*(n,V)*/, uint32_t n, uint32_t V);
 	void (*sweep)(struct backend *be, const struct real *logits /*(n,V)*/, uint32_t n, uint32_t V, struct sweep_row *rows);
+	// The same in two halves, so that the device has work while the host reads results: start returns at once, finish completes the rows
+	// of the oldest start (after a failure: not_finite). At most two are under way, and meanwhile no sweep; the rows and all they point to
+	// stay as they are until then. The logits may be overwritten by later operations: those come behind.
+	void (*sweep_start)(struct backend *be, const struct real *logits /*(n,V)*/, uint32_t n, uint32_t V, struct sweep_row *rows);
+	void (*sweep_finish)(struct backend *be);
 
 	// Backward. d* of inputs are written unless "+=" is said; gradients of parameters are always +=.
 	void (*embed_backward)(struct backend *be, struct real *dw /*(V,C) +=*/, const struct real *dx /*(T,C)*/, uint32_t C);
@@ -305,6 +310,7 @@ struct backend {
 int backend_open(const char *name, const struct backend_options *options, struct backend **ret_backend, struct error *err);
 void backend_close(struct backend *be);        // NULL is fine
 int backend_sync(struct backend *be, struct error *err);
+int backend_check(const struct backend *be, struct error *err);      // the failure known so far; does not wait
 // Whether a matrix of so many elements has room in memory; if so, the room is taken.
 bool backend_keeps(struct backend *be, uint64_t n_elements);
 uint64_t backend_matrix_bytes(uint64_t n_elements, uint32_t element_bytes);    // what it takes, no less

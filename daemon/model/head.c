@@ -9,6 +9,7 @@
 #include "common/error.h"
 #include "daemon/model/weights.h"
 
+#define SWEEPS_AT_ONCE 2             // of the backend: one is read while the next is computed
 #define KEEP_ALIGNMENT 64            // logits: devices read several at a time, from addresses that are multiples of that
 
 struct head {
@@ -212,8 +213,21 @@ static uint32_t rows_of_tile(const struct head *h, uint32_t first, uint32_t n)
 
 void head_score(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, struct sweep_row *out)
 {
-	for (uint32_t first = 0; first < n; first += h->tile_rows)
-		sweep_tile(h, hidden, rows + first, rows_of_tile(h, first, n), out + first);
+	const struct backend_ops *ops = h->backend->ops;
+	uint32_t n_started = 0;
+	for (uint32_t first = 0; first < n; first += h->tile_rows) {
+		uint32_t n_tile = rows_of_tile(h, first, n);
+		struct real *logits = head_logits(h, hidden, rows + first, n_tile);
+		weights_beat(h->weights);
+		if (n_started == SWEEPS_AT_ONCE) {
+			ops->sweep_finish(h->backend);
+			n_started--;
+		}
+		ops->sweep_start(h->backend, logits, n_tile, h->weights->architecture.vocab_size, out + first);
+		n_started++;
+	}
+	for (; n_started; n_started--)
+		ops->sweep_finish(h->backend);
 }
 
 int head_train(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n, uint32_t T, struct sweep_row *out,

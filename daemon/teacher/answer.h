@@ -41,10 +41,11 @@ struct answer *answer_close(struct answer *a);             // NULL is fine; retu
 void answer_watch(struct answer *a, const struct architecture *arch, struct activations *activations, const struct batch *batch);
 void answer_unwatch(struct answer *a);
 
-// Before the items of a batch, when forward is through: where the head is read from disk, their rows are computed in full tiles, whosever
-// they are. `in`: what all have in common (not rows, not index). answer_unexpect when they are answered. Without memory it is not done.
-void answer_expect(struct answer *a, const struct answer_input *in, const struct batch *batch);
-void answer_unexpect(struct answer *a, const struct answer_input *in);
+// Around the items of a batch, when forward is through. `in`: what all have in common (not rows, not index). Where the head is read from
+// disk, their rows are computed in full tiles, whosever they are. answer_end also drops what was begun and is not wanted any more.
+void answer_begin(struct answer *a, const struct answer_input *in, const struct batch *batch);
+void answer_end(struct answer *a);
 
-// Fills item->record, or item->error and returns -errno.
-int answer_make(struct answer *a, const struct answer_input *in, struct request_item *item, struct answer_counts *ret_counts);
+// Fills the record of the batch's next item (the first call: the first), or its error, and returns -errno. While rows are read and written
+// the device computes the next ones, also those of the item after it.
+int answer_make(struct answer *a, struct answer_counts *ret_counts);

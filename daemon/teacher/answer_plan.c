@@ -56,15 +56,15 @@ void plan_init(struct plan *plan, const struct answer *a, const struct request_i
 }
 
 // Own token first, then the row's list.
-static uint32_t ask_gather(const struct plan *plan, struct answer *a, uint32_t i, uint32_t position, uint32_t *to)
+static uint32_t ask_gather(const struct plan *plan, struct chunk *c, uint32_t i, uint32_t position, uint32_t *to)
 {
 	const struct query *q = plan->query;
 	const struct id_lists *lists = &q->gather;
-	bool row = a->needs[position] & NEED_ROW, own = (row && q->own) || (a->needs[position] & NEED_OWN);
+	bool row = plan->needs[position] & NEED_ROW, own = (row && q->own) || (plan->needs[position] & NEED_OWN);
 	bool there = own && position + plan->after < plan->sequence->n_tokens;
 	uint32_t n = 0, id = there ? query_keep_position(q, plan->sequence->tokens[position + plan->after]) : UINT32_MAX;
-	a->has_own[i] = id != UINT32_MAX;
-	if (a->has_own[i])
+	c->has_own[i] = id != UINT32_MAX;
+	if (c->has_own[i])
 		to[n++] = id;
 	if (!row || !lists->n_lists)
 		return n;
@@ -83,30 +83,30 @@ static void ask_outside(const struct plan *plan, struct sweep_row *s)
 	s->draw_tau = (double)q->draws.tau;
 }
 
-void plan_ask(const struct plan *plan, struct answer *a, uint32_t i, uint32_t position, uint32_t row)
+void plan_ask(const struct plan *plan, struct chunk *c, uint32_t i, uint32_t position, uint32_t row)
 {
 	const struct query *q = plan->query;
 	uint32_t k = plan->top_k, n_draws = q->draws.n;
-	double *doubles = (double *)(void *)(a->arena + i * plan->row_bytes), *uniforms = doubles + k + plan->n_gather;
+	double *doubles = (double *)(void *)(c->arena + i * plan->row_bytes), *uniforms = doubles + k + plan->n_gather;
 	uint32_t *ids = (uint32_t *)(void *)(uniforms + 2 * (size_t)n_draws), *gather = ids + k;
-	a->positions[i] = position;
-	a->rows[i] = row;
-	a->sweep[i] = (struct sweep_row){
-		.n_gather = ask_gather(plan, a, i, position, gather), .gather = gather, .gathered = doubles + k,
-		.lse = a->lse + (size_t)i * PLAN_TEMPERATURES, .n_temperatures = 1, .temperatures = plan->temperatures + plan->one,
+	c->positions[i] = position;
+	c->rows[i] = row;
+	c->sweep[i] = (struct sweep_row){
+		.n_gather = ask_gather(plan, c, i, position, gather), .gather = gather, .gathered = doubles + k,
+		.lse = c->lse + (size_t)i * PLAN_TEMPERATURES, .n_temperatures = 1, .temperatures = plan->temperatures + plan->one,
 		.logits = doubles, .ids = ids, .uniforms = uniforms, .drawn_logits = uniforms + n_draws, .drawn = gather + plan->n_gather,
 	};
-	if (!(a->needs[position] & NEED_ROW)) {
-		a->sweep[i].lse += plan->one;
+	if (!(plan->needs[position] & NEED_ROW)) {
+		c->sweep[i].lse += plan->one;
 		return;
 	}
-	a->sweep[i].n_temperatures = plan->n_temperatures;
-	a->sweep[i].temperatures = plan->temperatures;
-	a->sweep[i].top_k = k;
-	a->sweep[i].want_entropy = q->entropy;
+	c->sweep[i].n_temperatures = plan->n_temperatures;
+	c->sweep[i].temperatures = plan->temperatures;
+	c->sweep[i].top_k = k;
+	c->sweep[i].want_entropy = q->entropy;
 	draw_uniforms(&plan->key, position, n_draws, uniforms);
 	if (!plan->cut)
-		ask_outside(plan, &a->sweep[i]);
+		ask_outside(plan, &c->sweep[i]);
 }
 
 // The fewest ids whose probability reaches top_mass, at most top_k.
@@ -121,18 +121,18 @@ static uint32_t cut(const struct plan *plan, const struct sweep_row *s)
 	return s->top_k;
 }
 
-void plan_cut(const struct plan *plan, struct answer *a)
+void plan_cut(const struct plan *plan, struct chunk *c)
 {
-	for (uint32_t i = 0; i < a->n; i++) {
-		struct sweep_row *s = &a->sweep[i];
-		bool row = (a->needs[a->positions[i]] & NEED_ROW) && !s->not_finite;
-		a->n_top[i] = row ? plan->query->top_k : 0;
+	for (uint32_t i = 0; i < c->n; i++) {
+		struct sweep_row *s = &c->sweep[i];
+		bool row = (plan->needs[c->positions[i]] & NEED_ROW) && !s->not_finite;
+		c->n_top[i] = row ? plan->query->top_k : 0;
 		if (row && plan->query->top_mass != 0)
-			a->n_top[i] = cut(plan, s);
+			c->n_top[i] = cut(plan, s);
 		if (!plan->cut)
 			continue;
 		// The results of the first sweep stay where they are: nothing below writes to them, but for the same top ids again.
-		s->top_k = a->n_top[i];
+		s->top_k = c->n_top[i];
 		s->n_temperatures = s->n_gather = 0;
 		s->want_entropy = false;
 		if (row)

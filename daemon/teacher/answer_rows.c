@@ -10,10 +10,10 @@ static uint32_t id_of(const struct plan *plan, uint32_t place)
 	return plan->query->n_keep ? plan->query->keep[place] : place;
 }
 
-static void keep_top(const struct plan *plan, const struct answer *a, uint32_t i, uint32_t k, struct record_rows *rows)
+static void keep_top(const struct plan *plan, const struct chunk *c, uint32_t i, uint32_t k, struct record_rows *rows)
 {
-	const struct sweep_row *s = &a->sweep[i];
-	uint32_t top_k = plan->query->top_k, n = a->n_top[i];
+	const struct sweep_row *s = &c->sweep[i];
+	uint32_t top_k = plan->query->top_k, n = c->n_top[i];
 	for (uint32_t j = 0; j < top_k; j++) {
 		rows->ids[(size_t)k * top_k + j] = j < n ? id_of(plan, s->ids[j]) : RECORD_NO_ID;
 		rows->logits[(size_t)k * top_k + j] = j < n ? (float)s->logits[j] : 0;
@@ -40,15 +40,15 @@ static void keep_scalars(const struct plan *plan, const struct sweep_row *s, uin
 		rows->tail[k] = (float)fmin(0, s->tail_lse - s->lse[plan->one]);
 }
 
-static void keep_gathered(const struct plan *plan, const struct answer *a, uint32_t i, uint32_t k, struct record_rows *rows)
+static void keep_gathered(const struct plan *plan, const struct chunk *c, uint32_t i, uint32_t k, struct record_rows *rows)
 {
-	const double *gathered = a->sweep[i].gathered;
+	const double *gathered = c->sweep[i].gathered;
 	uint32_t n;
 	if (plan->query->own)
-		rows->own_logit[k] = a->has_own[i] ? (float)gathered[0] : NAN;
+		rows->own_logit[k] = c->has_own[i] ? (float)gathered[0] : NAN;
 	(void)record_gather_ids(rows, k, &n);
 	for (uint32_t j = 0; j < n; j++)
-		rows->gathered[record_gather_at(rows, k) + j] = (float)gathered[a->has_own[i] + j];
+		rows->gathered[record_gather_at(rows, k) + j] = (float)gathered[c->has_own[i] + j];
 }
 
 // Drawn ids ascend: equal ones are neighbours.
@@ -72,9 +72,9 @@ static int keep_draws(const struct plan *plan, const struct sweep_row *s, uint32
 	return 0;
 }
 
-static int keep_row(const struct plan *plan, const struct answer *a, uint32_t i, uint32_t k, struct record_rows *rows, struct error *err)
+static int keep_row(const struct plan *plan, const struct chunk *c, uint32_t i, uint32_t k, struct record_rows *rows, struct error *err)
 {
-	const struct sweep_row *s = &a->sweep[i];
+	const struct sweep_row *s = &c->sweep[i];
 	if (rows->draw_starts)
 		rows->draw_starts[k + 1] = rows->draw_starts[k];
 	if (s->not_finite)
@@ -83,17 +83,17 @@ static int keep_row(const struct plan *plan, const struct answer *a, uint32_t i,
 		return 0;
 	keep_scalars(plan, s, k, rows);
 	if (plan->query->top_k)
-		keep_top(plan, a, i, k, rows);
-	keep_gathered(plan, a, i, k, rows);
+		keep_top(plan, c, i, k, rows);
+	keep_gathered(plan, c, i, k, rows);
 	return plan->query->draws.n ? keep_draws(plan, s, k, rows, err) : 0;
 }
 
-int rows_keep(const struct plan *plan, struct answer *a, uint32_t i, struct record_rows *rows, struct error *err)
+int rows_keep(const struct plan *plan, struct chunk *c, uint32_t i, struct record_rows *rows, struct error *err)
 {
-	const struct sweep_row *s = &a->sweep[i];
-	uint32_t position = a->positions[i];
-	if (a->needs[position] & NEED_OWN)
-		a->own[position] = s->not_finite || !a->has_own[i] ? NAN
-			: s->gathered[0] - a->lse[(size_t)i * PLAN_TEMPERATURES + plan->one];
-	return a->needs[position] & NEED_ROW ? keep_row(plan, a, i, position - (uint32_t)plan->query->first, rows, err) : 0;
+	const struct sweep_row *s = &c->sweep[i];
+	uint32_t position = c->positions[i];
+	if (plan->needs[position] & NEED_OWN)
+		plan->own[position] = s->not_finite || !c->has_own[i] ? NAN
+			: s->gathered[0] - c->lse[(size_t)i * PLAN_TEMPERATURES + plan->one];
+	return plan->needs[position] & NEED_ROW ? keep_row(plan, c, i, position - (uint32_t)plan->query->first, rows, err) : 0;
 }

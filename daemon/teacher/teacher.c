@@ -172,17 +172,14 @@ static struct answer_input input_of(const struct teacher *t, const struct pass *
 				     .after = !t->infos[p->choice.members[0]].architecture.masked};
 }
 
+// The next item, which is item `index`.
 static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, struct error *err)
 {
-	const struct batch *b = t->batch;
-	struct request_item *item = b->items[index].item;
+	struct request_item *item = t->batch->items[index].item;
 	struct answer_counts counts;
-	struct answer_input in = input_of(t, p);
-	in.rows = b->rows + b->items[index].rows;
-	in.index = index;
-	(void)answer_make(t->answer, &in, item, &counts);    // an error is the item's own
+	(void)answer_make(t->answer, &counts);    // an error is the item's own
 	__atomic_fetch_add(&t->beats, 1, __ATOMIC_RELAXED);
-	int device = backend_sync(t->backend, err);
+	int device = backend_check(t->backend, err);
 	if (device) {
 		item->record = record_unref(item->record);
 		return device;
@@ -199,7 +196,7 @@ static int answer_scores(struct teacher *t, const struct pass *p, int r, struct 
 	const struct batch *b = t->batch;
 	struct answer_input in = input_of(t, p);
 	if (r == 0)
-		answer_expect(t->answer, &in, b);
+		answer_begin(t->answer, &in, b);
 	for (uint32_t i = 0; i < b->n_items; i++) {
 		if (r == 0)
 			r = answer_one(t, p, i, err);
@@ -209,7 +206,7 @@ static int answer_scores(struct teacher *t, const struct pass *p, int r, struct 
 			teacher_poison(t, err);
 		give_back(b->items[i].item, r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");
 	}
-	answer_unexpect(t->answer, &in);
+	answer_end(t->answer);
 	return r;
 }
 

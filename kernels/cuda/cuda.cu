@@ -42,6 +42,7 @@ static void cuda_close(backend *be)
 	if (c->stream)
 		cudaStreamSynchronize(c->stream);
 	cuda_gemm_plans_free(c);
+	cuda_sweeps_close(c);
 	if (c->blas)
 		cublasLtDestroy(c->blas);
 	cuda_arena_close(c);
@@ -60,7 +61,6 @@ static void cuda_close(backend *be)
 	be->device = NULL;
 }
 
-// The device, and the element type of act.
 // Whether this build has code for the device, or PTX that its driver takes: asked of one kernel for all, before anything is loaded.
 static int check_code(const cudaDeviceProp *p, struct error *err)
 {
@@ -72,18 +72,19 @@ static int check_code(const cudaDeviceProp *p, struct error *err)
 			 "CUDA_ARCHITECTURES=%d%d", p->name, p->major, p->minor, cudaGetErrorString(e), p->major, p->minor);
 }
 
+// The device, and the element type of act.
 static int choose_device(backend *be, const backend_options *options, struct error *err)
 {
 	cuda *c = cuda_of(be);
 	cudaDeviceProp p;
 	size_t free_bytes = 0, total = 0;
-	cudaError_t e = cudaSetDevice(0);
 	int shared = 0;
+	cudaError_t e = cudaSetDevice(0);
 	if (e == cudaSuccess)
 		e = cudaGetDeviceProperties(&p, 0);
 	if (e == cudaSuccess)
-	if (e == cudaSuccess)
 		e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+	if (e == cudaSuccess)
 		e = cudaMemGetInfo(&free_bytes, &total);    // makes the context
 	enum plan_error kind = plan_error_class(e);
 	if (kind == PLAN_ERROR_ABSENT)
@@ -93,15 +94,15 @@ static int choose_device(backend *be, const backend_options *options, struct err
 				 kind == PLAN_ERROR_NOT_READY ? " now" : "", cudaGetErrorString(e), (int)e);
 	if (p.major < 8)
 		return error_set(err, ERROR_UNSUPPORTED, "device", "%s has compute capability %d.%d, 8.0 is needed", p.name, p.major, p.minor);
-	if (options->numeric == BACKEND_NUMERIC_INT8)
 	int r = check_code(&p, err);
 	if (r < 0)
 		return r;
+	if (options->numeric == BACKEND_NUMERIC_INT8)
 		return error_set(err, ERROR_UNSUPPORTED, "numeric", "device cuda has no products of int8: cpu has");
 	c->bf16 = options->numeric != BACKEND_NUMERIC_F32;
 	c->max_rows = options->max_rows;
-	be->numeric = c->bf16 ? "bf16" : "f32";
 	c->shared_bytes = shared > 0 ? (size_t)shared : 0;
+	be->numeric = c->bf16 ? "bf16" : "f32";
 	snprintf(c->description, sizeof c->description, "%.60s, compute capability %d.%d, %.1f GiB", p.name, p.major, p.minor,
 		 (double)total / (1u << 30));
 	be->description = c->description;
@@ -159,6 +160,8 @@ static int cuda_open(backend *be, const backend_options *options, struct error *
 		r = cuda_arena_open(be, options, err);
 	if (!r)
 		r = open_arrays(be, err);
+	if (!r)
+		r = cuda_sweeps_open(be, err);
 	if (r < 0)
 		cuda_close(be);
 	return r;
@@ -264,7 +267,8 @@ static int open_cuda(backend *be, const backend_options *options, struct error *
 	.attention_cached = cuda_attention_cached, .swiglu = cuda_swiglu, .geglu = cuda_geglu, .gelu = cuda_gelu, \
 	.widen = cuda_widen, .narrow = cuda_narrow, .pick_rows = cuda_pick_rows, .add_rows = cuda_add_rows, .soft_cap = cuda_soft_cap, \
 	.pick_columns = cuda_pick_columns, \
-	.mix = cuda_mix, .mix_log = cuda_mix_log, .sweep = cuda_sweep, .embed_backward = cuda_embed_backward, \
+	.mix = cuda_mix, .mix_log = cuda_mix_log, .sweep = cuda_sweep, .sweep_start = cuda_sweep_start, \
+	.sweep_finish = cuda_sweep_finish, .embed_backward = cuda_embed_backward, \
 	.embed_add_backward = cuda_embed_add_backward, .rmsnorm_backward = cuda_rmsnorm_backward, .layernorm_backward = cuda_layernorm_backward, \
 	.linear_backward = cuda_linear_backward, .linear_real_backward = cuda_linear_real_backward, \
 	.head_norm_backward = cuda_head_norm_backward, .attention_backward = cuda_attention_backward, \

@@ -20,9 +20,10 @@ extern "C" {
 #include "kernels/cuda/plan.h"
 }
 
-#define CUDA_SCRATCH_BYTES (64u << 20)      // conversions and sweep results; larger work goes through it in chunks
+#define CUDA_SCRATCH_BYTES (64u << 20)      // conversions and partial sums; larger work goes through it in chunks
 #define CUDA_WORKSPACE_BYTES (64u << 20)    // cuBLASLt's own
-#define CUDA_RESULT_BYTES (16u << 20)       // pinned: results of a sweep on their way to the host
+#define CUDA_RESULT_BYTES (16u << 20)       // pinned: arrays on their way to the host
+#define CUDA_SWEEP_BYTES (16u << 20)        // one of two, on the device and pinned: questions and results of a sweep
 #define CUDA_STAGING_BYTES (4u << 20)       // pinned, one of two halves: lists on their way to the device
 #define CUDA_MAX_HEAD_SIZE 256              // of attention: a row of it lies in registers
 #define CUDA_MAX_GROUP 64                   // query heads that share a key
@@ -31,6 +32,7 @@ extern "C" {
 
 struct cuda_gemm_plan;
 struct cuda_arena;
+struct cuda_sweeps;
 
 // The rows of one block of attention: n_rows of one sequence, the first of them row `row` of the batch and at `position` of its sequence,
 // whose key of position 0 is row `keys` of the batch (or, from a cache, place `keys` of the list of slots) and whose last row is end - 1.
@@ -43,9 +45,9 @@ struct cuda {
 	cudaStream_t stream;
 	cublasLtHandle_t blas;
 	bool bf16;                                // element type of act
+	size_t shared_bytes;                      // of a block, at most
 	uint32_t max_rows;
 	cuda_arena *arena;                        // memory.cu
-	size_t shared_bytes;                      // of a block, at most
 	void *workspace, *scratch;                // device
 	// the layout: device copies, and what the host keeps to make tiles of
 	uint32_t *tokens, *positions, *slots;
@@ -60,6 +62,7 @@ struct cuda {
 	cudaEvent_t staged[2];                    // the last copy out of each half is done
 	uint32_t staging_half, staging_used;
 	char *results;                            // pinned
+	cuda_sweeps *sweeps;                      // sweep.cu: those under way
 	double *partial;                          // device, reductions
 	cuda_gemm_plan *plans;                    // one per weight shape
 	char description[160];
@@ -99,6 +102,8 @@ void *cuda_alloc(backend *be, size_t bytes, const char *what, struct error *err)
 void cuda_release(backend *be, void *p);
 int cuda_arena_open(backend *be, const struct backend_options *options, struct error *err);
 void cuda_arena_close(cuda *c);
+int cuda_sweeps_open(backend *be, struct error *err);
+void cuda_sweeps_close(cuda *c);
 // Copies to the device behind the work given so far, through pinned memory; `from` may be reused at once.
 bool cuda_send(backend *be, void *to, const void *from, size_t bytes, const char *what);
 // Tiles of n_rows rows over the current layout, longest first; NULL when the backend has failed. which: 0 or 1, a place to keep them.
@@ -190,12 +195,12 @@ struct cuda_gemm {
 void cuda_gemm_run(backend *be, const cuda_gemm *g);
 void cuda_gemm_plans_free(cuda *c);
 void cuda_to_bf16(backend *be, __nv_bfloat16 *to, const float *from, uint64_t n);
+cudaError_t cuda_find_code(void);           // of some kernel, for the current device
 
 // cuda: the operations (their contracts: kernels/backend.h)
 struct real *cuda_real_new(backend *be, size_t n, struct error *err);
 void cuda_real_free(backend *be, struct real *x);
 struct real *cuda_real_at(struct real *x, size_t i);
-cudaError_t cuda_find_code(void);           // of some kernel, for the current device
 struct act *cuda_act_new(backend *be, size_t n, struct error *err);
 void cuda_act_free(backend *be, struct act *x);
 struct act *cuda_act_at_bf16(struct act *x, size_t i);
@@ -242,6 +247,8 @@ void cuda_pick_columns(backend *be, struct real *y, const struct real *x, const 
 void cuda_mix(backend *be, struct real *y, bool add, const struct real *x, double weight, const double *lse, uint32_t n, uint32_t V);
 void cuda_mix_log(backend *be, struct real *y, uint32_t n, uint32_t V);
 void cuda_sweep(backend *be, const struct real *logits, uint32_t n, uint32_t V, struct sweep_row *rows);
+void cuda_sweep_start(backend *be, const struct real *logits, uint32_t n, uint32_t V, struct sweep_row *rows);
+void cuda_sweep_finish(backend *be);
 void cuda_embed_backward(backend *be, struct real *dw, const struct real *dx, uint32_t C);
 void cuda_rmsnorm_backward(backend *be, struct real *dx, struct real *dgain, const struct act *dy, const struct real *x,
 			   const struct real *gain,

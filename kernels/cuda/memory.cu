@@ -27,7 +27,7 @@ static double gib(uint64_t bytes) { return (double)bytes / (1u << 30); }
 // What the backend itself makes beside the caller's arrays.
 static uint64_t own_bytes(const struct backend_options *o)
 {
-	return CUDA_WORKSPACE_BYTES + CUDA_SCRATCH_BYTES +
+	return CUDA_WORKSPACE_BYTES + CUDA_SCRATCH_BYTES + 2 * CUDA_SWEEP_BYTES +
 	       ((uint64_t)o->max_rows + 1) * (3 * sizeof(uint32_t) + 4 * sizeof(cuda_tile)) + (64u << 10);
 }
 

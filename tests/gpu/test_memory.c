@@ -56,7 +56,7 @@ static void what_does_not_fit_is_refused_with_the_numbers(void **state)
 	assert_int_equal(err.code, ERROR_TOO_LARGE);
 	assert_string_equal(err.field, "gpu-memory");
 	assert_string_equal(err.message,
-			    "20.13 GiB of GPU memory are needed (work 20.00, buffers 0.13); 7.75 may be taken, 8.00 are free of 8.00");
+			    "20.16 GiB of GPU memory are needed (work 20.00, buffers 0.16); 7.75 may be taken, 8.00 are free of 8.00");
 	assert_true(open_with(1 << 28, 1 << 30, 0) < 0);        // 1 GiB and the work buffers, 1 allowed
 	assert_int_equal(err.code, ERROR_TOO_LARGE);
 	assert_true(open_with(1 << 28, 0, 0.125) < 0);

@@ -154,6 +154,32 @@ static void a_layer_is_nine_launches(void **state)
 	count_layer("qwen3", 6, 4);          // and the norm of heads
 }
 
+// ---- overlap
+
+// Of a pass over some sequences the host waits for the trunk and for each sequence's rows; the device runs out of work when the trunk is
+// through, before the first rows are asked for, and at the end. Else the next rows lie in its queue while the last are read.
+static void the_device_has_work_while_answers_are_read(void **state)
+{
+	(void)state;
+	struct engine e;
+	struct error err;
+	struct work w = {0};
+	emulate_mend();
+	assert_int_equal(open_tiny(&e, &err), 0);
+	work_init(&w);
+	uint64_t passes = stats_of(&e).n_passes, waits = emulate_count(EMULATE_WAIT), idle = emulate_idle_waits();
+	w.scores = engine_request_score(&e, &w.query, w.sequences, N_SCORES);
+	engine_submit(&e, w.scores);
+	engine_wait(w.scores);
+	assert_int_equal(stats_of(&e).n_passes - passes, 1);
+	assert_int_equal(emulate_count(EMULATE_WAIT) - waits, 1 + N_SCORES);
+	assert_int_equal(emulate_idle_waits() - idle, 2);
+	for (uint32_t i = 0; i < N_SCORES; i++)
+		assert_int_equal(w.scores->items[i].error.code, 0);
+	engine_free(w.scores);
+	engine_close(&e);
+}
+
 // ---- faults
 
 // What a healthy device answers.
@@ -283,6 +309,7 @@ int main(void)
 		cmocka_unit_test(a_ready_teacher_asks_the_device_for_nothing),
 		cmocka_unit_test(a_teacher_that_does_not_fit_is_refused_before_it_is_loaded),
 		cmocka_unit_test(a_layer_is_nine_launches),
+		cmocka_unit_test(the_device_has_work_while_answers_are_read),
 		cmocka_unit_test(a_refused_kernel_ends_all_answers),
 		cmocka_unit_test(a_kernel_that_faults_ends_all_answers),
 		cmocka_unit_test(a_failed_product_ends_all_answers),

@@ -91,6 +91,7 @@ void attention_of_whole_sequences_matches_ref(void **state);
 void attention_backward_of_whole_sequences_matches_ref(void **state);
 void sweep_matches_ref(void **state);
 void sweep_takes_rows_that_begin_anywhere(void **state);
+void sweeps_overlap(void **state);
 void sweep_breaks_ties_by_lower_id(void **state);
 void sweep_flags_rows_that_are_not_finite(void **state);
 void draws_match_cumulative_sums(void **state);

@@ -55,6 +55,7 @@ static const struct CMUnitTest tests[] = {
 	OP(attention_backward_of_whole_sequences_matches_ref),
 	OP(sweep_matches_ref),
 	OP(sweep_takes_rows_that_begin_anywhere),
+	OP(sweeps_overlap),
 	OP(sweep_breaks_ties_by_lower_id),
 	OP(sweep_flags_rows_that_are_not_finite),
 	OP(draws_match_cumulative_sums),

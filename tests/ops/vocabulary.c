@@ -117,6 +117,34 @@ void sweep_takes_rows_that_begin_anywhere(void **state)
 	}
 }
 
+// Two under way, a third begun when the first is finished; what comes behind a start may overwrite its logits.
+void sweeps_overlap(void **state)
+{
+	struct pair *p = *state;
+	enum { SWEEPS = 3, ROWS = 7, V = 1000 };
+	struct answers got[SWEEPS], want[SWEEPS];
+	pair_reset(p, 3);
+	struct twin logits = twin_poisoned(p, ROWS * V);
+	for (uint32_t i = 0; i < SWEEPS; i++) {
+		struct twin next = twin_random(p, ROWS * V, (float)(i + 1));
+		answers_init(&got[i], ROWS, 16, V);
+		answers_init(&want[i], ROWS, 16, V);
+		p->ref->ops->sweep(p->ref, next.ref, ROWS, V, want[i].rows);
+		p->be->ops->real_copy(p->be, logits.be, next.be, ROWS * V);
+		if (i > 1)
+			p->be->ops->sweep_finish(p->be);
+		p->be->ops->sweep_start(p->be, logits.be, ROWS, V, got[i].rows);
+	}
+	p->be->ops->real_zero(p->be, logits.be, ROWS * V);
+	for (uint32_t i = 1; i < SWEEPS; i++)
+		p->be->ops->sweep_finish(p->be);
+	for (uint32_t i = 0; i < SWEEPS; i++) {
+		assert_answers(&got[i], &want[i]);
+		answers_done(&got[i]);
+		answers_done(&want[i]);
+	}
+}
+
 void sweep_breaks_ties_by_lower_id(void **state)
 {
 	struct pair *p = *state;

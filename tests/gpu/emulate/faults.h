@@ -26,9 +26,11 @@ enum emulate_kind {
 void emulate_fail(enum emulate_kind kind, uint64_t n);
 void emulate_mend(void);
 uint64_t emulate_count(enum emulate_kind kind);            // since the program began
+// Waits of the host for the device, of those that succeeded, after which the device had nothing more to do; since the program began.
+uint64_t emulate_idle_waits(void);
 void emulate_set_memory(size_t bytes);
+void emulate_set_shared(size_t bytes);                     // at most 227 KiB: what a block may be given
 
 #ifdef __cplusplus
-void emulate_set_shared(size_t bytes);                     // at most 227 KiB: what a block may be given
 }
 #endif

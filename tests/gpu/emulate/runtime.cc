@@ -203,13 +203,26 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
 	return broken;
 }
 
+static uint64_t n_idle_waits;
+
+uint64_t emulate_idle_waits() { return n_idle_waits; }
+
+static cudaError_t waited()
+{
+	bool idle = !broken;
+	for (const emulate_stream *s : streams)
+		idle = idle && s->work.empty();
+	n_idle_waits += idle;
+	return broken;
+}
+
 cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
 	if (!broken && emulate_due(EMULATE_WAIT))
 		return emulate_break(cudaErrorIllegalAddress);
 	if (!broken)
 		drain(s);
-	return broken;
+	return waited();
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
@@ -248,7 +261,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e)
 		return emulate_break(cudaErrorIllegalAddress);
 	if (!broken && e->stream)
 		wait_for(e, e->recorded);
-	return broken;
+	return waited();
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
@@ -305,8 +318,8 @@ const char *cudaGetErrorString(cudaError_t e)
 	case cudaSuccess: return "no error";
 	case cudaErrorInvalidValue: return "invalid argument";
 	case cudaErrorMemoryAllocation: return "out of memory";
+	case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
 	case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
 	default: return "an error";
 	}
 }
-	case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
