@@ -99,8 +99,8 @@ static void fail_refused(const char *d, enum fault_kind kind, unsigned nth, int 
 	static const char *const names[N_FAULT_KINDS] = {"write", "fsync", "submit", "setup", "truncate"};
 	struct statvfs there;
 	assert_int_equal(statvfs(d, &there), 0);
-	fail_msg("%s %u gave \"%s\", part %ld: %u of %u refused, though the fault passed, the first with \"%s\" (%s, %llu KiB free)", names[kind],
-		 nth, strerror(-result), part, n_failed, n_records, refusal.message, d,
+	fail_msg("%s %u gave \"%s\", part %ld: %u of %u refused, though the fault passed, the first with \"%s\" (%s, %llu KiB free)",
+		 names[kind], nth, strerror(-result), part, n_failed, n_records, refusal.message, d,
 		 (unsigned long long)(there.f_bavail * there.f_frsize >> 10));
 }
 

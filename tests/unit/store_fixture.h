@@ -12,8 +12,8 @@
 struct record *fixture_record(uint64_t n, uint32_t n_tokens, uint32_t top_k);
 struct record *fixture_record_sized(uint64_t n);      // sizes vary with n: mostly under 1 KiB, some 20 KiB, a few 1.3 MiB
 
-// Directories are made in memory from now on, where the disk's speed would only be waited for: unless TMPDIR is set, or memory has not so much
-// room (a container's /dev/shm may be 64 MiB, shared with all tests).
+// Directories are made in memory from now on, where the disk's speed would only be waited for: unless TMPDIR is set, or memory has not
+// so much room (a container's /dev/shm may be 64 MiB, shared with all tests).
 void fixture_in_memory(uint64_t bytes);
 char *fixture_directory(void);                        // a new empty one, with room for "/..." behind; the caller removes it
 void fixture_remove(char *directory);                 // with all files in it; frees
