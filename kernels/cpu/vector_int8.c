@@ -213,11 +213,12 @@ INLINE vi start_of(const struct chunk *c, size_t g, size_t lane)
 INLINE void rows_product(const int n_rows, float *sums, const operand *x, size_t depth, const float *x_scales, size_t n_scales,
 			 const struct chunk *c)
 {
+	const vf zero = {0};
 	vf at[2][BLOCK_ROWS];
 
 	UNROLL for (int i = 0; i < n_rows; i++) {
-		at[0][i] = c->first ? (vf){0} : vf_load(sums + i * WIDTH);
-		at[1][i] = c->first ? (vf){0} : vf_load(sums + i * WIDTH + LANES);
+		at[0][i] = c->first ? zero : vf_load(sums + i * WIDTH);
+		at[1][i] = c->first ? zero : vf_load(sums + i * WIDTH + LANES);
 	}
 	for (size_t g = 0; g < c->n; g++) {
 		const operand *terms = x + g * INT8_GROUP;

@@ -29,7 +29,7 @@ void ref_weight_quantize(struct weight *w)
 	for (size_t row = 0; row < w->n_rows; row++) {
 		for (size_t g = 0; g < n_groups; g++) {
 			size_t first = row * w->n_columns + g * INT8_GROUP, n = w->n_columns - g * INT8_GROUP;
-			float x[INT8_GROUP];
+			float x[INT8_GROUP] = {0};
 			n = n < INT8_GROUP ? n : INT8_GROUP;
 			for (size_t i = 0; i < n; i++)
 				x[i] = (float)w->owned[first + i];
