@@ -14,7 +14,7 @@
 
 static inline size_t gradient_scratch(size_t n)
 {
-	return (n + 16) * GRADIENT_ROWS;
+	return (n + 16) * (GRADIENT_ROWS + 16);
 }
 
 // AdamW's constants of one step, from double, so that a vector kernel only multiplies.

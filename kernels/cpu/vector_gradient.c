@@ -5,6 +5,7 @@
 #include "kernels/cpu/vector_ops.h"
 
 #define ROWS (GRADIENT_ROWS * 16 / PANEL < GRADIENT_ROWS ? GRADIENT_ROWS * 16 / PANEL : GRADIENT_ROWS)
+#define GROUP (BLOCK_ROWS * (ROWS + 16))     // floats from one group of columns to the next: not a power of two either
 
 void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, bool rounded)
 {
@@ -19,21 +20,45 @@ void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, siz
 		VECTOR(round_bf16)(panel, panel, rows * PANEL);
 }
 
-// to: groups of BLOCK_ROWS columns of dy, each (rows, BLOCK_ROWS), zeros beyond n.
+// to: groups of BLOCK_ROWS columns of dy, each (rows, BLOCK_ROWS), zeros beyond n. Reads go along the rows of dy: they may lie a power of
+// two apart, and then share so few places of the caches that columns would be fetched anew for each group.
 static void pack_dy(float *to, const float *dy, size_t ldy, size_t n, size_t rows, bool rounded)
 {
-	float *all = to;
-	for (size_t i = 0; i < n; i += BLOCK_ROWS) {
-		size_t m = n - i < BLOCK_ROWS ? n - i : BLOCK_ROWS;
-		for (size_t r = 0; r < rows; r++, to += BLOCK_ROWS) {
-			for (size_t j = 0; j < m; j++)
-				to[j] = dy[r * ldy + i + j];
-			for (size_t j = m; j < BLOCK_ROWS; j++)
-				to[j] = 0;
+	for (size_t r = 0; r < rows; r++, dy += ldy) {
+		float *at = to + r * BLOCK_ROWS;
+		for (size_t i = 0; i < n; i += BLOCK_ROWS, at += GROUP) {
+			if (n - i >= BLOCK_ROWS)
+				memcpy(at, dy + i, BLOCK_ROWS * sizeof(float));
+			for (size_t j = 0; n - i < BLOCK_ROWS && j < BLOCK_ROWS; j++)
+				at[j] = j < n - i ? dy[i + j] : 0;
 		}
 	}
-	if (rounded)
-		VECTOR(round_bf16)(all, all, (size_t)(to - all));
+	for (size_t i = 0; rounded && i < n; i += BLOCK_ROWS, to += GROUP)
+		VECTOR(round_bf16)(to, to, rows * BLOCK_ROWS);
+}
+
+// dw (BLOCK_ROWS, PANEL) += a b. Lines of dw are asked for when the sum begins and come from memory while it runs.
+INLINE void sum_block(float *dw, size_t K, const float *a, const float *b, size_t rows)
+{
+	vf left[BLOCK_ROWS], right[BLOCK_ROWS];
+
+	UNROLL for (int i = 0; i < BLOCK_ROWS; i++) {
+		__builtin_prefetch(dw + i * K, 1);
+		__builtin_prefetch(dw + i * K + PANEL - 1, 1);
+		left[i] = right[i] = (vf){0};
+	}
+	for (size_t r = 0; r < rows; r++, a += BLOCK_ROWS, b += PANEL) {
+		vf b0 = vf_load(b), b1 = vf_load(b + LANES);
+		UNROLL for (int i = 0; i < BLOCK_ROWS; i++) {
+			vf x = vf_set(a[i]);
+			left[i] += x * b0;
+			right[i] += x * b1;
+		}
+	}
+	UNROLL for (int i = 0; i < BLOCK_ROWS; i++) {
+		vf_store(dw + i * K, vf_load(dw + i * K) + left[i]);
+		vf_store(dw + i * K + LANES, vf_load(dw + i * K + LANES) + right[i]);
+	}
 }
 
 // A block that reaches beyond dw: by way of a whole one.
@@ -54,14 +79,14 @@ void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const fl
 		size_t n_rows = rows - r < ROWS ? rows - r : ROWS;
 		pack_dy(scratch, dy + r * ldy, ldy, n, n_rows, rounded);
 		for (size_t k = 0; k < K; k += PANEL) {
-			const float *b = packed + k * rows + r * PANEL;
+			const float *a = scratch, *b = packed + k * rows + r * PANEL;
 			size_t width = K - k < PANEL ? K - k : PANEL;
-			for (size_t i = 0; i < n; i += BLOCK_ROWS) {
+			for (size_t i = 0; i < n; i += BLOCK_ROWS, a += GROUP) {
 				size_t m = n - i < BLOCK_ROWS ? n - i : BLOCK_ROWS;
 				if (m == BLOCK_ROWS && width == PANEL)
-					block(BLOCK_ROWS, dw + i * K + k, K, scratch + i * n_rows, 1, BLOCK_ROWS, b, PANEL, n_rows, true);
+					sum_block(dw + i * K + k, K, a, b, n_rows);
 				else
-					edge(dw + i * K + k, K, m, width, scratch + i * n_rows, b, n_rows);
+					edge(dw + i * K + k, K, m, width, a, b, n_rows);
 			}
 		}
 	}
