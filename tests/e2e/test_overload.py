@@ -278,7 +278,7 @@ class Overload(unittest.TestCase):
             1e3 * middle[0], 1e3 * middle[1]), file=sys.stderr)
         self.assertEqual(d.http("GET", "/live")[0], 200)
         self.assertLessEqual(b, 1.5 * a if QUIET else 1.5 * a + 0.050)
-        self.assertLessEqual(middle[1], 1.5 * middle[0] + 0.005)
+        self.assertLessEqual(middle[1], 1.5 * middle[0] + (0.005 if QUIET else 0.050))
 
     # ---- stopping
 
@@ -324,7 +324,7 @@ class Overload(unittest.TestCase):
             began = time.monotonic()
             d.process.send_signal(signal.SIGTERM)
             self.assertEqual(d.process.wait(PATIENCE), 1)
-            self.assertLess(time.monotonic() - began, 1 if not SANITIZED else 10)
+            self.assertLess(time.monotonic() - began, 1 if QUIET else 20)     # half of the drain's 30
         d.stop(expect=1)
 
 
