@@ -167,13 +167,10 @@ enum run_state entry_classify(struct entry *e, const struct entry_context *c, in
 
 void entry_postpone(struct entry *e, const struct entry_context *c, const char *reason, uint64_t ms)
 {
-	struct timespec t;
-	clock_gettime(CLOCK_REALTIME, &t);
 	e->run.state = RUN_RESTARTING;
 	e->run.pid = 0;
 	e->run.resume = true;
-	e->run.restart_at = (double)t.tv_sec + (double)t.tv_nsec * 1e-9 + (double)ms * 1e-3;
-	e->restart_at_ms = clock_ms() + ms;
+	e->run.restart_at_ms = clock_ms() + ms;
 	snprintf(e->run.reason, sizeof e->run.reason, "%s", reason);
 	run_save(c->directory, &e->run, true, NULL);
 }

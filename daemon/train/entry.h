@@ -23,7 +23,7 @@ struct entry {
 	struct process process;
 	uint32_t index;                // in the supervisor's table
 	bool stopping;
-	uint64_t kill_at_ms, saved_at_ms, restart_at_ms;
+	uint64_t kill_at_ms, saved_at_ms;
 	uint32_t n_restarts;           // within the window that began then
 	uint64_t window_began_ms;
 	struct histogram *step_seconds;

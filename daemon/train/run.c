@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/clock.h"
 
 #define RUN_STATUS_MAX_BYTES (1 << 20)
 #define RUN_MAX_PROGRESS_KEYS 64       // a worker has about twenty, and three of each loss
@@ -57,6 +58,12 @@ int run_path(const char *root, const char *id, const char *leaf, char ret_path[R
 	return n >= 0 && n < RUN_PATH_MAX ? 0 : -ENAMETOOLONG;
 }
 
+static double seconds_until(uint64_t ms)
+{
+	uint64_t at = clock_ms();
+	return ms > at ? (double)(ms - at) * 1e-3 : 0;
+}
+
 json_t *run_to_json(const struct run *r)
 {
 	json_t *j = json_pack("{s:s, s:s, s:f}", "id", r->id, "state", run_state_name(r->state), "created", r->created);
@@ -70,7 +77,7 @@ json_t *run_to_json(const struct run *r)
 	if (j && r->pid)
 		bad |= json_object_set_new(j, "pid", json_integer(r->pid));
 	if (j && r->state == RUN_RESTARTING)
-		bad |= json_object_set_new(j, "restarting_in_s", json_real(r->restart_at > now() ? r->restart_at - now() : 0));
+		bad |= json_object_set_new(j, "restarting_in_s", json_real(seconds_until(r->restart_at_ms)));
 	if (j && r->restarts)
 		bad |= json_object_set_new(j, "restarts", json_integer(r->restarts));
 	if (j && r->resume)

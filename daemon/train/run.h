@@ -21,7 +21,7 @@ struct run {
 	enum run_state state;
 	char reason[RUN_REASON_MAX];   // why it failed or was stopped; empty otherwise
 	double created, started, finished;     // seconds since 1970; 0 = not yet
-	double restart_at;             // likewise, of a run that is RUN_RESTARTING
+	uint64_t restart_at_ms;        // clock_ms(), of a run that is RUN_RESTARTING
 	uint32_t restarts;             // workers started in the place of one that died
 	int64_t pid;                   // 0 = none
 	bool resume;                   // the next worker continues from the newest checkpoint

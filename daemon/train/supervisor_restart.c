@@ -75,7 +75,7 @@ static uint64_t next_due(const struct supervisor *s)
 		if (e->process.pid && e->stopping)
 			ms = KILL_LOOK_MS;
 		else if (e->run.state == RUN_RESTARTING)
-			ms = e->restart_at_ms > now ? e->restart_at_ms - now : 1;
+			ms = e->run.restart_at_ms > now ? e->run.restart_at_ms - now : 1;
 		next = ms < next ? ms : next;
 	}
 	return next;
@@ -99,7 +99,7 @@ void supervisor_timer_fired(struct supervisor *s)
 		struct entry *e = s->entries[i];
 		if (e->process.pid && e->stopping && now >= e->kill_at_ms)
 			process_signal(&e->process, SIGKILL);
-		if (e->run.state != RUN_RESTARTING || now < e->restart_at_ms)
+		if (e->run.state != RUN_RESTARTING || now < e->run.restart_at_ms)
 			continue;
 		e->run.state = RUN_QUEUED;     // dispatch() starts it as soon as one more may run
 		e->run.restarts++;
