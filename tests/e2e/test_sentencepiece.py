@@ -199,7 +199,8 @@ class SentencePiece(unittest.TestCase):
             done = subprocess.run([*command, "capture", path, "--store", store, "--top-k", "2", "--length", "256"], **run)
             self.assertEqual(done.returncode, 0, done.stderr)
             told = json.loads(done.stdout.splitlines()[-1])["summary"]["input"]
-            self.assertEqual(told["tokens"] - told["sequences"] + told["left_over_tokens"], len(few))        # <s> in each
+            # <s> in each sequence, </s> behind the document
+            self.assertEqual(told["tokens"] - told["sequences"] + told["left_over_tokens"], len(few) + 1)
 
     def test_text_and_answers(self):
         for family, variant in KINDS:
