@@ -77,8 +77,10 @@ static int compare(const void *a, const void *b)
 
 static double percentile(struct times *t, size_t p)
 {
+	if (!t->n)
+		return 0;
 	qsort(t->seconds, t->n, sizeof *t->seconds, compare);
-	return t->n ? t->seconds[t->n * p / 100] : 0;
+	return t->seconds[t->n * p / 100];
 }
 
 static int connection_open(const char *door, const char *where)
@@ -260,6 +262,12 @@ int main(int argc, char **argv)
 			client_send(&clients[i], &greeting);
 	}
 	flood(clients, fds, n, strtod(argv[8], NULL), strcmp(argv[1], "http") == 0 ? http_verdict : frames_verdict);
+	for (size_t i = 0; i < n; i++) {
+		close(clients[i].fd);
+		free(clients[i].reply.bytes);
+	}
+	free(clients);
+	free(fds);
 	printf("{\"answers\":%zu,\"answer_p50\":%.6f,\"answer_p99\":%.6f,\"refusals\":%zu,\"refusal_p50\":%.6f,\"refusal_p99\":%.6f}\n",
 	       answers.n, percentile(&answers, 50), percentile(&answers, 99), refusals.n, percentile(&refusals, 50),
 	       percentile(&refusals, 99));
