@@ -340,6 +340,13 @@ class Overload(Temporary):
             self.assertEqual((m["kd_reserved_bytes"], m['kd_requests_in_flight{door="http"}']), (0, 0))
 
 
+class Name(Temporary):
+    def test_the_process_goes_by_the_name_of_the_program(self):
+        """It runs itself anew from /proc/self/exe, which must not show."""
+        with Daemon(directory=self.directory) as d, open("/proc/%d/comm" % d.process.pid) as f:
+            self.assertEqual(f.read(), "kdserved\n")
+
+
 class Memory(Temporary):
     def peak(self, top_k):
         """Peak resident bytes of a fresh daemon that scores 64 sequences of 1024 tokens."""
