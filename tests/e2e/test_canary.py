@@ -36,13 +36,14 @@ def places(pid, data):
 
 
 def damage(pid, data):
-    """Flips one bit in each copy of the bytes; how many there are."""
+    """Flips one bit in each copy of the bytes, of the first number; how many there are. A bit of the upper half: what lies below it, products
+    of bfloat16 may round away, and then the answer is no other."""
     found = places(pid, data)
     with open("/proc/%d/mem" % pid, "r+b", 0) as memory:
         for place in found:
-            memory.seek(place)
+            memory.seek(place + 2)
             byte = memory.read(1)[0]
-            memory.seek(place)
+            memory.seek(place + 2)
             memory.write(bytes([byte ^ 0x20]))
     return len(found)
 
