@@ -110,6 +110,12 @@ int backend_check(const struct backend *be, struct error *err)
 #define ROUNDING (2u << 20)              // of a large array: to huge pages
 
 // Blocks at the edge are padded.
+size_t backend_piece_bytes(uint32_t widest)
+{
+	size_t columns = ((size_t)widest + BACKEND_PIECE_COLUMNS - 1) / BACKEND_PIECE_COLUMNS * BACKEND_PIECE_COLUMNS;
+	return columns * BACKEND_MAX_PIECE_ROWS * sizeof(float);
+}
+
 uint64_t backend_matrix_bytes(uint64_t n_elements, uint32_t element_bytes)
 {
 	uint64_t bytes;

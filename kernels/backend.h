@@ -63,7 +63,7 @@ struct backend_need {
 // opens a backend provides it (a file, say); the backend sees to it that what comes back is what was made. One thread at a time.
 struct backend_shelf {
 	void *shelf;
-	size_t piece_bytes;              // of a piece at most; at least BACKEND_MAX_PIECE_ROWS rows of 4 bytes a column of the widest matrix
+	size_t piece_bytes;              // of a piece at most; at least backend_piece_bytes() of the widest matrix
 	uint32_t n_ahead;                // pieces it reads in advance
 	uint64_t memory_bytes;           // it takes in memory for all this
 	// A place of piece_bytes, aligned for vectors, to make the next piece in; NULL: what was made before cannot be kept (err).
@@ -74,6 +74,7 @@ struct backend_shelf {
 	void *(*find)(void *shelf, uint32_t piece, const uint32_t *next, uint32_t n_next, struct error *err);
 };
 #define BACKEND_MAX_PIECE_ROWS 256       // rows of a matrix that stay together, at most, on any backend
+#define BACKEND_PIECE_COLUMNS 64         // to whose multiples rows are padded, at most
 #define BACKEND_MAX_AHEAD 8
 
 #define BACKEND_MAX_HEAD_ROWS 1024       // no backend's head_rows is larger: what is counted before one is open
@@ -297,6 +298,7 @@ struct backend {
 	const struct backend_ops *ops;
 	void *device;                    // the implementation's own state
 	const char *numeric;             // "f64", "f32", "f32-fast" (longer sums), "bf16", "int8", "int8-f64" (ref): of a teacher's fingerprint
+	const char *view_numeric;        // likewise of products with trainable matrices: what a student is trained in
 	const char *description;         // "2 threads, AVX2" for logs and status
 	const char *fallback;            // opened as "auto": why the better device was not taken; NULL when none was passed over
 	uint64_t n_allocations;          // times arrays or scratch were asked for, of the device or of its reserve
@@ -314,6 +316,7 @@ int backend_check(const struct backend *be, struct error *err);      // the fail
 // Whether a matrix of so many elements has room in memory; if so, the room is taken.
 bool backend_keeps(struct backend *be, uint64_t n_elements);
 uint64_t backend_matrix_bytes(uint64_t n_elements, uint32_t element_bytes);    // what it takes, no less
+size_t backend_piece_bytes(uint32_t widest);   // what a shelf must hold in one piece: rows that stay together, padded, of the widest matrix
 // For implementations: the first failure sticks.
 void backend_fail(struct backend *be, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool backend_failed(const struct backend *be);

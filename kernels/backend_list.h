@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The backends of this build; private to kernels/. An implementation's open() fills device, numeric and description.
+// The backends of this build; private to kernels/. An implementation's open() fills device, both numerics and description.
 #pragma once
 
 #include "kernels/backend.h"

@@ -52,7 +52,7 @@ static int bound_memory(struct teacher *t, struct backend_options *options, stru
 		uint64_t bytes = member_loading_bytes(&t->members[i]);
 		options->loading_bytes = bytes > options->loading_bytes ? bytes : options->loading_bytes;
 	}
-	size_t least = (size_t)options->need.widest * BACKEND_MAX_PIECE_ROWS * sizeof(float);
+	size_t least = backend_piece_bytes(options->need.widest);
 	int r = shelf_open(t->options.stream_directory, cap / SHELF_SHARE, least, &t->shelf, err);
 	if (r == 0)
 		options->shelf = shelf_door(t->shelf);

@@ -35,7 +35,7 @@ static int lines_make(struct trainer *t, char **ret, struct error *err)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	settings_print_lines(f, t->settings);
 	fprintf(f, "student = %s\n", strcmp(t->settings->student, "random") == 0 ? "random" : "a model");
-	fprintf(f, "steps = %" PRIu64 "\ndevice = %s\nprecision = %s\n", t->steps, be->ops->name, be->numeric);
+	fprintf(f, "steps = %" PRIu64 "\ndevice = %s\nprecision = %s\n", t->steps, be->ops->name, be->view_numeric);
 	bool bad = ferror(f);
 	if (fclose(f) == 0 && !bad)
 		return 0;

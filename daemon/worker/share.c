@@ -101,7 +101,7 @@ static struct identity identity_of(struct trainer *t)
 			      .weight_decay = t->optimizing.weight_decay, .average = t->optimizing.average};
 	snprintf(me.version, sizeof me.version, "%s", PACKAGE_VERSION);
 	snprintf(me.device, sizeof me.device, "%s", w->backend->ops->name);
-	snprintf(me.numeric, sizeof me.numeric, "%s", w->backend->numeric);
+	snprintf(me.numeric, sizeof me.numeric, "%s", w->backend->view_numeric);
 	return me;
 }
 

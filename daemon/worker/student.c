@@ -87,7 +87,7 @@ static int device_open(struct student *s, const struct architecture *a, const st
 	s->dfinal = s->backend->ops->act_new(s->backend, (size_t)max_rows * a->width, err);
 	if (!s->dfinal)
 		return error_errno(ERROR_MEMORY);
-	snprintf(s->device, sizeof s->device, "%s, %s, %s", s->backend->ops->name, s->backend->numeric, s->backend->description);
+	snprintf(s->device, sizeof s->device, "%s, %s, %s", s->backend->ops->name, s->backend->view_numeric, s->backend->description);
 	return 0;
 }
 

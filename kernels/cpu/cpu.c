@@ -47,6 +47,19 @@ static enum operand operand_of(enum backend_numeric numeric, const struct cpu_ve
 	return fast ? OPERAND_BF16 : OPERAND_ROUNDED;
 }
 
+static const char *numeric_name(enum operand operand, bool exact)
+{
+	switch (operand) {
+	case OPERAND_INT8:
+		return "int8";
+	case OPERAND_BF16:
+	case OPERAND_ROUNDED:
+		return "bf16";
+	default:
+		return exact ? "f32" : "f32-fast";
+	}
+}
+
 static int cpu_open(struct backend *be, const struct backend_options *options, struct error *err)
 {
 	const struct cpu_vector *vector = vector_find();
@@ -76,7 +89,8 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 		cpu_close(be);
 		return r;
 	}
-	be->numeric = cpu->operand == OPERAND_INT8 ? "int8" : cpu->operand != OPERAND_F32 ? "bf16" : options->numeric == BACKEND_NUMERIC_F32 ? "f32" : "f32-fast";
+	be->numeric = numeric_name(cpu->operand, options->numeric == BACKEND_NUMERIC_F32);
+	be->view_numeric = numeric_name(cpu->view_operand, options->numeric == BACKEND_NUMERIC_F32);
 	snprintf(cpu->description, sizeof cpu->description, "%d threads, %s%s", cpu->n_threads, vector->name,
 		 cpu->operand == OPERAND_ROUNDED ? ", bf16 at the speed of f32" : "");
 	be->description = cpu->description;

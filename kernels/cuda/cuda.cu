@@ -102,7 +102,7 @@ static int choose_device(backend *be, const backend_options *options, struct err
 	c->bf16 = options->numeric != BACKEND_NUMERIC_F32;
 	c->max_rows = options->max_rows;
 	c->shared_bytes = shared > 0 ? (size_t)shared : 0;
-	be->numeric = c->bf16 ? "bf16" : "f32";
+	be->numeric = be->view_numeric = c->bf16 ? "bf16" : "f32";
 	snprintf(c->description, sizeof c->description, "%.60s, compute capability %d.%d, %.1f GiB", p.name, p.major, p.minor,
 		 (double)total / (1u << 30));
 	be->description = c->description;

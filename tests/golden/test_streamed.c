@@ -55,7 +55,7 @@ static void expect_bits(const char *path, const struct answers *want, uint64_t r
 	struct shelf *shelf;
 	struct error err = {0};
 	const char *tmp = getenv("TMPDIR");
-	if (shelf_open(tmp ? tmp : "/tmp", 0, BACKEND_MAX_PIECE_ROWS * 4 * 512, &shelf, &err) < 0)
+	if (shelf_open(tmp ? tmp : "/tmp", 0, backend_piece_bytes(512), &shelf, &err) < 0)
 		fail_msg("%s", err.message);
 	load(&m, path, shelf, room);
 	if (all)

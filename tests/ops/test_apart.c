@@ -176,10 +176,9 @@ static void assert_same_bits(enum backend_numeric numeric, uint32_t N, uint32_t 
 // From one piece for all to one for each block; several chunks of the sum; last blocks and chunks that are not whole.
 static void every_shape_has_the_bits_it_has_in_memory(void **state)
 {
-	static const struct { uint32_t N, K, rows; size_t piece_bytes; } shapes[] = {
-		{1000, 96, T, 1 << 20}, {1000, 96, T, BACKEND_MAX_PIECE_ROWS * 96 * 4}, {1000, 96, 1, BACKEND_MAX_PIECE_ROWS * 96 * 4 * 2},
-		{700, LONGEST, T, BACKEND_MAX_PIECE_ROWS * LONGEST * 4}, {2, 500, 33, 1 << 20},
-		{193, 64, 5, BACKEND_MAX_PIECE_ROWS * 64 * 4},
+	const struct { uint32_t N, K, rows; size_t piece_bytes; } shapes[] = {
+		{1000, 96, T, 1 << 20}, {1000, 96, T, backend_piece_bytes(96)}, {1000, 96, 1, backend_piece_bytes(96) * 2},
+		{700, LONGEST, T, backend_piece_bytes(LONGEST)}, {2, 500, 33, 1 << 20}, {193, 64, 5, backend_piece_bytes(64)},
 	};
 	static const enum backend_numeric numerics[] = {BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16};
 	(void)state;
@@ -194,13 +193,13 @@ static void expect_failure(bool bad, const char *message)
 	struct memory_shelf shelf;
 	struct results r;
 	struct error err = {0};
-	shelf_init(&shelf, BACKEND_MAX_PIECE_ROWS * 96 * 4);
+	shelf_init(&shelf, backend_piece_bytes(96));
 	struct backend *be = open_cpu(BACKEND_NUMERIC_AUTO, &shelf);
-	struct weight *w = load(be, true, 1000, 96);
+	struct weight *w = load(be, true, 2000, 96);
 	assert_true(shelf.n > 2);
 	shelf.bad = bad ? 2 : UINT32_MAX;
 	shelf.fails = !bad;
-	compute(be, w, 1000, 96, T, &r);
+	compute(be, w, 2000, 96, T, &r);
 	assert_true(backend_sync(be, &err) < 0);
 	if (!strstr(err.message, message))
 		fail_msg("%s", err.message);
