@@ -20,6 +20,8 @@ BUILD = os.environ.get("top_builddir", os.getcwd())
 PROGRAM = os.path.join(BUILD, "kdserved")
 PATIENCE = float(os.environ.get("KDSERVED_TEST_PATIENCE", "60"))    # sanitizer builds are slow
 
+EXACT = ("--numeric", "f32")     # for tests that hold answers to another way of computing them; what is the default depends on the processor
+
 HELLO, WELCOME, SCORE, ANSWER, DONE, ERROR, PING, PONG, GOAWAY, CALL, REPLY, CANCEL = range(1, 13)
 WHOLE = 0xffffffff
 

@@ -8,7 +8,7 @@ import tempfile
 import unittest
 
 import tiny_model
-from kdserved import BUILD, Daemon
+from kdserved import BUILD, EXACT, Daemon
 
 KDCTL = os.path.join(BUILD, "kdctl")
 TEXT = "the cat and the dog in the garden and a bird on the other one\n" * 12
@@ -20,7 +20,7 @@ class Audit(unittest.TestCase):
         cls.directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
         cls.addClassCleanup(shutil.rmtree, cls.directory)
         cls.store = os.path.join(cls.directory, "store")
-        cls.daemon = Daemon("--max-tokens", "512", "--store", cls.store)
+        cls.daemon = Daemon("--max-tokens", "512", "--store", cls.store, *EXACT)
         cls.addClassCleanup(cls.daemon.stop)
         cls.reference = Daemon("--max-tokens", "512", "--device", "ref", model=cls.daemon.model)
         cls.addClassCleanup(cls.reference.stop)

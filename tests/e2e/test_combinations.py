@@ -92,7 +92,7 @@ class Combinations(Runs):
 
     def test_masked_tokens_of_packed_documents_see_their_own_document_alone(self):
         """The teacher reads each document by itself: a student that is the teacher has no distance only where packing keeps them apart."""
-        with kdserved.Daemon(model=BERT) as daemon:
+        with kdserved.Daemon(*kdserved.EXACT, model=BERT) as daemon:
             for packing in ("bfd", "off", "wrapped"):
                 text = self.documents(daemon, packing=packing, mlm="yes", student_family="bert", student=daemon.model, learning_rate=0,
                                       steps=4, values="f32", feature_values="f32", mlm_probability=0.4,

@@ -79,7 +79,7 @@ class Features(unittest.TestCase):
                 self.assertTrue(any(held[name]), (file, name))
 
     def test_a_teacher_as_student_has_no_distance(self):
-        with kdserved.Daemon() as daemon:
+        with kdserved.Daemon(*kdserved.EXACT) as daemon:
             losses = ["hidden-mse layers=uniform", "hidden-cosine layers=final", "minilm", "minilm version=v1 layers=1:1,2:2", "margin-mse"]
             output = self.run_well("same", server="unix:" + daemon.socket_path, student=daemon.model, steps=1, learning_rate=0, loss=losses,
                                    feature_values="f32")

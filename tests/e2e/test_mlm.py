@@ -40,7 +40,7 @@ class Masked(unittest.TestCase):
             self.assertAlmostEqual(metrics(again)[2]["held_out_kl"], steps[60]["held_out_kl"], places=4)
 
     def test_the_teacher_as_student_has_no_distance(self):
-        with kdserved.Daemon(model=BERT) as daemon:
+        with kdserved.Daemon(*kdserved.EXACT, model=BERT) as daemon:
             output = os.path.join(daemon.directory, "out")
             losses = ["forward-kl top-k=16", "reverse-kl top-k=96", "jsd top-k=16"]
             self.finish(self.worker(daemon, output, self.text(daemon, steps=1, student=daemon.model, learning_rate=0, loss=losses, values="f32")))

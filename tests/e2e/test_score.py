@@ -7,7 +7,7 @@ import unittest
 
 import kdserved
 import tiny_model
-from kdserved import Daemon
+from kdserved import EXACT, Daemon
 
 VOCABULARY, WIDTH, LAYERS = 265, tiny_model.WIDTH, tiny_model.LAYERS
 KV_WIDTH = WIDTH // tiny_model.HEADS * tiny_model.KV_HEADS
@@ -62,7 +62,7 @@ def same(packed, plain):
 class Score(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.daemon = Daemon("--max-tokens", "64", "--max-top-k", "265")
+        cls.daemon = Daemon("--max-tokens", "64", "--max-top-k", "265", *EXACT)
         cls.dense = {tuple(s): [r["dense"] for r in cls.ask(cls, [s], dense=True)[0]["rows"]] for s in (A, B)}
 
     @classmethod

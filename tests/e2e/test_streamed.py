@@ -13,7 +13,7 @@ import threading
 import unittest
 
 import tiny_model
-from kdserved import Daemon, ProtocolError, wait_until
+from kdserved import EXACT, Daemon, ProtocolError, wait_until
 
 WIDTH, FFN, HEADS, KV_HEADS, LAYERS = 512, 2048, 8, 4, 8
 MATRIX_MIB = 4 * LAYERS * (2 * WIDTH * WIDTH + 2 * WIDTH * WIDTH // 2 + 3 * WIDTH * FFN) >> 20       # of its layers, in f32
@@ -84,7 +84,7 @@ class Streamed(unittest.TestCase):
 
     def daemon(self, *arguments, cap=None, **more):
         bound = ["--memory", "%dM" % cap] if cap else []
-        return Daemon(*SIZES, "--stream-directory", self.disk, *bound, *arguments, model=model_directory, **more)
+        return Daemon(*SIZES, *EXACT, "--stream-directory", self.disk, *bound, *arguments, model=model_directory, **more)
 
     def refused(self, *arguments, status=78, **more):
         d = self.daemon(*arguments, wait=False, **more)

@@ -311,7 +311,7 @@ class Training(unittest.TestCase):
                 self.assertIn("student-from-layers", said)
 
     def test_a_teacher_as_student_has_no_distance(self):
-        with kdserved.Daemon() as daemon:
+        with kdserved.Daemon(*kdserved.EXACT) as daemon:
             output = os.path.join(daemon.directory, "out")
             losses = [LOSSES[0], "reverse-kl support=student:16", "jsd support=both:8 top-k=8", "skew-reverse-kl",
                       "jeffreys top-k=16", "taid", "dkd", "adaptive-kl", "alpha-beta", "dac-kl", "logit-mse of=log-prob"]

@@ -109,7 +109,7 @@ static void greedy_of_the_real_teacher(void **state)
 	(void)state;
 	if (!golden_teacher(path, sizeof path))
 		skip();
-	engine_open_sizes(&e, path, "cpu", "auto", &usual);
+	engine_open_sizes(&e, path, "cpu", "f32", &usual);
 	compare_greedy(&e, "teacher_generate.bin", 48, 2 /* <|im_end|> */, 5e-3);
 	engine_close(&e);
 }

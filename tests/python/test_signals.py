@@ -8,7 +8,7 @@ support.need("numpy")
 import numpy as np
 
 from kdclient import Draws, Feature, KdError, Teacher
-from kdserved import Daemon
+from kdserved import EXACT, Daemon
 
 TOKENS = [5, 17, 200, 3, 99, 256, 258]
 SEQUENCES = [TOKENS, [1, 2, 3], [7], list(range(30, 60))]
@@ -23,7 +23,7 @@ def log_softmax(logits, temperature=1.0):
 class Signals(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.daemon = Daemon("--max-tokens", "512")
+        cls.daemon = Daemon("--max-tokens", "512", *EXACT)
         cls.teacher = Teacher.connect("unix:" + cls.daemon.socket_path)
         cls.dense = [r.dense for r in cls.teacher.score(SEQUENCES, dense=True)]
         cls.rng = np.random.default_rng(1)
