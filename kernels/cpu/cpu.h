@@ -15,7 +15,6 @@ struct int8_matrix;
 struct matrix;
 struct products;
 
-enum operand { OPERAND_F32, OPERAND_ROUNDED /* to bfloat16, multiplied as float */, OPERAND_BF16, OPERAND_INT8 };
 struct cpu {
 	int n_threads;
 	uint32_t max_rows;

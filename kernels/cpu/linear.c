@@ -151,13 +151,14 @@ void cpu_linear_real(struct backend *be, struct real *y, bool add, const struct 
 	forward(be, cpu_real(y), add, cpu_act_in(x), w, cpu_real_in(bias), rows);
 }
 
-// dw (N, K) += dyᵀ x, in blocks of rows of dw; with operands rounded to bfloat16 too where the other products are of such, at float's
-// speed. Sums run over rows in order, so they do not depend on threads (but they do on T).
-static void gradient(struct backend *be, float *dw, const float *dy, const float *x, size_t N, size_t K, size_t rows, bool rounded)
+// dw (N, K) += dyᵀ x, in blocks of rows of dw, with operands as in the other products. Sums run over rows in order, so they do not depend
+// on threads (but they do on T).
+static void gradient(struct backend *be, float *dw, const float *dy, const float *x, size_t N, size_t K, size_t rows, enum operand operand)
 {
 	const struct cpu *cpu = cpu_of(be);
 	size_t panel = cpu->vector->panel, n_panels = (K + panel - 1) / panel;
-	float *packed = memory_shared(be, n_panels * panel * rows);
+	size_t panel_floats = panel * (operand == OPERAND_BF16 ? (rows + 1) / 2 : rows);
+	float *packed = memory_shared(be, n_panels * panel_floats);
 
 	if (!packed || !memory_own(be, gradient_scratch(GRADIENT_BLOCK)))
 		return;
@@ -165,11 +166,11 @@ static void gradient(struct backend *be, float *dw, const float *dy, const float
 	{
 #pragma omp for schedule(static)
 		for (size_t k = 0; k < n_panels; k++)
-			cpu->vector->gradient_pack(packed + k * panel * rows, x, rows, K, k * panel, rounded);
+			cpu->vector->gradient_pack(packed + k * panel_floats, x, rows, K, k * panel, operand);
 #pragma omp for schedule(dynamic)
 		for (size_t n = 0; n < N; n += GRADIENT_BLOCK)
 			cpu->vector->gradient(dw + n * K, dy + n, N, N - n < GRADIENT_BLOCK ? N - n : GRADIENT_BLOCK, packed, rows, K,
-					      cpu->own[omp_get_thread_num()], rounded);
+					      cpu->own[omp_get_thread_num()], operand);
 	}
 }
 
@@ -194,7 +195,7 @@ static void backward(struct backend *be, float *dx, float *dw, const float *dy, 
 	if (dx)
 		multiply(be, &p, NULL);
 	if (dw)
-		gradient(be, dw, dy, x, w->n_rows, w->n_columns, rows, w->operand != OPERAND_F32);
+		gradient(be, dw, dy, x, w->n_rows, w->n_columns, rows, w->operand);
 }
 
 void cpu_linear_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct act *dy, const struct act *x,

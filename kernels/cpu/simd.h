@@ -58,15 +58,23 @@ INLINE void vf_store(float *p, vf v)
 // The last n < LANES elements of a row; the other lanes are zero.
 INLINE vf vf_load_part(const float *p, size_t n)
 {
+#if LANES == 16
+	return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
 	vf v = {0};
 
 	memcpy(&v, p, n * sizeof(float));
 	return v;
+#endif
 }
 
 INLINE void vf_store_part(float *p, vf v, size_t n)
 {
+#if LANES == 16
+	_mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#else
 	memcpy(p, &v, n * sizeof(float));
+#endif
 }
 
 // Load and store of the next vector of a row of which n elements are left: whole, or the part that is there (other lanes 0).
@@ -86,6 +94,43 @@ INLINE void give(float *p, vf v, size_t n)
 INLINE vf vf_set(float x)
 {
 	return x - (vf){0};
+}
+
+// Round to nearest even; NaN stays NaN (its low bits are kept out of the rounding).
+INLINE vu bf16_bits(vf v)
+{
+	vu u = (vu)v, nan = (vu)(v != v);
+	vu rounded = u + 0x7fff + ((u >> 16) & 1);
+
+	return (rounded & ~nan) | ((u | 0x400000) & nan);
+}
+
+// Pairs of bfloat16, one in each lane's 32 bits. Both float operands rounded to the nearest, `low` into the lower half; and the sum of
+// both products of each lane's pairs, with two roundings, added to `sum`. With 16 lanes they are instructions of AVX512_BF16, which a
+// processor must have (OPERAND_BF16); written out, since the rest of this set is for processors without it.
+INLINE vf vf_pairs(vf low, vf high)
+{
+#if LANES == 16
+	static const uint16_t order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+					   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+	__m512i both;
+
+	__asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(both) : "v"(high), "v"(low));
+	return (vf)_mm512_permutexvar_epi16(_mm512_loadu_si512(order), both);
+#else
+	return (vf)((bf16_bits(high) & 0xffff0000u) | bf16_bits(low) >> 16);
+#endif
+}
+
+INLINE vf vf_add_pairs(vf sum, vf a, vf b)
+{
+#if LANES == 16
+	__asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+	return sum;
+#else
+	sum += (vf)((vu)a << 16) * (vf)((vu)b << 16);
+	return sum + (vf)((vu)a & 0xffff0000u) * (vf)((vu)b & 0xffff0000u);
+#endif
 }
 
 // Where a lane of b is NaN the result is NaN; a NaN in a only is dropped.

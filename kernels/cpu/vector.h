@@ -10,6 +10,9 @@
 #define SWEEP_BLOCK 64               // logits whose maximum is kept: 64 maxima of 64 fit the cache, a top-64 reads few blocks twice
 #define ATTENTION_KEYS 128           // keys of one step (measured: 64 costs 5 %, more gains nothing)
 
+// How a product reads its operands: as they are, rounded to bfloat16 and multiplied as float, as bfloat16, as integers (backend.h, INT8).
+enum operand { OPERAND_F32, OPERAND_ROUNDED, OPERAND_BF16, OPERAND_INT8 };
+
 #define GRADIENT_ROWS 256            // rows summed in registers at a time: with a panel of 16 columns they fill half the first-level cache
 
 static inline size_t gradient_scratch(size_t n)
@@ -101,12 +104,12 @@ struct cpu_vector {
 	void (*adamw)(float *w, float *m, float *v, const float *g, size_t n, const struct adamw_factors *f);
 
 	// Gradient of a matrix. pack: columns first.. of x (rows, K) to one panel (rows, panel), zeros beyond K; gradient: dw (n, K) +=
-	// dyᵀ x, with dy's row stride ldy, all panels of x one after the other, and gradient_scratch(n) floats of scratch. rounded: operands to
-	// bfloat16 first.
+	// dyᵀ x, with dy's row stride ldy, all panels of x one after the other, and gradient_scratch(n) floats of scratch. With OPERAND_BF16 a
+	// panel holds pairs of rows: (ceil(rows / 2), panel) of 4 bytes.
 	uint32_t panel;
-	void (*gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, bool rounded);
+	void (*gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, enum operand operand);
 	void (*gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
-			 bool rounded);
+			 enum operand operand);
 
 	// Products of integers (backend.h, INT8). quantize: a row of n to whole groups, the last filled up with zeros; operands: as
 	// int8_unit reads them, int8_operand_bytes each. int8_terms: of a packed panel, those of an output that lie side by side.

@@ -34,9 +34,9 @@ void VECTOR(to_bf16)(uint16_t *to, const float *from, size_t n);
 void VECTOR(round_bf16)(float *to, const float *from, size_t n);
 double VECTOR(sum_squares)(const float *x, size_t n);
 void VECTOR(adamw)(float *w, float *m, float *v, const float *g, size_t n, const struct adamw_factors *f);
-void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, bool rounded);
+void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, enum operand operand);
 void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
-		      bool rounded);
+		      enum operand operand);
 void INT8(quantize)(int16_t *q, float *scales, const float *x, size_t n);
 void INT8(operands)(void *to, float *scales, const float *x, size_t n);
 void INT8(int8_unit)(const struct int8_unit *u);

@@ -101,15 +101,6 @@ void VECTOR(tile_store)(float *y, size_t ldy, const float *tile, const float *bi
 	}
 }
 
-// Round to nearest even; NaN stays NaN (its low bits are kept out of the rounding).
-INLINE vu bf16_bits(vf v)
-{
-	vu u = (vu)v, nan = (vu)(v != v);
-	vu rounded = u + 0x7fff + ((u >> 16) & 1);
-
-	return (rounded & ~nan) | ((u | 0x400000) & nan);
-}
-
 void VECTOR(to_bf16)(uint16_t *to, const float *from, size_t n)
 {
 	for (size_t i = 0; i < n; i += LANES) {
