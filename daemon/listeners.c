@@ -52,6 +52,16 @@ static int listen_on(const struct options *o, const char *text, const char *fiel
 	return r;
 }
 
+// Of a family whose addresses we can read: who can reach a vsock is not told by the rule for the others.
+static bool is_listener(int fd)
+{
+	static const int families[] = {AF_UNIX, AF_INET, AF_INET6};
+	for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+		if (sd_is_socket(fd, families[i], SOCK_STREAM, 1) > 0)
+			return true;
+	return false;
+}
+
 // Takes one passed socket; the same rule about other machines as for the settings.
 static int take_passed(const struct options *o, struct listeners *l, int fd, const char *name, struct error *err)
 {
@@ -60,8 +70,8 @@ static int take_passed(const struct options *o, struct listeners *l, int fd, con
 	if (!http && strcmp(name, "socket") != 0)
 		return error_set(err, ERROR_INVALID, NULL,
 			"systemd passed a socket named \"%.60s\": FileDescriptorName= must be http or socket", name);
-	if (sd_is_socket(fd, AF_UNSPEC, SOCK_STREAM, 1) <= 0)
-		return error_set(err, ERROR_INVALID, name, "what systemd passed for %s is not a listening stream socket", name);
+	if (!is_listener(fd))
+		return error_set(err, ERROR_INVALID, name, "what systemd passed for %s is not a listening stream socket (unix or TCP)", name);
 	if (http ? l->http_fd >= 0 : l->n_sockets == SOCKET_MAX_LISTENERS)
 		return error_set(err, ERROR_INVALID, name, "systemd passed too many sockets for %s (at most %d)", name,
 			http ? 1 : SOCKET_MAX_LISTENERS);

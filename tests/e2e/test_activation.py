@@ -207,6 +207,17 @@ class Activation(Passing):
         self.addCleanup(plain.close)
         self.refused([("socket", plain)], "not a listening stream socket")
 
+    def test_a_socket_of_virtual_machines_is_not_taken_for_this_machine_s_own(self):
+        """Its port lies where IPv4 has the address: this one would read as 127.x.y.z, where no token is needed."""
+        try:
+            vsock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        except OSError:
+            self.skipTest("no vsock here")
+        self.addCleanup(vsock.close)
+        vsock.bind((socket.VMADDR_CID_ANY, os.getpid() << 8 | 127))
+        vsock.listen()
+        self.refused([("socket", vsock)], "not a listening stream socket")
+
     def test_a_passed_socket_that_others_reach_needs_what_the_setting_needs(self):
         everywhere = socket.create_server(("0.0.0.0", 0))
         self.addCleanup(everywhere.close)
