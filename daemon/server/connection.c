@@ -139,8 +139,15 @@ static const uint8_t *next_bytes(const struct connection *c, uint8_t several[SEV
 	return several;
 }
 
+// Too much of it waits to be sent: nothing more is read.
+static bool is_paused(const struct connection *c)
+{
+	return c->n_output > OUTPUT_PAUSE;
+}
+
 static void bytes_sent(struct connection *c, size_t n)
 {
+	bool paused = is_paused(c);
 	c->output_deadline_ms = clock_ms() + c->context->settings.write_timeout_ms;
 	while (n) {
 		struct connection_output *o = c->output;
@@ -151,6 +158,8 @@ static void bytes_sent(struct connection *c, size_t n)
 		if (o->n_sent == o->n)
 			output_drop(c);
 	}
+	if (paused && !is_paused(c) && c->input_deadline_ms)      // a frame is not late while it is not read
+		c->input_deadline_ms = clock_ms() + c->context->settings.body_timeout_ms;
 }
 
 void connection_write(struct connection *c)
@@ -290,7 +299,7 @@ void connection_read(struct connection *c)
 {
 	struct error err = {0};
 	size_t share = 0, n = 1;
-	while (n && share < READ_SHARE && c->n_output <= OUTPUT_PAUSE && c->state < CONNECTION_CLOSING) {
+	while (n && share < READ_SHARE && !is_paused(c) && c->state < CONNECTION_CLOSING) {
 		bool have_header = c->n_header == FRAME_HEADER_BYTES;
 		if (!have_header)
 			n = read_header(c);
@@ -329,7 +338,7 @@ void connection_check_deadlines(struct connection *c, uint64_t now_ms)
 	struct error err = {0};
 	if (c->output_deadline_ms && now_ms >= c->output_deadline_ms) {
 		connection_close(c);
-	} else if (c->input_deadline_ms && now_ms >= c->input_deadline_ms) {
+	} else if (c->input_deadline_ms && now_ms >= c->input_deadline_ms && !is_paused(c)) {
 		if (c->state == CONNECTION_CLOSING) {
 			connection_close(c);
 			return;
@@ -342,7 +351,7 @@ void connection_check_deadlines(struct connection *c, uint64_t now_ms)
 bool connection_wants_read(const struct connection *c)
 {
 	return c->state != CONNECTION_CLOSED && !transport_wants_write(&c->transport) &&
-		(c->n_output <= OUTPUT_PAUSE || c->state == CONNECTION_CLOSING);
+		(!is_paused(c) || c->state == CONNECTION_CLOSING);
 }
 
 bool connection_wants_write(const struct connection *c)

@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 import threading
+import time
 import unittest
 
 import kdserved
@@ -171,6 +172,20 @@ class Doors(unittest.TestCase):
             for i in range(20):
                 self.assertEqual(len(quick.score([[i + 1, 2]], top_k=1)), 1)
             self.assertEqual(len(slow.finish_score(request_id)), 100)
+
+    def test_a_frame_is_not_late_while_the_server_does_not_read_it(self):
+        """While answers wait the server reads nothing more: half a frame that it has begun with is then in nobody's hands but its own."""
+        second = kdserved.frame(kdserved.SCORE, 2, kdserved.score_body([[1, 2]], top_k=1))
+        n, body_timeout = 5, kdserved.PATIENCE / 40         # some 2 MB of answers: more than a socket's buffer and what may wait
+        with Daemon("--max-tokens", "512", "--body-timeout", "%dms" % int(1000 * body_timeout)) as d, d.client() as c:
+            first = kdserved.frame(kdserved.SCORE, 1, kdserved.score_body([[i + 1] * 400 for i in range(n)], top_k=256))
+            c.send_bytes(first + second[:40])
+            wait_until(lambda: d.metrics()["kd_forward_sequences_total"] == n, "answers")
+            c.send_bytes(second[40:])
+            stalled = time.monotonic()
+            wait_until(lambda: time.monotonic() > stalled + 1.5 * body_timeout, "a stall longer than that")
+            self.assertEqual(len(c.finish_score(1)), n)
+            self.assertEqual(len(c.finish_score(2)), 1)
 
     def test_deadline(self):
         with self.daemon.client() as c:
