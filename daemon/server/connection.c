@@ -3,8 +3,10 @@
 #include "daemon/server/connection.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 
 #include "common/error.h"
 #include "daemon/clock.h"
@@ -365,9 +367,17 @@ bool connection_has_input(const struct connection *c)
 	return connection_wants_read(c) && (c->n_ahead || transport_has_input(&c->transport));
 }
 
+// Bytes that are ours until the client's kernel has them: were the descriptor closed, a word of the client's in between would be answered
+// with a reset, and they were gone. The other end of a unix socket has them at once.
+static bool is_on_its_way(const struct connection *c)
+{
+	int n = 0;
+	return c->state != CONNECTION_CLOSED && !address_is_unix(c->transport.fd) && ioctl(c->transport.fd, SIOCOUTQ, &n) == 0 && n > 0;
+}
+
 bool connection_is_busy(const struct connection *c)
 {
-	return c->n_asks || c->output || c->state == CONNECTION_CLOSING;
+	return c->n_asks || c->output || c->state == CONNECTION_CLOSING || is_on_its_way(c);
 }
 
 bool connection_is_dead(const struct connection *c)

@@ -83,7 +83,7 @@ void connection_check_deadlines(struct connection *c, uint64_t now_ms);
 bool connection_wants_read(const struct connection *c);
 bool connection_wants_write(const struct connection *c);
 bool connection_has_input(const struct connection *c);         // bytes that epoll does not show: read before sleeping
-bool connection_is_busy(const struct connection *c);           // requests in flight or frames unsent
+bool connection_is_busy(const struct connection *c);           // requests in flight, or frames that are not with the client
 bool connection_is_dead(const struct connection *c);           // may be freed
 // An item came back through context->returned.
 void connection_returned(struct request_item *item);

@@ -2,12 +2,14 @@
 """Starting, refusing to start, remembering over restarts, draining, and memory."""
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import struct
 import subprocess
 import tempfile
+import time
 import unittest
 
 import kdserved
@@ -127,6 +129,27 @@ class Stopping(Temporary):
             self.assertEqual((answers, ended, goaway), (400, {request_id: "done", refused: "unavailable"}, True))
         self.assertEqual(d.wait_exit(), 0)
         self.assertFalse(os.path.exists(d.socket_path))
+        d.stop()
+
+    def over_tcp(self, d):
+        s = socket.socket()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        s.connect(("127.0.0.1", int(re.search(r"listening on tcp:127\.0\.0\.1:(\d+)", d.log()).group(1))))
+        return kdserved.Client(s)
+
+    def test_what_the_network_has_not_delivered_is_not_dropped(self):
+        """A client that reads slowly, and says something, while its answers lie with the server's kernel alone."""
+        d = Daemon("--socket", "tcp:127.0.0.1:0", "--max-tokens", "512", directory=self.directory)
+        with self.over_tcp(d) as c:
+            request_id = c.start_score([[i + 1] * 400 for i in range(5)], top_k=256)       # 2 MB
+            wait_until(lambda: d.metrics()["kd_forward_sequences_total"] == 5, "the answers")
+            d.process.send_signal(signal.SIGTERM)
+            d.wait_line("draining")
+            until = time.monotonic() + 1
+            wait_until(lambda: d.process.poll() is not None or time.monotonic() > until, "an end that is too early")
+            c.send(kdserved.PING, 9)
+            self.assertEqual(len(c.finish_score(request_id)), 5)
+        self.assertEqual(d.wait_exit(), 0)
         d.stop()
 
     def test_the_drain_has_a_deadline(self):
