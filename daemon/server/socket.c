@@ -69,6 +69,7 @@ static void connection_add(struct socket_door *d, int fd, bool encrypted)
 	const int yes = 1;
 	struct connection *c = NULL;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);    // fails on unix sockets, which do not need it
+	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);    // a client may rest for days; one whose machine is gone may not
 	if (d->n_connections >= d->max_connections || connection_new(&d->context, fd, encrypted, &c)) {
 		close(fd);
 		return;

@@ -2,6 +2,8 @@
 """Both doors of a running daemon: the same numbers, the resources, sharing of forward passes, streams and cancels."""
 import base64
 import json
+import re
+import socket
 import struct
 import threading
 import time
@@ -186,6 +188,19 @@ class Doors(unittest.TestCase):
             wait_until(lambda: time.monotonic() > stalled + 1.5 * body_timeout, "a stall longer than that")
             self.assertEqual(len(c.finish_score(1)), n)
             self.assertEqual(len(c.finish_score(2)), 1)
+
+    def test_a_client_whose_machine_is_gone_is_noticed(self):
+        """Nothing else would ever tell: a connection may be silent for as long as it likes."""
+        with Daemon("--socket", "tcp:127.0.0.1:0") as d:
+            port = int(re.search(r"listening on tcp:127\.0\.0\.1:(\d+)", d.log()).group(1))
+            with kdserved.Client(socket.create_connection(("127.0.0.1", port))) as c:
+                ends = " 0100007F:%04X 0100007F:%04X 01 " % (port, c.socket.getsockname()[1])     # the server's, established
+
+                def timer():
+                    with open("/proc/net/tcp") as f:
+                        line = next(line for line in f if ends in line)
+                    return line.split()[5].split(":")[0]
+                wait_until(lambda: timer() == "02", "the keepalive timer")
 
     def test_deadline(self):
         with self.daemon.client() as c:
