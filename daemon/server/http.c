@@ -332,7 +332,7 @@ int http_open(const struct http_options *options, struct service *service, struc
 	return 0;
 }
 
-void http_close(struct http *h, uint64_t deadline_ms)
+void http_stop(struct http *h, uint64_t deadline_ms)
 {
 	const uint64_t one = 1;
 	struct http_thread *t = (struct http_thread *)h;    // http is its first member
@@ -341,6 +341,14 @@ void http_close(struct http *h, uint64_t deadline_ms)
 	atomic_store(&t->stop_deadline_ms, deadline_ms ? deadline_ms : 1);
 	if (write(h->stop_fd, &one, sizeof one) < 0)
 		atomic_store(&t->stop_deadline_ms, 1);    // full: the thread is awake already
+}
+
+void http_close(struct http *h, uint64_t deadline_ms)
+{
+	struct http_thread *t = (struct http_thread *)h;
+	if (!t)
+		return;
+	http_stop(h, deadline_ms);
 	pthread_join(t->thread, NULL);
 	http_free(t);
 }

@@ -18,5 +18,7 @@ struct http_options {
 };
 
 int http_open(const struct http_options *options, struct service *service, struct http **ret_http, struct error *err);
-// Stops accepting, finishes what is under way until the deadline (clock_ms()), cancels the rest, ends the thread. NULL is fine.
+// Stops accepting, finishes what is under way until the deadline (clock_ms()), cancels the rest: begins with that, and returns.
+void http_stop(struct http *h, uint64_t deadline_ms);
+// The same, and ends the thread. NULL is fine, here and there.
 void http_close(struct http *h, uint64_t deadline_ms);

@@ -223,6 +223,37 @@ class Activation(Passing):
         self.addCleanup(everywhere.close)
         self.refused([("http", everywhere)], "can be reached from other machines")
 
+    def left_waiting(self, address):
+        """A connection to which nobody says anything for now; None when somebody does."""
+        s = socket.create_connection(address, timeout=2)
+        s.sendall(b"GET /live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        try:
+            s.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            s.settimeout(kdserved.PATIENCE)
+            return s
+        s.close()
+        return None
+
+    def test_who_connects_while_the_other_door_drains_waits_for_the_next_process(self):
+        http, binary = self.tcp(), self.unix("kd.sock")
+        passed = [("http", http), ("socket", binary)]
+        d = self.start(passed)
+        wait_until(lambda: b" 200 " in self.ask(http.getsockname()), "an answer over HTTP")
+        with kdserved.Client(self.path("kd.sock")) as slow, kdserved.Client(self.path("kd.sock")) as idle:
+            request_id = slow.start_score([[i + 1] * 400 for i in range(5)], top_k=256)    # more than its buffer holds
+            slow.socket.recv(1, socket.MSG_PEEK)
+            d.send_signal(signal.SIGTERM)
+            self.assertEqual(idle.receive()[0], kdserved.GOAWAY)
+            waiting = wait_until(lambda: self.left_waiting(http.getsockname()), "a connection that is left to the next process")
+            self.addCleanup(waiting.close)
+            self.assertIsNone(d.poll())
+            self.assertEqual(len(slow.finish_score(request_id)), 5)
+        self.assertEqual(d.wait(kdserved.PATIENCE), 0, self.log())
+        d = self.start(passed)
+        self.assertIn(b" 200 ", waiting.recv(4096))
+        self.stop(d)
+
     def test_restarts_under_load_refuse_no_connection(self):
         http = self.tcp()
         d = self.start([("http", http)], "--socket", "")
