@@ -85,6 +85,13 @@ static int reserve_slots(struct service *s, struct request *r, struct error *err
 	return 0;
 }
 
+static void release_slots(struct service *s, const struct request *r)
+{
+	queue_release(s->slots, &r->slots);
+	auth_give(r->principal, r->slots.tokens);
+}
+
+// Places before the quota, which counts as let in whom it lets in.
 static int reserve(struct service *s, struct request *r, struct error *err)
 {
 	const struct generation_query *q = r->generate;
@@ -92,13 +99,16 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 	uint64_t capacity = (uint64_t)q->n_forced + q->max_tokens, piece = q->stream ? 128 : 32;
 	uint64_t row = piece + 4 * sizeof(float) + q->top_k * (uint64_t)(sizeof(float) + sizeof(uint32_t));
 	struct queue_cost cost = {.requests = 1, .tokens = slots_of(r), .bytes = r->n_items * capacity * row};    // 2^16 2^21 2^27 at most
-	int result = service_reserve(s, r, &cost, err);
+	int result = reserve_slots(s, r, err);
+	if (result)
+		return result;
+	result = service_reserve(s, r, &cost, err);
 	if (!result)
 		result = generation_prepare(r, err);
-	if (!result)
-		result = reserve_slots(s, r, err);
-	if (result)
+	if (result) {
+		release_slots(s, r);
 		service_release(s, r, 0);
+	}
 	return result;
 }
 
@@ -118,10 +128,8 @@ static void item_generated(struct request_item *item)
 {
 	struct request *r = item->request;
 	struct service *s = r->service;
-	if (--r->n_uncomputed == 0) {
-		queue_release(s->slots, &r->slots);
-		auth_give(r->principal, r->slots.tokens);
-	}
+	if (--r->n_uncomputed == 0)
+		release_slots(s, r);
 	if (!item->error.code)
 		atomic_fetch_add(&s->n_generated, 1);
 	request_item_tell(item, true);

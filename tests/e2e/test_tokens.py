@@ -213,6 +213,7 @@ class Tokens(unittest.TestCase):
             self.assertEqual(ended(), 2 * (i + 1))              # the prompt; the last token of an answer is never read
         self.assertEqual(generate("brief", n=64)[1]["error"]["code"], "too_large")      # there are no such places
         self.assertEqual(ended(), 6)
+        self.assertEqual(self.daemon_value('kd_token_requests_total{token="brief"}'), 3)         # it was not let in
         self.assertEqual(generate("brief", max_tokens=3)[0], 200)
         self.assertEqual(ended(), 6 + 4)
         with socket.create_connection(("127.0.0.1", self.daemon.port), timeout=kdserved.PATIENCE) as s:
