@@ -210,11 +210,13 @@ int supervisor_open(const struct supervisor_options *options, struct supervisor 
 	return 0;
 }
 
-static void signal_all(struct supervisor *s, int number)
+// kill_at_ms: until then the timer too leaves them alone.
+static void signal_all(struct supervisor *s, int number, uint64_t kill_at_ms)
 {
 	for (uint32_t i = 0; i < s->n_entries; i++)
 		if (s->entries[i]->process.pid) {
 			s->entries[i]->stopping = true;
+			s->entries[i]->kill_at_ms = kill_at_ms;
 			process_signal(&s->entries[i]->process, number);
 		}
 }
@@ -223,11 +225,11 @@ static void workers_end(struct supervisor *s, uint64_t deadline_ms)
 {
 	uint64_t until = clock_ms() + deadline_ms, now;
 	bool killed = false;
-	signal_all(s, SIGTERM);
+	signal_all(s, SIGTERM, until);
 	while (s->n_running) {
 		now = clock_ms();
 		if (now >= until && !killed) {
-			signal_all(s, SIGKILL);
+			signal_all(s, SIGKILL, until);
 			killed = true;
 		}
 		struct pollfd p = {.fd = s->epoll_fd, .events = POLLIN};

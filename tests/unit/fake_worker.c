@@ -54,7 +54,7 @@ static void say_garbage(void)
 	say("\xff\xfe\n{\"BAD KEY\": 1, \"nested\": {\"a\": 1}, \"step\": 7, \"state\": \"running\"}\n{\"unfinished\": ");
 }
 
-static void wait_for_term(void)
+static void wait_for_term(unsigned saves_s)
 {
 	sigset_t set;
 	int number;
@@ -63,6 +63,7 @@ static void wait_for_term(void)
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	say("{\"step\": 3, \"state\": \"running\"}\n");
 	sigwait(&set, &number);
+	sleep(saves_s);
 	say("{\"state\": \"stopped\"}\n");
 }
 
@@ -125,7 +126,9 @@ int main(int argc, char **argv)
 	} else if (strcmp(what, "garbage") == 0) {
 		say_garbage();
 	} else if (strcmp(what, "wait") == 0) {
-		wait_for_term();
+		wait_for_term(0);
+	} else if (strcmp(what, "save") == 0) {        // a large checkpoint
+		wait_for_term(3);
 	} else if (strcmp(what, "resume") == 0) {
 		if (!has_flag(argc, argv, "--resume")) {
 			fprintf(stderr, "not resumed\n");

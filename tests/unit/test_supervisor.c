@@ -121,6 +121,18 @@ static json_int_t step_of(json_t *j)
 	return json_integer_value(json_object_get(json_object_get(j, "progress"), "step"));
 }
 
+// Until the fake worker has blocked SIGTERM and waits for it.
+static void wait_ready(struct fixture *f, const char *id)
+{
+	json_t *j;
+	while (step_of(j = get(f, id)) != 3) {
+		json_decref(j);
+		supervisor_dispatch(f->s);
+		usleep(1000);
+	}
+	json_decref(j);
+}
+
 static void a_finished_run_succeeds_with_its_last_progress(void **state)
 {
 	char id[RUN_ID_MAX + 1];
@@ -190,12 +202,7 @@ static void a_stopped_run_says_so_and_can_go_on(void **state)
 	assert_int_equal(start(f, "long", "wait", id, &err), error_errno(ERROR_CONFLICT));
 	assert_int_equal(supervisor_stop(f->s, queued, NULL), 0);
 	json_decref(wait_for(f, queued, "stopped"));
-	while (step_of(j = get(f, id)) != 3) {         // it has blocked SIGTERM and waits
-		json_decref(j);
-		supervisor_dispatch(f->s);
-		usleep(1000);
-	}
-	json_decref(j);
+	wait_ready(f, id);
 	assert_int_equal(supervisor_stop(f->s, id, NULL), 0);
 	json_decref(wait_for(f, id, "stopped"));
 	assert_int_equal(supervisor_stop(f->s, id, &err), error_errno(ERROR_CONFLICT));
@@ -423,6 +430,25 @@ static void an_end_of_the_daemon_while_one_waits_is_clean(void **state)
 	json_decref(wait_for(f, id, "succeeded"));
 }
 
+// One worker is gone at once, another writes a checkpoint for longer than it is looked after those that do not stop: it has until the deadline.
+static void a_worker_may_save_until_the_deadline(void **state)
+{
+	struct fixture *f = *state;
+	char quick[RUN_ID_MAX + 1], slow[RUN_ID_MAX + 1];
+	f->limits.max_running = 2;
+	supervisor_change(f->s, &f->limits);
+	assert_int_equal(start(f, "quick", "wait", quick, NULL), 0);
+	assert_int_equal(start(f, "slow", "save", slow, NULL), 0);
+	wait_ready(f, quick);
+	wait_ready(f, slow);
+	supervisor_close(f->s, 60000);
+	fixture_open(f);
+	json_t *j = get(f, slow);
+	assert_string_equal(text_of(j, "state"), "stopped");
+	assert_string_equal(text_of(j, "reason"), "");
+	json_decref(j);
+}
+
 static void more_may_run_from_now_on(void **state)
 {
 	struct fixture *f = *state;
@@ -455,6 +481,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(its_own_fault_ends_a_run, setup, teardown),
 		cmocka_unit_test_setup_teardown(others_run_while_one_waits, setup, teardown),
 		cmocka_unit_test_setup_teardown(an_end_of_the_daemon_while_one_waits_is_clean, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_worker_may_save_until_the_deadline, setup, teardown),
 		cmocka_unit_test_setup_teardown(more_may_run_from_now_on, setup, teardown),
 	};
 	signal(SIGPIPE, SIG_IGN);
