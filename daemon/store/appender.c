@@ -354,7 +354,8 @@ static int line_run(struct appender *a, struct line *l, struct error *err)
 	while (l->next) {
 		int rc = line_commit(a, l, err);
 		n_failures = rc < 0 ? n_failures + 1 : 0;
-		if (rc == -ENOSPC || rc == -EDQUOT || n_failures >= ATTEMPTS)
+		// With nothing left only padding failed: all that counts is stored.
+		if (l->next && (rc == -ENOSPC || rc == -EDQUOT || n_failures >= ATTEMPTS))
 			return rc;
 	}
 	return 0;

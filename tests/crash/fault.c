@@ -18,7 +18,7 @@
 #define MAX_FAILED 64
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static struct { bool armed; uint64_t nth, n_times; int result; long part; } plans[N_FAULT_KINDS];
+static struct { bool armed; uint64_t nth, n_times; int result, after; long part; } plans[N_FAULT_KINDS];
 static uint64_t counts[N_FAULT_KINDS], n_injected, n_syncs_after_failure;
 static ino_t failed[MAX_FAILED];
 static unsigned n_failed;
@@ -38,6 +38,14 @@ void fault_arm(enum fault_kind kind, uint64_t nth, uint64_t n_times, int result,
 	plans[kind].n_times = n_times;
 	plans[kind].result = result;
 	plans[kind].part = part;
+	plans[kind].after = 0;
+	pthread_mutex_unlock(&lock);
+}
+
+void fault_follow(enum fault_kind kind, int result)
+{
+	pthread_mutex_lock(&lock);
+	plans[kind].after = result;
 	pthread_mutex_unlock(&lock);
 }
 
@@ -84,8 +92,10 @@ static bool fault_hit(enum fault_kind kind, int *ret_result, long *ret_part)
 	pthread_mutex_lock(&lock);
 	uint64_t n = ++counts[kind];
 	bool hit = plans[kind].armed && n >= plans[kind].nth && n - plans[kind].nth < plans[kind].n_times;
-	*ret_result = plans[kind].result;
-	*ret_part = plans[kind].part;
+	bool after = plans[kind].after && n - plans[kind].nth == plans[kind].n_times;
+	*ret_result = after ? plans[kind].after : plans[kind].result;
+	*ret_part = after ? 0 : plans[kind].part;
+	hit = hit || after;
 	n_injected += hit;
 	pthread_mutex_unlock(&lock);
 	return hit;

@@ -18,6 +18,7 @@ enum fault_kind {
 // From the nth operation of this kind on (1 = the next), n_times of them give `result` (-errno). For FAULT_WRITE, `part` bytes are
 // really written first; with result 0 the write is merely short by that: part > 0 bytes are written, or with part < 0 all but -part.
 void fault_arm(enum fault_kind kind, uint64_t nth, uint64_t n_times, int result, long part);
+void fault_follow(enum fault_kind kind, int result);      // and the one operation after those gives this
 // Whether results can be injected into a ring here (io_uring allowed, kernel 6.10 or later). If not, every later ring is refused, so that
 // faults reach the store through its pwrite path.
 bool fault_ring_works(void);

@@ -374,6 +374,32 @@ static void a_failed_fsync_moves_what_was_only_flushed(void **state)
 	fixture_remove(d);
 }
 
+// Only zeros behind the last record did not reach the disk: all there is to keep has.
+static void a_write_that_lacks_only_its_padding(void **state)
+{
+	(void)state;
+	static const int results[] = {-ENOSPC, -EDQUOT, -EIO};
+	for (size_t i = 0; i < sizeof results / sizeof *results; i++) {
+		char *d = fixture_directory();
+		fault_disarm();
+		struct store *s = fixture_open(d, 0);
+		assert_int_equal(fixture_append(s, records[0], STORE_DURABLE), 0);
+		fault_arm(FAULT_WRITE, 1, 1, 0, -1);
+		fault_follow(FAULT_WRITE, results[i]);
+		assert_int_equal(fixture_append(s, records[1], STORE_DURABLE), 0);
+		assert_int_equal(fault_n_injected(), 2);
+		assert_int_equal(fixture_append(s, records[2], STORE_DURABLE), 0);
+		store_close(s);
+		fault_disarm();
+		s = fixture_open(d, 0);
+		for (unsigned k = 0; k < 3; k++)
+			assert_int_equal(fixture_expect(s, records[k]), 0);
+		assert_int_equal(fixture_stats(s).n_corrupt, 0);
+		store_close(s);
+		fixture_remove(d);
+	}
+}
+
 int main(void)
 {
 	fixture_in_memory(MEMORY_BYTES);         // the faults are ours, the disk's speed would only be waited for
@@ -396,6 +422,7 @@ int main(void)
 		cmocka_unit_test(the_store_heals_when_a_lasting_fault_ends),
 		cmocka_unit_test(the_store_heals_without_an_append),
 		cmocka_unit_test(a_failed_fsync_moves_what_was_only_flushed),
+		cmocka_unit_test(a_write_that_lacks_only_its_padding),
 		cmocka_unit_test(without_io_uring_the_store_works_and_says_so),
 	};
 	int rc = cmocka_run_group_tests(tests, NULL, NULL);
