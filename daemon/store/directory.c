@@ -90,6 +90,9 @@ int directory_open(struct directory *d, const char *path, bool read_only, struct
 	if (d->fd < 0)
 		return error_system(err, errno, NULL, "store %s: cannot open the directory", path);
 	rc = read_only ? 0 : directory_lock(d, err);
+	// A writer that was killed may have left names that the disk does not know.
+	if (rc == 0 && !read_only && fsync(d->fd) < 0)
+		rc = error_system(err, errno, NULL, "store %s: cannot synchronise the directory", path);
 	if (rc < 0)
 		directory_close(d);
 	return rc;

@@ -26,6 +26,7 @@ struct recovery {
 	bool sealed;
 	bool damaged;                    // not to be appended to
 	bool failed;                     // reading or synchronising it failed: leave the file as it is
+	bool unsynced;                   // the disk may not have what was read
 	uint64_t n_corrupt, torn_bytes;  // of it
 };
 
@@ -62,7 +63,7 @@ static int recovery_scan(struct recovery *r, struct scan *scan, struct error *er
 	struct scan_item item;
 	struct error local;
 	if (r->writable && fsync(s->fd) < 0)
-		r->failed = true;
+		r->failed = r->unsynced = true;
 	do {
 		int rc = scan_next(scan, &item, &local);
 		if (rc == -ENOMEM)
@@ -142,7 +143,7 @@ static int recovery_shard(struct recovery *r, uint32_t id, bool newest, struct e
 	struct scan scan;
 	struct tail_shard *s = &r->shard;
 	*s = (struct tail_shard){.id = id};
-	r->sealed = r->damaged = r->failed = false;
+	r->sealed = r->damaged = r->failed = r->unsynced = false;
 	r->n_corrupt = r->torn_bytes = 0;
 	directory_shard_name(id, name);
 	s->fd = openat(r->parts->directory.fd, name, (r->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOFOLLOW);
@@ -172,7 +173,10 @@ static int recovery_shard(struct recovery *r, uint32_t id, bool newest, struct e
 		if (rc == 0 && r->writable)
 			recovery_mend(r, newest);
 	}
-	if (rc == 0)
+	// Found, a record counts as durable: of what no fsync has covered nothing is found, and it is stored anew.
+	if (rc == 0 && r->unsynced)
+		r->n_corrupt += s->entries.n;
+	else if (rc == 0)
 		rc = recovery_publish(r, err);
 	atomic_fetch_add(&r->parts->counters.n_bytes, r->size);
 	atomic_fetch_add(&r->parts->counters.n_corrupt, r->n_corrupt);

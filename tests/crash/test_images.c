@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -180,6 +181,37 @@ static void also_when_the_disk_failed_before(void **state)
 	all_images(10, 5);
 }
 
+// Killed between the name of a shard and the fsync of its directory, and started again: what is acknowledged then is in a file that the
+// disk must know by its name.
+static void a_shard_whose_name_was_not_on_the_disk_is_kept(void **state)
+{
+	(void)state;
+	char *made = fixture_directory(), *d = fixture_directory();
+	struct store *s = fixture_open(made, 0);
+	assert_int_equal(fixture_append(s, records[1], STORE_DURABLE), 0);
+	store_close(s);
+	size_t n;
+	uint8_t *header = fixture_read(made, "00000000.shard", &n);
+	recorder_start(d, 1);
+	int directory = open(d, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int fd = openat(directory, "00000000.shard.tmp", O_RDWR | O_CREAT | O_CLOEXEC, 0640);
+	assert_true(directory >= 0 && fd >= 0 && pwrite(fd, header, 4096, 0) == 4096 && fsync(fd) == 0);
+	assert_int_equal(renameat(directory, "00000000.shard.tmp", directory, "00000000.shard"), 0);
+	close(fd);
+	close(directory);
+	free(header);
+	s = fixture_open(d, 0);
+	assert_int_equal(fixture_append(s, records[0], STORE_DURABLE), 0);
+	recorder_mark(0);
+	store_close(s);
+	recorder_stop();
+	for (uint64_t seed = 0; seed < 20; seed++)
+		expect_image(recorder_length(), seed, 1);
+	recorder_done();
+	fixture_remove(made);
+	fixture_remove(d);
+}
+
 int main(void)
 {
 	fixture_in_memory(MEMORY_BYTES);
@@ -187,6 +219,7 @@ int main(void)
 		records[i] = fixture_record(i, 8, 4 + i * 7 % 60);
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_was_acknowledged_survives_a_power_cut),
+		cmocka_unit_test(a_shard_whose_name_was_not_on_the_disk_is_kept),
 		cmocka_unit_test(also_when_the_disk_failed_before),
 	};
 	int rc = cmocka_run_group_tests(tests, NULL, NULL);
