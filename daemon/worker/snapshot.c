@@ -195,32 +195,44 @@ static int names_list(const char *directory, int (*which)(const struct dirent *)
 	return n < 0 ? -errno : n;
 }
 
-// Removes all but the last `keep` of the folders that `which` picks.
-static void folders_prune(const char *directory, int (*which)(const struct dirent *), int keep)
+// Removes all folders that `which` picks but `newest` and the keep - 1 before it. Those behind it go too: they did not verify when this run was
+// resumed before them. NULL: all go.
+static void folders_prune(const char *directory, int (*which)(const struct dirent *), const char *newest, int keep)
 {
 	char path[PATH_MAX];
 	struct dirent **names;
-	int n = names_list(directory, which, &names);
-	if (n < 0)
-		return;
+	int n = names_list(directory, which, &names), end = n;
+	while (end > 0 && (!newest || strcmp(names[end - 1]->d_name, newest) > 0))
+		end--;
 	for (int i = 0; i < n; i++) {
-		if (i < n - keep && path_join(path, directory, names[i]->d_name) == 0)
+		if ((i >= end || i < end - keep) && path_join(path, directory, names[i]->d_name) == 0)
 			folder_remove(path);
 		free(names[i]);
 	}
-	free(names);
+	if (n >= 0)
+		free(names);
+}
+
+// One of the same step may be there: what a run wrote that is stopped before its next step, or what did not verify. It stays until the
+// new one has its place, but where a file system cannot exchange two names.
+static int folder_replace(const char *partial, const char *final)
+{
+	if (access(final, F_OK) == 0 && renameat2(AT_FDCWD, partial, AT_FDCWD, final, RENAME_EXCHANGE) == 0)
+		return 0;
+	folder_remove(final);
+	return rename(partial, final) < 0 ? -errno : 0;
 }
 
 int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, const struct snapshot_state *state, uint32_t keep,
 		  struct error *err)
 {
-	char leaf[64], partial[PATH_MAX], final[PATH_MAX];
+	char leaf[64], partial_leaf[64], partial[PATH_MAX], final[PATH_MAX];
 	if (mkdir(directory, 0750) < 0 && errno != EEXIST)
 		return error_system(err, errno, NULL, "cannot make %s", directory);
 	snprintf(leaf, sizeof leaf, SNAPSHOT_PREFIX "%012" PRIu64, state->step);
+	snprintf(partial_leaf, sizeof partial_leaf, SNAPSHOT_PARTIAL "%012" PRIu64, state->step);
 	int r = path_join(final, directory, leaf);
-	snprintf(leaf, sizeof leaf, SNAPSHOT_PARTIAL "%012" PRIu64, state->step);
-	r = r ? r : path_join(partial, directory, leaf);
+	r = r ? r : path_join(partial, directory, partial_leaf);
 	if (r)
 		return error_system(err, r, NULL, "the path of the checkpoint is too long");
 	folder_remove(partial);
@@ -231,15 +243,13 @@ int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, c
 		folder_remove(partial);
 		return r;
 	}
-	folder_remove(final);          // of the same step: one that did not verify when this run was resumed
 	r = folder_sync(partial);
-	if (r == 0 && rename(partial, final) < 0)
-		r = -errno;
+	r = r ? r : folder_replace(partial, final);
 	r = r ? r : folder_sync(directory);
 	if (r)
 		return error_system(err, r, NULL, "cannot finish the checkpoint %s", final);
-	folders_prune(directory, is_partial, 0);
-	folders_prune(directory, is_snapshot, (int)keep);
+	folders_prune(directory, is_partial, NULL, 0);
+	folders_prune(directory, is_snapshot, leaf, (int)keep);
 	return 0;
 }
 

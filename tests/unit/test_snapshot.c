@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Checkpoints: what was saved comes back bit for bit, a damaged one is passed over, old ones and half-written ones go.
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <ftw.h>
 #include <math.h>
@@ -12,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -206,6 +208,65 @@ static void a_damaged_one_is_passed_over_for_the_one_before(void **state)
 		}
 }
 
+// A run went on from the one before the damaged one: that is behind it, and must not count as the newest.
+static void one_behind_the_step_that_is_saved_is_not_kept_for_it(void **state)
+{
+	struct fixture *f = *state;
+	save(f, 10, 2);
+	save(f, 20, 2);
+	damage(f, 20, "parameters.safetensors", 1000, false);
+	assert_loads(f, 10, true);
+	save(f, 15, 1);
+	assert_loads(f, 15, false);
+}
+
+// Ends this process as kill -9 would at the nth of the calls below.
+static unsigned die_at;
+
+static void die(void)
+{
+	if (die_at && --die_at == 0)
+		_exit(9);
+}
+
+#define STANDS_BEFORE(name, parameters, arguments, type) \
+	int name parameters; \
+	int name parameters \
+	{ \
+		static int (*real) type; \
+		die(); \
+		if (!real) \
+			real = (int (*) type)dlsym(RTLD_NEXT, #name); \
+		return real arguments; \
+	}
+STANDS_BEFORE(unlink, (const char *path), (path), (const char *))
+STANDS_BEFORE(rmdir, (const char *path), (path), (const char *))
+STANDS_BEFORE(rename, (const char *from, const char *to), (from, to), (const char *, const char *))
+STANDS_BEFORE(renameat2, (int a, const char *from, int b, const char *to, unsigned flags), (a, from, b, to, flags),
+	      (int, const char *, int, const char *, unsigned))
+
+// Stopped before its next step, a run writes the checkpoint of that step again.
+static void killed_while_one_is_replaced_there_is_one_that_loads(void **state)
+{
+	struct fixture *f = *state;
+	int status = 9 << 8;
+	save(f, 5, 1);
+	for (unsigned n = 1; WEXITSTATUS(status) == 9; n++) {
+		pid_t pid = fork();
+		assert_true(pid >= 0);
+		if (pid == 0) {
+			die_at = n;
+			struct snapshot_state s = state_of(5);
+			_exit(snapshot_save(f->directory, &f->arrays, &s, 1, NULL) ? 1 : 0);
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_true(WIFEXITED(status) && (WEXITSTATUS(status) == 9 || WEXITSTATUS(status) == 0));
+		assert_true(WEXITSTATUS(status) == 9 || n > 4);
+		assert_loads(f, 5, false);
+		arrays_fill(f, 5);
+	}
+}
+
 static void all_damaged_is_an_error_not_a_fresh_start(void **state)
 {
 	struct fixture *f = *state;
@@ -312,6 +373,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(one_of_another_optimizer_is_not_gone_on_with, setup, teardown),
 		cmocka_unit_test_setup_teardown(settings_are_told_without_the_arrays, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_lies_beside_the_arrays_comes_back_or_is_damaged, setup, teardown),
+		cmocka_unit_test_setup_teardown(one_behind_the_step_that_is_saved_is_not_kept_for_it, setup, teardown),
+		cmocka_unit_test_setup_teardown(killed_while_one_is_replaced_there_is_one_that_loads, setup, teardown),
 		cmocka_unit_test_setup_teardown(all_damaged_is_an_error_not_a_fresh_start, setup, teardown),
 		cmocka_unit_test(what_would_change_the_run_is_named),
 	};
