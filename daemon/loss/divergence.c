@@ -84,6 +84,8 @@ void divergence_jeffreys(const struct pair *pair, const double *x, struct diverg
 // ln(share a + (1 - share) b) from logarithms.
 static double log_mix(double share, double log_a, double log_b)
 {
+	if (share <= 0 || share >= 1)
+		return share <= 0 ? log_b : log_a;
 	double high = fmax(log_a, log_b);
 	return high + log(share * exp(log_a - high) + (1 - share) * exp(log_b - high));
 }
@@ -91,8 +93,8 @@ static double log_mix(double share, double log_a, double log_b)
 void divergence_jsd(const struct pair *pair, const double *x, struct divergence *ret)
 {
 	double beta = x[0], by = x[1] > 0 ? 1 / (beta * (1 - beta)) : 1;
-	if (x[1] > 0 && (beta == 0 || beta == 1)) {
-		sum_set(pair, beta == 0, beta == 1, ret);
+	if (beta == 0 || beta == 1) {          // without limits it is 0 everywhere there: a schedule may pass through
+		sum_set(pair, x[1] > 0 && beta == 0, x[1] > 0 && beta == 1, ret);
 		return;
 	}
 	ret->value = 0;
@@ -205,16 +207,27 @@ void divergence_adaptive_kl(const struct pair *pair, const double *x, struct div
 	sum_set(pair, both > 0 ? gaps[0] / both : .5, both > 0 ? gaps[1] / both : .5, ret);
 }
 
+// ln of the student's mass of the symbols marked in pair->order (non-zero), of the first n; from logarithms: at a low temperature it may
+// underflow.
+static double marked_log_q(const struct pair *pair, uint32_t n)
+{
+	double max = -INFINITY, total = 0;
+	for (uint32_t i = 0; i < n; i++)
+		max = pair->order[i] ? fmax(max, pair->log_q[i]) : max;
+	for (uint32_t i = 0; i < n; i++)
+		total += pair->order[i] ? exp(pair->log_q[i] - max) : 0;
+	return max + log(total);
+}
+
 void divergence_dkd(const struct pair *pair, const double *x, struct divergence *ret)
 {
-	double p_rest = 0, q_rest = 0, others = 0;
+	double p_rest = 0, others = 0;
 	uint32_t y = pair->label;
-	for (uint32_t i = 0; i < pair->n; i++)
-		if (i != y) {
-			p_rest += pair->p[i];
-			q_rest += pair->q[i];
-		}
-	double p_y = pair->p[y], log_p_rest = log(p_rest), log_q_rest = log(q_rest);
+	for (uint32_t i = 0; i < pair->n; i++) {
+		pair->order[i] = i != y;
+		p_rest += i != y ? pair->p[i] : 0;
+	}
+	double p_y = pair->p[y], log_p_rest = log(p_rest), log_q_rest = marked_log_q(pair, pair->n);
 	for (uint32_t i = 0; i < pair->n; i++)
 		if (i != y && pair->p[i] > 0)
 			others += pair->p[i] / p_rest * (pair->log_p[i] - log_p_rest - pair->log_q[i] + log_q_rest);
@@ -223,7 +236,7 @@ void divergence_dkd(const struct pair *pair, const double *x, struct divergence 
 		target += p_rest * (log_p_rest - log_q_rest);
 	ret->value = x[0] * target + x[1] * others;
 	for (uint32_t i = 0; i < pair->n; i++) {
-		double q = pair->q[i] / q_rest, p = p_rest > 0 ? pair->p[i] / p_rest : q;
+		double q = exp(pair->log_q[i] - log_q_rest), p = p_rest > 0 ? pair->p[i] / p_rest : q;
 		ret->slope[i] = i == y ? -x[0] * p_y : -x[0] * p_rest * q + x[1] * (q - p);
 	}
 }
@@ -251,14 +264,11 @@ void divergence_taid(const struct pair *pair, const double *x, struct divergence
 // KL of p / P to q / Q over the ids marked in pair->order (non-zero), P and Q their sums; slopes of q as it is.
 static void kept_set(const struct pair *pair, struct divergence *ret)
 {
-	double p_sum = 0, q_sum = 0;
+	double p_sum = 0;
 	uint32_t n = pair->n - pair->bucket;
 	for (uint32_t i = 0; i < n; i++)
-		if (pair->order[i]) {
-			p_sum += pair->p[i];
-			q_sum += pair->q[i];
-		}
-	double log_p_sum = log(p_sum), log_q_sum = log(q_sum);
+		p_sum += pair->order[i] ? pair->p[i] : 0;
+	double log_p_sum = log(p_sum), log_q_sum = marked_log_q(pair, n);
 	ret->value = 0;
 	for (uint32_t i = 0; i < pair->n; i++) {
 		ret->slope[i] = 0;
@@ -266,7 +276,7 @@ static void kept_set(const struct pair *pair, struct divergence *ret)
 			continue;
 		if (pair->p[i] > 0)
 			ret->value += pair->p[i] / p_sum * (pair->log_p[i] - log_p_sum - pair->log_q[i] + log_q_sum);
-		ret->slope[i] = pair->q[i] / q_sum - pair->p[i] / p_sum;
+		ret->slope[i] = exp(pair->log_q[i] - log_q_sum) - pair->p[i] / p_sum;
 	}
 }
 
@@ -288,19 +298,19 @@ void divergence_dac_kl(const struct pair *pair, const double *x, struct divergen
 void divergence_first(const struct pair *pair, const double *x, struct divergence *ret)
 {
 	uint32_t n = pair->n - pair->bucket;
-	double max = -INFINITY, total = 0, q_sum = 0;
-	for (uint32_t i = 0; i < n; i++)
-		max = fmax(max, pair->p[i] / x[0]);
+	double max = -INFINITY, total = 0;
 	for (uint32_t i = 0; i < n; i++) {
-		total += exp(pair->p[i] / x[0] - max);
-		q_sum += pair->q[i];
+		max = fmax(max, pair->p[i] / x[0]);
+		pair->order[i] = true;
 	}
-	double lse = max + log(total), log_q_sum = log(q_sum);
+	for (uint32_t i = 0; i < n; i++)
+		total += exp(pair->p[i] / x[0] - max);
+	double lse = max + log(total), log_q_sum = marked_log_q(pair, n);
 	ret->value = 0;
 	for (uint32_t i = 0; i < n; i++) {
 		double log_target = pair->p[i] / x[0] - lse, target = exp(log_target);
 		ret->value += target * (log_target - pair->log_q[i] + log_q_sum);
-		ret->slope[i] = pair->q[i] / q_sum - target;
+		ret->slope[i] = exp(pair->log_q[i] - log_q_sum) - target;
 	}
 	if (pair->bucket)
 		ret->slope[n] = 0;
