@@ -16,14 +16,18 @@ static double score(const struct reweight *w, double h)
 
 void reweight_weigh(const struct reweight *w, const double *losses, uint32_t n, double *ret)
 {
-	double least = INFINITY, most = -INFINITY, sum = 0;
+	double least = INFINITY, most = -INFINITY, highest = -INFINITY, sum = 0;
 	for (uint32_t i = 0; i < n; i++) {
 		least = fmin(least, losses[i]);        // a NAN is passed over
 		most = fmax(most, losses[i]);
 	}
 	for (uint32_t i = 0; i < n; i++) {
 		double h = most > least ? w->strength * (2 * losses[i] - most - least) / (most - least) : 0;
-		ret[i] = isnan(losses[i]) ? 0 : exp(score(w, h) / w->temperature);
+		ret[i] = isnan(losses[i]) ? NAN : score(w, h) / w->temperature;
+		highest = fmax(highest, ret[i]);
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		ret[i] = isnan(ret[i]) ? 0 : exp(ret[i] - highest);
 		sum += ret[i];
 	}
 	for (uint32_t i = 0; i < n && sum > 0; i++)

@@ -68,6 +68,8 @@ static void equal_losses_weigh_alike_and_unknown_ones_nothing(void **state)
 	assert_true(w[0] == 0 && w[3] == 0);
 	reweight_weigh(&(const struct reweight){REWEIGHT_QUADRATIC, 1, 1}, none, 2, w);
 	assert_true(w[0] == 0 && w[1] == 0);
+	reweight_weigh(&(const struct reweight){REWEIGHT_LINEAR_UPPER, 1000, .01}, some, 6, w);        // ends of what a run may set
+	assert_true(w[1] == 0 && w[2] == 0 && w[4] == 1 && w[5] == 0);
 	reweight_weigh(&(const struct reweight){REWEIGHT_QUADRATIC, 1, 1}, some, 6, some);     // in their own place
 	assert_true(some[0] == 0 && some[1] > 0);
 }
