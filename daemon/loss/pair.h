@@ -92,11 +92,11 @@ struct pair {
 	uint32_t n_head;               // the first n_head symbols are the teacher's likeliest ids
 	uint32_t label;                // symbol of the label; PAIR_NO_LABEL: it is not in S
 	double entropy;                // of the teacher's row where p is drawn and it is known, else NAN
-	double p_factor, q_factor;     // 1, or those of the span: a loss by rank compares p_factor p with q_factor q
+	double log_p_factor, log_q_factor;     // 0, or ln of those of the span, by which a loss by rank multiplies p and q
 	double matched_share;
 	// arrays of pair_room symbols, the pair's own
 	uint32_t *slots;               // (n less the bucket)
-	uint32_t *order;               // scratch of losses that sort
+	uint32_t *order;               // scratch of losses that sort or mark
 	double *p, *log_p, *q, *log_q; // p sums to 1 but in a truncated pair and with draws; log_p >= PAIR_LOG_FLOOR even where p is 0
 	double *zt, *zs;               // (n less the bucket) raw logits; zt may be NAN
 	void *memory;

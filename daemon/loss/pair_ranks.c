@@ -56,9 +56,9 @@ void pair_make_ranks(struct pair *pair, const struct loss_position *x, const str
 	pair->teacher_lse = x->teacher_lse[view->temperature];
 	pair->student_lse = x->student_lse[view->temperature];
 	pair->matched_share = x->matched_share;
-	pair->p_factor = view->merge ? exp(x->log_teacher_factor) : 1;
-	pair->q_factor = view->merge ? exp(x->log_student_factor) : 1;
-	if (n_teacher == 0 || isnan(pair->p_factor) || isnan(pair->q_factor))
+	pair->log_p_factor = view->merge ? x->log_teacher_factor : 0;
+	pair->log_q_factor = view->merge ? x->log_student_factor : 0;
+	if (n_teacher == 0 || isnan(pair->log_p_factor) || isnan(pair->log_q_factor))
 		return;
 	for (uint32_t i = 0, slot = 0; view->by_id && i < n_teacher; i++)
 		if (x->teacher_matched[i])             // slots of the top-k are in the order of the ranks that have one

@@ -41,7 +41,7 @@ static double part(double P, double Q, double log_P, double log_Q, double beta, 
 
 void rank_gold(const struct pair *pair, const double *x, struct divergence *ret)
 {
-	double c = pair->p_factor, d = pair->q_factor, log_c = log(c), log_d = log(d);
+	double log_c = pair->log_p_factor, log_d = pair->log_q_factor, c = exp(log_c), d = exp(log_d);      // d may underflow
 	double matched = x[2] < 0 ? pair->matched_share : x[2], unmatched = x[3] < 0 ? 1 - pair->matched_share : x[3];
 	ret->value = 0;
 	for (uint32_t i = 0; i < pair->n; i++) {

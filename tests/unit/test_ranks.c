@@ -148,6 +148,12 @@ static void gold_multiplies_a_row_by_the_span_that_follows(void **state)
 	r.log_q_factor = log(.5);                              // against .2 .15 .1 .05
 	assert_true(fabs(evaluate(&r, rank_gold, x, false, NULL) - (.34 + .12 + .01 + .05)) < 2e-6);
 	assert_gradient(&r, rank_gold, x, false);
+	r.log_q_factor = -900;                                 // a long span, far from what the student expects: a number all the same
+	for (int i = 0; i < 3; i++) {
+		struct rows shared = r;
+		memcpy(shared.same, (int[]){2, -1, 0}, sizeof shared.same);
+		assert_true(isfinite(evaluate(&shared, rank_gold, (double[]){.5 * i, 1, 1, 1}, true, NULL)));
+	}
 	r.log_q_factor = NAN;                                  // what follows is not known: nothing to learn
 	assert_true(evaluate(&r, rank_gold, x, false, NULL) == 0);
 }
