@@ -98,6 +98,32 @@ class Stores(unittest.TestCase):
         self.assertGreaterEqual(len(store), len(self.answers) - 1)
         self.assertEqual(store.damage, [])
 
+    def test_a_shard_that_its_writer_cuts_is_damaged_and_no_end_of_the_program(self):
+        folder = self.copy(lambda f: None)
+        store = Store(folder)
+        path = os.path.join(folder, "00000000.shard")
+        os.truncate(path, 4096)    # a mapped page that is gone is a SIGBUS
+        with self.assertRaises(KdError) as raised:
+            list(store)
+        self.assertEqual(raised.exception.code, "corrupt")
+
+    def test_compressed_records_are_told_from_damaged_ones(self):
+        folder = self.copy(lambda f: None)
+        done = subprocess.run([os.path.join(BUILD, "kdctl"), "store", "compact", "--compression", "zstd", folder], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE)
+        if b"no zstd" in done.stderr:
+            self.skipTest("this build has no zstd")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        codes = set()
+        store = Store(folder)
+        for key in store.keys():
+            try:
+                codes.add(store[key].key == key)
+            except KdError as error:
+                codes.add(error.code)
+        self.assertLessEqual(codes, {True, "unsupported"})
+        self.assertIn("unsupported", codes)
+
     def test_what_is_no_shard_is_refused(self):
         for content in (b"", bytes(5000), b"KDSHARD\n" + bytes(5000)):
             folder = tempfile.mkdtemp(dir=self.folder)

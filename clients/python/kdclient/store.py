@@ -3,15 +3,15 @@
 read."""
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import struct
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Tuple
 
 from . import record
-from .checksum import Buffer, crc32c
+from .checksum import crc32c
 from .errors import KdError
 from .query import as_tokens, ask, key
 from .rows import Rows
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .query import Question
 
 HEADER_BYTES, BLOCK_BYTES, FRAME_BYTES, SEAL_BYTES = 64, 4096, 56, 32
+PIECE_BYTES = 1 << 20    # looked through at once, a multiple of 8
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,24 @@ class Kept:
 
 
 class Shard:
-    """One file of a store. `damage` lists what was stepped over, as (begin, end) of the file, once it has been read."""
+    """One file of a store. `damage` lists what was stepped over, as (begin, end) of the file, once it has been read. Not mapped: its writer
+    may cut it."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.damage: List[Tuple[int, int]] = []
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            self._data: Buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""    # type: ignore[assignment]
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._fd)
+        self._size = os.fstat(self._fd).st_size
         self._seed = self._read_header()
+
+    def _bytes(self, at: int, n: int) -> bytes:
+        """Fewer where the file ends."""
+        return os.pread(self._fd, n, at)
 
     def _read_header(self) -> int:
         for at in (0, BLOCK_BYTES // 2):    # it lies twice
-            header = bytes(self._data[at:at + HEADER_BYTES])
+            header = self._bytes(at, HEADER_BYTES)
             if len(header) < HEADER_BYTES or header[:8] != b"KDSHARD\n":
                 continue
             seed: int = struct.unpack_from("<I", header, 60)[0]
@@ -62,36 +68,32 @@ class Shard:
 
     def _frame(self, at: int) -> Optional[Kept]:
         """The frame at an offset, if its header holds and its record is there."""
-        header = bytes(self._data[at:at + FRAME_BYTES])
+        header = self._bytes(at, FRAME_BYTES)
         if len(header) < FRAME_BYTES or header[:4] != b"KDFR" or struct.unpack_from("<I", header, 52)[0] != self._crc(at, header[:52]):
             return None
         n, number = struct.unpack_from("<IQ", header, 4)
-        if at + FRAME_BYTES + n > len(self._data):
+        if at + FRAME_BYTES + n > self._size:
             return None
         return Kept(header[16:48].hex(), self.path, at, number, n)
 
     def _is_seal(self, at: int) -> bool:
-        seal = bytes(self._data[at:at + SEAL_BYTES])
+        seal = self._bytes(at, SEAL_BYTES)
         return len(seal) == SEAL_BYTES and seal[:4] == b"KDSE" and struct.unpack_from("<I", seal, 28)[0] == self._crc(at, seal[:28])
 
     def _resume(self, at: int) -> Optional[int]:
         """The next place at which a frame or a seal holds."""
-        data = self._data
-        assert isinstance(data, mmap.mmap)
-        while True:
-            found = [p for p in (data.find(b"KDFR", at), data.find(b"KDSE", at)) if p >= 0]
-            if not found:
-                return None
-            at = min(found)
-            if at % 8 == 0 and (self._frame(at) or self._is_seal(at)):
-                return at
-            at += 1
+        for begin in range(at, self._size, PIECE_BYTES):    # marks lie at multiples of 8, as `at` is: never across two pieces
+            for mark in re.finditer(b"KDFR|KDSE", self._bytes(begin, PIECE_BYTES)):
+                place = begin + mark.start()
+                if place % 8 == 0 and (self._frame(place) or self._is_seal(place)):
+                    return place
+        return None
 
     def __iter__(self) -> Iterator[Kept]:
         """Every frame whose header holds; its record is checked when it is read."""
         self.damage = []
         at, expected = BLOCK_BYTES, 0
-        while at < len(self._data) and not self._is_seal(at):
+        while at < self._size and not self._is_seal(at):
             kept = self._frame(at)
             if kept is None or kept.number < expected:
                 after = self._resume(at + 8)
@@ -107,10 +109,12 @@ class Shard:
     def read(self, kept: Kept) -> bytes:
         """The record's bytes, checked against the frame."""
         begin = kept.at + FRAME_BYTES
-        padded = bytes(self._data[begin:begin + (kept.n_bytes + 7) // 8 * 8])
-        crc, = struct.unpack_from("<I", self._data, kept.at + 48)
-        if crc != self._crc(kept.at, bytes(self._data[kept.at:kept.at + 48]) + padded):
+        head, padded = self._bytes(kept.at, FRAME_BYTES), self._bytes(begin, (kept.n_bytes + 7) // 8 * 8)
+        if len(head) < FRAME_BYTES or struct.unpack_from("<I", head, 48)[0] != self._crc(kept.at, head[:48] + padded):
             raise KdError("corrupt", "the record at %d is damaged" % kept.at, self.path)
+        if padded[:4] == b"KDRZ":
+            raise KdError("unsupported", "the record at %d is compressed, which this client cannot read (kdctl store compact --compression "
+                          "none)" % kept.at, self.path)
         return padded[:kept.n_bytes]
 
 
