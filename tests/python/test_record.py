@@ -133,6 +133,7 @@ class Records(unittest.TestCase):
         if q.gather is not None:
             begin, end = rows.gather_at[i:i + 2]
             self.assertEqual(rows.gather_ids[begin:end].tolist(), q.gather[i if len(q.gather) > 1 else 0])
+            self.assertFalse(np.may_share_memory(rows.gather_ids, rows.query.gather.ids))    # the caller's to write to
             self.check_values(q.values, row, rows.gathered[begin:end], row["gathered"])
         if q.draws:
             begin, end = rows.draw_at[i:i + 2]

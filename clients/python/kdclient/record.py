@@ -250,7 +250,7 @@ class _Decoder:
         lists = self.query.gather
         assert lists is not None
         counts = np.diff(lists.at)
-        ids = lists.ids
+        ids = lists.ids.copy()    # the caller's, and the question's stay as they are
         if len(lists) == 1:
             counts, ids = np.repeat(counts, self.n_rows), np.tile(ids, self.n_rows)
         return runs(counts), ids, self.values(GATHERED, counts)
