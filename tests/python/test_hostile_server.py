@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Python client against servers that break the protocol: one clear error, at once, and no thread left waiting."""
+import asyncio
+import gc
 import os
 import socket
 import struct
 import tempfile
 import threading
+import time
 import unittest
 
 import support
 support.need("numpy")
 
-from kdclient import KdError, Reconnect, Teacher, frame
+from kdclient import AsyncTeacher, KdError, Reconnect, Teacher, frame
 from kdclient.frame import Kind
 from test_codec import man_bytes
 
@@ -260,6 +263,93 @@ class Requests(unittest.TestCase):
             with self.assertRaises(KdError) as raised:
                 teacher.score([3, 1, 4], **ASK)
             self.assertEqual(raised.exception.code, "overloaded")
+
+    def test_late_answers_to_a_batch_given_up_count_once(self):
+        def script(server):
+            server.send(welcome())
+            first, second = (server.receive()[1] for _ in range(2))
+            server.send(error(second, b"overloaded"))
+            server.receive()    # that the first is cancelled
+            third, fourth = (server.receive()[1] for _ in range(2))
+            for request_id, n in ((first, 8), (third, 8), (fourth, 1)):
+                server.send(*[answer(request_id, i) for i in range(n)], frame.encode(Kind.DONE, request_id))
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address, reconnect=Reconnect(1, 0.01)) as teacher:
+            arrived = [index for index, _ in teacher.submit([[3, 1, 4]] * 9, **ASK)]
+            self.assertEqual(sorted(arrived), list(range(9)))
+
+    def test_who_could_not_listen_asks_before_giving_up(self):
+        def script(server):
+            server.send(welcome())
+            request_id = server.receive()[1]
+            kind, ping, body = server.receive()
+            server.send(frame.encode(Kind.PONG, ping, body), answer(request_id), frame.encode(Kind.DONE, request_id))
+            server.seen.append(kind)
+            server.take(1)
+
+        async def ask(address):
+            async with await AsyncTeacher.connect(address, timeout=0.2) as teacher:
+                pending = teacher.submit([3, 1, 4], **ASK)
+                await asyncio.sleep(0.02)    # it is sent
+                time.sleep(1)    # a training step on the loop's own thread
+                return await pending.result()
+        with Server(script) as server:
+            self.assertEqual(len(asyncio.run(ask(server.address))), 1)
+            self.assertEqual(server.seen[0], Kind.PING)
+
+    def test_closing_ends_every_wait(self):
+        def script(server):
+            server.send(welcome(credits=1))
+            server.take(1 << 20)
+        ends = []
+
+        def ask(teacher):
+            try:
+                teacher.model()
+            except KdError as ended:
+                ends.append(ended.code)
+        with Server(script) as server:
+            teacher = Teacher.connect(server.address)
+            threads = [threading.Thread(target=ask, args=(teacher,), daemon=True) for _ in range(12)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.3)    # one has the credit, the others wait for it
+            teacher.close()
+            for thread in threads:
+                thread.join(10)
+            self.assertEqual(ends, ["unavailable"] * len(threads))
+
+    def test_an_answer_on_its_way_keeps_its_teacher(self):
+        def script(server):
+            server.send(welcome())
+            request_id = server.receive()[1]
+            time.sleep(0.2)
+            server.send(answer(request_id), frame.encode(Kind.DONE, request_id))
+            server.take(1)
+        with Server(script) as server:
+            self.assertEqual(len(Teacher.connect(server.address).submit([3, 1, 4], **ASK).result(20)), 1)
+            gc.collect()
+
+    def test_a_reply_of_no_rows_is_no_reason_to_ask_for_ever(self):
+        def script(server):
+            server.send(welcome())
+            while True:
+                body = b'{"rows":4,"width":2,"values":{"dtype":"f32","shape":[0,2],"data":""}}'
+                server.send(frame.encode(Kind.REPLY, server.receive()[1], struct.pack("<II", 200, len(body)) + body))
+        with Server(script) as server, Teacher.connect(server.address) as teacher:
+            with self.assertRaises(KdError) as raised:
+                teacher._thread.run(teacher._teacher.weights("head"), 5)
+            self.assertEqual(raised.exception.code, "corrupt")
+
+    def test_a_pong_is_no_reply(self):
+        def script(server):
+            server.send(welcome())
+            server.send(frame.encode(Kind.PONG, server.receive()[1], struct.pack("<II", 200, 2) + b"{}"))
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address) as teacher:
+            with self.assertRaises(KdError) as raised:
+                teacher.model()
+            self.assertEqual(raised.exception.code, "corrupt")
 
     def test_another_teacher_behind_the_same_address_is_refused(self):
         def script(server):

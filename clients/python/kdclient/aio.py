@@ -88,13 +88,14 @@ class AsyncPending:
 
 
 class _Reply(Receiver):
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, expected: Kind) -> None:
         self.body: asyncio.Future[bytes] = loop.create_future()
+        self.expected = expected
 
     def take(self, kind: Kind, body: bytes, answer: Optional[frame.Answer]) -> None:
         if self.body.done():
             return
-        if kind in (Kind.REPLY, Kind.PONG):
+        if kind == self.expected:
             self.body.set_result(body)
         elif kind == Kind.ERROR:
             self.fail(frame.decode_error(body)[1])
@@ -269,7 +270,7 @@ class AsyncTeacher:
         assert link.credits is not None
         await link.credits.acquire()
         try:
-            receiver = _Reply(link.loop)
+            receiver = _Reply(link.loop, Kind.REPLY)
             link.start(Kind.CALL, frame.call(method, path, data), receiver)
         except BaseException:
             link.credits.release()
@@ -317,6 +318,8 @@ class AsyncTeacher:
             found = await self.resource("POST", "/v1/weights", dict(asked, **({} if tensor == "final_norm" else some)))
             parts.append(_decode_array(found["values"]))
             done += len(parts[-1])
+            if not len(parts[-1]):
+                raise KdError("corrupt", "rows were asked for, and none came", "values")
             total = found["rows"] if wanted is None else len(wanted)
             if done >= total:
                 return np.concatenate(parts)
@@ -364,7 +367,7 @@ class AsyncTeacher:
         """Seconds to the server and back."""
         link = await self._usable_link()
         begin = time.perf_counter()
-        receiver = _Reply(link.loop)
+        receiver = _Reply(link.loop, Kind.PONG)
         link.start(Kind.PING, b"kdclient", receiver)
         if await receiver.body != b"kdclient":
             raise KdError("corrupt", "a pong with another body", "frame")

@@ -154,7 +154,8 @@ class Batch(Receiver):
     def take(self, kind: Kind, body: bytes, answer: Optional[frame.Answer]) -> None:
         if kind == Kind.ANSWER and answer is not None:
             self._answered(answer.index)
-            if not self.job.over:
+            again = self.job.answers[self.indices[answer.index]] is not None    # a batch given up says late what was asked anew
+            if not self.job.over and not again:
                 self.job.put(self.indices[answer.index], answer)
         elif kind == Kind.ERROR:
             index, error = frame.decode_error(body)

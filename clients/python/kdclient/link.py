@@ -100,7 +100,7 @@ class Link(asyncio.BufferedProtocol):
         self._into = memoryview(self._header_bytes)
         self._filled = 0
         self._heard = self.loop.time()
-        self._asked_life = False
+        self._asked_life: Optional[float] = None    # when
         self._watch: Optional[asyncio.TimerHandle] = None
 
     @staticmethod
@@ -190,7 +190,7 @@ class Link(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._filled += nbytes
         self._heard = self.loop.time()
-        self._asked_life = False
+        self._asked_life = None
         if self._filled < len(self._into):
             return
         try:
@@ -281,12 +281,13 @@ class Link(asyncio.BufferedProtocol):
         self._watch = None
         if not self._receivers or self.lost is not None or self.silence is None:
             return
-        quiet = self.loop.time() - self._heard
-        if quiet > 2 * self.silence:
+        now = self.loop.time()
+        quiet = now - self._heard
+        if self._asked_life is not None and now - self._asked_life > self.silence:    # asked first: the loop may have stood still
             self._lose(KdError("unavailable", "nothing came from the server for %g s, not even the answer to a ping" % quiet))
             return
-        if quiet > self.silence and not self._asked_life:
-            self._asked_life = True
+        if quiet > self.silence and self._asked_life is None:
+            self._asked_life = now
             self.send(Kind.PING, 0, b"alive?")
         self._keep_watch()
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Coroutine, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union, overload
@@ -34,6 +34,8 @@ class _Thread:
     """An event loop on a daemon thread."""
 
     def __init__(self) -> None:
+        self.lock = threading.RLock()    # a Teacher's end may come, by the garbage collector, in the middle of a call
+        self.stopping = False
         self.loop = asyncio.new_event_loop()
         self.process = os.getpid()
         self.thread = threading.Thread(target=self._serve, name="kdclient", daemon=True)
@@ -42,15 +44,27 @@ class _Thread:
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        left = asyncio.all_tasks(self.loop)    # somebody waits for each
+        for task in left:
+            task.cancel()
+        if left:
+            self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self.loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: Optional[float] = None) -> T:
-        if os.getpid() != self.process or not self.thread.is_alive():
+        gone = KdError("unavailable", "the teacher was closed, or connected before a fork: connect again in this process")
+        if os.getpid() != self.process:
             coroutine.close()
-            raise KdError("unavailable", "the teacher was closed, or connected before a fork: connect again in this process")
-        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+            raise gone
+        with self.lock:
+            if self.stopping:
+                coroutine.close()
+                raise gone
+            future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
             return future.result(timeout)
+        except CancelledError:
+            raise gone from None
         except FutureTimeout:
             future.cancel()
             raise KdError("deadline", "no result within %g s" % (timeout or 0)) from None
@@ -59,15 +73,19 @@ class _Thread:
             raise
 
     def stop(self) -> None:
-        if os.getpid() == self.process and self.thread.is_alive():
-            self.loop.call_soon_threadsafe(self.loop.stop)
+        if os.getpid() != self.process:
+            return
+        with self.lock:
+            if not self.stopping and self.thread.is_alive():
+                self.loop.call_soon_threadsafe(self.loop.stop)
+            self.stopping = True
 
 
 class Pending:
     """Answers on their way. Iterate for (index, Rows) in order of arrival; `result()` gives all in the order of the sequences."""
 
-    def __init__(self, thread: _Thread, pending: AsyncPending) -> None:
-        self._thread, self._pending = thread, pending
+    def __init__(self, teacher: Teacher, pending: AsyncPending) -> None:
+        self._teacher, self._thread, self._pending = teacher, teacher._thread, pending    # the teacher stays as long as this does
 
     @property
     def done(self) -> bool:
@@ -165,7 +183,7 @@ class Teacher:
         """Asks without waiting: submit batch n + 1, then take the answers of batch n and train on them."""
         async def submit() -> AsyncPending:
             return self._teacher.submit(tokens, durable=durable, store=store, deadline=deadline, **question)
-        return Pending(self._thread, self._thread.run(submit()))
+        return Pending(self, self._thread.run(submit()))
 
     def call(self, method: str, path: str, body: Union[bytes, Dict[str, Any], None] = None) -> Tuple[int, bytes]:
         """A resource of kdserved-http(7): status and body. A status of 400 or more is not an exception here."""
