@@ -267,7 +267,8 @@ static void masses_at_the_edge_stay_finite(void **state)
 		for (int form = 0; form < LOSS_N_FORMS; form++)
 			for (uint32_t k = 0; k < 6 && form_fits(&losses[i], (enum loss_form)form); k++) {
 				struct example e = {.V = 9, .n_top = 3, .n_own = 2, .own = {7, 8}, .n_drawn = 1, .drawn = {5}, .weights = {.3},
-						    .temperature = 1, .label = k < 3 ? 6 : 0, .zt = {0, -1, -2, -800, -900, -900, -900, -900, -900}};
+						    .temperature = 1, .label = k < 3 ? 6 : 0,
+						    .zt = {0, -1, -2, -800, -900, -900, -900, -900, -900}};
 				memcpy(e.zs, students[k % 3], sizeof e.zs);
 				assert_finite(&e, &losses[i], (enum loss_form)form);
 			}

@@ -430,7 +430,7 @@ static void an_end_of_the_daemon_while_one_waits_is_clean(void **state)
 	json_decref(wait_for(f, id, "succeeded"));
 }
 
-// One worker is gone at once, another writes a checkpoint for longer than it is looked after those that do not stop: it has until the deadline.
+// One worker is gone at once, another takes a while to write a checkpoint: both have until the deadline.
 static void a_worker_may_save_until_the_deadline(void **state)
 {
 	struct fixture *f = *state;
