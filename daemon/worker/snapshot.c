@@ -195,8 +195,8 @@ static int names_list(const char *directory, int (*which)(const struct dirent *)
 	return n < 0 ? -errno : n;
 }
 
-// Removes all folders that `which` picks but `newest` and the keep - 1 before it. Those behind it go too: they did not verify when this run was
-// resumed before them. NULL: all go.
+// Removes all folders that `which` picks but `newest` and the keep - 1 before it. Those behind it go too: they did not verify when this run
+// was resumed before them. NULL: all go.
 static void folders_prune(const char *directory, int (*which)(const struct dirent *), const char *newest, int keep)
 {
 	char path[PATH_MAX];

@@ -255,8 +255,8 @@ static void assert_finite(const struct example *e, const struct loss *l, enum lo
 			fail_msg("%s, form %s: a gradient of %g", l->what, form_names[form], gradient[j]);
 }
 
-// Rounded values can make the head's mass a little more than 1; a student may leave its tail nothing at all; at a low temperature, nothing to
-// any id that the teacher names, or nothing to all but one of those.
+// Rounded values can make the head's mass a little more than 1; a student may leave its tail nothing at all; at a low temperature,
+// nothing to any id that the teacher names, or nothing to all but one of those.
 static void masses_at_the_edge_stay_finite(void **state)
 {
 	(void)state;
@@ -266,8 +266,8 @@ static void masses_at_the_edge_stay_finite(void **state)
 	for (size_t i = 0; i < N_LOSSES; i++)
 		for (int form = 0; form < LOSS_N_FORMS; form++)
 			for (uint32_t k = 0; k < 6 && form_fits(&losses[i], (enum loss_form)form); k++) {
-				struct example e = {.V = 9, .n_top = 3, .n_own = 2, .own = {7, 8}, .n_drawn = 1, .drawn = {5}, .weights = {.3},
-						    .temperature = 1, .label = k < 3 ? 6 : 0,
+				struct example e = {.V = 9, .n_top = 3, .n_own = 2, .own = {7, 8}, .n_drawn = 1, .drawn = {5},
+						    .weights = {.3}, .temperature = 1, .label = k < 3 ? 6 : 0,
 						    .zt = {0, -1, -2, -800, -900, -900, -900, -900, -900}};
 				memcpy(e.zs, students[k % 3], sizeof e.zs);
 				assert_finite(&e, &losses[i], (enum loss_form)form);
