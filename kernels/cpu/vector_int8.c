@@ -30,6 +30,8 @@ typedef words factors;
 
 #define CHUNK (288 / PANEL)          // groups: with AVX2 18 KiB of weights stay in the first-level cache, and 6 rows of x beside them
 
+#define ROWS 6                       // multiplied at a time: their sums, integers and floats, stay in registers where there are 32
+
 #define WIDTH (INT8_PANELS * PANEL)
 
 struct scratch {
@@ -214,7 +216,7 @@ INLINE void rows_product(const int n_rows, float *sums, const operand *x, size_t
 			 const struct chunk *c)
 {
 	const vf zero = {0};
-	vf at[2][BLOCK_ROWS];
+	vf at[2][ROWS];
 
 	UNROLL for (int i = 0; i < n_rows; i++) {
 		at[0][i] = c->first ? zero : vf_load(sums + i * WIDTH);
@@ -223,7 +225,7 @@ INLINE void rows_product(const int n_rows, float *sums, const operand *x, size_t
 	for (size_t g = 0; g < c->n; g++) {
 		const operand *terms = x + g * INT8_GROUP;
 		const factor *w = c->w + g * INT8_GROUP * PANEL;
-		vi left[BLOCK_ROWS], right[BLOCK_ROWS];
+		vi left[ROWS], right[ROWS];
 
 		UNROLL for (int i = 0; i < n_rows; i++) {
 			left[i] = start_of(c, g, 0);
@@ -261,9 +263,11 @@ static void panel_product(const struct int8_unit *u, size_t panel)
 		const float *x_scales = u->x_scales + first;
 		float *sums = s->sums + panel * PANEL;
 		size_t r = 0;
-		for (; r + BLOCK_ROWS <= u->n_rows; r += BLOCK_ROWS)
-			rows_product(BLOCK_ROWS, sums + r * WIDTH, x + r * depth, depth, x_scales + r * G, G, &c);
-		for (; r < u->n_rows; r++)
+		for (; r + ROWS <= u->n_rows; r += ROWS)
+			rows_product(ROWS, sums + r * WIDTH, x + r * depth, depth, x_scales + r * G, G, &c);
+		for (; r + 2 <= u->n_rows; r += 2)
+			rows_product(2, sums + r * WIDTH, x + r * depth, depth, x_scales + r * G, G, &c);
+		if (r < u->n_rows)
 			rows_product(1, sums + r * WIDTH, x + r * depth, depth, x_scales + r * G, G, &c);
 	}
 }
