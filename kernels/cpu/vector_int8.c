@@ -32,10 +32,8 @@ typedef words factors;
 
 #define ROWS 6                       // multiplied at a time: their sums, integers and floats, stay in registers where there are 32
 
-#define WIDTH (INT8_PANELS * PANEL)
-
 struct scratch {
-	_Alignas(64) float sums[INT8_ROWS * WIDTH];
+	_Alignas(64) float sums[INT8_ROWS * PANEL];
 	factor widened[CHUNK * INT8_GROUP * PANEL];
 	int32_t starts[CHUNK * PANEL];   // of bytes alone
 };
@@ -165,8 +163,8 @@ struct chunk {
 	const factor *w;                 // (n * INT8_GROUP / INT8_TERMS, PANEL, INT8_TERMS)
 	const int32_t *starts;           // (n, PANEL), of bytes: what sums begin at
 	const float *w_scales;           // (n, PANEL)
-	size_t n;
-	bool first;                      // of the panel
+	size_t panel, first, n;          // groups first..first + n - 1
+	bool last;                       // of the panel
 };
 
 static struct chunk chunk_take(const struct int8_unit *u, size_t panel, size_t first, size_t n)
@@ -174,7 +172,7 @@ static struct chunk chunk_take(const struct int8_unit *u, size_t panel, size_t f
 	struct scratch *s = u->scratch;
 	size_t at = (panel * u->n_groups + first) * PANEL;
 	const int8_t *w = u->w + at * INT8_GROUP;
-	struct chunk c = {s->widened, s->starts, u->w_scales + at, n, first == 0};
+	struct chunk c = {s->widened, s->starts, u->w_scales + at, panel, first, n, first + n == u->n_groups};
 
 #ifdef INT8_BYTES
 	static const operand offset[INT8_TERMS] = {128, 128, 128, 128};
@@ -210,17 +208,34 @@ INLINE vi start_of(const struct chunk *c, size_t g, size_t lane)
 	return v;
 }
 
-// sums (n_rows, WIDTH) += n_rows rows (their terms `depth` apart) times a chunk, the first: =. Sums of a group are integers, sums of groups
-// floats in the order of the groups: what is done to a row is the same whatever its company.
-INLINE void rows_product(const int n_rows, float *sums, const operand *x, size_t depth, const float *x_scales, size_t n_scales,
-			 const struct chunk *c)
+// y's next LANES columns from j on = (add: +=) v + bias.
+INLINE void columns_give(const struct int8_unit *u, size_t row, size_t j, vf v)
 {
-	const vf zero = {0};
+	float *y = u->y + row * u->ldy + j;
+	size_t left = u->n - j;
+
+	if (u->bias)
+		v += take(u->bias + j, left);
+	give(y, u->add ? v + take(y, left) : v, left);
+}
+
+// Rows row..row + n_rows - 1 times a chunk: added to the sums of the chunks before, the last goes to y. Sums of a group are integers, sums of
+// groups floats in the order of the groups: what is done to a row is the same whatever its company.
+INLINE void rows_product(const int n_rows, const struct int8_unit *u, const struct chunk *c, size_t row)
+{
+	size_t depth = u->n_groups * INT8_GROUP, column = c->panel * PANEL;
+	const operand *x = (const operand *)u->x + row * depth + c->first * INT8_GROUP;
+	const float *x_scales = u->x_scales + row * u->n_groups + c->first;
+	float *sums = ((struct scratch *)u->scratch)->sums + row * PANEL;
 	vf at[2][ROWS];
 
 	UNROLL for (int i = 0; i < n_rows; i++) {
-		at[0][i] = c->first ? zero : vf_load(sums + i * WIDTH);
-		at[1][i] = c->first ? zero : vf_load(sums + i * WIDTH + LANES);
+		at[0][i] = c->first ? vf_load(sums + i * PANEL) : (vf){0};
+		at[1][i] = c->first ? vf_load(sums + i * PANEL + LANES) : (vf){0};
+		if (c->last) {           // what is not in the cache is when the sums are made
+			__builtin_prefetch(u->y + (row + i) * u->ldy + column, 1);
+			__builtin_prefetch(u->y + (row + i) * u->ldy + column + PANEL / 2, 1);
+		}
 	}
 	for (size_t g = 0; g < c->n; g++) {
 		const operand *terms = x + g * INT8_GROUP;
@@ -241,52 +256,41 @@ INLINE void rows_product(const int n_rows, float *sums, const operand *x, size_t
 		}
 		vf s0 = vf_load(c->w_scales + g * PANEL), s1 = vf_load(c->w_scales + g * PANEL + LANES);
 		UNROLL for (int i = 0; i < n_rows; i++) {
-			vf s = vf_set(x_scales[i * n_scales + g]);
+			vf s = vf_set(x_scales[i * u->n_groups + g]);
 			at[0][i] += __builtin_convertvector(left[i], vf) * (s * s0);
 			at[1][i] += __builtin_convertvector(right[i], vf) * (s * s1);
 		}
 	}
 	UNROLL for (int i = 0; i < n_rows; i++) {
-		vf_store(sums + i * WIDTH, at[0][i]);
-		vf_store(sums + i * WIDTH + LANES, at[1][i]);
+		if (c->last) {
+			columns_give(u, row + i, column, at[0][i]);
+			if (column + LANES < u->n)
+				columns_give(u, row + i, column + LANES, at[1][i]);
+		} else {
+			vf_store(sums + i * PANEL, at[0][i]);
+			vf_store(sums + i * PANEL + LANES, at[1][i]);
+		}
 	}
 }
 
 static void panel_product(const struct int8_unit *u, size_t panel)
 {
-	struct scratch *s = u->scratch;
-	size_t G = u->n_groups, depth = G * INT8_GROUP, n_chunks = (G + CHUNK - 1) / CHUNK, step = (G + n_chunks - 1) / n_chunks;
+	size_t G = u->n_groups, n_chunks = (G + CHUNK - 1) / CHUNK, step = (G + n_chunks - 1) / n_chunks;
 
 	for (size_t first = 0; first < G; first += step) {
 		struct chunk c = chunk_take(u, panel, first, G - first < step ? G - first : step);
-		const operand *x = (const operand *)u->x + first * INT8_GROUP;
-		const float *x_scales = u->x_scales + first;
-		float *sums = s->sums + panel * PANEL;
-		size_t r = 0;
-		for (; r + ROWS <= u->n_rows; r += ROWS)
-			rows_product(ROWS, sums + r * WIDTH, x + r * depth, depth, x_scales + r * G, G, &c);
-		for (; r + 2 <= u->n_rows; r += 2)
-			rows_product(2, sums + r * WIDTH, x + r * depth, depth, x_scales + r * G, G, &c);
-		if (r < u->n_rows)
-			rows_product(1, sums + r * WIDTH, x + r * depth, depth, x_scales + r * G, G, &c);
+		size_t row = 0;
+		for (; row + ROWS <= u->n_rows; row += ROWS)
+			rows_product(ROWS, u, &c, row);
+		for (; row + 2 <= u->n_rows; row += 2)
+			rows_product(2, u, &c, row);
+		if (row < u->n_rows)
+			rows_product(1, u, &c, row);
 	}
 }
 
 void INT8(int8_unit)(const struct int8_unit *u)
 {
-	const float *sums = ((const struct scratch *)u->scratch)->sums;
-
 	for (size_t panel = 0; panel * PANEL < u->n; panel++)
 		panel_product(u, panel);
-	// Row by row: where rows of y are long, each line that is written is one that must come from memory first.
-	for (size_t r = 0; r < u->n_rows; r++) {
-		for (size_t j = 0; j < u->n; j += LANES) {
-			size_t left = u->n - j;
-			float *y = u->y + r * u->ldy + j;
-			vf v = vf_load(sums + r * WIDTH + j);
-			if (u->bias)
-				v += take(u->bias + j, left);
-			give(y, u->add ? v + take(y, left) : v, left);
-		}
-	}
 }
