@@ -13,7 +13,7 @@ struct cpu_vector;
 // Packed in panels of the instruction set's width: a byte for each value, and a scale for each group of a row.
 struct int8_matrix {
 	uint32_t n, k, n_groups, panel;  // outputs, terms, groups of a row, outputs of a panel
-	uint32_t terms;                  // that lie side by side
+	uint32_t terms, offset;          // that lie side by side; added to every value, modulo 256
 	int8_t *values;                  // (n / panel rounded up, n_groups * INT8_GROUP / terms, panel, terms),
 	                                 // what lies beyond n or k is 0
 	float *scales;                   // (n / panel rounded up, n_groups, panel)

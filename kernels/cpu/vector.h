@@ -63,8 +63,9 @@ struct int8_unit {
 	const float *bias;
 	const void *x;                   // (n_rows, n_groups * INT8_GROUP), of operands()
 	const float *x_scales;           // (n_rows, n_groups)
+	const int32_t *x_starts;         // (n_rows, n_groups)
 	size_t n_groups;
-	const int8_t *w;                 // (panels, n_groups * INT8_GROUP / int8_terms, panel, int8_terms)
+	const int8_t *w;                 // (panels, n_groups * INT8_GROUP / int8_terms, panel, int8_terms), int8_offset added
 	const float *w_scales;           // (panels, n_groups, panel)
 	void *scratch;                   // INT8_SCRATCH floats, 64-byte aligned
 };
@@ -112,10 +113,11 @@ struct cpu_vector {
 			 enum operand operand);
 
 	// Products of integers (backend.h, INT8). quantize: a row of n to whole groups, the last filled up with zeros; operands: as
-	// int8_unit reads them, int8_operand_bytes each. int8_terms: of a packed panel, those of an output that lie side by side.
-	uint32_t int8_terms, int8_operand_bytes;
+	// int8_unit reads them, int8_operand_bytes each, starts: what undoes the offset of the weights, where there is one. int8_terms: of a
+	// packed panel, those of an output that lie side by side; int8_offset: what is added to them, modulo 256.
+	uint32_t int8_terms, int8_operand_bytes, int8_offset;
 	void (*quantize)(int16_t *q, float *scales, const float *x, size_t n);
-	void (*operands)(void *to, float *scales, const float *x, size_t n);
+	void (*operands)(void *to, float *scales, int32_t *starts, const float *x, size_t n);
 	void (*int8_unit)(const struct int8_unit *u);
 
 	// Vocabulary. maxima: (ceil(n / SWEEP_BLOCK)); false when an element is NaN or infinite.

@@ -5,22 +5,22 @@
 // instruction multiplies and adds both into 32 bits, exactly. (The old one that takes bytes adds pairs into 16 bits and cuts off what does
 // not fit: with what keeps it exact it needs as many instructions.) Weights lie in memory as bytes and are widened a chunk at a time, for
 // all rows of a unit.
-// The one of bytes (INT8_BYTES), of processors that multiply four unsigned bytes by four signed ones and add into 32 bits, exactly: rows
-// are quantised with 128 added, and sums begin at -128 times the sum of the weights.
+// The one of bytes (INT8_BYTES), of processors that multiply four unsigned bytes by four signed ones and add into 32 bits, exactly: weights
+// lie in memory with 128 added (INT8_OFFSET), and sums begin at -128 times the sum of a row's terms.
 #include <float.h>
 
 #include "kernels/backend.h"
 #include "kernels/cpu/vector_block.h"
 #include "kernels/cpu/vector_ops.h"
 
-typedef int8_t bytes __attribute__((vector_size(4 * LANES)));
+typedef uint8_t bytes __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes_half __attribute__((vector_size(2 * LANES)));
 typedef int16_t words __attribute__((vector_size(4 * LANES)));
 typedef int16_t words_half __attribute__((vector_size(2 * LANES)));
 
 #ifdef INT8_BYTES
-typedef uint8_t operand;             // of a row
-typedef int8_t factor;               // of a matrix
+typedef int8_t operand;              // of a row
+typedef uint8_t factor;              // of a matrix
 typedef bytes factors;
 #else
 typedef int16_t operand;
@@ -34,8 +34,7 @@ typedef words factors;
 
 struct scratch {
 	_Alignas(64) float sums[INT8_ROWS * PANEL];
-	factor widened[CHUNK * INT8_GROUP * PANEL];
-	int32_t starts[CHUNK * PANEL];   // of bytes alone
+	factor widened[CHUNK * INT8_GROUP * PANEL];    // of words alone
 };
 _Static_assert(sizeof(struct scratch) <= INT8_SCRATCH * sizeof(float), "scratch of a unit");
 
@@ -67,9 +66,9 @@ INLINE vi terms_set(const operand *p)
 INLINE vi dot(vi sum, vi x, factors w)
 {
 #if defined(INT8_BYTES) && defined(__AVX512VNNI__)
-	return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+	return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
 #elif defined(INT8_BYTES) && defined(__AVXVNNI__)
-	return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)x, (__m256i)w);
+	return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)w, (__m256i)x);
 #elif !defined(INT8_BYTES) && defined(__AVX512BW__)
 	return sum + (vi)_mm512_madd_epi16((__m512i)x, (__m512i)w);
 #elif !defined(INT8_BYTES) && defined(__AVX2__)
@@ -142,18 +141,23 @@ void INT8(quantize)(int16_t *q, float *scales, const float *x, size_t n)
 		*scales = quantize_group(q + i, x + i, n - i);
 }
 
-void INT8(operands)(void *to, float *scales, const float *x, size_t n)
+void INT8(operands)(void *to, float *scales, int32_t *starts, const float *x, size_t n)
 {
 #ifdef INT8_BYTES
 	operand *bytes_to = to;
 
 	for (size_t i = 0; i < n; i += INT8_GROUP) {
 		int16_t q[INT8_GROUP];
+		int32_t sum = 0;
 		INT8(quantize)(q, scales++, x + i, n - i < INT8_GROUP ? n - i : INT8_GROUP);
-		for (size_t k = 0; k < INT8_GROUP; k++)
-			bytes_to[i + k] = (operand)(q[k] + 128);
+		for (size_t k = 0; k < INT8_GROUP; k++) {
+			bytes_to[i + k] = (operand)q[k];
+			sum += q[k];
+		}
+		*starts++ = -INT8_OFFSET * sum;
 	}
 #else
+	(void)starts;
 	INT8(quantize)(to, scales, x, n);
 #endif
 }
@@ -161,7 +165,6 @@ void INT8(operands)(void *to, float *scales, const float *x, size_t n)
 // Some groups of a panel, as products read them.
 struct chunk {
 	const factor *w;                 // (n * INT8_GROUP / INT8_TERMS, PANEL, INT8_TERMS)
-	const int32_t *starts;           // (n, PANEL), of bytes: what sums begin at
 	const float *w_scales;           // (n, PANEL)
 	size_t panel, first, n;          // groups first..first + n - 1
 	bool last;                       // of the panel
@@ -172,19 +175,10 @@ static struct chunk chunk_take(const struct int8_unit *u, size_t panel, size_t f
 	struct scratch *s = u->scratch;
 	size_t at = (panel * u->n_groups + first) * PANEL;
 	const int8_t *w = u->w + at * INT8_GROUP;
-	struct chunk c = {s->widened, s->starts, u->w_scales + at, panel, first, n, first + n == u->n_groups};
+	struct chunk c = {s->widened, u->w_scales + at, panel, first, n, first + n == u->n_groups};
 
 #ifdef INT8_BYTES
-	static const operand offset[INT8_TERMS] = {128, 128, 128, 128};
-	c.w = w;
-	for (size_t i = 0; i < n * PANEL; i += LANES) {
-		const int8_t *from = w + i / PANEL * INT8_GROUP * PANEL + i % PANEL * INT8_TERMS;
-		vi sum = {0};
-		for (size_t k = 0; k < INT8_GROUP / INT8_TERMS; k++)
-			sum = dot(sum, terms_set(offset), factors_load(from + k * PANEL * INT8_TERMS));
-		sum = -sum;
-		memcpy(s->starts + i, &sum, sizeof(sum));
-	}
+	c.w = (const factor *)w;
 #else
 	for (size_t i = 0; i < n * INT8_GROUP * PANEL; i += 2 * LANES) {
 		bytes_half narrow;
@@ -196,16 +190,15 @@ static struct chunk chunk_take(const struct int8_unit *u, size_t panel, size_t f
 	return c;
 }
 
-INLINE vi start_of(const struct chunk *c, size_t g, size_t lane)
+// What the sums of a row's group begin at.
+INLINE vi start_of(const int32_t *starts, size_t i)
 {
-	vi v = {0};
-
 #ifdef INT8_BYTES
-	memcpy(&v, c->starts + g * PANEL + lane, sizeof(v));
+	return starts[i] - (vi){0};
 #else
-	(void)c, (void)g, (void)lane;
+	(void)starts, (void)i;
+	return (vi){0};
 #endif
-	return v;
 }
 
 // y's next LANES columns from j on = (add: +=) v + bias.
@@ -226,6 +219,7 @@ INLINE void rows_product(const int n_rows, const struct int8_unit *u, const stru
 	size_t depth = u->n_groups * INT8_GROUP, column = c->panel * PANEL;
 	const operand *x = (const operand *)u->x + row * depth + c->first * INT8_GROUP;
 	const float *x_scales = u->x_scales + row * u->n_groups + c->first;
+	const int32_t *starts = u->x_starts + row * u->n_groups + c->first;
 	float *sums = ((struct scratch *)u->scratch)->sums + row * PANEL;
 	vf at[2][ROWS];
 
@@ -243,8 +237,8 @@ INLINE void rows_product(const int n_rows, const struct int8_unit *u, const stru
 		vi left[ROWS], right[ROWS];
 
 		UNROLL for (int i = 0; i < n_rows; i++) {
-			left[i] = start_of(c, g, 0);
-			right[i] = start_of(c, g, LANES);
+			left[i] = start_of(starts, i * u->n_groups + g);
+			right[i] = left[i];
 		}
 		for (size_t k = 0; k < INT8_GROUP; k += INT8_TERMS, w += INT8_TERMS * PANEL) {
 			factors w0 = factors_load(w), w1 = factors_load(w + INT8_TERMS * LANES);

@@ -7,8 +7,10 @@
 
 #ifdef INT8_BYTES
 #define INT8_TERMS 4                 // of a lane of a product of integers (vector_int8.c)
+#define INT8_OFFSET 128              // added to weights
 #else
 #define INT8_TERMS 2
+#define INT8_OFFSET 0
 #endif
 
 void VECTOR(rmsnorm)(float *y, const float *x, const float *gain, float epsilon, size_t n);
@@ -38,7 +40,7 @@ void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, siz
 void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const float *packed, size_t rows, size_t K, float *scratch,
 		      enum operand operand);
 void INT8(quantize)(int16_t *q, float *scales, const float *x, size_t n);
-void INT8(operands)(void *to, float *scales, const float *x, size_t n);
+void INT8(operands)(void *to, float *scales, int32_t *starts, const float *x, size_t n);
 void INT8(int8_unit)(const struct int8_unit *u);
 bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
 double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);

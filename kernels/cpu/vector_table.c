@@ -33,6 +33,7 @@ const struct cpu_vector INT8(vector) = {
 	.gradient = VECTOR(gradient),
 	.int8_terms = INT8_TERMS,
 	.int8_operand_bytes = 4 / INT8_TERMS,
+	.int8_offset = INT8_OFFSET,
 	.quantize = INT8(quantize),
 	.operands = INT8(operands),
 	.int8_unit = INT8(int8_unit),
