@@ -21,8 +21,9 @@ static bool has_avx512(void)
 	       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
-// The two with products of bytes were written where no processor has them: neither ran yet. All but that one instruction is held to the
-// other tables' bits by tests/ops/test_int8_bytes.c; where there is one, tests/ops/test_ops_cpu holds it to ref like any table.
+// Of the two with products of bytes AVX512-VNNI runs (Zen 4); AVX-VNNI was written where no processor has it and did not run yet. All but
+// that one instruction is held to the other tables' bits by tests/ops/test_int8_bytes.c; where there is one, tests/ops/test_ops_cpu
+// holds it to ref like any table.
 // AVX-VNNI, which not every compiler knows by name: bit 4 of leaf 7.1's EAX.
 static bool has_avx2vnni(void)
 {
