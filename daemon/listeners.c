@@ -71,7 +71,8 @@ static int take_passed(const struct options *o, struct listeners *l, int fd, con
 		return error_set(err, ERROR_INVALID, NULL,
 			"systemd passed a socket named \"%.60s\": FileDescriptorName= must be http or socket", name);
 	if (!is_listener(fd))
-		return error_set(err, ERROR_INVALID, name, "what systemd passed for %s is not a listening stream socket (unix or TCP)", name);
+		return error_set(err, ERROR_INVALID, name, "what systemd passed for %s is not a listening stream socket (unix or TCP)",
+			name);
 	if (http ? l->http_fd >= 0 : l->n_sockets == SOCKET_MAX_LISTENERS)
 		return error_set(err, ERROR_INVALID, name, "systemd passed too many sockets for %s (at most %d)", name,
 			http ? 1 : SOCKET_MAX_LISTENERS);

@@ -358,7 +358,7 @@ static void daemon_close(struct daemon *d)
 	notify_stopping(d->options.drain_timeout);
 	stop_arm((unsigned)((d->options.drain_timeout + LAST_MS) / 1000));      // behind the deadline
 	if (d->listeners.http_inherited)
-		http_stop(d->http, deadline);      // who connects waits for the next process; else /ready says 503 while the other door drains
+		http_stop(d->http, deadline);      // who connects waits for the next process; else /ready says 503 meanwhile
 	socket_close(d->socket, deadline);
 	http_close(d->http, deadline);
 	teacher_close(d->teacher);

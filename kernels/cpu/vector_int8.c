@@ -212,8 +212,8 @@ INLINE void columns_give(const struct int8_unit *u, size_t row, size_t j, vf v)
 	give(y, u->add ? v + take(y, left) : v, left);
 }
 
-// Rows row..row + n_rows - 1 times a chunk: added to the sums of the chunks before, the last goes to y. Sums of a group are integers, sums of
-// groups floats in the order of the groups: what is done to a row is the same whatever its company.
+// Rows row..row + n_rows - 1 times a chunk: added to the sums of the chunks before, the last goes to y. Sums of a group are integers, sums
+// of groups floats in the order of the groups: what is done to a row is the same whatever its company.
 INLINE void rows_product(const int n_rows, const struct int8_unit *u, const struct chunk *c, size_t row)
 {
 	size_t depth = u->n_groups * INT8_GROUP, column = c->panel * PANEL;
