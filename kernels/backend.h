@@ -39,6 +39,9 @@ enum backend_numeric { BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERI
 #define INT8_GROUP 32            // of 64, SmolLM2-135M's rows are off by 0.008 nats on average, of 32 by less than 0.005
 #define INT8_SMALLEST 1e-30f     // 127 / max|x| stays finite
 
+// Whose an immutable matrix is: a transformer block's product, or all else (embedding, head, router), which bears less rounding.
+enum weight_kind { WEIGHT_PLAIN, WEIGHT_BLOCK };
+
 // What the caller will make, counted before it makes it (the model's *_need functions), by what it is for. A device with memory of its own
 // reserves it at open, in one piece, or refuses with the numbers; from then on it asks the device for nothing more. All 0: not counted,
 // each array is asked for.
@@ -191,11 +194,13 @@ struct backend_ops {
 	void (*real_zero)(struct backend *be, struct real *x, size_t n);
 	void (*real_copy)(struct backend *be, struct real *to, const struct real *from, size_t n);
 
-	// Weights. load stacks the parts by rows (same column count; dtypes may differ) into an immutable matrix; also usable by embed.
-	// view makes a trainable matrix over a device array (n_rows, n_columns) that the caller owns; refresh after the array changed.
-	struct weight *(*weight_load)(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+	// Weights. load stacks the parts by rows (same column count; dtypes may differ) into an immutable matrix; a plain one is also usable
+	// by embed. view makes a trainable matrix over a device array (n_rows, n_columns) that the caller owns; refresh after the array changed.
+	struct weight *(*weight_load)(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
+				      struct error *err);
 	// The same for a matrix that memory has no room for (backend_keeps): it goes to the shelf where the device has one. Same results.
-	struct weight *(*weight_load_apart)(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+	struct weight *(*weight_load_apart)(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
+					    struct error *err);
 	struct weight *(*weight_view)(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);
 	void (*weight_refresh)(struct backend *be, struct weight *w);
 	void (*weight_free)(struct backend *be, struct weight *w);

@@ -112,7 +112,9 @@ static void add_boundary_norm(struct parameters *p, const struct architecture *a
 
 static void add_matrix(struct parameters *p, const struct names *names, const char *at, const char *name, uint64_t rows, uint64_t columns)
 {
-	add(p, at, name, "weight", rows, columns)->transposed = names->transposed;
+	struct parameter *q = add(p, at, name, "weight", rows, columns);
+	q->transposed = names->transposed;
+	q->block = name != names->router;        // which expert is chosen is no place to save digits
 }
 
 // q, k, v lie side by side, as do gate and up: the fused matrix of forward.c is a view of the storage.

@@ -124,7 +124,8 @@ static struct weight *load_stacked(struct loading *g, uint32_t n, bool kept)
 		if ((g->result = weights_find(g->source, g->next + n_found, &parts[n_found], g->err)) == 0)
 			n_found++;
 	if (g->result == 0) {
-		m = (kept ? ops->weight_load : ops->weight_load_apart)(g->w->backend, parts, n, g->err);
+		enum weight_kind kind = g->next->block ? WEIGHT_BLOCK : WEIGHT_PLAIN;
+		m = (kept ? ops->weight_load : ops->weight_load_apart)(g->w->backend, kind, parts, n, g->err);
 		if (!m)
 			g->result = -ENOMEM;
 	}

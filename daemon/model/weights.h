@@ -108,6 +108,7 @@ struct parameter {
 	bool transposed;                              // Hugging Face stores it as (dims[1], dims[0])
 	bool table;                                   // its rows are added to others: an array of numbers, not a matrix
 	bool from_one;                                // Hugging Face stores the gain less 1
+	bool block;                                   // a matrix of a block's products (WEIGHT_BLOCK)
 	bool of_vocabulary;                           // a row for each token: files may have more (padding)
 };
 // Every parameter of an architecture in storage order; the caller frees *ret_list.

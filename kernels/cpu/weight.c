@@ -91,8 +91,9 @@ struct weight *weight_new(struct backend *be, const struct tensor *parts, uint32
 	return NULL;
 }
 
-struct weight *cpu_weight_load(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err)
+struct weight *cpu_weight_load(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err)
 {
+	(void)kind;
 	struct weight *w = weight_new(be, parts, n_parts, false, err);
 
 	if (w && w->operand == OPERAND_INT8) {

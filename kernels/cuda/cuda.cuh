@@ -211,7 +211,7 @@ void cuda_act_write(backend *be, struct act *to, const float *from, size_t n);
 void cuda_act_read(backend *be, double *to, const struct act *from, size_t n);
 void cuda_real_zero(backend *be, struct real *x, size_t n);
 void cuda_real_copy(backend *be, struct real *to, const struct real *from, size_t n);
-struct weight *cuda_weight_load(backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+struct weight *cuda_weight_load(backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err);
 struct weight *cuda_weight_view(backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);
 void cuda_weight_refresh(backend *be, struct weight *w);
 void cuda_weight_free(backend *be, struct weight *w);

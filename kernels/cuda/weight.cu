@@ -64,8 +64,9 @@ template <typename A> static void upload_part(backend *be, A *to, const struct t
 	}
 }
 
-struct weight *cuda_weight_load(backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err)
+struct weight *cuda_weight_load(backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err)
 {
+	(void)kind;
 	cuda *c = cuda_of(be);
 	uint32_t n_rows = 0, n_columns = 0;
 	if (tensor_stack_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)

@@ -53,7 +53,7 @@ void ref_act_read(struct backend *be, double *to, const struct act *from, size_t
 void ref_real_zero(struct backend *be, struct real *x, size_t n);
 void ref_real_copy(struct backend *be, struct real *to, const struct real *from, size_t n);
 
-struct weight *ref_weight_load(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+struct weight *ref_weight_load(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err);
 struct weight *ref_weight_view(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);
 void ref_weight_refresh(struct backend *be, struct weight *w);
 void ref_weight_free(struct backend *be, struct weight *w);

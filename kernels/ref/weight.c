@@ -16,8 +16,9 @@ static void part_to_double(const struct tensor *part, double *to, float *row)
 	}
 }
 
-struct weight *ref_weight_load(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err)
+struct weight *ref_weight_load(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err)
 {
+	(void)kind;
 	uint32_t n_rows = 0, n_columns = 0;
 	if (tensor_stack_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
 		return NULL;

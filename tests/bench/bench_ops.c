@@ -144,7 +144,7 @@ static struct act *act_new(size_t n)
 
 struct matrix { struct weight *w; struct real *values, *gradient; uint32_t N, K; };
 
-static struct matrix matrix_new(uint32_t N, uint32_t K, bool trainable)
+static struct matrix matrix_new(uint32_t N, uint32_t K, enum weight_kind kind, bool trainable)
 {
 	struct error err = {0};
 	struct matrix m = {.N = N, .K = K};
@@ -155,7 +155,7 @@ static struct matrix matrix_new(uint32_t N, uint32_t K, bool trainable)
 	} else {
 		float *x = random_values((size_t)N * K, 0.05f);
 		struct tensor part = {DTYPE_F32, 2, {N, K}, x, (size_t)N * K * 4};
-		m.w = ops->weight_load(be, &part, 1, &err);
+		m.w = ops->weight_load(be, kind, &part, 1, &err);
 		free(x);
 	}
 	if (!m.w)
@@ -186,9 +186,9 @@ static struct model model_new(const struct shape *s, uint32_t sequences, uint32_
 	m.head_rows = ops->head_rows < T ? ops->head_rows : T;
 	m.layers = calloc(s->L, sizeof *m.layers);
 	for (uint32_t i = 0; i < s->L; i++)
-		m.layers[i] = (struct layer){matrix_new(W, s->C, trainable), matrix_new(s->C, s->C, trainable),
-					     matrix_new(2 * s->F, s->C, trainable), matrix_new(s->C, s->F, trainable)};
-	m.head = matrix_new(s->V, s->C, trainable);
+		m.layers[i] = (struct layer){matrix_new(W, s->C, WEIGHT_BLOCK, trainable), matrix_new(s->C, s->C, WEIGHT_BLOCK, trainable),
+					     matrix_new(2 * s->F, s->C, WEIGHT_BLOCK, trainable), matrix_new(s->C, s->F, WEIGHT_BLOCK, trainable)};
+	m.head = matrix_new(s->V, s->C, WEIGHT_PLAIN, trainable);
 	m.gain = real_random(s->C, 1);
 	m.dgain = real_random(s->C, 0);
 	m.cosine = real_random((size_t)length * s->heads.head_size / 2, 1);

@@ -39,12 +39,12 @@ static struct act *counted_act_new(struct backend *be, size_t n, struct error *e
 	return real_ops->act_new(be, n, err);
 }
 
-static struct weight *counted_weight_load(struct backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err)
+static struct weight *counted_weight_load(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err)
 {
 	for (uint32_t i = 0; i < n_parts; i++)
 		made.n_weight += parts[i].dims[0] * parts[i].dims[1];
 	made.n_arrays++;
-	return real_ops->weight_load(be, parts, n_parts, err);
+	return real_ops->weight_load(be, kind, parts, n_parts, err);
 }
 
 static struct weight *counted_weight_view(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err)

@@ -52,7 +52,7 @@ void embed_matches_ref(void **state)
 		uint32_t T = lengths[i], V = 97, C = i % 2 ? 33 : 64;
 		pair_reset(p, T);
 		pair_begin(p, T, V);
-		struct twin_weight w = twin_weight_random(p, V, C);
+		struct twin_weight w = twin_weight_random(p, WEIGHT_PLAIN, V, C);
 		struct twin x = twin_poisoned(p, (size_t)T * C);
 		p->ref->ops->embed(p->ref, x.ref, w.ref);
 		p->be->ops->embed(p->be, x.be, w.be);
@@ -109,7 +109,7 @@ void linear_matches_ref(void **state)
 		pair_reset(p, i + 1);
 		struct twin_act x = twin_act_random(p, (size_t)rows * K, 1), y = twin_act_poisoned(p, (size_t)rows * N);
 		struct twin bias = twin_random(p, N, 1), array = twin_random(p, (size_t)N * K, 1 / sqrtf((float)K));
-		struct twin_weight w = twin_weight_random(p, N, K), view = twin_weight_view(p, array, N, K);
+		struct twin_weight w = twin_weight_random(p, WEIGHT_PLAIN, N, K), view = twin_weight_view(p, array, N, K);
 		p->ref->ops->linear(p->ref, y.ref, x.ref, w.ref, NULL, rows);
 		p->be->ops->linear(p->be, y.be, x.be, w.be, NULL, rows);
 		assert_twin_act(p, "linear", y, bound_product(p, p->eps_product, K, true));
@@ -132,7 +132,7 @@ void linear_real_matches_ref(void **state)
 		pair_reset(p, i + 1);
 		struct twin_act x = twin_act_random(p, (size_t)rows * K, 1);
 		struct twin y = twin_poisoned(p, (size_t)rows * N), array = twin_random(p, (size_t)N * K, 1 / sqrtf((float)K));
-		struct twin_weight w = twin_weight_random(p, N, K), view = twin_weight_view(p, array, N, K);
+		struct twin_weight w = twin_weight_random(p, WEIGHT_PLAIN, N, K), view = twin_weight_view(p, array, N, K);
 		struct bound b = bound_product(p, p->eps_product, K, false);
 		p->ref->ops->linear_real(p->ref, y.ref, false, x.ref, w.ref, NULL, rows);
 		p->be->ops->linear_real(p->be, y.be, false, x.be, w.be, NULL, rows);
@@ -158,7 +158,7 @@ void linear_of_mixed_types_matches_ref(void **state)
 	struct pair *p = *state;
 	for (uint32_t K = 32; K <= 576; K += 544) {
 		pair_reset(p, K);
-		struct twin_weight w = twin_weight_mixed(p, K);
+		struct twin_weight w = twin_weight_mixed(p, WEIGHT_PLAIN, K);
 		struct twin_act x = twin_act_random(p, 65 * K, 1), y = twin_act_poisoned(p, 65 * 96);
 		p->ref->ops->linear(p->ref, y.ref, x.ref, w.ref, NULL, 65);
 		p->be->ops->linear(p->be, y.be, x.be, w.be, NULL, 65);

@@ -253,31 +253,31 @@ struct twin_act twin_act_of_ref(struct pair *p, const struct act *values, size_t
 	return t;
 }
 
-static struct twin_weight load_both(struct pair *p, const struct tensor *parts, uint32_t n_parts)
+static struct twin_weight load_both(struct pair *p, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts)
 {
 	struct twin_weight w;
 	struct error err = {0};
-	w.ref = remember(p, p->ref)->weight = p->ref->ops->weight_load(p->ref, parts, n_parts, &err);
-	w.be = remember(p, p->be)->weight = p->be->ops->weight_load(p->be, parts, n_parts, &err);
+	w.ref = remember(p, p->ref)->weight = p->ref->ops->weight_load(p->ref, kind, parts, n_parts, &err);
+	w.be = remember(p, p->be)->weight = p->be->ops->weight_load(p->be, kind, parts, n_parts, &err);
 	if (!w.ref || !w.be)
 		fail_msg("weight_load: %s", err.message);
 	return w;
 }
 
-struct twin_weight twin_weight_random(struct pair *p, uint32_t N, uint32_t K)
+struct twin_weight twin_weight_random(struct pair *p, enum weight_kind kind, uint32_t N, uint32_t K)
 {
 	size_t n = (size_t)N * K;
 	float *values = allocate(n, sizeof *values);
 	random_fill(&p->random, values, n, 1 / sqrtf((float)K));
 	struct tensor part = {DTYPE_F32, 2, {N, K}, values, n * sizeof *values};
-	struct twin_weight w = load_both(p, &part, 1);
+	struct twin_weight w = load_both(p, kind, &part, 1);
 	free(values);    // a loaded matrix does not keep the file's bytes
 	return w;
 }
 
 #define PART_ROWS 24
 
-struct twin_weight twin_weight_mixed(struct pair *p, uint32_t K)
+struct twin_weight twin_weight_mixed(struct pair *p, enum weight_kind kind, uint32_t K)
 {
 	size_t n = (size_t)PART_ROWS * K, n_q8 = n / 32 * 34;
 	float scale = 1 / sqrtf((float)K), *values = allocate(n, sizeof *values);
@@ -296,7 +296,7 @@ struct twin_weight twin_weight_mixed(struct pair *p, uint32_t K)
 	}
 	struct tensor parts[] = {{DTYPE_F32, 2, {PART_ROWS, K}, values, n * 4}, {DTYPE_F16, 2, {PART_ROWS, K}, half, n * 2},
 				 {DTYPE_BF16, 2, {PART_ROWS, K}, brain, n * 2}, {DTYPE_Q8_0, 2, {PART_ROWS, K}, q8, n_q8}};
-	struct twin_weight w = load_both(p, parts, 4);
+	struct twin_weight w = load_both(p, kind, parts, 4);
 	free(values);
 	free(half);
 	free(brain);

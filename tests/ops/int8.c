@@ -29,7 +29,7 @@ static void fill_integers(struct pair *p, float *x, size_t rows)
 static struct weight *load(struct pair *p, const float *values)
 {
 	struct tensor part = {DTYPE_F32, 2, {N, K}, values, (size_t)N * K * sizeof *values};
-	struct weight *w = p->be->ops->weight_load(p->be, &part, 1, NULL);
+	struct weight *w = p->be->ops->weight_load(p->be, WEIGHT_BLOCK, &part, 1, NULL);
 	assert_non_null(w);
 	return w;
 }
@@ -88,7 +88,7 @@ void int8_products_of_any_shape_match_ref(void **state)
 		uint32_t rows = rows_of[i % 5], n = outputs[i / 5 % 5], k = terms[i / 25];
 		pair_reset(p, i + 1);
 		struct twin_act x = twin_act_random(p, (size_t)rows * k, 1);
-		struct twin_weight w = twin_weight_random(p, n, k);
+		struct twin_weight w = twin_weight_random(p, WEIGHT_BLOCK, n, k);
 		struct twin y = twin_poisoned(p, (size_t)rows * n), bias = twin_random(p, n, 1);
 		struct bound b = bound_product(p, p->eps_product, k, false);
 		p->ref->ops->linear_real(p->ref, y.ref, false, x.ref, w.ref, bias.ref, rows);

@@ -93,7 +93,7 @@ static struct weight *load(struct backend *be, bool apart, uint32_t N, uint32_t 
 	size_t half = N / 2 * (size_t)K;      // two parts, so that blocks straddle them
 	struct tensor parts[] = {
 		{DTYPE_F32, 2, {N / 2, K}, values, half * 4}, {DTYPE_F32, 2, {N - N / 2, K}, values + half, ((size_t)N * K - half) * 4}};
-	struct weight *w = (apart ? be->ops->weight_load_apart : be->ops->weight_load)(be, parts, 2, &err);
+	struct weight *w = (apart ? be->ops->weight_load_apart : be->ops->weight_load)(be, WEIGHT_PLAIN, parts, 2, &err);
 	if (!w)
 		fail_msg("%s", err.message);
 	free(values);

@@ -44,7 +44,7 @@ static void problem_solve(struct backend *be, const struct cpu_vector *vector, c
 	uint32_t tokens[ROWS], positions[ROWS] = {0}, starts[2] = {0, p->rows};
 	struct tensor part = {DTYPE_F32, 2, {p->n, p->k}, p->w, (size_t)p->n * p->k * sizeof *p->w};
 	cpu_of(be)->vector = vector;
-	struct weight *w = ops->weight_load(be, &part, 1, NULL);
+	struct weight *w = ops->weight_load(be, WEIGHT_PLAIN, &part, 1, NULL);
 	struct act *x = ops->act_new(be, n_x, NULL);
 	struct real *to = ops->real_new(be, n_y, NULL), *bias = ops->real_new(be, p->n, NULL), *rows = ops->real_new(be, n_x, NULL);
 	assert_true(w && x && to && bias && rows);

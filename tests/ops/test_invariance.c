@@ -44,14 +44,14 @@ static struct real *real_of(struct backend *be, uint64_t seed, size_t n, float s
 	return x;
 }
 
-static struct weight *load(struct backend *be, uint64_t seed, uint32_t N, uint32_t K)
+static struct weight *load(struct backend *be, enum weight_kind kind, uint64_t seed, uint32_t N, uint32_t K)
 {
 	size_t n = (size_t)N * K;
 	float *values = calloc(n, sizeof *values);
 	assert_non_null(values);
 	random_fill(&seed, values, n, 0.1f);
 	struct tensor part = {DTYPE_F32, 2, {N, K}, values, n * sizeof *values};
-	struct weight *w = be->ops->weight_load(be, &part, 1, NULL);
+	struct weight *w = be->ops->weight_load(be, kind, &part, 1, NULL);
 	assert_non_null(w);
 	free(values);
 	return w;
@@ -73,7 +73,7 @@ static void model_open(struct model *m, uint32_t n_threads, enum backend_numeric
 			m->w[i] = be->ops->weight_view(be, m->values[i], shapes[i][0], shapes[i][1], NULL);
 			be->ops->weight_refresh(be, m->w[i]);
 		} else {
-			m->w[i] = load(be, i + 1, shapes[i][0], shapes[i][1]);
+			m->w[i] = load(be, i == EMBEDDING ? WEIGHT_PLAIN : WEIGHT_BLOCK, i + 1, shapes[i][0], shapes[i][1]);
 		}
 	}
 	m->table = real_of(be, 49, MAX_T * C, 1);
