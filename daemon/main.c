@@ -60,7 +60,7 @@ struct daemon {
 
 static int open_teacher(struct daemon *d, struct error *err)
 {
-	static const char *const numerics[] = {"auto", "f32", "bf16", "int8"};
+	static const char *const numerics[] = {"auto", "f32", "bf16", "int8", "fp8"};
 	const struct options *o = &d->options;
 	struct teacher_source sources[OPTIONS_MAX_TEACHERS];
 	int r = options_teachers(o, sources, err);

@@ -125,6 +125,20 @@ uint64_t backend_matrix_bytes(uint64_t n_elements, uint32_t element_bytes)
 	return bytes;
 }
 
+static bool round_up(uint64_t n, uint64_t *ret)
+{
+	return !__builtin_add_overflow(n, FP8_TILE - 1, ret) && (*ret -= *ret % FP8_TILE, true);
+}
+
+uint64_t backend_fp8_bytes(uint64_t n_rows, uint64_t n_columns)
+{
+	uint64_t rows, columns, bytes, scales;
+	if (!round_up(n_rows, &rows) || !round_up(n_columns, &columns) || __builtin_mul_overflow(rows, columns, &bytes) ||
+	    __builtin_mul_overflow(n_rows, sizeof(float), &scales) || __builtin_add_overflow(bytes, scales, &bytes))
+		return UINT64_MAX;
+	return bytes;
+}
+
 bool backend_keeps(struct backend *be, uint64_t n_elements)
 {
 	uint64_t bytes = backend_matrix_bytes(n_elements, be->element_bytes);

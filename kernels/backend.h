@@ -29,7 +29,7 @@ struct act;
 struct weight;            // a matrix (N rows, K columns) used as y = x Wᵀ, in whatever form the device likes
 struct backend;
 
-enum backend_numeric { BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16, BACKEND_NUMERIC_INT8 };
+enum backend_numeric { BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16, BACKEND_NUMERIC_INT8, BACKEND_NUMERIC_FP8 };
 
 // INT8 (cpu, ref; elsewhere ERROR_UNSUPPORTED): products with loaded matrices. Rows of both operands are cut into groups of INT8_GROUP
 // terms, the last may be shorter. A group's scale is max|x| / 127, 0 where that maximum is below INT8_SMALLEST; its integers are
@@ -38,6 +38,16 @@ enum backend_numeric { BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERI
 // Trainable matrices are float.
 #define INT8_GROUP 32            // of 64, SmolLM2-135M's rows are off by 0.008 nats on average, of 32 by less than 0.005
 #define INT8_SMALLEST 1e-30f     // 127 / max|x| stays finite
+
+// FP8 (cuda from compute capability 8.9 on, ref; elsewhere ERROR_UNSUPPORTED): products with matrices loaded as WEIGHT_BLOCK, of E4M3 numbers
+// (a sign, 4 bits of exponent, 3 of mantissa: multiples of 2^-9 up to 2^-6, then 8 to a power of two, at most 448; no infinity). A row of
+// either operand, a token or an output, has one scale: max|x| / 448, 0 where that maximum is below FP8_SMALLEST, NaN where a value of the row
+// is not finite. Its numbers are x (448 / max|x|) in float, rounded to the nearest E4M3 number, halves to the even one; where the scale is 0 or
+// NaN they are 0. y is the sum of products of numbers, in float or better, times the scale of the row, times that of the output; then bias.
+// Everything else is as in BF16 (ref: as in F32): plain matrices, trainable ones, arrays.
+#define FP8_MAX 448.0f
+#define FP8_SMALLEST 1e-30f      // 448 / max|x| stays finite
+#define FP8_TILE 16              // rows and columns of E4M3 numbers lie in multiples of so many, filled up with zeros: tensor cores ask for it
 
 // Whose an immutable matrix is: a transformer block's product, or all else (embedding, head, router), which bears less rounding.
 enum weight_kind { WEIGHT_PLAIN, WEIGHT_BLOCK };
@@ -51,6 +61,7 @@ enum backend_part { BACKEND_PART_WEIGHTS, BACKEND_PART_WORK, BACKEND_PART_HEAD, 
 struct backend_count {
 	uint64_t n_real, n_act;          // elements of all arrays
 	uint64_t n_weight;               // elements of loaded matrices
+	uint64_t n_block, fp8_bytes;     // of these, of WEIGHT_BLOCK; and what the same take in FP8
 	uint64_t n_view;                 // elements of trainable ones
 	uint64_t n_arrays;               // arrays and matrices
 };
@@ -195,7 +206,7 @@ struct backend_ops {
 	void (*real_copy)(struct backend *be, struct real *to, const struct real *from, size_t n);
 
 	// Weights. load stacks the parts by rows (same column count; dtypes may differ) into an immutable matrix; a plain one is also usable
-	// by embed. view makes a trainable matrix over a device array (n_rows, n_columns) that the caller owns; refresh after the array changed.
+	// by embed, any by linear and linear_real. view makes a trainable matrix over a device array (n_rows, n_columns) that the caller owns; refresh after the array changed.
 	struct weight *(*weight_load)(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
 				      struct error *err);
 	// The same for a matrix that memory has no room for (backend_keeps): it goes to the shelf where the device has one. Same results.
@@ -302,7 +313,7 @@ struct backend_ops {
 struct backend {
 	const struct backend_ops *ops;
 	void *device;                    // the implementation's own state
-	const char *numeric;             // "f64", "f32", "f32-fast" (longer sums), "bf16", "int8", "int8-f64" (ref): of a teacher's fingerprint
+	const char *numeric;             // "f64", "f32", "f32-fast" (longer sums), "bf16", "int8", "fp8"; ref: "int8-f64", "fp8-f64". Of a fingerprint
 	const char *view_numeric;        // likewise of products with trainable matrices: what a student is trained in
 	const char *description;         // "2 threads, AVX2" for logs and status
 	const char *fallback;            // opened as "auto": why the better device was not taken; NULL when none was passed over
@@ -320,6 +331,7 @@ int backend_sync(struct backend *be, struct error *err);
 int backend_check(const struct backend *be, struct error *err);      // the failure known so far; does not wait
 // Whether a matrix of so many elements has room in memory; if so, the room is taken.
 bool backend_keeps(struct backend *be, uint64_t n_elements);
+uint64_t backend_fp8_bytes(uint64_t n_rows, uint64_t n_columns);     // of a matrix: E4M3 numbers in tiles, then a float for each row
 uint64_t backend_matrix_bytes(uint64_t n_elements, uint32_t element_bytes);    // what it takes, no less
 size_t backend_piece_bytes(uint32_t widest);   // what a shelf must hold in one piece: rows that stay together, padded, of the widest matrix
 // For implementations: the first failure sticks.

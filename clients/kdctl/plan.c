@@ -22,7 +22,7 @@ struct plan_options {
 	const char *model, *student;
 	bool measure;
 	struct plan_device device;
-	double memory, element_bytes;    // under a cap; 0 = none
+	double memory, element_bytes, block_bytes;    // memory: a cap, 0 = none; bytes of a parameter, and of one of a block's matrices
 	double tokens, length, batch, top_k, value_bytes, cache_tokens, generate, sequences, epochs;
 };
 
@@ -44,11 +44,26 @@ static const char help[] =
 	"  --sequences N              generated side by side; default 8\n"
 	"  --memory BYTES             of a CPU teacher: as the server's setting; what has no room is read from disk\n"
 	"  --disk B                   bytes/s the disk gives; default 2e9\n"
-	"  --products f32|bf16|int8   what the teacher multiplies: how weights lie in memory; default f32\n"
+	"  --products f32|bf16|int8|fp8  what the teacher multiplies: how weights lie in memory; default f32\n"
 	"  --student MODEL            also train this one on the corpus, on the same device\n"
 	"  --epochs N                 times it sees the corpus; default 1\n";
 
 // ---- options
+
+// FP8: a block's matrices take a byte, all else is bf16.
+static bool parse_products(const char *name, struct plan_options *o)
+{
+	static const struct { const char *name; double element_bytes, block_bytes; } products[] = {
+		{"f32", 4, 4}, {"bf16", 2, 2}, {"int8", INT8_BYTES, INT8_BYTES}, {"fp8", 2, 1}};
+	for (size_t i = 0; i < sizeof products / sizeof *products; i++) {
+		if (!strcmp(name, products[i].name)) {
+			o->element_bytes = products[i].element_bytes;
+			o->block_bytes = products[i].block_bytes;
+			return true;
+		}
+	}
+	return false;
+}
 
 static int parse_number(struct kdctl *k, int c, struct plan_options *o)
 {
@@ -90,10 +105,8 @@ static int parse(struct kdctl *k, int argc, char **argv, struct plan_options *o)
 				return kdctl_usage(k, "--values %s: f32, f16 or u8 is expected", optarg);
 			break;
 		case 'p':
-			o->element_bytes = !strcmp(optarg, "f32") ? 4 : !strcmp(optarg, "bf16") ? 2 : !strcmp(optarg, "int8")
-				? INT8_BYTES : 0;
-			if (o->element_bytes == 0)
-				return kdctl_usage(k, "--products %s: f32, bf16 or int8 is expected", optarg);
+			if (!parse_products(optarg, o))
+				return kdctl_usage(k, "--products %s: f32, bf16, int8 or fp8 is expected", optarg);
 			break;
 		case '?': case ':': return kdctl_bad_option(k, argc, argv);
 		default: status = parse_number(k, c, o);
@@ -103,6 +116,8 @@ static int parse(struct kdctl *k, int argc, char **argv, struct plan_options *o)
 		return status;
 	if (argc - optind != 1)
 		return kdctl_usage(k, "a MODEL is expected (kdctl plan --help)");
+	if (o->memory > 0 && o->block_bytes != o->element_bytes)
+		return kdctl_usage(k, "--products fp8 is a GPU's, --memory a teacher's on the CPU");
 	o->model = argv[optind];
 	if (!o->measure && !(o->device.flops > 0 && o->device.bandwidth > 0))
 		return kdctl_usage(k, "--flops and --bandwidth, or --measure, are expected (kdctl plan --help)");
@@ -295,7 +310,8 @@ static void plan_teacher(json_t *j, const struct plan_options *o, const struct m
 	struct plan_stream s = o->memory > 0 ? plan_streaming(a, &cap, &o->device) : (struct plan_stream){0};
 	size_t n = operators(o, a, &s, &pass, ops);
 	double rate = o->batch / plan_seconds(&o->device, ops, n), row = plan_row_bytes(a->vocab_size, o->top_k, o->value_bytes);
-	double resident = o->element_bytes * (double)architecture_n_parameters(a);
+	double blocks = plan_block_elements(a);
+	double resident = o->element_bytes * ((double)architecture_n_parameters(a) - blocks) + o->block_bytes * blocks;
 	json_t *shares = json_object();
 	for (size_t i = 0; i < n; i++)
 		put(shares, ops[i].name, plan_seconds(&o->device, &ops[i], 1) * rate / o->batch);
@@ -365,7 +381,7 @@ static void print_plan(const struct kdctl *k, const json_t *j)
 int command_plan(struct kdctl *k, int argc, char **argv)
 {
 	struct plan_options o = {.tokens = 1e6, .length = 512, .batch = 2048, .top_k = 64, .value_bytes = 2, .sequences = 8, .epochs = 1,
-				 .element_bytes = 4, .device.disk = 2e9};
+				 .element_bytes = 4, .block_bytes = 4, .device.disk = 2e9};
 	struct model m = {0};
 	int status = parse(k, argc, argv, &o);
 	if (!status)

@@ -51,6 +51,7 @@ struct plan_stream plan_streaming(const struct architecture *a, const struct pla
 void plan_read(const struct architecture *a, const struct plan_stream *s, double element_bytes, const struct plan_pass *p,
 	       struct plan_operator *o, size_t n);
 
+double plan_block_elements(const struct architecture *a);        // of the matrices that FP8 is for (kernels/backend.h)
 double plan_active_parameters(const struct architecture *a);     // that a token's products go through: without tables, with the head
 double plan_cache_bytes(const struct architecture *a, double positions);     // keys and values in float
 double plan_work_bytes(const struct architecture *a, double batch);          // arrays of a pass in float, and one tile of the head

@@ -20,6 +20,11 @@ static double layer_elements(const struct architecture *a, double n_experts)
 	return (width + heads) * a->width + (a->n_experts ? n_experts * ffn + (double)a->n_experts * a->width : ffn);
 }
 
+double plan_block_elements(const struct architecture *a)
+{
+	return a->n_layers * (layer_elements(a, a->n_experts) - (double)a->n_experts * a->width);
+}
+
 struct plan_stream plan_streaming(const struct architecture *a, const struct plan_cap *cap, const struct plan_device *d)
 {
 	double layers = cap->element_bytes * a->n_layers * layer_elements(a, a->n_experts);

@@ -275,6 +275,8 @@ int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t 
 			need->widest = (uint32_t)list[i].dims[1];
 		count->n_real += n_arrays ? n_arrays * list[i].n : matrix ? 0 : list[i].n;
 		count->n_weight += !n_arrays && matrix ? list[i].n : 0;
+		count->n_block += !n_arrays && list[i].block ? list[i].n : 0;
+		count->fp8_bytes += !n_arrays && list[i].block ? backend_fp8_bytes(list[i].dims[0], list[i].dims[1]) : 0;
 		count->n_view += n_arrays && matrix ? list[i].n : 0;
 	}
 	need->vocab_size = a->vocab_size > need->vocab_size ? a->vocab_size : need->vocab_size;

@@ -181,6 +181,12 @@ static int ask(struct canary *c, struct request *r, struct error *err)
 	return c->wrong.code ? error_errno(c->wrong.code) : 0;
 }
 
+// Formats that are defined to the last integer: the reference has them too.
+static const char *reference_numeric(const char *numeric)
+{
+	return strncmp(numeric, "int8", 4) == 0 ? "int8" : strncmp(numeric, "fp8", 3) == 0 ? "fp8" : "auto";
+}
+
 // The same file on the reference, as a teacher of its own with only this question in it. It needs room for the weights a second time.
 static int open_reference(const struct teacher *t, uint32_t member, struct teacher **ret, struct error *err)
 {
@@ -188,7 +194,7 @@ static int open_reference(const struct teacher *t, uint32_t member, struct teach
 	options.sources = &t->sources[member];
 	options.n_sources = 1;
 	options.device = "ref";
-	options.numeric = strcmp(t->infos[member].numeric, "int8") == 0 ? "int8" : "auto";    // the same integers
+	options.numeric = reference_numeric(t->infos[member].numeric);
 	options.max_tokens = options.batch_tokens = N_SHORT;
 	options.cache_tokens = 0;
 	options.max_gather = options.max_draws = 1;

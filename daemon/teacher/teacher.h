@@ -23,7 +23,7 @@ struct teacher_source { char name[TEACHER_NAME_BYTES]; const char *path; };
 struct teacher_options {
 	const struct teacher_source *sources;        // (n_sources) at least one; the first answers who names none
 	uint32_t n_sources;
-	const char *device, *numeric;                // numeric: "auto", "f32", "bf16", "int8"
+	const char *device, *numeric;                // numeric: "auto", "f32", "bf16", "int8", "fp8"
 	uint32_t n_threads;
 	uint64_t gpu_memory_bytes;                   // what a GPU may give: bytes, or a share of all it has; both 0: what is free
 	double gpu_memory_share;

@@ -90,6 +90,8 @@ static int open_backend(struct teacher *t, uint32_t max_rows, struct error *err)
 		options.numeric = BACKEND_NUMERIC_BF16;
 	if (strcmp(numeric, "int8") == 0)
 		options.numeric = BACKEND_NUMERIC_INT8;
+	if (strcmp(numeric, "fp8") == 0)
+		options.numeric = BACKEND_NUMERIC_FP8;
 	int r = bound_memory(t, &options, err);
 	return r ? r : backend_open(t->device, &options, &t->backend, err);
 }

@@ -66,7 +66,8 @@ static int make_piece(struct backend *be, struct weight *w, const struct tensor 
 	return 0;
 }
 
-struct weight *cpu_weight_load_apart(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err)
+struct weight *cpu_weight_load_apart(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
+				     struct error *err)
 {
 	const struct cpu *cpu = cpu_of(be);
 	struct weight *w;

@@ -63,6 +63,9 @@ static const char *numeric_name(enum operand operand, bool exact)
 static int cpu_open(struct backend *be, const struct backend_options *options, struct error *err)
 {
 	const struct cpu_vector *vector = vector_find();
+	if (options->numeric == BACKEND_NUMERIC_FP8)
+		return error_set(err, ERROR_UNSUPPORTED, "numeric", "device cpu has no products of fp8: cuda has, on "
+				 "GPUs of compute capability 8.9 and above");
 	if (!vector)
 		return error_set(err, ERROR_UNSUPPORTED, "KDSERVED_CPU",
 				 "this processor has no \"%s\" (baseline, avx2, avx2vnni, avx512, avx512vnni)", getenv("KDSERVED_CPU"));

@@ -79,7 +79,8 @@ int weight_pack(struct backend *be, struct weight *w, const struct tensor *parts
 struct weight *weight_new(struct backend *be, const struct tensor *parts, uint32_t n_parts, bool apart, struct error *err);
 
 // Matrices on the shelf (apart.c). What has no shelf to go to is loaded into memory.
-struct weight *cpu_weight_load_apart(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err);
+struct weight *cpu_weight_load_apart(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
+				     struct error *err);
 uint32_t apart_pieces(const struct weight *w);          // 1 of a matrix in memory
 // Brings piece i (0..apart_pieces-1) of w into memory, as it was packed, until the next is; blocks *ret_first..*ret_last-1. `next`
 // (n_next): which of its pieces will be asked for next; NULL: all that follow on the shelf. False after backend_fail.

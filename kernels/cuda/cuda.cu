@@ -18,6 +18,8 @@ extern "C" {
 static_assert(cudaErrorMemoryAllocation == 2 && cudaErrorInitializationError == 3 && cudaErrorInsufficientDriver == 35 &&
 	      cudaErrorDevicesUnavailable == 46 && cudaErrorNoDevice == 100 && cudaErrorSystemNotReady == 802, "plan.c has other numbers");
 
+#define CUDA_FP8_CAPABILITY 89           // the first with products of E4M3
+
 bool cuda_check(backend *be, cudaError_t e, const char *what)
 {
 	if (e == cudaSuccess)
@@ -99,10 +101,15 @@ static int choose_device(backend *be, const backend_options *options, struct err
 		return r;
 	if (options->numeric == BACKEND_NUMERIC_INT8)
 		return error_set(err, ERROR_UNSUPPORTED, "numeric", "device cuda has no products of int8: cpu has");
+	c->fp8 = options->numeric == BACKEND_NUMERIC_FP8;
+	if (c->fp8 && p.major * 10 + p.minor < CUDA_FP8_CAPABILITY)
+		return error_set(err, ERROR_UNSUPPORTED, "numeric", "%.60s has compute capability %d.%d: products of fp8 need 8.9", p.name,
+				 p.major, p.minor);
 	c->bf16 = options->numeric != BACKEND_NUMERIC_F32;
 	c->max_rows = options->max_rows;
 	c->shared_bytes = shared > 0 ? (size_t)shared : 0;
-	be->numeric = be->view_numeric = c->bf16 ? "bf16" : "f32";
+	be->view_numeric = c->bf16 ? "bf16" : "f32";
+	be->numeric = c->fp8 ? "fp8" : be->view_numeric;
 	snprintf(c->description, sizeof c->description, "%.60s, compute capability %d.%d, %.1f GiB", p.name, p.major, p.minor,
 		 (double)total / (1u << 30));
 	be->description = c->description;

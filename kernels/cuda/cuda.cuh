@@ -45,6 +45,7 @@ struct cuda {
 	cudaStream_t stream;
 	cublasLtHandle_t blas;
 	bool bf16;                                // element type of act
+	bool fp8;                                 // matrices of blocks are E4M3 numbers; act is bfloat16 then
 	size_t shared_bytes;                      // of a block, at most
 	uint32_t max_rows;
 	cuda_arena *arena;                        // memory.cu
@@ -70,7 +71,8 @@ struct cuda {
 
 struct weight {
 	uint32_t n_rows, n_columns;               // N, K
-	void *data;                               // (N, K) in act's type; for a float view it is the caller's array
+	void *data;                               // (N, K) in act's type; for a float view it is the caller's array; E4M3 in tiles, where
+	float *scales;                            // (N) there are scales, which lie behind; else NULL
 	const float *view;                        // trainable master, or NULL
 	bool owned;
 };
@@ -184,7 +186,8 @@ static __device__ inline float block_max(float v, float *shared)
 }
 
 // One product, row-major: C (M,N) = A (M,K) op(B) (+ C when add). b_transposed: B is (N,K) and used as Bᵀ; else B is (K,N). a_transposed:
-// A is (K,M) and used as Aᵀ. Types CUDA_R_32F or CUDA_R_16BF (A and B alike); accumulation in float.
+// A is (K,M) and used as Aᵀ. Types CUDA_R_32F or CUDA_R_16BF, in also
+// CUDA_R_8F_E4M3 (A and B alike); accumulation in float.
 struct cuda_gemm {
 	uint32_t M, N, K;
 	const void *a, *b;
@@ -194,6 +197,11 @@ struct cuda_gemm {
 };
 void cuda_gemm_run(backend *be, const cuda_gemm *g);
 void cuda_gemm_plans_free(cuda *c);
+// fp8.cu: rows (n, K) of a matrix become rows first, first + 1, ... of w, made for them; cuda_linear and cuda_linear_real of such.
+void cuda_fp8_fill(backend *be, weight *w, uint32_t first, const float *x, uint32_t n);
+void cuda_fp8_linear(backend *be, struct act *y, const struct act *x, const weight *w, const struct real *bias, uint32_t rows);
+void cuda_fp8_linear_real(backend *be, struct real *y, bool add, const struct act *x, const weight *w, const struct real *bias,
+			  uint32_t rows);
 void cuda_to_bf16(backend *be, __nv_bfloat16 *to, const float *from, uint64_t n);
 cudaError_t cuda_find_code(void);           // of some kernel, for the current device
 

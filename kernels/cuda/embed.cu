@@ -26,6 +26,7 @@ template <typename A> static void embed_rows(backend *be, float *x, const A *w, 
 void cuda_embed(backend *be, struct real *x, const struct weight *w)
 {
 	cuda *c = cuda_of(be);
+	assert(!w->scales);
 	if (backend_failed(be) || !c->n_positions)
 		return;
 	if (w->view)

@@ -67,7 +67,7 @@ static bool layouts_init(backend *be, const cuda_gemm *g, layouts *l)
 	return !e;
 }
 
-static size_t type_bytes(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
+static size_t type_bytes(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : type == CUDA_R_16BF ? 2 : 1; }
 
 // What every pointer to whole rows of that length has: arrays begin aligned, and callers move by rows. Where a matrix begins inside an
 // array, behind vectors of odd lengths, all pointers to its rows have less, however many rows there are.
@@ -122,8 +122,9 @@ static bool does_rows(backend *be, const cuda_gemm *asked, const cublasLtMatmulA
 static bool does_all_rows(backend *be, const cuda_gemm *asked, const cublasLtMatmulAlgo_t *algorithm)
 {
 	const uint32_t tried[] = {1, 2, 3, 8, 17, 64, 100, 128, 257, 512, CUDA_PLAN_ROWS, cuda_of(be)->max_rows};
+	uint32_t tile = asked->in == CUDA_R_8F_E4M3 ? FP8_TILE : 1;
 	for (uint32_t rows : tried)
-		if (rows && !does_rows(be, asked, algorithm, rows))
+		if (rows && !does_rows(be, asked, algorithm, (rows + tile - 1) / tile * tile))
 			return false;
 	return true;
 }
@@ -241,6 +242,10 @@ template <typename A> static void bias_add(backend *be, A *y, const struct real 
 void cuda_linear(backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows)
 {
 	cuda *c = cuda_of(be);
+	if (w->scales) {
+		cuda_fp8_linear(be, y, x, w, bias, rows);
+		return;
+	}
 	cuda_gemm g = {rows, w->n_rows, w->n_columns, x, w->data, y, false, true, false, act_data_type(c), act_data_type(c)};
 	cuda_gemm_run(be, &g);
 	with_act(c, [&](auto *type) { bias_add(be, (ACT_TYPE(type) *)y, bias, rows, w->n_rows); });
@@ -249,6 +254,10 @@ void cuda_linear(backend *be, struct act *y, const struct act *x, const struct w
 void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias,
 		      uint32_t rows)
 {
+	if (w->scales) {
+		cuda_fp8_linear_real(be, y, add, x, w, bias, rows);
+		return;
+	}
 	cuda_gemm g = {rows, w->n_rows, w->n_columns, x, w->data, y, false, true, add, act_data_type(cuda_of(be)), CUDA_R_32F};
 	cuda_gemm_run(be, &g);
 	bias_add(be, real_of(y), bias, rows, w->n_rows);
@@ -265,6 +274,7 @@ void cuda_linear_backward(backend *be, struct act *dx, struct real *dw, struct r
 {
 	cuda *c = cuda_of(be);
 	cudaDataType_t type = act_data_type(c);
+	assert(!w->scales);
 	if (dx) {
 		cuda_gemm g = {rows, w->n_columns, w->n_rows, dy, w->data, dx, false, false, false, type, type};
 		cuda_gemm_run(be, &g);

@@ -32,16 +32,17 @@ static uint64_t own_bytes(const struct backend_options *o)
 }
 
 static size_t act_bytes(const cuda *c) { return c->bf16 ? sizeof(__nv_bfloat16) : sizeof(float); }
+static plan_form form_of(const cuda *c) { return plan_form{act_bytes(c), c->fp8}; }
 
 static int refuse(const cuda *c, const backend_need *n, uint64_t need, uint64_t free_bytes, uint64_t total, struct error *err)
 {
 	uint64_t limit = c->arena->limit_bytes;
 	bool never = need > limit || need > total;
 	char parts[160];
-	plan_describe(n, act_bytes(c), parts, sizeof parts);
+	plan_describe(n, form_of(c), parts, sizeof parts);
 	return error_set(err, never ? ERROR_TOO_LARGE : ERROR_MEMORY, "gpu-memory",
 			 "%.2f GiB of GPU memory are needed (%s, buffers %.2f); %.2f may be taken, %.2f are free of %.2f", gib(need), parts,
-			 gib(need - plan_need_bytes(n, act_bytes(c))), gib(limit < total ? limit : total), gib(free_bytes), gib(total));
+			 gib(need - plan_need_bytes(n, form_of(c))), gib(limit < total ? limit : total), gib(free_bytes), gib(total));
 }
 
 static int reserve(backend *be, const backend_need *need, uint64_t bytes, struct error *err)
@@ -67,7 +68,7 @@ int cuda_arena_open(backend *be, const struct backend_options *o, struct error *
 {
 	cuda *c = cuda_of(be);
 	size_t free_bytes = 0, total = 0;
-	uint64_t need = plan_need_bytes(&o->need, act_bytes(c));
+	uint64_t need = plan_need_bytes(&o->need, form_of(c));
 	c->arena = new (std::nothrow) cuda_arena();
 	if (!c->arena)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend cuda");

@@ -21,32 +21,32 @@ static bool add_product(uint64_t *sum, uint64_t n, uint64_t bytes)
 	return !__builtin_mul_overflow(n, bytes, &product) && !__builtin_add_overflow(*sum, product, sum);
 }
 
-uint64_t plan_part_bytes(const struct backend_count *count, size_t act_bytes)
+uint64_t plan_part_bytes(const struct backend_count *count, struct plan_form form)
 {
-	uint64_t bytes = 0;
-	size_t view_bytes = act_bytes == sizeof(float) ? 0 : act_bytes;          // a float matrix is its own copy
-	bool fits = add_product(&bytes, count->n_real, sizeof(float)) && add_product(&bytes, count->n_act, act_bytes) &&
-		    add_product(&bytes, count->n_weight, act_bytes) && add_product(&bytes, count->n_view, view_bytes) &&
+	uint64_t bytes = form.fp8 ? count->fp8_bytes : 0, n_wide = count->n_weight - (form.fp8 ? count->n_block : 0);
+	size_t view_bytes = form.act_bytes == sizeof(float) ? 0 : form.act_bytes;          // a float matrix is its own copy
+	bool fits = add_product(&bytes, count->n_real, sizeof(float)) && add_product(&bytes, count->n_act, form.act_bytes) &&
+		    add_product(&bytes, n_wide, form.act_bytes) && add_product(&bytes, count->n_view, view_bytes) &&
 		    add_product(&bytes, count->n_arrays, ARENA_ALIGNMENT);       // what rounding up may add
 	return fits ? bytes : UINT64_MAX;
 }
 
-uint64_t plan_need_bytes(const struct backend_need *need, size_t act_bytes)
+uint64_t plan_need_bytes(const struct backend_need *need, struct plan_form form)
 {
 	uint64_t bytes = 0;
 	bool fits = add_product(&bytes, need->n_slots, sizeof(uint32_t));
 	for (int i = 0; i < N_BACKEND_PARTS && fits; i++)
-		fits = add_product(&bytes, 1, plan_part_bytes(&need->parts[i], act_bytes));
+		fits = add_product(&bytes, 1, plan_part_bytes(&need->parts[i], form));
 	return fits ? bytes : UINT64_MAX;
 }
 
-void plan_describe(const struct backend_need *need, size_t act_bytes, char *to, size_t n)
+void plan_describe(const struct backend_need *need, struct plan_form form, char *to, size_t n)
 {
 	static const char *const names[N_BACKEND_PARTS] = {"weights", "work", "head", "cache", "training"};
 	size_t at = 0;
 	*to = '\0';
 	for (int i = 0; i < N_BACKEND_PARTS; i++) {
-		uint64_t bytes = plan_part_bytes(&need->parts[i], act_bytes);
+		uint64_t bytes = plan_part_bytes(&need->parts[i], form);
 		int more = bytes && at < n
 			? snprintf(to + at, n - at, "%s%s %.2f", at ? ", " : "", names[i], (double)bytes / (1u << 30)) : 0;
 		at += more > 0 ? (size_t)more : 0;
@@ -71,6 +71,17 @@ uint32_t plan_chunk_rows(size_t scratch_bytes, size_t row_bytes, uint32_t n)
 		return 0;
 	size_t rows = scratch_bytes / row_bytes;
 	return rows < n ? (uint32_t)rows : n;
+}
+
+uint32_t plan_fp8_rows(size_t scratch_bytes, uint32_t N, uint32_t K, uint32_t rows)
+{
+	uint64_t wide = ((uint64_t)N + FP8_TILE - 1) / FP8_TILE * FP8_TILE, deep = ((uint64_t)K + FP8_TILE - 1) / FP8_TILE * FP8_TILE;
+	uint64_t tile_bytes = FP8_TILE * ((wide + 1) * sizeof(float) + deep), n_tiles = ((uint64_t)rows + FP8_TILE - 1) / FP8_TILE;
+	uint64_t most = scratch_bytes / tile_bytes;
+	if (!most || !n_tiles)
+		return 0;
+	uint64_t n_times = (n_tiles + most - 1) / most;
+	return (uint32_t)((n_tiles + n_times - 1) / n_times * FP8_TILE);
 }
 
 uint32_t plan_sum_rows(uint32_t n, uint32_t least, uint32_t max_chunks)

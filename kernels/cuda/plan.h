@@ -16,10 +16,11 @@ struct backend_need;
 
 // Bytes of arrays and matrices of one part, or of all and the list of slots, with element sizes as on the device and every array rounded
 // up; UINT64_MAX when 64 bits do not hold them. 0 for a need of nothing.
-uint64_t plan_part_bytes(const struct backend_count *count, size_t act_bytes);
-uint64_t plan_need_bytes(const struct backend_need *need, size_t act_bytes);
+struct plan_form { size_t act_bytes; bool fp8; };       // of act arrays and plain matrices; whether those of blocks are FP8
+uint64_t plan_part_bytes(const struct backend_count *count, struct plan_form form);
+uint64_t plan_need_bytes(const struct backend_need *need, struct plan_form form);
 // What there is too much of, for people: "weights 14.96, work 0.50" (GiB); parts of nothing are left out. Always ends with a zero.
-void plan_describe(const struct backend_need *need, size_t act_bytes, char *to, size_t n);
+void plan_describe(const struct backend_need *need, struct plan_form form, char *to, size_t n);
 
 // What the backend may take: the smaller of `bytes` and `share` of the device's total memory, where given (0 = not); else what is free, all
 // but a margin for the driver.
@@ -28,6 +29,10 @@ uint64_t plan_limit(uint64_t bytes, double share, uint64_t free_bytes, uint64_t 
 
 // Rows of row_bytes each that fit in scratch_bytes, at least 1 and at most n; 0 when not even one fits.
 uint32_t plan_chunk_rows(size_t scratch_bytes, size_t row_bytes, uint32_t n);
+
+// Rows of an FP8 product (N, K) at a time, of `rows` in all: multiples of FP8_TILE, about equal, as few times as the scratch buffer allows,
+// where their sums (N floats, rounded up to tiles), scales and numbers (K bytes) lie. 0 when not even one tile fits.
+uint32_t plan_fp8_rows(size_t scratch_bytes, uint32_t N, uint32_t K, uint32_t rows);
 
 // Rows that one block adds up, of n rows, so that there are at most max_chunks partial sums, at least `least` rows each.
 uint32_t plan_sum_rows(uint32_t n, uint32_t least, uint32_t max_chunks);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrices on the device in act's type. A model file's bytes travel as they are, through pinned memory, and become numbers on the device:
-// the host only copies, and while it fills one pinned half the other is under way.
+// Matrices on the device in act's type, or in FP8's. A model file's bytes travel as they are, through pinned memory, and become numbers on
+// the device: the host only copies, and while it fills one pinned half the other is under way.
 #include "kernels/cuda/cuda.cuh"
 
 #include <new>
@@ -43,6 +43,17 @@ template <typename A> static __global__ void blocks_kernel(A *to, const uint8_t 
 	}
 }
 
+#define SCRATCH_GAP 256          // where other things begin in the scratch buffer
+
+// n blocks of a file at `from`, by way of `raw` on the device.
+template <typename A> static void upload_blocks(backend *be, A *to, uint8_t *raw, enum dtype type, const char *from, uint64_t n)
+{
+	uint32_t block_bytes = dtype_block_bytes(type);
+	if (cuda_send(be, raw, from, n * block_bytes, "uploading a matrix"))
+		cuda_launch(be, "uploading a matrix", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, blocks_kernel<A>, to, (const uint8_t *)raw,
+			    type, dtype_block_elements(type), block_bytes, n);
+}
+
 // Rows of one part to the device at `to`: straight where the file has act's type, else through the scratch buffer.
 template <typename A> static void upload_part(backend *be, A *to, const struct tensor *part)
 {
@@ -56,37 +67,61 @@ template <typename A> static void upload_part(backend *be, A *to, const struct t
 	uint64_t n_blocks = row_bytes / block_bytes * part->dims[0], per_step = CUDA_SCRATCH_BYTES / block_bytes;
 	for (uint64_t done = 0; done < n_blocks && !backend_failed(be); done += per_step) {
 		uint64_t n = n_blocks - done < per_step ? n_blocks - done : per_step;
-		uint8_t *raw = (uint8_t *)cuda_of(be)->scratch;
-		if (cuda_send(be, raw, from + done * block_bytes, n * block_bytes, "uploading a matrix"))
-			cuda_launch(be, "uploading a matrix", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, blocks_kernel<A>,
-				    to + done * elements, (const uint8_t *)raw,
-				    part->dtype, elements, block_bytes, n);
+		upload_blocks(be, to + done * elements, (uint8_t *)cuda_of(be)->scratch, part->dtype, from + done * block_bytes, n);
+	}
+}
+
+// Rows of one part, as float in the scratch buffer, become rows of w from `first` on.
+static void upload_fp8(backend *be, weight *w, uint32_t first, const struct tensor *part)
+{
+	size_t row_bytes = dtype_row_bytes(part->dtype, w->n_columns), float_bytes = (size_t)w->n_columns * sizeof(float);
+	uint32_t n_rows = (uint32_t)part->dims[0];
+	uint32_t step = plan_chunk_rows(CUDA_SCRATCH_BYTES - SCRATCH_GAP, float_bytes + row_bytes, n_rows);
+	float *x = (float *)cuda_of(be)->scratch;
+	uint8_t *raw = (uint8_t *)x + ((size_t)step * float_bytes + SCRATCH_GAP - 1) / SCRATCH_GAP * SCRATCH_GAP;
+	if (!step && n_rows)
+		backend_fail(be, "a row of %u numbers does not fit the scratch buffer", w->n_columns);
+	for (uint32_t done = 0; done < n_rows && !backend_failed(be); done += step) {
+		uint32_t n = n_rows - done < step ? n_rows - done : step;
+		upload_blocks(be, x, raw, part->dtype, (const char *)part->data + done * row_bytes,
+			      n * row_bytes / dtype_block_bytes(part->dtype));
+		cuda_fp8_fill(be, w, first + done, x, n);
+	}
+}
+
+static void upload(backend *be, weight *w, const struct tensor *parts, uint32_t n_parts)
+{
+	uint32_t first = 0;
+	for (uint32_t i = 0; i < n_parts; first += (uint32_t)parts[i].dims[0], i++) {
+		if (w->scales)
+			upload_fp8(be, w, first, &parts[i]);
+		else
+			with_act(cuda_of(be), [&](auto *type) {
+				upload_part(be, (ACT_TYPE(type) *)w->data + (size_t)first * w->n_columns, &parts[i]);
+			});
 	}
 }
 
 struct weight *cuda_weight_load(backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err)
 {
-	(void)kind;
 	cuda *c = cuda_of(be);
+	bool fp8 = c->fp8 && kind == WEIGHT_BLOCK;
 	uint32_t n_rows = 0, n_columns = 0;
 	if (tensor_stack_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
 		return NULL;
-	struct weight *w = new (std::nothrow) weight{n_rows, n_columns, NULL, NULL, true};
+	struct weight *w = new (std::nothrow) weight{n_rows, n_columns, NULL, NULL, NULL, true};
 	if (!w) {
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix");
 		return NULL;
 	}
-	w->data = cuda_alloc(be, (size_t)n_rows * n_columns * (c->bf16 ? 2 : 4), "a matrix", err);
+	size_t bytes = fp8 ? backend_fp8_bytes(n_rows, n_columns) : (size_t)n_rows * n_columns * (c->bf16 ? 2 : 4);
+	w->data = cuda_alloc(be, bytes, "a matrix", err);
 	if (!w->data) {
 		delete w;
 		return NULL;
 	}
-	with_act(c, [&](auto *type) {
-		using A = ACT_TYPE(type);
-		A *to = (A *)w->data;
-		for (uint32_t i = 0; i < n_parts; to += parts[i].dims[0] * n_columns, i++)
-			upload_part(be, to, &parts[i]);
-	});
+	w->scales = fp8 ? (float *)((char *)w->data + bytes) - n_rows : NULL;
+	upload(be, w, parts, n_parts);
 	if (!backend_failed(be))
 		return w;
 	error_set(err, ERROR_UNAVAILABLE, "device", "a matrix of %u x %u could not be uploaded: the device has failed", n_rows, n_columns);
@@ -97,7 +132,7 @@ struct weight *cuda_weight_load(backend *be, enum weight_kind kind, const struct
 struct weight *cuda_weight_view(backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err)
 {
 	cuda *c = cuda_of(be);
-	struct weight *w = new (std::nothrow) weight{n_rows, n_columns, array, real_of(array), c->bf16};
+	struct weight *w = new (std::nothrow) weight{n_rows, n_columns, array, NULL, real_of(array), c->bf16};
 	if (!w) {
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix");
 		return NULL;

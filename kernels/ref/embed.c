@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Embedding: row of the matrix for each token; rows of a table added by position.
+#include <assert.h>
 #include <string.h>
 
 #include "kernels/ref/ref.h"
@@ -8,6 +9,7 @@ void ref_embed(struct backend *be, struct real *x, const struct weight *w)
 {
 	const struct ref *ref = ref_of(be);
 	size_t C = w->n_columns;
+	assert(!w->fp8);
 	for (uint32_t t = 0; t < ref->n_positions; t++)
 		memcpy(ref_real(x) + t * C, w->values + ref->tokens[t] * C, C * sizeof(double));
 }

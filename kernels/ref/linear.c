@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products with a matrix of N rows and K columns: y = x W^T, dx = dy W, dW += dy^T x.
 // Rows go in small tiles only so that a tile of x stays in the cache while W streams by; each output is one sum in one order.
+#include <assert.h>
 #include <string.h>
 
 #include "kernels/ref/ref.h"
@@ -10,8 +11,8 @@
 static void product(const struct backend *be, double *y, bool add, const double *x, const struct weight *w, const double *bias, size_t rows)
 {
 	size_t N = w->n_rows, K = w->n_columns;
-	if (w->integers) {
-		ref_int8_product(be, y, add, x, w, bias, rows);
+	if (w->integers || w->fp8) {
+		(w->fp8 ? ref_fp8_product : ref_int8_product)(be, y, add, x, w, bias, rows);
 		return;
 	}
 #pragma omp parallel for collapse(2) schedule(static) num_threads(ref_of(be)->n_threads)
@@ -27,6 +28,7 @@ static void product(const struct backend *be, double *y, bool add, const double 
 
 static void product_dx(const struct backend *be, double *dx, const double *dy, const struct weight *w, size_t rows)
 {
+	assert(!w->fp8);
 	size_t N = w->n_rows, K = w->n_columns;
 #pragma omp parallel for schedule(static) num_threads(ref_of(be)->n_threads)
 	for (size_t tile = 0; tile < rows; tile += TILE) {

@@ -45,7 +45,8 @@ static int ref_open(struct backend *be, const struct backend_options *options, s
 	}
 	snprintf(ref->description, sizeof ref->description, "%d threads, reference", ref->n_threads);
 	ref->int8 = options->numeric == BACKEND_NUMERIC_INT8;
-	be->numeric = ref->int8 ? "int8-f64" : "f64";
+	ref->fp8 = options->numeric == BACKEND_NUMERIC_FP8;
+	be->numeric = ref->int8 ? "int8-f64" : ref->fp8 ? "fp8-f64" : "f64";
 	be->view_numeric = "f64";
 	be->description = ref->description;
 	return 0;

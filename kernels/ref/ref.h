@@ -14,7 +14,7 @@ struct ref {
 	uint32_t *tokens, *positions, *starts;  // (max_rows), (max_rows), (max_rows + 1)
 	uint32_t *slot_starts, *slots;          // (max_rows + 1), (slots_capacity): of a layout that has them
 	size_t slots_capacity;
-	bool int8;                              // loaded matrices are
+	bool int8, fp8;                         // loaded matrices are; of fp8, those of blocks
 	char description[32];
 };
 
@@ -23,7 +23,8 @@ struct weight {
 	double *owned;                          // NULL for a view
 	const double *values;                   // (n_rows, n_columns)
 	int8_t *integers;                       // (n_rows, n_columns) loaded for INT8, values are what they stand for; else NULL
-	float *scales;                          // (n_rows, n_columns / INT8_GROUP rounded up)
+	float *scales;                          // (n_rows, n_columns / INT8_GROUP rounded up), of FP8 (n_rows); else NULL
+	bool fp8;                               // values are E4M3 numbers
 };
 
 static inline struct ref *ref_of(const struct backend *be) { return be->device; }
@@ -82,6 +83,10 @@ float ref_quantize(int8_t *q, const float *x, size_t n);
 void ref_weight_quantize(struct weight *w);        // owned to integers and scales, and to what these stand for
 void ref_int8_product(const struct backend *be, double *y, bool add, const double *x, const struct weight *w, const double *bias,
 		      size_t rows);
+float ref_to_e4m3(float x);                        // the nearest E4M3 number
+void ref_weight_to_fp8(struct weight *w);          // owned to scales and numbers
+void ref_fp8_product(const struct backend *be, double *y, bool add, const double *x, const struct weight *w, const double *bias,
+		     size_t rows);
 void ref_linear(struct backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows);
 void ref_linear_real(struct backend *be, struct real *y, bool add, const struct act *x, const struct weight *w, const struct real *bias,
 		     uint32_t rows);

@@ -18,7 +18,6 @@ static void part_to_double(const struct tensor *part, double *to, float *row)
 
 struct weight *ref_weight_load(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err)
 {
-	(void)kind;
 	uint32_t n_rows = 0, n_columns = 0;
 	if (tensor_stack_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
 		return NULL;
@@ -26,12 +25,14 @@ struct weight *ref_weight_load(struct backend *be, enum weight_kind kind, const 
 	be->n_allocations++;
 	float *row = calloc(n_columns, sizeof *row);
 	double *values = calloc(n_rows, n_columns * sizeof *values);
-	bool int8 = ref_of(be)->int8, ok = w && row && values;
+	bool int8 = ref_of(be)->int8, fp8 = ref_of(be)->fp8 && kind == WEIGHT_BLOCK, ok = w && row && values;
 	if (ok && int8) {
 		w->integers = calloc(n_rows, n_columns);
 		w->scales = calloc(n_rows, ((n_columns - 1) / INT8_GROUP + 1) * sizeof *w->scales);
 		ok = w->integers && w->scales;
 	}
+	if (ok && fp8)
+		ok = (w->scales = calloc(n_rows, sizeof *w->scales));
 	if (!ok) {
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix of %u x %u doubles", n_rows, n_columns);
 		ref_weight_free(be, w);
@@ -46,6 +47,8 @@ struct weight *ref_weight_load(struct backend *be, enum weight_kind kind, const 
 		part_to_double(&parts[i], to, row);
 	if (w->integers)
 		ref_weight_quantize(w);
+	if (fp8)
+		ref_weight_to_fp8(w);
 out:
 	free(values);
 	free(row);

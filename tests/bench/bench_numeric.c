@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a numeric form costs in truth: a teacher's logits at every position of a text in that form against those in f32. One CSV row a form:
 // mean and largest KL divergence from f32 to it (nats, temperature 1, whole vocabulary), mean total variation, share of positions with the
-// same likeliest id, largest difference of a logit, perplexity of the text in both.
-// usage: bench_numeric TEACHER TEXT [TOKENS=2048 [LENGTH=512 [THREADS=0 [FORMS=auto,bf16,int8]]]]
+// same likeliest id, largest difference of a logit, perplexity of the text in both. Device cpu has no fp8: there ref computes that form.
+// Another TRUTH takes the place of f32, as bf16 for the fp8 of a GPU.
+// usage: bench_numeric TEACHER TEXT [TOKENS=2048 [LENGTH=512 [THREADS=0 [FORMS=auto,bf16,int8 [DEVICE=cpu [TRUTH=f32]]]]]]
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,8 @@
 #include "daemon/model/model.h"
 
 static const struct { const char *name; enum backend_numeric numeric; } forms[] = {
-	{"auto", BACKEND_NUMERIC_AUTO}, {"f32", BACKEND_NUMERIC_F32}, {"bf16", BACKEND_NUMERIC_BF16}, {"int8", BACKEND_NUMERIC_INT8}};
+	{"auto", BACKEND_NUMERIC_AUTO}, {"f32", BACKEND_NUMERIC_F32}, {"bf16", BACKEND_NUMERIC_BF16}, {"int8", BACKEND_NUMERIC_INT8},
+	{"fp8", BACKEND_NUMERIC_FP8}};
 
 struct engine {
 	struct backend *backend;
@@ -24,6 +26,8 @@ struct engine {
 	struct act *hidden;
 };
 
+struct setting { uint32_t n, length, threads; const char *device, *truth; };
+
 struct sums { double kl, most, variation, worst, nll[2]; uint64_t n, n_same, n_scored; };
 
 static void die(const struct error *err)
@@ -32,12 +36,24 @@ static void die(const struct error *err)
 	exit(1);
 }
 
-static void engine_open(struct engine *e, struct model_file *file, enum backend_numeric numeric, uint32_t threads, uint32_t length)
+static enum backend_numeric numeric_of(const char *name)
 {
-	struct backend_options options = {.n_threads = threads, .numeric = numeric, .max_rows = length};
+	for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
+		if (strcmp(forms[i].name, name) == 0)
+			return forms[i].numeric;
+	die(&(struct error){.message = "no such form: auto, f32, bf16, int8, fp8"});
+	return BACKEND_NUMERIC_AUTO;
+}
+
+static void engine_open(struct engine *e, struct model_file *file, const struct setting *s, const char *form)
+{
+	enum backend_numeric numeric = numeric_of(form);
+	bool cpu = strcmp(s->device, "cpu") == 0;
+	uint32_t length = s->length;
+	struct backend_options options = {.n_threads = s->threads, .numeric = numeric, .max_rows = length};
 	struct tensor_source source = model_file_source(file);
 	struct error err = {0};
-	if (backend_open("cpu", &options, &e->backend, &err) < 0 ||
+	if (backend_open(cpu && numeric == BACKEND_NUMERIC_FP8 ? "ref" : s->device, &options, &e->backend, &err) < 0 ||
 	    weights_load(e->backend, model_file_architecture(file), &source, length, &e->weights, &err) < 0 ||
 	    activations_new(e->weights, length, false, 0, &e->activations, &err) < 0 || head_open(e->weights, length, &e->head, &err) < 0)
 		die(&err);
@@ -105,7 +121,7 @@ static void run_sequence(struct engine *e, const uint32_t *tokens, uint32_t n)
 
 static void compare_sequence(struct engine e[2], struct sums *s, const uint32_t *tokens, uint32_t n, uint32_t V)
 {
-	uint32_t tile = head_tile_rows(e[0].head);
+	uint32_t tiles[2] = {head_tile_rows(e[0].head), head_tile_rows(e[1].head)}, tile = tiles[0] < tiles[1] ? tiles[0] : tiles[1];
 	double *logits[2] = {calloc((size_t)tile * V, sizeof(double)), calloc((size_t)tile * V, sizeof(double))};
 	uint32_t *rows = calloc(tile, sizeof *rows);
 	if (!logits[0] || !logits[1] || !rows)
@@ -156,17 +172,14 @@ static struct tokens read_tokens(struct model_file *file, const char *path, uint
 	return tokens;
 }
 
-static void run_form(struct model_file *file, const struct tokens *t, const char *name, uint32_t n, uint32_t length, uint32_t threads)
+static void run_form(struct model_file *file, const struct tokens *t, const char *name, const struct setting *set)
 {
+	uint32_t n = set->n, length = set->length;
 	uint32_t V = model_file_architecture(file)->vocab_size;
 	struct engine e[2] = {0};
 	struct sums s = {0};
-	for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
-		if (strcmp(forms[i].name, name) == 0)
-			engine_open(&e[1], file, forms[i].numeric, threads, length);
-	if (!e[1].backend)
-		die(&(struct error){.message = "no such form: auto, f32, bf16, int8"});
-	engine_open(&e[0], file, BACKEND_NUMERIC_F32, threads, length);
+	engine_open(&e[1], file, set, name);
+	engine_open(&e[0], file, set, set->truth);
 	for (uint32_t first = 0; first < n && first + 1 < t->n; first += length) {
 		size_t left = t->n - first < n - first ? t->n - first : n - first;
 		compare_sequence(e, &s, t->ids + first, (uint32_t)(left < length ? left : length), V);
@@ -184,17 +197,18 @@ int main(int argc, char **argv)
 	struct model_file *file;
 	struct error err = {0};
 	if (argc < 3) {
-		fprintf(stderr, "usage: bench_numeric TEACHER TEXT [TOKENS [LENGTH [THREADS [FORMS]]]]\n");
+		fprintf(stderr, "usage: bench_numeric TEACHER TEXT [TOKENS [LENGTH [THREADS [FORMS [DEVICE [TRUTH]]]]]]\n");
 		return 2;
 	}
-	uint32_t n = take_number(argc, argv, 3, 2048), length = take_number(argc, argv, 4, 512), threads = take_number(argc, argv, 5, 0);
+	struct setting s = {take_number(argc, argv, 3, 2048), take_number(argc, argv, 4, 512), take_number(argc, argv, 5, 0),
+			    argc > 7 ? argv[7] : "cpu", argc > 8 ? argv[8] : "f32"};
 	char *names = strdup(argc > 6 ? argv[6] : "auto,bf16,int8"), *rest = names;
-	if (!n || length < 2 || !names || model_file_open(argv[1], &file, &err) < 0)
+	if (!s.n || s.length < 2 || !names || model_file_open(argv[1], &file, &err) < 0)
 		die(&err);
-	struct tokens tokens = read_tokens(file, argv[2], n);
+	struct tokens tokens = read_tokens(file, argv[2], s.n);
 	puts("numeric,positions,length,kl_mean,kl_max,total_variation,same_top,logit_max,perplexity_f32,perplexity");
 	for (char *name; (name = strsep(&rest, ","));)
-		run_form(file, &tokens, name, n, length, threads);
+		run_form(file, &tokens, name, &s);
 	tokens_done(&tokens);
 	model_file_close(file);
 	free(names);

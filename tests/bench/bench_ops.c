@@ -2,7 +2,7 @@
 // Time of each operation of a backend in the chain where it is used: all-position scoring of a SmolLM2-135M shape (30 layers, random
 // weights), then one training step of a 33 M student. Rows: operation, calls, ms, share, GFLOP/s, share of the processor's measured peak.
 // BENCH_CLOCK=cpu in the environment counts processor time instead (with one thread: figures of a busy machine that can be compared).
-// usage: bench_ops [BACKEND=cpu] [THREADS=0] [SEQUENCES=4] [LENGTH=512] [PASSES=5] [NUMERIC=auto|f32|bf16|int8]
+// usage: bench_ops [BACKEND=cpu] [THREADS=0] [SEQUENCES=4] [LENGTH=512] [PASSES=5] [NUMERIC=auto|f32|bf16|int8|fp8]
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -186,8 +186,9 @@ static struct model model_new(const struct shape *s, uint32_t sequences, uint32_
 	m.head_rows = ops->head_rows < T ? ops->head_rows : T;
 	m.layers = calloc(s->L, sizeof *m.layers);
 	for (uint32_t i = 0; i < s->L; i++)
-		m.layers[i] = (struct layer){matrix_new(W, s->C, WEIGHT_BLOCK, trainable), matrix_new(s->C, s->C, WEIGHT_BLOCK, trainable),
-					     matrix_new(2 * s->F, s->C, WEIGHT_BLOCK, trainable), matrix_new(s->C, s->F, WEIGHT_BLOCK, trainable)};
+		m.layers[i] = (struct layer){
+			matrix_new(W, s->C, WEIGHT_BLOCK, trainable), matrix_new(s->C, s->C, WEIGHT_BLOCK, trainable),
+			matrix_new(2 * s->F, s->C, WEIGHT_BLOCK, trainable), matrix_new(s->C, s->F, WEIGHT_BLOCK, trainable)};
 	m.head = matrix_new(s->V, s->C, WEIGHT_PLAIN, trainable);
 	m.gain = real_random(s->C, 1);
 	m.dgain = real_random(s->C, 0);
@@ -401,7 +402,8 @@ int main(int argc, char **argv)
 	int passes = argc > 5 ? atoi(argv[5]) : 5;
 	struct backend_options options = {.n_threads = threads, .max_rows = sequences * length};
 	options.numeric = strcmp(numeric, "f32") == 0 ? BACKEND_NUMERIC_F32 : strcmp(numeric, "bf16") == 0 ? BACKEND_NUMERIC_BF16 :
-			  strcmp(numeric, "int8") == 0 ? BACKEND_NUMERIC_INT8 : BACKEND_NUMERIC_AUTO;
+			  strcmp(numeric, "int8") == 0 ? BACKEND_NUMERIC_INT8 :
+			  strcmp(numeric, "fp8") == 0 ? BACKEND_NUMERIC_FP8 : BACKEND_NUMERIC_AUTO;
 	if (!sequences || !length || passes < 1)
 		return 2;
 	if (getenv("BENCH_CLOCK") && strcmp(getenv("BENCH_CLOCK"), "cpu") == 0)

@@ -36,8 +36,8 @@ struct bench {
 struct times { double pass, head, product; };
 
 static const char usage[] =
-	"usage: bench_score --teacher PATH [--device auto|cpu|cuda|ref] [--numeric auto|f32|bf16|int8] [--threads N]\n"
-	"                   [--length N] [--sequences N] [--top-k N] [--passes N] [--full]\n";
+	"usage: bench_score --teacher PATH [--device auto|cpu|cuda|ref] [--numeric auto|f32|bf16|int8|fp8]\n"
+	"                   [--threads N] [--length N] [--sequences N] [--top-k N] [--passes N] [--full]\n";
 
 static int parse_number(const char *text, uint32_t *ret)
 {
@@ -54,6 +54,7 @@ static enum backend_numeric numeric_of(const char *name)
 	return strcmp(name, "f32") == 0    ? BACKEND_NUMERIC_F32
 	       : strcmp(name, "bf16") == 0 ? BACKEND_NUMERIC_BF16
 	       : strcmp(name, "int8") == 0 ? BACKEND_NUMERIC_INT8
+	       : strcmp(name, "fp8") == 0  ? BACKEND_NUMERIC_FP8
 					   : BACKEND_NUMERIC_AUTO;
 }
 

@@ -57,12 +57,16 @@ class Plan(unittest.TestCase):
         self.assertEqual(tight["memory_bytes"], 8e7)
         self.assertAlmostEqual(tight["hidden_batch_tokens"], 1e8, delta=1)
         self.assertLess(tight["score_tokens_per_s"], 2048 / (tight["pass_read_bytes"] / 1e3) * 1.1)
-        self.assertIn("f32, bf16 or int8", self.kdctl(self.model, "--products", "f64", expect=2))
+        self.assertIn("f32, bf16, int8 or fp8", self.kdctl(self.model, "--products", "f64", expect=2))
 
     def test_weights_in_memory_are_those_of_the_products(self):
         for products, size in (("f32", 4), ("bf16", 2), ("int8", 1.125)):
             plan = self.kdctl(self.model, "--flops", "1e9", "--bandwidth", "1e9", "--products", products)
             self.assertEqual(plan["resident_bytes"], size * plan["parameters"])
+        plan = self.kdctl(self.model, "--flops", "1e9", "--bandwidth", "1e9", "--products", "fp8")
+        blocks = 2 * (32 * 64 + 32 * 32 + 3 * 32 * 64)
+        self.assertEqual(plan["resident_bytes"], 2 * plan["parameters"] - blocks)
+        self.assertIn("fp8 is a GPU's", self.kdctl(self.model, "--flops", "1", "--bandwidth", "1", "--products", "fp8", "--memory", "1e9", expect=2))
 
     def test_figures_measured_explain_what_was_measured(self):
         with Daemon(model=self.model) as daemon:

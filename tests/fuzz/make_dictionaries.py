@@ -16,7 +16,7 @@ def strings(*paths, pattern=r'"([A-Za-z][A-Za-z0-9_.-]{1,40})"'):
 
 
 def options(path):
-    rows = re.findall(r'^OPTION\(\w+, "([a-z0-9-]+)", (\w+), [^,]+, [^,]+, "[^"]*", "([^"]*)"', text(path), re.M)
+    rows = re.findall(r'^(?:OPTION|RELOADABLE)\(\w+, "([a-z0-9-]+)", (\w+), [^,]+, [^,]+, "[^"]*", "([^"]*)"', text(path), re.M)
     return [name for name, _, _ in rows] + sorted({c for _, _, choices in rows for c in choices.split("|") if c})
 
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the model layer says it will make is what it asks the device for, element by element, for every family, served and trained; and a
 // device that reserved just that at open has room for all of it and is never asked for more.
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -39,10 +40,15 @@ static struct act *counted_act_new(struct backend *be, size_t n, struct error *e
 	return real_ops->act_new(be, n, err);
 }
 
-static struct weight *counted_weight_load(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err)
+static struct weight *counted_weight_load(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
+					  struct error *err)
 {
 	for (uint32_t i = 0; i < n_parts; i++)
 		made.n_weight += parts[i].dims[0] * parts[i].dims[1];
+	for (uint32_t i = 0; i < n_parts && kind == WEIGHT_BLOCK; i++) {
+		made.n_block += parts[i].dims[0] * parts[i].dims[1];
+		made.fp8_bytes += backend_fp8_bytes(parts[i].dims[0], parts[i].dims[1]);
+	}
 	made.n_arrays++;
 	return real_ops->weight_load(be, kind, parts, n_parts, err);
 }
@@ -80,6 +86,8 @@ static struct backend_count all_parts(const struct backend_need *need)
 		sum.n_real += need->parts[i].n_real;
 		sum.n_act += need->parts[i].n_act;
 		sum.n_weight += need->parts[i].n_weight;
+		sum.n_block += need->parts[i].n_block;
+		sum.fp8_bytes += need->parts[i].fp8_bytes;
 		sum.n_view += need->parts[i].n_view;
 		sum.n_arrays += need->parts[i].n_arrays;
 	}
@@ -90,11 +98,14 @@ static void compare(const char *name, const struct backend_need *need)
 {
 	struct backend_count said = all_parts(need);
 	if (said.n_real != made.n_real || said.n_act != made.n_act || said.n_weight != made.n_weight || said.n_view != made.n_view ||
-	    said.n_arrays < made.n_arrays)
-		fail_msg("%s: said %llu real, %llu act, %llu weight, %llu view, %llu arrays; made %llu, %llu, %llu, %llu, %llu", name,
+	    said.n_block != made.n_block || said.fp8_bytes != made.fp8_bytes || said.n_arrays < made.n_arrays)
+		fail_msg("%s: said %llu real, %llu act, %llu weight (%llu of blocks, fp8 %llu), %llu view, %llu arrays; made %llu, %llu, "
+			 "%llu (%llu, %llu), %llu, %llu", name,
 			 (unsigned long long)said.n_real, (unsigned long long)said.n_act, (unsigned long long)said.n_weight,
+			 (unsigned long long)said.n_block, (unsigned long long)said.fp8_bytes,
 			 (unsigned long long)said.n_view, (unsigned long long)said.n_arrays, (unsigned long long)made.n_real,
-			 (unsigned long long)made.n_act, (unsigned long long)made.n_weight, (unsigned long long)made.n_view,
+			 (unsigned long long)made.n_act, (unsigned long long)made.n_weight, (unsigned long long)made.n_block,
+			 (unsigned long long)made.fp8_bytes, (unsigned long long)made.n_view,
 			 (unsigned long long)made.n_arrays);
 }
 
@@ -166,8 +177,9 @@ static void check_model(const char *name, bool training, enum backend_numeric nu
 	make(be, file, training, &p);
 	compare(name, &need);
 	assert_true(be->memory_bytes == reserved);
-	if (reserved)        // what is left over is rounding
-		assert_null(real_ops->real_new(be, all_parts(&need).n_arrays * ROUNDING, &err));
+	uint64_t parts_apart = numeric == BACKEND_NUMERIC_FP8 ? all_parts(&need).n_arrays * FP8_TILE * need.widest / sizeof(float) : 0;
+	if (reserved)        // what is left over is rounding; of FP8 also that each part was counted in tiles
+		assert_null(real_ops->real_new(be, all_parts(&need).n_arrays * ROUNDING + parts_apart, &err));
 	parts_done(&p);
 	backend_close(be);
 	model_file_close(file);
@@ -196,10 +208,28 @@ static void what_is_trained_is_counted(void **state)
 	recompute = 0;
 }
 
+// FP8's matrices are smaller, and that is what is reserved.
+static void what_is_served_in_fp8_is_counted(void **state)
+{
+	static const char *const more[] = {"gemma2", "gemma3", "mixtral", "qwen3-moe"};
+	struct backend_options options = {.n_threads = 1, .numeric = BACKEND_NUMERIC_FP8, .max_rows = 1};
+	struct backend *be;
+	struct error err = {0};
+	(void)state;
+	if (backend_open(DEVICE, &options, &be, &err) == -EOPNOTSUPP)
+		skip();
+	backend_close(be);
+	for (size_t i = 0; i < N_NAMES; i++)
+		check_model(names[i], false, BACKEND_NUMERIC_FP8);
+	for (size_t i = 0; i < sizeof more / sizeof *more; i++)
+		check_model(more[i], false, BACKEND_NUMERIC_FP8);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_served_is_counted),
+		cmocka_unit_test(what_is_served_in_fp8_is_counted),
 		cmocka_unit_test(what_is_trained_is_counted),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -91,10 +91,10 @@ def used_memory(pid):
     return max([int(line.split(",")[1]) for line in lines.splitlines() if line.split(",")[0].strip() == str(pid)] + [0])
 
 
-def bench_score(shape, length, sequences, k, full=False, watch=False):
+def bench_score(shape, length, sequences, k, full=False, watch=False, numeric="auto"):
     """One row of bench_score in a process of its own; watch adds peak_mib, the most it was seen to hold on the GPU."""
     command = [bundle + "/bin/bench_score", "--teacher", f"{MODELS}/{shape}", "--device", "cuda", "--length", str(length), "--sequences", str(sequences),
-               "--top-k", str(k), "--passes", "7"] + (["--full"] if full else [])
+               "--top-k", str(k), "--passes", "7", "--numeric", numeric] + (["--full"] if full else [])
     p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak_mib, end = 0, time.monotonic() + 200
     while p.poll() is None and time.monotonic() < end:      # its output is small: the pipes do not fill
@@ -138,6 +138,27 @@ def kdserved(shape, length, sequences):
         if k == 64:
             rows.append((f"kdserved load, {float(r['weights_mib']) / 1024:.2f} GiB", float(r["load_seconds"]) * 1024 / float(r["weights_mib"]), "s per GiB"))
     return rows
+
+
+def fp8(shape, length, sequences):
+    """The pass in fp8: to compare with kdserved's own in bf16, stage of the same name. Skipped by name where the card has none."""
+    if int(subprocess.run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True).stdout.split()[0].replace(".", "")) < 89:
+        return [("fp8: none on this card", 0, "")]
+    r, wide = bench_score(shape, length, sequences, 64, numeric="fp8"), bench_score(shape, length, sequences, 64, numeric="bf16")
+    return [(f"kdserved fp8 {sequences}x{length} k=64", float(r["tokens_per_s"]), "tokens/s"),
+            (f"kdserved fp8 {sequences}x{length} k=64 to bf16", float(r["tokens_per_s"]) / float(wide["tokens_per_s"]), ""),
+            (f"kdserved fp8 {sequences}x{length} reserved", float(r["device_mib"]), "MiB"), (f"kdserved bf16 {sequences}x{length} reserved", float(wide["device_mib"]), "MiB")]
+
+
+def fp8_truth():
+    """What fp8 costs in truth: the small teacher's rows in fp8 against those in bf16, on the card."""
+    p = subprocess.run([bundle + "/bin/bench_numeric", bundle + "/small", bundle + "/small/persuasion.txt", "4096", "512", "0", "fp8", "cuda", "bf16"], capture_output=True,
+                       text=True, timeout=100)
+    if p.returncode:
+        raise RuntimeError(p.stderr[-400:])
+    r = next(csv.DictReader(io.StringIO(p.stdout)))
+    return [("KL of fp8 to bf16, mean", float(r["kl_mean"]), "nats"), ("KL of fp8 to bf16, largest", float(r["kl_max"]), "nats"),
+            ("same likeliest id in fp8 and bf16", float(r["same_top"]), "of the rows")]
 
 
 def transformers(shape, length, sequences):
@@ -210,6 +231,7 @@ def main():
         return name, shape, seconds, lambda: (make_model(shape), f(shape, *args))[1]
 
     stages = [("peak", "-", 40, peak), stage(kdserved, "8b", 2048, 4), stage(epilogue, "8b", 2048, 4), stage(transformers, "8b", 2048, 4),
+              stage(fp8, "8b", 2048, 4), ("fp8 truth", "small", 60, fp8_truth),
               stage(memory, "8b", seconds=150), ("training", "33m", 60, training), ("torch training", "33m", 120, torch_training)]
     stages += [stage(f, "8b", length, n) for length, n in ((512, 16), (8192, 1)) for f in (kdserved, transformers)]
     stages += [stage(f, "1b", length, n) for length, n in ((2048, 4), (512, 16), (8192, 1)) for f in (kdserved, transformers)]

@@ -9,7 +9,7 @@ build=$(realpath "$1"); source=$(realpath "$2"); to=$3; shift 3
 mkdir -p "$to/bin" "$to/lib" "$to/tests"
 to=$(realpath "$to")
 programs="kdserved kdserved-worker kdctl tests/ops/test_ops_cuda tests/ops/test_invariance_cuda tests/ops/test_cached_cuda tests/gpu/test_tiny_cuda
-	tests/gpu/test_train_cuda tests/gpu/test_teacher_cuda tests/bench/bench_score tests/bench/bench_ops tests/bench/bench_train"
+	tests/gpu/test_train_cuda tests/gpu/test_teacher_cuda tests/bench/bench_score tests/bench/bench_ops tests/bench/bench_train tests/bench/bench_numeric"
 real_program() { local d=$(dirname "$1") b=$(basename "$1"); if [ -f "$d/.libs/$b" ]; then echo "$d/.libs/$b"; else echo "$1"; fi; }
 for p in $programs; do
 	f=$(real_program "$build/$p")
@@ -26,6 +26,7 @@ done
 cp -L "$build"/.libs/libkdclient.so.? "$to/lib/"        # of this tree, not of the system
 cp -r "$source/tests/golden" "$to/tests/golden"
 rm -rf "$to/tests/golden/tokenizer"
+cp -r "$source/etc/teacher" "$to/small"                 # for bench_numeric
 cp "$source"/tests/gpu/{run.sh,bench.py,make_model.py} "$to/"
 tar -C "$(dirname "$to")" -c "$(basename "$to")" | xz -2 -T2 > "$to.tar.xz"
 bytes=$(stat -c %s "$to.tar.xz")

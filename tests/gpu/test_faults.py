@@ -142,6 +142,22 @@ class Faults(unittest.TestCase):
             self.assertNotIn("fallback", d.get("/v1/status")[1]["device"])
             self.assertEqual(d.metrics()["kd_device_fallback"], 0)
 
+    def test_fp8_needs_a_chip_that_has_it(self):
+        for capability in ("8.0", "8.6"):
+            d = self.daemon("--device", "cuda", "--numeric", "fp8", EMULATE_CAPABILITY=capability)
+            status = d.wait_exit()
+            d.stop(expect=None)
+            self.assertEqual(status, 78, d.log())
+            self.assertIn("numeric: emulated device has compute capability %s: products of fp8 need 8.9" % capability, d.log())
+        for capability in ("8.9", "9.0", "12.0"):
+            with self.daemon("--device", "cuda", "--numeric", "fp8", "--canary-reference", EMULATE_CAPABILITY=capability) as d:
+                d.wait_line(r": teacher .* on cuda ")
+                self.assertEqual(d.get("/v1/model")[1]["numeric"], "fp8")
+                status, _, body = d.http("POST", "/v1/score", json.dumps(REQUESTS[0]))
+                self.assertEqual(status, 200)
+                self.assertNotEqual(rows(body), self.want[0])        # bf16's
+                self.assertEqual(d.metrics()["kd_device_late_allocations_total"], 0)
+
     def test_a_model_that_does_not_fit(self):
         for arguments, environment in (([], {"EMULATE_MEMORY": str(300 << 20)}), (["--gpu-memory", "100M"], {}), (["--gpu-memory", "0.01"], {})):
             d = self.daemon("--device", "cuda", *arguments, **environment)

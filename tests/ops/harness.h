@@ -50,8 +50,8 @@ struct twin_act twin_act_random(struct pair *p, size_t n, float scale);
 struct twin_act twin_act_of_ref(struct pair *p, const struct act *values, size_t n);    // ref's values, on both
 struct twin twin_of_ref(struct pair *p, const struct real *values, size_t n);
 struct twin_act twin_act_poisoned(struct pair *p, size_t n);
-struct twin_weight twin_weight_random(struct pair *p, enum weight_kind kind, uint32_t N, uint32_t K);   // immutable, F32, variance 1/K
-struct twin_weight twin_weight_mixed(struct pair *p, enum weight_kind kind, uint32_t K);                // 4 parts of 24 rows: F32, F16, BF16, Q8_0
+struct twin_weight twin_weight_random(struct pair *p, enum weight_kind kind, uint32_t N, uint32_t K);     // immutable, F32, variance 1/K
+struct twin_weight twin_weight_mixed(struct pair *p, enum weight_kind kind, uint32_t K);    // 4 parts of 24 rows: F32, F16, BF16, Q8_0
 struct twin_weight twin_weight_view(struct pair *p, struct twin array, uint32_t N, uint32_t K);
 
 // How the sum of K products of about unit size may differ: rounding of the operands, of the running sum, of the stored result.
@@ -71,6 +71,13 @@ void linear_of_mixed_types_matches_ref(void **state);
 void int8_products_are_exact(void **state);
 void int8_products_of_any_shape_match_ref(void **state);
 void int8_products_keep_what_is_not_a_number_in_its_row(void **state);
+void fp8_rounds_to_the_nearest_number(void **state);
+void fp8_rows_have_scales(void **state);
+void fp8_products_of_integers_are_exact(void **state);
+void fp8_products_of_any_shape_match_ref(void **state);
+void fp8_products_of_many_outputs_match_ref(void **state);
+void fp8_matrices_of_mixed_types_match_ref(void **state);
+void fp8_products_keep_what_is_not_a_number_in_its_row(void **state);
 void linear_of_view_follows_refresh(void **state);
 void rope_matches_ref(void **state);
 void attention_matches_ref(void **state);

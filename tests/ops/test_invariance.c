@@ -245,20 +245,43 @@ static void rows_depend_on_their_sequence_alone_in_bfloat16(void **state)
 }
 
 // Where a device refuses this form there is nothing to hold to it.
-static void rows_depend_on_their_sequence_alone_in_int8(void **state)
+static bool refused(enum backend_numeric numeric, const char *message)
 {
-	struct backend_options options = {.n_threads = 1, .numeric = BACKEND_NUMERIC_INT8, .max_rows = 1};
+	struct backend_options options = {.n_threads = 1, .numeric = numeric, .max_rows = 1};
 	struct backend *be = NULL;
 	struct error err = {0};
+	int r = backend_open(BACKEND, &options, &be, &err);
+	backend_close(be);
+	if (r == 0)
+		return false;
+	assert_int_equal(r, -EOPNOTSUPP);
+	assert_string_equal(err.field, "numeric");
+	assert_non_null(strstr(err.message, message));
+	return true;
+}
+
+static void rows_depend_on_their_sequence_alone_in_int8(void **state)
+{
 	(void)state;
-	if (strcmp(BACKEND, "cuda") == 0) {
-		assert_int_equal(backend_open(BACKEND, &options, &be, &err), -EOPNOTSUPP);
-		assert_string_equal(err.field, "numeric");
+	bool none = refused(BACKEND_NUMERIC_INT8, "device cuda has no products of int8");
+	assert_true(none == (strcmp(BACKEND, "cuda") == 0));
+	if (none)
 		return;
-	}
 	check_batches(BACKEND_NUMERIC_INT8, false, 0, 0);
 	check_batches(BACKEND_NUMERIC_INT8, true, 0, 0);
 	check_batches(BACKEND_NUMERIC_INT8, false, 40, 5);
+}
+
+static void rows_depend_on_their_sequence_alone_in_fp8(void **state)
+{
+	(void)state;
+	bool cpu = strcmp(BACKEND, "cpu") == 0, none = refused(BACKEND_NUMERIC_FP8, cpu ? "device cpu has no products of fp8" : "need 8.9");
+	assert_true(none || !cpu);
+	if (none)
+		return;
+	check_batches(BACKEND_NUMERIC_FP8, false, 0, 0);
+	check_batches(BACKEND_NUMERIC_FP8, true, 0, 0);
+	check_batches(BACKEND_NUMERIC_FP8, false, 40, 5);
 }
 
 // A row reads only what lies before it: a longer sequence begins like the shorter one.
@@ -359,6 +382,7 @@ int main(void)
 		cmocka_unit_test(rows_depend_on_their_sequence_alone),
 		cmocka_unit_test(rows_depend_on_their_sequence_alone_in_bfloat16),
 		cmocka_unit_test(rows_depend_on_their_sequence_alone_in_int8),
+		cmocka_unit_test(rows_depend_on_their_sequence_alone_in_fp8),
 		cmocka_unit_test(rows_do_not_depend_on_what_follows),
 		cmocka_unit_test(gradients_do_not_depend_on_threads),
 	};

@@ -24,25 +24,61 @@ static void a_limit_is_the_smaller_of_what_was_said(void **state)
 	assert_true(plan_limit(20 * gib, 0, 10 * gib, 16 * gib) == 20 * gib);    // refused later, with the numbers
 }
 
+static const struct plan_form f32 = {4, false}, bf16 = {2, false}, fp8 = {2, true};
+
 static void a_need_counts_every_element_or_says_it_cannot(void **state)
 {
 	(void)state;
 	struct backend_need need = {0};
-	assert_true(plan_need_bytes(&need, 2) == 0);
+	assert_true(plan_need_bytes(&need, bf16) == 0);
 	struct backend_count *weights = &need.parts[BACKEND_PART_WEIGHTS], *cache = &need.parts[BACKEND_PART_CACHE];
 	*weights = (struct backend_count){.n_real = 10, .n_weight = 30, .n_view = 7, .n_arrays = 2};
 	*cache = (struct backend_count){.n_act = 20, .n_arrays = 1};
 	need.n_slots = 5;
-	assert_true(plan_need_bytes(&need, 2) == 40 + 40 + 60 + 14 + 3 * ARENA_ALIGNMENT + 20);
-	assert_true(plan_need_bytes(&need, 4) == 40 + 80 + 120 + 3 * ARENA_ALIGNMENT + 20);      // a float view is its own copy
-	assert_true(plan_part_bytes(cache, 2) == 40 + ARENA_ALIGNMENT);
+	assert_true(plan_need_bytes(&need, bf16) == 40 + 40 + 60 + 14 + 3 * ARENA_ALIGNMENT + 20);
+	assert_true(plan_need_bytes(&need, f32) == 40 + 80 + 120 + 3 * ARENA_ALIGNMENT + 20);      // a float view is its own copy
+	assert_true(plan_part_bytes(cache, bf16) == 40 + ARENA_ALIGNMENT);
+	weights->n_block = 20;
+	weights->fp8_bytes = 260;
+	assert_true(plan_part_bytes(weights, bf16) == 40 + 60 + 14 + 2 * ARENA_ALIGNMENT);      // others do not ask whose they are
+	assert_true(plan_part_bytes(weights, fp8) == 40 + 20 + 260 + 14 + 2 * ARENA_ALIGNMENT);
 	weights->n_weight = UINT64_MAX / 3;
-	assert_true(plan_part_bytes(weights, 4) == UINT64_MAX);
-	assert_true(plan_need_bytes(&need, 4) == UINT64_MAX);
+	assert_true(plan_part_bytes(weights, f32) == UINT64_MAX);
+	assert_true(plan_need_bytes(&need, f32) == UINT64_MAX);
 	weights->n_weight = UINT64_MAX / 5;      // each part fits, not their sum
 	cache->n_act = UINT64_MAX / 5;
-	assert_true(plan_part_bytes(weights, 4) < UINT64_MAX && plan_part_bytes(cache, 4) < UINT64_MAX);
-	assert_true(plan_need_bytes(&need, 4) == UINT64_MAX);
+	assert_true(plan_part_bytes(weights, f32) < UINT64_MAX && plan_part_bytes(cache, f32) < UINT64_MAX);
+	assert_true(plan_need_bytes(&need, f32) == UINT64_MAX);
+}
+
+// E4M3 numbers are padded in both directions, and a row has a float; more than 64 bits hold is told.
+static void matrices_of_fp8_are_counted_with_tiles_and_scales(void **state)
+{
+	(void)state;
+	assert_true(backend_fp8_bytes(16, 32) == 16 * 32 + 16 * 4);
+	assert_true(backend_fp8_bytes(17, 33) == 32 * 48 + 17 * 4);
+	assert_true(backend_fp8_bytes(1, 1) == 256 + 4);
+	assert_true(backend_fp8_bytes(UINT64_MAX, 1) == UINT64_MAX && backend_fp8_bytes(1, UINT64_MAX) == UINT64_MAX);
+	assert_true(backend_fp8_bytes(UINT64_C(1) << 33, UINT64_C(1) << 31) == UINT64_MAX);
+}
+
+// What a step takes fits the scratch buffer, steps are whole tiles, and no more of them than must be.
+static void rows_of_fp8_products_fit_the_scratch_buffer(void **state)
+{
+	(void)state;
+	static const uint32_t shapes[][2] = {{1, 1}, {17, 33}, {28672, 4096}, {4096, 14336}, {100000, 5}}, rows[] = {1, 16, 17, 500, 8192};
+	const size_t scratch = 64 << 20;
+	for (size_t i = 0; i < 5 * 5; i++) {
+		uint32_t N = shapes[i % 5][0], K = shapes[i % 5][1], n = rows[i / 5], step = plan_fp8_rows(scratch, N, K, n);
+		uint64_t wide = (N + 15) / 16 * 16, deep = (K + 15) / 16 * 16, row = 4 * wide + 4 + deep;
+		assert_true(step && step % FP8_TILE == 0 && step * row <= scratch);
+		uint64_t times = (n + step - 1) / step, most = scratch / (16 * row) * 16;
+		assert_true(times == (n + most - 1) / most && step <= n + 15);
+	}
+	assert_int_equal(plan_fp8_rows(scratch, 28672, 4096, 2000), 512);        // 4 times of at most 560
+	assert_int_equal(plan_fp8_rows(16 * (4 * 16 + 4 + 16), 16, 16, 9), 16);
+	assert_int_equal(plan_fp8_rows(16 * (4 * 16 + 4 + 16) - 1, 16, 16, 9), 0);
+	assert_int_equal(plan_fp8_rows(scratch, UINT32_MAX, UINT32_MAX, 9), 0);
 }
 
 static void a_need_is_told_by_its_parts(void **state)
@@ -50,13 +86,13 @@ static void a_need_is_told_by_its_parts(void **state)
 	(void)state;
 	char text[160], small[12];
 	struct backend_need need = {0};
-	plan_describe(&need, 2, text, sizeof text);
+	plan_describe(&need, bf16, text, sizeof text);
 	assert_string_equal(text, "");
 	need.parts[BACKEND_PART_WEIGHTS].n_weight = UINT64_C(3) << 29;
 	need.parts[BACKEND_PART_TRAINING].n_real = 1 << 27;
-	plan_describe(&need, 2, text, sizeof text);
+	plan_describe(&need, bf16, text, sizeof text);
 	assert_string_equal(text, "weights 3.00, training 0.50");
-	plan_describe(&need, 2, small, sizeof small);
+	plan_describe(&need, bf16, small, sizeof small);
 	assert_string_equal(small, "weights 3.0");
 }
 
@@ -148,6 +184,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_limit_is_the_smaller_of_what_was_said),
 		cmocka_unit_test(a_need_counts_every_element_or_says_it_cannot),
+		cmocka_unit_test(matrices_of_fp8_are_counted_with_tiles_and_scales),
+		cmocka_unit_test(rows_of_fp8_products_fit_the_scratch_buffer),
 		cmocka_unit_test(a_need_is_told_by_its_parts),
 		cmocka_unit_test(places_in_the_reserve_do_not_overlap),
 		cmocka_unit_test(a_reserve_gives_no_more_than_it_has),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of the emulated device: the numbers of cuBLASLt up to the order of sums. An algorithm holds what its choice assumed of the
+// Products of the emulated device: the numbers of cuBLASLt up to the order of sums, of float, bfloat16 and E4M3. An algorithm holds what its choice assumed of the
 // pointers' alignment, so that a product that breaks the assumption is refused here as it would fail there; and how few rows of the batch
 // it can do, which for the first one offered is not every number.
 #include "cublasLt.h"
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cuda_bf16.h"
+#include "cuda_fp8.h"
 #include "emulate.h"
 
 #define FULL_ALIGNMENT 16    // of the widest loads
@@ -92,12 +93,27 @@ static uint64_t needed_alignment(const emulate_matrix *m, uint32_t promised)
 	return need;
 }
 
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+// The documentation's conditions for products of FP8, all of them: the first operand transposed alone, every dimension, row and (multiply)
+// address a multiple of 16 bytes.
+static bool conditions_hold(const emulate_product *desc, const emulate_matrix *a, const emulate_matrix *b, const emulate_matrix *d)
+{
+	if (a->type != CUDA_R_8F_E4M3 && b->type != CUDA_R_8F_E4M3)
+		return true;
+	bool tiles = true;
+	for (const emulate_matrix *m : {a, b, d})
+		tiles = tiles && m->rows % 16 == 0 && m->columns % 16 == 0 && m->stride % 16 == 0;
+	return tiles && a->type == b->type && desc->a == CUBLAS_OP_T && desc->b == CUBLAS_OP_N &&
+	       (d->type == CUDA_R_32F || d->type == CUDA_R_16BF);
+}
+
+cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
 					      cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t p, int asked,
 					      cublasLtMatmulHeuristicResult_t results[], int *ret_n)
 {
 	if (asked < 1)
 		return CUBLAS_STATUS_INVALID_VALUE;
+	if (!conditions_hold(desc, a, b, d))
+		return CUBLAS_STATUS_NOT_SUPPORTED;
 	for (*ret_n = 0; *ret_n < asked && *ret_n < 2; ++*ret_n)
 		results[*ret_n] = cublasLtMatmulHeuristicResult_t{
 			{{needed_alignment(a, p->alignment[0]), needed_alignment(b, p->alignment[1]), needed_alignment(c, p->alignment[2]),
@@ -111,17 +127,41 @@ static bool does_rows(const cublasLtMatmulAlgo_t *algorithm, const emulate_produ
 	return (desc->b == CUBLAS_OP_T ? b->columns : d->columns) >= algorithm->data[ALGORITHM_LEAST_ROWS];
 }
 
-cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t b,
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
 				       cublasLtMatrixLayout_t, cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t *algorithm,
 				       cublasLtMatmulHeuristicResult_t *result)
 {
 	*result = cublasLtMatmulHeuristicResult_t{*algorithm, 0, CUBLAS_STATUS_SUCCESS, 1};
-	return does_rows(algorithm, desc, b, d) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+	return conditions_hold(desc, a, b, d) && does_rows(algorithm, desc, b, d) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
+}
+
+// By their bits: sizes come first, in order, then NaN.
+static const std::vector<float> e4m3_values = [] {
+	std::vector<float> all;
+	for (int i = 0; i < 256; i++)
+		all.push_back(emulate_e4m3((uint8_t)i));
+	return all;
+}();
+
+__nv_fp8_storage_t __nv_cvt_float_to_fp8(float x, __nv_saturation_t, __nv_fp8_interpretation_t)
+{
+	uint8_t sign = signbit(x) ? 128 : 0;
+	float size = fabsf(x);
+	if (isnan(x))
+		return 127;
+	uint8_t above = (uint8_t)(std::lower_bound(e4m3_values.begin(), e4m3_values.begin() + 127, size) - e4m3_values.begin());
+	if (above == 127)
+		return sign | 126;
+	if (above == 0)
+		return sign;
+	double up = (double)e4m3_values[above] - size, down = (double)size - e4m3_values[above - 1];
+	return sign | (up < down || (up == down && above % 2 == 0) ? above : above - 1);
 }
 
 static float value(const void *p, cudaDataType_t type, size_t i)
 {
-	return type == CUDA_R_32F ? ((const float *)p)[i] : (float)((const __nv_bfloat16 *)p)[i];
+	return type == CUDA_R_32F ? ((const float *)p)[i] : type == CUDA_R_16BF ? (float)((const __nv_bfloat16 *)p)[i]
+		: e4m3_values[((const uint8_t *)p)[i]];
 }
 
 // op(m) as rows of `inner` values each: of the first operand its rows, of the second its columns.
@@ -184,7 +224,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
 	for (int i = 0; i < 4; i++)
 		if ((uintptr_t)pointers[i] % algorithm->data[i])
 			return CUBLAS_STATUS_INVALID_VALUE;
-	if (c != d || cl->stride != dl->stride || al->type != bl->type || !does_rows(algorithm, desc, bl, dl))
+	if (c != d || cl->stride != dl->stride || al->type != bl->type || !conditions_hold(desc, al, bl, dl) ||
+	    !does_rows(algorithm, desc, bl, dl))
 		return CUBLAS_STATUS_NOT_SUPPORTED;
 	if (emulate_due(EMULATE_PRODUCT)) {
 		emulate_break(cudaErrorIllegalAddress);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a test may do to the emulated device: give it another size, count what is asked of it, and make it fail. A program that is not a
 // test's own is told by its environment: EMULATE_FAIL=KIND:N, as emulate_fail(KIND, N) at its start; EMULATE_MEMORY=BYTES; EMULATE_NO_DEVICE;
-// EMULATE_NO_CODE (no kernel was compiled for it);
+// EMULATE_NO_CODE (no kernel was compiled for it); EMULATE_CAPABILITY=8.0 (another one than 9.0);
 // EMULATE_COUNTS=FILE, where it writes how many there were of each kind when it exits.
 #pragma once
 
