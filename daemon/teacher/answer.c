@@ -224,18 +224,13 @@ static void finish_chunk(struct answer *a, struct work *w)
 static void begin_work(struct answer *a, struct work *w, uint32_t index)
 {
 	struct request_item *item = a->made->items[index].item;
-	uint8_t *needs = w->plan.needs;
-	double *own = w->plan.own;
 	uint32_t tile_rows = head_tile_rows(a->in.members[0].head);
-	*w = (struct work){.item = item, .in = a->in, .at = a->n_expected ? a->expected_at[index] : HEAD_UNEXPECTED};
+	*w = (struct work){.plan = w->plan, .item = item, .in = a->in, .at = a->n_expected ? a->expected_at[index] : HEAD_UNEXPECTED};
 	w->in.rows = a->made->rows + a->made->items[index].rows;
 	w->in.index = index;
-	plan_init(&w->plan, a, item, w->in.choice->is_mixture || item->query.n_keep ? tile_rows / 2 : tile_rows);
-	w->plan.after = w->in.after;
-	w->plan.needs = needs;
-	w->plan.own = own;
+	plan_init(&w->plan, a, item, w->in.after, w->in.choice->is_mixture || item->query.n_keep ? tile_rows / 2 : tile_rows);
 	w->alone = w->in.choice->is_mixture || w->plan.cut || item->query.dense;
-	mark_needs(needs, item, w->in.after);
+	mark_needs(w->plan.needs, item, w->in.after);
 	w->r = record_rows_new(&w->in.choice->fingerprint, a->limits.vocab_size, &item->sequence, &item->query, &w->rows, &item->error);
 	if (!w->r)
 		w->r = features_keep(a, index, w->rows, &w->not_finite, &item->error);

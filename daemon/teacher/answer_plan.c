@@ -32,10 +32,11 @@ static uint32_t want_temperature(struct plan *plan, float temperature)
 	return plan->n_temperatures++;
 }
 
-void plan_init(struct plan *plan, const struct answer *a, const struct request_item *item, uint32_t tile_rows)
+void plan_init(struct plan *plan, const struct answer *a, const struct request_item *item, uint32_t after, uint32_t tile_rows)
 {
 	const struct query *q = &item->query;
-	*plan = (struct plan){.query = q, .sequence = &item->sequence, .V = q->n_keep ? q->n_keep : a->limits.vocab_size};
+	*plan = (struct plan){.query = q, .sequence = &item->sequence, .V = q->n_keep ? q->n_keep : a->limits.vocab_size, .after = after,
+			      .needs = plan->needs, .own = plan->own};
 	plan->top_k = q->argmax && !q->top_k ? 1 : q->top_k;
 	plan->n_gather = longest_list(&q->gather) + 1;
 	plan->cut = q->top_mass != 0 && (q->tail || q->draws.tail);
