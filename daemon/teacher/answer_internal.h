@@ -92,6 +92,7 @@ struct answer {
 
 // answer_plan.c
 size_t plan_row_bytes(uint32_t top_k, uint32_t n_gather, uint32_t n_draws);
+// Anew, but for its two arrays.
 void plan_init(struct plan *plan, const struct answer *a, const struct request_item *item, uint32_t after, uint32_t tile_rows);
 // Entry i of the chunk becomes a question about position `position`, row `row` of the batch.
 void plan_ask(const struct plan *plan, struct chunk *c, uint32_t i, uint32_t position, uint32_t row);

@@ -175,7 +175,7 @@ static int ask(struct canary *c, struct request *r, struct error *err)
 	for (uint32_t i = 0; i < r->n_items; i++)
 		batch_backlog_append(scores, &r->items[i].link);
 	while (atomic_load(&c->n_out))
-		teacher_run_next(c->teacher);
+		pass_run(c->teacher);
 	if (c->wrong.code)
 		*err = c->wrong;
 	return c->wrong.code ? error_errno(c->wrong.code) : 0;

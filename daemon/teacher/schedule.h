@@ -22,7 +22,6 @@ struct schedule {
 	uint32_t generate_batch;           // and of one that also generates
 	struct cache *cache;               // these two NULL when nothing is generated
 	struct generator *generator;
-	struct batch *batch;
 	struct batch_backlog scores;
 	struct turns turns;                // of those who ask for scores
 	bool prompts_first;                // the next pass begins with prompts: the last one began with scores
@@ -31,4 +30,4 @@ struct schedule {
 bool schedule_is_generating(const struct schedule *s);
 bool schedule_is_idle(const struct schedule *s);
 // Fills the batch, anew; true when it holds rows of generations. Not when idle.
-bool schedule_fill(struct schedule *s);
+bool schedule_fill(struct schedule *s, struct batch *b);

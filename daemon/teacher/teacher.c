@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The engine thread and its loop. Loading is teacher_load.c; the answers themselves are made in answer.c.
+// The engine thread and its loop. Loading is teacher_load.c; what a pass is and does is pass.c.
 #include "daemon/teacher/teacher_internal.h"
 
 #include <errno.h>
@@ -13,13 +13,11 @@
 #include "common/provenance.h"
 #include "daemon/clock.h"
 #include "daemon/model/cache.h"
-#include "daemon/model/forward.h"
-#include "daemon/model/head.h"
-#include "daemon/model/model.h"
-#include "daemon/teacher/answer.h"
+#include "daemon/model/tokenizer.h"
 #include "daemon/teacher/batch.h"
 #include "daemon/teacher/generator.h"
 #include "daemon/teacher/member.h"
+#include "daemon/teacher/pass.h"
 #include "daemon/teacher/schedule.h"
 #include "daemon/teacher/shelf.h"
 #include "kernels/backend.h"
@@ -44,13 +42,6 @@ void teacher_poison(struct teacher *t, const struct error *why)
 	set_state(t, TEACHER_FAILED);
 }
 
-static void give_back(struct request_item *item, enum error_code code, const char *message)
-{
-	if (code)
-		error_set(&item->error, code, NULL, "%s", message);
-	item->request->computed(item);
-}
-
 // Work nobody waits for any more is not done: true with the reason in item->error.
 static bool is_over(void *arg, struct request_item *item)
 {
@@ -68,7 +59,7 @@ static bool is_over(void *arg, struct request_item *item)
 	return true;
 }
 
-static struct schedule *schedule_at(struct teacher *t, uint32_t i)
+struct schedule *teacher_schedule(struct teacher *t, uint32_t i)
 {
 	return i < t->n_members ? &t->members[i].schedule : &t->mixtures;
 }
@@ -76,7 +67,7 @@ static struct schedule *schedule_at(struct teacher *t, uint32_t i)
 static bool is_idle(struct teacher *t)
 {
 	for (uint32_t i = 0; i <= t->n_members; i++)
-		if (!schedule_is_idle(schedule_at(t, i)))
+		if (!schedule_is_idle(teacher_schedule(t, i)))
 			return false;
 	return true;
 }
@@ -84,7 +75,7 @@ static bool is_idle(struct teacher *t)
 static void take_in(struct teacher *t, struct request_item *item)
 {
 	const struct choice *c = &item->request->choice;
-	struct schedule *s = schedule_at(t, c->is_mixture ? t->n_members : c->members[0]);
+	struct schedule *s = teacher_schedule(t, c->is_mixture ? t->n_members : c->members[0]);
 	if (is_over(t, item))
 		item->request->computed(item);
 	else if (item->generation)
@@ -93,7 +84,7 @@ static void take_in(struct teacher *t, struct request_item *item)
 		batch_backlog_append(&s->scores, &item->link);
 }
 
-static void count_slots(struct teacher *t)
+void teacher_count_slots(struct teacher *t)
 {
 	uint64_t n_used = 0, n_idle = 0;
 	for (uint32_t i = 0; i < t->n_members; i++) {
@@ -107,7 +98,7 @@ static void count_slots(struct teacher *t)
 	atomic_store(&t->n_slots_idle, n_idle);
 }
 
-static void count_memory(struct teacher *t)
+void teacher_count_memory(struct teacher *t)
 {
 	atomic_store(&t->n_late_allocations, t->backend->n_allocations - t->n_allocations);
 	atomic_store(&t->memory_bytes, t->backend->memory_bytes);
@@ -138,167 +129,11 @@ static bool collect(struct teacher *t)
 		if (queue_is_stopped(t->queue))
 			return false;
 	for (uint32_t i = 0; i <= t->n_members; i++)
-		drop_dead(t, schedule_at(t, i));
+		drop_dead(t, teacher_schedule(t, i));
 	for (; item; item = queue_pop(t->queue, false))
 		take_in(t, (struct request_item *)item);
-	count_slots(t);
+	teacher_count_slots(t);
 	return true;
-}
-
-static void count_pass(struct teacher *t, double seconds)
-{
-	const struct batch *b = t->batch;
-	atomic_fetch_add(&t->n_passes, 1);
-	atomic_fetch_add(&t->n_mixed, batch_is_mixed(b));
-	atomic_fetch_add(&t->n_sequences, b->n_items + b->n_generated);
-	atomic_fetch_add(&t->n_positions, b->n_rows);
-	atomic_fetch_add(&t->n_shared, b->n_shared);
-	histogram_append(&t->seconds.forward, seconds);
-}
-
-// What a pass is: who computes it, for whom.
-struct pass {
-	struct choice choice;                  // of all it holds
-	struct head_member members[CHOICE_MAX_MEMBERS];
-	struct schedule *schedule;
-	bool generates;
-	bool unseen;                           // no client has part in it: it is not counted. Items given back are not ours to look at
-};
-
-// What the items of a pass have in common.
-static struct answer_input input_of(const struct teacher *t, const struct pass *p)
-{
-	return (struct answer_input){.choice = &p->choice, .members = p->members,
-				     .after = !t->infos[p->choice.members[0]].architecture.masked};
-}
-
-// The next item, which is item `index`.
-static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, struct error *err)
-{
-	struct request_item *item = t->batch->items[index].item;
-	struct answer_counts counts;
-	(void)answer_make(t->answer, &counts);    // an error is the item's own
-	__atomic_fetch_add(&t->beats, 1, __ATOMIC_RELAXED);
-	int device = backend_check(t->backend, err);
-	if (device) {
-		item->record = record_unref(item->record);
-		return device;
-	}
-	if (!p->unseen) {
-		atomic_fetch_add(&t->n_rows, counts.n_rows);
-		atomic_fetch_add(&t->n_not_finite, counts.n_not_finite);
-	}
-	return 0;
-}
-
-static int answer_scores(struct teacher *t, const struct pass *p, int r, struct error *err)
-{
-	const struct batch *b = t->batch;
-	struct answer_input in = input_of(t, p);
-	if (r == 0)
-		answer_begin(t->answer, &in, b);
-	for (uint32_t i = 0; i < b->n_items; i++) {
-		if (r == 0)
-			r = answer_one(t, p, i, err);
-		if (r == 0 && atomic_load(&t->state) == TEACHER_FAILED)    // an item before this one was the canary
-			r = error_set(err, t->error.code, t->error.field, "%s", t->error.message);
-		if (r)
-			teacher_poison(t, err);
-		give_back(b->items[i].item, r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");
-	}
-	answer_end(t->answer);
-	return r;
-}
-
-// Every member reads the same rows; a mixture has no features, so only a member alone is watched.
-static int forward_all(struct teacher *t, struct pass *p, struct error *err)
-{
-	const struct choice *c = &p->choice;
-	struct layout layout;
-	int r = batch_seal(t->batch, p->schedule->cache, &layout, err);
-	for (uint32_t i = 0; i < c->n_members && !r; i++) {
-		struct member *m = &t->members[c->members[i]];
-		if (!c->is_mixture)
-			answer_watch(t->answer, &m->info->architecture, m->activations, t->batch);
-		p->members[i] = (struct head_member){m->head, forward(m->weights, m->activations, &layout), c->weights[i]};
-		r = backend_sync(t->backend, err);
-	}
-	batch_unseal(t->batch, p->schedule->cache);
-	return r;
-}
-
-static void count_waits(struct teacher *t, double now)
-{
-	const struct batch *b = t->batch;
-	for (uint32_t i = 0; i < b->n_items; i++)
-		if (b->items[i].item->request->accepted_seconds > 0)       // 0: the canary's
-			histogram_append(&t->seconds.queue, now - b->items[i].item->request->accepted_seconds);
-}
-
-static void run_pass(struct teacher *t, struct pass *p)
-{
-	struct error err = {0};
-	double began = clock_seconds();
-	p->unseen = canary_is_alone(t->canary, t->batch);
-	count_waits(t, began);
-	atomic_store(&t->pass_began_ms, clock_ms());
-	int r = forward_all(t, p, &err);
-	// Counted before the answers go out: who sees an answer must find it in the metrics.
-	double forwarded = clock_seconds();
-	if (!p->unseen)
-		count_pass(t, forwarded - began);
-	if (r == 0 && p->generates)
-		r = generator_take(p->schedule->generator, p->members[0].hidden, &err);
-	r = answer_scores(t, p, r, &err);
-	if (!p->unseen)
-		histogram_append(&t->seconds.epilogue, clock_seconds() - forwarded);
-	if (r)
-		teacher_poison(t, &err);    // generations are dropped before the next pass
-	answer_unwatch(t->answer);
-	count_slots(t);
-	count_memory(t);
-	atomic_store(&t->pass_began_ms, 0);
-}
-
-static void append_all(struct batch_backlog *to, struct batch_backlog *from)
-{
-	for (struct queue_item *item; (item = batch_backlog_pop(from));)
-		batch_backlog_append(to, item);
-}
-
-// The oldest score's mixture, with all that ask the same of it. Those that do not fit go behind the other mixtures.
-static void fill_mixture(struct teacher *t, struct pass *p)
-{
-	struct batch_backlog all = t->mixtures.scores, others;
-	struct request_item *item = (struct request_item *)all.first;
-	p->choice = item->request->choice;
-	batch_backlog_init(&others);
-	batch_backlog_init(&t->mixtures.scores);
-	while ((item = (struct request_item *)batch_backlog_pop(&all)))
-		batch_backlog_append(choice_equal(&item->request->choice, &p->choice) ? &t->mixtures.scores : &others, &item->link);
-	p->generates = schedule_fill(&t->mixtures);
-	append_all(&others, &t->mixtures.scores);
-	batch_backlog_init(&t->mixtures.scores);
-	append_all(&t->mixtures.scores, &others);
-}
-
-// Members and mixtures that have work take turns.
-void teacher_run_next(struct teacher *t)
-{
-	do
-		t->turn = t->turn < t->n_members ? t->turn + 1 : 0;
-	while (schedule_is_idle(schedule_at(t, t->turn)));
-	struct pass p = {.schedule = schedule_at(t, t->turn)};
-	double began = clock_seconds();
-	if (t->turn == t->n_members) {
-		fill_mixture(t, &p);
-	} else {
-		p.choice = (struct choice){.n_members = 1, .members = {t->turn}, .fingerprint = t->infos[t->turn].fingerprint};
-		p.generates = schedule_fill(p.schedule);
-	}
-	if (!canary_is_alone(t->canary, t->batch))
-		histogram_append(&t->seconds.batch, clock_seconds() - began);
-	run_pass(t, &p);
 }
 
 static void *engine(void *arg)
@@ -310,12 +145,12 @@ static void *engine(void *arg)
 		teacher_poison(t, &err);
 	} else {
 		t->n_allocations = t->backend->n_allocations;
-		count_memory(t);
+		teacher_count_memory(t);
 		set_state(t, TEACHER_READY);
 	}
 	while (collect(t)) {
 		if (!is_idle(t))    // else all of it was over
-			teacher_run_next(t);
+			pass_run(t);
 	}
 	teacher_unload(t);
 	return NULL;
@@ -424,7 +259,7 @@ int teacher_check(struct teacher *t)
 	if (now - asked < interval)
 		return (int)(interval - (now - asked));
 	queue_usage(t->queue, &reserved, &waiting);
-	bool busy = waiting || atomic_load(&t->pass_began_ms);
+	bool busy = waiting || atomic_load(&t->is_busy);
 	if (busy && now - asked < CANARY_PATIENCE * interval)
 		return (int)(interval < CANARY_LOOK_MS ? interval : CANARY_LOOK_MS);
 	atomic_store(&t->canary_asked_ms, now);

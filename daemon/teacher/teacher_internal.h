@@ -9,6 +9,7 @@
 #include "daemon/teacher/canary.h"
 #include "daemon/teacher/generator.h"
 #include "daemon/teacher/member.h"
+#include "daemon/teacher/pass.h"
 #include "daemon/teacher/schedule.h"
 #include "daemon/teacher/teacher.h"
 
@@ -31,12 +32,13 @@ struct teacher {
 	struct backend *backend;
 	struct shelf *shelf;                   // where memory is bounded
 	struct answer *answer;
-	struct batch *batch;
+	struct pass pass;
 	struct schedule mixtures;              // scores that more than one member answers
 	uint32_t turn;                         // whose pass was the last: a member's number, or n_members for a mixture's
 	// counters
-	atomic_uint_fast64_t n_passes, n_mixed, n_sequences, n_positions, n_rows, n_dropped, n_not_finite, pass_began_ms;
+	atomic_uint_fast64_t n_passes, n_mixed, n_sequences, n_positions, n_rows, n_dropped, n_not_finite;
 	atomic_uint_fast64_t n_shared, n_slots_used, n_slots_idle, n_late_allocations, memory_bytes, n_streamed;
+	atomic_bool is_busy;                   // with a pass
 	uint64_t beats;                        // with atomic operations: weights_beat()
 	uint64_t n_allocations;                // of the backend, when it was READY
 	struct teacher_seconds seconds;
@@ -46,9 +48,11 @@ struct teacher {
 };
 
 int teacher_load(struct teacher *t, struct error *err);    // the engine's: everything it will ever use
-// Without a thread; then teacher_load makes it one that answers through teacher_run_next. teacher_free also after an error (NULL is fine).
+// Without a thread; then teacher_load makes it one that answers through pass_run. teacher_free also after an error (NULL is fine).
 int teacher_new(const struct teacher_options *options, struct teacher **ret_teacher, struct error *err);
 struct teacher *teacher_free(struct teacher *t);
-void teacher_run_next(struct teacher *t);                  // the engine's: one pass; not when idle
 void teacher_poison(struct teacher *t, const struct error *why);    // the engine's
 void teacher_unload(struct teacher *t);                    // half-loaded is fine; the files stay open
+struct schedule *teacher_schedule(struct teacher *t, uint32_t i);    // of member i, or (n_members) of mixtures
+void teacher_count_slots(struct teacher *t);
+void teacher_count_memory(struct teacher *t);

@@ -151,27 +151,24 @@ int teacher_load(struct teacher *t, struct error *err)
 	if (!r)
 		r = open_backend(t, capacity, err);
 	if (!r)
-		r = batch_new(capacity, &t->batch, err);
+		r = batch_new(capacity, &t->pass.batch, err);
 	for (uint32_t i = 0; i < t->n_members && !r; i++) {
-		t->members[i].schedule.batch = t->batch;
 		r = member_load(&t->members[i], t->backend, i ? t->members[0].head : NULL, t->tokenizer, capacity, &t->options, err);
 		if (!r)
 			t->members[i].weights->beats = &t->beats;
 	}
-	t->mixtures.batch = t->batch;
 	describe_stream(t);
 	return r ? r : open_answer(t, capacity, err);
 }
 
 void teacher_unload(struct teacher *t)
 {
-	batch_free(t->batch);
+	t->pass.batch = batch_free(t->pass.batch);
 	answer_close(t->answer);
 	for (uint32_t i = t->n_members; i-- > 0;)
 		member_unload(&t->members[i]);
 	backend_close(t->backend);
 	t->shelf = shelf_close(t->shelf);
-	t->batch = NULL;
 	t->answer = NULL;
 	t->backend = NULL;
 }

@@ -54,7 +54,7 @@ static void close_scene(struct scene *s)
 	for (uint32_t i = 0; i < s->n_requests; i++)
 		atomic_store(&s->requests[i]->cancelled, true);
 	while (generator_is_busy(s->generator))
-		teacher_run_next(s->teacher);
+		pass_run(s->teacher);
 	for (uint32_t i = 0; i < s->n_requests; i++)
 		request_free(s->requests[i]);
 	teacher_unload(s->teacher);
@@ -94,7 +94,7 @@ static struct request *ask(struct scene *s, uint32_t who, uint32_t n, bool apart
 static void run(struct scene *s, uint32_t n_passes)
 {
 	while (n_passes--)
-		teacher_run_next(s->teacher);
+		pass_run(s->teacher);
 	assert_int_equal(teacher_state(s->teacher), TEACHER_LOADING);      // and never FAILED
 }
 
