@@ -187,6 +187,11 @@ struct backend_ops {
 	int (*open)(struct backend *be, const struct backend_options *options, struct error *err);
 	void (*close)(struct backend *be);
 	void (*sync)(struct backend *be);
+	// Operations return before the device has done them: who has more for it to do gives it that before waiting for results.
+	bool asynchronous;
+	// A place in the work given so far; the wait until the device has come by the last one marked, whatever it was given since.
+	void (*mark)(struct backend *be);
+	void (*wait)(struct backend *be);
 	// Whether the attention operations take heads of that shape, to be asked before anything is loaded: 0, or ERROR_UNSUPPORTED.
 	int (*check_shape)(struct backend *be, const struct attention_shape *shape, struct error *err);
 

@@ -133,7 +133,7 @@ static void encode_teacher(struct buffer *b, struct service *s)
 	struct teacher_seconds *seconds = teacher_seconds(teacher);
 	histogram(b, "kd_queue_seconds", "From a request's acceptance to the pass that computes a score of it.", &seconds->queue);
 	histogram(b, "kd_batch_seconds", "Choosing what a pass holds.", &seconds->batch);
-	histogram(b, "kd_forward_seconds", "Duration of the trunk's forward passes.", &seconds->forward);
+	histogram(b, "kd_forward_seconds", "For the trunk: giving it to the device and waiting for it.", &seconds->forward);
 	histogram(b, "kd_epilogue_seconds", "After a pass: the head, all that is read from it, records and tokens made.",
 		&seconds->epilogue);
 	histogram(b, "kd_encode_seconds", "Making a piece of a reply.", service_encode_seconds(s));

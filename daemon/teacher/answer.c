@@ -137,14 +137,21 @@ static struct chunk *chunk_at(struct answer *a, uint32_t number)
 	return &a->chunks[number % MAX_STARTED];
 }
 
-// The next rows that anybody needs, from w->position on: at most `most`.
+// To the next position that anybody needs, from w->position on.
+static void go_on(struct work *w)
+{
+	while (w->position < w->plan.sequence->n_tokens && !w->plan.needs[w->position])
+		w->position++;
+	w->asked = w->position == w->plan.sequence->n_tokens;
+}
+
 static void fill_chunk(struct chunk *c, struct work *w, uint32_t most)
 {
-	uint32_t p = w->position;
-	for (c->n = 0; p < w->plan.sequence->n_tokens && c->n < most; p++)
-		if (w->plan.needs[p])
-			plan_ask(&w->plan, c, c->n++, p, w->in.rows[p]);
-	w->position = p;
+	for (c->n = 0; !w->asked && c->n < most; c->n++) {
+		plan_ask(&w->plan, c, c->n, w->position, w->in.rows[w->position]);
+		w->position++;
+		go_on(w);
+	}
 }
 
 // Gives the device the item's next rows. False when there are none, or they must wait for those under way.
@@ -158,9 +165,6 @@ static bool start_chunk(struct answer *a, struct work *w)
 		return false;
 	uint32_t there = a->n_expected ? head_seek(head, w->at) : 0;
 	fill_chunk(c, w, there && there < w->plan.chunk_rows ? there : w->plan.chunk_rows);
-	w->asked = !c->n;
-	if (w->asked)
-		return false;
 	w->at += w->at == HEAD_UNEXPECTED ? 0 : c->n;
 	c->logits = choice->is_mixture ? head_mix(in->members, choice->n_members, choice->rule, c->rows, c->n) :
 		head_logits(head, in->members[0].hidden, c->rows, c->n);
@@ -231,6 +235,7 @@ static void begin_work(struct answer *a, struct work *w, uint32_t index)
 	plan_init(&w->plan, a, item, w->in.after, w->in.choice->is_mixture || item->query.n_keep ? tile_rows / 2 : tile_rows);
 	w->alone = w->in.choice->is_mixture || w->plan.cut || item->query.dense;
 	mark_needs(w->plan.needs, item, w->in.after);
+	go_on(w);
 	w->r = record_rows_new(&w->in.choice->fingerprint, a->limits.vocab_size, &item->sequence, &item->query, &w->rows, &item->error);
 	if (!w->r)
 		w->r = features_keep(a, index, w->rows, &w->not_finite, &item->error);
@@ -257,6 +262,15 @@ static void start_more(struct answer *a, struct work *w)
 		;
 }
 
+// Of the item that is made next.
+static struct work *next_work(struct answer *a)
+{
+	struct work *w = &a->works[a->n_made % 2];
+	if (!w->item)
+		begin_work(a, w, a->n_made);
+	return w;
+}
+
 static void sum_spans(const struct plan *plan, struct record_rows *rows)
 {
 	const struct query *q = plan->query;
@@ -274,16 +288,23 @@ void answer_begin(struct answer *a, const struct answer_input *in, const struct 
 	a->made = batch;
 	a->n_made = 0;
 	expect(a, batch);
+	if (batch->n_items)
+		start_more(a, next_work(a));
+}
+
+void answer_ask_last(struct answer *a)
+{
+	struct work *w = next_work(a);
+	for (start_more(a, w); w->n_started && (!w->asked || w->alone); start_more(a, w))
+		finish_chunk(a, w);
 }
 
 int answer_make(struct answer *a, struct answer_counts *ret_counts)
 {
-	uint32_t index = a->n_made++;
-	struct work *w = &a->works[index % 2];
-	if (!w->item)
-		begin_work(a, w, index);
+	struct work *w = next_work(a);
 	for (start_more(a, w); w->n_started; start_more(a, w))
 		finish_chunk(a, w);
+	a->n_made++;
 	if (!w->r) {
 		sum_spans(&w->plan, w->rows);
 		w->item->not_finite = w->not_finite || w->counts.n_not_finite;

@@ -158,7 +158,7 @@ static void look(void *arg, enum forward_tap what, uint32_t layer, const struct 
 	}
 }
 
-void answer_watch(struct answer *a, const struct architecture *arch, struct activations *activations, const struct batch *batch)
+bool answer_watch(struct answer *a, const struct architecture *arch, struct activations *activations, const struct batch *batch)
 {
 	bool any = false;
 	a->batch = batch;
@@ -171,6 +171,7 @@ void answer_watch(struct answer *a, const struct architecture *arch, struct acti
 	}
 	if (any)
 		activations_tap(activations, look, a);
+	return any;
 }
 
 void answer_unwatch(struct answer *a)

@@ -58,7 +58,7 @@ struct work {
 	struct plan plan;
 	struct record_rows *rows;
 	struct answer_counts counts;
-	uint32_t position;                 // the next one that may be asked about
+	uint32_t position;                 // the next one that somebody needs
 	uint32_t at;                       // of the list of rows announced, or HEAD_UNEXPECTED
 	uint32_t n_started;                // chunks
 	bool asked;                        // about all positions

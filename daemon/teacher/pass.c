@@ -21,22 +21,45 @@ static void give_back(struct request_item *item, enum error_code code, const cha
 	item->request->computed(item);
 }
 
-static void count_pass(struct teacher *t, const struct pass *p, double seconds)
+// The engine's time since the last call.
+static double lap(struct teacher *t)
+{
+	double now = clock_seconds(), seconds = now - t->lap_began;
+	t->lap_began = now;
+	return seconds;
+}
+
+static void count_pass(struct teacher *t, const struct pass *p)
 {
 	const struct batch *b = p->batch;
+	if (p->unseen)
+		return;
 	atomic_fetch_add(&t->n_passes, 1);
 	atomic_fetch_add(&t->n_mixed, batch_is_mixed(b));
 	atomic_fetch_add(&t->n_sequences, b->n_items + b->n_generated);
 	atomic_fetch_add(&t->n_positions, b->n_rows);
 	atomic_fetch_add(&t->n_shared, b->n_shared);
-	histogram_append(&t->seconds.forward, seconds);
+	histogram_append(&t->seconds.forward, p->forward_seconds);
 }
 
-// What the items of a pass have in common.
-static struct answer_input input_of(const struct teacher *t, const struct pass *p)
+static void count_waits(struct teacher *t, const struct pass *p)
 {
-	return (struct answer_input){.choice = &p->choice, .members = p->members,
-				     .after = !t->infos[p->choice.members[0]].architecture.masked};
+	const struct batch *b = p->batch;
+	double now = clock_seconds();
+	for (uint32_t i = 0; i < b->n_items; i++)
+		if (b->items[i].item->request->accepted_seconds > 0)       // 0: the canary's
+			histogram_append(&t->seconds.queue, now - b->items[i].item->request->accepted_seconds);
+}
+
+// ---- answers
+
+static void begin_answers(struct teacher *t, const struct pass *p)
+{
+	// What the items of a pass have in common.
+	struct answer_input in = {.choice = &p->choice, .members = p->members,
+				  .after = !t->infos[p->choice.members[0]].architecture.masked};
+	if (!p->r)
+		answer_begin(t->answer, &in, p->batch);
 }
 
 // The next item, which is item `index`.
@@ -58,23 +81,77 @@ static int answer_one(struct teacher *t, const struct pass *p, uint32_t index, s
 	return 0;
 }
 
-static int answer_scores(struct teacher *t, const struct pass *p, int r, struct error *err)
+// The teacher may have failed by an answer that was given before: the canary's.
+static void look_at_state(struct teacher *t, struct pass *p)
 {
-	const struct batch *b = p->batch;
-	struct answer_input in = input_of(t, p);
-	if (r == 0)
-		answer_begin(t->answer, &in, b);
-	for (uint32_t i = 0; i < b->n_items; i++) {
-		if (r == 0)
-			r = answer_one(t, p, i, err);
-		if (r == 0 && atomic_load(&t->state) == TEACHER_FAILED)    // an item before this one was the canary
-			r = error_set(err, t->error.code, t->error.field, "%s", t->error.message);
-		if (r)
-			teacher_poison(t, err);
-		give_back(b->items[i].item, r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");
+	if (!p->r && atomic_load(&t->state) == TEACHER_FAILED)
+		p->r = error_set(&p->error, t->error.code, t->error.field, "%s", t->error.message);
+	if (p->r)
+		teacher_poison(t, &p->error);
+}
+
+static void answer_next(struct teacher *t, struct pass *p)
+{
+	uint32_t i = p->n_answered++;
+	if (!p->r)
+		p->r = answer_one(t, p, i, &p->error);
+	look_at_state(t, p);
+	give_back(p->batch->items[i].item, p->r ? ERROR_UNAVAILABLE : ERROR_NONE, "the teacher failed; the server must be restarted");
+}
+
+// Up to the last answer, whose rows the device then has.
+static void answer_most(struct teacher *t, struct pass *p)
+{
+	// The first rows lie behind the trunk, so that the device goes on while the host wakes up; but for tokens, which are chosen first.
+	bool ahead = t->backend->ops->asynchronous && !p->generates;
+	if (ahead)
+		begin_answers(t, p);
+	t->backend->ops->wait(t->backend);
+	p->forward_seconds += lap(t);
+	if (!p->r)
+		p->r = backend_check(t->backend, &p->error);
+	count_pass(t, p);      // before the answers go out: who sees an answer must find it in the metrics
+	look_at_state(t, p);
+	if (p->generates && !p->r) {
+		p->r = generator_take(p->schedule->generator, p->members[0].hidden, &p->error);
+		look_at_state(t, p);   // if it failed, generations are dropped before the next pass
 	}
+	if (!ahead)
+		begin_answers(t, p);
+	while (p->n_answered + 1 < p->batch->n_items)
+		answer_next(t, p);
+	if (p->batch->n_items && !p->r)
+		answer_ask_last(t->answer);
+	answer_unwatch(t->answer);
+	p->epilogue_seconds = lap(t);
+}
+
+void pass_complete(struct teacher *t)
+{
+	struct pass *p = t->under_way;
+	if (!p)
+		return;
+	t->under_way = NULL;
+	lap(t);
+	while (p->n_answered < p->batch->n_items)
+		answer_next(t, p);
 	answer_end(t->answer);
-	return r;
+	p->epilogue_seconds += lap(t);
+	if (!p->unseen)
+		histogram_append(&t->seconds.epilogue, p->epilogue_seconds);
+	teacher_count_slots(t);
+	teacher_count_memory(t);
+	atomic_fetch_sub(&t->n_under_way, 1);
+	__atomic_fetch_add(&t->beats, 1, __ATOMIC_RELAXED);
+}
+
+// ---- the trunk
+
+// The pass before this one comes to its end.
+static void make_way(struct teacher *t, struct pass *p)
+{
+	p->forward_seconds += lap(t);
+	pass_complete(t);
 }
 
 // Every member reads the same rows; a mixture has no features, so only a member alone is watched.
@@ -85,47 +162,18 @@ static int forward_all(struct teacher *t, struct pass *p, struct error *err)
 	int r = batch_seal(p->batch, p->schedule->cache, &layout, err);
 	for (uint32_t i = 0; i < c->n_members && !r; i++) {
 		struct member *m = &t->members[c->members[i]];
-		if (!c->is_mixture)
-			answer_watch(t->answer, &m->info->architecture, m->activations, p->batch);
+		bool watched = !c->is_mixture && answer_watch(t->answer, &m->info->architecture, m->activations, p->batch);
+		if (watched || m->info->architecture.n_experts)      // the host waits on the way: no answer is to wait for that
+			make_way(t, p);
 		p->members[i] = (struct head_member){m->head, forward(m->weights, m->activations, &layout), c->weights[i]};
-		r = backend_sync(t->backend, err);
+		r = backend_check(t->backend, err);
 	}
+	t->backend->ops->mark(t->backend);
 	batch_unseal(p->batch, p->schedule->cache);
 	return r;
 }
 
-static void count_waits(struct teacher *t, const struct pass *p, double now)
-{
-	const struct batch *b = p->batch;
-	for (uint32_t i = 0; i < b->n_items; i++)
-		if (b->items[i].item->request->accepted_seconds > 0)       // 0: the canary's
-			histogram_append(&t->seconds.queue, now - b->items[i].item->request->accepted_seconds);
-}
-
-static void run_pass(struct teacher *t, struct pass *p)
-{
-	struct error err = {0};
-	double began = clock_seconds();
-	p->unseen = canary_is_alone(t->canary, p->batch);
-	count_waits(t, p, began);
-	atomic_store(&t->is_busy, true);
-	int r = forward_all(t, p, &err);
-	// Counted before the answers go out: who sees an answer must find it in the metrics.
-	double forwarded = clock_seconds();
-	if (!p->unseen)
-		count_pass(t, p, forwarded - began);
-	if (r == 0 && p->generates)
-		r = generator_take(p->schedule->generator, p->members[0].hidden, &err);
-	r = answer_scores(t, p, r, &err);
-	if (!p->unseen)
-		histogram_append(&t->seconds.epilogue, clock_seconds() - forwarded);
-	if (r)
-		teacher_poison(t, &err);    // generations are dropped before the next pass
-	answer_unwatch(t->answer);
-	teacher_count_slots(t);
-	teacher_count_memory(t);
-	atomic_store(&t->is_busy, false);
-}
+// ---- what it holds
 
 static void append_all(struct batch_backlog *to, struct batch_backlog *from)
 {
@@ -150,21 +198,39 @@ static void fill_mixture(struct teacher *t, struct pass *p)
 }
 
 // Members and mixtures that have work take turns.
-void pass_run(struct teacher *t)
+static void choose(struct teacher *t, struct pass *p)
 {
+	double began = clock_seconds();
 	do
 		t->turn = t->turn < t->n_members ? t->turn + 1 : 0;
 	while (schedule_is_idle(teacher_schedule(t, t->turn)));
-	struct pass *p = &t->pass;
-	double began = clock_seconds();
-	p->schedule = teacher_schedule(t, t->turn);
+	*p = (struct pass){.batch = p->batch, .schedule = teacher_schedule(t, t->turn)};
 	if (t->turn == t->n_members) {
 		fill_mixture(t, p);
 	} else {
 		p->choice = (struct choice){.n_members = 1, .members = {t->turn}, .fingerprint = t->infos[t->turn].fingerprint};
 		p->generates = schedule_fill(p->schedule, p->batch);
 	}
-	if (!canary_is_alone(t->canary, p->batch))
+	p->unseen = canary_is_alone(t->canary, p->batch);
+	if (!p->unseen)
 		histogram_append(&t->seconds.batch, clock_seconds() - began);
-	run_pass(t, p);
+}
+
+void pass_start(struct teacher *t)
+{
+	struct pass *p = &t->passes[t->under_way == &t->passes[0]];
+	choose(t, p);
+	count_waits(t, p);
+	atomic_fetch_add(&t->n_under_way, 1);
+	lap(t);
+	p->r = forward_all(t, p, &p->error);
+	make_way(t, p);
+	t->under_way = p;
+	answer_most(t, p);
+}
+
+void pass_run(struct teacher *t)
+{
+	pass_start(t);
+	pass_complete(t);
 }

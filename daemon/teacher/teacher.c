@@ -124,8 +124,10 @@ static void drop_dead(struct teacher *t, struct schedule *s)
 // Takes in what waits, and drops what is over. False when there is nothing left to do, ever.
 static bool collect(struct teacher *t)
 {
-	struct queue_item *item;
-	for (; !(item = queue_pop(t->queue, is_idle(t))) && is_idle(t); __atomic_fetch_add(&t->beats, 1, __ATOMIC_RELAXED))    // poked: alive
+	struct queue_item *item = NULL;
+	if (t->under_way && !(item = queue_pop(t->queue, false)) && is_idle(t))
+		pass_complete(t);    // nothing comes behind it
+	for (; !item && !(item = queue_pop(t->queue, is_idle(t))) && is_idle(t); __atomic_fetch_add(&t->beats, 1, __ATOMIC_RELAXED))    // poked: alive
 		if (queue_is_stopped(t->queue))
 			return false;
 	for (uint32_t i = 0; i <= t->n_members; i++)
@@ -149,8 +151,12 @@ static void *engine(void *arg)
 		set_state(t, TEACHER_READY);
 	}
 	while (collect(t)) {
-		if (!is_idle(t))    // else all of it was over
-			pass_run(t);
+		if (is_idle(t))    // all of it was over
+			continue;
+		pass_start(t);
+		// Where the device computes meanwhile, the next pass is given to it before the last answers of this one are read.
+		if (!t->backend->ops->asynchronous)
+			pass_complete(t);
 	}
 	teacher_unload(t);
 	return NULL;
@@ -259,7 +265,7 @@ int teacher_check(struct teacher *t)
 	if (now - asked < interval)
 		return (int)(interval - (now - asked));
 	queue_usage(t->queue, &reserved, &waiting);
-	bool busy = waiting || atomic_load(&t->is_busy);
+	bool busy = waiting || atomic_load(&t->n_under_way);
 	if (busy && now - asked < CANARY_PATIENCE * interval)
 		return (int)(interval < CANARY_LOOK_MS ? interval : CANARY_LOOK_MS);
 	atomic_store(&t->canary_asked_ms, now);

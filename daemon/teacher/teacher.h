@@ -115,7 +115,8 @@ void teacher_stats(struct teacher *t, struct teacher_stats *ret_stats);
 // Signs of life the engine has shown: of a pass each layer and each tile of the head, of an idle engine an answer to the last call of this.
 // One thread's; any may call teacher_stats.
 uint64_t teacher_beats(struct teacher *t);
-// Where the time goes, in stages: a score's wait for its pass since its request was accepted; choosing what a pass holds; the trunk; the
-// head with all that is read from it, records included.
+// Where the engine's time goes, in stages: a score's wait for its pass since its request was accepted; choosing what a pass holds; the
+// trunk; the head with all that is read from it, records included. Where passes overlap, no time is counted twice: of a trunk that the
+// device computes while answers are read, what the engine still waits for.
 struct teacher_seconds { struct histogram queue, batch, forward, epilogue; };
 struct teacher_seconds *teacher_seconds(struct teacher *t);

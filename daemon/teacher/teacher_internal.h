@@ -32,13 +32,14 @@ struct teacher {
 	struct backend *backend;
 	struct shelf *shelf;                   // where memory is bounded
 	struct answer *answer;
-	struct pass pass;
+	struct pass passes[2], *under_way;     // in turn; the last one, when some of its answers are still to be given; or NULL
+	double lap_began;                      // of the stage under way, clock_seconds()
 	struct schedule mixtures;              // scores that more than one member answers
 	uint32_t turn;                         // whose pass was the last: a member's number, or n_members for a mixture's
 	// counters
 	atomic_uint_fast64_t n_passes, n_mixed, n_sequences, n_positions, n_rows, n_dropped, n_not_finite;
 	atomic_uint_fast64_t n_shared, n_slots_used, n_slots_idle, n_late_allocations, memory_bytes, n_streamed;
-	atomic_bool is_busy;                   // with a pass
+	atomic_uint n_under_way;               // passes
 	uint64_t beats;                        // with atomic operations: weights_beat()
 	uint64_t n_allocations;                // of the backend, when it was READY
 	struct teacher_seconds seconds;

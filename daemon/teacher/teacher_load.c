@@ -151,7 +151,9 @@ int teacher_load(struct teacher *t, struct error *err)
 	if (!r)
 		r = open_backend(t, capacity, err);
 	if (!r)
-		r = batch_new(capacity, &t->pass.batch, err);
+		r = batch_new(capacity, &t->passes[0].batch, err);
+	if (!r && t->backend->ops->asynchronous)
+		r = batch_new(capacity, &t->passes[1].batch, err);
 	for (uint32_t i = 0; i < t->n_members && !r; i++) {
 		r = member_load(&t->members[i], t->backend, i ? t->members[0].head : NULL, t->tokenizer, capacity, &t->options, err);
 		if (!r)
@@ -163,7 +165,8 @@ int teacher_load(struct teacher *t, struct error *err)
 
 void teacher_unload(struct teacher *t)
 {
-	t->pass.batch = batch_free(t->pass.batch);
+	for (int i = 0; i < 2; i++)
+		t->passes[i].batch = batch_free(t->passes[i].batch);
 	answer_close(t->answer);
 	for (uint32_t i = t->n_members; i-- > 0;)
 		member_unload(&t->members[i]);

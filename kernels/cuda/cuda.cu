@@ -54,6 +54,8 @@ static void cuda_close(backend *be)
 			cudaEventDestroy(c->staged[i]);
 	}
 	cudaFreeHost(c->results);
+	if (c->marked)
+		cudaEventDestroy(c->marked);
 	if (c->stream)
 		cudaStreamDestroy(c->stream);
 	free(c->starts_host);
@@ -120,7 +122,8 @@ static int open_handles(backend *be, struct error *err)
 {
 	cuda *c = cuda_of(be);
 	size_t n = (size_t)c->max_rows + 1;
-	bool good = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking) == cudaSuccess;
+	bool good = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking) == cudaSuccess &&
+		    cudaEventCreateWithFlags(&c->marked, cudaEventDisableTiming) == cudaSuccess;
 	for (int i = 0; i < 2; i++)
 		good = good && cudaEventCreateWithFlags(&c->staged[i], cudaEventDisableTiming) == cudaSuccess &&
 		       cudaMallocHost(&c->staging[i], CUDA_STAGING_BYTES) == cudaSuccess;
@@ -187,6 +190,18 @@ static void cuda_sync(backend *be)
 {
 	if (!backend_failed(be))
 		cuda_check(be, cudaStreamSynchronize(cuda_of(be)->stream), "waiting for the device");
+}
+
+static void cuda_mark(backend *be)
+{
+	if (!backend_failed(be))
+		cuda_check(be, cudaEventRecord(cuda_of(be)->marked, cuda_of(be)->stream), "marking a place");
+}
+
+static void cuda_wait(backend *be)
+{
+	if (!backend_failed(be))
+		cuda_check(be, cudaEventSynchronize(cuda_of(be)->marked), "waiting for the device");
 }
 
 // The list of slots: reserved at open where the caller counted it, else it grows.
@@ -261,7 +276,7 @@ static int open_cuda(backend *be, const backend_options *options, struct error *
 
 #define CUDA_OPERATIONS(act_at_function) \
 	.name = "cuda", .head_rows = BACKEND_MAX_HEAD_ROWS, .open = open_cuda, .close = cuda_close, .sync = cuda_sync, \
-	.check_shape = cuda_check_shape, \
+	.asynchronous = true, .mark = cuda_mark, .wait = cuda_wait, .check_shape = cuda_check_shape, \
 	.real_new = cuda_real_new, .real_free = cuda_real_free, .real_at = cuda_real_at, \
 	.act_new = cuda_act_new, .act_free = cuda_act_free, .act_at = act_at_function, \
 	.real_write = cuda_real_write, .real_read = cuda_real_read, .act_write = cuda_act_write, .act_read = cuda_act_read, \

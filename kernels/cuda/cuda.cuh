@@ -43,6 +43,7 @@ struct cuda_tiles { uint32_t n_rows, n; bool cached; cuda_tile *device; };
 
 struct cuda {
 	cudaStream_t stream;
+	cudaEvent_t marked;
 	cublasLtHandle_t blas;
 	bool bf16;                                // element type of act
 	bool fp8;                                 // matrices of blocks are E4M3 numbers; act is bfloat16 then
