@@ -6,6 +6,7 @@
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/product.h"
 
+#define SHARES 8                     // of a thread in a product: the last to finish is at most so much behind
 #define GRADIENT_BLOCK 192           // rows of dw in one unit: their share of dy, packed, stays in the second-level cache
 
 // x as the tiles of a product read it. Most often x itself will do, but for the last tile, which is padded.
@@ -86,11 +87,12 @@ static bool multiply_blocks(const struct cpu *cpu, const struct multiplication *
 {
 	const struct matrix *m = p->matrix;
 	uint32_t block_size = products_block(cpu->products), chunk_size = products_chunk(cpu->products);
-	size_t N = p->N, rows = p->rows;
+	size_t N = p->N, rows = p->rows, n_units = (last - first_block) * t->n_tiles, share = n_units / (SHARES * (size_t)cpu->n_threads);
+	size_t step = share < 1 ? 1 : share < 4 ? share : 4;
 	int failure = 0;
 
 	for (uint32_t chunk = 0; chunk < matrix_chunks(m); chunk++) {
-#pragma omp parallel for schedule(dynamic, 4) collapse(2) num_threads(cpu->n_threads)
+#pragma omp parallel for schedule(dynamic, step) collapse(2) num_threads(cpu->n_threads)
 		for (uint32_t block = first_block; block < last; block++) {
 			for (size_t i = 0; i < t->n_tiles; i++) {
 				int worker = omp_get_thread_num();
