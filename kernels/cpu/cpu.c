@@ -60,6 +60,13 @@ static const char *numeric_name(enum operand operand, bool exact)
 	}
 }
 
+static enum products_route route_of(const struct cpu_vector *vector)
+{
+	if (vector->bf16_unit && !products_have_amx())
+		return PRODUCTS_PANELS;
+	return vector->set == VECTOR_AVX2 ? PRODUCTS_CONVOLUTION : PRODUCTS_MATMUL;
+}
+
 static int cpu_open(struct backend *be, const struct backend_options *options, struct error *err)
 {
 	const struct cpu_vector *vector = vector_find();
@@ -68,7 +75,7 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 				 "GPUs of compute capability 8.9 and above");
 	if (!vector)
 		return error_set(err, ERROR_UNSUPPORTED, "KDSERVED_CPU",
-				 "this processor has no \"%s\" (baseline, avx2, avx2vnni, avx512, avx512vnni)", getenv("KDSERVED_CPU"));
+				 "this processor has no \"%s\" (baseline, avx2, avx2vnni, avx512, avx512vnni, avx512bf16)", getenv("KDSERVED_CPU"));
 	struct cpu *cpu = be->device = calloc(1, sizeof *cpu);
 	if (!cpu)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend cpu");
@@ -87,7 +94,7 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 	if (!cpu->own || !cpu->tokens || !cpu->positions || !cpu->starts || !cpu->slot_starts)
 		r = error_set(err, ERROR_MEMORY, NULL, "no memory for a batch of %u positions", options->max_rows);
 	else
-		r = products_open(cpu->n_threads, vector->set == VECTOR_AVX2, options->numeric == BACKEND_NUMERIC_F32, &cpu->products, err);
+		r = products_open(cpu->n_threads, route_of(vector), options->numeric == BACKEND_NUMERIC_F32, &cpu->products, err);
 	if (r < 0) {
 		cpu_close(be);
 		return r;

@@ -6,6 +6,7 @@
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/product.h"
 
+#define UNIT_ROWS 96                 // of a unit of panels: its x (bfloat16) and a panel of weights stay in the second-level cache
 #define SHARES 8                     // of a thread in a product: the last to finish is at most so much behind
 #define GRADIENT_BLOCK 192           // rows of dw in one unit: their share of dy, packed, stays in the second-level cache
 
@@ -81,6 +82,15 @@ struct multiplication {
 	enum operand operand;
 };
 
+// n_rows rows of x in bfloat16, rows `even` apart: an odd last term has a zero beside it.
+static void rows_narrow(const struct cpu *cpu, uint16_t *to, size_t even, const float *x, size_t ldx, size_t depth, size_t n_rows)
+{
+	for (size_t r = 0; r < n_rows; r++) {
+		to[r * even + even - 1] = 0;
+		cpu->vector->to_bf16(to + r * even, x + r * ldx, depth);
+	}
+}
+
 // Outputs of blocks first..last-1. False when a tile failed.
 static bool multiply_blocks(const struct cpu *cpu, const struct multiplication *p, const struct tiles *t,
 	uint32_t first_block, uint32_t last)
@@ -111,21 +121,59 @@ static bool multiply_blocks(const struct cpu *cpu, const struct multiplication *
 	return !failure;
 }
 
+// The same of a matrix in panels, unit by unit; each thread has the rows of x that it is at in bfloat16.
+static void multiply_panels(const struct cpu *cpu, const struct multiplication *p, uint32_t first_block, uint32_t last)
+{
+	const struct matrix *m = p->matrix;
+	size_t n_units = (p->rows + UNIT_ROWS - 1) / UNIT_ROWS, step = n_units * (last - first_block) / ((size_t)cpu->n_threads * SHARES) + 1;
+
+	for (uint32_t chunk = 0; chunk < matrix_chunks(m); chunk++) {
+		size_t depth = matrix_chunk_depth(m, chunk), even = depth + depth % 2, at = (size_t)chunk * products_chunk(cpu->products);
+#pragma omp parallel num_threads(cpu->n_threads)
+		{
+			uint16_t *x = (uint16_t *)cpu->own[omp_get_thread_num()];
+			size_t there = n_units;
+#pragma omp for schedule(dynamic, step) collapse(2)
+			for (size_t i = 0; i < n_units; i++) {
+				for (uint32_t block = first_block; block < last; block++) {
+					size_t first = i * UNIT_ROWS, column = (size_t)block * products_block(cpu->products);
+					struct bf16_unit u = {
+						.y = p->y + first * p->N + column, .ldy = p->N, .n = matrix_block_width(m, block),
+						.n_rows = p->rows - first < UNIT_ROWS ? p->rows - first : UNIT_ROWS,
+						.add = p->add || chunk > 0, .bias = p->bias && chunk == 0 ? p->bias + column : NULL,
+						.x = x, .ldx = even, .depth = even};
+					u.w = matrix_panels(m, block, chunk, &u.panel_stride);
+					if (i != there)
+						rows_narrow(cpu, x, even, p->x + first * p->K + at, p->K, depth, u.n_rows);
+					there = i;
+					cpu->vector->bf16_unit(&u);
+				}
+			}
+		}
+	}
+}
+
 // apart: the matrix's owner, when its blocks come from the shelf; else NULL.
 static void multiply(struct backend *be, const struct multiplication *p, const struct weight *apart)
 {
 	const struct cpu *cpu = cpu_of(be);
 	uint32_t first = 0, last = matrix_blocks(p->matrix), n_pieces = apart ? apart_pieces(apart) : 1;
+	size_t depth = matrix_chunk_depth(p->matrix, 0) / 2 + 1, tile = (size_t)products_tile(cpu->products) * products_block(cpu->products);
 	int threads = omp_get_max_threads();
-	bool done = true;
+	bool done = true, panels = matrix_in_panels(p->matrix);
 	struct tiles t;
 
-	if (!p->rows || backend_failed(be) || !memory_own(be, (size_t)products_tile(cpu->products) * products_block(cpu->products)) ||
-	    !tiles_init(be, &t, p->matrix, p->operand, p->x, p->rows, p->K))
+	if (!p->rows || backend_failed(be) || !memory_own(be, panels ? UNIT_ROWS * depth : tile) ||
+	    (!panels && !tiles_init(be, &t, p->matrix, p->operand, p->x, p->rows, p->K)))
 		return;
 	omp_set_num_threads(1);          // inside the region oneDNN must stay on its thread even when ours is the only one
-	for (uint32_t i = 0; i < n_pieces && done; i++)
-		done = (!apart || apart_find(be, apart, i, NULL, 0, &first, &last)) && multiply_blocks(cpu, p, &t, first, last);
+	for (uint32_t i = 0; i < n_pieces && done; i++) {
+		done = !apart || apart_find(be, apart, i, NULL, 0, &first, &last);
+		if (done && panels)
+			multiply_panels(cpu, p, first, last);
+		else if (done)
+			done = multiply_blocks(cpu, p, &t, first, last);
+	}
 	omp_set_num_threads(threads);
 	if (!done)
 		backend_fail(be, "a product of %zu x %zu failed", p->N, p->K);

@@ -4,7 +4,9 @@
 // The one complication is the route. With AVX-512 oneDNN's matmul with packed weights runs near the processor's peak. With AVX2 its
 // matmul packs both operands anew in each call (80 to 95 % of peak, 45 % where rows lie a power of two apart), but a convolution with
 // a 1x1 kernel over a row of TILE pixels is the same product, takes packed weights, and runs at 93 to 98 %. So a tile is described to
-// oneDNN as either; a shape that the convolution's fast kernel does not take goes to matmul.
+// oneDNN as either; a shape that the convolution's fast kernel does not take goes to matmul. Products of bfloat16 without AMX are not
+// oneDNN's: its tiles cost as much time again where they are called and copied (a fifth of it all), and a few rows cost as much as a
+// tile. Here oneDNN only packs, in a format that vector_bf16.c reads.
 //
 // Primitives are made with one thread in mind and used inside parallel regions, where oneDNN does not start threads of its own; their
 // scratchpads are ours, one per worker, as oneDNN's default one is shared.
@@ -29,8 +31,8 @@
 struct product {      // one shape of tile
 	struct product *next;
 	uint32_t n, k;
-	bool bf16, convolution;
-	dnnl_primitive_t primitive;
+	bool bf16, convolution, panels;
+	dnnl_primitive_t primitive;              // NULL of panels
 	dnnl_memory_desc_t weights;
 	size_t weights_bytes;
 	uint32_t *row_offset, *column_offset;    // (n), (k): element (i, j) of packed weights is at row_offset[i] + column_offset[j]
@@ -39,7 +41,7 @@ struct product {      // one shape of tile
 
 struct products {
 	int n_threads;
-	bool convolution;
+	enum products_route route;
 	uint32_t tile, block, chunk;
 	dnnl_engine_t engine;
 	dnnl_stream_t *streams;                  // (n_threads)
@@ -54,10 +56,13 @@ struct matrix {
 	float *bytes;
 };
 
-bool products_have_bf16(void)
+static bool has_isa(unsigned bits)
 {
-	return (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
+	return ((unsigned)dnnl_get_effective_cpu_isa() & bits) == bits;
 }
+
+bool products_have_bf16(void) { return has_isa(dnnl_cpu_isa_avx512_core_bf16); }
+bool products_have_amx(void) { return has_isa(dnnl_cpu_isa_avx512_core_amx); }
 
 uint32_t products_tile(const struct products *p) { return p->tile; }
 uint32_t products_block(const struct products *p) { return p->block; }
@@ -65,13 +70,14 @@ uint32_t products_chunk(const struct products *p) { return p->chunk; }
 uint32_t matrix_blocks(const struct matrix *m) { return m->n_blocks; }
 uint32_t matrix_chunks(const struct matrix *m) { return m->n_chunks; }
 
-int products_open(int n_threads, bool convolution, bool exact, struct products **ret_products, struct error *err)
+int products_open(int n_threads, enum products_route route, bool exact, struct products **ret_products, struct error *err)
 {
 	struct products *p = calloc(1, sizeof *p);
+	bool convolution = route == PRODUCTS_CONVOLUTION;
 	if (!p)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for products");
 	// Measured: narrower blocks cost the convolution 1 to 4 %, taller tiles gain it 1 %. The matmul's calls cost more, hence larger.
-	*p = (struct products){.n_threads = n_threads, .convolution = convolution, .tile = convolution ? 32 : 64,
+	*p = (struct products){.n_threads = n_threads, .route = route, .tile = convolution ? 32 : 64,
 			       .block = convolution ? 192 : 256, .chunk = exact ? CHUNK_EXACT : CHUNK_FAST};
 	p->streams = calloc((size_t)n_threads, sizeof *p->streams);
 	bool ok = p->streams && dnnl_engine_create(&p->engine, dnnl_cpu, 0) == dnnl_success;
@@ -149,7 +155,7 @@ static dnnl_primitive_desc_t choose_route(const struct products *p, struct produ
 	dnnl_convolution_desc_t convolution;
 	dnnl_matmul_desc_t matmul;
 
-	t->convolution = p->convolution && !t->bf16 && describe_convolution(d, &convolution, p->tile, t->n, t->k);
+	t->convolution = p->route == PRODUCTS_CONVOLUTION && !t->bf16 && describe_convolution(d, &convolution, p->tile, t->n, t->k);
 	if (t->convolution && dnnl_primitive_desc_create(&pd, &convolution, attr, p->engine, NULL) == dnnl_success) {
 		const char *name = NULL;
 		dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, &name);
@@ -213,6 +219,18 @@ static bool product_buffers(const struct products *p, struct product *t, const s
 	return t->io;
 }
 
+// Packed weights alone: (n / BF16_PANEL, k / 2, BF16_PANEL, 2), filled up with zeros.
+static bool panels_create(struct product *t)
+{
+	dnnl_dims_t w = {t->k, t->n};
+
+	if (dnnl_memory_desc_init_by_tag(&t->weights, 2, w, dnnl_bf16, dnnl_BA16a64b2a) != dnnl_success)
+		return false;
+	t->panels = true;
+	t->weights_bytes = dnnl_memory_desc_get_size(&t->weights);
+	return product_offsets(t);
+}
+
 static bool product_create(const struct products *p, struct product *t)
 {
 	struct tile_descs d;
@@ -221,6 +239,8 @@ static bool product_create(const struct products *p, struct product *t)
 	int threads = omp_get_max_threads();
 	bool ok = false;
 
+	if (t->bf16 && p->route == PRODUCTS_PANELS)
+		return panels_create(t);
 	omp_set_num_threads(1);
 	if (dnnl_primitive_attr_create(&attr) != dnnl_success ||
 	    dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user) != dnnl_success)
@@ -411,6 +431,18 @@ void matrix_row(const struct matrix *m, uint32_t row, float *ret_values)
 			*ret_values = t->bf16 ? float_from_bf16(((const uint16_t *)data)[at + t->column_offset[j]]) :
 						((const float *)data)[at + t->column_offset[j]];
 	}
+}
+
+bool matrix_in_panels(const struct matrix *m) { return m->shapes[1][1]->panels; }
+
+const uint16_t *matrix_panels(const struct matrix *m, uint32_t block, uint32_t chunk, size_t *ret_stride)
+{
+	const struct product *t = shape_of(m, block, chunk);
+	void *data = NULL;
+
+	dnnl_memory_get_data_handle(weights_of(m, block, chunk), &data);
+	*ret_stride = (size_t)t->weights.format_desc.blocking.strides[1];
+	return data;
 }
 
 int matrix_tile(const struct matrix *m, uint32_t block, uint32_t chunk, const void *x, float *tile, int worker)

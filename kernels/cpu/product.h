@@ -13,11 +13,18 @@ struct matrix;
 struct product;
 struct products;
 
-// Opens oneDNN for n_threads workers. convolution: the route for processors with AVX2 and no AVX-512 (see product.c).
-// exact: shorter sums, more digits, less speed.
-int products_open(int n_threads, bool convolution, bool exact, struct products **ret_products, struct error *err);
+// How products are computed: see product.c.
+enum products_route {
+	PRODUCTS_MATMUL,
+	PRODUCTS_CONVOLUTION,             // of floats, with AVX2 and no AVX-512
+	PRODUCTS_PANELS,                  // of bfloat16, with AVX512-BF16 and no AMX: by the caller, from matrix_panels()
+};
+
+// Opens oneDNN for n_threads workers. exact: shorter sums, more digits, less speed.
+int products_open(int n_threads, enum products_route route, bool exact, struct products **ret_products, struct error *err);
 struct products *products_close(struct products *p);
 bool products_have_bf16(void);        // the processor multiplies bfloat16
+bool products_have_amx(void);         // whole tiles of them
 
 uint32_t products_tile(const struct products *p);         // rows of a tile
 uint32_t products_block(const struct products *p);        // outputs of a block
@@ -36,5 +43,8 @@ uint32_t matrix_chunk_depth(const struct matrix *m, uint32_t chunk);       // pr
 // Packs one block from floats: its element (i, j) is from[i * row_stride + j * column_stride]. -EIO when oneDNN refuses.
 int matrix_pack(struct matrix *m, uint32_t block, const float *from, size_t row_stride, size_t column_stride, int worker);
 void matrix_row(const struct matrix *m, uint32_t row, float *ret_values);  // one row, unpacked (k)
+// Whether its products are the caller's, from panels of bfloat16 as struct bf16_unit takes them, *ret_stride apart; else matrix_tile()'s.
+bool matrix_in_panels(const struct matrix *m);
+const uint16_t *matrix_panels(const struct matrix *m, uint32_t block, uint32_t chunk, size_t *ret_stride);
 // tile (TILE, width) = x (TILE, depth) times one chunk of one block. x: float, or bfloat16 as matrix_new() was told.
 int matrix_tile(const struct matrix *m, uint32_t block, uint32_t chunk, const void *x, float *tile, int worker);

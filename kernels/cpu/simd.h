@@ -31,7 +31,7 @@
 #define VECTOR_NAME(name, suffix) VECTOR_PASTE(name, suffix)
 #define VECTOR(name) VECTOR_NAME(name, VECTOR_SUFFIX)
 
-// The few that exist once more for an instruction set with more integer products (vector_int8.c):
+// The few that exist once more for an instruction set with more products (vector_int8.c, vector_bf16.c):
 // the rest of its table is the smaller set's.
 #ifndef INT8_SUFFIX
 #define INT8_SUFFIX VECTOR_SUFFIX

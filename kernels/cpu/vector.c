@@ -35,6 +35,11 @@ static bool has_avx512vnni(void)
 {
 	return has_avx512() && __builtin_cpu_supports("avx512vnni");
 }
+
+static bool has_avx512bf16(void)
+{
+	return has_avx512vnni() && __builtin_cpu_supports("avx512bf16");
+}
 #endif
 
 static bool has_nothing(void)
@@ -46,6 +51,7 @@ const struct cpu_vector *vector_find(void)
 {
 	static const struct { const struct cpu_vector *vector; bool (*is_there)(void); } tables[] = {
 #if defined(__x86_64__)
+		{&vector_avx512bf16, has_avx512bf16},
 		{&vector_avx512vnni, has_avx512vnni},
 		{&vector_avx512, has_avx512},
 		{&vector_avx2vnni, has_avx2vnni},

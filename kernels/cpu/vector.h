@@ -70,13 +70,27 @@ struct int8_unit {
 	void *scratch;                   // INT8_SCRATCH floats, 64-byte aligned
 };
 
+#define BF16_PANEL 64                // outputs whose terms lie side by side, in pairs
+
+// A unit of a product of bfloat16: some rows times some panels.
+struct bf16_unit {
+	float *y;                        // (n_rows, n), row stride ldy; += when add; + bias (n) unless NULL
+	size_t ldy, n, n_rows;
+	bool add;
+	const float *bias;
+	const uint16_t *x;               // (n_rows, depth), row stride ldx
+	size_t ldx, depth;               // even
+	const uint16_t *w;               // panels, panel_stride apart: (depth / 2, BF16_PANEL, 2)
+	size_t panel_stride;
+};
+
 struct layernorm_moments { float mean, inverse; };    // inverse: 1 / sqrt(variance + epsilon)
 
-// What a table is compiled for; those of 8-bit products (vector_int8.c) come on top and change no bit.
+// What a table is compiled for; those of 8-bit products (vector_int8.c) and of bfloat16 come on top and change no bit.
 enum vector_set { VECTOR_BASELINE, VECTOR_AVX2, VECTOR_AVX512 };
 
 struct cpu_vector {
-	const char *name;                // "baseline", "avx2", "avx2vnni", "avx512", "avx512vnni"
+	const char *name;                // "baseline", "avx2", "avx2vnni", "avx512", "avx512vnni", "avx512bf16"
 	enum vector_set set;
 
 	// One row of n. rmsnorm_backward returns 1/rms; add: dx += instead of =; dgain += unless NULL; dx may be dy.
@@ -120,6 +134,8 @@ struct cpu_vector {
 	void (*operands)(void *to, float *scales, int32_t *starts, const float *x, size_t n);
 	void (*int8_unit)(const struct int8_unit *u);
 
+	void (*bf16_unit)(const struct bf16_unit *u);    // NULL where the processor has no product of bfloat16
+
 	// Vocabulary. maxima: (ceil(n / SWEEP_BLOCK)); false when an element is NaN or infinite.
 	bool (*block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
 	// Sum of e^z with z = (x - max) / temperature; ret_weighted, unless NULL: sum of z e^z.
@@ -138,7 +154,8 @@ struct cpu_vector {
 	size_t (*attention_scratch)(const struct attention_work *a, bool backward);    // floats, from first, last, n_group, head_size
 };
 
-extern const struct cpu_vector vector_baseline, vector_avx2, vector_avx2vnni, vector_avx512, vector_avx512vnni;
+extern const struct cpu_vector vector_baseline, vector_avx2, vector_avx2vnni, vector_avx512, vector_avx512vnni,
+	vector_avx512bf16;
 
 // The best table for this processor. KDSERVED_CPU=NAME in the environment asks for one; NULL when the
 // processor lacks it or the name is unknown.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The one product written by hand: BLOCK_ROWS x PANEL sums kept in registers. For attention, whose operands are small and change at once,
-// and for gradients of weights; products with weights go through oneDNN (product.c).
+// The product of floats written by hand: BLOCK_ROWS x PANEL sums kept in registers. For attention, whose operands are small and change at
+// once, and for gradients of weights; products of floats with weights go through oneDNN (product.c).
 #pragma once
 
 #include "kernels/cpu/simd.h"

@@ -42,6 +42,7 @@ void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const fl
 void INT8(quantize)(int16_t *q, float *scales, const float *x, size_t n);
 void INT8(operands)(void *to, float *scales, int32_t *starts, const float *x, size_t n);
 void INT8(int8_unit)(const struct int8_unit *u);
+void INT8(bf16_unit)(const struct bf16_unit *u);
 bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
 double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
 void VECTOR(exp_blocks)(float *out, const float *x, size_t n, float max, float scale, double *sums);

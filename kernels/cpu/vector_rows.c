@@ -101,15 +101,16 @@ void VECTOR(tile_store)(float *y, size_t ldy, const float *tile, const float *bi
 	}
 }
 
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
 void VECTOR(to_bf16)(uint16_t *to, const float *from, size_t n)
 {
 	for (size_t i = 0; i < n; i += LANES) {
-		vu u = bf16_bits(take(from + i, n - i)) >> 16;
-		uint16_t half[LANES];
-
-		for (int j = 0; j < LANES; j++)
-			half[j] = (uint16_t)u[j];
-		memcpy(to + i, half, (n - i < LANES ? n - i : LANES) * sizeof(*half));
+		halves half = __builtin_convertvector(bf16_bits(take(from + i, n - i)) >> 16, halves);
+		if (n - i >= LANES)
+			memcpy(to + i, &half, sizeof half);
+		else
+			memcpy(to + i, &half, (n - i) * sizeof *to);
 	}
 }
 

@@ -37,6 +37,9 @@ const struct cpu_vector INT8(vector) = {
 	.quantize = INT8(quantize),
 	.operands = INT8(operands),
 	.int8_unit = INT8(int8_unit),
+#ifdef __AVX512BF16__
+	.bf16_unit = INT8(bf16_unit),
+#endif
 	.block_maxima = VECTOR(block_maxima),
 	.exp_sum = VECTOR(exp_sum),
 	.exp_blocks = VECTOR(exp_blocks),
