@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention, of a whole batch or from a cache, cut into units: forward, the heads of one kv head for 64 rows; backward, for a whole
+// Attention, of a whole batch or from a cache, cut into units: forward, the heads of one kv head for 64 or 128 rows; backward, for a whole
 // sequence (dk and dv, to which all its queries add, then have one owner). The work of a unit is in vector_attention.c.
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
 
 #define ROWS 64
+#define MANY_UNITS 8                  // a thread: where there are as many of twice the rows, keys are read half as often
 
 static uint32_t rows_of(const struct cpu *cpu, uint32_t sequence)
 {
@@ -25,6 +26,12 @@ static uint32_t longest(const struct cpu *cpu)
 static size_t heads_at(const struct cpu *cpu, const struct attention_shape *s, uint32_t sequence, uint32_t kv)
 {
 	return (size_t)cpu->starts[sequence] * s->n_heads + (size_t)kv * (s->n_heads / s->n_kv_heads);
+}
+
+// Attention computes as products with the model's matrices do. Of trainable ones its backward takes float operands, so it does too.
+static bool rounded(const struct cpu *cpu)
+{
+	return cpu->n_views == 0 && (cpu->operand == OPERAND_ROUNDED || cpu->operand == OPERAND_BF16);
 }
 
 // All rows of a sequence: first = 0, last = its length.
@@ -47,6 +54,7 @@ static struct attention_work work_of(const struct cpu *cpu, const float *qkv, co
 		.window = s->window,
 		.scale = s->scale,
 		.soft_cap = s->soft_cap,
+		.rounded = rounded(cpu),
 		.y_stride = s->n_heads * D,
 		.lse_stride = s->n_heads,
 	};
@@ -68,15 +76,15 @@ static struct attention_work work_cached(const struct cpu *cpu, const float *qkv
 	return a;
 }
 
-// Block b of a sequence's rows, ROWS each; false when it has fewer blocks.
-static bool take_block(struct attention_work *a, uint32_t b)
+// Block b of a sequence's rows, n_rows each; false when it has fewer blocks.
+static bool take_block(struct attention_work *a, uint32_t b, uint32_t n_rows)
 {
-	size_t skip = (size_t)b * ROWS;
+	size_t skip = (size_t)b * n_rows;
 
 	if (skip >= a->last - a->first)
 		return false;
 	a->first += (uint32_t)skip;
-	a->last = a->last - a->first < ROWS ? a->last : a->first + ROWS;
+	a->last = a->last - a->first < n_rows ? a->last : a->first + n_rows;
 	a->q += skip * a->q_stride;
 	a->y += skip * a->y_stride;
 	if (a->lse)
@@ -88,8 +96,10 @@ static bool take_block(struct attention_work *a, uint32_t b)
 static void attend(struct backend *be, float *y, float *lse, const float *qkv, const float *cache, const struct attention_shape *shape)
 {
 	const struct cpu *cpu = cpu_of(be);
-	uint32_t n_blocks = (longest(cpu) + ROWS - 1) / ROWS, NKV = shape->n_kv_heads;
-	struct attention_work largest = {.n_group = shape->n_heads / NKV, .head_size = shape->head_size, .last = ROWS};
+	uint32_t NKV = shape->n_kv_heads;
+	bool many = (uint64_t)cpu->n_positions * NKV >= 2 * ROWS * MANY_UNITS * (uint64_t)cpu->n_threads;
+	uint32_t n_rows = many ? 2 * ROWS : ROWS, n_blocks = (longest(cpu) + n_rows - 1) / n_rows;
+	struct attention_work largest = {.n_group = shape->n_heads / NKV, .head_size = shape->head_size, .last = n_rows};
 
 	if (!memory_own(be, cpu->vector->attention_scratch(&largest, false)))
 		return;
@@ -103,7 +113,7 @@ static void attend(struct backend *be, float *y, float *lse, const float *qkv, c
 				a.y = y + heads_at(cpu, shape, s, kv) * a.head_size;
 				a.lse = lse ? lse + heads_at(cpu, shape, s, kv) : NULL;
 				a.scratch = cpu->own[omp_get_thread_num()];
-				if (take_block(&a, n_blocks - 1 - b))
+				if (take_block(&a, n_blocks - 1 - b, n_rows))
 					cpu->vector->attention(&a);
 			}
 		}

@@ -32,6 +32,7 @@ struct cpu {
 	size_t own_floats;
 	const struct backend_shelf *shelf;      // of matrices that memory has no room for; NULL = none
 	uint32_t n_pieces;                      // on it
+	uint32_t n_views;                       // trainable matrices there are
 	char description[64];
 };
 

@@ -38,6 +38,15 @@
 #endif
 #define INT8(name) VECTOR_NAME(name, INT8_SUFFIX)
 
+// Likewise, on top of both, for one with products of bfloat16 (vector_attention_bf16.c). A table has the name of the largest set it uses.
+#ifdef BF16_SUFFIX
+#define TABLE_SUFFIX BF16_SUFFIX
+#else
+#define BF16_SUFFIX VECTOR_SUFFIX
+#define TABLE_SUFFIX INT8_SUFFIX
+#endif
+#define BF16(name) VECTOR_NAME(name, BF16_SUFFIX)
+
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));

@@ -42,6 +42,7 @@ struct attention_work {
 	uint32_t window;                 // causal: a row sees the last so many keys; 0: all
 	float scale;
 	float soft_cap;                  // 0: none
+	bool rounded;                    // forward: operands of both products to bfloat16 first
 	float *y;                        // (rows, n_group D), row stride y_stride; forward: written, backward: read
 	size_t y_stride;
 	float *lse;                      // (rows, n_group), row stride lse_stride; forward: written unless NULL, backward: read
@@ -86,7 +87,8 @@ struct bf16_unit {
 
 struct layernorm_moments { float mean, inverse; };    // inverse: 1 / sqrt(variance + epsilon)
 
-// What a table is compiled for; those of 8-bit products (vector_int8.c) and of bfloat16 come on top and change no bit.
+// What a table is compiled for. Those of 8-bit products (vector_int8.c) come on top and change no bit; those of bfloat16 (vector_bf16.c,
+// vector_attention_bf16.c) change the order of sums where operands are rounded.
 enum vector_set { VECTOR_BASELINE, VECTOR_AVX2, VECTOR_AVX512 };
 
 struct cpu_vector {
@@ -154,8 +156,7 @@ struct cpu_vector {
 	size_t (*attention_scratch)(const struct attention_work *a, bool backward);    // floats, from first, last, n_group, head_size
 };
 
-extern const struct cpu_vector vector_baseline, vector_avx2, vector_avx2vnni, vector_avx512, vector_avx512vnni,
-	vector_avx512bf16;
+extern const struct cpu_vector vector_baseline, vector_avx2, vector_avx2vnni, vector_avx512, vector_avx512vnni, vector_avx512bf16;
 
 // The best table for this processor. KDSERVED_CPU=NAME in the environment asks for one; NULL when the
 // processor lacks it or the name is unknown.

@@ -129,8 +129,12 @@ static void panel_open(struct panel p, const struct attention_work *a, size_t la
 	for (size_t i = 0; i < n; i++) {
 		const float *q = a->q + (lane + i) / a->n_group * a->q_stride + (lane + i) % a->n_group * D;
 		for (size_t d = 0; d < D; d++)
-			p.q[d * PANEL + i] = q[d] * a->scale;
+			p.q[d * PANEL + i] = q[d];
 	}
+	if (a->rounded)
+		VECTOR(round_bf16)(p.q, p.q, D * PANEL);
+	for (size_t d = 0; d < D * PANEL; d += LANES)
+		vf_store(p.q + d, vf_load(p.q + d) * a->scale);
 	for (size_t i = 0; i < PANEL; i++) {
 		p.max[i] = -0x1p126f;        // below every score; finite, so that the first rescale is e^-big = 0 and never NaN
 		p.sum[i] = 0;
@@ -177,6 +181,8 @@ static void panel_step(struct panel p, const struct attention_work *a, const flo
 			s[j * PANEL + i] = -INFINITY;
 	}
 	softmax_step(s, n_keys, p.max, p.sum, p.out, D);
+	if (a->rounded)
+		VECTOR(round_bf16)(s, s, n_keys * PANEL);
 	product(p.out, PANEL, D, v, 1, D, s, PANEL, n_keys, true);
 }
 
@@ -186,6 +192,8 @@ static void keys_copy(float *to, const float *from, const struct attention_work 
 
 	for (size_t j = 0; j < n; j++)
 		memcpy(to + j * D, from + (a->slots ? a->slots[key + j] : key + j) * a->stride, D * sizeof(float));
+	if (a->rounded)
+		VECTOR(round_bf16)(to, to, n * D);
 }
 
 void VECTOR(attention)(const struct attention_work *a)

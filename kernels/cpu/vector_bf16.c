@@ -59,7 +59,7 @@ static void panel_product(const struct bf16_unit *u, float *y, const uint16_t *w
 	}
 }
 
-void INT8(bf16_unit)(const struct bf16_unit *u)
+void BF16(bf16_unit)(const struct bf16_unit *u)
 {
 	for (size_t i = 0; i < u->n; i += BF16_PANEL)
 		panel_product(u, u->y + i, u->w + i / BF16_PANEL * u->panel_stride, u->bias ? u->bias + i : NULL,

@@ -42,7 +42,6 @@ void VECTOR(gradient)(float *dw, const float *dy, size_t ldy, size_t n, const fl
 void INT8(quantize)(int16_t *q, float *scales, const float *x, size_t n);
 void INT8(operands)(void *to, float *scales, int32_t *starts, const float *x, size_t n);
 void INT8(int8_unit)(const struct int8_unit *u);
-void INT8(bf16_unit)(const struct bf16_unit *u);
 bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
 double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
 void VECTOR(exp_blocks)(float *out, const float *x, size_t n, float max, float scale, double *sums);
@@ -53,3 +52,6 @@ void VECTOR(mix_log)(float *y, size_t n);
 void VECTOR(attention)(const struct attention_work *a);
 void VECTOR(attention_backward)(const struct attention_work *a);
 size_t VECTOR(attention_scratch)(const struct attention_work *a, bool backward);
+void BF16(bf16_unit)(const struct bf16_unit *u);
+void BF16(attention)(const struct attention_work *a);
+size_t BF16(attention_scratch)(const struct attention_work *a, bool backward);

@@ -7,8 +7,8 @@
 #define VECTOR_STRING(name) VECTOR_STRING_OF(name)
 #define VECTOR_STRING_OF(name) #name
 
-const struct cpu_vector INT8(vector) = {
-	.name = VECTOR_STRING(INT8_SUFFIX),
+const struct cpu_vector VECTOR_NAME(vector, TABLE_SUFFIX) = {
+	.name = VECTOR_STRING(TABLE_SUFFIX),
 	.set = LANES == 16 ? VECTOR_AVX512 : LANES == 8 ? VECTOR_AVX2 : VECTOR_BASELINE,
 	.rmsnorm = VECTOR(rmsnorm),
 	.rmsnorm_backward = VECTOR(rmsnorm_backward),
@@ -38,7 +38,7 @@ const struct cpu_vector INT8(vector) = {
 	.operands = INT8(operands),
 	.int8_unit = INT8(int8_unit),
 #ifdef __AVX512BF16__
-	.bf16_unit = INT8(bf16_unit),
+	.bf16_unit = BF16(bf16_unit),
 #endif
 	.block_maxima = VECTOR(block_maxima),
 	.exp_sum = VECTOR(exp_sum),
@@ -47,7 +47,7 @@ const struct cpu_vector INT8(vector) = {
 	.mix = VECTOR(mix),
 	.soft_cap = VECTOR(soft_cap),
 	.mix_log = VECTOR(mix_log),
-	.attention = VECTOR(attention),
+	.attention = BF16(attention),
 	.attention_backward = VECTOR(attention_backward),
-	.attention_scratch = VECTOR(attention_scratch),
+	.attention_scratch = BF16(attention_scratch),
 };

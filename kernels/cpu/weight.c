@@ -112,7 +112,7 @@ struct weight *cpu_weight_load(struct backend *be, enum weight_kind kind, const 
 
 struct weight *cpu_weight_view(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err)
 {
-	const struct cpu *cpu = cpu_of(be);
+	struct cpu *cpu = cpu_of(be);
 	struct weight *w = calloc(1, sizeof *w);
 	be->n_allocations++;
 
@@ -120,6 +120,7 @@ struct weight *cpu_weight_view(struct backend *be, struct real *array, uint32_t 
 		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix view");
 		return NULL;
 	}
+	cpu->n_views++;
 	*w = (struct weight){.n_rows = n_rows, .n_columns = n_columns, .operand = cpu->view_operand, .view = cpu_real_in(array)};
 	if (matrix_new(cpu->products, n_rows, n_columns, w->operand == OPERAND_BF16, false, &w->forward, err) < 0 ||
 	    matrix_new(cpu->products, n_columns, n_rows, w->operand == OPERAND_BF16, false, &w->backward, err) < 0) {
@@ -179,9 +180,10 @@ void cpu_weight_refresh(struct backend *be, struct weight *w)
 
 void cpu_weight_free(struct backend *be, struct weight *w)
 {
-	(void)be;
 	if (!w)
 		return;
+	if (w->view)
+		cpu_of(be)->n_views--;
 	int8_matrix_free(w->int8);
 	matrix_free(w->forward);
 	matrix_free(w->backward);

@@ -2,6 +2,7 @@
 // Forward operations against ref. Every bound is stated where it is used; unit inputs keep results of about unit size.
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "tests/ops/harness.h"
 
@@ -210,6 +211,27 @@ void rope_matches_ref(void **state)
 	}
 }
 
+static void round_all(float *x, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		x[i] = float_from_bf16(float_to_bf16(x[i]));
+}
+
+// What attention's products hold exactly.
+static struct twin_act operands_random(struct pair *p, size_t n, float scale)
+{
+	float *x = malloc(n * sizeof *x);
+	assert_non_null(x);
+	random_fill(&p->random, x, n, scale);
+	if (p->eps_attention > EPS_F32)
+		round_all(x, n);
+	struct twin_act t = twin_act_random(p, n, scale);
+	p->be->ops->act_write(p->be, t.be, x, n);
+	p->ref->ops->act_write(p->ref, t.ref, x, n);
+	free(x);
+	return t;
+}
+
 static void check_attention(struct pair *p, bool bidirectional, bool windows, bool caps)
 {
 	static const uint32_t some_windows[] = {1, 5, 63, 64, 100};
@@ -223,13 +245,13 @@ static void check_attention(struct pair *p, bool bidirectional, bool windows, bo
 		size_t n = (size_t)T * s->n_heads;
 		pair_reset(p, i + 1);
 		pair_begin(p, T, 5);
-		struct twin_act qkv = twin_act_random(p, T * row_width(s), 2), y = twin_act_poisoned(p, n * s->head_size);
+		struct twin_act qkv = operands_random(p, T * row_width(s), 2), y = twin_act_poisoned(p, n * s->head_size);
 		struct twin lse = twin_poisoned(p, n);
 		p->ref->ops->attention(p->ref, y.ref, lse.ref, qkv.ref, s);
 		p->be->ops->attention(p->be, y.be, lse.be, qkv.be, s);
 		// scores reach about 30 and are sums of up to 128 terms, so exp() of them is good to 30 sqrt(128) / 2 eps;
-		// bfloat16 devices round the probabilities too
-		struct bound b = {170 * EPS_F32 + 4 * (p->eps_act - EPS_F32), 64 * EPS_F32 + 2 * p->eps_act};
+		// where operands are bfloat16 the probabilities are rounded too
+		struct bound b = {170 * EPS_F32 + 4 * (p->eps_attention - EPS_F32), 64 * EPS_F32 + 2 * p->eps_attention};
 		assert_twin_act(p, "attention", y, b);
 		// of few keys the log-sum-exp has the error of a score, of many less
 		assert_twin(p, "attention lse", lse, (struct bound){(windows ? 170 : 64) * EPS_F32, 4 * EPS_F32});
@@ -237,6 +259,40 @@ static void check_attention(struct pair *p, bool bidirectional, bool windows, bo
 		p->be->ops->attention(p->be, y.be, NULL, qkv.be, s);
 		assert_twin_act(p, "attention without lse", y, b);
 	}
+}
+
+// Operands as they are and rounded beforehand give the same bits where attention rounds, and only there.
+static void check_rounding(struct pair *p, bool rounds)
+{
+	enum { T = 70 };
+	const struct attention_shape *s = &shapes[2];
+	size_t n = T * row_width(s), n_y = (size_t)T * s->n_heads * s->head_size;
+	float *x = malloc(n * sizeof *x);
+	double *y[2] = {malloc(n_y * sizeof **y), malloc(n_y * sizeof **y)};
+	assert_true(x && y[0] && y[1]);
+	pair_begin(p, T, 5);
+	struct twin_act qkv = twin_act_random(p, n, 2), out = twin_act_poisoned(p, n_y);
+	random_fill(&p->random, x, n, 2);
+	for (int i = 0; i < 2; i++) {
+		p->be->ops->act_write(p->be, qkv.be, x, n);
+		p->be->ops->attention(p->be, out.be, NULL, qkv.be, s);
+		p->be->ops->act_read(p->be, y[i], out.be, n_y);
+		round_all(x, n);
+	}
+	assert_int_equal(memcmp(y[0], y[1], n_y * sizeof **y) == 0, rounds);
+	free(x);
+	free(y[0]);
+	free(y[1]);
+}
+
+void attention_rounds_as_products_do(void **state)
+{
+	struct pair *p = *state;
+	pair_reset(p, 1);
+	check_rounding(p, p->eps_attention > EPS_F32);
+	twin_weight_view(p, twin_random(p, 24, 1), 4, 6);    // a model in training: its backward takes float operands
+	check_rounding(p, p->eps_act > EPS_F32);
+	pair_reset(p, 1);
 }
 
 void attention_matches_ref(void **state)

@@ -25,6 +25,7 @@ struct pair {
 	struct backend *ref, *be;
 	uint64_t random;
 	double eps_act;                  // unit roundoff of the backend's act arrays
+	double eps_attention;            // of operands of attention's products, where the backend has no trainable matrix; else eps_act
 	double eps_view;                 // of operands of products of trainable matrices
 	double eps_product;              // of operands in products of immutable weights; integers are the same on both
 	struct made *made;               // everything to free at reset
@@ -81,6 +82,7 @@ void fp8_products_keep_what_is_not_a_number_in_its_row(void **state);
 void linear_of_view_follows_refresh(void **state);
 void rope_matches_ref(void **state);
 void attention_matches_ref(void **state);
+void attention_rounds_as_products_do(void **state);
 void attention_within_windows_matches_ref(void **state);
 void attention_with_capped_scores_matches_ref(void **state);
 void swiglu_matches_ref(void **state);

@@ -45,6 +45,7 @@ static const struct CMUnitTest tests[] = {
 	OP(linear_of_view_follows_refresh),
 	OP(rope_matches_ref),
 	OP(attention_matches_ref),
+	OP(attention_rounds_as_products_do),
 	OP(attention_within_windows_matches_ref),
 	OP(attention_with_capped_scores_matches_ref),
 	OP(swiglu_matches_ref),
