@@ -31,14 +31,15 @@
 #define VECTOR_NAME(name, suffix) VECTOR_PASTE(name, suffix)
 #define VECTOR(name) VECTOR_NAME(name, VECTOR_SUFFIX)
 
-// The few that exist once more for an instruction set with more products (vector_int8.c, vector_bf16.c):
+// The few that exist once more for an instruction set with products of bytes (vector_int8.c):
 // the rest of its table is the smaller set's.
 #ifndef INT8_SUFFIX
 #define INT8_SUFFIX VECTOR_SUFFIX
 #endif
 #define INT8(name) VECTOR_NAME(name, INT8_SUFFIX)
 
-// Likewise, on top of both, for one with products of bfloat16 (vector_attention_bf16.c). A table has the name of the largest set it uses.
+// Likewise, on top of both, for one with products of bfloat16 (vector_bf16.c, vector_attention_bf16.c). A table has the name of the
+// largest set it uses.
 #ifdef BF16_SUFFIX
 #define TABLE_SUFFIX BF16_SUFFIX
 #else
