@@ -121,14 +121,27 @@ static bool multiply_blocks(const struct cpu *cpu, const struct multiplication *
 	return !failure;
 }
 
+// Rows i UNIT_ROWS.. times a block's chunk; x and its stride are left to the caller.
+static struct bf16_unit unit_at(const struct cpu *cpu, const struct multiplication *p, size_t i, uint32_t block, uint32_t chunk)
+{
+	size_t first = i * UNIT_ROWS, column = (size_t)block * products_block(cpu->products);
+	struct bf16_unit u = {
+		.y = p->y + first * p->N + column, .ldy = p->N, .n = matrix_block_width(p->matrix, block),
+		.n_rows = p->rows - first < UNIT_ROWS ? p->rows - first : UNIT_ROWS,
+		.add = p->add || chunk > 0, .bias = p->bias && chunk == 0 ? p->bias + column : NULL};
+	u.w = matrix_panels(p->matrix, block, chunk, &u.panel_stride);
+	return u;
+}
+
 // The same of a matrix in panels, unit by unit; each thread has the rows of x that it is at in bfloat16.
 static void multiply_panels(const struct cpu *cpu, const struct multiplication *p, uint32_t first_block, uint32_t last)
 {
-	const struct matrix *m = p->matrix;
-	size_t n_units = (p->rows + UNIT_ROWS - 1) / UNIT_ROWS, step = n_units * (last - first_block) / ((size_t)cpu->n_threads * SHARES) + 1;
+	size_t n_units = (p->rows + UNIT_ROWS - 1) / UNIT_ROWS;
+	size_t step = n_units * (last - first_block) / ((size_t)cpu->n_threads * SHARES) + 1;
 
-	for (uint32_t chunk = 0; chunk < matrix_chunks(m); chunk++) {
-		size_t depth = matrix_chunk_depth(m, chunk), even = depth + depth % 2, at = (size_t)chunk * products_chunk(cpu->products);
+	for (uint32_t chunk = 0; chunk < matrix_chunks(p->matrix); chunk++) {
+		size_t depth = matrix_chunk_depth(p->matrix, chunk), even = depth + depth % 2;
+		const float *terms = p->x + (size_t)chunk * products_chunk(cpu->products);
 #pragma omp parallel num_threads(cpu->n_threads)
 		{
 			uint16_t *x = (uint16_t *)cpu->own[omp_get_thread_num()];
@@ -136,15 +149,11 @@ static void multiply_panels(const struct cpu *cpu, const struct multiplication *
 #pragma omp for schedule(dynamic, step) collapse(2)
 			for (size_t i = 0; i < n_units; i++) {
 				for (uint32_t block = first_block; block < last; block++) {
-					size_t first = i * UNIT_ROWS, column = (size_t)block * products_block(cpu->products);
-					struct bf16_unit u = {
-						.y = p->y + first * p->N + column, .ldy = p->N, .n = matrix_block_width(m, block),
-						.n_rows = p->rows - first < UNIT_ROWS ? p->rows - first : UNIT_ROWS,
-						.add = p->add || chunk > 0, .bias = p->bias && chunk == 0 ? p->bias + column : NULL,
-						.x = x, .ldx = even, .depth = even};
-					u.w = matrix_panels(m, block, chunk, &u.panel_stride);
+					struct bf16_unit u = unit_at(cpu, p, i, block, chunk);
+					u.x = x;
+					u.ldx = u.depth = even;
 					if (i != there)
-						rows_narrow(cpu, x, even, p->x + first * p->K + at, p->K, depth, u.n_rows);
+						rows_narrow(cpu, x, even, terms + i * UNIT_ROWS * p->K, p->K, depth, u.n_rows);
 					there = i;
 					cpu->vector->bf16_unit(&u);
 				}
@@ -158,7 +167,8 @@ static void multiply(struct backend *be, const struct multiplication *p, const s
 {
 	const struct cpu *cpu = cpu_of(be);
 	uint32_t first = 0, last = matrix_blocks(p->matrix), n_pieces = apart ? apart_pieces(apart) : 1;
-	size_t depth = matrix_chunk_depth(p->matrix, 0) / 2 + 1, tile = (size_t)products_tile(cpu->products) * products_block(cpu->products);
+	size_t depth = matrix_chunk_depth(p->matrix, 0) / 2 + 1;
+	size_t tile = (size_t)products_tile(cpu->products) * products_block(cpu->products);
 	int threads = omp_get_max_threads();
 	bool done = true, panels = matrix_in_panels(p->matrix);
 	struct tiles t;

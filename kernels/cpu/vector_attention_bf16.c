@@ -252,8 +252,8 @@ static void cap_scores(float *s, size_t n_keys, float scale, float cap)
 		vf_store(s + i, cap * vf_tanh(vf_load(s + i) * inverse));
 }
 
-// s (n_keys, PANEL), n_keys even, are scores of which `unit` make a power of two; probabilities, not yet normed, go to t (n_keys / 2, PANEL)
-// in pairs; running maximum and sum follow; out is rescaled.
+// s (n_keys, PANEL), n_keys even: e^score is 2^(unit s). Probabilities, not yet normed, go to t (n_keys / 2, PANEL) in pairs; running
+// maximum and sum follow; out is rescaled.
 static void softmax_step(const struct panel *p, uint32_t *t, const float *s, size_t n_keys, float unit, size_t D)
 {
 	for (size_t half = 0; half < PANEL; half += LANES, s += LANES, t += LANES) {
