@@ -283,8 +283,8 @@ class Requests(unittest.TestCase):
             server.send(welcome())
             request_id = server.receive()[1]
             kind, ping, body = server.receive()
+            server.seen.append(kind)    # before the answer: the test reads it as soon as it has that
             server.send(frame.encode(Kind.PONG, ping, body), answer(request_id), frame.encode(Kind.DONE, request_id))
-            server.seen.append(kind)
             server.take(1)
 
         async def ask(address):
