@@ -28,10 +28,11 @@ static size_t heads_at(const struct cpu *cpu, const struct attention_shape *s, u
 	return (size_t)cpu->starts[sequence] * s->n_heads + (size_t)kv * (s->n_heads / s->n_kv_heads);
 }
 
-// Attention computes as products with the model's matrices do. Of trainable ones its backward takes float operands, so it does too.
+// Attention rounds its operands to bfloat16 where the model's products do not take them as they are. Of trainable matrices its backward
+// takes float operands, so it does too.
 static bool rounded(const struct cpu *cpu)
 {
-	return cpu->n_views == 0 && (cpu->operand == OPERAND_ROUNDED || cpu->operand == OPERAND_BF16);
+	return cpu->n_views == 0 && cpu->operand != OPERAND_F32;
 }
 
 // All rows of a sequence: first = 0, last = its length.

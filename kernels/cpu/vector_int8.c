@@ -15,6 +15,7 @@
 
 typedef uint8_t bytes __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes_half __attribute__((vector_size(2 * LANES)));
+typedef int8_t bytes_quarter __attribute__((vector_size(LANES)));
 typedef int16_t words __attribute__((vector_size(4 * LANES)));
 typedef int16_t words_half __attribute__((vector_size(2 * LANES)));
 
@@ -104,8 +105,28 @@ INLINE int32_t vi_max_lane(vi v)
 #endif
 }
 
-// One group of n <= INT8_GROUP floats; returns its scale, NaN where a value is not finite.
-INLINE float quantize_group(int16_t *q, const float *x, size_t n)
+#ifdef INT8_BYTES
+INLINE int32_t vi_sum(vi v)
+{
+#if defined(__AVX2__)
+#if LANES == 16
+	__m256i h = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)v), _mm512_extracti64x4_epi64((__m512i)v, 1));
+#else
+	__m256i h = (__m256i)v;
+#endif
+	__m128i s = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+	s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+	return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+#else
+	for (int i = 1; i < LANES; i++)
+		v[0] += v[i];
+	return v[0];
+#endif
+}
+#endif
+
+// Of n <= INT8_GROUP floats: their scale, NaN where one is not finite. Returns what turns them into integers, 0 where all are 0.
+INLINE float group_inverse(const float *x, size_t n, float *ret_scale)
 {
 	vi most = {0};
 
@@ -116,19 +137,23 @@ INLINE float quantize_group(int16_t *q, const float *x, size_t n)
 	}
 	vi all = vi_max_lane(most) - (vi){0};
 	float m = ((vf)all)[0];
-	if (n < INT8_GROUP || !(m <= FLT_MAX) || m < INT8_SMALLEST)
+	bool finite = m <= FLT_MAX, zero = !finite || m < INT8_SMALLEST;
+	*ret_scale = !finite ? NAN : zero ? 0 : m / 127.0f;
+	return zero ? 0 : 127.0f / m;
+}
+
+// One group; returns its scale.
+static float quantize_group(int16_t *q, const float *x, size_t n)
+{
+	float scale, inverse = group_inverse(x, n, &scale);
+
+	if (n < INT8_GROUP || inverse == 0)
 		memset(q, 0, INT8_GROUP * sizeof(*q));
-	if (!(m <= FLT_MAX))
-		return NAN;
-	if (m < INT8_SMALLEST)
-		return 0;
-	float inverse = 127.0f / m;
-	for (size_t i = 0; i < n; i += LANES) {
-		vi v = vf_round(take(x + i, n - i) * inverse);
-		words_half h = __builtin_convertvector(v, words_half);
+	for (size_t i = 0; i < n && inverse != 0; i += LANES) {
+		words_half h = __builtin_convertvector(vf_round(take(x + i, n - i) * inverse), words_half);
 		memcpy(q + i, &h, sizeof(h));
 	}
-	return m / 127.0f;
+	return scale;
 }
 
 void INT8(quantize)(int16_t *q, float *scales, const float *x, size_t n)
@@ -141,21 +166,35 @@ void INT8(quantize)(int16_t *q, float *scales, const float *x, size_t n)
 		*scales = quantize_group(q + i, x + i, n - i);
 }
 
+#ifdef INT8_BYTES
+// One group as bytes, and what its sums begin at; returns its scale.
+INLINE float operands_group(operand *q, int32_t *ret_start, const float *x, size_t n)
+{
+	float scale, inverse = group_inverse(x, n, &scale);
+	vi sum = {0};
+
+	if (n < INT8_GROUP || inverse == 0)
+		memset(q, 0, INT8_GROUP * sizeof(*q));
+	for (size_t i = 0; i < n && inverse != 0; i += LANES) {
+		vi v = vf_round(take(x + i, n - i) * inverse);
+		bytes_quarter b = __builtin_convertvector(v, bytes_quarter);
+		memcpy(q + i, &b, sizeof(b));
+		sum += v;
+	}
+	*ret_start = -INT8_OFFSET * vi_sum(sum);
+	return scale;
+}
+#endif
+
 void INT8(operands)(void *to, float *scales, int32_t *starts, const float *x, size_t n)
 {
 #ifdef INT8_BYTES
-	operand *bytes_to = to;
+	size_t i = 0;
 
-	for (size_t i = 0; i < n; i += INT8_GROUP) {
-		int16_t q[INT8_GROUP];
-		int32_t sum = 0;
-		INT8(quantize)(q, scales++, x + i, n - i < INT8_GROUP ? n - i : INT8_GROUP);
-		for (size_t k = 0; k < INT8_GROUP; k++) {
-			bytes_to[i + k] = (operand)q[k];
-			sum += q[k];
-		}
-		*starts++ = -INT8_OFFSET * sum;
-	}
+	for (; i + INT8_GROUP <= n; i += INT8_GROUP)
+		*scales++ = operands_group((operand *)to + i, starts++, x + i, INT8_GROUP);
+	if (i < n)
+		*scales = operands_group((operand *)to + i, starts, x + i, n - i);
 #else
 	(void)starts;
 	INT8(quantize)(to, scales, x, n);

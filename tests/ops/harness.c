@@ -87,7 +87,7 @@ int pair_open(struct pair *p, const char *name, enum backend_numeric numeric, ui
 	bool bf16 = strncmp(products, "bf16", 4) == 0 || strcmp(products, "fp8") == 0;       // of fp8, plain matrices
 	p->eps_act = act_roundoff(p->be);
 	p->eps_product = exact ? EPS_F32 : bf16 ? 0x1p-8 : 0x1p-7;
-	p->eps_attention = strcmp(products, "bf16") == 0 ? fmax(p->eps_act, 0x1p-8) : p->eps_act;
+	p->eps_attention = strcmp(products, "bf16") == 0 || strcmp(products, "int8") == 0 ? fmax(p->eps_act, 0x1p-8) : p->eps_act;
 	p->eps_view = numeric == BACKEND_NUMERIC_BF16 ? fmax(p->eps_act, p->eps_product) : p->eps_act;
 	printf("# %s, products in %s, %s\n", name, products, p->be->description);
 	return 0;
