@@ -8,11 +8,12 @@
 #   BENCH_THREADS      [all processors]
 #   BENCH_TEACHER      model file [the quick start's]            BENCH_TEXT    a file of prose [the quick start's]
 #   BENCH_LLAMACPP     work folder of peer_llamacpp.sh           BENCH_PYTHON  an interpreter with torch
+#   BENCH_KINDS      llama.cpp's [BF16, its quickest; F32, file: the teacher's own]
 #   BENCH_LIMIT        seconds of a part, which has failed then [300, 7200]
 #   BENCH_DIRECTORY    where stores are written [BUILD_FOLDER]   BENCH_RESULTS [tests/bench/results]
 # Exit status 1 when a part failed.
 set -uo pipefail
-[ $# -ge 1 ] || { sed -n '3,13s/^# //p' "$0" >&2; exit 2; }
+[ $# -ge 1 ] || { sed -n '3,14s/^# //p' "$0" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd) build=$(cd "$1" && pwd) top=$(cd "$(dirname "$0")/../.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/kdserved
 short=${BENCH_SHORT:-} threads=${BENCH_THREADS:-$(nproc)}
@@ -34,10 +35,12 @@ part_score() {
 	need "$teacher" BENCH_TEACHER
 	local work=${BENCH_LLAMACPP:--} length
 	[ "$work" != - ] || echo "# without llama.cpp: BENCH_LLAMACPP is not set"
-	export PASSES CSV=/dev/null HEADER=1 NUMERICS="auto int8"
-	PASSES=$(pick 2 5)
+	export PASSES CSV=/dev/null HEADER=1 NUMERICS="auto int8" KINDS TORCH=${BENCH_PYTHON:-}
+	PASSES=$(pick 2 3)
+	KINDS=${BENCH_KINDS:-BF16}
 	for length in $(pick 512 "512 2048"); do
-		bash "$here/peer_llamacpp.sh" "$build" "$work" "$(pick 2 8)" "$threads" "$length" "$(pick 2 $((2048 / length)))" || return
+		bash "$here/peer_llamacpp.sh" "$build" "$work" "$(pick 2 $((length == 512 ? 8 : 4)))" "$threads" "$length" \
+			"$(pick 2 $((2048 / length)))" || return
 		HEADER=
 	done
 }

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Time of each operation of a backend in the chain where it is used: all-position scoring of a SmolLM2-135M shape (30 layers, random
-// weights), then one training step of a 33 M student. Rows: operation, calls, ms, share, GFLOP/s, share of the processor's measured peak.
+// weights), then one training step of a 33 M student. Rows: operation, calls, ms, share, GFLOP/s, share of what the processor's
+// multiplications of the numbers that its products take (f32, bf16, int8) were measured to give at best, before and after.
 // BENCH_CLOCK=cpu in the environment counts processor time instead (with one thread: figures of a busy machine that can be compared).
 // usage: bench_ops [BACKEND=cpu] [THREADS=0] [SEQUENCES=4] [LENGTH=512] [PASSES=5] [NUMERIC=auto|f32|bf16|int8|fp8]
 #include <omp.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,56 +57,88 @@ static void die(const struct error *err)
 	timings[op].calls++; \
 } while (0)
 
+// What a processor's multiplications give at best, in a form of numbers: sums in 12 registers, nothing read or stored.
+enum arithmetic { FLOATS, BFLOATS, BYTES };
+static const char *const arithmetics[] = {"f32", "bf16", "int8"};
+
 #if defined(__x86_64__)
 typedef float wide256 __attribute__((vector_size(32)));
 typedef float wide512 __attribute__((vector_size(64)));
-#define PEAK(name, isa, wide) \
+#define PEAK(name, isa, wide, begin, left, right, multiply) \
 	__attribute__((target(isa), noinline)) static float name(long n) \
 	{ \
-		wide x[12], a = {1e-9f}, b = {0.5f}; \
+		wide x[12], a = left, b = right; \
 		for (int i = 0; i < 12; i++) \
-			x[i] = a + (float)i; \
+			x[i] = begin; \
 		for (long k = 0; k < n; k++) { \
 			_Pragma("GCC unroll 12") for (int i = 0; i < 12; i++) \
-				x[i] = x[i] * b + a; \
+				x[i] = multiply; \
 			__asm__ volatile("" : "+x"(a), "+x"(b)); \
 		} \
 		for (int i = 1; i < 12; i++) \
 			x[0] += x[i]; \
-		return x[0][0]; \
+		return (float)x[0][0]; \
 	}
-PEAK(peak256, "avx2,fma", wide256)
-PEAK(peak512, "avx512f", wide512)
+PEAK(peak256, "avx2,fma", wide256, a + (float)i, {1e-9f}, {0.5f}, x[i] * b + a)
+PEAK(peak512, "avx512f", wide512, a + (float)i, {1e-9f}, {0.5f}, x[i] * b + a)
+PEAK(peak_bf16, "avx512bf16", wide512, a + (float)i, {1e-9f}, {0.5f},
+     (wide512)_mm512_dpbf16_ps((__m512)x[i], (__m512bh)a, (__m512bh)b))
+PEAK(peak_int8, "avx512vnni", __m512i, a + i, {1}, {1}, _mm512_dpbusd_epi32(x[i], a, b))
 
-// f32 FLOP/s of all threads; 0 where unknown
-static double peak(int n_threads)
+// Operations of one round of a form's loop; 0 where the processor has no instruction of it that is measured here.
+static double peak_work(enum arithmetic a)
 {
-	bool is512 = __builtin_cpu_supports("avx512f");
+	if (a == BFLOATS)
+		return __builtin_cpu_supports("avx512bf16") ? 12 * 64 : 0;
+	if (a == BYTES)
+		return __builtin_cpu_supports("avx512vnni") ? 12 * 128 : 0;
+	return __builtin_cpu_supports("avx512f") ? 12 * 32 : __builtin_cpu_supports("fma") ? 12 * 16 : 0;
+}
+
+static float peak_run(enum arithmetic a, long n)
+{
+	return a == BFLOATS ? peak_bf16(n) : a == BYTES ? peak_int8(n) : __builtin_cpu_supports("avx512f") ? peak512(n) : peak256(n);
+}
+#else
+static double peak_work(enum arithmetic a)
+{
+	(void)a;
+	return 0;
+}
+
+static float peak_run(enum arithmetic a, long n)
+{
+	(void)a;
+	return (float)n;
+}
+#endif
+
+// Operations a second of all threads; 0 where unknown.
+static double peak(enum arithmetic a, int n_threads)
+{
+	const long n = 10000000;
 	double best = 0;
 	volatile float keep = 0;
-	if (!is512 && !__builtin_cpu_supports("fma"))
+	if (peak_work(a) == 0)
 		return 0;
 	for (int pass = 0; pass < 7; pass++) {
-		const long n = 10000000;
 		double t0 = now();
 #pragma omp parallel num_threads(n_threads)
 		{
-			float f = is512 ? peak512(n) : peak256(n);
+			float f = peak_run(a, n);
 #pragma omp critical
 			keep += f;
 		}
-		double rate = (double)n * 12 * (is512 ? 32 : 16) * n_threads / (now() - t0);
+		double rate = (double)n * peak_work(a) * n_threads / (now() - t0);
 		best = rate > best ? rate : best;
 	}
 	return best;
 }
-#else
-static double peak(int n_threads)
+
+static enum arithmetic arithmetic_of(const char *numeric)
 {
-	(void)n_threads;
-	return 0;
+	return strcmp(numeric, "bf16") == 0 ? BFLOATS : strcmp(numeric, "int8") == 0 ? BYTES : FLOATS;
 }
-#endif
 
 static float random_next(uint32_t *state)
 {
@@ -335,7 +371,7 @@ static int compare(const void *a, const void *b)
 	return (*x > *y) - (*x < *y);
 }
 
-static void report(const char *what, const struct model *m, double *seconds, int passes, double peak_flops)
+static void report(const char *what, const struct model *m, double *seconds, int passes, const char *arithmetic, double peak_flops)
 {
 	double total = 0, flop = 0;
 	for (int i = 0; i < N_OPS; i++) {
@@ -343,9 +379,9 @@ static void report(const char *what, const struct model *m, double *seconds, int
 		flop += timings[i].flop;
 	}
 	qsort(seconds, (size_t)passes, sizeof *seconds, compare);
-	printf("\n%s, %u x %u tokens: median %.1f best %.1f tokens/s, %.1f MFLOP/token, best pass %.1f %% of peak\n", what, m->sequences,
+	printf("\n%s, %u x %u tokens: median %.1f best %.1f tokens/s, %.1f MFLOP/token, best pass %.1f %% of %s peak %.1f GFLOP/s\n", what, m->sequences,
 	       m->T / m->sequences, m->T / seconds[passes / 2], m->T / seconds[0], flop / passes / m->T / 1e6,
-	       peak_flops > 0 ? 100 * flop / passes / seconds[0] / peak_flops : 0);
+	       peak_flops > 0 ? 100 * flop / passes / seconds[0] / peak_flops : 0, arithmetic, peak_flops / 1e9);
 	printf("%-20s %6s %10s %7s %9s %7s\n", "operation", "calls", "ms/pass", "share", "GFLOP/s", "peak");
 	for (int i = 0; i < N_OPS; i++) {
 		const struct timing *t = &timings[i];
@@ -360,8 +396,9 @@ static void report(const char *what, const struct model *m, double *seconds, int
 	memset(timings, 0, sizeof timings);
 }
 
-static void bench(const char *what, struct model *m, int passes, double peak_flops)
+static void bench(const char *what, struct model *m, int passes, enum arithmetic arithmetic, int n_threads)
 {
+	double peak_before = peak(arithmetic, n_threads), peak_after;
 	uint32_t length = m->T / m->sequences, *tokens = calloc(m->T, 4), *positions = calloc(m->T, 4),
 		*starts = calloc(m->sequences + 1, 4);
 	double *seconds = calloc((size_t)passes, sizeof *seconds);
@@ -386,7 +423,8 @@ static void bench(const char *what, struct model *m, int passes, double peak_flo
 		if (pass >= 0)
 			seconds[pass] = now() - t0;
 	}
-	report(what, m, seconds, passes, peak_flops);
+	peak_after = peak(arithmetic, n_threads);
+	report(what, m, seconds, passes, arithmetics[arithmetic], peak_after > peak_before ? peak_after : peak_before);
 	free(tokens);
 	free(positions);
 	free(starts);
@@ -411,12 +449,12 @@ int main(int argc, char **argv)
 	if (backend_open(name, &options, &be, &err) < 0)
 		die(&err);
 	ops = be->ops;
-	double peak_flops = peak(threads ? (int)threads : omp_get_num_procs());
-	printf("%s (%s, %s), f32 peak of the processor %.1f GFLOP/s\n", ops->name, be->description, be->numeric, peak_flops / 1e9);
+	printf("%s (%s, %s)\n", ops->name, be->description, be->numeric);
+	int n_threads = threads ? (int)threads : omp_get_num_procs();
 	struct model m = model_new(&teacher, sequences, length, false);
-	bench("scoring, SmolLM2-135M shape", &m, passes, peak_flops);
+	bench("scoring, SmolLM2-135M shape", &m, passes, arithmetic_of(be->numeric), n_threads);
 	struct model n = model_new(&student, sequences, length, true);
-	bench("training, 33 M student", &n, passes, peak_flops);
+	bench("training, 33 M student", &n, passes, arithmetic_of(be->view_numeric), n_threads);
 	if (backend_sync(be, &err) < 0)
 		die(&err);
 	return 0;    // the process ends: nothing is freed

@@ -15,6 +15,7 @@ set -euo pipefail
 			if ($i == "pass") peak = $(i + 1)
 		}
 		print chain, "all", "", "", "100", "", peak, median, best
+		print "# " chain ": " substr($0, index($0, "best pass") + 10)
 	}
 	chain && $2 ~ /^[0-9]+$/ { gsub("%", ""); print chain, $1, $2, $3, $4, $5, $6, "", ""; n++ }
 	END { if (!n) exit 1 }'

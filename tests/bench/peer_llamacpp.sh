@@ -1,13 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# All-position scoring, kdserved against llama.cpp: same weights, same cores, interleaved processes; writes one CSV row per process.
+# All-position scoring, kdserved against llama.cpp and PyTorch: same cores, interleaved processes, llama.cpp with the same weights, PyTorch with
+# random ones of the same shape (peer_torch_score.py) in bf16 where the processor multiplies it; writes one CSV row per process.
 # usage: peer_llamacpp.sh BUILD_FOLDER WORK_FOLDER|- [ROUNDS=4] [THREADS=2] [LENGTH=512] [SEQUENCES=4]
-# -: kdserved alone. PASSES: of a process, behind a first that does not count [5]; NUMERICS: kdserved's [auto]; CSV: the file rows are added to
-# [WORK_FOLDER/peer_llamacpp.csv]; HEADER= (empty): none on stdout.
+# -: no llama.cpp. PASSES: of a process, behind a first that does not count [5]; NUMERICS: kdserved's [auto]; KINDS: llama.cpp's, and its own of
+# the teacher [BF16 F32 file]; TORCH: an interpreter with PyTorch [none]; CSV: the file rows are added to [WORK_FOLDER/peer_llamacpp.csv];
+# HEADER= (empty): none on stdout.
 # WORK_FOLDER receives llama.cpp (from the Python package llama-cpp-python's source archive, built with the machine's own instructions)
 # and the model as BF16 GGUF. Needs cmake, g++, python3-venv.
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '4,8p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '5,10p' "$0"; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
 build=$(cd "$1" && pwd) work=$2 rounds=${3:-4} threads=${4:-2} length=${5:-512} sequences=${6:-4} passes=${PASSES:-5}
 teacher=${KDSERVED_TEACHER:-${XDG_CACHE_HOME:-$HOME/.cache}/kdserved/SmolLM2-135M-Instruct.Q4_1.gguf}
@@ -48,14 +50,26 @@ ours() { # NUMERIC: "median X best Y" of bench_score: a line of CSV, whose last 
 	awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == "tokens_per_s") behind = NF - i } NR == 2 && behind { print "median", $(NF - behind) }' ours.csv
 	awk '/^pass [1-9][0-9]* of / && $5 > best { best = $5 } END { if (!best) exit 1; print "best", best }' passes.log
 }
+precision=f32
+! grep -q avx512_bf16 /proc/cpuinfo || precision=bf16
+torch() { # tuned: memory is never given back (else each large array would be mapped anew), threads that wait do not spin
+	MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_TOP_PAD_=67108864 GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-0} \
+		"$TORCH" "$here/peer_torch_score.py" "$precision" "$threads" "$length" "$sequences" "$passes"
+}
 for ((round = 0; round < rounds; round++)); do
 	for numeric in ${NUMERICS:-auto}; do
 		speed=$(ours "$numeric" | tr '\n' ' ')
 		row "kdserved-$(sed -n '2s/^[^,]*,\([^,]*\),.*/\1/p' ours.csv)" "$speed"
 	done
+	if [ -n "${TORCH:-}" ]; then
+		read -r version speed < <(torch)
+		row "torch-$version-$precision" "$speed"
+	fi
 	[ -z "$own" ] || continue
-	for kind in BF16 F32; do
-		row llama.cpp-$kind "$(./peer_llamacpp model-$kind.gguf "$threads" "$length" "$sequences" "$passes")"
+	for kind in ${KINDS:-BF16 F32 file}; do
+		case $kind in
+		file) row llama.cpp-Q4_1 "$(./peer_llamacpp "$teacher" "$threads" "$length" "$sequences" "$passes")" ;;
+		*) row "llama.cpp-$kind" "$(./peer_llamacpp "model-$kind.gguf" "$threads" "$length" "$sequences" "$passes")" ;;
+		esac
 	done
-	row llama.cpp-Q4_1 "$(./peer_llamacpp "$teacher" "$threads" "$length" "$sequences" "$passes")"
 done

@@ -98,7 +98,7 @@ def ops(r):
     parts = [["%s: %s" % (row["chain"], row["operation"]), None, number(row["ms_a_pass"]), number(row["share_percent"]),
               number(row["gflop_s"]), number(row["peak_percent"])]
              for row in rows if row["operation"] != "all" and (number(row["share_percent"]) or 0) >= 1]
-    return table(["what", "tokens/s", "ms a pass", "% of time", "GFLOP/s", "% of f32 peak"], whole + parts)
+    return table(["what", "tokens/s", "ms a pass", "% of time", "GFLOP/s", "% of peak"], whole + parts)
 
 
 def plan(r):
