@@ -172,13 +172,21 @@ static struct tokens read_tokens(struct model_file *file, const char *path, uint
 	return tokens;
 }
 
+// One row; none where auto was this form already.
 static void run_form(struct model_file *file, const struct tokens *t, const char *name, const struct setting *set)
 {
 	uint32_t n = set->n, length = set->length;
 	uint32_t V = model_file_architecture(file)->vocab_size;
+	static char auto_is[16];
 	struct engine e[2] = {0};
 	struct sums s = {0};
 	engine_open(&e[1], file, set, name);
+	if (strcmp(e[1].backend->numeric, auto_is) == 0) {
+		engine_close(&e[1]);
+		return;
+	}
+	if (strcmp(name, "auto") == 0)
+		snprintf(auto_is, sizeof auto_is, "%s", e[1].backend->numeric);
 	engine_open(&e[0], file, set, set->truth);
 	for (uint32_t first = 0; first < n && first + 1 < t->n; first += length) {
 		size_t left = t->n - first < n - first ? t->n - first : n - first;

@@ -379,8 +379,8 @@ static void report(const char *what, const struct model *m, double *seconds, int
 		flop += timings[i].flop;
 	}
 	qsort(seconds, (size_t)passes, sizeof *seconds, compare);
-	printf("\n%s, %u x %u tokens: median %.1f best %.1f tokens/s, %.1f MFLOP/token, best pass %.1f %% of %s peak %.1f GFLOP/s\n", what, m->sequences,
-	       m->T / m->sequences, m->T / seconds[passes / 2], m->T / seconds[0], flop / passes / m->T / 1e6,
+	printf("\n%s, %u x %u tokens: median %.1f best %.1f tokens/s, %.1f MFLOP/token, best pass %.1f %% of %s peak %.1f GFLOP/s\n",
+	       what, m->sequences, m->T / m->sequences, m->T / seconds[passes / 2], m->T / seconds[0], flop / passes / m->T / 1e6,
 	       peak_flops > 0 ? 100 * flop / passes / seconds[0] / peak_flops : 0, arithmetic, peak_flops / 1e9);
 	printf("%-20s %6s %10s %7s %9s %7s\n", "operation", "calls", "ms/pass", "share", "GFLOP/s", "peak");
 	for (int i = 0; i < N_OPS; i++) {
