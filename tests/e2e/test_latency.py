@@ -234,6 +234,7 @@ class Health(unittest.TestCase):
             if QUIET:
                 self.assertLessEqual(p99(times), 0.010, path)
 
+    @unittest.skipIf("thread" in os.environ.get("KDSERVED_TEST_SANITIZED", ""), "ThreadSanitizer keeps signals back until write() returns")
     def test_ready_falls_with_the_signal_though_the_main_thread_is_stuck(self):
         d = Daemon()
         self.addCleanup(d.stop)

@@ -222,7 +222,7 @@ class Faults(unittest.TestCase):
 
     def test_no_error_of_the_teacher_becomes_a_number(self):
         with kdserved.Daemon() as daemon:
-            text = training.settings(daemon.directory, loss=LOSSES, steps=max(24, 2 * ERRORS), epochs=100)
+            text = training.settings(daemon.directory, loss=LOSSES, steps=3 * ERRORS, epochs=100)
             whole, output = os.path.join(daemon.directory, "whole"), os.path.join(daemon.directory, "out")
             self.finish(self.start(daemon.socket_path, whole, text))
             with Proxy(daemon, random.Random(SEED)) as proxy:
