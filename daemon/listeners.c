@@ -10,7 +10,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
-#include <unistd.h>
 
 #include "common/error.h"
 #include "daemon/log.h"
@@ -154,9 +153,9 @@ int listeners_open(const struct options *o, struct listeners *l, struct error *e
 void listeners_close(struct listeners *l)
 {
 	for (size_t i = 0; i < l->n_sockets; i++)
-		close(l->socket_fds[i]);
+		address_close(l->socket_fds[i], l->sockets_inherited);
 	l->n_sockets = 0;
 	if (l->http_fd >= 0)
-		close(l->http_fd);
+		address_close(l->http_fd, l->http_inherited);
 	l->http_fd = -1;
 }

@@ -129,13 +129,22 @@ int address_listen(const struct address *a, const char *field, int *ret_fd, stru
 	umask(old);
 	if (r) {
 		char text[ADDRESS_TEXT] = "";
-		close(fd);
+		address_close(fd, false);
 		if (a->storage.ss_family == AF_UNIX)
 			snprintf(text, sizeof text, "%s", ((const struct sockaddr_un *)&a->storage)->sun_path);
 		return error_system(err, r, field, "%s: cannot listen on %s", field, *text ? text : "this address");
 	}
 	*ret_fd = fd;
 	return 0;
+}
+
+void address_close(int fd, bool inherited)
+{
+	struct sockaddr_un un = {0};       // no path where bind failed
+	socklen_t n = sizeof un;
+	if (!inherited && getsockname(fd, (struct sockaddr *)&un, &n) == 0 && un.sun_family == AF_UNIX && *un.sun_path)
+		unlink(un.sun_path);       // first: once nobody listens, another process may put its own there
+	close(fd);
 }
 
 // NULL: the socket does not tell.

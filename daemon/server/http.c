@@ -17,6 +17,7 @@
 #include "common/transport.h"
 #include "daemon/clock.h"
 #include "daemon/queue.h"
+#include "daemon/server/address.h"
 #include "daemon/server/http_internal.h"
 #include "daemon/server/tls.h"
 #include "daemon/teacher/request.h"
@@ -179,7 +180,7 @@ static void stop_listening(struct http *h)
 {
 	int listen_fd = MHD_quiesce_daemon(h->daemon);
 	if (listen_fd >= 0)
-		close(listen_fd);
+		address_close(listen_fd, h->options.inherited);
 }
 
 static bool any_new(const struct http *h)

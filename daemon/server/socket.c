@@ -11,7 +11,6 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "common/error.h"
@@ -199,13 +198,8 @@ static bool any_busy(const struct socket_door *d)
 
 static void close_listeners(struct socket_door *d)
 {
-	for (size_t i = 0; i < d->n_listeners; i++) {
-		struct sockaddr_un un;
-		socklen_t n = sizeof un;
-		if (!d->inherited && address_is_unix(d->listen_fds[i]) && getsockname(d->listen_fds[i], (struct sockaddr *)&un, &n) == 0)
-			unlink(un.sun_path);
-		close(d->listen_fds[i]);
-	}
+	for (size_t i = 0; i < d->n_listeners; i++)
+		address_close(d->listen_fds[i], d->inherited);
 	d->n_listeners = 0;
 }
 

@@ -200,6 +200,12 @@ class Activation(Passing):
         self.assertEqual(d.wait(kdserved.PATIENCE), 78, self.log())
         self.assertIn(says, self.log())
 
+    def test_a_start_that_fails_leaves_a_passed_socket_and_its_file(self):
+        self.refused([("http", self.unix("http.sock")), ("socket", self.unix("kd.sock"))], "Not a directory", "--store", "/dev/null")
+        for name in ("http.sock", "kd.sock"):
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect(self.path(name))
+
     def test_what_is_not_a_door_is_refused(self):
         self.refused([("kdserved.socket", self.tcp())], 'named "kdserved.socket"')
         self.refused([("http", self.tcp()), ("http", self.tcp())], "too many sockets for http")

@@ -259,6 +259,23 @@ class Starting(Temporary):
                 status, _, err = run(*doors, *arguments)
                 self.assertEqual(status, 78, err)
                 self.assertRegex(err, "error: " + words)
+                self.assertFalse(os.path.exists(self.path("s")), "the file of a socket on which nobody listens")
+
+    def test_a_start_that_fails_leaves_no_file_of_a_door(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            for http, last in (("unix:" + self.path("http"), "tcp:127.0.0.1:%d" % port), ("", "unix:" + self.path("nowhere/at/all"))):
+                with self.subTest(last=last):
+                    status, _, err = run("--teacher", self.model(), "--http", http, "--socket", "unix:" + self.path("s"), "--socket", last)
+                    self.assertEqual((status, "listening on unix:" + self.path("s") in err), (1 if "tcp" in last else 78, True), err)
+                    self.assertRegex(err, "error: socket: cannot listen on")
+                    self.assertEqual([n for n in ("s", "http") if os.path.exists(self.path(n))], [])
+
+    def test_a_door_that_closes_takes_its_file_along(self):
+        d = Daemon("--http", "unix:" + self.path("http"), directory=self.directory)
+        self.assertTrue(os.path.exists(self.path("http")) and os.path.exists(d.socket_path))
+        d.stop()
+        self.assertFalse(os.path.exists(self.path("http")) or os.path.exists(d.socket_path))
 
     def test_check_config_help_and_version(self):
         with open(self.path("good.conf"), "w") as f:
