@@ -24,6 +24,7 @@
 
 #define TICK_MS 250                  // how often deadlines are looked at
 #define MAX_EVENTS 64
+#define ACCEPT_SHARE 64              // clients let in at one listener before those who are in have their turn
 
 struct socket_door {
 	struct connection_context context;
@@ -86,9 +87,10 @@ static void connection_add(struct socket_door *d, int fd, bool encrypted)
 	d->n_connections++;
 }
 
-static void accept_all(struct socket_door *d, size_t listener)
+// Up to a fair share: who connects faster than we accept would never let us go. epoll shows the rest again.
+static void accept_some(struct socket_door *d, size_t listener)
 {
-	for (;;) {
+	for (int i = 0; i < ACCEPT_SHARE; i++) {
 		int fd = accept4(d->listen_fds[listener], NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 		if (fd >= 0) {
 			connection_add(d, fd, d->encrypted[listener]);
@@ -144,7 +146,7 @@ static void handle_event(struct socket_door *d, const struct epoll_event *e)
 	void *what = e->data.ptr;
 	int *fd = what;
 	if (fd >= d->listen_fds && fd < d->listen_fds + d->n_listeners) {
-		accept_all(d, (size_t)(fd - d->listen_fds));
+		accept_some(d, (size_t)(fd - d->listen_fds));
 	} else if (what == &d->returned_fd || what == &d->stop_fd) {
 		clear_eventfd(*fd);
 	} else {

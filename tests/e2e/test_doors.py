@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Both doors of a running daemon: the same numbers, the resources, sharing of forward passes, streams and cancels."""
 import base64
+import contextlib
 import json
+import os
 import re
+import select
+import signal
 import socket
 import struct
 import threading
@@ -174,6 +178,29 @@ class Doors(unittest.TestCase):
             for i in range(20):
                 self.assertEqual(len(quick.score([[i + 1, 2]], top_k=1)), 1)
             self.assertEqual(len(slow.finish_score(request_id)), 100)
+
+    def test_a_crowd_that_connects_does_not_block_others(self):
+        """So many at once that a server which took all of them first would have let in the last when it answers."""
+        with open("/proc/sys/net/core/somaxconn") as f:
+            n = min(800, int(f.read()))
+
+        def let_in_before_the_answer(d, c):
+            with contextlib.ExitStack() as stack:
+                stack.callback(d.process.send_signal, signal.SIGCONT)
+                d.process.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, d.process.pid, os.WSTOPPED | os.WNOWAIT)
+                crowd = [stack.enter_context(kdserved.Client(d.socket_path, hello=False)).socket for _ in range(n)]
+                c.send(kdserved.PING, 1)
+                d.process.send_signal(signal.SIGCONT)
+                self.assertEqual(c.receive()[0], kdserved.PONG)
+                d.process.send_signal(signal.SIGSTOP)
+                closed = [s for s in crowd if select.select([s], [], [], 0)[0]]        # there is no place for them
+                d.process.send_signal(signal.SIGCONT)
+                self.assertEqual({s.recv(1) for s in crowd}, {b""})
+                return len(closed)
+        with Daemon("--max-connections", "1") as d, d.client() as c:
+            tries = (let_in_before_the_answer(d, c) < n for _ in range(50))      # who runs when is not ours to say
+            self.assertTrue(any(tries), "all of the crowd was in first")
 
     def test_a_frame_is_not_late_while_the_server_does_not_read_it(self):
         """While answers wait the server reads nothing more: half a frame that it has begun with is then in nobody's hands but its own."""
