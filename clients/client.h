@@ -54,6 +54,7 @@ struct waiter {
 	struct waiter *next;
 	enum wait_kind kind;
 	const void *owner;               // of the event
+	uint64_t n_sent;                 // WAIT_FLUSH: until the connection's has come so far
 	int timeout_ms;                  // negative = none
 	bool patient;                    // the timeout is the longest silence, not the longest wait
 	int64_t began_ms;

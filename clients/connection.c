@@ -224,6 +224,11 @@ bool connection_has_output(const struct connection *c)
 	return c->out_begin < c->out_end && !c->write_failed;
 }
 
+uint64_t connection_queued(const struct connection *c)
+{
+	return c->n_sent + (c->out_end - c->out_begin);
+}
+
 static ssize_t write_some(struct connection *c, struct error *err)
 {
 	size_t n = c->out_end - c->out_begin;
@@ -242,6 +247,7 @@ int connection_write(struct connection *c, bool *ret_progress, struct error *err
 		ssize_t n = write_some(c, err);
 		if (n > 0) {
 			c->out_begin += (size_t)n;
+			c->n_sent += (uint64_t)n;
 			*ret_progress = true;
 		} else if (n == -EAGAIN) {
 			return 0;

@@ -21,6 +21,7 @@ struct connection {
 	bool write_failed;               // the server closed its side: what it said last is still to be read
 	uint8_t *out;
 	size_t out_begin, out_end, out_size;
+	uint64_t n_sent;                 // bytes, from the first
 	// in
 	uint8_t header[FRAME_HEADER_BYTES];
 	size_t header_filled, body_filled;
@@ -43,6 +44,8 @@ void connection_done(struct connection *c);
 // Queues a frame; body may be NULL when n = 0.
 int connection_append(struct connection *c, uint8_t kind, uint64_t request_id, const void *body, size_t n, struct error *err);
 bool connection_has_output(const struct connection *c);
+// What n_sent will have reached once all that is queued now has left.
+uint64_t connection_queued(const struct connection *c);
 // Writes what the socket takes now. *ret_progress is set when bytes left.
 int connection_write(struct connection *c, bool *ret_progress, struct error *err);
 

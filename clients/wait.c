@@ -14,7 +14,7 @@ static bool is_satisfied(const struct kd_client *client, const struct waiter *w)
 	switch (w->kind) {
 	case WAIT_EVENT: return queued_any(client, w->owner);
 	case WAIT_CREDIT: return pending_has_credit(client);
-	case WAIT_FLUSH: return !connection_has_output(&client->connection);
+	case WAIT_FLUSH: return client->connection.n_sent >= w->n_sent || !connection_has_output(&client->connection);
 	}
 	return true;
 }
@@ -75,22 +75,23 @@ int client_send(struct kd_client *client, struct error *err)
 	int r = connection_write(&client->connection, &progress, err);
 	if (r)
 		return client_lose(client, err, r);
-	if (connection_has_output(&client->connection))
+	bool left = connection_has_output(&client->connection);
+	if (left)
 		wake_reader(client);
-	else
+	if (progress || !left)
 		client_wake(client, WAIT_FLUSH, NULL);
 	return 0;
 }
 
-// One turn: a frame is read and delivered, or, when none is there, awaited. 0, or the reason why the connection is lost; *ret_late is set
-// when the deadline passed in vain.
-static int read_once(struct kd_client *client, int64_t deadline, bool *ret_late, struct error *err)
+// One turn: a frame is read and delivered, or, when none is there, awaited, unless what could be sent was all that w waits for. 0, or the
+// reason why the connection is lost; *ret_late is set when the deadline passed in vain.
+static int read_once(struct kd_client *client, const struct waiter *w, int64_t deadline, bool *ret_late, struct error *err)
 {
 	struct connection *c = &client->connection;
 	struct received m = {0};
 	bool progress = false;
 	int r = client_send(client, err);
-	if (r)
+	if (r || is_satisfied(client, w))
 		return r;
 	short events = connection_has_output(c) ? POLLIN | POLLOUT : POLLIN;
 	client->reading = true;
@@ -174,7 +175,7 @@ int client_wait(struct kd_client *client, struct waiter *w, struct error *err)
 		if (!r && client->reading)
 			sleep_until(client, w, deadline, &late);
 		else if (!r)
-			r = read_once(client, deadline, &late, err);
+			r = read_once(client, w, deadline, &late, err);
 		if (!r && late && waiter_deadline(client, w) <= clock_ms() && !is_satisfied(client, w))
 			r = error_set(err, ERROR_DEADLINE, NULL, "the server did not answer in time");
 	}
@@ -185,8 +186,9 @@ int client_wait(struct kd_client *client, struct waiter *w, struct error *err)
 int client_flush(struct kd_client *client, struct error *err)
 {
 	struct waiter w = waiter_patient(client, WAIT_FLUSH, NULL);
+	w.n_sent = connection_queued(&client->connection);
 	int r = client_send(client, err);
-	if (r || !connection_has_output(&client->connection))
+	if (r || is_satisfied(client, &w))
 		return r;
 	r = client_wait(client, &w, err);
 	return r == -ETIMEDOUT ? client_lose(client, err, r) : r;

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // One client, many threads; and callbacks.
 #include <errno.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -10,6 +12,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 #include <cmocka.h>
@@ -386,6 +389,85 @@ static void poll_tells_when_there_is_something(void **state)
 	kdclient_close(&s, client);
 }
 
+// ---- a request as long as several of the socket's buffers
+
+#define N_LONG 500000
+
+static sem_t may_read, submitted;
+static bool submitted_late;
+
+// Reads the first request, and no more until it is submitted.
+static void play_slowly(struct fake_server *s)
+{
+	struct frame_score score;
+	struct timespec end;
+	sem_wait(&may_read);
+	struct frame f = fake_server_read_score(s, &score);
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_sec += 20;
+	submitted_late = sem_timedwait(&submitted, &end) != 0;
+	fake_server_send_answer(s, f.request_id, &score, 0, 0);
+	fake_server_send(s, FRAME_DONE, f.request_id, NULL, 0);
+	frame_score_done(&score);
+	kdclient_answer_all(s);
+}
+
+static struct kd_request ask_long(void)
+{
+	static uint32_t tokens[N_LONG];
+	static const struct kd_sequence sequence = {.tokens = tokens, .n_tokens = N_LONG};
+	static const struct kd_query query = {.size = sizeof query, .top_k = 1, .first = -1, .last = -1};
+	return (struct kd_request){.size = sizeof(struct kd_request), .query = &query, .sequences = &sequence, .n_sequences = 1};
+}
+
+static void *submit_long(void *arg)
+{
+	struct worker *w = arg;
+	struct kd_request one = ask_long();
+	uint64_t id;
+	w->n_wrong += kd_submit(w->client, &one, &id, NULL) != 0;
+	sem_post(&submitted);
+	return NULL;
+}
+
+static void drop_event(void *arg, struct kd_event *event)
+{
+	(void)arg;
+	kd_answer_free(event->answer);
+}
+
+// Neither for its answer, nor for what another thread has queued behind it.
+static void submitting_waits_for_the_request_to_leave_and_no_longer(void **state)
+{
+	(void)state;
+	for (int behind = 0; behind < 2; behind++) {
+		struct fake_server s = {.play = play_slowly, .welcome = {.teacher = {{0xab}}, .max_sequences = 4, .credits = 2,
+			.max_body_bytes = 1 << 23, .limits = {.max_tokens = N_LONG, .max_top_k = 8, .vocab_size = 1000}}};
+		struct worker w = {0};
+		struct kd_request one = ask_long();
+		struct kd_event e = {0};
+		uint64_t id;
+		sem_init(&may_read, 0, 0);
+		sem_init(&submitted, 0, 0);
+		w.client = kdclient_connect(&s);
+		assert_int_equal(pthread_create(&w.thread, NULL, submit_long, &w), 0);
+		for (int n = 0; n == 0;) {         // until it has begun to leave, and cannot go on
+			assert_int_equal(ioctl(kd_fd(w.client), SIOCOUTQ, &n), 0);
+			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+		}
+		if (behind)
+			assert_int_equal(kd_submit_callback(w.client, &one, drop_event, NULL, &id, NULL), 0);
+		sem_post(&may_read);
+		pthread_join(w.thread, NULL);
+		while (kd_next(w.client, -1, &e, NULL) == 0)
+			kd_answer_free(e.answer);
+		kdclient_close(&s, w.client);
+		assert_int_equal(w.n_wrong, 0);
+		assert_int_equal(e.kind, KD_EVENT_DONE);
+		assert_false(submitted_late);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -395,6 +477,7 @@ int main(void)
 		cmocka_unit_test(callbacks_are_told_of_the_end),
 		cmocka_unit_test(silence_ends_a_callback),
 		cmocka_unit_test(poll_tells_when_there_is_something),
+		cmocka_unit_test(submitting_waits_for_the_request_to_leave_and_no_longer),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
