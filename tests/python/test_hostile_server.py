@@ -319,6 +319,44 @@ class Requests(unittest.TestCase):
                 thread.join(10)
             self.assertEqual(ends, ["unavailable"] * len(threads))
 
+    def closed_while_reconnecting(self, welcomed):
+        """How a call ended that waited for a new connection, and what came over that one after the teacher was closed."""
+        waits, closed = threading.Event(), threading.Event()
+
+        def script(server):
+            if not server.seen:
+                server.seen.append("first")
+                server.send(welcome())
+                return
+            waits.set()
+            closed.wait(20)
+            if welcomed:
+                server.send(welcome())
+            server.seen.append(server.receive())
+
+        async def ask(address):
+            teacher = await AsyncTeacher.connect(address, reconnect=Reconnect(5, 0.01), connect_timeout=None)
+            await asyncio.wait_for(teacher._link.closed.wait(), 20)
+            calls = [asyncio.ensure_future(teacher.model()) for _ in range(3)]
+            await asyncio.get_running_loop().run_in_executor(None, waits.wait, 20)
+            await asyncio.wait_for(teacher.close(), 20)
+            closed.set()
+            ends = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+            return [getattr(end, "code", end) for end in ends]
+        with Server(script) as server:
+            try:
+                ends = asyncio.run(ask(server.address))
+            finally:
+                closed.set()
+        return ends, server.seen[1:]
+
+    def test_closing_ends_a_reconnection(self):
+        for welcomed in (False, True):
+            with self.subTest(welcomed=welcomed):
+                ends, seen = self.closed_while_reconnecting(welcomed)
+                self.assertEqual(ends, ["unavailable"] * 3)
+                self.assertEqual([isinstance(s, OSError) for s in seen], [True], seen)
+
     def test_an_answer_on_its_way_keeps_its_teacher(self):
         def script(server):
             server.send(welcome())

@@ -117,7 +117,7 @@ class AsyncTeacher:
         self._link, self._info = link, link.info
         self._address, self._token, self._reconnect = address, token, reconnect
         self._connect_timeout, self._timeout, self._max_body_bytes = connect_timeout, timeout, max_body_bytes
-        self._opening = asyncio.Lock()
+        self._opening: Optional[asyncio.Task[None]] = None
         self._closed = False
         self._tasks: "set[asyncio.Task[None]]" = set()
 
@@ -176,6 +176,9 @@ class AsyncTeacher:
         self._closed = True
         for task in list(self._tasks):
             task.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait({self._opening})    # it may have a new connection all the same
         self._link.close()
         await self._link.closed.wait()
 
@@ -252,14 +255,22 @@ class AsyncTeacher:
 
     async def _usable_link(self) -> Link:
         """The connection, or with a Reconnect a new one where the old serves no more."""
-        async with self._opening:
-            link = self._link
-            if self._closed or self._reconnect is None or (link.lost is None and not link.draining):
-                link.check()
-                return link
-            fresh = await self._open(bytes.fromhex(self._info.fingerprint))
-            self._link = fresh    # one that drains closes itself when its last answer has come
-            return fresh
+        if self._reconnect is not None and not self._closed and (self._link.lost is not None or self._link.draining):
+            if self._opening is None:
+                self._opening = asyncio.get_running_loop().create_task(self._reopen())
+                self._opening.add_done_callback(lambda task: task.cancelled() or task.exception())    # looked at
+            opening = self._opening
+            await asyncio.wait({opening})    # who is cancelled here leaves it to the others, and to close()
+            if not opening.cancelled():
+                opening.result()
+        self._link.check()
+        return self._link
+
+    async def _reopen(self) -> None:
+        try:
+            self._link = await self._open(bytes.fromhex(self._info.fingerprint))    # one that drains closes itself after its last answer
+        finally:
+            self._opening = None
 
     # ---- control resources
 
