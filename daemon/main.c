@@ -13,6 +13,7 @@
 #include "common/error.h"
 #include "common/heap.h"
 #include "common/provenance.h"
+#include "common/streams.h"
 #include "daemon/arguments.h"
 #include "daemon/clock.h"
 #include "daemon/idle.h"
@@ -451,6 +452,10 @@ int main(int argc, char **argv)
 	struct config_errors all = {0};
 	enum arguments_mode mode = MODE_RUN;
 	(void)argc;
+	if (streams_init()) {
+		perror("kdserved: /dev/null");
+		return EXIT_FAILURE;
+	}
 	idle_init(argv);
 	heap_init();
 	if (options_init_unit(&d.options, &err)) {

@@ -9,6 +9,7 @@
 
 #include "clients/kdctl/kdctl.h"
 #include "common/heap.h"
+#include "common/streams.h"
 
 // wrapped for the analyser alone
 #undef kdctl_fail
@@ -232,6 +233,8 @@ int main(int argc, char **argv)
 	if (k.ca && !*k.ca)
 		k.ca = NULL;
 	opterr = 0;
+	if (streams_init())
+		return kdctl_fail(&k, "/dev/null: %s", strerror(errno));
 	heap_init();
 	for (int c; (c = getopt_long(argc, argv, "+:", options, NULL)) != -1;) {
 		switch (c) {

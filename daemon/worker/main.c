@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/streams.h"
 #include "config.h"
 #include "daemon/idle.h"
 #include "daemon/log.h"
@@ -228,6 +229,10 @@ int main(int argc, char **argv)
 	struct arguments a = {.progress_fd = -1};
 	struct run_settings s = {0};
 	size_t n;
+	if (streams_init()) {
+		perror("kdserved-worker: /dev/null");
+		return EXIT_FAILURE;
+	}
 	idle_init(argv);
 	log_open(LOG_INFO);
 	int status = arguments_read(argc, argv, &a, &s, false);
