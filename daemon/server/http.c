@@ -151,6 +151,13 @@ static void take_returned(struct http *h)
 		http_request_returned((struct request_item *)item);
 }
 
+static void take_worked(struct http *h)
+{
+	struct desk_job *job;
+	while ((job = desk_take(h->desk)))
+		http_request_worked((struct http_request *)job);
+}
+
 static int loop_timeout(struct http *h)
 {
 	MHD_UNSIGNED_LONG_LONG ms;
@@ -171,8 +178,8 @@ static void loop_once(struct http *h)
 		}
 	}
 	take_returned(h);
-	http_desk_take(h);
-	http_desk_begin_round(h);
+	take_worked(h);
+	desk_begin_round(h->desk);
 	MHD_run(h->daemon);
 }
 
@@ -212,7 +219,7 @@ static void finish(struct http_thread *t)
 	uint64_t deadline = atomic_load(&t->stop_deadline_ms);
 	if (h->options.inherited)
 		stop_listening(h);
-	while ((h->n_exchanges || h->n_at_desk) && clock_ms() < deadline) {
+	while ((h->n_exchanges || !desk_is_empty(h->desk)) && clock_ms() < deadline) {
 		loop_once(h);
 		cut_late(h);
 	}
@@ -220,7 +227,7 @@ static void finish(struct http_thread *t)
 		stop_listening(h);
 	finish_small(h, deadline);
 	cancel_waiting(h);
-	while (h->n_waiting || h->n_at_desk)
+	while (h->n_waiting || !desk_is_empty(h->desk))
 		loop_once(h);
 }
 
@@ -287,7 +294,7 @@ static int start_daemon(struct http *h, struct error *err)
 
 static void http_free(struct http_thread *t)
 {
-	http_desk_close(&t->http);
+	desk_close(t->http.desk);
 	queue_close(t->http.returned);
 	if (t->http.epoll_fd >= 0)
 		close(t->http.epoll_fd);
@@ -318,7 +325,7 @@ int http_open(const struct http_options *options, struct service *service, struc
 	if (!r && (epoll_add(h, h->returned_fd, &h->returned_fd) || epoll_add(h, h->stop_fd, &h->stop_fd)))
 		r = error_system(err, errno, "http", "epoll");
 	if (!r)
-		r = http_desk_open(h, err);
+		r = desk_open(h->returned_fd, &h->desk, err);
 	if (!r)
 		r = start_daemon(h, err);
 	if (!r && (r = pthread_create(&t->thread, NULL, http_loop, t)))

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by http.c (thread, connections, deadlines), http_request.c (one request from headers to reply), http_desk.c (who does the long
-// parts of it) and http_gate.c (strict headers). Everything here belongs to the http thread, but for what is at the desk.
+// Shared by http.c (thread, connections, deadlines), http_request.c (one request from headers to reply) and http_gate.c (strict headers).
+// Everything here belongs to the http thread, but for what is at the desk (desk.h).
 #pragma once
 
 #include <microhttpd.h>
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "common/error.h"
 #include "common/buffer.h"
 #include "daemon/server/control.h"
+#include "daemon/server/desk.h"
 #include "daemon/server/exchange.h"
 #include "daemon/server/http.h"
 #include "daemon/server/service.h"
@@ -41,9 +41,9 @@ enum http_work {
 struct http_target { const char *begin, *end; };   // end NULL: it holds a character that no target has
 
 struct http_request {
-	struct queue_item job;             // first: a queue_item pointer is a request pointer
+	struct desk_job job;               // first: a job's pointer is a request's
 	enum http_work work;
-	bool at_desk;                      // the desk has it: see http_desk.c
+	bool at_desk;                      // the desk has it: exchange, body and reply are the desk's
 	bool cancelled;                    // meanwhile
 	struct queue_item *parked, **parked_end;       // items that came back meanwhile
 	int result;                        // of the work
@@ -86,11 +86,7 @@ struct http {
 	bool finishing;                    // each connection closes behind its reply
 	struct queue *returned;            // items that came back, from any thread
 	int epoll_fd, returned_fd, stop_fd;
-	struct queue *desk, *done;         // requests on their way there and back
-	uint32_t n_at_desk;
-	double round_ends;                 // clock_seconds(): until when small work is done on the spot
-	pthread_t desk_thread;
-	bool has_desk;
+	struct desk *desk;                 // its jobs are requests
 	bool waited;                       // at the last look somebody waited outside, though there was room
 };
 
@@ -103,19 +99,8 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 // An item came back. When it was the last, the connection goes on.
 struct request_item;
 void http_request_returned(struct request_item *item);
-// The connection rests until http_request_returned or http_request_worked wakes it.
-void http_request_suspend(struct http_request *q);
-void http_request_work(struct http_request *q);        // does its work: by the desk, or on the spot
 void http_request_worked(struct http_request *q);      // it is back from the desk
 void http_request_cancel(struct http_request *q);      // nobody waits for the answer any more
-
-int http_desk_open(struct http *h, struct error *err);
-void http_desk_close(struct http *h);                  // nothing is there; half-open is fine
-void http_desk_begin_round(struct http *h);
-// Whether work on so many bytes may be done on the spot.
-bool http_desk_has_time(const struct http *h, uint64_t n_bytes);
-void http_desk_give(struct http_request *q, enum http_work work);
-void http_desk_take(struct http *h);                   // those that are back go on
 
 // In how many ms the connection is to be shut down unless it is told otherwise; 0 = never. One that waits for bytes from a client who
 // left is not given long.

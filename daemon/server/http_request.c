@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One request: headers checked, body collected within its bound, handed to control or service, reply written. Its complications: a refusal
 // known from the headers still reads and drops a body of ordinary size, because closing with unread bytes makes the client's kernel throw
-// the reply away; and what takes long is done by another thread (http_desk.c), which then owns the exchange, the body and the reply.
+// the reply away; and what takes long is done at the desk (desk.h), whose the exchange, the body and the reply are then; items that
+// come back meanwhile wait for it.
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,8 @@
 #define DROP_BYTES (64u << 20)      // of a refused body; a longer one is cut off
 #define STRANGER_BYTES 65536        // dropped of the body of somebody who is not let in
 #define PIECE_BYTES 65536           // asked of the reply at once
+
+static void do_work(struct desk_job *job);
 
 static void set_deadline(struct http_request *q, uint64_t ms)
 {
@@ -34,6 +37,7 @@ void *http_request_begin(void *arg, const char *target, struct MHD_Connection *m
 	q->http = h;
 	q->connection = c;
 	q->mhd = mhd;
+	q->job.work = do_work;
 	q->parked_end = &q->parked;
 	q->escaped = strchr(target, '%') != NULL;
 	q->target = http_gate_target(target);
@@ -83,7 +87,8 @@ static void refuse(struct http_request *q, int status, const struct error *e)
 
 // ---- the reply
 
-void http_request_suspend(struct http_request *q)
+// The connection rests until http_request_returned or http_request_worked wakes it.
+static void suspend(struct http_request *q)
 {
 	q->suspended = true;
 	q->connection->deadline_ms = 0;
@@ -98,6 +103,14 @@ static void resume(struct http_request *q)
 	if (q->state == HTTP_REPLYING)
 		set_deadline(q, q->http->settings.write_timeout_ms);
 	MHD_resume_connection(q->mhd);
+}
+
+static void give(struct http_request *q, enum http_work work)
+{
+	q->work = work;
+	q->at_desk = true;
+	suspend(q);
+	desk_give(q->http->desk, &q->job);
 }
 
 void http_request_cancel(struct http_request *q)
@@ -140,13 +153,13 @@ static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
 		if (q->exchange->ended)
 			return MHD_CONTENT_READER_END_OF_STREAM;
 		q->out.n = q->n_sent = 0;
-		bool ready = exchange_is_ready(q->exchange), now = ready && http_desk_has_time(q->http, piece_bytes(q->exchange));
+		bool ready = exchange_is_ready(q->exchange), now = ready && desk_has_time(q->http->desk, piece_bytes(q->exchange));
 		if (now && encode(q))
 			return MHD_CONTENT_READER_END_WITH_ERROR;
 		if (ready && !now)
-			http_desk_give(q, HTTP_ENCODE);
+			give(q, HTTP_ENCODE);
 		else if (!q->out.n)
-			http_request_suspend(q);
+			suspend(q);
 		if (q->at_desk || !q->out.n)        // what the desk has is not looked at
 			return 0;
 	}
@@ -257,8 +270,9 @@ static int start_exchange(struct http_request *q, struct error *err)
 	return r;
 }
 
-void http_request_work(struct http_request *q)
+static void do_work(struct desk_job *job)
 {
+	struct http_request *q = (struct http_request *)job;
 	switch (q->work) {
 	case HTTP_START:
 		q->result = start_exchange(q, &q->fault);
@@ -286,6 +300,7 @@ static void started(struct http_request *q)
 void http_request_worked(struct http_request *q)
 {
 	struct queue_item *item = q->parked;
+	q->at_desk = false;
 	if (q->work == HTTP_START)
 		started(q);
 	q->parked = NULL;
@@ -305,16 +320,16 @@ void http_request_worked(struct http_request *q)
 static enum MHD_Result handle_exchange(struct http_request *q)
 {
 	q->state = HTTP_WAITING;
-	if (!http_desk_has_time(q->http, q->body.n)) {
-		http_desk_give(q, HTTP_START);
+	if (!desk_has_time(q->http->desk, q->body.n)) {
+		give(q, HTTP_START);
 		return MHD_YES;
 	}
 	q->work = HTTP_START;
-	http_request_work(q);
+	do_work(&q->job);
 	started(q);
 	if (q->refused)
 		return send_reply(q);
-	http_request_suspend(q);
+	suspend(q);
 	return MHD_YES;
 }
 
@@ -322,11 +337,11 @@ static enum MHD_Result handle_call(struct http_request *q)
 {
 	q->work = HTTP_CALL;
 	if (control_is_quick(q->method, q->path)) {
-		http_request_work(q);
+		do_work(&q->job);
 		return send_reply(q);
 	}
 	q->state = HTTP_WAITING;
-	http_desk_give(q, HTTP_CALL);
+	give(q, HTTP_CALL);
 	return MHD_YES;
 }
 
