@@ -141,10 +141,10 @@ static const uint8_t *next_bytes(const struct connection *c, uint8_t several[SEV
 	return several;
 }
 
-// Too much of it waits to be sent: nothing more is read.
+// Too much of it waits to be sent, or a call to be answered: nothing more is read.
 static bool is_paused(const struct connection *c)
 {
-	return c->n_output > OUTPUT_PAUSE;
+	return c->n_output > OUTPUT_PAUSE || c->call;
 }
 
 static void bytes_sent(struct connection *c, size_t n)
@@ -377,10 +377,10 @@ static bool is_on_its_way(const struct connection *c)
 
 bool connection_is_busy(const struct connection *c)
 {
-	return c->n_asks || c->output || c->state == CONNECTION_CLOSING || is_on_its_way(c);
+	return c->n_asks || c->call || c->output || c->state == CONNECTION_CLOSING || is_on_its_way(c);
 }
 
 bool connection_is_dead(const struct connection *c)
 {
-	return c->state == CONNECTION_CLOSED && !c->n_asks;
+	return c->state == CONNECTION_CLOSED && !c->n_asks && !c->call;
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// One client of the binary door: frames in, frames out. All of it belongs to the socket thread.
+// One client of the binary door: frames in, frames out. All of it belongs to the socket thread, but for a call that is at the desk.
 //
-// Memory is bounded thus: a body grows only as its bytes arrive; a connection whose answers wait is not read from; its answers are part of
-// the service's budget until they are sent; and a client that takes none of them for a while is closed.
+// Memory is bounded thus: a body grows only as its bytes arrive; a connection whose answers wait, or whose call is at the desk, is not read
+// from; its answers are part of the service's budget until they are sent; and a client that takes none of them for a while is closed.
 #pragma once
 
 #include <stdbool.h>
@@ -13,6 +13,8 @@
 #include "daemon/server/service.h"
 
 struct connection;
+struct desk;
+struct desk_job;
 struct error;
 struct principal;
 struct queue;
@@ -36,6 +38,7 @@ struct connection_complaints {      // of one door; zero-initialise
 struct connection_context {        // the same for all connections of a door
 	struct service *service;
 	struct queue *returned;        // where items go when they are done, from any thread
+	struct desk *desk;             // where calls are worked off that take long
 	struct door_settings settings; // of this turn of the loop
 	struct tls_current *tls;       // NULL = no connection is encrypted
 	struct connection_complaints *complaints;
@@ -43,6 +46,7 @@ struct connection_context {        // the same for all connections of a door
 
 struct connection_output;          // one frame, and how much of it is sent
 struct connection_ask;             // one request in flight
+struct connection_call;            // a CALL
 
 struct connection {
 	struct connection *previous, *next;            // the door's list
@@ -70,11 +74,12 @@ struct connection {
 	bool shut;                                     // our side was shut down; waiting for the client's end
 	struct connection_ask *asks;
 	uint32_t n_asks;
+	struct connection_call *call;                  // at the desk; until it is back nothing more is read
 };
 
 // encrypted: with the context's tls. Takes fd on success.
 int connection_new(const struct connection_context *context, int fd, bool encrypted, struct connection **ret_connection);
-struct connection *connection_free(struct connection *c);      // CLOSED and without asks; NULL is fine; returns NULL
+struct connection *connection_free(struct connection *c);      // dead; NULL is fine; returns NULL
 void connection_read(struct connection *c);                    // what there is, up to a fair share
 void connection_write(struct connection *c);
 void connection_close(struct connection *c);                   // at once; cancels its requests
@@ -87,3 +92,5 @@ bool connection_is_busy(const struct connection *c);           // requests in fl
 bool connection_is_dead(const struct connection *c);           // may be freed
 // An item came back through context->returned.
 void connection_returned(struct request_item *item);
+// A job came back from context->desk.
+void connection_worked(struct desk_job *job);

@@ -12,7 +12,6 @@
 #include "daemon/queue.h"
 #include "daemon/server/auth.h"
 #include "daemon/server/connection_internal.h"
-#include "daemon/server/control.h"
 #include "daemon/server/service.h"
 #include "daemon/teacher/generation_reader.h"
 #include "daemon/teacher/request.h"
@@ -23,18 +22,22 @@
 static void encode_welcome(const void *message, struct writer *w) { frame_welcome_encode(message, w); }
 static void encode_answer(const void *message, struct writer *w) { frame_answer_encode(message, w); }
 static void encode_error(const void *message, struct writer *w) { frame_error_encode(message, w); }
-static void encode_reply(const void *message, struct writer *w) { frame_reply_encode(message, w); }
+
+static struct connection_output *output_alloc(size_t n)
+{
+	struct connection_output *o = n <= UINT32_MAX ? malloc(sizeof *o + FRAME_HEADER_BYTES + n) : NULL;
+	if (o)
+		*o = (struct connection_output){.n = FRAME_HEADER_BYTES + n};
+	return o;
+}
 
 // Without memory for a frame the conversation cannot go on truthfully: the client is dropped.
 static struct connection_output *output_new(struct connection *c, size_t n)
 {
-	struct connection_output *o = n <= UINT32_MAX ? malloc(sizeof *o + FRAME_HEADER_BYTES + n) : NULL;
-	if (o) {
-		*o = (struct connection_output){.n = FRAME_HEADER_BYTES + n};
-		return o;
-	}
-	connection_close(c);
-	return NULL;
+	struct connection_output *o = output_alloc(n);
+	if (!o)
+		connection_close(c);
+	return o;
 }
 
 static void output_seal(struct connection_output *o, enum frame_kind kind, uint64_t id)
@@ -45,17 +48,25 @@ static void output_seal(struct connection_output *o, enum frame_kind kind, uint6
 	frame_encode(&f, o->data);
 }
 
-static struct connection_output *frame_new(struct connection *c, enum frame_kind kind, uint64_t id, connection_encode_fn *encode,
-					   const void *message)
+struct connection_output *connection_output_new(enum frame_kind kind, uint64_t id, connection_encode_fn *encode, const void *message)
 {
 	struct writer count = writer_init(NULL, 0);
 	encode(message, &count);
-	struct connection_output *o = output_new(c, count.position);
+	struct connection_output *o = output_alloc(count.position);
 	if (!o)
 		return NULL;
 	struct writer w = writer_init(o->data + FRAME_HEADER_BYTES, count.position);
 	encode(message, &w);
 	output_seal(o, kind, id);
+	return o;
+}
+
+static struct connection_output *frame_new(struct connection *c, enum frame_kind kind, uint64_t id, connection_encode_fn *encode,
+					   const void *message)
+{
+	struct connection_output *o = connection_output_new(kind, id, encode, message);
+	if (!o)
+		connection_close(c);
 	return o;
 }
 
@@ -141,6 +152,7 @@ void connection_cancel_all(struct connection *c)
 {
 	for (struct connection_ask *ask = c->asks; ask; ask = ask->next)
 		ask_cancel(ask);
+	connection_call_cancel(c->call);
 }
 
 // The record goes straight into the frame, with or without its question.
@@ -329,24 +341,6 @@ static void on_request(struct connection *c, const struct frame *f, const uint8_
 		connection_send_error(c, f->request_id, FRAME_WHOLE_REQUEST, &err);
 }
 
-static void on_call(struct connection *c, const struct frame *f, const uint8_t *body)
-{
-	struct frame_call call = {0};
-	struct control_reply reply = {0};
-	struct error err = {0};
-	if (frame_call_decode(body, f->body_bytes, &call, &err)) {
-		connection_send_error(c, f->request_id, FRAME_WHOLE_REQUEST, &err);
-		return;
-	}
-	control_call(c->context->service, c->principal, call.method, call.path, call.body, call.body_bytes, &reply);
-	struct frame_reply m = {.status = (uint32_t)reply.status, .body = reply.body.data, .body_bytes = reply.body.n};
-	struct connection_output *o = frame_new(c, FRAME_REPLY, f->request_id, encode_reply, &m);
-	if (o)
-		connection_send(c, o);
-	buffer_done(&reply.body);
-	frame_call_done(&call);
-}
-
 // The fingerprint expected says whom all of the connection's requests ask.
 static int choose_teacher(struct connection *c, const struct frame_hello *hello, struct error *err)
 {
@@ -428,7 +422,7 @@ static int dispatch(struct connection *c, const struct frame *f, const uint8_t *
 		if (!r)
 			r = check_id(c, f, err);
 		if (!r)
-			(f->kind == FRAME_CALL ? on_call : on_request)(c, f, body);
+			(f->kind == FRAME_CALL ? connection_call_start : on_request)(c, f, body);
 		return r;
 	case FRAME_PING:
 	case FRAME_PONG:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by connection.c (bytes) and connection_frame.c (meaning) only.
+// Shared by connection.c (bytes), connection_frame.c (meaning) and what it leaves to connection_generate.c and connection_call.c.
 #pragma once
 
 #include <stddef.h>
@@ -43,6 +43,12 @@ void connection_cancel_all(struct connection *c);
 void connection_ask_done(struct connection *c, struct connection_ask *ask);    // frees it
 typedef void connection_encode_fn(const void *message, struct writer *w);
 void connection_send_message(struct connection *c, enum frame_kind kind, uint64_t id, connection_encode_fn *encode, const void *message);
+// NULL = no memory. From any thread.
+struct connection_output *connection_output_new(enum frame_kind kind, uint64_t id, connection_encode_fn *encode, const void *message);
+
+// connection_call.c
+void connection_call_start(struct connection *c, const struct frame *f, const uint8_t *body);
+void connection_call_cancel(struct connection_call *call);     // nobody waits for its answer any more; NULL is fine
 
 // connection_generate.c
 int connection_generate_request(struct connection *c, const uint8_t *body, size_t n, struct request **ret_request, struct error *err);

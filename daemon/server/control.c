@@ -264,33 +264,33 @@ static const struct route {
 	enum route_id id;
 	enum reply_errors errors;
 	unsigned scopes;
-	bool is_quick;
+	enum control_pace pace;
 } routes[] = {
-	{"GET", "/", page_get_index, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},
-	{"GET", "/page.css", page_get_style, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},
-	{"GET", "/page.js", page_get_script, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},
-	{"GET", "/live", get_live, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},
-	{"GET", "/ready", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},
-	{"GET", "/health", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, true},      // vLLM's name, which its clients wait on
-	{"GET", "/metrics", get_metrics, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, true},
-	{"GET", "/openapi.json", get_openapi, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, true},
-	{"GET", "/v1/model", get_model, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, true},
-	{"GET", "/v1/status", control_get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, true},
-	{"POST", "/v1/score", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE, false},
-	{"POST", "/v1/generate", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_GENERATE, false},
-	{"POST", "/v1/completions", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, BEARER_SCORE | BEARER_GENERATE, false},
-	{"GET", "/v1/models", get_models, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, AUTH_ANY, true},
-	{"GET", "/v1/models/{id}", get_model_card, ROUTE_MODEL, REPLY_ERRORS_OPENAI, AUTH_ANY, false},
-	{"POST", "/v1/tokenize", post_tokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
-	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
-	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
-	{"GET", "/v1/tokenizer_config", get_tokenizer_config, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, false},
-	{"POST", "/v1/weights", control_post_weights, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE, false},
-	{"POST", "/v1/runs", control_post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
-	{"GET", "/v1/runs", control_get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
-	{"GET", "/v1/runs/{id}", control_get_run, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
-	{"GET", "/v1/runs/{id}/metrics", control_get_history, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
-	{"DELETE", "/v1/runs/{id}", control_delete_run, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN, false},
+	{"GET", "/", page_get_index, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, CONTROL_QUICK},
+	{"GET", "/page.css", page_get_style, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, CONTROL_QUICK},
+	{"GET", "/page.js", page_get_script, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, CONTROL_QUICK},
+	{"GET", "/live", get_live, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, CONTROL_QUICK},
+	{"GET", "/ready", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, CONTROL_QUICK},
+	{"GET", "/health", get_ready, ROUTE_PLAIN, REPLY_ERRORS_OWN, CONTROL_PUBLIC, CONTROL_QUICK},  // vLLM's name: its clients wait on it
+	{"GET", "/metrics", get_metrics, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, CONTROL_QUICK},
+	{"GET", "/openapi.json", get_openapi, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, CONTROL_QUICK},
+	{"GET", "/v1/model", get_model, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, CONTROL_QUICK},
+	{"GET", "/v1/status", control_get_status, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, CONTROL_QUICK},
+	{"POST", "/v1/score", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE, CONTROL_QUICK},
+	{"POST", "/v1/generate", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_GENERATE, CONTROL_QUICK},
+	{"POST", "/v1/completions", post_exchange, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, BEARER_SCORE | BEARER_GENERATE, CONTROL_QUICK},
+	{"GET", "/v1/models", get_models, ROUTE_PLAIN, REPLY_ERRORS_OPENAI, AUTH_ANY, CONTROL_QUICK},
+	{"GET", "/v1/models/{id}", get_model_card, ROUTE_MODEL, REPLY_ERRORS_OPENAI, AUTH_ANY, CONTROL_SLOW},
+	{"POST", "/v1/tokenize", post_tokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, CONTROL_OF_BODY},
+	{"POST", "/v1/detokenize", post_detokenize, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, CONTROL_OF_BODY},
+	{"GET", "/v1/tokenizer", get_tokenizer, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, CONTROL_SLOW},
+	{"GET", "/v1/tokenizer_config", get_tokenizer_config, ROUTE_PLAIN, REPLY_ERRORS_OWN, AUTH_ANY, CONTROL_SLOW},
+	{"POST", "/v1/weights", control_post_weights, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_SCORE, CONTROL_SLOW},
+	{"POST", "/v1/runs", control_post_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN, CONTROL_SLOW},
+	{"GET", "/v1/runs", control_get_runs, ROUTE_PLAIN, REPLY_ERRORS_OWN, BEARER_TRAIN, CONTROL_SLOW},
+	{"GET", "/v1/runs/{id}", control_get_run, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN, CONTROL_SLOW},
+	{"GET", "/v1/runs/{id}/metrics", control_get_history, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN, CONTROL_SLOW},
+	{"DELETE", "/v1/runs/{id}", control_delete_run, ROUTE_RUN, REPLY_ERRORS_OWN, BEARER_TRAIN, CONTROL_SLOW},
 };
 #define N_ROUTES (sizeof routes / sizeof *routes)
 
@@ -376,11 +376,11 @@ bool control_is_public(const char *method, const char *path)
 	return route && route->scopes == CONTROL_PUBLIC;
 }
 
-bool control_is_quick(const char *method, const char *path)
+enum control_pace control_pace(const char *method, const char *path)
 {
 	char id[ROUTE_ID_BYTES];
 	const struct route *route = route_find(method, path, id);
-	return route && route->is_quick;
+	return route ? route->pace : CONTROL_QUICK;
 }
 
 int control_permit(struct principal *principal, const char *method, const char *path, struct error *err)

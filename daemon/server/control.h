@@ -15,6 +15,13 @@ struct service;
 #define CONTROL_ALLOW_BYTES 64
 #define CONTROL_PUBLIC ~0u             // no token is needed: probes of whoever restarts this server
 
+// How long the answer takes.
+enum control_pace {
+	CONTROL_QUICK,                     // no file is read, nothing a client sent is decoded, nothing is waited for; or it is refused
+	CONTROL_OF_BODY,                   // takes as long as its body is
+	CONTROL_SLOW,
+};
+
 struct control_reply {
 	int status;                        // as in HTTP
 	const char *content_type;
@@ -33,8 +40,7 @@ bool control_check(const char *method, const char *path, struct control_reply *r
 // can look for them.
 int control_permit(struct principal *principal, const char *method, const char *path, struct error *err);
 bool control_is_public(const char *method, const char *path);
-// It is answered at once whatever else is done: no file is read, nothing a client sent is decoded, nothing is waited for.
-bool control_is_quick(const char *method, const char *path);
+enum control_pace control_pace(const char *method, const char *path);
 // Every route; "{id}" stands for one in a path. For tests.
 size_t control_n_routes(void);
 void control_route(size_t i, const char **ret_method, const char **ret_path);

@@ -25,6 +25,7 @@
 #define CONNECTION_MEMORY 32768      // of libmicrohttpd, per connection: headers over about half of it get 431
 #define TICK_MS 250                  // how often deadlines are looked at
 #define MAX_EVENTS 64
+#define ROUND_SECONDS 0.001          // of small work between two looks at the sockets: probes wait for no more
 // Once the listener is closed, from the last request that ended until those under way are given up:
 #define LAST_WORDS_MS 1000           // some are (small ones: exchanges have the whole drain)
 #define NEW_MS 300                   // none but connections that were accepted just before and have not asked yet
@@ -325,7 +326,7 @@ int http_open(const struct http_options *options, struct service *service, struc
 	if (!r && (epoll_add(h, h->returned_fd, &h->returned_fd) || epoll_add(h, h->stop_fd, &h->stop_fd)))
 		r = error_system(err, errno, "http", "epoll");
 	if (!r)
-		r = desk_open(h->returned_fd, &h->desk, err);
+		r = desk_open(h->returned_fd, ROUND_SECONDS, &h->desk, err);
 	if (!r)
 		r = start_daemon(h, err);
 	if (!r && (r = pthread_create(&t->thread, NULL, http_loop, t)))

@@ -109,6 +109,7 @@ static void give(struct http_request *q, enum http_work work)
 {
 	q->work = work;
 	q->at_desk = true;
+	q->job.n_bytes = q->body.n;
 	suspend(q);
 	desk_give(q->http->desk, &q->job);
 }
@@ -335,9 +336,14 @@ static enum MHD_Result handle_exchange(struct http_request *q)
 
 static enum MHD_Result handle_call(struct http_request *q)
 {
+	struct error err = {0};
 	q->work = HTTP_CALL;
-	if (control_is_quick(q->method, q->path)) {
+	if (desk_has_time_to_call(q->http->desk, q->method, q->path, q->body.n)) {
 		do_work(&q->job);
+		return send_reply(q);
+	}
+	if (desk_check_room(q->http->desk, q->body.n, &err)) {
+		refuse(q, 0, &err);
 		return send_reply(q);
 	}
 	q->state = HTTP_WAITING;

@@ -3,6 +3,7 @@
 #include "daemon/server/socket.h"
 
 #include <errno.h>
+#include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -18,6 +19,7 @@
 #include "daemon/queue.h"
 #include "daemon/server/address.h"
 #include "daemon/server/connection.h"
+#include "daemon/server/desk.h"
 #include "daemon/server/service.h"
 #include "daemon/server/tls.h"
 #include "daemon/teacher/request.h"
@@ -172,6 +174,7 @@ static void loop_once(struct socket_door *d)
 {
 	struct epoll_event events[MAX_EVENTS];
 	struct queue_item *item;
+	struct desk_job *job;
 	int n = epoll_wait(d->epoll_fd, events, MAX_EVENTS, d->pending ? 0 : TICK_MS);
 	d->context.settings = service_doors(d->context.service);
 	for (int i = 0; i < n; i++)
@@ -179,6 +182,8 @@ static void loop_once(struct socket_door *d)
 	read_pending(d);
 	while ((item = queue_pop(d->context.returned, false)))
 		connection_returned((struct request_item *)item);
+	while ((job = desk_take(d->context.desk)))
+		connection_worked(job);
 	tidy(d);
 }
 
@@ -218,7 +223,7 @@ static void finish(struct socket_door *d)
 	for (struct connection *c = d->connections; c; c = c->next)
 		connection_close(c);
 	while (d->connections)
-		loop_once(d);    // until every item is back from the other threads
+		loop_once(d);    // until everything is back from the other threads
 }
 
 static void *socket_loop(void *arg)
@@ -240,6 +245,7 @@ static void *socket_loop(void *arg)
 
 static void socket_free(struct socket_door *d)
 {
+	desk_close(d->context.desk);
 	queue_close(d->context.returned);
 	if (d->epoll_fd >= 0)
 		close(d->epoll_fd);
@@ -263,6 +269,9 @@ static int socket_init(struct socket_door *d, struct error *err)
 	if ((r = epoll_add(d, d->returned_fd, EPOLLIN, &d->returned_fd)) || (r = epoll_add(d, d->stop_fd, EPOLLIN, &d->stop_fd)) ||
 	    (r = listen_resume(d)))
 		return error_system(err, r, "socket", "epoll");
+	// A small call stays in its line, however long that is: at the desk it could find one of megabytes before it.
+	if ((r = desk_open(d->returned_fd, INFINITY, &d->context.desk, err)))
+		return r;
 	if ((r = pthread_create(&d->thread, NULL, socket_loop, d)))
 		return error_system(err, r, "socket", "cannot start the socket thread");
 	return 0;

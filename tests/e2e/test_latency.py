@@ -269,5 +269,162 @@ class Health(unittest.TestCase):
         self.assertEqual(d.post("/v1/score", {"sequences": [{"tokens": [1, 2, 3]}], "own": True})[0], 200)
 
 
+def tokenize_call(body):
+    return kdserved.frame(kdserved.CALL, 1, kd.call_body("POST", "/v1/tokenize", body))
+
+
+class Calls(unittest.TestCase):
+    """Megabytes to be tokenized at the binary door, and who asks beside."""
+    TEXT = "It is a truth universally acknowledged, " * 90_000         # 3.6 MB
+    BODY = json.dumps({"text": TEXT}).encode()
+    FRAME = tokenize_call(BODY)
+    checked = None                                                      # a reply whose tokens were found right
+
+    def daemon(self, *arguments):
+        d = Daemon(*arguments)
+        self.addCleanup(d.stop)
+        return d
+
+    def connect(self, d):
+        c = d.client()
+        self.addCleanup(c.__exit__)
+        return c
+
+    def reply(self, c):
+        """Status and body of what answers a CALL, the checksum unread: that takes Python longer than the server took for it all."""
+        _, _, kind, _, got, n, _, _, _ = struct.unpack("<4sBBHQIIII", c.take(32))
+        self.assertEqual((kind, got), (kdserved.REPLY, 1))
+        body = c.take(n)
+        return struct.unpack("<I", body[:4])[0], body[8:]
+
+    def call(self, c):
+        c.send_bytes(self.FRAME)
+        return self.reply(c)
+
+    def timed(self, c):
+        began = time.monotonic()
+        reply = self.call(c)
+        took = time.monotonic() - began
+        self.check_tokens(reply)
+        return took
+
+    def read_by_the_server(self, other):
+        """What was sent on another connection before: a turn of the socket thread lies between two answers."""
+        for i in range(3):
+            self.ping(other)
+
+    def ping(self, c):
+        c.send(kdserved.PING, 7, b"here")
+        self.assertEqual(c.receive(), (kdserved.PONG, 7, b"here"))
+
+    def check_tokens(self, reply):
+        if reply == self.checked:
+            return
+        status, body = reply[0], json.loads(reply[1])
+        self.assertEqual(status, 200)
+        offsets = body["offsets"]
+        self.assertEqual((len(offsets), offsets[0][0], offsets[-1][1]), (len(body["tokens"]), 0, len(self.TEXT)))
+        self.assertTrue(all(a[1] == b[0] for a, b in zip(offsets, offsets[1:])))
+        Calls.checked = reply
+
+    def beside(self, what, large, small):
+        """The longest of the small ones while the large one was under way, the best of three; and how long that took."""
+        worst, replies = [], []
+        for _ in range(3):
+            times, ended = [], []
+
+            def run():
+                try:
+                    replies.append(large())
+                finally:
+                    ended.append(time.monotonic())
+            thread = threading.Thread(target=run)
+            began = time.monotonic()
+            thread.start()
+            while not ended:
+                asked = time.monotonic()
+                small()
+                times.append(time.monotonic() - asked)
+            thread.join()
+            worst.append((max(times) / (ended[0] - began), max(times), ended[0] - began, len(times)))
+        share, longest, took, n = min(worst)
+        print("%s: %.0f ms; %d small ones beside, the longest %.2f ms" % (what, 1e3 * took, n, 1e3 * longest), file=sys.stderr)
+        self.assertLess(share, 0.2, what)
+        self.assertEqual(len(replies), 3)
+        for reply in replies:
+            self.check_tokens(reply)
+
+    def test_small_ones_do_not_wait_for_a_large_one(self):
+        d = self.daemon()
+        big, other = self.connect(d), self.connect(d)
+
+        def small_call():
+            self.ping(other)
+            self.assertEqual(other.call("POST", "/v1/tokenize", b'{"text":"over there"}')[0], 200)
+        self.beside("a large CALL", lambda: self.call(big), small_call)
+
+    def test_what_follows_a_large_call_is_answered_behind_it(self):
+        d = self.daemon()
+        c = self.connect(d)
+        c.next_id = 2
+        score = c.start_score([[1, 2, 3]] * 5, top_k=4)
+        c.send_bytes(self.FRAME + kdserved.frame(kdserved.PING, 7, b"here"))
+        self.assertEqual(len(c.finish_score(score)), 5)
+        self.check_tokens(self.reply(c))
+        self.assertEqual(c.receive(), (kdserved.PONG, 7, b"here"))
+
+    def test_calls_of_clients_that_left_are_not_worked_off(self):
+        d = self.daemon()
+        other, n = self.connect(d), 15               # as many as the desk has room for
+        alone = self.timed(other)
+        for _ in range(n):
+            with d.client() as c:
+                c.send_bytes(self.FRAME)
+        self.assertLess(self.timed(other), n / 2 * alone)
+        self.assertEqual(d.metrics()["kd_reserved_requests"], 0)
+
+    def test_the_drain_answers_a_call_that_is_worked_off(self):
+        d = self.daemon("--drain-timeout", "300s")        # sanitizer builds are slow
+        big, other = self.connect(d), self.connect(d)
+        big.send_bytes(self.FRAME)
+        self.read_by_the_server(other)
+        d.process.send_signal(signal.SIGTERM)
+        self.assertEqual(big.receive()[0], kdserved.GOAWAY)
+        self.check_tokens(self.reply(big))
+        self.assertEqual(d.wait_exit(), 0)
+
+    def test_the_drain_waits_for_no_call_beyond_its_deadline(self):
+        d = self.daemon("--drain-timeout", "0s")
+        other, *clients = [self.connect(d) for _ in range(16)]
+        frame = tokenize_call(json.dumps({"text": self.TEXT[:len(self.TEXT) // 3]}).encode())
+        began = time.monotonic()
+        other.send_bytes(frame)
+        self.assertEqual(self.reply(other)[0], 200)
+        alone = time.monotonic() - began
+        for c in clients:
+            c.send_bytes(frame)
+        self.read_by_the_server(other)
+        began = time.monotonic()
+        d.process.send_signal(signal.SIGTERM)
+        self.assertEqual(d.wait_exit(), 0)
+        self.assertLess(time.monotonic() - began, len(clients) / 2 * alone)
+
+    def test_a_desk_that_is_full_refuses(self):
+        d, n_slow = self.daemon(), 3
+        clients, statuses = [self.connect(d) for _ in range(25)], []
+        blank = tokenize_call(b" " * len(self.BODY))
+        for i, c in enumerate(clients):              # 90 MB, while the first are worked off
+            c.send_bytes(self.FRAME if i < n_slow else blank)
+        for c in clients[n_slow:]:
+            status, body = self.reply(c)
+            self.assertEqual(json.loads(body)["error"]["code"], {400: "invalid", 429: "overloaded"}[status])
+            statuses.append(status)
+        self.assertEqual(set(statuses), {400, 429})
+        for c in clients[:n_slow]:
+            self.check_tokens(self.reply(c))
+        clients[-1].send_bytes(blank)
+        self.assertEqual(self.reply(clients[-1])[0], 400)       # there is room again
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // One client of the binary door from its first byte to its last: the real connection, the real service and its budget, over a socket pair;
-// the teacher is a list of items that come back when the input says so. Input: settings, then steps (enum step): bytes cut anywhere, frames
-// with their checksums right, the teacher's answers, a client that takes slowly or leaves, time that passes. Whatever happens, the client
-// hears what conversation.h allows, every question of an open connection is answered to its end, and nothing stays reserved.
+// the teacher is a list of items that come back when the input says so, and the desk a place for the one call that may be there. Input:
+// settings, then steps (enum step): bytes cut anywhere, frames with their checksums right, the teacher's answers, a client that takes
+// slowly or leaves, time that passes. Whatever happens, the client hears what conversation.h allows, every question of an open connection
+// is answered to its end, and nothing stays reserved.
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 #include "daemon/server/auth.h"
 #include "daemon/server/connection.h"
 #include "daemon/server/control.h"
+#include "daemon/server/desk.h"
 #include "daemon/server/service.h"
 #include "daemon/teacher/generation.h"
 #include "daemon/teacher/request.h"
@@ -66,6 +68,47 @@ void control_call(struct service *s, struct principal *principal, const char *me
 	(void)s, (void)principal, (void)body, (void)n;
 	*ret_reply = (struct control_reply){.status = 200};
 	buffer_printf(&ret_reply->body, "{\"asked\":\"%s %s\"}", method, path);
+}
+
+void control_refuse(struct control_reply *ret_reply, int status, const struct error *e, enum reply_errors shape)
+{
+	(void)status, (void)shape;
+	ret_reply->status = error_http_status(e->code);
+}
+
+enum reply_errors control_errors(const char *path) { (void)path; return REPLY_ERRORS_OWN; }
+
+// The body's length says where a call goes: it is answered on the spot, at the desk, or refused.
+static struct desk_job *at_desk;
+
+bool desk_has_time_to_call(const struct desk *d, const char *method, const char *path, uint64_t n_bytes)
+{
+	(void)d, (void)method, (void)path;
+	return n_bytes % 3 == 0;
+}
+
+int desk_check_room(const struct desk *d, uint64_t n_bytes, struct error *err)
+{
+	(void)d;
+	return n_bytes % 3 == 1 ? 0 : error_set(err, ERROR_OVERLOADED, NULL, "no room");
+}
+
+void desk_give(struct desk *d, struct desk_job *job)
+{
+	(void)d;
+	if (at_desk)
+		abort();
+	at_desk = job;
+}
+
+static void desk_work(void)
+{
+	struct desk_job *job = at_desk;
+	at_desk = NULL;
+	if (job) {
+		job->work(job);
+		connection_worked(job);
+	}
 }
 
 // ---- the world of one input
@@ -202,6 +245,7 @@ static void answer(struct request_item *item, uint32_t how)
 static void teach(struct scene *s, uint32_t which, uint32_t how)
 {
 	struct teacher *t = s->teacher;
+	desk_work();
 	if (!t->n_waiting)
 		return;
 	which %= (uint32_t)t->n_waiting;
@@ -330,10 +374,12 @@ static void step(struct scene *s)
 static void settle(struct scene *s)
 {
 	for (int round = 0; round < 64; round++) {
-		while (s->teacher->n_waiting)
-			teach(s, 0, 0);
-		turn(s);
-		client_take(s, SIZE_MAX);
+		do {
+			while (s->teacher->n_waiting || at_desk)
+				teach(s, 0, 0);
+			turn(s);
+			client_take(s, SIZE_MAX);
+		} while (at_desk);         // the next call was read behind the one that was there
 	}
 	struct connection *c = s->connection;
 	if (c->state == CONNECTION_OPEN)
@@ -346,7 +392,7 @@ static void scene_end(struct scene *s)
 {
 	struct service_stats stats;
 	connection_close(s->connection);
-	while (s->teacher->n_waiting)
+	while (s->teacher->n_waiting || at_desk)
 		teach(s, 0, 0);
 	take_returned(s);
 	client_take(s, SIZE_MAX);

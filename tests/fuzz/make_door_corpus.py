@@ -80,6 +80,11 @@ def connection_seeds():
     yield "generate-too-much", opened + frame(kd.GENERATE, kd.generate_body([[0]], n=4, max_tokens=90), 2)
     yield "call", opened + frame(kd.CALL, kd.call_body("GET", "/v1/model"), 3) + bytes([TAKE, 255])
     yield "call-cut", opened + frame(kd.CALL, kd.call_body("GET", "/v1/model")[:-1], 3)
+    at_desk, refused = (kd.call_body("POST", "/v1/tokenize", b"x" * n) for n in (1, 2))       # as fuzz_connection.c's desk has it
+    yield "call-at-the-desk", opened + frame(kd.CALL, at_desk, 3) + frame(kd.PING, b"hello", 9) + bytes([TEACH, 0, 0, TAKE, 255])
+    yield "call-refused", opened + frame(kd.CALL, refused, 3) + bytes([TAKE, 255])
+    yield "call-left", opened + frame(kd.SCORE, ask, 1) + frame(kd.CALL, at_desk, 3) + bytes([LEAVE, 1, TEACH, 0, 0])
+    yield "calls", opened + frame(kd.CALL, at_desk, 3, quiet=True) * 3 + frame(kd.CALL, at_desk, 4) + bytes([TEACH, 0, 0, TAKE, 255])
     yield "ping", opened + frame(kd.PING, b"hello", 9) + frame(kd.PONG, b"x", 9) + bytes([TAKE, 255])
     yield "ping-too-large", opened + frame(kd.PING, b"x" * 65, 1)
     yield "pings-untaken", bytes([READY | 4]) + hello() + frame(kd.PING, b"x" * 64, 1, quiet=True) * 30

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// CALL and its REPLY: on the spot, or at the desk when it may take long. Its connection rests meanwhile, so that a client has one body and
+// one reply here at most.
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "common/error.h"
+#include "daemon/server/connection_internal.h"
+#include "daemon/server/control.h"
+#include "daemon/server/desk.h"
+#include "daemon/server/service.h"
+
+struct connection_call {
+	struct desk_job job;               // first: a job's pointer is a call's
+	struct connection *connection;     // stays until the call is back
+	uint64_t id;
+	struct frame_call frame;
+	_Atomic bool cancelled;
+	struct connection_output *reply;   // NULL = no memory for it, or cancelled
+};
+
+static void encode_reply(const void *message, struct writer *w) { frame_reply_encode(message, w); }
+
+// Takes what the reply holds.
+static void set_reply(struct connection_call *call, struct control_reply *reply)
+{
+	struct frame_reply m = {.status = (uint32_t)reply->status, .body = reply->body.data, .body_bytes = reply->body.n};
+	call->reply = connection_output_new(FRAME_REPLY, call->id, encode_reply, &m);
+	buffer_done(&reply->body);
+}
+
+static void do_work(struct desk_job *job)
+{
+	struct connection_call *call = (struct connection_call *)job;
+	const struct connection *c = call->connection;
+	const struct frame_call *f = &call->frame;
+	struct control_reply reply = {0};
+	if (atomic_load(&call->cancelled))
+		return;
+	control_call(c->context->service, c->principal, f->method, f->path, f->body, f->body_bytes, &reply);
+	set_reply(call, &reply);
+}
+
+// Sends the reply, if its client still waits for it; frees the call.
+static void call_end(struct connection_call *call)
+{
+	struct connection *c = call->connection;
+	if (c->state >= CONNECTION_CLOSING)
+		free(call->reply);
+	else if (call->reply)
+		connection_send(c, call->reply);
+	else
+		connection_close(c);       // no memory: like any frame that cannot be made
+	frame_call_done(&call->frame);
+	free(call);
+}
+
+static int call_new(struct connection *c, const struct frame *f, const uint8_t *body, struct connection_call **ret_call, struct error *err)
+{
+	struct connection_call *call = calloc(1, sizeof *call);
+	if (!call)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for the call");
+	int r = frame_call_decode(body, f->body_bytes, &call->frame, err);
+	if (r) {
+		free(call);
+		return r;
+	}
+	call->job.work = do_work;
+	call->job.n_bytes = call->frame.body_bytes;
+	call->connection = c;
+	call->id = f->request_id;
+	*ret_call = call;
+	return 0;
+}
+
+void connection_call_start(struct connection *c, const struct frame *f, const uint8_t *body)
+{
+	struct connection_call *call = NULL;
+	struct desk *desk = c->context->desk;
+	struct control_reply refusal = {0};
+	struct error err = {0};
+	if (call_new(c, f, body, &call, &err)) {
+		connection_send_error(c, f->request_id, FRAME_WHOLE_REQUEST, &err);
+	} else if (desk_has_time_to_call(desk, call->frame.method, call->frame.path, call->frame.body_bytes)) {
+		do_work(&call->job);
+		call_end(call);
+	} else if (desk_check_room(desk, call->frame.body_bytes, &err)) {
+		control_refuse(&refusal, 0, &err, control_errors(call->frame.path));
+		set_reply(call, &refusal);
+		call_end(call);
+	} else {
+		c->call = call;
+		desk_give(desk, &call->job);
+	}
+}
+
+void connection_call_cancel(struct connection_call *call)
+{
+	if (call)
+		atomic_store(&call->cancelled, true);
+}
+
+void connection_worked(struct desk_job *job)
+{
+	struct connection_call *call = (struct connection_call *)job;
+	struct connection *c = call->connection;
+	c->call = NULL;
+	call_end(call);
+	if (c->state != CONNECTION_CLOSED)
+		connection_write(c);
+}
