@@ -62,7 +62,7 @@ static int read_welcome(struct kd_client *client, const struct frame *f, const u
 		return frame_welcome_decode(body, f->body_bytes, &client->welcome, err);
 	if (f->kind != FRAME_ERROR)
 		return error_set(err, ERROR_CORRUPT, NULL, "the server broke the protocol: %s before welcome", frame_kind_name(f->kind));
-	int r = frame_error_decode(body, f->body_bytes, &refusal, err);
+	int r = received_decode_error(body, f->body_bytes, &refusal, err);
 	if (r)
 		return r;
 	*err = refusal.error;

@@ -150,6 +150,8 @@ struct received {
 	struct frame_reply reply;
 	struct frame_tokens tokens;
 };
+// An error without words gets its code's: who fails is told why.
+int received_decode_error(const uint8_t *body, size_t n, struct frame_error *ret, struct error *err);
 int received_decode(struct kd_client *client, struct received *ret, struct error *err);        // without the lock; takes the frame
 int received_deliver(struct kd_client *client, struct received *m, struct error *err);         // with it; an error loses the connection
 void received_done(struct received *m);

@@ -2,6 +2,7 @@
 // What the server sends becomes events. A server is believed no more than anyone: answers must fit a request in flight, each sequence is
 // answered once, and a record must be the answer to exactly the question that was asked.
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -59,6 +60,14 @@ static int decode_answer(struct kd_client *client, struct received *m, struct er
 	return r ? r : answer_new(record, answer.flags & FRAME_ANSWER_CACHED, &m->answer, err);
 }
 
+int received_decode_error(const uint8_t *body, size_t n, struct frame_error *ret, struct error *err)
+{
+	int r = frame_error_decode(body, n, ret, err);
+	if (r == 0 && !*ret->error.message)
+		snprintf(ret->error.message, sizeof ret->error.message, "%s", error_name(ret->error.code));
+	return r;
+}
+
 int received_decode(struct kd_client *client, struct received *ret, struct error *err)
 {
 	struct received m = {.frame = client->connection.frame};
@@ -66,7 +75,7 @@ int received_decode(struct kd_client *client, struct received *ret, struct error
 	m.body = connection_release(&client->connection);
 	switch (m.frame.kind) {
 	case FRAME_ANSWER: r = decode_answer(client, &m, err); break;
-	case FRAME_ERROR: r = frame_error_decode(m.body, m.frame.body_bytes, &m.error, err); break;
+	case FRAME_ERROR: r = received_decode_error(m.body, m.frame.body_bytes, &m.error, err); break;
 	case FRAME_REPLY: r = frame_reply_decode(m.body, m.frame.body_bytes, &m.reply, err); break;
 	case FRAME_TOKENS: r = frame_tokens_decode(m.body, m.frame.body_bytes, &m.tokens, err); break;
 	default: break;
