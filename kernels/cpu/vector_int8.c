@@ -86,43 +86,34 @@ INLINE vi dot(vi sum, vi x, factors w)
 #endif
 }
 
-// The largest bits of a lane; none negative.
-INLINE int32_t vi_max_lane(vi v)
-{
+// FOLD defines a function that makes one integer of a vector's lanes: by instructions that combine 256 or 128 bits, or by what combines two
+// lanes, v[0] and v[i].
 #if defined(__AVX2__)
 #if LANES == 16
-	__m256i h = _mm256_max_epi32(_mm512_castsi512_si256((__m512i)v), _mm512_extracti64x4_epi64((__m512i)v, 1));
+#define TO_256(v, of_256) of_256(_mm512_castsi512_si256((__m512i)(v)), _mm512_extracti64x4_epi64((__m512i)(v), 1))
 #else
-	__m256i h = (__m256i)v;
+#define TO_256(v, of_256) (__m256i)(v)
 #endif
-	__m128i m = _mm_max_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-	m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
-	return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
+#define FOLD(name, of_256, of_128, of_two) \
+	INLINE int32_t name(vi v) \
+	{ \
+		__m256i h = TO_256(v, of_256); \
+		__m128i q = of_128(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1)); \
+		q = of_128(q, _mm_shuffle_epi32(q, 0x4e)); \
+		return _mm_cvtsi128_si32(of_128(q, _mm_shuffle_epi32(q, 0xb1))); \
+	}
 #else
-	for (int i = 1; i < LANES; i++)
-		v[0] = v[i] > v[0] ? v[i] : v[0];
-	return v[0];
+#define FOLD(name, of_256, of_128, of_two) \
+	INLINE int32_t name(vi v) \
+	{ \
+		for (int i = 1; i < LANES; i++) \
+			v[0] = of_two; \
+		return v[0]; \
+	}
 #endif
-}
-
+FOLD(vi_max_lane, _mm256_max_epi32, _mm_max_epi32, v[i] > v[0] ? v[i] : v[0])
 #ifdef INT8_BYTES
-INLINE int32_t vi_sum(vi v)
-{
-#if defined(__AVX2__)
-#if LANES == 16
-	__m256i h = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)v), _mm512_extracti64x4_epi64((__m512i)v, 1));
-#else
-	__m256i h = (__m256i)v;
-#endif
-	__m128i s = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-	s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-	return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
-#else
-	for (int i = 1; i < LANES; i++)
-		v[0] += v[i];
-	return v[0];
-#endif
-}
+FOLD(vi_sum, _mm256_add_epi32, _mm_add_epi32, v[0] + v[i])
 #endif
 
 // Of n <= INT8_GROUP floats: their scale, NaN where one is not finite. Returns what turns them into integers, 0 where all are 0.

@@ -8,7 +8,7 @@
 #   BENCH_THREADS      [all processors]
 #   BENCH_TEACHER      model file [the quick start's]            BENCH_TEXT    a file of prose [the quick start's]
 #   BENCH_LLAMACPP     work folder of peer_llamacpp.sh           BENCH_PYTHON  an interpreter with torch
-#   BENCH_KINDS      llama.cpp's [BF16, its quickest; F32, file: the teacher's own]
+#   BENCH_KINDS        llama.cpp's [BF16, its quickest; F32, file: the teacher's own]
 #   BENCH_LIMIT        seconds of a part, which has failed then [300, 7200]
 #   BENCH_DIRECTORY    where stores are written [BUILD_FOLDER]   BENCH_RESULTS [tests/bench/results]
 # Exit status 1 when a part failed.
