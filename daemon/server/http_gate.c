@@ -3,8 +3,9 @@
 // "Transfer-Encoding :"). Behind a proxy that is request smuggling; so they are refused here and the connection is closed. What it makes of
 // bare CR or LF, NUL bytes and folded lines looks like any header, except for where it lies: each string is left where it was received, its
 // end made zero. So between the end of one line's text and the next one's beginning there are two bytes, CR and LF, or something is wrong.
-// That is how 0.9 does it; 1.0 refuses such lines itself. What cannot be told from CR and LF is a zero byte sent in the CR's place. Line
-// ends within a chunked body are not seen from here: such a body is the last thing that is read of its connection (http_request.c).
+// That is how 0.9 does it; 1.0 refuses such lines itself. What cannot be told from CR and LF is a zero byte sent in the CR's place, nor, from
+// the four bytes that end the headers, those of the same number that are zero bytes and LFs; a proxy refuses zero bytes. Line ends within a
+// chunked body are not seen from here: such a body is the last thing that is read of its connection (http_request.c).
 #include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -65,6 +66,13 @@ static size_t header_bytes(struct MHD_Connection *mhd)
 	return info ? info->header_size : 0;
 }
 
+// Whether nothing but the line's end and an empty line stands between the last line's text and the end of `n` bytes of headers.
+static bool ends_there(const char *text_end, const char *begin, size_t n)
+{
+	static const char zeroes[2 * LINE_END];
+	return n == (size_t)(text_end - begin) + sizeof zeroes && memcmp(text_end, zeroes, sizeof zeroes) == 0;
+}
+
 static struct gate count_headers(struct MHD_Connection *mhd, const char *version)
 {
 	struct gate g = {.end = version ? version + strlen(version) : NULL};
@@ -95,7 +103,7 @@ int http_gate_check(struct MHD_Connection *mhd, const char *method, struct http_
 		return error_set(err, ERROR_INVALID, "target", "holds a blank or a control character");
 	if (lines && (target.begin != method + strlen(method) + 1 || version != target.end + 1))
 		return error_set(err, ERROR_INVALID, "target", "a zero byte or more than one blank stands beside it");
-	if (g.bad_line || (lines && (!g.end || n != (size_t)(g.end - method) + 2 * LINE_END)))
+	if (g.bad_line || (lines && (!g.end || !ends_there(g.end, method, n))))
 		return error_set(err, ERROR_INVALID, "headers",
 			"a line holds a control character, goes on in the next, or does not end with CR and LF");
 	if (g.bad_name)

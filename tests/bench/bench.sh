@@ -21,7 +21,7 @@ teacher=${BENCH_TEACHER:-$cache/SmolLM2-135M-Instruct.Q4_1.gguf} text=${BENCH_TE
 results=${BENCH_RESULTS:-$here/results}
 export KDSERVED_TEACHER=$teacher THREADS=$threads top_builddir=$build top_srcdir=$top PYTHONDONTWRITEBYTECODE=1
 [ "$short" != 0 ] || short=
-parts="score numeric ops plan train queued server_overhead storing record wire store verify recovery scale_out fio bytes_per_token"
+parts="score numeric ops plan train queued server_overhead storing record wire store verify recovery scale_out fio bytes_per_token streamed"
 
 pick() { if [ -n "$short" ]; then echo "$1"; else echo "$2"; fi; }         # SHORT WHOLE
 skip() { echo "$*" >&2; exit 77; }
@@ -89,6 +89,10 @@ part_bytes_per_token() {
 	[ -z "$short" ] || skip "the whole only: its figures are no times, and README.md quotes them"
 	need "$teacher" BENCH_TEACHER; need "$text" BENCH_TEXT
 	bash "$here/bytes_per_token.sh" "$build" "$text" "$directory/csv" >&2 && cat "$directory/csv"
+}
+part_streamed() {
+	[ -z "$short" ] || skip "the whole only: it makes a model of 2.3 GiB"
+	TMPDIR=$directory bash "$here/streamed.sh" 3
 }
 
 if [ "${2:-}" = --part ]; then

@@ -95,8 +95,8 @@ def score(client, daemon, sequences):
     return time.monotonic() - began, processor_seconds(daemon) - before, read_mib(daemon) - read, answers
 
 
-def start(model, disk, *arguments):
-    sizes = ["--batch-tokens", "2048", "--max-tokens", str(LENGTH), "--cache-tokens", "0", "--canary-interval", "0",
+def start(model, disk, batch_tokens, *arguments):
+    sizes = ["--batch-tokens", str(batch_tokens), "--max-tokens", str(LENGTH), "--cache-tokens", "0", "--canary-interval", "0",
              "--threads", str(os.cpu_count()), "--stream-directory", disk]
     return Daemon(*sizes, *arguments, model=model, patience=3600)
 
@@ -106,12 +106,12 @@ def main(commit, rounds, n_sequences):
     model, rng, ratios = os.path.join(directory, "model"), random.Random(3), []
     try:
         write_model(model)
-        with start(model, directory) as resident:
+        with start(model, directory, n_sequences * LENGTH) as resident:
             element = 2 if "(bf16" in resident.log() else 4
             size = element * sum(elements(s) for _, s in shapes() if len(s) == 2)
             cap = size // 4
-            with start(model, directory, "--memory", str(cap)) as streamed, resident.client(timeout=7200) as a, \
-                    streamed.client(timeout=7200) as b:
+            with start(model, directory, n_sequences * LENGTH, "--memory", str(cap)) as streamed, \
+                    resident.client(timeout=7200) as a, streamed.client(timeout=7200) as b:
                 streamed.wait_line("are read from")
                 print("# " + next(line for line in streamed.log().splitlines() if "are read from" in line))
                 print("date,commit,load,threads,matrices_mib,cap_mib,peak_mib,tokens,resident_tokens_s,streamed_tokens_s,ratio,"

@@ -175,6 +175,14 @@ def queued(r):
     return table(["sequences that wait at once", "tokens a round", "tokens/s", "tokens per processor second", "bytes more for each that waits"], lines)
 
 
+def streamed(r):
+    return table(["tokens", "matrices, MiB", "memory at most, MiB", "peak, MiB", "tokens/s in memory", "streamed", "ratio", "of processor time",
+                  "same bits"],
+                 [[row["tokens"], row["matrices_mib"], row["cap_mib"], row["peak_mib"], number(row["resident_tokens_s"]),
+                   number(row["streamed_tokens_s"]), number(row["ratio"]), number(row["processor_ratio"]), "yes" if row["same_bits"] == "1" else "NO"]
+                  for row in r.rows()])
+
+
 TABLES = {
     "score": ("score", score),
     "numeric": ("numeric", columns(("form", "numeric"), ("positions", "positions"), ("KL, mean, nats", "kl_mean"), ("largest", "kl_max"),
@@ -184,6 +192,7 @@ TABLES = {
     "plan": ("plan", plan),
     "train": ("train", train),
     "queued": ("queued", queued),
+    "streamed": ("streamed", streamed),
     "doors": ("server_overhead", doors),
     "overhead": ("server_overhead", overhead),
     "storing": ("storing", storing),

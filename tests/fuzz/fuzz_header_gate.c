@@ -68,6 +68,23 @@ static bool line_take(const char **at, const char *end, struct line *ret)
 	return false;
 }
 
+// The same for a line that is the last of the headers: with zero bytes among them, four other bytes are zeroes in the library's memory too,
+// and end a line and then, with LF alone or behind a zero byte, an empty one.
+static bool last_line_take(const char **at, const char *end, struct line *ret)
+{
+	static const char ends[][4] = {"\n\0\r\n", "\n\0\0\n", "\0\r\n\n", "\0\0\n\n"};
+	const char *found = *at;
+	while (found < end && *found && *found != '\r' && *found != '\n')
+		found++;
+	for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+		if (found - *at > 0 && end - found >= 4 && memcmp(found, ends[i], 4) == 0) {
+			*ret = (struct line){*at, (size_t)(found - *at)};
+			*at = found + 4;
+			return true;
+		}
+	return false;
+}
+
 static bool first_line_read(struct line l, struct message *m)
 {
 	const char *blank = memchr(l.at, ' ', l.n), *last = memrchr(l.at, ' ', l.n);
@@ -100,19 +117,31 @@ static bool header_read(struct line l, struct message *m)
 	return is_token(name) && is_text(value);
 }
 
+// The lines behind the first, to the empty one.
+static bool headers_read(const char **at, const char *end, struct message *m)
+{
+	struct line l;
+	for (;;) {
+		if (last_line_take(at, end, &l))
+			return header_read(l, m);
+		if (!line_take(at, end, &l) || (l.n && !header_read(l, m)))
+			return false;
+		if (!l.n)
+			return true;
+	}
+}
+
 // Whether a request stands at `at`, by the letter.
 static bool message_read(const char *at, const char *end, struct message *m)
 {
 	struct line l;
 	const char *begin = at;
 	*m = (struct message){0};
-	if (!line_take(&at, end, &l) || !first_line_read(l, m))
+	bool last = last_line_take(&at, end, &l);
+	if ((!last && !line_take(&at, end, &l)) || !first_line_read(l, m) || (!last && !headers_read(&at, end, m)))
 		return false;
-	while (line_take(&at, end, &l) && l.n)
-		if (!header_read(l, m))
-			return false;
 	m->end = at;
-	return l.n == 0 && at - begin <= MAX_HEADER_BYTES && m->n_hosts <= 1 && m->n_lengths <= 1 && m->n_authorizations <= 1 &&
+	return at - begin <= MAX_HEADER_BYTES && m->n_hosts <= 1 && m->n_lengths <= 1 && m->n_authorizations <= 1 &&
 	       m->n_codings <= 1 && !(m->n_codings && m->n_lengths) && (!m->n_codings || is_word(m->coding, "chunked")) &&
 	       (!m->n_codings || memcmp(m->version.at, "HTTP/1.1", 8) == 0);
 }
