@@ -68,11 +68,11 @@ static bool line_take(const char **at, const char *end, struct line *ret)
 	return false;
 }
 
-// The same for a line that is the last of the headers: with zero bytes among them, four other bytes are zeroes in the library's memory too,
-// and end a line and then, with LF alone or behind a zero byte, an empty one.
+// The same for a line that is the last of the headers: the library ends a line at LF alone too, and takes one that begins with a zero byte,
+// or with a colon (which it makes zero), for the empty one. So four other bytes are zeroes in its memory like CR LF CR LF.
 static bool last_line_take(const char **at, const char *end, struct line *ret)
 {
-	static const char ends[][4] = {"\n\0\r\n", "\n\0\0\n", "\0\r\n\n", "\0\0\n\n"};
+	static const char ends[][4] = {"\n\0\r\n", "\n\0\0\n", "\n:\r\n", "\n:\0\n", "\0\r\n\n", "\0\0\n\n", "\r\n:\n", "\0\n:\n"};
 	const char *found = *at;
 	while (found < end && *found && *found != '\r' && *found != '\n')
 		found++;
@@ -207,21 +207,16 @@ static void secret_check(struct MHD_Connection *mhd, const struct message *m)
 	require(strncasecmp(m->authorization.at, "Bearer ", 7) == 0 && !memchr(secret, ' ', n));
 }
 
-// Empty lines before a request may be passed over. One that begins with a zero byte is empty to the library, and so may be what follows it:
-// nothing of it is seen by anybody, and the request begins with some line after it.
+// Empty lines before a request may be passed over; to the library one that begins with a zero byte is empty, whatever follows in it.
 static bool request_find(struct message *m)
 {
-	bool zero = false;
-	for (;; world.at++) {
-		while (world.at < world.end && (!*world.at || *world.at == '\r' || *world.at == '\n'))
-			zero |= !*world.at++;
-		if (message_read(world.at, world.end, m))
-			return true;
-		while (zero && world.at < world.end && *world.at != '\r' && *world.at != '\n')
-			world.at++;
-		if (!zero || world.at == world.end)
-			return false;
+	const char *lf;
+	while ((lf = memchr(world.at, '\n', (size_t)(world.end - world.at)))) {
+		if (*world.at && lf != world.at && !(lf == world.at + 1 && *world.at == '\r'))
+			return message_read(world.at, world.end, m);
+		world.at = lf + 1;
 	}
+	return false;
 }
 
 // The first call: all headers are there.
