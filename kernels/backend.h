@@ -327,6 +327,7 @@ struct backend {
 	uint64_t room;                   // bytes that loaded matrices may still take; UINT64_MAX: all have room
 	uint32_t element_bytes;          // of a loaded matrix, where room is bounded
 	uint64_t apart_bytes;            // of matrices on the shelf
+	bool reads_rows;                 // weight_load takes tensors without data, whose rows are read when they are packed
 };
 
 // name: "cpu", "cuda", "ref"; "auto" = cuda where a usable device is, else cpu. -EOPNOTSUPP when not built in or not usable.

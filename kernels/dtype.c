@@ -53,6 +53,12 @@ size_t dtype_row_bytes(enum dtype t, uint64_t n)
 	return (size_t)bytes;
 }
 
+struct tensor tensor_matrix(enum dtype t, uint64_t n_rows, uint64_t n_columns, const void *data)
+{
+	return (struct tensor){.dtype = t, .n_dims = 2, .dims = {n_rows, n_columns}, .data = data,
+			       .n_bytes = (size_t)n_rows * dtype_row_bytes(t, n_columns)};
+}
+
 static float float_from_bits(uint32_t bits)
 {
 	float f;

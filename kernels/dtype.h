@@ -16,17 +16,24 @@ enum dtype {
 
 // A read-only view of a tensor in host memory, row-major: dims[0] rows of dims[1] columns (a vector has n_dims 1).
 // Blocks of a quantised type run along a row.
+struct error;
+
+// Reads rows of a tensor that is not in memory: n of them from row `first` on, as stored, to `to`. Any thread may call it.
+struct tensor_rows {
+	int (*read)(const struct tensor_rows *rows, uint64_t first, uint64_t n, void *to, struct error *err);
+};
+
 struct tensor {
 	enum dtype dtype;
 	uint32_t n_dims;
 	uint64_t dims[TENSOR_MAX_DIMS];
 	const void *data;
 	size_t n_bytes;
+	const struct tensor_rows *rows;        // where there is no data
 };
 
 // Rows and columns of the matrix that parts make when stacked by rows, checked: two dimensions each, the same columns, bytes enough for
 // the shape, both sizes below 2^31. ERROR_INVALID otherwise.
-struct error;
 int tensor_stack_shape(const struct tensor *parts, uint32_t n_parts, uint32_t *ret_rows, uint32_t *ret_columns, struct error *err);
 
 const char *dtype_name(enum dtype t);                  // "F32", "Q4_1", ...
@@ -34,6 +41,8 @@ uint32_t dtype_block_elements(enum dtype t);           // 1, 32 or 256
 uint32_t dtype_block_bytes(enum dtype t);
 // Bytes of one row of n elements; 0 when n is not a whole number of blocks (or overflows).
 size_t dtype_row_bytes(enum dtype t, uint64_t n);
+// A matrix in memory.
+struct tensor tensor_matrix(enum dtype t, uint64_t n_rows, uint64_t n_columns, const void *data);
 // n elements (whole blocks) to float, exactly as ggml defines each type.
 void dtype_to_float(enum dtype t, const void *blocks, float *ret_values, size_t n);
 

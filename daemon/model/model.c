@@ -16,6 +16,7 @@
 #include "daemon/model/weights_internal.h"
 
 #define MAX_CONFIG (1u << 20)            // config.json: a few KiB
+#define HASHED_BYTES (1u << 20)          // of a tensor that is read by rows, at a time
 
 struct model_file {
 	char *path;
@@ -71,11 +72,6 @@ static int find_in_safetensors(void *file, const char *name, struct tensor *ret_
 	return safetensors_read(m->safetensors, stored_name(m, name, old), ret_tensor, err);
 }
 
-struct tensor_source model_file_source(struct model_file *file)
-{
-	return (struct tensor_source){file, file->gguf ? find_in_gguf : find_in_safetensors, release, file->gguf != NULL};
-}
-
 // Without reading.
 static int describe(const struct model_file *m, const char *name, struct tensor *ret_tensor, struct error *err)
 {
@@ -83,6 +79,27 @@ static int describe(const struct model_file *m, const char *name, struct tensor 
 	if (!m->gguf)
 		return safetensors_find(m->safetensors, stored_name(m, name, old), ret_tensor, err);
 	return gguf_source_find(m->gguf, &m->architecture, name, ret_tensor);
+}
+
+static int describe_in(void *file, const char *name, struct tensor *ret_tensor, struct error *err)
+{
+	return describe(file, name, ret_tensor, err);
+}
+
+static int read_rows(void *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
+{
+	const struct model_file *m = file;
+	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
+	if (!m->gguf)
+		return safetensors_read_rows(m->safetensors, stored_name(m, name, old), first, n, to, err);
+	int r = gguf_source_name(&m->architecture, name, gguf);
+	return r < 0 ? r : gguf_read_rows(m->gguf, gguf, first, n, to, err);
+}
+
+struct tensor_source model_file_source(struct model_file *file)
+{
+	return (struct tensor_source){.file = file, .find = file->gguf ? find_in_gguf : find_in_safetensors, .release = release,
+				      .row_major = file->gguf != NULL, .describe = describe_in, .read_rows = read_rows};
 }
 
 static size_t tensor_count(const struct model_file *m)
@@ -261,14 +278,13 @@ const struct architecture *model_file_architecture(const struct model_file *file
 	return &file->architecture;
 }
 
-// As stored, and a copy: where rows are put in another order or a matrix is turned round, never an embedding's; or as float, where it is no
-// matrix.
+// As stored, and a copy: where rows are put in another order or a matrix is turned round, or as float, where it is no matrix.
 static uint64_t reading_bytes(const struct model_file *m, const struct parameter *p)
 {
 	struct tensor t;
-	if (describe(m, p->name, &t, NULL) < 0)
-		return 0;      // check_tensors has found it
-	return t.n_bytes + (p->n_dims == 2 && !p->table ? p->of_vocabulary ? 0 : t.n_bytes : p->n * sizeof(float));
+	if (parameter_by_rows(p) || describe(m, p->name, &t, NULL) < 0)
+		return 0;      // it is not there: check_tensors has found it
+	return t.n_bytes + (p->n_dims == 2 && !p->table ? t.n_bytes : p->n * sizeof(float));
 }
 
 uint64_t model_file_loading_bytes(const struct model_file *file)
@@ -301,15 +317,6 @@ static uint32_t run_length(const uint32_t *rows, uint32_t from, uint32_t n)
 	return length;
 }
 
-static int read_run(const struct model_file *m, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
-{
-	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
-	if (!m->gguf)
-		return safetensors_read_rows(m->safetensors, stored_name(m, name, old), first, n, to, err);
-	int r = gguf_source_name(&m->architecture, name, gguf);
-	return r < 0 ? r : gguf_read_rows(m->gguf, gguf, first, n, to, err);
-}
-
 int model_file_read_rows(const struct model_file *file, const char *name, const uint32_t *rows, uint32_t n, float *ret_values,
 			 struct error *err)
 {
@@ -326,7 +333,7 @@ int model_file_read_rows(const struct model_file *file, const char *name, const 
 		return error_set(err, ERROR_MEMORY, name, "no memory for %u rows of %s", n, name);
 	for (uint32_t i = 0, length; i < n && r == 0; i += length) {
 		length = run_length(rows, i, n);
-		r = read_run(file, name, rows[i], length, (uint8_t *)blocks + i * row, err);
+		r = read_rows((void *)(uintptr_t)file, name, rows[i], length, (uint8_t *)blocks + i * row, err);
 	}
 	if (r == 0)
 		dtype_to_float(t.dtype, blocks, ret_values, columns * n);
@@ -372,6 +379,39 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 	}
 }
 
+static int hash_rows(struct hasher *h, const struct parameter *p, const struct tensor *t, struct error *err)
+{
+	size_t row = t->n_bytes / (size_t)t->dims[0], some = HASHED_BYTES / row ? HASHED_BYTES / row : 1;
+	void *bytes = malloc(some * row);
+	int r = bytes ? 0 : error_set(err, ERROR_MEMORY, p->name, "no memory for %zu rows of %s", some, p->name);
+	for (uint64_t first = 0, n; first < t->dims[0] && r == 0; first += n) {
+		n = t->dims[0] - first < some ? t->dims[0] - first : some;
+		if ((r = t->rows->read(t->rows, first, n, bytes, err)) == 0)
+			hasher_update(h, bytes, (size_t)n * row);
+	}
+	free(bytes);
+	return r;
+}
+
+static int hash_tensor(struct hasher *h, const struct tensor_source *source, const struct parameter *p, struct error *err)
+{
+	char text[192];
+	struct tensor t;
+	struct parameter_rows rows;
+	int r = weights_find_rows(source, p, &rows, &t, err);
+	if (r < 0)
+		return r;
+	int n = snprintf(text, sizeof text, "%s %s %llu %llu\n", p->name, dtype_name(t.dtype), (unsigned long long)p->dims[0],
+			 (unsigned long long)p->dims[1]);
+	hasher_update(h, text, (size_t)n);
+	if (t.data)
+		hasher_update(h, t.data, t.n_bytes);
+	else
+		r = hash_rows(h, p, &t, err);
+	weights_release(source, p, &t);
+	return r;
+}
+
 int model_file_weights_id(struct model_file *file, struct content_id *ret_id, struct error *err)
 {
 	struct tensor_source source = model_file_source(file);
@@ -379,18 +419,8 @@ int model_file_weights_id(struct model_file *file, struct content_id *ret_id, st
 	int r = h ? 0 : error_set(err, ERROR_MEMORY, NULL, "no memory");
 	if (h)
 		hash_architecture(h, &file->architecture);
-	for (size_t i = 0; i < file->n_parameters && r == 0; i++) {
-		const struct parameter *p = &file->list[i];
-		char text[192];
-		struct tensor t;
-		if ((r = weights_find(&source, p, &t, err)) < 0)
-			break;
-		int n = snprintf(text, sizeof text, "%s %s %llu %llu\n", p->name, dtype_name(t.dtype), (unsigned long long)p->dims[0],
-				 (unsigned long long)p->dims[1]);
-		hasher_update(h, text, (size_t)n);
-		hasher_update(h, t.data, t.n_bytes);
-		weights_release(&source, p, &t);
-	}
+	for (size_t i = 0; i < file->n_parameters && r == 0; i++)
+		r = hash_tensor(h, &source, &file->list[i], err);
 	struct content_id id = {0};
 	if (h)
 		id = hasher_free(h);

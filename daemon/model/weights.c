@@ -89,11 +89,17 @@ static int turn(const struct tensor_source *source, const struct parameter *p, s
 	return 0;
 }
 
+typedef int finder(void *file, const char *name, struct tensor *ret_tensor, struct error *err);
+
+static int find_by(finder *find, void *file, const struct parameter *p, struct tensor *ret_tensor, struct error *err)
+{
+	int r = find(file, p->name, ret_tensor, err);
+	return r == -ENOENT ? error_set(err, ERROR_INVALID, p->name, "tensor %s is missing", p->name) : r;
+}
+
 int weights_find(const struct tensor_source *source, const struct parameter *p, struct tensor *ret_tensor, struct error *err)
 {
-	int r = source->find(source->file, p->name, ret_tensor, err);
-	if (r == -ENOENT)
-		return error_set(err, ERROR_INVALID, p->name, "tensor %s is missing", p->name);
+	int r = find_by(source->find, source->file, p, ret_tensor, err);
 	if (r < 0)
 		return r;
 	if (is_turned(source, p))
@@ -105,11 +111,31 @@ int weights_find(const struct tensor_source *source, const struct parameter *p, 
 	return r;
 }
 
+static int read_rows(const struct tensor_rows *rows, uint64_t first, uint64_t n, void *to, struct error *err)
+{
+	const struct parameter_rows *p = (const struct parameter_rows *)rows;
+	return p->source->read_rows(p->source->file, p->name, first, n, to, err);
+}
+
+int weights_find_rows(const struct tensor_source *source, const struct parameter *p, struct parameter_rows *rows, struct tensor *ret_tensor,
+		      struct error *err)
+{
+	if (!parameter_by_rows(p) || !source->read_rows)
+		return weights_find(source, p, ret_tensor, err);
+	int r = find_by(source->describe, source->file, p, ret_tensor, err);
+	if (r < 0)
+		return r;
+	*rows = (struct parameter_rows){.rows.read = read_rows, .source = source, .name = p->name};
+	ret_tensor->data = NULL;
+	ret_tensor->rows = &rows->rows;
+	return cut_to_shape(p, ret_tensor) ? 0 : shape_error(p, ret_tensor, err);
+}
+
 void weights_release(const struct tensor_source *source, const struct parameter *p, struct tensor *t)
 {
 	if (is_turned(source, p))
 		free((void *)(uintptr_t)t->data);
-	else if (source->release)
+	else if (source->release && t->data)
 		source->release(source->file, t);
 }
 
@@ -118,11 +144,15 @@ static struct weight *load_stacked(struct loading *g, uint32_t n, bool kept)
 {
 	const struct backend_ops *ops = g->w->backend->ops;
 	struct tensor parts[MAX_PARTS];
+	struct parameter_rows rows[MAX_PARTS];
 	struct weight *m = NULL;
 	uint32_t n_found = 0;
-	while (g->result == 0 && n_found < n)
-		if ((g->result = weights_find(g->source, g->next + n_found, &parts[n_found], g->err)) == 0)
-			n_found++;
+	for (const struct parameter *p = g->next; g->result == 0 && n_found < n; p++) {
+		struct tensor *t = &parts[n_found];
+		g->result = g->w->backend->reads_rows ? weights_find_rows(g->source, p, &rows[n_found], t, g->err)
+			: weights_find(g->source, p, t, g->err);
+		n_found += g->result == 0;
+	}
 	if (g->result == 0) {
 		enum weight_kind kind = g->next->block ? WEIGHT_BLOCK : WEIGHT_PLAIN;
 		m = (kept ? ops->weight_load : ops->weight_load_apart)(g->w->backend, kind, parts, n, g->err);

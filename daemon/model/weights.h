@@ -81,12 +81,16 @@ static inline void weights_beat(const struct weights *w)
 // Where tensors come from: Hugging Face names ("model.layers.0.self_attn.q_proj.weight"); GGUF names and its permuted q/k rows are
 // translated by the source. find returns -ENOENT for an absent name (err untouched). What find gave is valid until release, which
 // must be called for each (NULL: nothing to release): a source reads a tensor when asked, so that loading holds one matrix at a time.
+// Where there is a read_rows (it and describe may be NULL), a matrix of a row for each token, the largest of most files, need not be read
+// whole: describe is find but for the data, read_rows gives its rows first..first+n-1 as stored, to any thread.
 // Tensors are as Hugging Face stores them, GPT-2's matrices transposed and Gemma's gains less 1, unless `row_major` (GGUF).
 struct tensor_source {
 	void *file;
 	int (*find)(void *file, const char *name, struct tensor *ret_tensor, struct error *err);
 	void (*release)(void *file, struct tensor *tensor);
 	bool row_major;
+	int (*describe)(void *file, const char *name, struct tensor *ret_tensor, struct error *err);
+	int (*read_rows)(void *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err);
 };
 
 // Where memory is bounded (backend_options.host_bytes) the head has the first claim to it, then layers from the first on; what has no room

@@ -53,8 +53,10 @@ static int make_piece(struct backend *be, struct weight *w, const struct tensor 
 
 	if (!bytes)
 		return -1;
-	if (!(n = attach(w, first, last, bytes)) || weight_pack(be, w, parts, first, last) < 0)
+	if (!(n = attach(w, first, last, bytes)))
 		return error_set(err, ERROR_INTERNAL, NULL, "a matrix of %u x %u cannot be packed", w->n_rows, w->n_columns);
+	if (weight_pack(be, w, parts, first, last, err) < 0)
+		return -1;
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
 	for (uint32_t block = first; block < last; block++)
 		w->sums[block] = sum_of(w, first, block, bytes);

@@ -108,6 +108,7 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 	if (cpu->operand == OPERAND_INT8)
 		plan.shelf = NULL;       // they are packed otherwise (int8.h), in memory alone
 	cpu->shelf = plan.shelf;
+	be->reads_rows = true;
 	be->element_bytes = cpu->operand == OPERAND_BF16 ? sizeof(uint16_t) : cpu->operand == OPERAND_INT8 ? INT8_ELEMENT_BYTES : sizeof(float);
 	r = options->host_bytes ? room_plan(&plan, be->element_bytes, HEAD_ROWS, cpu->n_threads, &be->room, err) : 0;
 	if (r < 0)

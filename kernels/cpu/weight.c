@@ -10,62 +10,119 @@
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/product.h"
 
-// Rows first..first+n-1 of the stacked parts, as float (n, n_columns).
-static void parts_read(const struct tensor *parts, uint64_t first, uint32_t n, uint32_t n_columns, float *to)
+static int rows_from_file(const struct tensor *t, uint64_t first, uint32_t n, uint32_t n_columns, float *to, struct error *err)
 {
-	for (; n; n--, first++, to += n_columns) {
-		uint64_t row = first;
-		const struct tensor *part = parts;
-		for (; row >= part->dims[0]; part++)
-			row -= part->dims[0];
-		dtype_to_float(part->dtype, (const char *)part->data + row * dtype_row_bytes(part->dtype, n_columns), to, n_columns);
-	}
+	void *stored = malloc(n * dtype_row_bytes(t->dtype, n_columns));
+	int r = stored ? t->rows->read(t->rows, first, n, stored, err)
+		: error_set(err, ERROR_MEMORY, NULL, "no memory for %u rows of a matrix", n);
+	if (r == 0)
+		dtype_to_float(t->dtype, stored, to, (size_t)n * n_columns);
+	free(stored);
+	return r;
 }
 
-int weight_pack(struct backend *be, struct weight *w, const struct tensor *parts, uint32_t first, uint32_t last)
+// Rows first..first+n-1 of the stacked parts, as float (n, n_columns).
+static int parts_read(const struct tensor *part, uint64_t first, uint32_t n, uint32_t n_columns, float *to, struct error *err)
 {
-	const struct cpu *cpu = cpu_of(be);
-	uint32_t block_rows = products_block(cpu->products);
-	size_t n = (size_t)block_rows * w->n_columns;
-	int threads = omp_get_max_threads(), failure = 0;
+	int r = 0;
+	for (; n && r == 0; part++) {
+		uint64_t rows = part->dims[0] > first ? part->dims[0] - first : 0, some = rows < n ? rows : n;
+		if (!part->data && some)
+			r = rows_from_file(part, first, (uint32_t)some, n_columns, to, err);
+		else if (some)
+			dtype_to_float(part->dtype, (const char *)part->data + first * dtype_row_bytes(part->dtype, n_columns), to,
+				       some * n_columns);
+		first = rows ? 0 : first - part->dims[0];
+		to += some * n_columns;
+		n -= (uint32_t)some;
+	}
+	return r;
+}
 
-	if (!memory_own(be, n))
-		return -ENOMEM;
+// Of what several threads do: the first that fails is told of.
+struct failure { int result; struct error err; };
+
+static void failure_note(struct failure *all, int result, const struct error *err)
+{
+#pragma omp critical(weight_failure)
+	if (all->result == 0)
+		*all = (struct failure){result, *err};
+}
+
+static int failure_result(const struct failure *all, struct error *err)
+{
+	if (all->result < 0 && err)
+		*err = all->err;
+	return all->result;
+}
+
+static int block_pack(struct cpu *cpu, struct weight *w, const struct tensor *parts, uint32_t block, struct error *err)
+{
+	float *plain = cpu->own[omp_get_thread_num()];
+	uint32_t rows = matrix_block_width(w->forward, block);
+	int r = parts_read(parts, (uint64_t)block * products_block(cpu->products), rows, w->n_columns, plain, err);
+	if (r < 0)
+		return r;
+	if (w->operand == OPERAND_ROUNDED)
+		cpu->vector->round_bf16(plain, plain, (size_t)rows * w->n_columns);
+	r = matrix_pack(w->forward, block, plain, w->n_columns, 1, omp_get_thread_num());
+	return r < 0 ? error_set(err, ERROR_INTERNAL, NULL, "a matrix of %u x %u cannot be packed", w->n_rows, w->n_columns) : 0;
+}
+
+static int no_memory(const struct weight *w, struct error *err)
+{
+	return error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix of %u x %u", w->n_rows, w->n_columns);
+}
+
+int weight_pack(struct backend *be, struct weight *w, const struct tensor *parts, uint32_t first, uint32_t last, struct error *err)
+{
+	struct cpu *cpu = cpu_of(be);
+	struct failure failure = {0};
+	int threads = omp_get_max_threads();
+
+	if (!memory_own(be, (size_t)products_block(cpu->products) * w->n_columns))
+		return no_memory(w, err);
 	omp_set_num_threads(1);          // of what oneDNN starts inside the region
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
 	for (uint32_t block = first; block < last; block++) {
-		float *plain = cpu->own[omp_get_thread_num()];
-		uint32_t rows = matrix_block_width(w->forward, block);
-		parts_read(parts, (uint64_t)block * block_rows, rows, w->n_columns, plain);
-		if (w->operand == OPERAND_ROUNDED)
-			cpu->vector->round_bf16(plain, plain, (size_t)rows * w->n_columns);
-		int r = matrix_pack(w->forward, block, plain, w->n_columns, 1, omp_get_thread_num());
-		if (r < 0) {
-#pragma omp atomic write
-			failure = r;
-		}
+		struct error e = {0};
+		int r = block_pack(cpu, w, parts, block, &e);
+		if (r < 0)
+			failure_note(&failure, r, &e);
 	}
 	omp_set_num_threads(threads);
-	return failure;
+	return failure_result(&failure, err);
 }
 
-static int load_int8(struct backend *be, struct weight *w, const struct tensor *parts)
+static int panel_pack(const struct cpu *cpu, struct int8_matrix *m, const struct tensor *parts, uint32_t panel, uint32_t n_columns,
+		      struct error *err)
+{
+	float *plain = cpu->own[omp_get_thread_num()];
+	for (uint32_t i = 0, row = panel * m->panel; i < m->panel; i++, row++) {
+		int r = row < m->n ? parts_read(parts, row, 1, n_columns, plain, err) : 0;
+		if (r < 0)
+			return r;
+		int8_matrix_pack(m, cpu->vector, row, plain, plain + n_columns);
+	}
+	return 0;
+}
+
+static int load_int8(struct backend *be, struct weight *w, const struct tensor *parts, struct error *err)
 {
 	const struct cpu *cpu = cpu_of(be);
 	struct int8_matrix *m = w->int8 = int8_matrix_new(cpu->vector, w->n_rows, w->n_columns);
+	struct failure failure = {0};
 
 	if (!m || !memory_own(be, w->n_columns + int8_matrix_scratch(m)))
-		return -ENOMEM;
+		return no_memory(w, err);
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)
 	for (uint32_t panel = 0; panel < int8_matrix_panels(m); panel++) {
-		float *plain = cpu->own[omp_get_thread_num()];
-		for (uint32_t i = 0, row = panel * m->panel; i < m->panel; i++, row++) {
-			if (row < m->n)
-				parts_read(parts, row, 1, w->n_columns, plain);
-			int8_matrix_pack(m, cpu->vector, row, plain, plain + w->n_columns);
-		}
+		struct error e = {0};
+		int r = panel_pack(cpu, m, parts, panel, w->n_columns, &e);
+		if (r < 0)
+			failure_note(&failure, r, &e);
 	}
-	return 0;
+	return failure_result(&failure, err);
 }
 
 struct weight *weight_new(struct backend *be, const struct tensor *parts, uint32_t n_parts, bool apart, struct error *err)
@@ -96,16 +153,12 @@ struct weight *cpu_weight_load(struct backend *be, enum weight_kind kind, const 
 	(void)kind;
 	struct weight *w = weight_new(be, parts, n_parts, false, err);
 
-	if (w && w->operand == OPERAND_INT8) {
-		if (load_int8(be, w, parts) == 0)
-			return w;
-		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix of %u x %u", w->n_rows, w->n_columns);
-		cpu_weight_free(be, w);
+	if (!w)
 		return NULL;
-	}
-	if (!w || weight_pack(be, w, parts, 0, matrix_blocks(w->forward)) == 0)
+	int r = w->operand == OPERAND_INT8 ? load_int8(be, w, parts, err)
+		: weight_pack(be, w, parts, 0, matrix_blocks(w->forward), err);
+	if (r == 0)
 		return w;
-	error_set(err, ERROR_INTERNAL, NULL, "a matrix of %u x %u cannot be packed", w->n_rows, w->n_columns);
 	cpu_weight_free(be, w);
 	return NULL;
 }

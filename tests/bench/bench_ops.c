@@ -190,7 +190,7 @@ static struct matrix matrix_new(uint32_t N, uint32_t K, enum weight_kind kind, b
 		m.w = ops->weight_view(be, m.values, N, K, &err);
 	} else {
 		float *x = random_values((size_t)N * K, 0.05f);
-		struct tensor part = {DTYPE_F32, 2, {N, K}, x, (size_t)N * K * 4};
+		struct tensor part = tensor_matrix(DTYPE_F32, N, K, x);
 		m.w = ops->weight_load(be, kind, &part, 1, &err);
 		free(x);
 	}

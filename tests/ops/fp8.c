@@ -24,7 +24,7 @@ static float number(int i)
 
 static struct weight *load(struct pair *p, const float *values, uint32_t N, uint32_t K)
 {
-	struct tensor part = {DTYPE_F32, 2, {N, K}, values, (size_t)N * K * sizeof *values};
+	struct tensor part = tensor_matrix(DTYPE_F32, N, K, values);
 	struct weight *w = p->be->ops->weight_load(p->be, WEIGHT_BLOCK, &part, 1, NULL);
 	assert_non_null(w);
 	return w;

@@ -272,7 +272,7 @@ struct twin_weight twin_weight_random(struct pair *p, enum weight_kind kind, uin
 	size_t n = (size_t)N * K;
 	float *values = allocate(n, sizeof *values);
 	random_fill(&p->random, values, n, 1 / sqrtf((float)K));
-	struct tensor part = {DTYPE_F32, 2, {N, K}, values, n * sizeof *values};
+	struct tensor part = tensor_matrix(DTYPE_F32, N, K, values);
 	struct twin_weight w = load_both(p, kind, &part, 1);
 	free(values);    // a loaded matrix does not keep the file's bytes
 	return w;
@@ -297,8 +297,8 @@ struct twin_weight twin_weight_mixed(struct pair *p, enum weight_kind kind, uint
 		for (size_t i = 0; i < 32; i++)
 			q8[b * 34 + 2 + i] = (uint8_t)(int8_t)(random_unit(&p->random) * 70);
 	}
-	struct tensor parts[] = {{DTYPE_F32, 2, {PART_ROWS, K}, values, n * 4}, {DTYPE_F16, 2, {PART_ROWS, K}, half, n * 2},
-				 {DTYPE_BF16, 2, {PART_ROWS, K}, brain, n * 2}, {DTYPE_Q8_0, 2, {PART_ROWS, K}, q8, n_q8}};
+	struct tensor parts[] = {tensor_matrix(DTYPE_F32, PART_ROWS, K, values), tensor_matrix(DTYPE_F16, PART_ROWS, K, half),
+				 tensor_matrix(DTYPE_BF16, PART_ROWS, K, brain), tensor_matrix(DTYPE_Q8_0, PART_ROWS, K, q8)};
 	struct twin_weight w = load_both(p, kind, parts, 4);
 	free(values);
 	free(half);

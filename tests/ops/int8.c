@@ -28,7 +28,7 @@ static void fill_integers(struct pair *p, float *x, size_t rows)
 
 static struct weight *load(struct pair *p, const float *values)
 {
-	struct tensor part = {DTYPE_F32, 2, {N, K}, values, (size_t)N * K * sizeof *values};
+	struct tensor part = tensor_matrix(DTYPE_F32, N, K, values);
 	struct weight *w = p->be->ops->weight_load(p->be, WEIGHT_BLOCK, &part, 1, NULL);
 	assert_non_null(w);
 	return w;

@@ -83,20 +83,44 @@ static struct backend *open_cpu(enum backend_numeric numeric, const struct memor
 // What embed, linear and linear_real give of one matrix: (T, K), (T, N), (T, N) added to what was there.
 struct results { double *embedded, *y, *sum; };
 
-static struct weight *load(struct backend *be, bool apart, uint32_t N, uint32_t K)
+// A tensor whose rows are read; `broken` from that row on.
+struct file_rows { struct tensor_rows rows; const float *values; uint32_t n_columns; uint64_t broken; };
+
+static int file_read(const struct tensor_rows *rows, uint64_t first, uint64_t n, void *to, struct error *err)
+{
+	const struct file_rows *f = (const struct file_rows *)rows;
+	if (first + n > f->broken)
+		return error_set(err, ERROR_IO, "model", "the model is gone");
+	memcpy(to, f->values + first * f->n_columns, (size_t)n * f->n_columns * sizeof *f->values);
+	return 0;
+}
+
+// The upper half is data, the lower is read by rows, so that blocks straddle them; or all of it is data.
+enum how { APART = 1, BY_ROWS = 2, BROKEN = 4 };
+
+static struct weight *load_or_not(struct backend *be, int how, uint32_t N, uint32_t K, struct error *err)
 {
 	uint64_t seed = N * 31 + K;
-	float *values = calloc((size_t)N * K, sizeof *values);
-	struct error err = {0};
+	float *values = calloc((size_t)N * K, sizeof *values), *lower = values + N / 2 * (size_t)K;
 	assert_non_null(values);
 	random_fill(&seed, values, (size_t)N * K, 0.1f);
-	size_t half = N / 2 * (size_t)K;      // two parts, so that blocks straddle them
-	struct tensor parts[] = {
-		{DTYPE_F32, 2, {N / 2, K}, values, half * 4}, {DTYPE_F32, 2, {N - N / 2, K}, values + half, ((size_t)N * K - half) * 4}};
-	struct weight *w = (apart ? be->ops->weight_load_apart : be->ops->weight_load)(be, WEIGHT_PLAIN, parts, 2, &err);
+	struct file_rows rows = {{file_read}, lower, K, how & BROKEN ? (N - N / 2) / 2 : UINT64_MAX};
+	struct tensor parts[] = {tensor_matrix(DTYPE_F32, N / 2, K, values), tensor_matrix(DTYPE_F32, N - N / 2, K, lower)};
+	if (how & BY_ROWS) {
+		parts[1].data = NULL;
+		parts[1].rows = &rows.rows;
+	}
+	struct weight *w = (how & APART ? be->ops->weight_load_apart : be->ops->weight_load)(be, WEIGHT_PLAIN, parts, 2, err);
+	free(values);
+	return w;
+}
+
+static struct weight *load(struct backend *be, int how, uint32_t N, uint32_t K)
+{
+	struct error err = {0};
+	struct weight *w = load_or_not(be, how, N, K, &err);
 	if (!w)
 		fail_msg("%s", err.message);
-	free(values);
 	return w;
 }
 
@@ -155,8 +179,8 @@ static void assert_same_bits(enum backend_numeric numeric, uint32_t N, uint32_t 
 	shelf_init(&shelf, piece_bytes);
 	struct backend *be = open_cpu(numeric, &shelf);
 	// another before and one after it: its pieces are not the only ones
-	struct weight *before = load(be, true, 300, 40), *w = load(be, true, N, K), *after = load(be, true, 5, 7),
-		*resident = load(be, false, N, K);
+	struct weight *before = load(be, APART, 300, 40), *w = load(be, APART | BY_ROWS, N, K), *after = load(be, APART, 5, 7),
+		*resident = load(be, 0, N, K);
 	compute(be, resident, N, K, rows, &here);
 	compute(be, w, N, K, rows, &apart);
 	if (backend_sync(be, &err) < 0)
@@ -195,7 +219,7 @@ static void expect_failure(bool bad, const char *message)
 	struct error err = {0};
 	shelf_init(&shelf, backend_piece_bytes(96));
 	struct backend *be = open_cpu(BACKEND_NUMERIC_AUTO, &shelf);
-	struct weight *w = load(be, true, 2000, 96);
+	struct weight *w = load(be, APART, 2000, 96);
 	assert_true(shelf.n > 2);
 	shelf.bad = bad ? 2 : UINT32_MAX;
 	shelf.fails = !bad;
@@ -221,13 +245,53 @@ static void a_piece_that_cannot_be_read_fails_the_backend(void **state)
 	expect_failure(false, "the disk is gone");
 }
 
+static const enum backend_numeric loaded_numerics[] = {
+	BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16, BACKEND_NUMERIC_INT8};
+
+static void rows_that_are_read_make_the_same_matrix(void **state)
+{
+	enum { N = 300, K = 96 };
+	(void)state;
+	for (size_t i = 0; i < sizeof loaded_numerics / sizeof *loaded_numerics; i++) {
+		struct backend *be = open_cpu(loaded_numerics[i], &(struct memory_shelf){0});
+		struct results whole, rows;
+		struct weight *data = load(be, 0, N, K), *read = load(be, BY_ROWS, N, K);
+		compute(be, data, N, K, T, &whole);
+		compute(be, read, N, K, T, &rows);
+		assert_int_equal(backend_sync(be, NULL), 0);
+		assert_memory_equal(whole.embedded, rows.embedded, T * K * 8);
+		assert_memory_equal(whole.y, rows.y, T * N * 8);
+		results_done(&whole);
+		results_done(&rows);
+		be->ops->weight_free(be, data);
+		be->ops->weight_free(be, read);
+		backend_close(be);
+	}
+}
+
+static void rows_that_cannot_be_read_are_told_of(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < sizeof loaded_numerics / sizeof *loaded_numerics; i++)
+		for (int how = 0; how <= APART; how++) {
+			struct memory_shelf shelf;
+			struct error err = {0};
+			shelf_init(&shelf, backend_piece_bytes(96));
+			struct backend *be = open_cpu(loaded_numerics[i], &shelf);
+			assert_null(load_or_not(be, how | BY_ROWS | BROKEN, 2000, 96, &err));
+			assert_string_equal(err.message, "the model is gone");
+			backend_close(be);
+			shelf_done(&shelf);
+		}
+}
+
 static void without_a_shelf_all_stays_in_memory(void **state)
 {
 	(void)state;
 	struct backend_options options = {.n_threads = 1, .max_rows = MAX_ROWS};
 	struct backend *be = NULL;
 	assert_int_equal(backend_open("cpu", &options, &be, NULL), 0);
-	struct weight *w = load(be, true, 50, 20);
+	struct weight *w = load(be, APART, 50, 20);
 	assert_int_equal(be->apart_bytes, 0);
 	be->ops->weight_free(be, w);
 	backend_close(be);
@@ -255,6 +319,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_shape_has_the_bits_it_has_in_memory), cmocka_unit_test(one_changed_bit_fails_the_backend),
 		cmocka_unit_test(a_piece_that_cannot_be_read_fails_the_backend), cmocka_unit_test(without_a_shelf_all_stays_in_memory),
+		cmocka_unit_test(rows_that_are_read_make_the_same_matrix), cmocka_unit_test(rows_that_cannot_be_read_are_told_of),
 		cmocka_unit_test(a_backend_keeps_what_there_is_room_for),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

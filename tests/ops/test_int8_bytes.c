@@ -42,7 +42,7 @@ static void problem_solve(struct backend *be, const struct cpu_vector *vector, c
 	const struct backend_ops *ops = be->ops;
 	size_t n_y = (size_t)p->rows * p->n, n_x = (size_t)p->rows * p->k;
 	uint32_t tokens[ROWS], positions[ROWS] = {0}, starts[2] = {0, p->rows};
-	struct tensor part = {DTYPE_F32, 2, {p->n, p->k}, p->w, (size_t)p->n * p->k * sizeof *p->w};
+	struct tensor part = tensor_matrix(DTYPE_F32, p->n, p->k, p->w);
 	cpu_of(be)->vector = vector;
 	struct weight *w = ops->weight_load(be, WEIGHT_PLAIN, &part, 1, NULL);
 	struct act *x = ops->act_new(be, n_x, NULL);

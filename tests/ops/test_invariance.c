@@ -50,7 +50,7 @@ static struct weight *load(struct backend *be, enum weight_kind kind, uint64_t s
 	float *values = calloc(n, sizeof *values);
 	assert_non_null(values);
 	random_fill(&seed, values, n, 0.1f);
-	struct tensor part = {DTYPE_F32, 2, {N, K}, values, n * sizeof *values};
+	struct tensor part = tensor_matrix(DTYPE_F32, N, K, values);
 	struct weight *w = be->ops->weight_load(be, kind, &part, 1, NULL);
 	assert_non_null(w);
 	free(values);
