@@ -237,7 +237,7 @@ static void read_row_draws(struct pull *t, struct record_rows *rows, uint32_t ro
 			pull_fail(t, "draws without log_ratios");
 		else
 			t->at = ratios;
-		pull_f32_list(t, rows->draw_log_ratios + rows->draw_starts[row], ids.n, 0);
+		pull_f32_list(t, ids.n ? rows->draw_log_ratios + rows->draw_starts[row] : NULL, ids.n, 0);      // of none there is no array
 		t->at = after;
 	}
 	free(ids.ids);
