@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // CALL and its REPLY: on the spot, or at the desk when it may take long. Its connection rests meanwhile, so that a client has one body and
 // one reply here at most.
+#include <inttypes.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -73,21 +74,35 @@ static int call_new(struct connection *c, const struct frame *f, const uint8_t *
 	return 0;
 }
 
+// A frame may be larger than what may be JSON: reading that takes 80 times as much memory, at this door as at the other.
+static int check_size(const struct connection_call *call, struct error *err)
+{
+	uint64_t n = call->frame.body_bytes, limit = call->connection->context->settings.max_json;
+	return n <= limit ? 0 : error_set(err, ERROR_TOO_LARGE, "body", "%" PRIu64 " bytes, the limit is %" PRIu64, n, limit);
+}
+
+static void refuse(struct connection_call *call, const struct error *e)
+{
+	struct control_reply refusal = {0};
+	control_refuse(&refusal, 0, e, control_errors(call->frame.path));
+	set_reply(call, &refusal);
+	call_end(call);
+}
+
 void connection_call_start(struct connection *c, const struct frame *f, const uint8_t *body)
 {
 	struct connection_call *call = NULL;
 	struct desk *desk = c->context->desk;
-	struct control_reply refusal = {0};
 	struct error err = {0};
 	if (call_new(c, f, body, &call, &err)) {
 		connection_send_error(c, f->request_id, FRAME_WHOLE_REQUEST, &err);
+	} else if (check_size(call, &err)) {
+		refuse(call, &err);
 	} else if (desk_has_time_to_call(desk, call->frame.method, call->frame.path, call->frame.body_bytes)) {
 		do_work(&call->job);
 		call_end(call);
 	} else if (desk_check_room(desk, call->frame.body_bytes, &err)) {
-		control_refuse(&refusal, 0, &err, control_errors(call->frame.path));
-		set_reply(call, &refusal);
-		call_end(call);
+		refuse(call, &err);
 	} else {
 		c->call = call;
 		desk_give(desk, &call->job);

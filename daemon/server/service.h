@@ -22,7 +22,7 @@ struct tls_current;
 
 // What both doors hold their clients to. Each takes it anew at every turn of its loop.
 struct door_settings {
-	uint64_t max_json;                 // largest HTTP body
+	uint64_t max_json;                 // largest body of JSON: over HTTP, or of a CALL
 	uint32_t max_body, credits;        // of the binary door; a connection keeps what its WELCOME said
 	uint64_t header_timeout_ms, body_timeout_ms, idle_timeout_ms, write_timeout_ms;
 };

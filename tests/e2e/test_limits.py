@@ -127,6 +127,18 @@ class Limits(unittest.TestCase):
                 self.assertEqual((kind, request_id, ProtocolError(body).code), (kdserved.ERROR, 0, "too_large"))
                 self.assertRaises(Closed, c.receive)
 
+    def test_bytes_of_json(self):
+        """The same at both doors, though a frame may be larger than what may be JSON."""
+        with Daemon("--max-json", str(MAX_JSON), "--max-body", str(16 * MAX_JSON)) as d, d.client() as c:
+            for n, status in ((MAX_JSON - 1, 200), (MAX_JSON, 200), (MAX_JSON + 1, 413), (16 * MAX_JSON - 100, 413)):
+                text = b'{"text":"' + b"a" * (n - len(b'{"text":""}')) + b'"}'
+                for door, (got, reply) in (("http", d.post("/v1/tokenize", text)), ("frames", c.call("POST", "/v1/tokenize", text))):
+                    with self.subTest(door=door, n=n):
+                        error = (reply if door == "http" else json.loads(reply)).get("error", {})
+                        self.assertEqual((got, error.get("code"), error.get("field")), (status, *(
+                            ("too_large", "body") if status == 413 else (None, None))))
+            self.assertEqual(len(c.score([[1, 2]], top_k=1)), 1)       # the connection lives on
+
     def test_depth_of_json(self):
         for depth, field in ((31, "text"), (32, "text"), (33, "body")):      # the object itself is the first level
             body = b'{"text":' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
