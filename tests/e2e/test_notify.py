@@ -10,6 +10,7 @@ import time
 import unittest
 
 import kdserved
+from frozen import Frozen
 from kdserved import Daemon, wait_until
 
 
@@ -73,6 +74,28 @@ class Notify(unittest.TestCase):
                 request = c.start_score([[i % 250] * 60 for i in range(400)], top_k=20)
                 wait_until(lambda: self.told.count("WATCHDOG=1") >= seen + 2, "a busy engine's food")
                 c.finish_score(request)
+
+
+    def test_a_frozen_engine_starves_the_watchdog_and_a_frozen_door_does_not(self):
+        with self.daemon(WATCHDOG_USEC="800000") as d:                            # a look every 200 ms
+            def fed():
+                return self.told.count("WATCHDOG=1")
+            wait_until(lambda: fed() >= 2, "an idle engine's food")
+            try:
+                frozen = Frozen(d.process.pid, "http")
+            except PermissionError:
+                self.skipTest("no thread of another process may be stopped here")
+            seen = fed()
+            wait_until(lambda: fed() >= seen + 4, "food, though a door stands still")
+            frozen.thaw()
+            frozen = Frozen(d.process.pid, "engine")
+            began = time.monotonic()
+            wait_until(lambda: time.monotonic() > began + 0.8, "its last sign of life to be told")
+            seen = fed()
+            wait_until(lambda: time.monotonic() > began + 3.2, "three times the watchdog's time")
+            self.assertEqual(fed(), seen, "a frozen engine's food")
+            frozen.thaw()
+            wait_until(lambda: fed() > seen, "food again")
 
 
 class Unread(unittest.TestCase):

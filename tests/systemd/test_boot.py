@@ -7,11 +7,12 @@ import time
 import unittest
 
 import machine
-from machine import Frozen, Machine, wait_until
+from machine import Machine, wait_until
 
 machine.enter()
 
 import kdserved     # noqa: E402    tests/e2e
+from frozen import Frozen     # noqa: E402
 import tiny_model   # noqa: E402
 
 UNIT = "kdserved.service"
@@ -145,6 +146,10 @@ class Boot(unittest.TestCase):
             status = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
         self.assertEqual((status["NoNewPrivs"], status["Seccomp"], int(status["CapBnd"], 16)), ("1", "2", 0))
         self.assertNotEqual(status["Uid"].split()[0], "0")
+        self.assertEqual(status["Umask"], "0077")
+        limits = machine.text_of("/proc/%d/limits" % pid)
+        self.assertRegex(limits, r"Max core file size +0 +0 ")            # keys and tokens are in memory
+        self.assertRegex(limits, r"Max open files +65536 ")
         self.assertFalse(os.path.exists("/proc/%d/root/home/somebody/secret" % pid))
         self.assertIn(" ro,", re.search(r"^\S+ \S+ \S+ \S+ / .*", machine.text_of("/proc/%d/mountinfo" % pid), re.M).group(0))
 
