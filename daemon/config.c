@@ -193,7 +193,7 @@ static const char *type_words(enum config_type type)
 	case CONFIG_INTEGER: return "a whole number";
 	case CONFIG_SIZE: return "a size (digits, then K, M, G or T)";
 	case CONFIG_AMOUNT: return "a size (digits, then K, M, G or T) or a share (0.9)";
-	case CONFIG_DURATION: return "a duration (digits, then ms, s, min or h)";
+	case CONFIG_DURATION: return "a duration (digits, then ms, s, min, h or d)";
 	case CONFIG_REAL: return "a number";
 	case CONFIG_BOOL: return "yes or no";
 	default: return "text";

@@ -11,6 +11,7 @@
 #include "common/error.h"
 
 #define CONFIG_MAX_FILE_BYTES (1u << 20)    // settings, not data: a bigger file is the wrong file
+#define SOURCE_SHOWN 100                    // bytes of its path, the last ones: messages have room for no longer one and the line
 
 void config_errors_add(struct config_errors *all, const struct error *e)
 {
@@ -59,8 +60,9 @@ struct config_text { const struct config_option *table; size_t n; void *target; 
 
 static int read_line(const struct config_text *t, char *line, size_t number, struct error *err)
 {
-	char where[160];
-	snprintf(where, sizeof where, "%s:%zu", t->source, number);
+	char where[SOURCE_SHOWN + 32];
+	size_t n = strlen(t->source), hidden = n > SOURCE_SHOWN ? n - SOURCE_SHOWN : 0;
+	snprintf(where, sizeof where, "%s%s:%zu", hidden ? "..." : "", t->source + hidden, number);
 	cut_comment(line);
 	line = trim(line);
 	if (!*line)

@@ -519,7 +519,7 @@ class Check(unittest.TestCase):
         self.assertEqual((status, out), (78, ""))
         for expected in ('conf:1: unknown setting "techer"; did you mean "teacher"?', "conf:2: max-tokens = many: expected a whole number",
                          "conf:3: max-sequences = 0 is below the minimum 1 sequences", "conf:5: max-spans is set twice (before in line 4)",
-                         "conf:6: header-timeout = 5 weeks: expected a duration (digits, then ms, s, min or h)",
+                         "conf:6: header-timeout = 5 weeks: expected a duration (digits, then ms, s, min, h or d)",
                          "conf:8: runs need the binary door: set socket (conf:7)", "conf:9: teacher = /nonexistent/model: No such file or directory",
                          "conf:10: tls-certificate and tls-key go together: tls-certificate is not set", "conf:11: store = /dev/null: not a directory",
                          "conf:12: worker = /nonexistent/worker: No such file or directory", "conf:8: runs = /proc/nowhere: No such file or directory",

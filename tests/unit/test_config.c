@@ -148,7 +148,7 @@ static void bad_values_name_their_key_and_line(void **state)
 		{"max-body = 5X", "max-body", "size"},
 		{"max-body = -5", "max-body", "size"},
 		{"max-body = 99999999999T", "max-body", "size"},
-		{"timeout = 1 day", "timeout", "duration"},
+		{"timeout = 1 day", "timeout", "or d)"},
 		{"rate = nan", "rate", "number"},
 		{"memory = 1.5", "memory", "share"},
 		{"memory = 0.0", "memory", "share"},
@@ -176,6 +176,19 @@ static void bad_values_name_their_key_and_line(void **state)
 		assert_non_null(strstr(err.message, cases[i].words));
 		assert_non_null(strstr(err.message, "test.conf:"));
 	}
+}
+
+static void a_long_path_does_not_hide_the_line(void **state)
+{
+	char source[400] = "/";
+	struct error err = {0};
+	while (strlen(source) + sizeof "deep/" < sizeof source - sizeof "kdserved.conf")
+		strcat(source, "deep/");
+	strcat(source, "kdserved.conf");
+	const char *text = "\n\nmax-top-k = 101\n";
+	assert_true(config_read_text(table, N_TABLE, *state, text, strlen(text), source, &err) < 0);
+	if (!strstr(err.message, "deep/kdserved.conf:3: max-top-k = 101 is above the maximum 100"))
+		fail_msg("%s", err.message);
 }
 
 static void zero_bytes_are_refused(void **state)
@@ -323,7 +336,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(defaults_are_the_rows), TEST(an_amount_is_a_size_or_a_share), TEST(a_file_sets_every_type),
 		TEST(plain_durations_are_seconds), TEST(lists_add_up_and_command_lines_replace_files), TEST(an_empty_string_unsets),
-		TEST(bad_values_name_their_key_and_line), TEST(zero_bytes_are_refused), TEST(a_failed_set_leaves_the_old_value),
+		TEST(bad_values_name_their_key_and_line), TEST(zero_bytes_are_refused),
+		TEST(a_long_path_does_not_hide_the_line), TEST(a_failed_set_leaves_the_old_value),
 		TEST(a_missing_file_is_named), TEST(the_example_reads_back_as_the_defaults), TEST(help_names_every_option),
 		TEST(every_error_of_a_file_is_told), TEST(more_errors_than_anybody_reads_are_counted),
 		TEST(values_are_said_as_a_file_would), TEST(settings_are_compared_and_exchanged),
