@@ -36,6 +36,25 @@ sed -i '/^CapabilityBoundingSet=/d' "$scratch/shipped/kdserved.service"
 systemd-analyze security --offline=true --no-pager --threshold=15 "$scratch/shipped/kdserved.service" >/dev/null 2>&1 &&
 	fail "a unit with every capability passes"
 
+# What no score counts and the booted container sets otherwise or cannot see: life, limits, secrets in core dumps.
+says() {
+	local unit=$1 line
+	shift
+	for line in "$@"; do
+		grep -qxF -e "$line" "$units/$unit" || fail "$unit does not say $line"
+	done
+}
+for unit in kdserved.service kdserved@.service; do
+	says $unit Type=notify NotifyAccess=main WatchdogSec=30 KillMode=mixed Restart=on-failure RestartSec=2 StartLimitIntervalSec=600 StartLimitBurst=5 \
+		'RestartPreventExitStatus=2 78' OOMPolicy=continue LimitNOFILE=65536 LimitMEMLOCK=1G LimitCORE=0 UMask=0077 StateDirectoryMode=0750
+	drain=$(sed -n 's/^RELOADABLE(drain_timeout, "drain-timeout", [^"]*"\([0-9]*\)s",.*/\1/p' "$top_srcdir/daemon/options.def")
+	stop=$(sed -n 's/^TimeoutStopSec=\([0-9]*\)$/\1/p' "$units/$unit")
+	[ "${stop:-0}" -ge $((${drain:-1000000} + 10)) ] || fail "$unit: TimeoutStopSec=$stop is no 10 s more than drain-timeout, $drain s"
+done
+for unit in kdserved.socket kdserved@.socket kdserved-http.socket kdserved-http@.socket; do
+	says $unit SocketUser=kdserved SocketGroup=kdserved SocketMode=0660 Backlog=4096
+done
+
 # Every line is one that systemd knows; the programs need not be installed here.
 mkdir "$scratch/verify"
 for unit in kdserved.service kdserved.socket kdserved-http.socket kdserved@.service kdserved@.socket kdserved-http@.socket; do
