@@ -17,6 +17,7 @@ from kdserved import Closed, Daemon, ProtocolError, wait_until
 from test_tls import make
 
 SOURCE = os.environ.get("top_srcdir", os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", ".."))
+CLIENTS = int(os.environ.get("KDSERVED_TEST_CLIENTS", "100000"))
 SCRAPE_S = float(os.environ.get("KDSERVED_TEST_SCRAPE_S", "0.010"))
 
 
@@ -103,6 +104,32 @@ class Accounts(unittest.TestCase):
             self.assertEqual(m["kd_batch_seconds_count"], m["kd_forward_seconds_count"])
             quick.sort()
             print("scrapes: %d, median %.1f ms, p90 %.1f ms" % (n, 1e3 * quick[n // 2], 1e3 * quick[n * 9 // 10]))
+
+    def test_the_series_stay_the_same_whoever_asks_for_whatever(self):
+        """Each request is another client's by all it says of itself: path, name, agent, token, question; at the other door by its request id."""
+        def web(i):
+            body = b'{"sequences":[{"tokens":[%d]}],"top_k":1,"teacher":"nobody-%d"}' % (i % 200, i)
+            who = b"Host: host-%d\r\nUser-Agent: agent/%d\r\nX-Forwarded-For: 10.%d.%d.%d\r\n" % (i, i, i >> 16, i >> 8 & 255, i & 255)
+            if i % 2:
+                return b"GET /nowhere/%d HTTP/1.1\r\n%s\r\n" % (i, who)
+            return b"POST /v1/score HTTP/1.1\r\n%sContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (who, len(body), body)
+
+        with Daemon() as d:
+            series = set(d.metrics())
+            for first in range(0, CLIENTS, 100):
+                with socket.create_connection(("127.0.0.1", d.port), timeout=kdserved.PATIENCE) as s:
+                    s.sendall(b"".join(web(i) for i in range(first, first + 100)) + b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    said = b""
+                    while piece := s.recv(1 << 16):
+                        said += piece
+                self.assertEqual((said.count(b"HTTP/1.1 404 "), said.count(b"HTTP/1.1 200 ")), (100, 1))
+            with d.client() as c:
+                for i in range(1, CLIENTS // 100):
+                    c.send(kdserved.PING, i << 32, b"%d" % i)
+                    self.assertEqual(c.receive()[:2], (kdserved.PONG, i << 32))
+            m = self.check_account(d.metrics())
+            self.assertEqual(set(m), series)
+            self.assertEqual(m['kd_requests_accepted_total{door="http"}'], CLIENTS / 2)
 
     def test_making_the_text_takes_few_milliseconds_of_a_processor(self):
         """Of processor time, which a loaded machine does not change; what else the process does meanwhile is next to nothing."""
