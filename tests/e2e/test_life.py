@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting, refusing to start, remembering over restarts, draining, and memory."""
+import errno
 import json
 import os
 import re
@@ -305,6 +306,52 @@ class Starting(Temporary):
         d.stop(expect=-signal.SIGKILL)
         with Daemon(directory=self.directory) as d, d.client() as c:
             self.assertEqual(len(c.score([[1]], top_k=1)), 1)
+
+
+class Reachable(Temporary):
+    def sockets(self, d, *names):
+        """[(kind, where)] of the daemon's own in the kernel's tables."""
+        mine, found = set(), []
+        for fd in os.listdir("/proc/%d/fd" % d.process.pid):
+            link = re.fullmatch(r"socket:\[(\d+)\]", os.readlink("/proc/%d/fd/%s" % (d.process.pid, fd)))
+            mine |= {link.group(1)} if link else set()
+        for name in names:
+            with open("/proc/net/" + name) as f:
+                rows = [line.split() for line in f.readlines()[1:]]
+            if name == "unix":
+                found += [(name, row[7]) for row in rows if row[6] in mine and len(row) > 7 and int(row[3], 16) & 0x10000]
+            else:
+                found += [(name, row[1]) for row in rows if row[9] in mine]
+        return found
+
+    def test_it_listens_where_it_was_told_and_nowhere_else(self):
+        with Daemon(directory=self.directory) as d:
+            self.assertEqual(self.sockets(d, "tcp", "tcp6", "udp", "udp6", "raw", "raw6", "unix"),
+                             [("tcp", "0100007F:%04X" % d.port), ("unix", d.socket_path)])
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can be somebody else")
+    def test_nobody_else_connects_to_its_unix_socket_not_even_while_it_opens(self):
+        directory = tempfile.mkdtemp(prefix="kdserved-e2e-", dir="/tmp")       # everybody may pass through
+        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
+        os.chmod(directory, 0o755)
+        other = subprocess.Popen(["python3", "-c", """
+import os, socket, sys
+n = {}
+while os.path.exists(sys.argv[2]):
+    with socket.socket(socket.AF_UNIX) as s:
+        what = s.connect_ex(sys.argv[1])
+        n[what] = n.get(what, 0) + 1
+print(*n)
+""", os.path.join(directory, "kd.sock"), os.path.join(directory, "model")], user=65534, group=65534, extra_groups=[],
+            stdout=subprocess.PIPE, text=True)
+        self.addCleanup(other.kill)
+        for _ in range(5):
+            with Daemon(directory=directory) as d, d.client() as c:
+                self.assertEqual(len(c.score([[1]], top_k=1)), 1)
+        shutil.rmtree(directory)
+        seen = {int(word) for word in other.communicate(timeout=kdserved.PATIENCE)[0].split()}
+        self.assertIn(errno.EACCES, seen)
+        self.assertLessEqual(seen, {errno.EACCES, errno.ENOENT, errno.ECONNREFUSED})
 
 
 class Systemd(Temporary):
