@@ -27,7 +27,8 @@ void reload_service_options(const struct options *o, struct service_options *ret
 		.max_spans = (uint32_t)o->max_spans, .max_samples = (uint32_t)o->max_samples, .cache_tokens = (uint32_t)o->cache_tokens,
 		.limits = {(uint64_t)o->queue_requests, (uint64_t)o->queue_tokens, o->queue_bytes},
 		.doors = {
-			.max_json = o->max_json, .max_body = (uint32_t)o->max_body, .credits = (uint32_t)o->credits,
+			.max_json = o->max_json, .door_bytes = o->door_bytes,
+			.max_body = (uint32_t)o->max_body, .credits = (uint32_t)o->credits,
 			.header_timeout_ms = o->header_timeout, .body_timeout_ms = o->body_timeout, .idle_timeout_ms = o->idle_timeout,
 			.write_timeout_ms = o->write_timeout,
 		},

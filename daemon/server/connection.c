@@ -47,6 +47,13 @@ int connection_new(const struct connection_context *context, int fd, bool encryp
 	return 0;
 }
 
+void connection_output_free(struct connection *c, struct connection_output *o)
+{
+	if (o)
+		service_hold(c->context->service, &o->held, 0, NULL);
+	free(o);
+}
+
 static void output_drop(struct connection *c)
 {
 	struct connection_output *o = c->output;
@@ -56,14 +63,22 @@ static void output_drop(struct connection *c)
 	c->n_output -= o->n - o->n_sent;
 	if (o->ask)
 		connection_ask_done(c, o->ask);
-	free(o);
+	connection_output_free(c, o);
+}
+
+static void body_free(struct connection *c)
+{
+	free(c->body);
+	c->body = NULL;
+	c->body_capacity = 0;
+	service_hold(c->context->service, &c->body_held, 0, NULL);
 }
 
 static void body_done(struct connection *c)
 {
-	free(c->body);
-	c->body = NULL;
-	c->n_body = c->body_capacity = c->n_header = 0;
+	body_free(c);
+	c->n_body = c->n_header = 0;
+	c->refused = false;
 }
 
 struct connection *connection_free(struct connection *c)
@@ -103,7 +118,7 @@ int connection_send(struct connection *c, struct connection_output *o)
 	if (c->state == CONNECTION_CLOSED) {
 		if (o->ask)
 			connection_ask_done(c, o->ask);
-		free(o);
+		connection_output_free(c, o);
 		return -ESHUTDOWN;
 	}
 	if (!c->output)
@@ -262,27 +277,42 @@ static size_t read_header(struct connection *c)
 	return n;
 }
 
-static int body_reserve(struct connection *c)
+static int body_reserve(struct connection *c, struct error *err)
 {
 	size_t capacity = c->body_capacity ? 2 * c->body_capacity : FIRST_BODY_BYTES;
 	capacity = capacity < c->frame.body_bytes ? capacity : c->frame.body_bytes;
+	int r = service_hold(c->context->service, &c->body_held, capacity, err);
+	if (r)
+		return r;
 	uint8_t *body = realloc(c->body, capacity);
 	if (!body)
-		return -ENOMEM;
+		return error_set(err, ERROR_MEMORY, "frame", "no memory for a body of %u bytes", c->frame.body_bytes);
 	c->body = body;
 	c->body_capacity = capacity;
 	return 0;
 }
 
+// The rest of a body is dropped, where the frame's end is known and the connection's other requests go on.
+static void refuse(struct connection *c, const struct error *e)
+{
+	c->refused = connection_refuse(c, &c->frame, e);
+	if (c->refused)
+		body_free(c);
+	else if (c->state < CONNECTION_CLOSING)
+		connection_fail(c, e);
+}
+
 static size_t read_body(struct connection *c)
 {
 	struct error err = {0};
-	if (c->n_body == c->body_capacity && body_reserve(c)) {
-		error_set(&err, ERROR_MEMORY, "frame", "no memory for a body of %u bytes", c->frame.body_bytes);
-		connection_fail(c, &err);
+	uint8_t dropped[4096];
+	size_t left = c->frame.body_bytes - c->n_body;
+	if (!c->refused && c->n_body == c->body_capacity && body_reserve(c, &err))
+		refuse(c, &err);
+	if (c->state >= CONNECTION_CLOSING)
 		return 0;
-	}
-	size_t n = receive(c, c->body + c->n_body, c->body_capacity - c->n_body);
+	size_t n = c->refused ? receive(c, dropped, left < sizeof dropped ? left : sizeof dropped)
+		: receive(c, c->body + c->n_body, c->body_capacity - c->n_body);
 	if (c->state != CONNECTION_CLOSED)
 		c->n_body += n;
 	return n;
@@ -310,12 +340,13 @@ void connection_read(struct connection *c)
 		share += n;
 		if (c->state >= CONNECTION_CLOSING || c->n_header < FRAME_HEADER_BYTES || c->n_body < c->frame.body_bytes)
 			continue;
-		if (frame_check_body(&c->frame, c->body, &err)) {
+		if (!c->refused && frame_check_body(&c->frame, c->body, &err)) {
 			connection_fail(c, &err);
 			return;
 		}
 		c->input_deadline_ms = 0;
-		connection_frame(c, &c->frame, c->body);
+		if (!c->refused)
+			connection_frame(c, &c->frame, c->body);
 		if (c->state < CONNECTION_CLOSING)
 			body_done(c);
 	}

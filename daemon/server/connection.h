@@ -2,7 +2,8 @@
 // One client of the binary door: frames in, frames out. All of it belongs to the socket thread, but for a call that is at the desk.
 //
 // Memory is bounded thus: a body grows only as its bytes arrive; a connection whose answers wait, or whose call is at the desk, is not read
-// from; its answers are part of the service's budget until they are sent; and a client that takes none of them for a while is closed.
+// from; its answers are part of the service's budget until they are sent, large bodies and replies of another (service_hold); and a client
+// that takes none of them for a while is closed.
 #pragma once
 
 #include <stdbool.h>
@@ -64,6 +65,8 @@ struct connection {
 	struct frame frame;                            // once n_header is complete
 	uint8_t *body;
 	size_t n_body, body_capacity;
+	uint64_t body_held;                            // service_hold()
+	bool refused;                                  // so is the frame being read: the rest of its body is dropped
 	uint64_t input_deadline_ms;                    // of HELLO (TLS's handshake included), or of the frame being read; 0 = none
 	// output
 	struct connection_output *output, **output_end;

@@ -25,8 +25,17 @@ static void encode_reply(const void *message, struct writer *w) { frame_reply_en
 // Takes what the reply holds.
 static void set_reply(struct connection_call *call, struct control_reply *reply)
 {
+	struct service *s = call->connection->context->service;
+	struct error err = {0};
+	uint64_t held = 0;
+	if (service_hold(s, &held, reply->body.n, &err))
+		control_refuse(reply, 0, &err, control_errors(call->frame.path));
 	struct frame_reply m = {.status = (uint32_t)reply->status, .body = reply->body.data, .body_bytes = reply->body.n};
 	call->reply = connection_output_new(FRAME_REPLY, call->id, encode_reply, &m);
+	if (call->reply)
+		call->reply->held = held;
+	else
+		service_hold(s, &held, 0, NULL);
 	buffer_done(&reply->body);
 }
 
@@ -47,7 +56,7 @@ static void call_end(struct connection_call *call)
 {
 	struct connection *c = call->connection;
 	if (c->state >= CONNECTION_CLOSING)
-		free(call->reply);
+		connection_output_free(c, call->reply);
 	else if (call->reply)
 		connection_send(c, call->reply);
 	else

@@ -399,6 +399,18 @@ static int check_id(struct connection *c, const struct frame *f, struct error *e
 	return 0;
 }
 
+bool connection_refuse(struct connection *c, const struct frame *f, const struct error *e)
+{
+	bool asks = f->kind == FRAME_SCORE || f->kind == FRAME_GENERATE;
+	if ((!asks && f->kind != FRAME_CALL) || check_id(c, f, NULL))
+		return false;
+	if (asks)
+		service_reject(c->context->service, REQUEST_SOCKET, e->code);
+	connection_send_error(c, f->request_id, FRAME_WHOLE_REQUEST, e);
+	connection_write(c);
+	return c->state != CONNECTION_CLOSED;
+}
+
 static int check_empty(const struct frame *f, struct error *err)
 {
 	return f->body_bytes ? error_set(err, ERROR_INVALID, "frame", "%s has no body", frame_kind_name(f->kind)) : 0;

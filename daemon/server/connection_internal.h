@@ -14,6 +14,7 @@ struct writer;
 struct connection_output {
 	struct connection_output *next;
 	struct connection_ask *ask;        // set on the frame that ends a request: once it is sent (or dropped), so is the request
+	uint64_t held;                     // service_hold(): of a REPLY
 	size_t n, n_sent;
 	uint8_t data[];
 };
@@ -32,11 +33,14 @@ struct connection_ask {
 
 // connection.c
 int connection_send(struct connection *c, struct connection_output *o);        // takes o
+void connection_output_free(struct connection *c, struct connection_output *o);        // NULL is fine
 void connection_fail(struct connection *c, const struct error *e);             // ERROR for the connection, then the end
 void connection_finish(struct connection *c);                                  // sends what waits, then the end
 
 // connection_frame.c
 void connection_frame(struct connection *c, const struct frame *f, const uint8_t *body);
+// There is no room for the request's body. False when the frame is no request: then the connection ends.
+bool connection_refuse(struct connection *c, const struct frame *f, const struct error *e);
 void connection_send_error(struct connection *c, uint64_t id, uint32_t index, const struct error *e);
 void connection_send_plain(struct connection *c, enum frame_kind kind, uint64_t id, const void *body, size_t n);
 void connection_cancel_all(struct connection *c);

@@ -64,6 +64,7 @@ struct http_request {
 	bool suspended;
 	uint64_t max_json;                 // when it began: a smaller limit is for those that come later
 	struct buffer body;
+	uint64_t held;                     // service_hold(): of the body; once that is read, of a call's reply
 	struct control_reply reply;
 	const struct exchange_kind *kind;  // of the path; NULL = control answers
 	enum reply_errors errors;          // their shape on this path

@@ -50,6 +50,12 @@ void *http_request_begin(void *arg, const char *target, struct MHD_Connection *m
 	return q;
 }
 
+static void body_done(struct http_request *q)
+{
+	buffer_done(&q->body);
+	service_hold(q->http->service, &q->held, 0, NULL);
+}
+
 void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enum MHD_RequestTerminationCode why)
 {
 	struct http *h = arg;
@@ -69,9 +75,9 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 	http_set_deadline(q->connection, h->settings.idle_timeout_ms, true);
 	q->connection->request = NULL;
 	principal_unref(q->principal);
-	buffer_done(&q->body);
 	buffer_done(&q->reply.body);
 	buffer_done(&q->out);
+	body_done(q);
 	free(q);
 	*context = NULL;
 	h->n_requests--;
@@ -264,11 +270,20 @@ static int start_exchange(struct http_request *q, struct error *err)
 		x->client = q;
 		r = exchange_start(x, q->principal, q->body.data ? q->body.data : "", q->body.n, err);
 	}
-	buffer_done(&q->body);
+	body_done(q);
 	if (r)
 		x = exchange_free(x, false);
 	q->exchange = x;
 	return r;
+}
+
+static void call(struct http_request *q)
+{
+	struct error err = {0};
+	control_call(q->http->service, q->principal, q->method, q->path, q->body.data, q->body.n, &q->reply);
+	body_done(q);
+	if (service_hold(q->http->service, &q->held, q->reply.body.n, &err))
+		control_refuse(&q->reply, 0, &err, q->errors);
 }
 
 static void do_work(struct desk_job *job)
@@ -282,7 +297,7 @@ static void do_work(struct desk_job *job)
 		q->result = encode(q);
 		break;
 	case HTTP_CALL:
-		control_call(q->http->service, q->principal, q->method, q->path, q->body.data, q->body.n, &q->reply);
+		call(q);
 		break;
 	}
 }
@@ -417,12 +432,15 @@ static void take_body(struct http_request *q, const char *data, size_t n)
 	if (n > q->max_json - q->body.n) {
 		error_set(&err, ERROR_TOO_LARGE, "body", "more than %llu bytes: use the binary protocol",
 			  (unsigned long long)q->max_json);
-		refuse(q, 0, &err);
 		q->must_close = true;    // chunked: nothing says where it would end
-		buffer_done(&q->body);
-		return;
+	} else {
+		buffer_add(&q->body, data, n);
+		service_hold(q->http->service, &q->held, q->body.capacity, &err);
 	}
-	buffer_add(&q->body, data, n);
+	if (err.code) {
+		refuse(q, 0, &err);
+		body_done(q);
+	}
 }
 
 static enum MHD_Result handle_whole(struct http_request *q, const char *path, const char *method)

@@ -79,6 +79,8 @@ static void encode_requests(struct buffer *b, struct service *s)
 	gauge(b, "kd_reserved_tokens", "Tokens of requests under way.", (double)t.reserved.tokens);
 	gauge(b, "kd_reserved_bytes", "Upper bound of the answers under way.", (double)t.reserved.bytes);
 	gauge(b, "kd_reserved_bytes_limit", "The limit of kd_reserved_bytes.", (double)t.limits.bytes);
+	gauge(b, "kd_door_bytes", "Of bodies being received, and of replies that wait to be taken.", (double)t.held_bytes);
+	gauge(b, "kd_door_bytes_limit", "The limit of kd_door_bytes.", (double)t.held_limit);
 }
 
 static void encode_infos(struct buffer *b, const struct teacher_info *infos, uint32_t n)

@@ -404,6 +404,7 @@ void service_stats(struct service *s, struct service_stats *ret_stats)
 	struct service_stats t = {0};
 	pthread_rwlock_rdlock(&s->lock);
 	t.limits = s->options.limits;
+	t.held_limit = s->options.doors.door_bytes;
 	pthread_rwlock_unlock(&s->lock);
 	for (int i = 0; i < N_REQUEST_DOORS; i++) {
 		t.doors[i].answered = atomic_load(&s->doors[i].answered);
@@ -418,6 +419,7 @@ void service_stats(struct service *s, struct service_stats *ret_stats)
 	t.n_computed = atomic_load(&s->n_computed);
 	t.n_wasted = atomic_load(&s->n_wasted);
 	t.n_unkept = atomic_load(&s->n_unkept);
+	t.held_bytes = atomic_load(&s->held_bytes);
 	queue_usage(s->budget, &t.reserved, &waiting);
 	*ret_stats = t;
 }

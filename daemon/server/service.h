@@ -23,6 +23,7 @@ struct tls_current;
 // What both doors hold their clients to. Each takes it anew at every turn of its loop.
 struct door_settings {
 	uint64_t max_json;                 // largest body of JSON: over HTTP, or of a CALL
+	uint64_t door_bytes;               // of service_hold(), all together
 	uint32_t max_body, credits;        // of the binary door; a connection keeps what its WELCOME said
 	uint64_t header_timeout_ms, body_timeout_ms, idle_timeout_ms, write_timeout_ms;
 };
@@ -67,6 +68,10 @@ int service_score(struct service *s, struct request *r, struct error *err);
 int service_generate(struct service *s, struct request *r, struct error *err);
 // Counts a request refused by a door's decoder, so that the accounts add up.
 void service_reject(struct service *s, enum request_door door, enum error_code code);
+// Before a door's memory for a body being received, or for a reply, becomes n_bytes (0 = none): *held is what it was and, on success, is
+// n_bytes. ERROR_OVERLOADED when all that is held would be more than door_bytes; but where nobody else holds any there is room for any, and
+// less is always granted. From any thread.
+int service_hold(struct service *s, uint64_t *held, uint64_t n_bytes, struct error *err);
 // The door is done with a request it got back: its answer is sent, or its client gone. Frees it.
 void service_finish(struct service *s, struct request *r);
 
@@ -81,6 +86,7 @@ struct service_stats {
 	uint64_t n_wasted;                         // of the computed, those whose client had left meanwhile
 	uint64_t n_unkept;                         // answers the store's queue had no room for (or refused)
 	struct queue_cost reserved, limits;
+	uint64_t held_bytes, held_limit;           // service_hold()
 };
 void service_stats(struct service *s, struct service_stats *ret_stats);
 struct histogram *service_request_seconds(struct service *s);

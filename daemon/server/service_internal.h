@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by service.c (scores) and service_generate.c only.
+// Shared by service.c (scores), service_generate.c and service_held.c only.
 #pragma once
 
 #include <pthread.h>
@@ -21,6 +21,7 @@ struct service {
 	struct queue *slots;                   // likewise, in tokens: places in the teacher's cache of keys and values
 	double opened_seconds;
 	atomic_bool draining;
+	atomic_uint_fast64_t held_bytes;       // service_held.c
 	struct door_counts doors[N_REQUEST_DOORS];
 	atomic_uint_fast64_t rejected_by_code[N_ERROR_CODES];
 	atomic_uint_fast64_t n_cached, n_computed, n_wasted, n_unkept, n_generated;

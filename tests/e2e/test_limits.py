@@ -236,6 +236,57 @@ class Budget(unittest.TestCase):
                     else:
                         self.assertEqual(len(c.score(sequences, top_k=1)), 2)
 
+    def check_account(self, m):
+        for door in ("http", "socket"):
+            n = [m['kd_requests_%s{door="%s"}' % (what, door)] for what in ("accepted_total", "answered_total", "rejected_total", "cancelled_total",
+                "in_flight")]
+            self.assertEqual(n[0], sum(n[1:]), door)
+
+    def test_bytes_at_the_doors(self):
+        """Bodies and replies that clients leave lying: of large ones door-bytes in all, of both doors; small ones always find room."""
+        d = self.daemon("--door-bytes", "1M", "--max-json", "8M")
+
+        def held():
+            return d.metrics()["kd_door_bytes"]
+
+        def text(n):
+            return b'{"text":"' + b"a cat, " * (n // 7) + b'"}'
+        large, small = text(200000), text(60000)            # bodies that count and that do not, and replies that both do
+        scores = [[1] * 500] * 100
+        with d.client() as c:
+            self.assertEqual(c.call("POST", "/v1/tokenize", large)[0], 200)           # alone: whatever it takes
+        wait_until(lambda: held() == 0, "the reply to be gone")
+        with d.client() as lazy, d.client() as c:
+            lazy.send(kdserved.CALL, 1, wire.call_body("POST", "/v1/tokenize", large))
+            wait_until(lambda: held() > 1 << 20, "a reply that nobody takes")
+            before = held()
+            status, reply = c.call("POST", "/v1/tokenize", small)
+            self.assertEqual((status, json.loads(reply)["error"]["code"]), (429, "overloaded"))
+            for ask in (lambda: c.call("POST", "/v1/tokenize", large), lambda: c.score(scores, top_k=1)):
+                with self.assertRaises(ProtocolError) as refused:
+                    ask()
+                self.assertEqual((refused.exception.code, refused.exception.index), ("overloaded", kdserved.WHOLE))
+            for path, body in (("/v1/tokenize", small), ("/v1/tokenize", large), ("/v1/score", as_json(scores, {"top_k": 1}))):
+                status, headers, reply = d.http("POST", path, body)
+                self.assertEqual((status, json.loads(reply)["error"]["code"], headers["Retry-After"]), (429, "overloaded", "1"))
+            self.assertEqual(held(), before)
+            self.assertEqual(len(c.score([[1, 2]], top_k=1)), 1)                     # on the connection that was refused, too
+            self.assertEqual(c.call("POST", "/v1/tokenize", b'{"text":"a"}')[0], 200)
+            self.assertEqual(d.post("/v1/score", as_json([[1, 2]], {"top_k": 1}))[0], 200)
+            self.check_account(d.metrics())
+            self.assertEqual(lazy.receive()[0], kdserved.REPLY)
+            wait_until(lambda: held() == 0, "the reply to be taken")
+            self.assertEqual(c.call("POST", "/v1/tokenize", large)[0], 200)
+            self.assertEqual(len(c.score(scores, top_k=1)), len(scores))
+        wait_until(lambda: held() == 0, "all of it to be given back")
+        head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 300000\r\n\r\n"
+        for connect, data in ((self.web, head.ljust(200000)), (lambda d: d.client().socket, kdserved.frame(kdserved.SCORE, 1,
+                bytes(300000))[:200000])):
+            with connect(d) as s:
+                s.sendall(data)
+                wait_until(lambda: held() >= 1 << 17, "a part of a body")
+            wait_until(lambda: held() == 0, "it to be gone with its client")
+
     def test_bytes_under_way(self):
         """The largest answer that fits is served, one row more is refused, by both doors at the same size."""
         d = self.daemon("--queue-bytes", "1M", "--max-sequences", "65536")

@@ -120,6 +120,16 @@ class Settings(Reloaded):
         self.change("max-json = 2K\n")
         self.assertEqual(self.code(self.d.post("/v1/tokenize", text)), "too_large")
 
+    def probe_door_bytes(self):
+        text = {"text": "a cat, " * 30000}
+        with self.d.client() as lazy:
+            body = json.dumps(text).encode()
+            lazy.send(kdserved.CALL, 1, struct.pack("<BBHI", 4, 0, 12, len(body)) + b"POST/v1/tokenize" + body)
+            wait_until(lambda: self.d.metrics()["kd_door_bytes"] > 1 << 20, "a reply that nobody takes")
+            self.assertEqual(self.d.post("/v1/tokenize", text)[0], 200)
+            self.change("door-bytes = 1M\n")
+            self.assertEqual(self.code(self.d.post("/v1/tokenize", text)), "overloaded")
+
     def probe_max_body(self):
         with self.d.client() as old:
             self.change("max-body = 2K\n")

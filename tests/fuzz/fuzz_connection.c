@@ -399,7 +399,8 @@ static void scene_end(struct scene *s)
 	require(connection_is_dead(s->connection) && !s->connection->n_output);
 	connection_free(s->connection);
 	service_stats(s->service, &stats);
-	require(!stats.doors[REQUEST_SOCKET].in_flight && !stats.reserved.requests && !stats.reserved.tokens && !stats.reserved.bytes);
+	require(!stats.doors[REQUEST_SOCKET].in_flight && !stats.reserved.requests && !stats.reserved.tokens && !stats.reserved.bytes &&
+		!stats.held_bytes);
 	queue_close(s->context.returned);
 	if (s->client >= 0)
 		close(s->client);
@@ -416,7 +417,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint32_t settings = next(&s);
 	s.teacher->state = settings & 0xc0 ? TEACHER_READY : TEACHER_LOADING;
 	s.context = (struct connection_context){.service = s.service, .complaints = &complaints, .settings = {
-		.max_body = 4096u << (settings >> 4 & 3), .credits = 1 + (settings & 3),
+		.max_body = 4096u << (settings >> 4 & 3), .max_json = 8192, .credits = 1 + (settings & 3),
 		.header_timeout_ms = 3000, .body_timeout_ms = 6000, .write_timeout_ms = 9000}};
 	require(queue_open(NULL, -1, &s.context.returned) == 0 &&
 		socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) == 0);
