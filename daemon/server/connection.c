@@ -68,6 +68,10 @@ static void output_drop(struct connection *c)
 
 static void body_free(struct connection *c)
 {
+	if (c->frame.kind == FRAME_HELLO && c->body) {        // with a token, which is not to be in core dumps
+		explicit_bzero(c->body, c->n_body);
+		explicit_bzero(c->ahead, c->ahead_at);
+	}
 	free(c->body);
 	c->body = NULL;
 	c->body_capacity = 0;

@@ -161,6 +161,12 @@ int http_gate_secret(struct MHD_Connection *mhd, const char **ret_secret, struct
 	return 0;
 }
 
+void http_gate_forget(const char *secret)
+{
+	if (secret)
+		explicit_bzero((char *)(uintptr_t)secret, strlen(secret));     // in the connection's own memory, which is not constant
+}
+
 // Exactly application/json, with or without parameters, not compressed.
 bool http_gate_is_json(struct MHD_Connection *mhd)
 {

@@ -116,3 +116,5 @@ int http_gate_body(struct MHD_Connection *mhd, uint64_t *ret_n, bool *ret_chunke
 bool http_gate_is_json(struct MHD_Connection *mhd);
 // The secret of "Authorization: Bearer SECRET", libmicrohttpd's; NULL without one. ERROR_UNAUTHORIZED when it is anything else.
 int http_gate_secret(struct MHD_Connection *mhd, const char **ret_secret, struct error *err);
+// It is not asked for again: what libmicrohttpd frees without a look is in core dumps. NULL is fine.
+void http_gate_forget(const char *secret);

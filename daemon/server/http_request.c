@@ -378,6 +378,7 @@ static bool let_in(struct http_request *q, const char *path, const char *method,
 	int r = http_gate_secret(q->mhd, &secret, &err);
 	if (!r)
 		r = auth_login(service_auth(q->http->service), secret, &q->principal, &err);
+	http_gate_forget(secret);
 	if (!r)
 		r = control_permit(q->principal, method, path, &err);
 	if (!r)

@@ -17,7 +17,7 @@ from kdserved import Closed, Daemon, ProtocolError, wait_until
 
 KDCTL = os.path.join(kdserved.BUILD, "kdctl")
 SCOPES = ("score", "generate", "train", "admin", "none")
-SECRETS = {name: "kds_secret-of-" + name for name in SCOPES + ("expired", "limited", "slow", "narrow", "brief")}
+SECRETS = {name: "kds_secret-of-" + name for name in SCOPES + ("expired", "limited", "slow", "narrow", "brief", "fleeting")}
 BODIES = {"/v1/score": {"sequences": [{"tokens": [1, 2, 3]}], "top_k": 2},
           "/v1/generate": {"prompts": [{"tokens": [1, 2]}], "max_tokens": 2},
           "/v1/completions": {"prompt": "the", "max_tokens": 1, "echo": True},
@@ -42,7 +42,7 @@ class Tokens(unittest.TestCase):
         cls.directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
         cls.path = os.path.join(cls.directory, "tokens")
         write(cls.path, line("limited", "score,generate in-flight=2"), line("slow", "score rate=1"),
-              line("narrow", "score,generate k-max=3"), line("brief", "generate rate=20"))
+              line("narrow", "score,generate k-max=3"), line("brief", "generate rate=20"), line("fleeting", "score"))
         runs = os.path.join(cls.directory, "runs")
         os.mkdir(runs)
         cls.daemon = Daemon("--tokens", cls.path, "--runs", runs, directory=cls.directory)
@@ -271,6 +271,32 @@ class Tokens(unittest.TestCase):
         self.ask("POST", "/v1/score", "score", BODIES["/v1/score"])
         _, _, data = self.ask("GET", "/metrics", "none")
         self.assertEqual(int(re.search(r'kd_token_requests_total\{token="score"\} (\d+)', data.decode()).group(1)), before + 1)
+
+    @unittest.skipIf(os.environ.get("KDSERVED_TEST_SANITIZED"), "sanitizers keep what is freed")
+    def test_no_secret_stays_in_memory(self):
+        """Nor gets into a core dump, once its client is gone."""
+        body = {"sequences": [{"tokens": [1, 2, 3]}], "top_k": 2}
+        known, unknown = SECRETS["fleeting"], "kds_is-not-known-to-anybody"
+        for secret in (known, unknown):
+            self.assertEqual(self.ask("POST", "/v1/score", None, body, secret)[0], 200 if secret == known else 401)
+        with self.hello(known) as c:
+            c.score([[1, 2, 3]], top_k=2)
+        self.assertEqual(self.hello(unknown), "unauthorized")
+        self.assertEqual(self.found(b"a word that is nowhere"), [])
+        wait_until(lambda: not self.found(known.encode()) + self.found(unknown.encode()), lambda: "secrets to be gone: %s" % (
+            self.found(known.encode()) + self.found(unknown.encode())), pause=0.3)
+
+    def found(self, word):
+        """Where in the daemon's memory."""
+        places = []
+        with open("/proc/%d/maps" % self.daemon.process.pid) as maps, open("/proc/%d/mem" % self.daemon.process.pid, "rb", 0) as memory:
+            for row in maps:
+                begin, end = (int(x, 16) for x in row.split()[0].split("-"))
+                if row.split()[1].startswith("rw"):
+                    memory.seek(begin)
+                    at = memory.read(end - begin).find(word)
+                    places += [(row.split()[-1], hex(begin + at))] if at >= 0 else []
+        return places
 
     def test_kdctl_brings_its_token(self):
         server = "unix:" + self.daemon.socket_path
