@@ -163,7 +163,7 @@ class Malformed(unittest.TestCase):
             with open("/proc/%d/status" % daemon.process.pid) as f:
                 return int(f.read().split("VmRSS:")[1].split()[0])
         head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-        body = BODY.ljust(200000)
+        body = BODY.ljust(1 << 19)                     # 3 MiB of chunks
         whole = head + b"".join(b"1\r\n%c\r\n" % c for c in body) + b"0\r\n\r\n"
         self.converse(whole, daemon)
         before = memory()

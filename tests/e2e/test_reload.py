@@ -20,11 +20,11 @@ import kdserved
 from kdserved import Closed, Daemon, ProtocolError, wait_until
 from test_notify import Told
 
-RELOADS = int(os.environ.get("KDSERVED_TEST_RELOADS", "100"))
 KDCTL = os.path.join(kdserved.BUILD, "kdctl")
 QUESTION = [5, 17, 200, 3]
 GROWTH = 8 << 20       # bytes a process may have more of after many reloads: what its threads' arenas vary by; sanitizers keep what is freed
 SANITIZED = bool(os.environ.get("KDSERVED_TEST_SANITIZED"))
+RELOADS = int(os.environ.get("KDSERVED_TEST_RELOADS", "100" if SANITIZED else "1000"))
 
 
 def reloadable():

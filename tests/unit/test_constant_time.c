@@ -24,7 +24,7 @@
 
 #define BOUND 4.5
 #define ROUNDS 3
-#define DEFAULT_SAMPLES 20000
+#define DEFAULT_SAMPLES 100000
 #define REPEAT 64                  // of one comparison: the clock is coarser than it
 #define N_TOKENS 64
 
