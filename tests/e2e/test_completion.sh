@@ -93,6 +93,12 @@ sed -nE 's/\\-/-/g; /Fl Fl/{s/Fl Fl ([a-z0-9-]+)/\n--\1\n/g; p}' "$top_srcdir"/m
 missing=$(comm -13 "$scratch/options" "$scratch/manual")
 [ -z "$missing" ] || fail "of the manual pages, these are never offered: $(echo $missing)"
 
+# And what kdctl takes is in its page. (The settings of the other two are held to theirs by test_options and test_run_def.)
+sed -n '/^kdctl/s/.* //p' "$scratch/tried" | sort -u >"$scratch/taken"
+sed -nE 's/\\-/-/g; /Fl Fl/{s/Fl Fl ([a-z0-9-]+)/\n--\1\n/g; p}' "$top_srcdir/man/kdctl.1" | grep '^--[a-z]' | sort -u >"$scratch/told"
+missing=$(comm -23 "$scratch/taken" "$scratch/told")
+[ -z "$missing" ] || fail "kdctl(1) does not tell of: $(echo $missing)"
+
 # values
 offers 'kdserved --device ' auto cpu cuda ref
 offers 'kdserved --device=c' cpu cuda
