@@ -51,6 +51,52 @@ static int read_real(const struct source *s, const char *key, double fallback, d
 	return r == -ENOENT ? fallback != 0 ? 0 : missing(s, name) : r;
 }
 
+static int read_optional(const struct source *s, const char *key, double *value)
+{
+	char name[128];
+	int r = gguf_get_f64(s->file, key_of(s, key, name), value, s->err);
+	return r == -ENOENT ? 0 : r;
+}
+
+// A number of whatever type, a boolean as 0 or 1; what is neither is no number.
+static int read_any(const struct source *s, const char *name, double *ret)
+{
+	uint64_t u;
+	bool b;
+	int r = gguf_get_f64(s->file, name, ret, NULL);
+	if (r != -EINVAL)
+		return r;
+	*ret = gguf_get_u64(s->file, name, &u, NULL) == 0 ? (double)u : gguf_get_bool(s->file, name, &b, NULL) == 0 ? b : (double)NAN;
+	return 0;
+}
+
+// What llama.cpp's keys say of other families would change numbers of these too: each is absent, or has a value that changes nothing.
+static int refuse_foreign(const struct source *s)
+{
+	static const struct { const char *key, *unless; double neutral, other; } keys[] = {
+		{"attention.causal", "", 1, 1}, {"attention.scale", "", 0, 0}, {"attention.output_scale", "", 0, 1},
+		{"attention.value_scale", "", 0, 1}, {"attention.temperature_scale", "", 0, 0}, {"attention.clamp_kqv", "", 0, 0},
+		{"attention.max_alibi_bias", "", 0, 0}, {"attn_logit_softcapping", "gemma2", 0, 0},
+		{"final_logit_softcapping", "gemma2 gemma3", 0, 0}, {"router_logit_softcapping", "", 0, 0}, {"logit_scale", "", 0, 1},
+		{"residual_scale", "", 0, 1}, {"embedding_scale", "", 0, 1}, {"use_parallel_residual", "", 0, 0}, {"swin_norm", "", 0, 0},
+		{"rope.scaling.attn_factor", "", 0, 1}, {"rope.scaling.alpha", "", 0, 0}, {"rope.freq_base_swa", "gemma3", 0, 0},
+		{"expert_weights_scale", "", 0, 1}, {"expert_weights_norm", "", 1, 1}, {"expert_gating_func", "", 0, 1},
+		{"expert_group_count", "", 0, 1}, {"expert_shared_count", "", 0, 0}, {"expert_shared_feed_forward_length", "", 0, 0},
+		{"leading_dense_block_count", "", 0, 0}, {"interleave_moe_layer_step", "", 0, 1}, {"moe_every_n_layers", "", 0, 1},
+		{"swiglu_clamp_exp", "", 0, 0}, {"nextn_predict_layers", "", 0, 0},
+	};
+	for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+		char name[128];
+		double v;
+		if (strstr(keys[i].unless, s->family) || read_any(s, key_of(s, keys[i].key, name), &v) == -ENOENT)
+			continue;
+		if (!(v == keys[i].neutral || v == keys[i].other))
+			return error_set(s->err, ERROR_UNSUPPORTED, name, "GGUF metadata: %s is %g, which is not supported "
+					 "(supported: %g)", name, v, keys[i].other);
+	}
+	return 0;
+}
+
 static int read_sizes(const struct source *s, struct architecture *a)
 {
 	double epsilon;
@@ -73,16 +119,19 @@ static int read_sizes(const struct source *s, struct architecture *a)
 static int refuse_other(const struct source *s, const char *key, uint32_t wanted, const char *what)
 {
 	uint32_t v;
-	int r = read_size(s, key, wanted ? wanted : UINT32_MAX, &v);
-	if (r < 0 || v == wanted || (!wanted && v == UINT32_MAX))
+	int r = read_size(s, key, wanted, &v);
+	if (r < 0 || v == wanted)
 		return r;
 	return error_set(s->err, ERROR_UNSUPPORTED, key, "GGUF metadata: %s.%s is %u: %s not supported", s->family, key, v, what);
 }
 
-// Files of families without layers of their own kinds: all of them slide, if any.
+// Files of families without layers of their own kinds: all of them slide, if any. Qwen's, some of which may, say not which.
 static int read_window(const struct source *s, struct architecture *a)
 {
 	int r = read_size(s, "attention.sliding_window", UINT32_MAX, &a->window);
+	if (r == 0 && a->window && a->window < a->context_length && strcmp(a->name, "llama") != 0)
+		return error_set(s->err, ERROR_UNSUPPORTED, "attention.sliding_window", "GGUF metadata: %s.attention.sliding_window is %u, "
+				 "but which layers slide is not said", s->family, a->window);
 	for (uint32_t i = 0; i < a->n_layers && i < ARCHITECTURE_MAX_LAYERS; i++)
 		a->sliding[i] = true;
 	architecture_settle_window(a);
@@ -100,43 +149,53 @@ static int read_experts(const struct source *s, struct architecture *a)
 		return strcmp(a->name, "qwen3moe") ? 0 : missing(s, "qwen3moe.expert_count");
 	}
 	a->normalise_experts = true;
-	if ((r = refuse_other(s, "expert_shared_count", 0, "experts that every row goes through are")) < 0 ||
-	    (r = read_size(s, "expert_used_count", 0, &a->n_experts_used)) < 0)
+	if ((r = read_size(s, "expert_used_count", 0, &a->n_experts_used)) < 0)
 		return r;
 	return strcmp(a->name, "qwen3moe") ? 0 : read_size(s, "expert_feed_forward_length", a->ffn_width, &a->ffn_width);
 }
 
-// What llama.cpp knows of the family without a key: the caps' defaults, the pattern of layers, the base of sliding ones, and that the
-// models of 27 B scale queries by width / heads.
+// Gemma 3 without a window has no sliding layers, whose rotation would be another.
+static void stop_sliding(struct architecture *a)
+{
+	memset(a->sliding, 0, sizeof a->sliding);
+	a->rope_theta_sliding = 0;
+}
+
+// What llama.cpp knows of the family without a key: the caps' defaults, the pattern of layers, the window of Gemma 2, the base of sliding
+// layers, and that the models of 27 B scale queries by width / heads.
 static int read_gemma(const struct source *s, struct architecture *a)
 {
 	bool third = !strcmp(a->name, "gemma3");
-	double score_cap = third ? 0 : 50, logit_cap = third ? 0 : 30, theta = 10000;
+	double score_cap = third ? 0 : 50, logit_cap = third ? 0 : 30, theta = third ? 10000 : 0;
 	uint32_t pattern;
 	int r;
-	if ((r = read_size(s, "attention.sliding_window_pattern", third ? 6 : 2, &pattern)) < 0)
-		return r;
-	if (!third && ((r = read_real(s, "attn_logit_softcapping", score_cap, &score_cap)) < 0 ||
-		       (r = read_real(s, "final_logit_softcapping", logit_cap, &logit_cap)) < 0))
-		return r;
-	if ((r = read_real(s, "rope.freq_base_swa", theta, &theta)) < 0)
+	if ((r = read_size(s, "attention.sliding_window_pattern", third ? 6 : 2, &pattern)) < 0 ||
+	    (!third && (r = read_optional(s, "attn_logit_softcapping", &score_cap)) < 0) ||
+	    (r = read_optional(s, "final_logit_softcapping", &logit_cap)) < 0 ||
+	    (third && (r = read_optional(s, "rope.freq_base_swa", &theta)) < 0) ||
+	    (r = read_size(s, "attention.sliding_window", third ? UINT32_MAX : 4096, &a->window)) < 0)
 		return r;
 	a->score_cap = (float)score_cap;
 	a->logit_cap = (float)logit_cap;
-	a->rope_theta_sliding = third ? theta : 0;
+	a->rope_theta_sliding = theta;
 	a->query_scalar = a->n_layers == (third ? 62 : 46) ? (double)a->width / a->n_heads : a->head_size;
 	for (uint32_t i = 0; i < a->n_layers && i < ARCHITECTURE_MAX_LAYERS; i++)
 		a->sliding[i] = pattern && (i + 1) % pattern != 0;
-	r = read_size(s, "attention.sliding_window", UINT32_MAX, &a->window);
+	if (third && (a->window == 0 || a->window == UINT32_MAX))
+		stop_sliding(a);
 	architecture_settle_window(a);
-	return r;
+	return 0;
 }
 
 static int check_features(const struct source *s, struct architecture *a)
 {
 	int r;
-	if ((r = refuse_other(s, "attention.value_length", a->head_size, "values of another size than keys are")) < 0 ||
+	if ((r = refuse_foreign(s)) < 0 ||
+	    (r = refuse_other(s, "attention.value_length", a->head_size, "values of another size than keys are")) < 0 ||
+	    (r = refuse_other(s, "attention.key_length_swa", a->head_size, "heads of another size in sliding layers are")) < 0 ||
+	    (r = refuse_other(s, "attention.value_length_swa", a->head_size, "heads of another size in sliding layers are")) < 0 ||
 	    (r = refuse_other(s, "rope.dimension_count", a->head_size, "partial rotation is")) < 0 ||
+	    (r = refuse_other(s, "rope.dimension_count_swa", a->head_size, "partial rotation is")) < 0 ||
 	    (r = read_experts(s, a)) < 0)
 		return r;
 	return a->gemma ? read_gemma(s, a) : read_window(s, a);
@@ -191,29 +250,29 @@ static bool is_text(const char *s, size_t n, const char *text)
 	return n == strlen(text) && !memcmp(s, text, n);
 }
 
+// A factor counts, as in llama.cpp, where no type is named.
 static int read_rope(const struct source *s, struct architecture *a)
 {
 	char name[128];
-	const char *type = "none";
-	size_t n = 4;
-	double old_scale;
+	const char *type = "linear";
+	size_t n = 6;
+	double factor = 0;
 	int r = read_real(s, "rope.freq_base", 10000, &a->rope_theta);
-	if (r < 0 || (r = read_real(s, "rope.scale_linear", 1, &old_scale)) < 0)
+	if (r < 0 || (r = read_optional(s, "rope.scale_linear", &factor)) < 0 || (r = read_optional(s, "rope.scaling.factor", &factor)) < 0)
 		return r;
 	r = gguf_get_string(s->file, key_of(s, "rope.scaling.type", name), &type, &n, s->err);
 	if (r < 0 && r != -ENOENT)
 		return r;
-	if (r == -ENOENT && old_scale != 1) {
-		a->rope_scaling = ROPE_SCALING_LINEAR;
-		a->rope_factor = old_scale;
-	} else if (is_text(type, n, "linear")) {
-		a->rope_scaling = ROPE_SCALING_LINEAR;
-		if ((r = read_real(s, "rope.scaling.factor", 0, &a->rope_factor)) < 0)
-			return r;
-	} else if (!is_text(type, n, "none")) {
+	bool named = r == 0;
+	if (!is_text(type, n, "linear") && !is_text(type, n, "none"))
 		return error_set(s->err, ERROR_UNSUPPORTED, name,
 				 "GGUF metadata: rope scaling %.*s is not supported (supported: none, linear, llama3)",
 				 n < 32 ? (int)n : 32, type);
+	if (is_text(type, n, "linear") && (named || (factor != 0 && factor != 1))) {
+		if (factor == 0)
+			return missing(s, key_of(s, "rope.scaling.factor", name));
+		a->rope_scaling = ROPE_SCALING_LINEAR;
+		a->rope_factor = factor;
 	}
 	return read_divisors(s, a);
 }
@@ -286,13 +345,25 @@ static int find_family(struct source *s, char ret_name[32])
 			 "(supported: llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, gpt2)", n < 32 ? (int)n : 32, name);
 }
 
+static int refuse_parts(const struct source *s)
+{
+	uint64_t n = 1;
+	int r = gguf_get_u64(s->file, "split.count", &n, s->err);
+	if (r < 0 && r != -ENOENT)
+		return r;
+	if (n < 2)
+		return 0;
+	return error_set(s->err, ERROR_UNSUPPORTED, "split.count", "GGUF metadata: the model is in %llu files, which is not supported "
+			 "(llama.cpp's gguf-split --merge makes one of them)", (unsigned long long)n);
+}
+
 int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err)
 {
 	struct architecture a = {.bos_id = -1, .eos_id = -1};
 	struct source s = {.file = file, .err = err};
 	struct tensor t;
 	int r = find_family(&s, a.name);
-	if (r < 0)
+	if (r < 0 || (r = refuse_parts(&s)) < 0)
 		return r;
 	if (!strcmp(a.name, "gemma2") || !strcmp(a.name, "gemma3")) {
 		a.gemma = true;
@@ -309,7 +380,7 @@ int architecture_from_gguf(const struct gguf *file, struct architecture *ret, st
 		return r;
 	a.tied_head = gguf_find(file, "output.weight", &t) == -ENOENT;
 	a.qkv_bias = gguf_find(file, a.learned_positions ? "blk.0.attn_qkv.bias" : "blk.0.attn_q.bias", &t) == 0;
-	a.qk_norm = gguf_find(file, "blk.0.attn_q_norm.weight", &t) == 0;
+	a.qk_norm = !strcmp(a.name, "qwen3") || !strcmp(a.name, "qwen3moe") || !strcmp(a.name, "gemma3");
 	if ((r = architecture_check(&a, err)) < 0)
 		return r;
 	*ret = a;

@@ -12,8 +12,6 @@
 
 #include "common/error.h"
 #include "daemon/model/config.h"
-#include "daemon/model/gguf.h"
-#include "tests/unit/builder.h"
 
 #define SIZES "\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":2,\"num_attention_heads\":4," \
 	      "\"num_key_value_heads\":2,\"vocab_size\":100,\"max_position_embeddings\":512"
@@ -321,149 +319,6 @@ static void rotation_tables_equal_transformers(void **state)
 	}
 }
 
-struct gguf_case { const char *family, *scaling; float divisor; uint32_t n_tokens, rows; bool bias, head, norm; };
-
-static int from_gguf(const struct gguf_case *c, const char *extra, uint32_t extra_value, struct architecture *ret, struct error *err)
-{
-	struct builder b = {0};
-	struct gguf *f = NULL;
-	char key[96];
-	uint32_t n_tensors = 1 + c->bias + c->head + c->norm + (c->divisor != 0), offset = 0;
-	static const struct { const char *key; uint32_t value; } sizes[] = {
-		{"block_count", 2}, {"context_length", 512}, {"embedding_length", 64}, {"feed_forward_length", 128},
-		{"attention.head_count", 4}, {"attention.head_count_kv", 2}, {"rope.dimension_count", 16},
-	};
-	build_gguf(&b, 3, n_tensors, 11 + (c->scaling ? 2 : 0) + (extra ? 1 : 0));
-	build_key_string(&b, "general.architecture", c->family);
-	for (size_t i = 0; i < 7; i++) {
-		snprintf(key, sizeof key, "%s.%s", c->family, sizes[i].key);
-		build_key_u32(&b, key, sizes[i].value);
-	}
-	snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", c->family);
-	build_key_f32(&b, key, 1e-5f);
-	snprintf(key, sizeof key, "%s.rope.freq_base", c->family);
-	build_key_f32(&b, key, 500000);
-	build_key_array(&b, "tokenizer.ggml.tokens", 8, c->n_tokens);
-	for (uint32_t i = 0; i < c->n_tokens; i++)
-		build_string(&b, "t");
-	if (c->scaling) {
-		snprintf(key, sizeof key, "%s.rope.scaling.type", c->family);
-		build_key_string(&b, key, c->scaling);
-		snprintf(key, sizeof key, "%s.rope.scaling.factor", c->family);
-		build_key_f32(&b, key, 4);
-	}
-	if (extra)
-		build_key_u32(&b, extra, extra_value);
-	build_tensor(&b, "token_embd.weight", 2, 1, c->rows, 0, offset);
-	offset += (c->rows * 4 + 31) / 32 * 32;
-	const char *names[] = {c->bias ? "blk.0.attn_q.bias" : NULL, c->head ? "output.weight" : NULL,
-		c->norm ? "blk.0.attn_q_norm.weight" : NULL};
-	for (int i = 0; i < 3; i++) {
-		if (names[i]) {
-			build_tensor(&b, names[i], 1, 1, 0, 0, offset);
-			offset += 32;
-		}
-	}
-	if (c->divisor != 0)
-		build_tensor(&b, "rope_freqs.weight", 1, 8, 0, 0, offset);
-	build_align(&b, 32);
-	for (uint32_t i = 0; i < offset / 4; i++)
-		build_u32(&b, 0);
-	for (int i = 0; i < 8; i++) {      // what llama3 with factor 8 means for theta 500000 and head size 16, or a constant
-		static const float llama3[8] = {1, 1, 1, 1, 2.69452969f, 8, 8, 8};
-		float v = c->divisor < 0 ? llama3[i] : c->divisor;
-		build_bytes(&b, &v, 4);
-	}
-	int r = gguf_open_bytes(b.bytes, b.n, &f, err);
-	if (r < 0)
-		fail_msg("%s", err->message);
-	r = architecture_from_gguf(f, ret, err);
-	gguf_close(f);
-	build_done(&b);
-	return r;
-}
-
-static void gguf_families_are_read(void **state)
-{
-	(void)state;
-	struct architecture a;
-	struct error err = {0};
-	struct gguf_case c = {.family = "llama", .n_tokens = 90, .rows = 100};
-	if (from_gguf(&c, "tokenizer.ggml.bos_token_id", 5, &a, &err) < 0)
-		fail_msg("%s", err.message);
-	assert_string_equal(a.name, "llama");
-	assert_int_equal(a.width, 64);
-	assert_int_equal(a.head_size, 16);
-	assert_int_equal(a.n_kv_heads, 2);
-	assert_int_equal(a.vocab_size, 90);      // not the 10 rows of padding
-	assert_int_equal(a.bos_id, 5);
-	assert_int_equal(a.eos_id, -1);
-	assert_true(a.tied_head && !a.qkv_bias && !a.qk_norm && a.norm_epsilon == 1e-5f && a.rope_theta == 500000);
-	c = (struct gguf_case){.family = "qwen2", .n_tokens = 9, .rows = 9, .bias = true, .head = true, .scaling = "linear"};
-	assert_int_equal(from_gguf(&c, "qwen2.attention.key_length", 16, &a, &err), 0);
-	assert_true(!a.tied_head && a.qkv_bias && a.rope_scaling == ROPE_SCALING_LINEAR && a.rope_factor == 4);
-	c = (struct gguf_case){.family = "qwen3", .n_tokens = 9, .rows = 9, .norm = true};
-	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), 0);
-	assert_true(a.qk_norm);
-}
-
-static void rope_divisors_of_gguf_are_kept_or_recognised(void **state)
-{
-	(void)state;
-	struct architecture a;
-	struct error err = {0};
-	struct gguf_case c = {.family = "llama", .n_tokens = 9, .rows = 9, .divisor = 1};
-	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), 0);
-	assert_int_equal(a.rope_scaling, ROPE_SCALING_NONE);
-	c.divisor = 3;
-	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), 0);
-	assert_int_equal(a.rope_scaling, ROPE_SCALING_DIVISORS);
-	float cosine[2 * 8], sine[2 * 8];
-	architecture_rope_tables(&a, 2, cosine, sine);
-	assert_true(fabsf(sine[8] - sinf(1.0f / 3)) < 1e-7f);
-	c.divisor = -1;
-	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), 0);
-	assert_int_equal(a.rope_scaling, ROPE_SCALING_LLAMA3);
-	assert_true(a.rope_factor == 8 && a.rope_original_context == 8192);
-	c.divisor = -3;      // any negative: the same table
-	c.scaling = "linear";
-	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EINVAL);
-	assert_non_null(strstr(err.message, "without another scaling"));
-	c.scaling = NULL;
-	c.divisor = INFINITY;
-	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EINVAL);
-}
-
-static void gguf_features_are_refused_by_name(void **state)
-{
-	(void)state;
-	struct architecture a;
-	struct error err = {0};
-	struct gguf_case c = {.family = "falcon", .n_tokens = 9, .rows = 9};
-	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);
-	assert_non_null(strstr(err.message, "architecture falcon is not supported (supported: llama, qwen2, qwen3, qwen3moe, gemma2,"));
-	c.family = "llama";
-	c.scaling = "yarn";
-	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);
-	assert_non_null(strstr(err.message, "rope scaling yarn"));
-	c.scaling = NULL;
-	static const struct { const char *key; uint32_t value; const char *part; } cases[] = {
-		{"llama.attention.value_length", 32, "values of another size"}, {"llama.attention.key_length", 32, "partial rotation"},
-	};
-	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-		int r = from_gguf(&c, cases[i].key, cases[i].value, &a, &err);
-		if (r != -EOPNOTSUPP || !strstr(err.message, cases[i].part))
-			fail_msg("%s: %d %s", cases[i].key, r, err.message);
-	}
-	assert_int_equal(from_gguf(&c, "llama.expert_count", 0, &a, &err), 0);
-	assert_int_equal(architecture_window(&a, 0), 0);
-	assert_int_equal(from_gguf(&c, "llama.attention.sliding_window", 5, &a, &err), 0);
-	assert_int_equal(architecture_window(&a, a.n_layers - 1), 5);
-	c.n_tokens = 10;
-	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EINVAL);
-	assert_non_null(strstr(err.message, "10 tokens, but token_embd.weight has 9 rows"));
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -477,9 +332,6 @@ int main(void)
 		cmocka_unit_test(config_json_reads_back),
 		cmocka_unit_test(parameters_are_counted),
 		cmocka_unit_test(rotation_tables_equal_transformers),
-		cmocka_unit_test(gguf_families_are_read),
-		cmocka_unit_test(rope_divisors_of_gguf_are_kept_or_recognised),
-		cmocka_unit_test(gguf_features_are_refused_by_name),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
