@@ -42,7 +42,7 @@ static int read_common(const json_t *o, const char *name, double score_cap, doub
 	a->activation = ACTIVATION_GEGLU;
 	a->tied_head = true;      // unless the file says otherwise
 	a->query_scalar = 256;
-	if ((r = config_read_sizes(o, 256, false, a, err)) < 0 || (r = check_features(o, err)) < 0 ||
+	if ((r = config_read_sizes(o, 256, 1e-6, false, a, err)) < 0 || (r = check_features(o, err)) < 0 ||
 	    (r = read_cap(o, "attn_logit_softcapping", score_cap, &a->score_cap, err)) < 0 ||
 	    (r = read_cap(o, "final_logit_softcapping", logit_cap, &a->logit_cap, err)) < 0)
 		return r;
@@ -69,34 +69,32 @@ int config_read_gemma2(const json_t *o, struct architecture *a, struct error *er
 	return r < 0 ? r : config_read_rope(o, 10000, a, err);
 }
 
-// New files: {"full_attention": {...}, "sliding_attention": {...}}.
-static int read_rope_by_layer(const json_t *both, struct architecture *a, struct error *err)
-{
-	const json_t *full = json_object_get(both, "full_attention"), *sliding = json_object_get(both, "sliding_attention");
-	struct architecture of_sliding = {.rope_theta = 10000};
-	int r = full ? config_read_rope_object(full, a, err) : 0;
-	if (r == 0 && sliding)
-		r = config_read_rope_object(sliding, &of_sliding, err);
-	if (r == 0 && of_sliding.rope_scaling != ROPE_SCALING_NONE)
-		return CONFIG_REFUSE("rope_parameters", "scaled rotation in sliding layers is not supported");
-	a->rope_theta_sliding = of_sliding.rope_theta;
-	return r;
-}
-
+// Old files: rope_theta, rope_local_base_freq, and a rope_scaling that is the full layers' alone. New ones:
+// "rope_parameters": {"full_attention": {...}, "sliding_attention": {...}}, for which the old keys are the fallback.
 static int read_rope(const json_t *o, struct architecture *a, struct error *err)
 {
 	const json_t *both = json_object_get(o, "rope_parameters");
-	a->rope_theta = 1e6;
-	if (json_is_object(both) && (json_is_object(json_object_get(both, "full_attention")) ||
-				     json_is_object(json_object_get(both, "sliding_attention"))))
-		return read_rope_by_layer(both, a, err);
-	a->rope_theta_sliding = 10000;
-	int r = document_real(o, CONFIG_NAME, "rope_local_base_freq", &a->rope_theta_sliding, err);
+	const json_t *full = json_object_get(both, "full_attention"), *sliding = json_object_get(both, "sliding_attention");
+	struct architecture of_sliding = {.rope_theta = 10000};
+	int r = document_real(o, CONFIG_NAME, "rope_local_base_freq", &of_sliding.rope_theta, err);
 	if (r < 0 && r != -ENOENT)
 		return r;
-	if (!(a->rope_theta_sliding > 0))
+	if (config_has(o, "rope_parameters") && !full && !sliding)
+		return CONFIG_REFUSE("rope_parameters", "rope_parameters of Gemma 3 are read by kind of layer (full_attention, "
+				     "sliding_attention)");
+	if (full && config_has(o, "rope_scaling"))
+		return CONFIG_REFUSE("rope_scaling", "rope_scaling beside rope_parameters is not supported");
+	if ((r = config_read_theta(o, 1e6, a, err)) < 0 ||
+	    (config_has(o, "rope_scaling") && (r = config_read_rope_object(json_object_get(o, "rope_scaling"), a, err)) < 0) ||
+	    (full && (r = config_read_rope_object(full, a, err)) < 0) ||
+	    (sliding && (r = config_read_rope_object(sliding, &of_sliding, err)) < 0))
+		return r;
+	if (of_sliding.rope_scaling != ROPE_SCALING_NONE)
+		return CONFIG_REFUSE("rope_parameters", "scaled rotation in sliding layers is not supported");
+	if (!(of_sliding.rope_theta > 0))
 		return error_set(err, ERROR_INVALID, "rope_local_base_freq", CONFIG_NAME ": rope_local_base_freq must be above 0");
-	return config_read_rope(o, 1e6, a, err);
+	a->rope_theta_sliding = of_sliding.rope_theta;
+	return 0;
 }
 
 int config_read_gemma3(const json_t *o, struct architecture *a, struct error *err)

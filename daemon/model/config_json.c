@@ -17,20 +17,21 @@ static const struct family {
 	const char *name, *class;
 	enum config_window window;
 	uint32_t default_head_size;      // 0: width / heads
+	double default_epsilon, default_theta;
 	int (*read)(const json_t *o, struct architecture *a, struct error *err);    // all but the name; NULL: as Llama's
 	json_t *(*write)(const struct architecture *a);
 	int (*more)(const json_t *o, struct architecture *a, struct error *err);    // after what is read as Llama's; or NULL
 } families[] = {
-	{"llama", "LlamaForCausalLM", CONFIG_WINDOW_NONE, 0, NULL, NULL, NULL},
-	{"mistral", "MistralForCausalLM", CONFIG_WINDOW_ALL, 0, NULL, NULL, NULL},
-	{"qwen2", "Qwen2ForCausalLM", CONFIG_WINDOW_LATE, 0, NULL, NULL, NULL},
-	{"qwen3", "Qwen3ForCausalLM", CONFIG_WINDOW_LATE, 128, NULL, NULL, NULL},
-	{"mixtral", "MixtralForCausalLM", CONFIG_WINDOW_NONE, 0, NULL, NULL, config_read_mixtral},
-	{"qwen3_moe", "Qwen3MoeForCausalLM", CONFIG_WINDOW_NONE, 0, NULL, NULL, config_read_qwen3_moe},
-	{"gemma2", "Gemma2ForCausalLM", CONFIG_WINDOW_MIXED, 256, config_read_gemma2, NULL, NULL},
-	{"gemma3_text", "Gemma3ForCausalLM", CONFIG_WINDOW_MIXED, 256, config_read_gemma3, NULL, NULL},
-	{"gpt2", "GPT2LMHeadModel", CONFIG_WINDOW_NONE, 0, config_read_gpt2, config_write_gpt2, NULL},
-	{"bert", "BertForMaskedLM", CONFIG_WINDOW_NONE, 0, config_read_bert, config_write_bert, NULL},
+	{"llama", "LlamaForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-6, 1e4, NULL, NULL, NULL},
+	{"mistral", "MistralForCausalLM", CONFIG_WINDOW_ALL, 0, 1e-6, 1e4, NULL, NULL, NULL},
+	{"qwen2", "Qwen2ForCausalLM", CONFIG_WINDOW_LATE, 0, 1e-6, 1e4, NULL, NULL, NULL},
+	{"qwen3", "Qwen3ForCausalLM", CONFIG_WINDOW_LATE, 128, 1e-6, 1e4, NULL, NULL, NULL},
+	{"mixtral", "MixtralForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-5, 1e6, NULL, NULL, config_read_mixtral},
+	{"qwen3_moe", "Qwen3MoeForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-6, 1e4, NULL, NULL, config_read_qwen3_moe},
+	{"gemma2", "Gemma2ForCausalLM", CONFIG_WINDOW_MIXED, 256, 1e-6, 1e4, config_read_gemma2, NULL, NULL},
+	{"gemma3_text", "Gemma3ForCausalLM", CONFIG_WINDOW_MIXED, 256, 1e-6, 1e6, config_read_gemma3, NULL, NULL},
+	{"gpt2", "GPT2LMHeadModel", CONFIG_WINDOW_NONE, 0, 0, 0, config_read_gpt2, config_write_gpt2, NULL},
+	{"bert", "BertForMaskedLM", CONFIG_WINDOW_NONE, 0, 0, 0, config_read_bert, config_write_bert, NULL},
 };
 #define N_FAMILIES (sizeof families / sizeof *families)
 #define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, Qwen3MoeForCausalLM, " \
@@ -44,10 +45,13 @@ static int find_family(const json_t *o, const struct family **ret, struct error 
 	if (r < 0 && r != -ENOENT)
 		return r;
 	for (size_t i = 0; i < N_FAMILIES; i++) {
-		if (class ? !strcmp(class, families[i].class) : type && !strcmp(type, families[i].name)) {
-			*ret = &families[i];
-			return 0;
-		}
+		if (class ? strcmp(class, families[i].class) != 0 : !type || strcmp(type, families[i].name) != 0)
+			continue;
+		if (type && strcmp(type, families[i].name) != 0)      // transformers goes by the one, or by the other
+			return CONFIG_REFUSE("model_type", "model_type %.32s does not go with the architecture %s, whose is %s", type,
+					     families[i].class, families[i].name);
+		*ret = &families[i];
+		return 0;
 	}
 	return CONFIG_REFUSE("architectures", "architecture %.64s is not supported (supported: " SUPPORTED ")",
 			     class ? class : type ? type : "(none named)");
@@ -63,9 +67,10 @@ int config_read_size(const json_t *o, const char *key, uint64_t fallback, uint32
 	return r;
 }
 
-int config_read_sizes(const json_t *o, uint32_t default_head_size, bool n_kv_heads_may_lack, struct architecture *a, struct error *err)
+int config_read_sizes(const json_t *o, uint32_t default_head_size, double default_epsilon, bool n_kv_heads_may_lack,
+		      struct architecture *a, struct error *err)
 {
-	double epsilon = 1e-6;
+	double epsilon = default_epsilon;
 	int r;
 	if ((r = config_read_size(o, "num_hidden_layers", 0, &a->n_layers, err)) < 0 ||
 	    (r = config_read_size(o, "hidden_size", 0, &a->width, err)) < 0 ||
@@ -112,11 +117,18 @@ static int check_features(const json_t *o, const struct family *f, struct archit
 	return config_read_window(o, f->window, a, err);
 }
 
-static int check_quantised(const json_t *o, struct error *err)
+bool config_has(const json_t *o, const char *key)
 {
-	const json_t *quantised = json_object_get(o, "quantization_config");
-	if (quantised && !json_is_null(quantised))
+	const json_t *v = json_object_get(o, key);
+	return v && !json_is_null(v) && !(json_is_object(v) && json_object_size(v) == 0);
+}
+
+static int check_any_family(const json_t *o, struct error *err)
+{
+	if (config_has(o, "quantization_config"))
 		return CONFIG_REFUSE("quantization_config", "quantised safetensors are not supported (supported: F32 F16 BF16; or GGUF)");
+	if (config_has(o, "per_layer_config"))
+		return CONFIG_REFUSE("per_layer_config", "layers that differ (per_layer_config) are not supported");
 	return 0;
 }
 
@@ -144,20 +156,22 @@ static int read_llama3(const json_t *o, struct architecture *a, struct error *er
 	return config_read_size(o, "original_max_position_embeddings", a->context_length, &a->rope_original_context, err);
 }
 
+int config_read_theta(const json_t *o, double default_theta, struct architecture *a, struct error *err)
+{
+	a->rope_theta = default_theta;
+	int r = check_partial_rotary(o, err);
+	if (r == 0)
+		r = document_real(o, CONFIG_NAME, "rope_theta", &a->rope_theta, err);
+	return r == -ENOENT ? 0 : r;
+}
+
 // Old files: "rope_theta" beside "rope_scaling": {"type" or "rope_type": ...}; new ones: all of it in "rope_parameters". As in
 // transformers, rope_scaling goes first where both are there.
 int config_read_rope(const json_t *o, double default_theta, struct architecture *a, struct error *err)
 {
-	const json_t *scaling = json_object_get(o, "rope_scaling");
-	a->rope_theta = default_theta;
-	int r = check_partial_rotary(o, err);
-	if (r < 0 || ((r = document_real(o, CONFIG_NAME, "rope_theta", &a->rope_theta, err)) < 0 && r != -ENOENT))
-		return r;
-	if (!scaling || json_is_null(scaling))
-		scaling = json_object_get(o, "rope_parameters");
-	if (!scaling || json_is_null(scaling))
-		return 0;
-	return config_read_rope_object(scaling, a, err);
+	int r = config_read_theta(o, default_theta, a, err);
+	const char *key = config_has(o, "rope_scaling") ? "rope_scaling" : "rope_parameters";
+	return r < 0 || !config_has(o, key) ? r : config_read_rope_object(json_object_get(o, key), a, err);
 }
 
 int config_read_rope_object(const json_t *scaling, struct architecture *a, struct error *err)
@@ -207,10 +221,10 @@ static int read_llama(const json_t *o, const struct family *f, struct architectu
 	int r;
 	a->qkv_bias = !strcmp(f->name, "qwen2");
 	a->qk_norm = !strcmp(f->name, "qwen3");
-	if ((r = config_read_sizes(o, f->default_head_size, !strcmp(f->name, "llama"), a, err)) < 0 ||
+	if ((r = config_read_sizes(o, f->default_head_size, f->default_epsilon, !strcmp(f->name, "llama"), a, err)) < 0 ||
 		(r = check_features(o, f, a, err)) < 0)
 		return r;
-	r = config_read_rope(o, 10000, a, err);
+	r = config_read_rope(o, f->default_theta, a, err);
 	return r == 0 && f->more ? f->more(o, a, err) : r;
 }
 
@@ -225,7 +239,7 @@ int architecture_from_json(const char *json, size_t n, struct architecture *ret,
 	if ((r = find_family(o, &f, err)) < 0)
 		goto out;
 	snprintf(a.name, sizeof a.name, "%s", f->name);
-	if ((r = check_quantised(o, err)) < 0 || (r = f->read ? f->read(o, &a, err) : read_llama(o, f, &a, err)) < 0 ||
+	if ((r = check_any_family(o, err)) < 0 || (r = f->read ? f->read(o, &a, err) : read_llama(o, f, &a, err)) < 0 ||
 	    (r = read_token(o, "bos_token_id", &a.bos_id, err)) < 0 || (r = read_token(o, "eos_token_id", &a.eos_id, err)) < 0)
 		goto out;
 	r = document_bool(o, CONFIG_NAME, "tie_word_embeddings", &a.tied_head, err);

@@ -10,6 +10,7 @@
 #define CONFIG_NAME "config.json"
 #define CONFIG_REFUSE(key, ...) error_set(err, ERROR_UNSUPPORTED, key, CONFIG_NAME ": " __VA_ARGS__)
 
+bool config_has(const json_t *o, const char *key);      // null and {} are as if it were not there
 // An integer that must be there, or has a fallback (0: none).
 int config_read_size(const json_t *o, const char *key, uint64_t fallback, uint32_t *ret, struct error *err);
 int config_refuse_set(const json_t *o, const char *key, const char *what, struct error *err);    // when the boolean is true
@@ -24,7 +25,9 @@ int config_read_window(const json_t *o, enum config_window rule, struct architec
 int config_write_window(const struct architecture *a, enum config_window rule, json_t *o);    // -ENOMEM
 
 // Parts of the Llama family's reader.
-int config_read_sizes(const json_t *o, uint32_t default_head_size, bool n_kv_heads_may_lack, struct architecture *a, struct error *err);
+int config_read_sizes(const json_t *o, uint32_t default_head_size, double default_epsilon, bool n_kv_heads_may_lack,
+		      struct architecture *a, struct error *err);
+int config_read_theta(const json_t *o, double default_theta, struct architecture *a, struct error *err);
 int config_read_rope(const json_t *o, double default_theta, struct architecture *a, struct error *err);
 int config_read_rope_object(const json_t *scaling, struct architecture *a, struct error *err);    // theta and scaling of one kind of layer
 

@@ -64,9 +64,21 @@ static int share_heads(struct architecture *a, const char *key, struct error *er
 	return 0;
 }
 
+// transformers takes either name of a size, and where both are there the one that comes last.
+static int refuse_two_sizes(const json_t *o, const char *key, const char *other, struct error *err)
+{
+	const json_t *a = json_object_get(o, key), *b = json_object_get(o, other);
+	return !a || !b || json_equal(a, b) ? 0 : error_set(err, ERROR_INVALID, other, CONFIG_NAME ": %s and %s differ", key, other);
+}
+
 int config_read_gpt2(const json_t *o, struct architecture *a, struct error *err)
 {
 	int r;
+	if ((r = refuse_two_sizes(o, "n_layer", "num_hidden_layers", err)) < 0 ||
+	    (r = refuse_two_sizes(o, "n_embd", "hidden_size", err)) < 0 ||
+	    (r = refuse_two_sizes(o, "n_head", "num_attention_heads", err)) < 0 ||
+	    (r = refuse_two_sizes(o, "n_positions", "max_position_embeddings", err)) < 0)
+		return r;
 	if ((r = config_read_size(o, "n_layer", 0, &a->n_layers, err)) < 0 || (r = config_read_size(o, "n_embd", 0, &a->width, err)) < 0 ||
 	    (r = config_read_size(o, "n_inner", 4 * (uint64_t)a->width, &a->ffn_width, err)) < 0 ||
 	    (r = config_read_size(o, "n_head", 0, &a->n_heads, err)) < 0 ||

@@ -192,9 +192,47 @@ static void rope_scaling_is_read_in_old_and_new_form(void **state)
 	refused(LLAMA ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}}", -EOPNOTSUPP, "per layer type");
 }
 
+#define MIXTRAL "{\"architectures\":[\"MixtralForCausalLM\"]," SIZES ",\"num_local_experts\":8,\"num_experts_per_tok\":2"
+#define GEMMA3 "{\"architectures\":[\"Gemma3ForCausalLM\"],\"model_type\":\"gemma3_text\"," SIZES ",\"sliding_window\":32"
+#define LINEAR8 "{\"rope_type\":\"linear\",\"factor\":8.0}"
+
+// Each class of transformers has its own.
+static void what_lacks_is_the_familys_default(void **state)
+{
+	(void)state;
+	struct architecture a = parsed(MIXTRAL "}");
+	assert_true(a.norm_epsilon == 1e-5f && a.rope_theta == 1e6);
+	a = parsed(MIXTRAL ",\"rms_norm_eps\":1e-6,\"rope_theta\":5.0}");
+	assert_true(a.norm_epsilon == 1e-6f && a.rope_theta == 5);
+	a = parsed(LLAMA ",\"rope_scaling\":{},\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4.0,\"rope_theta\":7.0}}");
+	assert_true(a.rope_scaling == ROPE_SCALING_LINEAR && a.rope_theta == 7);      // {} is no scaling
+}
+
+static void gemma_3_rotates_by_kind_of_layer(void **state)
+{
+	(void)state;
+	struct architecture a = parsed(GEMMA3 ",\"rope_theta\":5.0,\"rope_local_base_freq\":6.0,\"rope_scaling\":" LINEAR8 "}");
+	assert_true(a.rope_theta == 5 && a.rope_theta_sliding == 6 && a.rope_scaling == ROPE_SCALING_LINEAR && a.rope_factor == 8);
+	a = parsed(GEMMA3 ",\"rope_parameters\":{\"full_attention\":{\"rope_theta\":5.0,\"rope_type\":\"linear\",\"factor\":8.0},"
+		   "\"sliding_attention\":{\"rope_theta\":6.0}}}");
+	assert_true(a.rope_theta == 5 && a.rope_theta_sliding == 6 && a.rope_scaling == ROPE_SCALING_LINEAR && a.rope_factor == 8);
+	a = parsed(GEMMA3 ",\"rope_theta\":5.0,\"rope_local_base_freq\":6.0,\"rope_parameters\":{\"full_attention\":" LINEAR8 "}}");
+	assert_true(a.rope_theta == 5 && a.rope_theta_sliding == 6 && a.rope_scaling == ROPE_SCALING_LINEAR);
+	refused(GEMMA3 ",\"rope_parameters\":" LINEAR8 "}", -EOPNOTSUPP, "by kind of layer");
+	refused(GEMMA3 ",\"rope_scaling\":" LINEAR8 ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}}",
+		-EOPNOTSUPP, "rope_scaling beside rope_parameters");
+	refused(GEMMA3 ",\"rope_parameters\":{\"sliding_attention\":" LINEAR8 "}}", -EOPNOTSUPP, "scaled rotation in sliding layers");
+	refused(GEMMA3 ",\"rope_scaling\":\"linear\"}", -EINVAL, "must be an object");
+	refused(GEMMA3 ",\"rope_local_base_freq\":0}", -EINVAL, "rope_local_base_freq must be above 0");
+}
+
 static void what_would_change_a_logit_is_refused_by_name(void **state)
 {
 	(void)state;
+	refused("{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"mistral\"," SIZES "}", -EOPNOTSUPP,
+		"model_type mistral does not go with the architecture LlamaForCausalLM");
+	refused(LLAMA ",\"per_layer_config\":{\"1\":{\"num_key_value_heads\":1}}}", -EOPNOTSUPP, "per_layer_config");
+	refused(GPT2 ",\"num_attention_heads\":2}", -EINVAL, "n_head and num_attention_heads differ");
 	refused("{\"architectures\":[\"GemmaForCausalLM\"]," SIZES "}", -EOPNOTSUPP,
 		"architecture GemmaForCausalLM is not supported (supported: Llama");
 	refused("{" SIZES "}", -EOPNOTSUPP, "(none named)");
@@ -327,6 +365,8 @@ int main(void)
 		cmocka_unit_test(gemma_and_mixtures_are_read),
 		cmocka_unit_test(sliding_windows_are_read_and_written_layer_by_layer),
 		cmocka_unit_test(rope_scaling_is_read_in_old_and_new_form),
+		cmocka_unit_test(what_lacks_is_the_familys_default),
+		cmocka_unit_test(gemma_3_rotates_by_kind_of_layer),
 		cmocka_unit_test(what_would_change_a_logit_is_refused_by_name),
 		cmocka_unit_test(wrong_numbers_are_refused),
 		cmocka_unit_test(config_json_reads_back),
