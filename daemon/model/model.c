@@ -16,7 +16,7 @@
 #include "daemon/model/weights_internal.h"
 
 #define MAX_CONFIG (1u << 20)            // config.json: a few KiB
-#define HASHED_BYTES (1u << 20)          // of a tensor that is read by rows, at a time
+#define PIECE_BYTES (1u << 20)           // of a tensor that is read by rows, or compared, at a time
 
 struct model_file {
 	char *path;
@@ -180,6 +180,67 @@ static int check_tensors(struct model_file *m, struct error *err)
 	return error_set(err, ERROR_INTERNAL, NULL, "%s: tensors do not add up", m->path);
 }
 
+static int read_run(const struct model_file *m, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
+{
+	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
+	if (!m->gguf)
+		return safetensors_read_rows(m->safetensors, stored_name(m, name, old), first, n, to, err);
+	int r = gguf_source_name(&m->architecture, name, gguf);
+	return r < 0 ? r : gguf_read_rows(m->gguf, gguf, first, n, to, err);
+}
+
+static bool same_shape(const struct tensor *t, const struct tensor *u)
+{
+	return t->dtype == u->dtype && t->n_dims == u->n_dims && t->n_bytes == u->n_bytes && t->dims[0] == u->dims[0];
+}
+
+// Both have the shape t.
+static int compare_rows(const struct model_file *m, const char *name, const char *copy, const struct tensor *t, bool *ret_same,
+			struct error *err)
+{
+	uint64_t n_rows = t->n_dims > 1 ? t->dims[0] : 1;
+	size_t row = n_rows ? t->n_bytes / (size_t)n_rows : 0, most = PIECE_BYTES / (row + 1) + 1;
+	uint8_t *bytes = malloc(2 * most * row + 1);
+	int r = bytes ? 0 : error_set(err, ERROR_MEMORY, copy, "no memory to compare %s with %s", copy, name);
+	*ret_same = true;
+	for (uint64_t i = 0, n; r == 0 && *ret_same && i < n_rows; i += n) {
+		n = n_rows - i < most ? n_rows - i : most;
+		if ((r = read_run(m, name, i, n, bytes, err)) == 0 && (r = read_run(m, copy, i, n, bytes + n * row, err)) == 0)
+			*ret_same = !memcmp(bytes, bytes + n * row, (size_t)n * row);
+	}
+	free(bytes);
+	return r;
+}
+
+// A tensor that is there twice must be the same twice: which of two is meant is not for us to say (transformers 4 takes the first, 5 the
+// second).
+static int check_copy(const struct model_file *m, const char *name, const char *copy, struct error *err)
+{
+	struct tensor t, u;
+	bool same = false;
+	int r = describe(m, copy, &u, NULL) < 0 ? -ENOENT : describe(m, name, &t, err);
+	if (r == 0 && same_shape(&t, &u))
+		r = compare_rows(m, name, copy, &t, &same, err);
+	if (r < 0 || same)
+		return r == -ENOENT ? 0 : r;
+	return error_set(err, ERROR_UNSUPPORTED, copy, "%s: config.json ties %s to %s (tie_word_embeddings), but they differ", m->path, copy,
+			 name);
+}
+
+// Only safetensors have copies.
+static int check_copies(const struct model_file *m, struct error *err)
+{
+	char embedding[96], head[96];
+	int r;
+	if (m->gguf || !m->architecture.tied_head)
+		return 0;
+	parameters_name(&m->architecture, PARAMETER_EMBEDDING, embedding);
+	parameters_name(&m->architecture, PARAMETER_HEAD, head);
+	if (!(r = check_copy(m, embedding, head, err)) && m->architecture.masked)
+		r = check_copy(m, "cls.predictions.bias", "cls.predictions.decoder.bias", err);
+	return r;
+}
+
 static char *path_in(const struct model_file *m, const char *name)
 {
 	char *path;
@@ -253,6 +314,8 @@ int model_file_open(const char *path, struct model_file **ret_file, struct error
 		r = parameters_list(&m->architecture, &m->list, &m->n_parameters, err);
 	if (r == 0)
 		r = check_tensors(m, err);
+	if (r == 0)
+		r = check_copies(m, err);
 	if (r < 0)
 		model_file_close(m);
 	else
@@ -373,6 +436,8 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 		n = snprintf(text, sizeof text, "%u\n", architecture_window(a, i));
 		hasher_update(h, text, (size_t)n);
 	}
+	for (uint32_t i = 0; !a->window && a->rope_theta_sliding != 0 && i < a->n_layers; i++)      // they rotate otherwise all the same
+		hasher_update(h, a->sliding[i] ? "s" : "f", 1);
 	for (uint32_t i = 0; a->rope_scaling == ROPE_SCALING_DIVISORS && i < a->head_size / 2; i++) {
 		n = snprintf(text, sizeof text, "%a\n", (double)a->rope_divisors[i]);
 		hasher_update(h, text, (size_t)n);
@@ -381,7 +446,7 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 
 static int hash_rows(struct hasher *h, const struct parameter *p, const struct tensor *t, struct error *err)
 {
-	size_t row = t->n_bytes / (size_t)t->dims[0], some = HASHED_BYTES / row ? HASHED_BYTES / row : 1;
+	size_t row = t->n_bytes / (size_t)t->dims[0], some = PIECE_BYTES / row ? PIECE_BYTES / row : 1;
 	void *bytes = malloc(some * row);
 	int r = bytes ? 0 : error_set(err, ERROR_MEMORY, p->name, "no memory for %zu rows of %s", some, p->name);
 	for (uint64_t first = 0, n; first < t->dims[0] && r == 0; first += n) {

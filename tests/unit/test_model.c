@@ -326,7 +326,10 @@ static void weights_id_is_of_the_weights(void **state)
 	"\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"vocab\":{\"a\":0,\"b\":1,\"c\":2,\"ab\":3,\"d\":8}," \
 	"\"merges\":[\"a b\"]}}"
 
-// A directory as a student's checkpoint would be, plus one tensor of choice.
+// Whether a second copy of the tied head is the embedding or, with its last byte changed, is not.
+static bool head_differs;
+
+// A directory as a student's checkpoint would be, plus one tensor of choice; lm_head.weight is the embedding once more.
 static int open_directory(const char *config, const char *tokenizer, const char *extra, struct model_file **ret, struct error *err)
 {
 	char directory[] = "test_model.XXXXXX", path[3][64];
@@ -347,7 +350,15 @@ static int open_directory(const char *config, const char *tokenizer, const char 
 	assert_int_equal(weights_export(w, w->parameters->value, DTYPE_BF16, &tensors, &n, NULL), 0);
 	memcpy(all, tensors, n * sizeof *all);
 	all[n] = (struct checkpoint_tensor){extra, {.dtype = DTYPE_F32, .n_dims = 1, .dims = {4}, .data = zero, .n_bytes = 16}};
+	uint8_t *head = malloc(all[0].tensor.n_bytes);
+	memcpy(head, all[0].tensor.data, all[0].tensor.n_bytes);
+	head[all[0].tensor.n_bytes - 1] ^= head_differs;
+	if (extra && !strcmp(extra, "lm_head.weight")) {
+		all[n].tensor = all[0].tensor;
+		all[n].tensor.data = head;
+	}
 	assert_int_equal(checkpoint_write_safetensors(path[1], all, n + (extra != NULL), NULL), 0);
+	free(head);
 	weights_export_free(tensors, n);
 	weights_free(w);
 	backend_close(be);
@@ -382,6 +393,19 @@ static void directories_open(void **state)
 	tokenizer_close(t);
 	assert_int_equal(open_directory(CONFIG, NULL, "lm_head.weight", &m, &err), 0);      // tied: a second copy is ignored
 	model_file_close(m);
+}
+
+// transformers 4 takes the embedding then, transformers 5 the head.
+static void a_tied_head_that_is_not_the_embedding_is_refused(void **state)
+{
+	(void)state;
+	struct model_file *m = NULL;
+	struct error err = {0};
+	head_differs = true;
+	int r = open_directory(CONFIG, NULL, "lm_head.weight", &m, &err);
+	head_differs = false;
+	assert_int_equal(r, -EOPNOTSUPP);
+	assert_non_null(strstr(err.message, "ties lm_head.weight to model.embed_tokens.weight (tie_word_embeddings), but they differ"));
 }
 
 static void wrong_directories_are_refused(void **state)
@@ -429,6 +453,7 @@ int main(void)
 		cmocka_unit_test(names_are_translated),
 		cmocka_unit_test(weights_id_is_of_the_weights),
 		cmocka_unit_test(directories_open),
+		cmocka_unit_test(a_tied_head_that_is_not_the_embedding_is_refused),
 		cmocka_unit_test(wrong_directories_are_refused),
 		cmocka_unit_test(committed_models_open),
 	};
