@@ -242,7 +242,21 @@ def tiny(only=None):
         print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits of deviation {logits.std():.2f}", flush=True)
 
 
-GGUF_NAMES = {"gemma3": "gemma3", "mixtral": "llama", "gemma2-file": "gemma2", "qwen3-moe-file": "qwen3moe"}
+GGUF_NAMES = {"gemma3": "gemma3", "mixtral": "llama", "gemma2-file": "gemma2", "qwen3-moe-file": "qwen3moe", "linear": "llama", "qwen2": "qwen2",
+              "qwen3": "qwen3", "gpt2": "gpt2"}
+
+
+def gguf_tensors_gpt2(state):
+    """As llama.cpp's converter writes them: matrices turned round."""
+    names = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "ln_1": "attn_norm", "attn.c_attn": "attn_qkv",
+             "attn.c_proj": "attn_output", "ln_2": "ffn_norm", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
+    for full, t in state.items():
+        stem, what = full.removeprefix("transformer.").rsplit(".", 1)
+        prefix = ""
+        if stem.startswith("h."):
+            _, i, stem = stem.split(".", 2)
+            prefix = "blk.%s." % i
+        yield prefix + names[stem] + "." + what, (t.T if ".c_" in full and what == "weight" else t).contiguous().float().numpy()
 
 
 def gguf_tensors(name, config, state):
@@ -262,7 +276,7 @@ def gguf_tensors(name, config, state):
     for full, t in state.items():
         x = t.float().numpy()
         x = x + 1 if "gemma" in name and x.ndim == 1 else x
-        stem = full.removesuffix(".weight")
+        stem, what = full.rsplit(".", 1)
         if stem in top:
             yield top[stem] + ".weight", x
             continue
@@ -273,7 +287,7 @@ def gguf_tensors(name, config, state):
         heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}.get(rest)
         if heads and GGUF_NAMES[name] == "llama":
             x = x.reshape(heads, 2, x.shape[0] // heads // 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
-        yield f"blk.{i}.{layer[rest]}.weight", x
+        yield f"blk.{i}.{layer[rest]}.{what}", x
     for (i, what), parts in stacks.items():
         yield f"blk.{i}.{what}.weight", numpy.stack([parts[e] for e in range(len(parts))])
 
@@ -286,11 +300,19 @@ def write_gguf(name, config, where):
     w.add_block_count(config.num_hidden_layers)
     w.add_context_length(config.max_position_embeddings)
     w.add_embedding_length(config.hidden_size)
-    w.add_feed_forward_length(config.intermediate_size)
+    w.add_feed_forward_length(4 * config.n_embd if name == "gpt2" else config.intermediate_size)
     w.add_head_count(config.num_attention_heads)
-    w.add_head_count_kv(config.num_key_value_heads)
-    w.add_layer_norm_rms_eps(config.rms_norm_eps)
-    w.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    if name == "gpt2":
+        w.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        w.add_head_count_kv(config.num_key_value_heads)
+        w.add_layer_norm_rms_eps(config.rms_norm_eps)
+        w.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    if name in ("linear", "qwen2", "qwen3"):
+        w.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if name == "linear":
+        w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        w.add_rope_scaling_factor(config.rope_parameters["factor"])
     if getattr(config, "sliding_window", None):
         w.add_sliding_window(config.sliding_window)
     if name == "gemma3":
@@ -307,7 +329,8 @@ def write_gguf(name, config, where):
     if name == "mixtral" or architecture == "qwen3moe":
         w.add_expert_count(config.num_local_experts if name == "mixtral" else config.num_experts)
         w.add_expert_used_count(config.num_experts_per_tok)
-    for tensor, x in gguf_tensors(name, config, load_file(where / "model.safetensors")):
+    state = load_file(where / "model.safetensors")
+    for tensor, x in gguf_tensors_gpt2(state) if name == "gpt2" else gguf_tensors(name, config, state):
         w.add_tensor(tensor, x)
     w.write_header_to_file()
     w.write_kv_data_to_file()

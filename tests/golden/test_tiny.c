@@ -12,7 +12,8 @@ static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "
 				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window",
 				    "train-mistral", "gemma2", "gemma3", "mixtral", "qwen3-moe",
 				    // the same weights under GGUF's names, experts stacked, rows permuted
-				    "gemma3/model.gguf", "mixtral/model.gguf", "gemma2-file/model.gguf", "qwen3-moe-file/model.gguf"};
+				    "gemma3/model.gguf", "mixtral/model.gguf", "gemma2-file/model.gguf", "qwen3-moe-file/model.gguf",
+				    "linear/model.gguf", "qwen2/model.gguf", "qwen3/model.gguf", "gpt2/model.gguf"};
 #define N_NAMES (sizeof names / sizeof *names)
 
 // Asks for the logits of the whole vocabulary at each of n rows.
@@ -148,8 +149,12 @@ static void evaluation_needs_no_trainable_weights(void **state)
 	golden_model_close(&m);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	for (int i = 1; i < argc; i++)      // models of check_config.py's
+		compare(argv[i], "ref", BACKEND_NUMERIC_F32, 1e-5);
+	if (argc > 1)
+		return 0;
 	if (!golden_device_found())
 		return 77;
 	const struct CMUnitTest tests[] = {
