@@ -244,10 +244,24 @@ static bool print_report(const struct kdctl *k, struct audit *a)
 	return within;
 }
 
+// Two servers that round alike agree, and that says nothing.
+static int is_reference(struct kdctl *k, struct kdctl *reference)
+{
+	json_t *model = kdctl_call(reference, "GET", "/v1/model", NULL);
+	const char *device = json_string_value(json_object_get(model, "device")), *numeric = json_string_value(json_object_get(model, "numeric"));
+	int status = !model ? 1 : device && !strcmp(device, "ref") ? 0 :
+		kdctl_fail(k, "the reference computes in %s on %s, not in float64 (kdserved --device ref)", numeric ? numeric : "?",
+			   device ? device : "?");
+	json_decref(model);
+	return status;
+}
+
 static int run(struct kdctl *k, struct kdctl *reference, const struct audit_options *o)
 {
 	struct audit a = {.k = k, .bound = o->bound};
 	int status = kdctl_connect(reference);
+	if (!status)
+		status = is_reference(k, reference);
 	if (!status && !o->directory && !(status = kdctl_connect(k)))
 		status = same_weights(k, reference);
 	a.reference = reference->client;

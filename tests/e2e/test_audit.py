@@ -68,8 +68,12 @@ class Audit(unittest.TestCase):
     def test_another_model_is_no_reference(self):
         other = os.path.join(self.directory, "other")
         tiny_model.write(other, seed=99)
-        with Daemon(model=other) as daemon:
+        with Daemon("--device", "ref", model=other) as daemon:
             self.assertIn("different weights", self.kdctl(self.text, reference=daemon, expect=1))
+
+    def test_what_does_not_compute_in_float64_is_no_reference(self):
+        told = self.kdctl(self.text, reference=self.daemon, expect=1)
+        self.assertIn("the reference computes in f32 on cpu, not in float64", told)
 
     def test_what_is_missing_is_said(self):
         for arguments, word in (((), "FILE or --store"), (("--bound", "x", self.text), "a number"), (("--what",), "unknown option")):
