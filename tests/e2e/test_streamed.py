@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A teacher larger than the memory it may take: the same bits as one in memory, within the cap, and what happens when the disk fails."""
+"""A teacher larger than the memory it may take: the same bits as one in memory, within the cap, and what happens when the disk fails.
+KDSERVED_TEST_SEQUENCES asks for more sequences (make torture-bits: 1,000)."""
 import json
 import os
 import random
@@ -59,7 +60,7 @@ def write_model(directory):
             json.dump(value, f)
 
 
-def sequences(n=40, longest=128, seed=5):
+def sequences(n=int(os.environ.get("KDSERVED_TEST_SEQUENCES", "40")), longest=128, seed=5):
     rng = random.Random(seed)
     lengths = (1, 2, 7, 16, 33, 64, 65, longest)
     return [[rng.randrange(265) for _ in range(lengths[i % len(lengths)])] for i in range(n)]
@@ -146,6 +147,10 @@ class Streamed(unittest.TestCase):
             self.assertEqual(d.post("/v1/generate", prompt)[1].get("sequences"), spoken[1].get("sequences"))
             self.assertGreater(d.metrics()["kd_weights_read_bytes_total"], 8 << 20)
             self.check_peak(d, cap)
+        order = list(range(len(wanted)))
+        random.Random(6).shuffle(order)
+        with self.daemon("--threads", "1", cap=cap) as d:
+            self.assertEqual(self.records(d, [wanted[i] for i in order], batch=7), [want[i] for i in order])
 
     def check_peak(self, daemon, cap):
         with open("/proc/%d/maps" % daemon.process.pid) as f:
