@@ -248,7 +248,8 @@ static bool print_report(const struct kdctl *k, struct audit *a)
 static int is_reference(struct kdctl *k, struct kdctl *reference)
 {
 	json_t *model = kdctl_call(reference, "GET", "/v1/model", NULL);
-	const char *device = json_string_value(json_object_get(model, "device")), *numeric = json_string_value(json_object_get(model, "numeric"));
+	const char *device = json_string_value(json_object_get(model, "device"));
+	const char *numeric = json_string_value(json_object_get(model, "numeric"));
 	int status = !model ? 1 : device && !strcmp(device, "ref") ? 0 :
 		kdctl_fail(k, "the reference computes in %s on %s, not in float64 (kdserved --device ref)", numeric ? numeric : "?",
 			   device ? device : "?");

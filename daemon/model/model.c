@@ -223,8 +223,8 @@ static int check_copy(const struct model_file *m, const char *name, const char *
 		r = compare_rows(m, name, copy, &t, &same, err);
 	if (r < 0 || same)
 		return r == -ENOENT ? 0 : r;
-	return error_set(err, ERROR_UNSUPPORTED, copy, "%s: config.json ties %s to %s (tie_word_embeddings), but they differ", m->path, copy,
-			 name);
+	return error_set(err, ERROR_UNSUPPORTED, copy, "%s: config.json ties %s to %s (tie_word_embeddings), but they differ", m->path,
+			 copy, name);
 }
 
 // Only safetensors have copies.

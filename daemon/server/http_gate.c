@@ -3,9 +3,9 @@
 // "Transfer-Encoding :"). Behind a proxy that is request smuggling; so they are refused here and the connection is closed. What it makes of
 // bare CR or LF, NUL bytes and folded lines looks like any header, except for where it lies: each string is left where it was received, its
 // end made zero. So between the end of one line's text and the next one's beginning there are two bytes, CR and LF, or something is wrong.
-// That is how 0.9 does it; 1.0 refuses such lines itself. What cannot be told from CR and LF is a zero byte sent in the CR's place, nor from
-// the four bytes that end the headers others with a zero byte or a colon for the empty line (fuzz_header_gate has the list); any proxy
-// refuses both. Line ends within a chunked body are not seen from here: such a body is the last thing that is read of its connection
+// That is how 0.9 does it; 1.0 refuses such lines itself. What cannot be told from CR and LF is a zero byte sent in the CR's place, nor
+// from the four bytes that end the headers others with a zero byte or a colon for the empty line (fuzz_header_gate has the list); any
+// proxy refuses both. Line ends within a chunked body are not seen from here: such a body is the last thing that is read of its connection
 // (http_request.c).
 #include <ctype.h>
 #include <errno.h>

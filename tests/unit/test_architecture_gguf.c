@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// GGUF metadata to an architecture: what is read, what llama.cpp fills in where a key lacks, what is refused since it would change a number.
+// GGUF metadata to an architecture: what is read, what llama.cpp fills in where a key lacks, what is refused as it would change a number.
 #include <errno.h>
 #include <math.h>
 #include <setjmp.h>
@@ -45,7 +45,8 @@ static int from_gguf(const struct gguf_case *c, const struct extra *extras, uint
 	char key[96];
 	uint32_t n_tensors = 1 + c->bias + c->head + c->norm + (c->divisor != 0), offset = 0;
 	const struct { const char *key; uint32_t value; } sizes[] = {
-		{"block_count", 2}, {"context_length", c->context ? c->context : 512}, {"embedding_length", 64}, {"feed_forward_length", 128},
+		{"block_count", 2}, {"context_length", c->context ? c->context : 512}, {"embedding_length", 64},
+		{"feed_forward_length", 128},
 		{"attention.head_count", 4}, {"attention.head_count_kv", 2}, {"rope.dimension_count", 16},
 	};
 	build_gguf(&b, 3, n_tensors, 11 + (c->scaling ? 2 : 0) + n_extras);
