@@ -10,6 +10,7 @@ import time
 import unittest
 
 import kdserved
+import tiny_model
 from frozen import Frozen
 from kdserved import Daemon, wait_until
 
@@ -56,6 +57,24 @@ class Notify(unittest.TestCase):
         for text in ("STOPPING=1", "STATUS=Answering what was accepted", "EXTEND_TIMEOUT_USEC=45000000"):
             self.assertTrue(self.told.has(text), text)
         self.assertFalse(self.told.has("WATCHDOG=1"), "nobody asked for it")
+
+    def test_while_it_loads_it_asks_for_more_time(self):
+        model = os.path.join(self.directory, "model")
+        tiny_model.write(model)
+        tiny_model.pad(model, 1 << 22)              # half a GiB to read
+        with Daemon(directory=self.directory, model=model, wait=False,
+                environment={"NOTIFY_SOCKET": os.path.join(self.directory, "notify")}) as d:
+            def worked():
+                with open("/proc/%d/stat" % d.process.pid) as f:
+                    return sum(map(int, f.read().rsplit(")", 1)[1].split()[11:13])) >= 5
+            wait_until(worked, "20 ms of work and more, which say that it goes forward")
+            d.process.send_signal(signal.SIGSTOP)
+            began = time.monotonic()
+            wait_until(lambda: time.monotonic() > began + 5.5, "the next look, every 5 s")
+            d.process.send_signal(signal.SIGCONT)
+            wait_until(lambda: self.told.has("READY=1"), "READY")
+            lines = [line for _, line in self.told.look()]
+        self.assertIn("EXTEND_TIMEOUT_USEC=60000000", lines[:lines.index("READY=1")])
 
     def test_a_reload_begins_and_ends(self):
         with self.daemon() as d:

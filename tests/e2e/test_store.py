@@ -12,6 +12,7 @@ import unittest
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.realpath(__file__)), "..", "conformance"))
 import kdserved
 import kdserved_bytes as kd
+import tiny_model
 from kdserved import Daemon
 
 NO_STORE, DURABLE = 2, 1
@@ -61,6 +62,51 @@ def sections(record):
         found.append((tag, record[at + 8:at + 8 + n].hex()))
         at += 8 + n
     return found
+
+
+class NotFinite(unittest.TestCase):
+    """A teacher that gives no numbers behind one id: such answers are told of, counted, and never kept."""
+    BAD = 77
+
+    def model(self, directory):
+        path = os.path.join(directory, "model")
+        tiny_model.write(path)
+        with open(os.path.join(path, "model.safetensors"), "rb") as f:
+            n, = struct.unpack("<Q", f.read(8))
+            header, data = json.loads(f.read(n)), bytearray(f.read())
+        begin, end = header["model.embed_tokens.weight"]["data_offsets"]
+        header["lm_head.weight"] = dict(header["model.embed_tokens.weight"], data_offsets=[len(data), len(data) + end - begin])
+        data += data[begin:end]                     # not the embedding itself: it would be no number in any row
+        struct.pack_into("<f", data, begin + 4 * tiny_model.WIDTH * self.BAD, float("nan"))
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with open(os.path.join(path, "model.safetensors"), "wb") as f:
+            f.write(struct.pack("<Q", len(text)) + text + data)
+        with open(os.path.join(path, "config.json")) as f:
+            config = json.load(f)
+        with open(os.path.join(path, "config.json"), "w") as f:
+            json.dump(dict(config, tie_word_embeddings=False), f)
+        return path
+
+    def test_what_is_no_number_is_told_and_not_kept(self):
+        good, bad = {"tokens": [1, 2, 3]}, {"tokens": [1, self.BAD, 3]}
+        with tempfile.TemporaryDirectory(prefix="kdserved-e2e-") as directory, \
+                Daemon("--store", os.path.join(directory, "store"), model=self.model(directory)) as d:
+            status, reply = d.post("/v1/score", {"sequences": [good, bad], "top_k": 2, "own": True})
+            told = [[r["status"] for r in s["rows"]] for s in reply["sequences"]]
+            self.assertEqual((status, told[0], told[1][1:]), (200, ["ok"] * 3, ["not_finite"] * 2))
+            self.assertEqual(d.metrics()["kd_rows_not_finite_total"], told[1].count("not_finite"))
+            status, reply = d.post("/v1/score", {"sequences": [good, bad], "top_k": 2, "own": True})
+            self.assertEqual([s["cached"] for s in reply["sequences"]], [True, False])
+            status, reply = d.post("/v1/score", {"sequences": [bad], "top_k": 2, "own": True, "durable": True})
+            self.assertEqual((status, reply["error"]["code"]), (500, "not_finite"))
+            with d.client() as c, self.assertRaises(kdserved.ProtocolError) as refused:
+                c.score([bad["tokens"]], top_k=2, flags=DURABLE)
+            self.assertEqual(refused.exception.code, "not_finite")
+            with d.client() as c:
+                self.assertEqual(len(c.score([good["tokens"]], top_k=5, flags=DURABLE)), 1)
+            m = d.metrics()
+            self.assertEqual((m["kd_store_appended_total"], m["kd_store_records"], m["kd_answers_unkept_total"]), (2, 2, 0))
 
 
 class Contained(unittest.TestCase):
