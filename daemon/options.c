@@ -291,8 +291,8 @@ void options_warn(const struct options *o, struct config_errors *all)
 
 // ---- what they name
 
-// A directory that can be written to, or can be made.
-static void check_directory(const struct checking *c, const char *where, const char *name, const char *path)
+// A directory that can be written to, or (made) can be made.
+static void check_directory(const struct checking *c, const char *where, const char *name, const char *path, bool made)
 {
 	char parent[OPTIONS_PATH_BYTES];
 	struct error err = {0};
@@ -300,7 +300,7 @@ static void check_directory(const struct checking *c, const char *where, const c
 	if (!path)
 		return;
 	bool there = stat(path, &st) == 0;
-	if (!there && errno == ENOENT) {
+	if (!there && errno == ENOENT && made) {
 		snprintf(parent, sizeof parent, "%s", path);
 		path = dirname(parent);
 		there = stat(path, &st) == 0;
@@ -337,8 +337,10 @@ void options_check_files(const struct options *o, struct config_errors *all)
 		if (access(s[i].path, R_OK) && error_system(&err, errno, "teacher", "teacher = %s", s[i].path))
 			add_at(&c, o->teacher.where[i], &err);
 	check_secrets(&c);
-	check_directory(&c, o->where.store, "store", o->store);
-	check_directory(&c, o->where.runs, "runs", o->runs);
+	check_directory(&c, o->where.store, "store", o->store, true);
+	check_directory(&c, o->where.runs, "runs", o->runs, true);
+	if (o->memory.bytes || o->memory.share > 0)
+		check_directory(&c, o->where.stream_directory, "stream-directory", o->stream_directory, false);
 	if (o->worker && access(o->worker, X_OK) && error_system(&err, errno, "worker", "worker = %s", o->worker))
 		add_at(&c, o->where.worker, &err);
 }

@@ -540,6 +540,30 @@ class Check(unittest.TestCase):
             self.assertIn(expected, err)
         self.assertEqual(len(err), 15, err)
 
+    def test_every_setting_says_where_it_is_wrong(self):
+        """By its row: what is none of its type, and the first number beyond each end; paths and addresses by what is there."""
+        with open(os.path.join(os.environ.get("top_srcdir", "."), "daemon/options.def")) as f:
+            rows = re.findall(r'^(?:OPTION|RELOADABLE)\(\w+, "([a-z-]+)", ([A-Z]+), (-?\d+), (\d+), ', f.read(), re.M)
+        paths = {"teacher": "/nowhere", "tokens": "/nowhere", "store": "/dev/null", "runs": "/dev/null", "worker": "/nowhere", "http": "127.0.0.1:x",
+                 "socket": "unix:relative", "store-compression": "lzma", "tls-certificate": "/nowhere", "tls-key": "/nowhere",
+                 "stream-directory": "/nowhere"}
+        unit, certificate = {"DURATION": "ms"}, os.path.join(self.directory, "certificate")
+        with open(certificate, "w") as f:
+            f.write("-----BEGIN CERTIFICATE-----\n")          # as much of one as is looked at before the key
+        self.assertGreater(len(rows), 50)
+        for name, kind, low, high in rows:
+            wrong = [paths[name]] if kind in ("STRING", "LIST") else ["x y", ""] if kind != "AMOUNT" else ["x y"]
+            if kind in ("INTEGER", "SIZE", "DURATION", "AMOUNT"):
+                wrong += [str(int(high) + 1) + unit.get(kind, "")] + [str(int(low) - 1) + unit.get(kind, "")] * (int(low) > 1)
+            for value in wrong:
+                others = {"teacher": self.model, "tls-certificate": certificate, "tls-key": "/nowhere"}
+                more = "".join("%s = %s\n" % (k, v) for k, v in others.items() if k != name and (k == "teacher" or name.startswith("tls-")))
+                more += "memory = 1G\n" if name == "stream-directory" else ""
+                with self.subTest(name=name, value=value):
+                    status, _, err = self.check("\n\n%s = %s\n%s" % (name, value, more))
+                    self.assertEqual(status, 78)
+                    self.assertTrue(any(line.startswith("conf:3: ") and name in line for line in err), err)
+
     def test_both_lines_of_a_contradiction(self):
         status, _, err = self.check("teacher = %s\nmax-tokens = 20\n\nqueue-tokens = 8\n" % self.model)
         self.assertEqual((status, err), (78, ["conf:2: max-tokens = 20 is more than queue-tokens = 8 (conf:4): no such sequence would be let in"]))
