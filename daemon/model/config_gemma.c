@@ -104,6 +104,8 @@ int config_read_gemma3(const json_t *o, struct architecture *a, struct error *er
 	if (r < 0)
 		return r;
 	a->qk_norm = true;
+	if (a->score_cap != 0)      // the key is there, and transformers' attention does not look at it
+		return CONFIG_REFUSE("attn_logit_softcapping", "attn_logit_softcapping of Gemma 3 is not supported (supported: null)");
 	r = document_u64(o, CONFIG_NAME, "sliding_window_pattern", 1, ARCHITECTURE_MAX_LAYERS, &pattern, err);
 	if (r < 0 && r != -ENOENT)
 		return r;

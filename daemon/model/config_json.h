@@ -19,7 +19,7 @@ json_t *config_token_json(int32_t id);
 double config_decimal_of(float f);
 
 // How a family says which layers slide: not at all; all of them (Mistral); those from a number on (Qwen); a pattern that its reader has set
-// in a->sliding before (Gemma). layer_types, but for Mistral's, goes before all of it.
+// in a->sliding before (Gemma). layer_types goes before all of it.
 enum config_window { CONFIG_WINDOW_NONE, CONFIG_WINDOW_ALL, CONFIG_WINDOW_LATE, CONFIG_WINDOW_MIXED };
 int config_read_window(const json_t *o, enum config_window rule, struct architecture *a, struct error *err);
 int config_write_window(const struct architecture *a, enum config_window rule, json_t *o);    // -ENOMEM

@@ -55,7 +55,8 @@ int config_read_window(const json_t *o, enum config_window rule, struct architec
 		r = read_length(o, &window, err);
 	if (r < 0)
 		return r;
-	if (types && !json_is_null(types) && rule != CONFIG_WINDOW_ALL) {
+	// Mixtral's class knows no layer_types; Mistral's with them are what transformers calls Ministral.
+	if (types && !json_is_null(types) && (rule != CONFIG_WINDOW_ALL || !a->n_experts)) {
 		if ((r = read_layer_types(types, a, err)) < 0)
 			return r;
 	} else if (rule != CONFIG_WINDOW_MIXED) {
@@ -77,8 +78,13 @@ int config_write_window(const struct architecture *a, enum config_window rule, j
 	int r = types ? 0 : -ENOMEM;
 	if (rule == CONFIG_WINDOW_ALL)
 		r |= json_object_set_new(o, "sliding_window", a->window ? json_integer((json_int_t)a->window) : json_null());
+	bool mixed = false;
+	for (uint32_t i = 0; i < a->n_layers; i++)
+		mixed = mixed || (a->window && !a->sliding[i]);
 	for (uint32_t i = 0; i < a->n_layers; i++)
 		r |= json_array_append_new(types, json_string(a->sliding[i] ? "sliding_attention" : "full_attention"));
+	if (rule == CONFIG_WINDOW_ALL && mixed)
+		r |= json_object_set(o, "layer_types", types);
 	if (a->window && rule != CONFIG_WINDOW_ALL)
 		r |= json_object_set_new(o, "use_sliding_window", json_true()) | json_object_set(o, "layer_types", types) |
 		     json_object_set_new(o, "sliding_window", json_integer((json_int_t)a->window));

@@ -161,6 +161,8 @@ static void sliding_windows_are_read_and_written_layer_by_layer(void **state)
 	expect_windows(MISTRAL ",\"sliding_window\":512}", 0, 0);          // as long as the context: nothing is hidden
 	expect_windows(MISTRAL ",\"sliding_window\":null}", 0, 0);
 	expect_windows(MISTRAL "}", 0, 0);                                  // 4096
+	expect_windows(MISTRAL ",\"sliding_window\":8,\"layer_types\":[\"sliding_attention\",\"full_attention\"]}", 8, 0);     // Ministral
+	expect_windows(MISTRAL ",\"sliding_window\":8,\"layer_types\":null}", 8, 8);
 	expect_windows(QWEN2 ",\"use_sliding_window\":true,\"sliding_window\":8,\"max_window_layers\":1}", 0, 8);
 	expect_windows(QWEN2 ",\"use_sliding_window\":true,\"sliding_window\":8}", 0, 0);
 	expect_windows(QWEN2 ",\"use_sliding_window\":false,\"sliding_window\":8,\"max_window_layers\":1}", 0, 0);
@@ -222,6 +224,7 @@ static void gemma_3_rotates_by_kind_of_layer(void **state)
 	refused(GEMMA3 ",\"rope_scaling\":" LINEAR8 ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}}",
 		-EOPNOTSUPP, "rope_scaling beside rope_parameters");
 	refused(GEMMA3 ",\"rope_parameters\":{\"sliding_attention\":" LINEAR8 "}}", -EOPNOTSUPP, "scaled rotation in sliding layers");
+	refused(GEMMA3 ",\"attn_logit_softcapping\":50.0}", -EOPNOTSUPP, "attn_logit_softcapping of Gemma 3");
 	refused(GEMMA3 ",\"rope_scaling\":\"linear\"}", -EINVAL, "must be an object");
 	refused(GEMMA3 ",\"rope_local_base_freq\":0}", -EINVAL, "rope_local_base_freq must be above 0");
 }
