@@ -22,7 +22,9 @@ struct plan_options {
 	const char *model, *student;
 	bool measure;
 	struct plan_device device;
+	const char *products;                         // NULL: what the measured server multiplies, f32 where none is
 	double memory, element_bytes, block_bytes;    // memory: a cap, 0 = none; bytes of a parameter, and of one of a block's matrices
+	double train_flops;                           // 0: as scoring's
 	double tokens, length, batch, top_k, value_bytes, cache_tokens, generate, sequences, epochs;
 };
 
@@ -44,19 +46,22 @@ static const char help[] =
 	"  --sequences N              generated side by side; default 8\n"
 	"  --memory BYTES             of a CPU teacher: as the server's setting; what has no room is read from disk\n"
 	"  --disk B                   bytes/s the disk gives; default 2e9\n"
-	"  --products f32|bf16|int8|fp8  what the teacher multiplies: how weights lie in memory; default f32\n"
+	"  --products f32|bf16|int8|fp8  what the teacher multiplies: how weights lie in memory; default f32, with\n"
+	"                             --measure the server's\n"
 	"  --student MODEL            also train this one on the corpus, on the same device\n"
+	"  --train-flops F            FLOP/s a training step reaches; default: as scoring\n"
 	"  --epochs N                 times it sees the corpus; default 1\n";
 
 // ---- options
 
 // FP8: a block's matrices take a byte, all else is bf16.
-static bool parse_products(const char *name, struct plan_options *o)
+static bool set_products(const char *name, struct plan_options *o)
 {
 	static const struct { const char *name; double element_bytes, block_bytes; } products[] = {
 		{"f32", 4, 4}, {"bf16", 2, 2}, {"int8", INT8_BYTES, INT8_BYTES}, {"fp8", 2, 1}};
 	for (size_t i = 0; i < sizeof products / sizeof *products; i++) {
 		if (!strcmp(name, products[i].name)) {
+			o->products = products[i].name;
 			o->element_bytes = products[i].element_bytes;
 			o->block_bytes = products[i].block_bytes;
 			return true;
@@ -74,6 +79,7 @@ static int parse_number(struct kdctl *k, int c, struct plan_options *o)
 		{'c', offsetof(struct plan_options, cache_tokens), 0}, {'g', offsetof(struct plan_options, generate), 0},
 		{'M', offsetof(struct plan_options, memory), 1}, {'d', offsetof(struct plan_options, device.disk), 1},
 		{'n', offsetof(struct plan_options, sequences), 1}, {'e', offsetof(struct plan_options, epochs), 0},
+		{'F', offsetof(struct plan_options, train_flops), 1},
 	};
 	for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
 		if (numbers[i].c == c && kdctl_number(optarg, numbers[i].min, 1e30, (double *)((char *)o + numbers[i].at)))
@@ -90,7 +96,7 @@ static int parse(struct kdctl *k, int argc, char **argv, struct plan_options *o)
 		{"generate", required_argument, NULL, 'g'}, {"sequences", required_argument, NULL, 'n'},
 		{"student", required_argument, NULL, 's'}, {"epochs", required_argument, NULL, 'e'},
 		{"memory", required_argument, NULL, 'M'}, {"disk", required_argument, NULL, 'd'},
-		{"products", required_argument, NULL, 'p'}, {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
+		{"products", required_argument, NULL, 'p'}, {"train-flops", required_argument, NULL, 'F'}, {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
 	int status = 0;
 	optind = 0;
 	for (int c; !status && (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
@@ -105,7 +111,7 @@ static int parse(struct kdctl *k, int argc, char **argv, struct plan_options *o)
 				return kdctl_usage(k, "--values %s: f32, f16 or u8 is expected", optarg);
 			break;
 		case 'p':
-			if (!parse_products(optarg, o))
+			if (!set_products(optarg, o))
 				return kdctl_usage(k, "--products %s: f32, bf16, int8 or fp8 is expected", optarg);
 			break;
 		case '?': case ':': return kdctl_bad_option(k, argc, argv);
@@ -247,13 +253,30 @@ static int probe_generation(struct kdctl *k, const struct plan_options *o, doubl
 	return 0;
 }
 
+// What the server multiplies, by the name it has there: "bf16", "int8", "fp8", or one of several for floats.
+static int learn_products(struct kdctl *k, struct plan_options *o)
+{
+	json_t *model = kdctl_call(k, "GET", "/v1/model", NULL);
+	const char *numeric = json_string_value(json_object_get(model, "numeric"));
+	if (!numeric) {
+		json_decref(model);
+		return model ? kdctl_fail(k, "the server does not say what it multiplies") : 1;
+	}
+	const char *asked = o->products;
+	if (!set_products(numeric, o))
+		set_products("f32", o);
+	json_decref(model);
+	return asked && strcmp(asked, o->products) != 0 ? kdctl_fail(k, "--products %s, but the measured server multiplies %s", asked,
+								     o->products) : 0;
+}
+
 // What the products reach follows from a scoring pass, what memory does from a step of generation.
-static int measure(struct kdctl *k, struct plan_options *o, const struct model *m, double weight_bytes)
+static int measure(struct kdctl *k, struct plan_options *o, const struct model *m)
 {
 	struct plan_operator ops[PLAN_MAX_OPERATORS];
 	double rate = 0, steps = 0;
 	int status = kdctl_connect(k);
-	if (status)
+	if (status || (status = learn_products(k, o)))
 		return status;
 	uint32_t most = kd_server(k->client)->max_tokens, length = o->length < most ? (uint32_t)o->length : most;
 	// A file's embedding may be padded; a server never counts that.
@@ -261,9 +284,9 @@ static int measure(struct kdctl *k, struct plan_options *o, const struct model *
 		return kdctl_fail(k, "the server's teacher is not %s: measure with the same model", o->model);
 	if ((status = probe_scoring(k, o, length, &rate)) || (status = probe_generation(k, o, &steps)))
 		return status;
-	struct plan_pass pass = plan_generation(o->sequences, 28, weight_bytes);      // in the middle of the probe's 4 + 48
+	struct plan_pass pass = plan_generation(o->sequences, 28, o->element_bytes);      // in the middle of the probe's 4 + 48
 	o->device.bandwidth = plan_bytes(ops, plan_operators(&m->architecture, &pass, ops)) / o->sequences * steps;
-	pass = plan_scoring(o->batch, length, weight_bytes);
+	pass = plan_scoring(o->batch, length, o->element_bytes);
 	o->device.flops = plan_fit_flops(&o->device, ops, plan_operators(&m->architecture, &pass, ops), o->batch / rate);
 	return 0;
 }
@@ -301,11 +324,11 @@ static double plan_memory(json_t *j, const struct plan_options *o, const struct 
 	return o->memory;
 }
 
-static void plan_teacher(json_t *j, const struct plan_options *o, const struct model *m, double weight_bytes)
+static void plan_teacher(json_t *j, const struct plan_options *o, const struct model *m)
 {
 	const struct architecture *a = &m->architecture;
 	struct plan_operator ops[PLAN_MAX_OPERATORS];
-	struct plan_pass pass = plan_scoring(o->batch, o->length, weight_bytes);
+	struct plan_pass pass = plan_scoring(o->batch, o->length, o->element_bytes);
 	struct plan_cap cap = {o->memory, o->element_bytes, o->batch, o->cache_tokens};
 	struct plan_stream s = o->memory > 0 ? plan_streaming(a, &cap, &o->device) : (struct plan_stream){0};
 	size_t n = operators(o, a, &s, &pass, ops);
@@ -317,6 +340,7 @@ static void plan_teacher(json_t *j, const struct plan_options *o, const struct m
 		put(shares, ops[i].name, plan_seconds(&o->device, &ops[i], 1) * rate / o->batch);
 	put(j, "parameters", (double)architecture_n_parameters(a));
 	put(j, "active_parameters", plan_active_parameters(a));
+	json_object_set_new(j, "products", json_string(o->products));
 	put(j, "flops", o->device.flops);
 	put(j, "bandwidth", o->device.bandwidth);
 	put(j, "weights_bytes", m->file_bytes);
@@ -331,7 +355,7 @@ static void plan_teacher(json_t *j, const struct plan_options *o, const struct m
 	put(j, "store_bytes", row * o->tokens);
 	put(j, "wire_bytes_per_s", row * rate);
 	if (o->generate > 0) {
-		pass = plan_generation(o->sequences, o->length, weight_bytes);
+		pass = plan_generation(o->sequences, o->length, o->element_bytes);
 		n = operators(o, a, &s, &pass, ops);
 		rate = o->sequences / plan_seconds(&o->device, ops, n);
 		put(j, "generate_tokens_per_s", rate);
@@ -348,8 +372,12 @@ static int plan_student(struct kdctl *k, json_t *j, const struct plan_options *o
 	if (status || !o->student)
 		return status;
 	struct plan_pass pass = plan_scoring(o->batch, o->length, 4);
-	double rate = o->batch / (3 * plan_seconds(&o->device, ops, plan_operators(&m.architecture, &pass, ops)));
+	struct plan_device device = o->device;
+	device.flops = o->train_flops > 0 ? o->train_flops : device.flops;
+	size_t n = plan_operators(&m.architecture, &pass, ops);
+	double rate = o->batch / (3 * plan_seconds(&device, ops, n));
 	put(j, "student_parameters", (double)architecture_n_parameters(&m.architecture));
+	put(j, "train_flop_per_token", 3 * plan_flop(ops, n) / o->batch);
 	put(j, "train_memory_bytes", plan_training_bytes(&m.architecture, o->batch));
 	put(j, "train_tokens_per_s", rate);
 	put(j, "train_hours", o->tokens * o->epochs / rate / 3600);
@@ -369,6 +397,10 @@ static void print_plan(const struct kdctl *k, const json_t *j)
 		size_t n = strlen(key);
 		if (json_is_object(v))
 			continue;
+		if (json_is_string(v)) {
+			printf("%-24s %s\n", key, json_string_value(v));
+			continue;
+		}
 		if (n > 6 && !strcmp(key + n - 6, "_bytes")) {
 			store_bytes_text((uint64_t)json_real_value(v), text);
 			printf("%-24s %s\n", key, text);
@@ -381,18 +413,19 @@ static void print_plan(const struct kdctl *k, const json_t *j)
 int command_plan(struct kdctl *k, int argc, char **argv)
 {
 	struct plan_options o = {.tokens = 1e6, .length = 512, .batch = 2048, .top_k = 64, .value_bytes = 2, .sequences = 8, .epochs = 1,
-				 .element_bytes = 4, .block_bytes = 4, .device.disk = 2e9};
+				 .device.disk = 2e9};
 	struct model m = {0};
 	int status = parse(k, argc, argv, &o);
 	if (!status)
 		status = read_model(k, o.model, &m);
 	if (status)
 		return status < 0 ? 0 : status;
-	double weight_bytes = m.file_bytes / (double)architecture_n_parameters(&m.architecture);
-	if (o.measure && (status = measure(k, &o, &m, weight_bytes)))
+	if (o.measure && (status = measure(k, &o, &m)))
 		return status;
+	if (!o.products)
+		set_products("f32", &o);
 	json_t *j = json_object();
-	plan_teacher(j, &o, &m, weight_bytes);
+	plan_teacher(j, &o, &m);
 	status = plan_student(k, j, &o);
 	if (!status)
 		print_plan(k, j);

@@ -103,11 +103,11 @@ def ops(r):
 
 def plan(r):
     rows = []
-    for (length, figure), of in grouped(r.rows(), ("length", "figure")).items():
+    for (kind, length, figure), of in grouped(r.rows(), ("kind", "length", "figure")).items():
         unit = 2 ** 20 if figure == "memory" else 1
-        rows.append(["memory, MiB" if figure == "memory" else "%s, %s tokens" % (figure, length), middle(of, "predicted") / unit,
+        rows.append([kind, "memory, MiB" if figure == "memory" else "%s, %s tokens" % (figure, length), middle(of, "predicted") / unit,
                      middle(of, "measured") / unit, "%+.0f %%" % (100 * middle(of, "error"))])
-    return table(["figure", "predicted", "measured", "error"], rows)
+    return table(["products", "figure", "predicted", "measured", "error"], rows)
 
 
 def train(r):

@@ -75,6 +75,23 @@ class Plan(unittest.TestCase):
         for name in ("flops", "bandwidth", "score_tokens_per_s", "generate_tokens_per_s"):
             self.assertGreater(plan[name], 0)
 
+    def test_products_are_those_of_the_measured_server(self):
+        with Daemon("--numeric", "int8", model=self.model) as daemon:
+            measured = ("--measure", "--length", "64", "--batch", "512")
+            server = ("--server", "unix:" + daemon.socket_path)
+            plan = self.kdctl(self.model, *measured, server=server)
+            self.assertEqual((plan["products"], plan["resident_bytes"]), ("int8", 1.125 * plan["parameters"]))
+            self.assertEqual(self.kdctl(self.model, *measured, "--products", "int8", server=server)["products"], "int8")
+            self.assertIn("--products f32, but the measured server multiplies int8",
+                          self.kdctl(self.model, *measured, "--products", "f32", server=server, expect=1))
+
+    def test_training_has_figures_of_its_own(self):
+        figures = (self.model, "--flops", "1e9", "--bandwidth", "1e15", "--length", "511", "--batch", "511", "--student", self.model)
+        same, half = self.kdctl(*figures), self.kdctl(*figures, "--train-flops", "5e8")
+        self.assertAlmostEqual(same["train_tokens_per_s"], 1e9 / same["train_flop_per_token"], delta=1)
+        self.assertAlmostEqual(half["train_tokens_per_s"], 5e8 / half["train_flop_per_token"], delta=1)
+        self.assertEqual(half["score_tokens_per_s"], same["score_tokens_per_s"])
+
     def test_what_is_missing_is_said(self):
         self.assertIn("--flops and --bandwidth, or --measure", self.kdctl(self.model, expect=2))
         self.assertIn("f32, f16 or u8", self.kdctl(self.model, "--values", "f64", expect=2))
