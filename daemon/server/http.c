@@ -5,6 +5,7 @@
 #include "daemon/server/http.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -186,9 +187,10 @@ static void loop_once(struct http *h)
 
 static void stop_listening(struct http *h)
 {
-	int listen_fd = MHD_quiesce_daemon(h->daemon);
-	if (listen_fd >= 0)
-		address_close(listen_fd, h->options.inherited);
+	int given = MHD_quiesce_daemon(h->daemon);
+	if (given >= 0)
+		close(given);
+	address_close(h->options.listen_fd, h->options.inherited);
 }
 
 static bool any_new(const struct http *h)
@@ -273,9 +275,13 @@ static int start_daemon(struct http *h, struct error *err)
 	h->encrypted = h->options.tls && tls_current_is_on(h->options.tls);
 	if (h->encrypted && MHD_is_feature_supported(MHD_FEATURE_TLS) != MHD_YES)
 		return error_set(err, ERROR_UNSUPPORTED, "tls-certificate", "tls-certificate: this libmicrohttpd was built without TLS");
+	// One of its own, for it to close: it does so in some of its failures, in others not, and when it is stopped.
+	int listen_fd = fcntl(h->options.listen_fd, F_DUPFD_CLOEXEC, 0);
+	if (listen_fd < 0)
+		return error_system(err, errno, "http", "the listening socket");
 	unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (h->encrypted ? MHD_USE_TLS : 0u);
 	h->daemon = MHD_start_daemon(flags, 0, NULL, NULL, http_request_handle, h,
-				     MHD_OPTION_LISTEN_SOCKET, (MHD_socket)h->options.listen_fd,
+				     MHD_OPTION_LISTEN_SOCKET, (MHD_socket)listen_fd,
 				     MHD_OPTION_CONNECTION_LIMIT, (unsigned)h->options.max_connections,
 				     MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY,
 				     MHD_OPTION_STRICT_FOR_CLIENT, 1,

@@ -11,7 +11,7 @@ struct service;
 struct tls_current;
 
 struct http_options {
-	int listen_fd;                     // taken over
+	int listen_fd;                     // taken over on success
 	struct tls_current *tls;           // must stay; if it is on, TLS is spoken and nothing else. NULL: it is not
 	bool inherited;                    // it outlives this process: from the stop on, who connects waits in its backlog for the next one
 	uint32_t max_connections;

@@ -14,7 +14,7 @@ struct tls_current;
 #define SOCKET_MAX_LISTENERS 16
 
 struct socket_options {
-	const int *listen_fds;             // taken over
+	const int *listen_fds;             // taken over on success
 	size_t n_listen_fds;               // <= SOCKET_MAX_LISTENERS
 	bool inherited;                    // they outlive this process: the files of unix sockets stay
 	uint32_t max_connections;
