@@ -20,7 +20,9 @@
 
 #define HELLO_MAX_BODY 1024          // before a client is known it gets no more
 #define FIRST_BODY_BYTES 65536       // then doubled as bytes arrive: a length alone allocates nothing
-#define READ_SHARE (1u << 20)        // bytes taken from one client before the others have their turn
+#define READ_SHARE (1u << 20)        // bytes taken from one client before the others have their turn,
+#define READ_SECONDS 0.001           // or as long as its frames take, of which that may be tens of thousands
+#define WRITE_SHARE (1u << 20)       // bytes given to one client, however fast it takes them
 #define OUTPUT_PAUSE (1u << 20)      // with more than this unsent, nothing more is read
 #define SEVERAL_BYTES 4096           // of small frames that go out together
 #define LINGER_MS 1000               // for the client to read our last frame before the descriptor goes
@@ -190,16 +192,17 @@ void connection_write(struct connection *c)
 		connection_read(c);
 		return;
 	}
-	while (c->output && c->state != CONNECTION_CLOSED) {
-		size_t n;
+	while (c->output && c->state != CONNECTION_CLOSED && c->n_turn < WRITE_SHARE) {
+		size_t n, share = WRITE_SHARE - c->n_turn;
 		const uint8_t *bytes = next_bytes(c, several, &n);
-		ssize_t sent = transport_write(&c->transport, bytes, n, NULL);
+		ssize_t sent = transport_write(&c->transport, bytes, n < share ? n : share, NULL);
 		if (sent == -EAGAIN)
 			return;
 		if (sent < 0) {
 			connection_close(c);
 			return;
 		}
+		c->n_turn += (size_t)sent;
 		bytes_sent(c, (size_t)sent);
 	}
 	if (!c->output && c->state != CONNECTION_CLOSED)
@@ -335,6 +338,7 @@ void connection_read(struct connection *c)
 {
 	struct error err = {0};
 	size_t share = 0, n = 1;
+	double until = clock_seconds() + READ_SECONDS;
 	while (n && share < READ_SHARE && !is_paused(c) && c->state < CONNECTION_CLOSING) {
 		bool have_header = c->n_header == FRAME_HEADER_BYTES;
 		if (!have_header)
@@ -353,6 +357,8 @@ void connection_read(struct connection *c)
 			connection_frame(c, &c->frame, c->body);
 		if (c->state < CONNECTION_CLOSING)
 			body_done(c);
+		if (clock_seconds() >= until)
+			break;
 	}
 	if (c->state == CONNECTION_CLOSING)
 		drop_input(c);

@@ -71,6 +71,7 @@ struct connection {
 	// output
 	struct connection_output *output, **output_end;
 	size_t n_output;                               // bytes waiting
+	size_t n_turn;                                 // bytes sent in this turn of the loop; the door puts it to 0
 	uint64_t output_deadline_ms;                   // moved on by each byte taken; 0 = nothing waits
 	struct principal *principal;                   // whose token HELLO brought
 	uint32_t teacher;                              // the number of whom HELLO named; else the first
@@ -84,7 +85,7 @@ struct connection {
 int connection_new(const struct connection_context *context, int fd, bool encrypted, struct connection **ret_connection);
 struct connection *connection_free(struct connection *c);      // dead; NULL is fine; returns NULL
 void connection_read(struct connection *c);                    // what there is, up to a fair share
-void connection_write(struct connection *c);
+void connection_write(struct connection *c);                   // what the client takes, up to a fair share of the turn
 void connection_close(struct connection *c);                   // at once; cancels its requests
 void connection_goaway(struct connection *c);
 void connection_check_deadlines(struct connection *c, uint64_t now_ms);

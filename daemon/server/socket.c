@@ -125,6 +125,7 @@ static void tidy(struct socket_door *d)
 			connection_remove(d, c);
 			continue;
 		}
+		c->n_turn = 0;
 		d->pending |= connection_has_input(c);
 		struct epoll_event e = {.events = (connection_wants_read(c) ? EPOLLIN : 0u) | (connection_wants_write(c) ? EPOLLOUT : 0u),
 					.data.ptr = c};
@@ -269,7 +270,7 @@ static int socket_init(struct socket_door *d, struct error *err)
 	if ((r = epoll_add(d, d->returned_fd, EPOLLIN, &d->returned_fd)) || (r = epoll_add(d, d->stop_fd, EPOLLIN, &d->stop_fd)) ||
 	    (r = listen_resume(d)))
 		return error_system(err, r, "socket", "epoll");
-	// A small call stays in its line, however long that is: at the desk it could find one of megabytes before it.
+	// A small call stays in its line, however long that is: a client has its share of a turn (connection_read).
 	if ((r = desk_open(d->returned_fd, INFINITY, &d->context.desk, err)))
 		return r;
 	if ((r = pthread_create(&d->thread, NULL, socket_loop, d)))

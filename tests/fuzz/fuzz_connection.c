@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -343,6 +344,7 @@ static void take_returned(struct scene *s)
 static void turn(struct scene *s)
 {
 	struct connection *c = s->connection;
+	c->n_turn = 0;
 	if (connection_wants_write(c))
 		connection_write(c);
 	if (connection_wants_read(c))
@@ -370,6 +372,13 @@ static void step(struct scene *s)
 		turn(s);
 }
 
+// A turn ends with its share, a slow one after a frame.
+static bool has_more(const struct connection *c)
+{
+	int n = 0;
+	return connection_wants_read(c) && (connection_has_input(c) || (ioctl(c->transport.fd, FIONREAD, &n) == 0 && n > 0));
+}
+
 // Everything is answered and taken. What still waits then of an open connection, waits for ever.
 static void settle(struct scene *s)
 {
@@ -379,7 +388,7 @@ static void settle(struct scene *s)
 				teach(s, 0, 0);
 			turn(s);
 			client_take(s, SIZE_MAX);
-		} while (at_desk);         // the next call was read behind the one that was there
+		} while (at_desk || has_more(s->connection));      // the next call was read behind the one that was there
 	}
 	struct connection *c = s->connection;
 	if (c->state == CONNECTION_OPEN)
