@@ -15,6 +15,8 @@
 #include "common/error.h"
 #include "common/record.h"
 
+#define CLIENT_MAX_PONGS 16       // owed: a server that pings without reading does not make our output grow
+
 typedef void kd_callback(void *arg, struct kd_event *event);
 
 enum pending_kind { PENDING_SCORE, PENDING_GENERATE, PENDING_CALL, PENDING_PING };
@@ -81,7 +83,7 @@ struct kd_client {
 	int64_t heard_ms;                // when bytes last moved
 	struct error broken;             // code set: the connection is lost, and why
 	uint64_t last_id;
-	unsigned n_pongs;                // owed since the output was last empty
+	uint64_t n_pongs, pong_ends[CLIENT_MAX_PONGS];   // where in the output the last ones end
 	struct pending *pending;
 	uint32_t n_pending;              // that hold a credit
 	uint32_t n_credit_waiters;

@@ -9,8 +9,6 @@
 #include "clients/client.h"
 #include "common/record_short.h"
 
-#define MAX_PONGS_OWED 16        // a server that pings without reading does not make our output grow
-
 static int protocol_error(struct error *err, const char *what)
 {
 	return error_set(err, ERROR_CORRUPT, NULL, "the server broke the protocol: %s", what);
@@ -212,12 +210,15 @@ static int deliver_ping(struct kd_client *client, struct received *m, struct err
 {
 	if (m->frame.body_bytes > FRAME_MAX_PING)
 		return protocol_error(err, "an oversized ping");
-	if (!connection_has_output(&client->connection))
-		client->n_pongs = 0;
-	if (client->n_pongs++ >= MAX_PONGS_OWED)
-		return 0;
+	uint64_t *end = &client->pong_ends[client->n_pongs % CLIENT_MAX_PONGS];
+	if (*end > client->connection.n_sent)
+		return 0;        // the oldest that may be owed has not left
 	int r = connection_append(&client->connection, FRAME_PONG, m->frame.request_id, m->body, m->frame.body_bytes, err);
-	return r ? r : client_send(client, err);
+	if (r)
+		return r;
+	*end = connection_queued(&client->connection);
+	client->n_pongs++;
+	return client_send(client, err);
 }
 
 // A pong that answers no ping of ours is harmless.
