@@ -44,15 +44,14 @@ struct queue *queue_close(struct queue *q)
 
 struct row { const char *what; uint64_t cost, held, reserved, limit; };
 
-// One row of the budget; 0, ERROR_TOO_LARGE or ERROR_OVERLOADED.
-static enum error_code check_row(const struct row *row)
+enum error_code queue_check(uint64_t cost, uint64_t held, uint64_t reserved, uint64_t limit)
 {
-	if (row->cost > row->limit)
+	if (cost > limit)
 		return ERROR_TOO_LARGE;
-	if (row->reserved > row->limit - row->cost)
+	if (reserved > limit - cost)
 		return ERROR_OVERLOADED;
-	uint64_t left = row->limit - row->cost - row->reserved, theirs = row->held + row->cost;
-	return row->held && row->cost && theirs / QUEUE_SHARE > left ? ERROR_OVERLOADED : ERROR_NONE;
+	uint64_t left = limit - cost - reserved, theirs = held + cost;
+	return held && cost && theirs / QUEUE_SHARE > left ? ERROR_OVERLOADED : ERROR_NONE;
 }
 
 static int refuse(enum error_code code, const struct row *row, struct error *err)
@@ -75,7 +74,7 @@ int queue_reserve(struct queue *q, const struct queue_cost *cost, const struct q
 	};
 	int r = 0;
 	for (size_t i = 0; i < sizeof rows / sizeof *rows && r == 0; i++) {
-		enum error_code code = check_row(&rows[i]);
+		enum error_code code = queue_check(rows[i].cost, rows[i].held, rows[i].reserved, rows[i].limit);
 		if (code)
 			r = refuse(code, &rows[i], err);
 	}

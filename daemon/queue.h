@@ -6,7 +6,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct error;
+#include "common/error.h"
+
 struct queue;
 
 struct queue_item { struct queue_item *next; };      // embedded in what is queued
@@ -24,6 +25,8 @@ struct queue *queue_close(struct queue *q);          // must be empty; NULL is f
 // it is all they have: who asks alone gets three quarters of everything, and the next one still finds room. NULL = nobody else asks.
 int queue_reserve(struct queue *q, const struct queue_cost *cost, const struct queue_cost *held, struct error *err);
 void queue_release(struct queue *q, const struct queue_cost *cost);
+// The rule for one row, for budgets kept elsewhere: ERROR_NONE, ERROR_TOO_LARGE or ERROR_OVERLOADED.
+enum error_code queue_check(uint64_t cost, uint64_t held, uint64_t reserved, uint64_t limit);
 void queue_limit(struct queue *q, const struct queue_cost *limits);    // from now on; what is reserved already stays so
 
 // Appends a chain (one lock, so that its items can be popped together); the last item's next must be NULL.

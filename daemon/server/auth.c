@@ -331,6 +331,11 @@ bool auth_held(struct principal *p, struct queue_cost *ret_held, struct queue_co
 	return p->auth->closed;
 }
 
+const void *auth_asker(const struct principal *p)
+{
+	return p && p->auth->closed ? p : NULL;
+}
+
 void auth_hold(struct principal *p, uint64_t n_places)
 {
 	pthread_mutex_lock(&p->auth->lock);

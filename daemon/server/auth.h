@@ -52,6 +52,8 @@ void auth_end(struct principal *p, const struct queue_cost *cost, uint64_t n_use
 // What is under way of theirs, and of places in the caches (auth_hold, auth_give): for queue_reserve. False where there are no tokens, so
 // that all who ask are one.
 bool auth_held(struct principal *p, struct queue_cost *ret_held, struct queue_cost *ret_places);
+// The same for who keeps such accounts himself: who asks; NULL where all are one.
+const void *auth_asker(const struct principal *p);
 void auth_hold(struct principal *p, uint64_t n_places);
 void auth_give(struct principal *p, uint64_t n_places);
 uint32_t auth_k_max(struct principal *p);                      // 0 = no limit

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "common/error.h"
+#include "daemon/server/auth.h"
 #include "daemon/server/connection_internal.h"
 #include "daemon/server/control.h"
 #include "daemon/server/desk.h"
@@ -76,7 +77,9 @@ static int call_new(struct connection *c, const struct frame *f, const uint8_t *
 		return r;
 	}
 	call->job.work = do_work;
-	call->job.n_bytes = call->frame.body_bytes;
+	call->job.who = auth_asker(c->principal);
+	call->job.n_body = call->frame.body_bytes;
+	call->job.n_bytes = desk_call_bytes(call->frame.method, call->frame.path, call->frame.body_bytes);
 	call->connection = c;
 	call->id = f->request_id;
 	*ret_call = call;
@@ -110,7 +113,7 @@ void connection_call_start(struct connection *c, const struct frame *f, const ui
 	} else if (desk_has_time_to_call(desk, call->frame.method, call->frame.path, call->frame.body_bytes)) {
 		do_work(&call->job);
 		call_end(call);
-	} else if (desk_check_room(desk, call->frame.body_bytes, &err)) {
+	} else if (desk_check_room(desk, call->job.who, call->job.n_body, &err)) {
 		refuse(call, &err);
 	} else {
 		c->call = call;

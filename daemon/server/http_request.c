@@ -111,11 +111,13 @@ static void resume(struct http_request *q)
 	MHD_resume_connection(q->mhd);
 }
 
-static void give(struct http_request *q, enum http_work work)
+static void give(struct http_request *q, enum http_work work, uint64_t n_bytes)
 {
 	q->work = work;
 	q->at_desk = true;
-	q->job.n_bytes = q->body.n;
+	q->job.who = auth_asker(q->principal);
+	q->job.n_bytes = n_bytes;
+	q->job.n_body = q->body.n;
 	suspend(q);
 	desk_give(q->http->desk, &q->job);
 }
@@ -160,11 +162,12 @@ static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
 		if (q->exchange->ended)
 			return MHD_CONTENT_READER_END_OF_STREAM;
 		q->out.n = q->n_sent = 0;
-		bool ready = exchange_is_ready(q->exchange), now = ready && desk_has_time(q->http->desk, piece_bytes(q->exchange));
+		uint64_t n_piece = piece_bytes(q->exchange);
+		bool ready = exchange_is_ready(q->exchange), now = ready && desk_has_time(q->http->desk, n_piece);
 		if (now && encode(q))
 			return MHD_CONTENT_READER_END_WITH_ERROR;
 		if (ready && !now)
-			give(q, HTTP_ENCODE);
+			give(q, HTTP_ENCODE, n_piece);
 		else if (!q->out.n)
 			suspend(q);
 		if (q->at_desk || !q->out.n)        // what the desk has is not looked at
@@ -337,7 +340,7 @@ static enum MHD_Result handle_exchange(struct http_request *q)
 {
 	q->state = HTTP_WAITING;
 	if (!desk_has_time(q->http->desk, q->body.n)) {
-		give(q, HTTP_START);
+		give(q, HTTP_START, q->body.n);
 		return MHD_YES;
 	}
 	q->work = HTTP_START;
@@ -357,12 +360,12 @@ static enum MHD_Result handle_call(struct http_request *q)
 		do_work(&q->job);
 		return send_reply(q);
 	}
-	if (desk_check_room(q->http->desk, q->body.n, &err)) {
+	if (desk_check_room(q->http->desk, auth_asker(q->principal), q->body.n, &err)) {
 		refuse(q, 0, &err);
 		return send_reply(q);
 	}
 	q->state = HTTP_WAITING;
-	give(q, HTTP_CALL);
+	give(q, HTTP_CALL, desk_call_bytes(q->method, q->path, q->body.n));
 	return MHD_YES;
 }
 

@@ -103,6 +103,26 @@ class Turns(Tokens):
             self.assertLess(got, 400)            # of 4000: two or three passes' four each, and what this process itself takes
         self.assertGreater(self.value(d, "kd_reserved_requests"), 0, "the flood is over too early to say anything")
 
+    def test_a_large_text_beside_a_pile_of_them(self):
+        d, n, ended = self.daemon("--max-json", "16M"), 10, []
+        text = json.dumps({"text": "It is a truth universally acknowledged, " * 12_500})
+
+        def tokenize(who):
+            self.assertEqual(self.post(d, who, "/v1/tokenize", text)[0], 200)
+            ended.append(who)
+        pile = [threading.Thread(target=tokenize, args=("heavy",)) for _ in range(n)]
+        for thread in pile:
+            thread.start()
+        wait_until(lambda: ended, "the first of the pile")
+        before = len(ended)
+        tokenize("light")
+        got = ended.index("light") - before
+        for thread in pile:
+            thread.join()
+        print("http: %d of the heavy one's texts while the light one waited for one" % got, file=sys.stderr)
+        self.assertEqual(len(ended), n + 1)
+        self.assertLess(got, 4)              # of nine: the one under way, one behind it, and what this process itself takes
+
     def test_a_sample_beside_a_thousand(self):
         d = self.daemon("--cache-tokens", "65536", "--max-generating", "4", "--max-sequences", "2000", "--max-samples", "1000")
         flood = threading.Thread(target=self.post, args=(d, "heavy", "/v1/generate", {"prompts": [{"tokens": [5, 6, 7]}], "n": 1000,
@@ -362,6 +382,14 @@ class Calls(unittest.TestCase):
             self.ping(other)
             self.assertEqual(other.call("POST", "/v1/tokenize", b'{"text":"over there"}')[0], 200)
         self.beside("a large CALL", lambda: self.call(big), small_call)
+
+    def test_small_bodies_do_not_wait_for_a_large_one_over_http(self):
+        d = self.daemon("--max-json", "16M")
+        text = json.dumps({"text": "over there " * 1000}).encode()         # too large to be read on the spot
+
+        def large():
+            return d.http("POST", "/v1/tokenize", self.BODY)[::2]
+        self.beside("a large body", large, lambda: self.assertEqual(d.http("POST", "/v1/tokenize", text)[0], 200))
 
     def test_what_follows_a_large_call_is_answered_behind_it(self):
         d = self.daemon()
