@@ -64,11 +64,13 @@ int output_reserve(struct output *o, uint64_t n_bytes)
 	return r ? error_system(o->err, r, o->path, "no room for the %llu bytes of %s", (unsigned long long)n_bytes, o->temporary) : 0;
 }
 
-static int sync_directory(const char *path, struct error *err)
+int output_sync_name(const char *path, struct error *err)
 {
 	char *directory = strdup(path);
 	if (!directory)
 		return error_set(err, ERROR_MEMORY, path, "no memory");
+	for (size_t n = strlen(directory); n > 1 && directory[n - 1] == '/';)
+		directory[--n] = '\0';
 	char *slash = strrchr(directory, '/');
 	if (slash)
 		slash[slash == directory] = '\0';      // "/x" -> "/"
@@ -79,6 +81,13 @@ static int sync_directory(const char *path, struct error *err)
 		close(fd);
 	free(directory);
 	return r;
+}
+
+int output_folder(const char *path, mode_t mode, const char *field, struct error *err)
+{
+	if (mkdir(path, mode) == 0)
+		return output_sync_name(path, err);
+	return errno == EEXIST ? 0 : error_system(err, errno, field, "cannot make the folder %s", path);
 }
 
 int output_close(struct output *o, int r)
@@ -92,5 +101,5 @@ int output_close(struct output *o, int r)
 	if (r < 0 && o->fd >= 0)
 		unlink(o->temporary);
 	free(o->temporary);
-	return r < 0 ? r : sync_directory(o->path, o->err);
+	return r < 0 ? r : output_sync_name(o->path, o->err);
 }

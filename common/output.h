@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #define OUTPUT_TEMPORARY ".tmp"        // behind the path, until it is closed: what a killed writer leaves
 
@@ -24,3 +25,7 @@ int output_write_at(struct output *o, const void *bytes, size_t n, uint64_t offs
 int output_reserve(struct output *o, uint64_t n_bytes);      // the file's final size; -ENOSPC now rather than at the end
 // Makes the new content the file's; with r < 0 (an error of before) leaves the old. Returns r or the error met here.
 int output_close(struct output *o, int r);
+// The name of a file or folder that was made, or renamed to this: after a power cut its folder still has it.
+int output_sync_name(const char *path, struct error *err);
+// Makes the folder if it is not there.
+int output_folder(const char *path, mode_t mode, const char *field, struct error *err);

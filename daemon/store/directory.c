@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/output.h"
 #include "common/sequence.h"
 #include "daemon/store/crash.h"
 
@@ -57,35 +58,15 @@ static int directory_lock(struct directory *d, struct error *err)
 	return 0;
 }
 
-// The new directory's own name must be on the disk too.
-static int directory_make(const char *path, struct error *err)
-{
-	if (mkdir(path, 0750) < 0)
-		return errno == EEXIST ? 0 : error_system(err, errno, NULL, "store %s: cannot make the directory", path);
-	char *parent = strdup(path);
-	if (!parent)
-		return error_set(err, ERROR_MEMORY, NULL, "no memory for a path");
-	size_t n = strlen(parent);
-	while (n > 1 && parent[n - 1] == '/')
-		parent[--n] = '\0';
-	char *slash = strrchr(parent, '/');
-	if (slash)
-		slash[slash == parent] = '\0';
-	int fd = open(slash ? parent : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc = 0;
-	if (fd >= 0 && fsync(fd) < 0)
-		rc = error_system(err, errno, NULL, "store %s: cannot synchronise its parent", path);
-	if (fd >= 0)
-		close(fd);
-	free(parent);
-	return rc;
-}
-
 int directory_open(struct directory *d, const char *path, bool read_only, struct error *err)
 {
 	*d = (struct directory){.fd = -1, .lock = -1, .path = path};
-	int rc = read_only ? 0 : directory_make(path, err);
-	if (rc < 0)
+	struct error why = {0};
+	int rc = read_only ? 0 : output_folder(path, 0750, NULL, &why);
+	if (rc < 0) {
+		error_set(err, why.code, NULL, "store %s: %s", path, why.message);
 		return rc;
+	}
 	d->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (d->fd < 0)
 		return error_system(err, errno, NULL, "store %s: cannot open the directory", path);

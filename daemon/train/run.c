@@ -197,6 +197,7 @@ static int folder_sync(const char *path)
 	return r;
 }
 
+// The file is synced in any case: else a power cut could take the old one along, though that was durable.
 static int file_replace(const char *folder, const char *leaf, const void *bytes, size_t n, bool durable)
 {
 	char path[RUN_PATH_MAX], temporary[RUN_PATH_MAX];
@@ -206,7 +207,7 @@ static int file_replace(const char *folder, const char *leaf, const void *bytes,
 	if (fd < 0)
 		return -errno;
 	int r = write_all(fd, bytes, n);
-	if (r == 0 && durable && fsync(fd) < 0)
+	if (r == 0 && fsync(fd) < 0)
 		r = -errno;
 	if (close(fd) < 0 && r == 0)
 		r = -errno;

@@ -38,7 +38,7 @@ int run_path(const char *root, const char *id, const char *leaf, char ret_path[R
 
 // -ENOENT: no such run. Whatever it returns, *ret has been initialised.
 int run_load(const char *root, const char *id, struct run *ret, struct error *err);
-// Atomic (temporary name, rename); `durable` adds fsync of the file and the folder.
+// The old content or the new, also after a power cut; `durable`: the new.
 int run_save(const char *root, const struct run *r, bool durable, struct error *err);
 // A small file written whole and fsynced under a name that was free or is replaced.
 int run_write_file(const char *root, const char *id, const char *leaf, const void *bytes, size_t n, struct error *err);

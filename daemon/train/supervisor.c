@@ -10,12 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/output.h"
 #include "daemon/clock.h"
 
 #define SUPERVISOR_MAX_RUNS 10000      // folders listed; more are for the operator to archive
@@ -159,9 +159,10 @@ static int directory_scan(struct supervisor *s, struct error *err)
 {
 	const char *directory = s->context.directory;
 	struct dirent **names;
-	if (mkdir(directory, 0750) < 0 && errno != EEXIST)
-		return error_system(err, errno, NULL, "cannot make the runs directory %s", directory);
-	int n = scandir(directory, &names, NULL, alphasort), r = 0;
+	int r = output_folder(directory, 0750, NULL, err);
+	if (r)
+		return r;
+	int n = scandir(directory, &names, NULL, alphasort);
 	if (n < 0)
 		return error_system(err, errno, NULL, "cannot read the runs directory %s", directory);
 	for (int i = 0; i < n; i++) {

@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "common/error.h"
+#include "common/output.h"
 #include "daemon/clock.h"
 #include "daemon/train/history.h"
 #include "daemon/train/settings.h"
@@ -95,7 +96,8 @@ static int run_create(struct supervisor *s, const char *id, const char *config, 
 		r = error_set(err, ERROR_MEMORY, NULL, "out of memory");
 		goto out;
 	}
-	r = run_write_file(s->context.directory, id, "run.conf", config, n, err);
+	r = output_sync_name(folder, err);
+	r = r ? r : run_write_file(s->context.directory, id, "run.conf", config, n, err);
 	r = r ? r : run_save(s->context.directory, &e->run, true, err);
 	r = r ? r : supervisor_add(s, e, err);
 out:

@@ -117,5 +117,7 @@ int export_student(const char *path, const struct weights *w, const struct token
 		return r;
 	}
 	export_remove(path);
-	return rename(partial, path) < 0 ? error_system(err, errno, NULL, "cannot rename %s to %s", partial, path) : 0;
+	if (rename(partial, path) < 0)
+		return error_system(err, errno, NULL, "cannot rename %s to %s", partial, path);
+	return output_sync_name(path, err);
 }

@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/output.h"
 #include "daemon/log.h"
 #include "daemon/model/model.h"
 #include "daemon/worker/answers.h"
@@ -44,9 +44,8 @@ static int folder_open(struct trainer *t, struct error *err)
 	char *path = NULL;
 	if (team_rank(t->options.team))
 		return 0;
-	if (mkdir(t->options.output, 0750) < 0 && errno != EEXIST)
-		return error_system(err, errno, "output", "cannot make %s", t->options.output);
-	int r = path_make(t, ".lock", &path, err);
+	int r = output_folder(t->options.output, 0750, "output", err);
+	r = r ? r : path_make(t, ".lock", &path, err);
 	if (r)
 		return r;
 	t->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0640);

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "common/crc32c.h"
+#include "common/output.h"
 #include "daemon/model/checkpoint.h"
 #include "daemon/model/safetensors.h"
 #include "daemon/model/weights.h"
@@ -227,11 +228,12 @@ int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, c
 		  struct error *err)
 {
 	char leaf[64], partial_leaf[64], partial[PATH_MAX], final[PATH_MAX];
-	if (mkdir(directory, 0750) < 0 && errno != EEXIST)
-		return error_system(err, errno, NULL, "cannot make %s", directory);
+	int r = output_folder(directory, 0750, NULL, err);
+	if (r)
+		return r;
 	snprintf(leaf, sizeof leaf, SNAPSHOT_PREFIX "%012" PRIu64, state->step);
 	snprintf(partial_leaf, sizeof partial_leaf, SNAPSHOT_PARTIAL "%012" PRIu64, state->step);
-	int r = path_join(final, directory, leaf);
+	r = path_join(final, directory, leaf);
 	r = r ? r : path_join(partial, directory, partial_leaf);
 	if (r)
 		return error_system(err, r, NULL, "the path of the checkpoint is too long");
