@@ -11,6 +11,7 @@
 #include "clients/kdctl/store.h"
 #include "common/error.h"
 #include "common/output.h"
+#include "daemon/jansson.h"
 
 #define MANIFEST_FORMAT 1
 
@@ -142,9 +143,13 @@ json_t *manifest_entry(const struct capture *c, const char *state)
 static int read_others(struct capture *c)
 {
 	json_error_t why;
-	json_t *j = json_load_file(c->manifest_path, JSON_REJECT_DUPLICATES, &why), *list = json_object_get(j, "captures"), *entry;
+	bool starved;
+	json_t *j = jansson_load_file(c->manifest_path, JSON_REJECT_DUPLICATES, &why, &starved);
+	json_t *list = json_object_get(j, "captures"), *entry;
 	size_t i;
 	int status = 0;
+	if (starved)
+		return kdctl_fail(c->k, "no memory for a manifest");
 	if (!j && access(c->manifest_path, F_OK) && errno == ENOENT)
 		return 0;
 	if (!json_is_array(list) || json_integer_value(json_object_get(j, "format")) != MANIFEST_FORMAT)
@@ -161,7 +166,7 @@ static int read_others(struct capture *c)
 int manifest_open(struct capture *c)
 {
 	json_t *j = identity(c);
-	char *text = j ? json_dumps(j, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+	char *text = j ? jansson_dump(j, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
 	json_decref(j);
 	c->others = json_array();
 	if (!text || !c->others) {
@@ -189,7 +194,7 @@ int manifest_write(struct capture *c, const char *state)
 	json_t *list = json_copy(c->others), *entry = manifest_entry(c, state);
 	json_array_append_new(list, entry);
 	json_t *j = json_pack("{s:i, s:o}", "format", MANIFEST_FORMAT, "captures", list);
-	char *text = j ? json_dumps(j, JSON_INDENT(1)) : NULL;
+	char *text = j ? jansson_dump(j, JSON_INDENT(1)) : NULL;
 	json_decref(j);
 	if (!text)
 		return kdctl_fail(c->k, "no memory for a manifest");

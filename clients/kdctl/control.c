@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "clients/kdctl/kdctl.h"
+#include "daemon/jansson.h"
 
 #define PRINT_DEPTH 4
 #define PLAIN_DEPTH 8
@@ -62,7 +63,7 @@ json_t *kdctl_call(struct kdctl *k, const char *method, const char *path, json_t
 {
 	struct kd_error err;
 	int status;
-	char *reply = NULL, *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
+	char *reply = NULL, *text = body ? jansson_dump(body, JSON_COMPACT) : NULL;
 	size_t n;
 	bool broken = body && !text;
 	json_decref(body);
@@ -76,9 +77,10 @@ json_t *kdctl_call(struct kdctl *k, const char *method, const char *path, json_t
 		kdctl_fail_with(k, err.field, err.message);
 		return NULL;
 	}
-	json_t *parsed = json_loadb(reply, n, JSON_REJECT_DUPLICATES, NULL);
+	bool starved;
+	json_t *parsed = jansson_load(reply, n, JSON_REJECT_DUPLICATES, NULL, &starved);
 	free(reply);
-	if (!k->json && parsed && !make_reply_plain(parsed, PLAIN_DEPTH)) {
+	if (starved || (!k->json && parsed && !make_reply_plain(parsed, PLAIN_DEPTH))) {
 		json_decref(parsed);
 		kdctl_fail(k, "no memory for the reply");
 		return NULL;
@@ -114,7 +116,7 @@ static void print_level(const char *prefix, const json_t *j, int depth)
 		} else if (json_is_string(value)) {
 			printf("%-24s %s\n", name, json_string_value(value));
 		} else {
-			char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
+			char *text = jansson_dump(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(6));
 			printf("%-24s %s\n", name, text ? text : "?");
 			free(text);
 		}

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/buffer.h"
+#include "daemon/jansson.h"
 
 #define LABEL_BATCH 16
 #define LABEL_MAX_LINE_TOKENS (1u << 20)
@@ -191,7 +192,7 @@ static int batch_write(const struct batch *b)
 {
 	struct label *l = b->label;
 	json_t *j = label_sampler(l);
-	char *sampler = j ? json_dumps(j, JSON_COMPACT) : NULL;
+	char *sampler = j ? jansson_dump(j, JSON_COMPACT) : NULL;
 	struct buffer text = {0};
 	for (uint32_t i = 0; sampler && i < b->n * l->ask.n; i++)
 		line_write(b, i, sampler, &text);

@@ -9,6 +9,7 @@
 
 #include "clients/kdctl/label.h"
 #include "common/buffer.h"
+#include "daemon/jansson.h"
 
 static bool is_lines(const char *path)
 {
@@ -25,7 +26,7 @@ static int prompt_of(struct label *l, size_t n, char **ret_prompt)
 		return *ret_prompt ? 0 : kdctl_fail(l->k, "out of memory");
 	}
 	json_error_t why;
-	json_t *j = json_loadb(l->line, n, JSON_REJECT_DUPLICATES, &why);
+	json_t *j = jansson_load(l->line, n, JSON_REJECT_DUPLICATES, &why, NULL);
 	const char *prompt = json_string_value(json_object_get(j, l->field));
 	int status = 0;
 	if (!j)
@@ -99,8 +100,9 @@ static int earlier_read(struct label *l, FILE *f, const json_t *sampler, struct 
 	off_t end = 0;
 	int status = 0;
 	for (ssize_t n; !status && (n = getline(&line, &size, f)) > 0 && line[n - 1] == '\n';) {
-		json_t *j = json_loadb(line, (size_t)n, JSON_REJECT_DUPLICATES, NULL);
-		status = line_check(l, j, sampler, e);
+		bool starved;
+		json_t *j = jansson_load(line, (size_t)n, JSON_REJECT_DUPLICATES, NULL, &starved);
+		status = starved ? kdctl_fail(l->k, "out of memory") : line_check(l, j, sampler, e);
 		json_decref(j);
 		e->n_lines++;
 		end += n;
@@ -119,10 +121,10 @@ static int resume(struct label *l)
 {
 	struct earlier e = {0};
 	json_t *sampler = NULL, *plain = label_sampler(l);
-	char *text = plain ? json_dumps(plain, JSON_COMPACT) : NULL;
+	char *text = plain ? jansson_dump(plain, JSON_COMPACT) : NULL;
 	int status = 0;
 	if (text)
-		sampler = json_loads(text, 0, NULL);           // as it reads back from a line
+		sampler = jansson_load(text, strlen(text), 0, NULL, NULL);           // as it reads back from a line
 	FILE *f = fopen(l->output, "r+e");
 	if (!sampler)
 		status = kdctl_fail(l->k, "out of memory");

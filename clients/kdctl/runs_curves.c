@@ -12,6 +12,7 @@
 
 #include "clients/kdctl/curve.h"
 #include "clients/kdctl/runs.h"
+#include "daemon/jansson.h"
 #include "daemon/train/history.h"
 
 #define MAX_CURVES 16
@@ -52,8 +53,9 @@ static json_t *points_read(struct kdctl *k, const char *path)
 	if (!good)
 		kdctl_fail(k, "%s: %s", path, f ? "no memory" : strerror(errno));
 	for (ssize_t n; good && (n = getline(&line, &size, f)) > 0;) {
-		json_t *point = json_loadb(line, (size_t)n, 0, NULL);
-		if (point && history_add(points, point))
+		bool starved;
+		json_t *point = jansson_load(line, (size_t)n, 0, NULL, &starved);
+		if (starved || (point && history_add(points, point)))
 			good = kdctl_fail(k, "no memory") == 0;
 	}
 	free(line);

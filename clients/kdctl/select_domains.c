@@ -7,6 +7,7 @@
 
 #include "clients/kdctl/select.h"
 #include "common/domain.h"
+#include "daemon/jansson.h"
 
 #define DOMAINS_MAX 1024
 
@@ -69,8 +70,9 @@ static int read_previous(struct domains *d, const char *path, double *ret)
 {
 	size_t n;
 	char *text = read_text_file(d->k, path, &n);
-	json_t *j = text ? json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL) : NULL;
-	int status = text ? 0 : 1;
+	bool starved = false;
+	json_t *j = text ? jansson_load(text, n, JSON_REJECT_DUPLICATES, NULL, &starved) : NULL;
+	int status = starved ? kdctl_fail(d->k, "%s: no memory", path) : text ? 0 : 1;
 	for (size_t i = 0; !status && i < d->n; i++) {
 		const json_t *w = json_object_get(json_object_get(j, "weights"), d->list[i].name);
 		ret[i] = json_number_value(w);

@@ -9,6 +9,7 @@
 #include "clients/kdctl/select.h"
 #include "common/error.h"
 #include "common/output.h"
+#include "daemon/jansson.h"
 
 static bool is_empty(const char *line)
 {
@@ -21,11 +22,12 @@ int lines_fail(struct kdctl *k, uint64_t number, const char *what)
 }
 
 // kdctl score's last line, {"summary":{..}}. Items may have a member of that name beside others, or a text in it.
-static bool is_summary(const char *line, size_t n)
+static bool is_summary(const char *line, size_t n, bool *ret_starved)
 {
+	*ret_starved = false;
 	if (strncmp(line, "{\"summary\":", 11) != 0)
 		return false;
-	json_t *j = json_loadb(line, n, 0, NULL);
+	json_t *j = jansson_load(line, n, 0, NULL, ret_starved);
 	bool is = json_object_size(j) == 1 && json_is_object(json_object_get(j, "summary"));
 	json_decref(j);
 	return is;
@@ -40,9 +42,12 @@ static int texts_each(struct kdctl *k, const char *path, text_fn *take, void *ar
 	size_t size = 0;
 	int status = f ? 0 : kdctl_fail(k, "%s: %s", path, strerror(errno));
 	*ret_n = 0;
-	for (ssize_t n; !status && (n = getline(&line, &size, f)) > 0;)
-		if (!is_empty(line) && !is_summary(line, (size_t)n))
-			status = take(arg, (*ret_n)++, line, (size_t)n);
+	for (ssize_t n; !status && (n = getline(&line, &size, f)) > 0;) {
+		bool starved;
+		if (is_empty(line) || is_summary(line, (size_t)n, &starved))
+			continue;
+		status = starved ? kdctl_fail(k, "%s: no memory", path) : take(arg, (*ret_n)++, line, (size_t)n);
+	}
 	if (!status && ferror(f))
 		status = kdctl_fail(k, "%s: %s", path, strerror(errno));
 	free(line);
@@ -57,7 +62,7 @@ static int take_json(void *arg, uint64_t number, const char *line, size_t n)
 {
 	const struct parsing *p = arg;
 	json_error_t error;
-	json_t *j = json_loadb(line, n, JSON_REJECT_DUPLICATES, &error);
+	json_t *j = jansson_load(line, n, JSON_REJECT_DUPLICATES, &error, NULL);
 	int status = json_is_object(j) ? p->take(p->arg, number, j)
 		: kdctl_fail(p->k, "%s: item %" PRIu64 ": a JSON object is expected%s%s", p->path, number + 1,
 			j ? "" : ": ", j ? "" : error.text);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "clients/kdctl/score.h"
+#include "daemon/jansson.h"
 
 static bool to_id(const json_t *v, uint32_t *ret)
 {
@@ -130,7 +131,7 @@ static int read_tokens(struct source *s, const json_t *j)
 static int read_line(struct source *s, const char *line, size_t n)
 {
 	json_error_t why;
-	json_t *j = json_loadb(line, n, JSON_REJECT_DUPLICATES, &why);
+	json_t *j = jansson_load(line, n, JSON_REJECT_DUPLICATES, &why, NULL);
 	if (!j)
 		return source_fail(s, "%s", why.text);
 	int status = read_part(s, j, &s->part);

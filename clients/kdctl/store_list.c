@@ -11,6 +11,7 @@
 #include "common/buffer.h"
 #include "common/error.h"
 #include "common/record_json.h"
+#include "daemon/jansson.h"
 #include "daemon/store/store.h"
 
 struct totals {
@@ -66,7 +67,7 @@ static int print_rows(const struct kdctl *k, const struct record *record, const 
 	int status = 0;
 	json_object_del(j, "tokens");        // their number: here they are listed
 	json_object_del(j, "rows");
-	char *head = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(10));
+	char *head = jansson_dump(j, JSON_COMPACT | JSON_REAL_PRECISION(10));
 	if (head) {
 		buffer_add(&b, head, strlen(head) - 1);      // without its end
 		buffer_text(&b, ",\"tokens\":");

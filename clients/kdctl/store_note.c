@@ -11,6 +11,7 @@
 #include "common/buffer.h"
 #include "common/error.h"
 #include "common/provenance.h"
+#include "daemon/jansson.h"
 
 #define LINE_BYTES 4096                  // a note has at most PROVENANCE_MAX_BYTES, of which few are escaped
 #define METADATA_BYTES (2u << 20)        // thousands of notes; a tree of it stays far below what a record may take
@@ -92,20 +93,28 @@ static int decode(const json_t *j, const char *id, struct provenance *ret, struc
 	return 0;
 }
 
-static json_t *load(const char *text, size_t n, size_t most)
+// *ret: an object, or NULL when the text is none, which is no error here.
+static int load(const char *text, size_t n, size_t most, json_t **ret, struct error *err)
 {
-	json_t *j = n > most ? NULL : json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL);
-	if (json_is_object(j))
-		return j;
-	json_decref(j);
-	return NULL;
+	bool starved = false;
+	json_t *j = n > most ? NULL : jansson_load(text, n, JSON_REJECT_DUPLICATES, NULL, &starved);
+	if (starved)
+		return error_set(err, ERROR_MEMORY, "note", "no memory for it");
+	if (!json_is_object(j)) {
+		json_decref(j);
+		j = NULL;
+	}
+	*ret = j;
+	return 0;
 }
 
 int note_decode_line(const char *text, size_t n, struct provenance *ret, struct error *err)
 {
-	json_t *j = load(text, n, LINE_BYTES);
+	json_t *j = NULL;
+	int r = load(text, n, LINE_BYTES, &j, err);
 	const char *kind = json_string_value(json_object_get(j, "note")), *id = json_string_value(json_object_get(j, "teacher"));
-	int r;
+	if (r)
+		return r;
 	if (!kind || !id || strcmp(kind, "teacher") != 0)
 		r = error_set(err, ERROR_INVALID, "note", "not one about a teacher");
 	else if (!json_object_get(j, "codec"))
@@ -139,14 +148,16 @@ static int decode_list(const json_t *list, struct provenance **ret_notes, size_t
 
 int note_decode_metadata(const char *text, size_t n, struct provenance **ret_notes, size_t *ret_n, struct error *err)
 {
-	json_t *metadata = load(text, n, METADATA_BYTES), *list = NULL;
-	const char *told = json_string_value(json_object_get(metadata, "teachers"));
-	int r = 0;
+	json_t *metadata = NULL, *list = NULL;
 	*ret_notes = NULL;
 	*ret_n = 0;
+	int r = load(text, n, METADATA_BYTES, &metadata, err);
+	const char *told = json_string_value(json_object_get(metadata, "teachers"));
 	if (told)
-		list = load(told, strlen(told), METADATA_BYTES);
-	if (!metadata || (told && !list))
+		r = load(told, strlen(told), METADATA_BYTES, &list, err);
+	if (r)
+		;
+	else if (!metadata || (told && !list))
 		r = error_set(err, ERROR_INVALID, "__metadata__", "it is no JSON, or longer than any of ours");
 	else if (list)
 		r = decode_list(list, ret_notes, ret_n, err);

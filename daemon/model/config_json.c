@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "daemon/jansson.h"
 #include "daemon/model/config.h"
 #include "daemon/model/config_json.h"
 #include "daemon/model/document.h"
@@ -331,7 +332,7 @@ int architecture_to_json(const struct architecture *a, char **ret_json, struct e
 		(json_int_t)a->vocab_size, "tie_word_embeddings", (int)a->tied_head, "bos_token_id", config_token_json(a->bos_id),
 		"eos_token_id", config_token_json(a->eos_id), "torch_dtype", "float32");
 	json_t *own = f->write ? f->write(a) : write_llama(a, f);
-	char *text = o && own && json_object_update(o, own) == 0 ? json_dumps(o, JSON_INDENT(2)) : NULL;
+	char *text = o && own && json_object_update(o, own) == 0 ? jansson_dump(o, JSON_INDENT(2)) : NULL;
 	json_decref(own);
 	json_decref(o);
 	if (!text)

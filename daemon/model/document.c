@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "common/error.h"
-#include "daemon/model/jansson.h"
+#include "daemon/jansson.h"
 
 // Counts depth and values without building anything. Strings are skipped; whether the text is JSON at all is jansson's to say.
 static int look(const char *text, size_t n, const char *name, size_t max_values, struct error *err)

@@ -3,7 +3,7 @@
 // what changes ids stands in tokenizer.json.
 #include <string.h>
 
-#include "daemon/model/jansson.h"
+#include "daemon/jansson.h"
 #include "daemon/model/tokenizer_internal.h"
 
 // "</s>", or {"content":"</s>", ...}. A token that the vocabulary does not have is none.

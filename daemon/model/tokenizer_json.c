@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon/model/jansson.h"
+#include "daemon/jansson.h"
 #include "daemon/model/tokenizer_internal.h"
 
 #define refuse tokenizer_json_refuse

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/jansson.h"
 #include "daemon/model/tokenizer_internal.h"
 
 // A token as files spell it; the caller frees. NULL without memory or when the bytes are no text.
@@ -167,7 +168,7 @@ static json_t *post_processor_to_json(const struct tokenizer *t)
 
 static int dump(json_t *root, size_t flags, char **ret_json, size_t *ret_n, struct error *err)
 {
-	char *text = root ? json_dumps(root, flags) : NULL;
+	char *text = root ? jansson_dump(root, flags) : NULL;
 
 	json_decref(root);
 	if (!text)

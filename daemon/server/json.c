@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "common/error.h"
-#include "daemon/model/jansson.h"
+#include "daemon/jansson.h"
 #include "daemon/server/json_internal.h"
 
 // Depth without building anything: brackets outside strings. Unbalanced text is left to the parser.

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/jansson.h"
 #include "daemon/train/run.h"
 
 #define HISTORY_WHOLE_BYTES (1 << 20)  // up to here every line is read
@@ -69,8 +70,9 @@ static int lines_read(struct history *h)
 			h->next = at + RUN_LINE_MAX;           // a line that no worker writes
 			continue;
 		}
-		json_t *point = json_loadb(line, n, 0, NULL);
-		if (point && history_add(h->points, point))
+		bool starved;
+		json_t *point = jansson_load(line, n, 0, NULL, &starved);
+		if (starved || (point && history_add(h->points, point)))
 			return -ENOMEM;
 	}
 	return 0;
@@ -87,8 +89,9 @@ static int last_read(struct history *h)
 		return 0;
 	const char *begin = memrchr(h->block, '\n', (size_t)n - 1);
 	begin = begin ? begin + 1 : h->block;
-	json_t *point = json_loadb(begin, (size_t)(h->block + n - 1 - begin), 0, NULL);
-	return point ? history_add(h->points, point) : 0;
+	bool starved;
+	json_t *point = jansson_load(begin, (size_t)(h->block + n - 1 - begin), 0, NULL, &starved);
+	return starved ? -ENOMEM : point ? history_add(h->points, point) : 0;
 }
 
 // Every second one until there are few enough, the last one stays.

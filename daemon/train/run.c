@@ -12,6 +12,7 @@
 
 #include "common/error.h"
 #include "daemon/clock.h"
+#include "daemon/jansson.h"
 
 #define RUN_STATUS_MAX_BYTES (1 << 20)
 #define RUN_MAX_PROGRESS_KEYS 64       // a worker has about twenty, and three of each loss
@@ -115,7 +116,7 @@ static void progress_merge(json_t *progress, json_t *from)
 
 bool run_take_progress(struct run *r, const char *line, size_t n)
 {
-	json_t *j = json_loadb(line, n, JSON_REJECT_DUPLICATES, NULL);
+	json_t *j = jansson_load(line, n, JSON_REJECT_DUPLICATES, NULL, NULL);
 	bool taken = json_is_object(j);
 	if (taken)
 		progress_merge(r->progress, j);
@@ -152,7 +153,10 @@ int run_load(const char *root, const char *id, struct run *ret, struct error *er
 		return error_system(err, r, id, "the path of the run is too long");
 	if (stat(path, &st) < 0)
 		return error_system(err, errno, id, "cannot read status.json");
-	json_t *j = st.st_size <= RUN_STATUS_MAX_BYTES ? json_load_file(path, JSON_REJECT_DUPLICATES, NULL) : NULL;
+	bool starved = false;
+	json_t *j = st.st_size <= RUN_STATUS_MAX_BYTES ? jansson_load_file(path, JSON_REJECT_DUPLICATES, NULL, &starved) : NULL;
+	if (starved)
+		return error_set(err, ERROR_MEMORY, id, "no memory for status.json");
 	if (!json_is_object(j) || state_of(j, &ret->state)) {
 		r = error_set(err, ERROR_CORRUPT, id, "status.json is damaged");
 		goto out;
@@ -231,7 +235,7 @@ int run_save(const char *root, const struct run *r, bool durable, struct error *
 {
 	char folder[RUN_PATH_MAX];
 	json_t *j = run_to_json(r);
-	char *text = j ? json_dumps(j, JSON_INDENT(1)) : NULL;
+	char *text = j ? jansson_dump(j, JSON_INDENT(1)) : NULL;
 	json_decref(j);
 	if (!text)
 		return error_set(err, ERROR_MEMORY, r->id, "out of memory");

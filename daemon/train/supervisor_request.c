@@ -13,6 +13,7 @@
 #include "common/error.h"
 #include "common/output.h"
 #include "daemon/clock.h"
+#include "daemon/jansson.h"
 #include "daemon/train/history.h"
 #include "daemon/train/settings.h"
 
@@ -187,7 +188,7 @@ int supervisor_stop(struct supervisor *s, const char *id, struct error *err)
 
 static int text_of(json_t *j, char **ret_json, struct error *err)
 {
-	char *text = j ? json_dumps(j, JSON_COMPACT) : NULL;
+	char *text = j ? jansson_dump(j, JSON_COMPACT) : NULL;
 	json_decref(j);
 	if (!text)
 		return error_set(err, ERROR_MEMORY, NULL, "out of memory");

@@ -13,6 +13,7 @@
 
 #include "common/error.h"
 #include "common/output.h"
+#include "daemon/jansson.h"
 #include "daemon/model/checkpoint.h"
 #include "daemon/model/config.h"
 #include "daemon/model/tokenizer.h"
@@ -43,7 +44,7 @@ static int generation_write(const char *folder, const struct architecture *a, st
 		bad |= json_object_set_new(j, "bos_token_id", json_integer(a->bos_id));
 	if (a->eos_id >= 0)
 		bad |= json_object_set_new(j, "eos_token_id", json_integer(a->eos_id));
-	char *text = bad ? NULL : json_dumps(j, JSON_INDENT(2));
+	char *text = bad ? NULL : jansson_dump(j, JSON_INDENT(2));
 	json_decref(j);
 	int r = text ? text_write(folder, "generation_config.json", text, strlen(text), err)
 		: error_set(err, ERROR_MEMORY, NULL, "out of memory");

@@ -12,7 +12,7 @@
 #include "common/error.h"
 #include "daemon/clock.h"
 #include "daemon/log.h"
-#include "daemon/model/jansson.h"
+#include "daemon/model/document.h"
 
 #define LINK_POLL_MS 200               // how soon a wait notices that it should end
 #define LINK_SILENCE_MS 120000         // a connection that says nothing for this long while we wait is taken for dead
@@ -138,12 +138,11 @@ static int teacher_choose(struct link *l, struct error *err)
 {
 	char *body = NULL, id[CONTENT_ID_HEX];
 	size_t n = 0;
+	json_t *model = NULL;
 	int r = get_once(l, "/v1/model", &body, &n, err);
-	if (r)
-		return r;
-	json_t *model = jansson_load(body, n, JSON_REJECT_DUPLICATES, NULL, NULL);
+	r = r ? r : document_parse(body, n, "/v1/model", LINK_MODEL_VALUES, &model, err);
 	free(body);
-	r = teacher_find(model, l->teacher_name, id, err);
+	r = r ? r : teacher_find(model, l->teacher_name, id, err);
 	json_decref(model);
 	if (r == 0 && l->teacher_id && strcasecmp(l->teacher_id, id) != 0)
 		r = error_set(err, ERROR_CONFLICT, "teacher-id", "the server's \"%.80s\" is %s", l->teacher_name, id);
@@ -156,10 +155,9 @@ static int objective_check(struct link *l, const char *id, struct error *err)
 	char *body = NULL;
 	size_t n = 0, i;
 	const json_t *one;
+	json_t *model = NULL;
 	int r = get_once(l, "/v1/model", &body, &n, err);
-	if (r)
-		return r;
-	json_t *model = jansson_load(body, n, JSON_REJECT_DUPLICATES, NULL, NULL);
+	r = r ? r : document_parse(body, n, "/v1/model", LINK_MODEL_VALUES, &model, err);
 	free(body);
 	json_array_foreach(json_object_get(model, "teachers"), i, one) {
 		const char *its_id = json_string_value(json_object_get(one, "id")),

@@ -13,6 +13,8 @@
 
 struct error;
 
+#define LINK_MODEL_VALUES 65536        // of a server's /v1/model: some hundred teachers
+
 struct link {
 	const char *address, *token;           // the owner's
 	const char *ca, *server_name;          // likewise; of an address with tls, as in struct kd_options

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "daemon/jansson.h"
 
 struct progress {
 	int fd, metrics_fd;
@@ -167,7 +168,7 @@ int progress_say(struct progress *p, const struct progress_report *r)
 {
 	int result = 0;
 	json_t *j = report_to_json(r);
-	char *text = j ? json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
+	char *text = j ? jansson_dump(j, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
 	size_t n = text ? strlen(text) : 0;
 	json_decref(j);
 	if (text) {                    // out of memory: a line less

@@ -15,6 +15,7 @@
 
 #include "common/crc32c.h"
 #include "common/output.h"
+#include "daemon/jansson.h"
 #include "daemon/model/checkpoint.h"
 #include "daemon/model/safetensors.h"
 #include "daemon/model/weights.h"
@@ -66,7 +67,7 @@ static int file_checksum(const char *path, uint64_t *ret_bytes, uint32_t *ret_cr
 // The checksum of state.json's own content, which is taken without the member that holds it.
 static int json_checksum(const json_t *j, uint32_t *ret_crc)
 {
-	char *text = json_dumps(j, JSON_COMPACT | JSON_SORT_KEYS);
+	char *text = jansson_dump(j, JSON_COMPACT | JSON_SORT_KEYS);
 	if (!text)
 		return -ENOMEM;
 	*ret_crc = crc32c(0, text, strlen(text));
@@ -149,7 +150,7 @@ static int state_save(const char *folder, json_t *j, struct error *err)
 	int r = json_checksum(j, &crc);
 	char *text = NULL;
 	if (r == 0 && json_object_set_new(j, "crc32c", json_integer(crc)) == 0)
-		text = json_dumps(j, JSON_INDENT(1) | JSON_SORT_KEYS);
+		text = jansson_dump(j, JSON_INDENT(1) | JSON_SORT_KEYS);
 	if (!text || path_join(path, folder, "state.json"))
 		r = error_set(err, ERROR_MEMORY, NULL, "out of memory");
 	else
@@ -260,6 +261,11 @@ static int corrupt(struct error *err, const char *folder, const char *what)
 	return error_set(err, ERROR_CORRUPT, NULL, "checkpoint %s: %s", folder, what);
 }
 
+static int no_memory(struct error *err, const char *folder)
+{
+	return error_set(err, ERROR_MEMORY, NULL, "no memory to read checkpoint %s", folder);
+}
+
 static int state_read(const char *folder, struct snapshot_state *ret_state, json_t **ret_json, struct error *err)
 {
 	char path[PATH_MAX];
@@ -268,9 +274,17 @@ static int state_read(const char *folder, struct snapshot_state *ret_state, json
 	uint32_t crc;
 	if (path_join(path, folder, "state.json") || stat(path, &st) < 0 || st.st_size > SNAPSHOT_STATE_MAX)
 		return corrupt(err, folder, "state.json is missing or too large");
-	json_t *j = json_load_file(path, JSON_REJECT_DUPLICATES, NULL);
-	bool good = snapshot_integer(j, "crc32c", &said) && json_object_del(j, "crc32c") == 0 && json_checksum(j, &crc) == 0 && crc == said;
-	if (!good || !snapshot_state_decode(j, ret_state)) {
+	bool starved;
+	json_t *j = jansson_load_file(path, JSON_REJECT_DUPLICATES, NULL, &starved);
+	if (starved)
+		return no_memory(err, folder);
+	bool told = snapshot_integer(j, "crc32c", &said) && json_object_del(j, "crc32c") == 0;
+	int r = told ? json_checksum(j, &crc) : 0;
+	if (r) {
+		json_decref(j);
+		return no_memory(err, folder);
+	}
+	if (!told || crc != said || !snapshot_state_decode(j, ret_state)) {
 		json_decref(j);
 		return corrupt(err, folder, "state.json is damaged");
 	}
@@ -282,10 +296,14 @@ static int file_verify(const char *folder, const json_t *files, const char *name
 {
 	char path[PATH_MAX], what[96];
 	const json_t *said = json_object_get(files, name);
-	uint64_t bytes, bytes_said, crc_said;
-	uint32_t crc;
-	if (snapshot_integer(said, "bytes", &bytes_said) && snapshot_integer(said, "crc32c", &crc_said) &&
-	    file_path(path, folder, name, suffix) == 0 && file_checksum(path, &bytes, &crc) == 0 && bytes == bytes_said && crc == crc_said)
+	uint64_t bytes = 0, bytes_said, crc_said;
+	uint32_t crc = 0;
+	bool told = snapshot_integer(said, "bytes", &bytes_said) && snapshot_integer(said, "crc32c", &crc_said) &&
+		file_path(path, folder, name, suffix) == 0;
+	int r = told ? file_checksum(path, &bytes, &crc) : -EBADMSG;
+	if (r == -ENOMEM)
+		return no_memory(err, folder);
+	if (r == 0 && bytes == bytes_said && crc == crc_said)
 		return 0;
 	snprintf(what, sizeof what, "%s.%s is missing or damaged", name, suffix);
 	return corrupt(err, folder, what);
@@ -383,13 +401,17 @@ int snapshot_load(const char *directory, struct snapshot_arrays *arrays, struct 
 	if (n < 0)
 		return n == -ENOENT ? n : error_system(err, n, NULL, "cannot read %s", directory);
 	for (int i = n - 1; i >= 0; i--) {
-		if (r)
+		if (r && r != -ENOMEM)         // which another time may not be lacking; who is passed over is removed
 			r = path_join(folder, directory, names[i]->d_name) ? -ENAMETOOLONG
 				: one_load(folder, arrays, ret_state, ret_skipped);
 		free(names[i]);
 	}
 	free(names);
-	return r && n ? error_set(err, ERROR_CORRUPT, NULL, "no checkpoint in %s can be used: %s", directory, ret_skipped->message) : r;
+	if (r == -ENOMEM)
+		*err = *ret_skipped;
+	else if (r && n)
+		return error_set(err, ERROR_CORRUPT, NULL, "no checkpoint in %s can be used: %s", directory, ret_skipped->message);
+	return r;
 }
 
 int snapshot_peek(const char *directory, struct snapshot_state *ret_state, char **ret_settings, struct error *err)
@@ -398,10 +420,17 @@ int snapshot_peek(const char *directory, struct snapshot_state *ret_state, char 
 	struct dirent **names;
 	int n = names_list(directory, is_snapshot, &names), r = -ENOENT;
 	*ret_settings = NULL;
+	if (n < 0 && n != -ENOENT)
+		return error_system(err, n, NULL, "cannot read %s", directory);
 	for (int i = n - 1; i >= 0; i--) {
 		json_t *j = NULL;
-		if (r && path_join(folder, directory, names[i]->d_name) == 0 &&
-			state_read(folder, ret_state, &j, &(struct error){0}) == 0) {
+		struct error why = {0};
+		int k = r && r != -ENOMEM && path_join(folder, directory, names[i]->d_name) == 0 ? state_read(folder, ret_state, &j, &why)
+			: -EALREADY;
+		if (k == -ENOMEM) {
+			*err = why;
+			r = k;
+		} else if (k == 0) {
 			*ret_settings = snapshot_settings_decode(json_object_get(j, "settings"));
 			r = *ret_settings ? 0 : corrupt(err, folder, "it does not say which settings it is of");
 			json_decref(j);

@@ -9,7 +9,7 @@
 #include "common/error.h"
 #include "common/record.h"
 #include "daemon/log.h"
-#include "daemon/model/jansson.h"
+#include "daemon/model/document.h"
 #include "daemon/store/store.h"
 #include "daemon/worker/link.h"
 #include "daemon/worker/source.h"
@@ -182,10 +182,11 @@ static int info_fill(struct source_server *s, struct error *err)
 	char *body = NULL;
 	size_t n = 0;
 	int r = link_get(&s->link, "/v1/model", &body, &n, err);
+	json_t *model = NULL;
+	r = r ? r : document_parse(body, n, "/v1/model", LINK_MODEL_VALUES, &model, err);
+	free(body);
 	if (r)
 		return r;
-	json_t *model = jansson_load(body, n, JSON_REJECT_DUPLICATES, NULL, NULL);
-	free(body);
 	*info = (struct answers_info){.teacher = s->link.teacher, .vocab_size = s->link.server.vocab_size,
 				      .max_tokens = s->link.server.max_tokens, .max_top_k = s->link.server.max_top_k,
 				      .max_gather = s->link.server.max_gather, .max_draws = s->link.server.max_draws,

@@ -292,13 +292,20 @@ class Programs(unittest.TestCase):
                 self.assertGreaterEqual(done.stderr.count("\n"), 1, done.stderr)
         return done, seen
 
-    def loop(self, make, good=(0,)):
+    def loop(self, make, good=(0,), exact=False):
+        """`exact`: the output is always the same, and a failure is called a lack of memory."""
         control = Control(self.path("control"))
-        done, n = self.run_one(control, 1 << 60, make, good)
-        self.assertIn(done.returncode, good, done.stderr)
+        reference, n = self.run_one(control, 1 << 60, make, good)
+        self.assertIn(reference.returncode, good, reference.stderr)
         numbers, failed = chosen(n), 0
         for i in numbers:
-            failed += self.run_one(control, i, make, good)[0].returncode not in good
+            done, _ = self.run_one(control, i, make, good)
+            failed += done.returncode not in good
+            with self.subTest(failing=i):
+                if exact and done.returncode in good:
+                    self.assertEqual(done.stdout, reference.stdout)
+                elif exact:
+                    self.assertRegex(done.stderr.lower(), "memory")
         print("%s: %d allocations, %d made to fail, %d of them fatal" % (self.id().rsplit(".", 1)[1], n, len(numbers), failed), file=sys.stderr)
         self.assertGreater(n, 1)
 
@@ -337,6 +344,19 @@ class Programs(unittest.TestCase):
         for command in (["ls"], ["verify"], ["stat"], ["cat"]):
             with self.subTest(command=command):
                 self.loop(lambda: [KDCTL, "store", *command, self.store])
+
+    def test_kdctl_selects(self):
+        def write(name, lines):
+            with open(self.path(name), "w") as f:
+                f.writelines(json.dumps(line) + "\n" for line in lines)
+            return self.path(name)
+
+        def scores(name, salt):
+            return write(name, [*({"id": "%064x" % i, "tokens": [1, 2, 3], "spans": [-(i * salt % 7) - 0.123456789012345]} for i in range(5)),
+                {"summary": {"items": 5}}])
+        items = write("items", [{"text": "item %d" % i} for i in range(5)])
+        mine, its = scores("mine", 3), scores("its", 5)
+        self.loop(lambda: [KDCTL, "--json", "select", "difference", "--reference", its, "--count", "2", "--items", items, mine], exact=True)
 
     def test_kdctl_asks_a_server(self):
         server = ["--server", "unix:" + self.daemon.socket_path]

@@ -104,6 +104,18 @@ static struct snapshot_state state_of(uint64_t step)
 	return s;
 }
 
+static unsigned n_left;          // allocations that succeed and the one that does not; 0 = all succeed
+static bool starved;
+
+void *__wrap_malloc(size_t n);
+void *__real_malloc(size_t n);
+
+void *__wrap_malloc(size_t n)
+{
+	starved |= n_left == 1;
+	return n_left && --n_left == 0 ? NULL : __real_malloc(n);
+}
+
 static void save(struct fixture *f, uint64_t step, uint32_t keep)
 {
 	struct snapshot_state s = state_of(step);
@@ -363,6 +375,36 @@ static void what_would_change_the_run_is_named(void **state)
 	}
 }
 
+// Who is passed over is removed: a lack of memory must not be taken for damage.
+static void without_memory_no_checkpoint_is_passed_over(void **state)
+{
+	struct fixture *f = *state;
+	struct snapshot_state s;
+	struct error skipped, err = {0};
+	char *settings;
+	unsigned n = 1;
+	save(f, 1, 2);
+	save(f, 2, 2);
+	for (starved = true; starved; n++) {
+		starved = false;
+		n_left = n;
+		int r = snapshot_load(f->directory, &f->arrays, &s, &skipped, &err);
+		n_left = 0;
+		if (r ? err.code != ERROR_MEMORY : s.step != 2)
+			fail_msg("allocation %u: %s", n, skipped.message);
+	}
+	assert_true(n > 20);
+	for (n = 1, starved = true; starved; n++) {
+		starved = false;
+		n_left = n;
+		int r = snapshot_peek(f->directory, &s, &settings, &err);
+		n_left = 0;
+		assert_true(r == 0 || r == -EBADMSG || err.code == ERROR_MEMORY);
+		assert_int_equal(r ? 2 : s.step, 2);
+		free(settings);
+	}
+}
+
 int main(void)
 {
 	static const struct CMUnitTest tests[] = {
@@ -376,6 +418,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(one_behind_the_step_that_is_saved_is_not_kept_for_it, setup, teardown),
 		cmocka_unit_test_setup_teardown(killed_while_one_is_replaced_there_is_one_that_loads, setup, teardown),
 		cmocka_unit_test_setup_teardown(all_damaged_is_an_error_not_a_fresh_start, setup, teardown),
+		cmocka_unit_test_setup_teardown(without_memory_no_checkpoint_is_passed_over, setup, teardown),
 		cmocka_unit_test(what_would_change_the_run_is_named),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
