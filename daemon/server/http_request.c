@@ -4,6 +4,7 @@
 // the reply away; and what takes long is done at the desk (desk.h), whose the exchange, the body and the reply are then; items that
 // come back meanwhile wait for it.
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -217,10 +218,8 @@ static enum MHD_Result queue_response(struct http_request *q, int status, struct
 
 static enum MHD_Result send_reply(struct http_request *q)
 {
-	struct buffer *b = &q->reply.body;
-	struct MHD_Response *response =
-		MHD_create_response_from_buffer(b->n, b->data, MHD_RESPMEM_PERSISTENT);    // lives until http_request_end
-	return queue_response(q, q->reply.status, response);
+	struct buffer *b = &q->reply.body;      // lives until http_request_end
+	return queue_response(q, q->reply.status, MHD_create_response_from_buffer(b->n, b->data, MHD_RESPMEM_PERSISTENT));
 }
 
 // ---- exchanges
@@ -410,9 +409,8 @@ static void check_headers(struct http_request *q, const char *path, const char *
 	q->must_close = chunked;
 	if (!let_in(q, path, method, n_body, chunked))
 		return;
-	if (q->escaped)
+	if (q->escaped) {
 		error_set(&err, ERROR_INVALID, "path", "no resource has an escape in its path");
-	if (err.code) {
 		refuse(q, 0, &err);
 	} else if (!control_check(method, path, &q->reply)) {
 		q->refused = true;
@@ -434,8 +432,7 @@ static void take_body(struct http_request *q, const char *data, size_t n)
 	if (q->refused)
 		return;
 	if (n > q->max_json - q->body.n) {
-		error_set(&err, ERROR_TOO_LARGE, "body", "more than %llu bytes: use the binary protocol",
-			  (unsigned long long)q->max_json);
+		error_set(&err, ERROR_TOO_LARGE, "body", "more than %" PRIu64 " bytes: use the binary protocol", q->max_json);
 		q->must_close = true;    // chunked: nothing says where it would end
 	} else {
 		buffer_add(&q->body, data, n);
@@ -477,8 +474,7 @@ enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const
 				    const char *data, size_t *n_data, void **context)
 {
 	struct http_request *q = *context;
-	(void)arg;
-	(void)mhd;
+	(void)arg, (void)mhd;
 	if (!q)
 		return MHD_NO;    // there was no memory for it
 	switch (q->state) {

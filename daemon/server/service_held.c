@@ -14,7 +14,12 @@ static uint64_t counted(uint64_t n_bytes)
 
 int service_hold(struct service *s, uint64_t *held, uint64_t n_bytes, struct error *err)
 {
-	uint64_t was = counted(*held), is = counted(n_bytes), limit = is > was ? service_doors(s).door_bytes : UINT64_MAX;
+	uint64_t was = counted(*held), is = counted(n_bytes);
+	if (was == is) {
+		*held = n_bytes;
+		return 0;
+	}
+	uint64_t limit = is > was ? service_doors(s).door_bytes : UINT64_MAX;
 	uint_fast64_t all = atomic_load(&s->held_bytes);
 	do {
 		uint64_t others = all - was;
