@@ -406,6 +406,26 @@ class Refused(Reloaded):
         self.assertEqual(d.metrics()["kd_settings_restart_needed"], 0)
         self.assertIn("SIGHUP: max-spans: 7 -> 1024", d.log())
 
+    def test_every_other_setting_is_named_and_none_of_them_changes(self):
+        """But for those on the command line here, which a file does not change at all."""
+        with open(os.path.join(os.environ.get("top_srcdir", "."), "daemon/options.def")) as f:
+            rows = set(re.findall(r'^OPTION\(\w+, "([a-z-]+)"', f.read(), re.M)) - {"teacher", "device", "threads", "http", "socket"}
+        self.assertFalse(rows & reloadable())
+        other = {"numeric": "int8", "gpu-memory": "0.5", "memory": "8G", "stream-directory": self.directory, "allow-remote": "yes",
+                 "store": os.path.join(self.directory, "store"), "store-shard": "2M", "store-compression": "zstd",
+                 "runs": os.path.join(self.directory, "runs"), "worker": kdserved.PROGRAM}
+        other.update({name: "17" for name in rows if name.startswith(("max-", "batch-", "cache-", "generate-"))})
+        self.assertEqual(set(other) | {"canary-reference"}, rows)
+        d = self.start()
+        before = d.get("/v1/model")
+        self.change("".join("%s = %s\n" % row for row in other.items()))
+        self.assertEqual(set(self.settings()["restart_needed"]), set(other))
+        self.assertEqual(d.get("/v1/model"), before)
+        self.assertEqual(d.post("/v1/score", {"sequences": [{"tokens": [7] * 100}], "top_k": 100})[0], 200)
+        self.assertEqual(sorted(os.listdir(self.directory)), ["kd.sock", "kdserved.conf", "model"])
+        self.change("canary-reference = yes\n")
+        self.assertEqual(self.settings()["restart_needed"], ["canary-reference"])
+
     def test_the_environment_and_the_command_line_still_win(self):
         d = self.start("--max-spans", "5", KDSERVED_MAX_SEQUENCES="6")
         self.change("max-spans = 50\nmax-sequences = 60\n")
