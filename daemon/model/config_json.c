@@ -166,13 +166,28 @@ int config_read_theta(const json_t *o, double default_theta, struct architecture
 	return r == -ENOENT ? 0 : r;
 }
 
+// The length may stand outside of the scaling too, where transformers 5 looks first and transformers 4 never.
+static int read_original_context(const json_t *o, const json_t *scaling, struct architecture *a, struct error *err)
+{
+	static const char key[] = "original_max_position_embeddings";
+	if (a->rope_scaling != ROPE_SCALING_LLAMA3 || !config_has(o, key))
+		return 0;
+	if (config_has(scaling, key) && !json_equal(json_object_get(o, key), json_object_get(scaling, key)))
+		return CONFIG_REFUSE(key, "%s is there twice, with two values", key);
+	return config_read_size(o, key, 0, &a->rope_original_context, err);
+}
+
 // Old files: "rope_theta" beside "rope_scaling": {"type" or "rope_type": ...}; new ones: all of it in "rope_parameters". As in
 // transformers, rope_scaling goes first where both are there.
 int config_read_rope(const json_t *o, double default_theta, struct architecture *a, struct error *err)
 {
 	int r = config_read_theta(o, default_theta, a, err);
 	const char *key = config_has(o, "rope_scaling") ? "rope_scaling" : "rope_parameters";
-	return r < 0 || !config_has(o, key) ? r : config_read_rope_object(json_object_get(o, key), a, err);
+	const json_t *scaling = json_object_get(o, key);
+	if (r < 0 || !config_has(o, key))
+		return r;
+	r = config_read_rope_object(scaling, a, err);
+	return r < 0 ? r : read_original_context(o, scaling, a, err);
 }
 
 int config_read_rope_object(const json_t *scaling, struct architecture *a, struct error *err)

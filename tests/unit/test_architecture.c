@@ -179,6 +179,12 @@ static void rope_scaling_is_read_in_old_and_new_form(void **state)
 	assert_int_equal(a.rope_scaling, ROPE_SCALING_LLAMA3);
 	assert_true(a.rope_factor == 32 && a.rope_low_frequency_factor == 1 && a.rope_high_frequency_factor == 4);
 	assert_int_equal(a.rope_original_context, 8192);
+#define LLAMA3 "\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0"
+	assert_int_equal(parsed(LLAMA ",\"rope_scaling\":{" LLAMA3 "}}").rope_original_context, 512);      // the context
+	a = parsed(LLAMA ",\"original_max_position_embeddings\":64,\"rope_scaling\":{" LLAMA3 "}}");
+	assert_int_equal(a.rope_original_context, 64);
+	refused(LLAMA ",\"original_max_position_embeddings\":64,\"rope_scaling\":{" LLAMA3 ",\"original_max_position_embeddings\":32}}",
+		-EOPNOTSUPP, "original_max_position_embeddings is there twice, with two values");
 	a = parsed(LLAMA ",\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4.0,\"rope_theta\":1234.0}}");
 	assert_true(a.rope_theta == 1234 && a.rope_factor == 4 && a.rope_scaling == ROPE_SCALING_LINEAR);
 	a = parsed(LLAMA ",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":7.0}}");
