@@ -96,7 +96,8 @@ static int parse(struct kdctl *k, int argc, char **argv, struct plan_options *o)
 		{"generate", required_argument, NULL, 'g'}, {"sequences", required_argument, NULL, 'n'},
 		{"student", required_argument, NULL, 's'}, {"epochs", required_argument, NULL, 'e'},
 		{"memory", required_argument, NULL, 'M'}, {"disk", required_argument, NULL, 'd'},
-		{"products", required_argument, NULL, 'p'}, {"train-flops", required_argument, NULL, 'F'}, {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
+		{"products", required_argument, NULL, 'p'}, {"train-flops", required_argument, NULL, 'F'},
+		{"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {0}};
 	int status = 0;
 	optind = 0;
 	for (int c; !status && (c = getopt_long(argc, argv, ":", options, NULL)) != -1;) {

@@ -212,8 +212,8 @@ static int compare_rows(const struct model_file *m, const char *name, const char
 	return r;
 }
 
-// A tensor that is there twice must be the same twice: which of two is meant is not for us to say (transformers 4 takes the first, 5 the
-// second).
+// A tensor that is there twice must be the same twice: which of two is meant is not for us to say (transformers 4 takes the first,
+// transformers 5 the second).
 static int check_copy(const struct model_file *m, const char *name, const char *copy, struct error *err)
 {
 	struct tensor t, u;

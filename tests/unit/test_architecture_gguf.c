@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// GGUF metadata to an architecture: what is read, what llama.cpp fills in where a key lacks, what is refused as it would change a number.
+// GGUF metadata to an architecture: what is read, what llama.cpp fills in where a key lacks, what is refused.
 #include <errno.h>
 #include <math.h>
 #include <setjmp.h>
