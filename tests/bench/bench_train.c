@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Training speed of the worker's student without a server: answers are made up, since speed does not depend on values here. Prints one
 // CSV row: bench_train [DEVICE [THREADS [STEPS [RECOMPUTE [LOSS [PRECISION [LENGTH [LAYERS [WIDTH]]]]]]]]]. RECOMPUTE: gradient
-// checkpointing, the input of every so many layers kept; LOSS: ce, kd, or both as one objective; PRECISION: auto, f32, bf16. Tokens for each
-// second of processor time of all threads are what other programs on the machine disturb least.
+// checkpointing, the input of every so many layers kept; LOSS: ce, kd, or both as one objective; PRECISION: auto, f32, bf16. Tokens for
+// each second of processor time of all threads are what other programs on the machine disturb least.
 // The student, unless said: 8 layers, width 384, feed-forward 1024, 49152 tokens, tied head (33.0 million parameters); sequences of 512
 // tokens, as many as make 2048 a step; top-k 64.
 #include <errno.h>
