@@ -62,6 +62,7 @@ static const struct CMUnitTest tests[] = {
 	OP(attention_of_whole_sequences_matches_ref),
 	OP(attention_backward_of_whole_sequences_matches_ref),
 	OP(sweep_matches_ref),
+	OP(sweep_sums_equal_logits),
 	OP(sweep_takes_rows_that_begin_anywhere),
 	OP(sweeps_overlap),
 	OP(sweep_breaks_ties_by_lower_id),

@@ -104,6 +104,24 @@ void sweep_matches_ref(void **state)
 	compare_sweep(p, twin_random(p, 49152, 5), 1, 49152, 49152);
 }
 
+// One logit and, at depths below it, thousands of equal ones: where errors of an exponential do not cancel. Logits are shifted to make their
+// lse 0 at temperature 1.
+void sweep_sums_equal_logits(void **state)
+{
+	struct pair *p = *state;
+	enum { ROWS = 48, V = 49152 };
+	float *values = calloc((size_t)ROWS * V, sizeof *values);
+	pair_reset(p, 1);
+	assert_non_null(values);
+	for (uint32_t i = 0; i < ROWS; i++) {
+		double depth = 0.347 * i, lse = log1p((V - 1) * exp(-depth));
+		for (uint32_t j = 0; j < V; j++)
+			values[(size_t)i * V + j] = (float)(j == 1000 * i ? -lse : -lse - depth);
+	}
+	compare_sweep(p, twin_values(p, values, (size_t)ROWS * V), ROWS, V, 64);
+	free(values);
+}
+
 // Columns that were picked lie behind rows of any length.
 void sweep_takes_rows_that_begin_anywhere(void **state)
 {
