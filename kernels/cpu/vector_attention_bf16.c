@@ -95,19 +95,6 @@ static void transpose(__m512i x[LANES])
 	}
 }
 
-// 2^x for x <= 0: polynomial on -1/2..1/2, good to 3e-7; 0 below -150, NaN for NaN.
-INLINE vf exp2_negative(vf x)
-{
-	vf y = vf_max(vf_set(-200), x), n = (vf)_mm512_roundscale_ps((__m512)y, 0), f = y - n, p = vf_set(1.3399973e-3f);
-
-	p = p * f + 9.6184373e-3f;
-	p = p * f + 5.5503324e-2f;
-	p = p * f + 2.4022648e-1f;
-	p = p * f + 6.9314720e-1f;
-	p = p * f + 1.0f;
-	return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
-}
-
 // A panel: lane i is the query of row `lane + i` / n_group of the unit and sees keys from[i]..end[i]-1.
 struct panel {
 	uint32_t *q;                     // (pairs, PANEL)
@@ -263,10 +250,10 @@ static void softmax_step(const struct panel *p, uint32_t *t, const float *s, siz
 			m1 = vf_max(m1, vf_load(s + (j + 1) * PANEL));
 		}
 		m = vf_max(m, m1);
-		vf rescale = exp2_negative((old - m) * unit), sum = vf_load(p->sum + half) * rescale;
+		vf rescale = vf_exp2_negative((old - m) * unit), sum = vf_load(p->sum + half) * rescale;
 		for (size_t j = 0; j < n_keys; j += 2) {
-			vf p0 = exp2_negative((vf_load(s + j * PANEL) - m) * unit);
-			vf p1 = exp2_negative((vf_load(s + (j + 1) * PANEL) - m) * unit);
+			vf p0 = vf_exp2_negative((vf_load(s + j * PANEL) - m) * unit);
+			vf p1 = vf_exp2_negative((vf_load(s + (j + 1) * PANEL) - m) * unit);
 			_mm512_store_si512(t + j / 2 * PANEL, pair_two(p0, p1));
 			sum = sum + p0 + p1;
 		}

@@ -44,59 +44,56 @@ bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_ma
 	return vf_sum((bad[0] + bad[1]) + (bad[2] + bad[3])) == 0;
 }
 
-// Chunks of at most CHUNK elements; lanes past the end have z = -infinity, so they add nothing.
-INLINE vf load_z(const float *x, size_t n, vf max, vf inverse)
+// (x - max) unit; lanes past the end have x = -infinity, so they add nothing.
+INLINE vf load_z(const float *x, size_t n, vf max, vf unit)
 {
 	if (n >= LANES)
-		return (vf_load(x) - max) * inverse;
+		return (vf_load(x) - max) * unit;
 	vf v = vf_set(-INFINITY);
 	memcpy(&v, x, n * sizeof(float));
-	return (v - max) * inverse;
+	return (v - max) * unit;
 }
 
-static double exp_sum_plain(const float *x, size_t n, vf max, vf inverse)
+// product may be NULL. What is left out of the sum below -126 is nothing beside the largest term, 1.
+INLINE void add_exp2(vf z, vf *sum, vf *product)
 {
-	double total = 0;
+	if (product)
+		z = vf_max(vf_set(-126), z);    // finite, and e is no denormal
+	vf e = vf_exp2_negative(z);
+	*sum += e;
+	if (product)
+		*product += z * e;
+}
+
+// Sums of 2^z and, when weigh, of z 2^z, with z = (x - max) unit. Either is the same whether the other is asked.
+INLINE double exp2_sum(const float *x, size_t n, vf max, vf unit, const bool weigh, double *ret_weighted)
+{
+	double total = 0, weighted = 0;
 
 	for (size_t i = 0; i < n; i += CHUNK) {
 		size_t end = n - i < CHUNK ? n - i : CHUNK, j = 0;
-		vf sum[4] = {0};
+		vf sum[4] = {0}, product[4] = {0};
 		for (; j + 4 * LANES <= end; j += 4 * LANES)
 			UNROLL for (size_t k = 0; k < 4; k++)
-				sum[k] += vf_exp_negative((vf_load(x + i + j + k * LANES) - max) * inverse);
+				add_exp2((vf_load(x + i + j + k * LANES) - max) * unit, &sum[k], weigh ? &product[k] : NULL);
 		for (; j < end; j += LANES)
-			sum[0] += vf_exp_negative(load_z(x + i + j, end - j, max, inverse));
+			add_exp2(load_z(x + i + j, end - j, max, unit), &sum[0], weigh ? &product[0] : NULL);
 		total += (double)vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
+		weighted += (double)vf_sum((product[0] + product[1]) + (product[2] + product[3]));
 	}
+	*ret_weighted = weighted;
 	return total;
 }
 
 double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted)
 {
-	vf m = vf_set(max), inverse = vf_set(1 / temperature), low = vf_set(-100.0f);
-	double total = 0, weighted = 0;
+	vf m = vf_set(max), unit = vf_set((float)(M_LOG2E / (double)temperature));
+	double weighted;
 
 	if (!ret_weighted)
-		return exp_sum_plain(x, n, m, inverse);
-	// The same sums in the same order as above: what a row says does not depend on whether its entropy is asked too.
-	for (size_t i = 0; i < n; i += CHUNK) {
-		size_t end = n - i < CHUNK ? n - i : CHUNK, j = 0;
-		vf sum[4] = {0}, product[4] = {0};
-		for (; j + 4 * LANES <= end; j += 4 * LANES)
-			UNROLL for (size_t k = 0; k < 4; k++) {
-				vf z = (vf_load(x + i + j + k * LANES) - m) * inverse, e = vf_exp_negative(z);
-				sum[k] += e;
-				product[k] += vf_max(low, z) * e;
-			}
-		for (; j < end; j += LANES) {
-			vf z = load_z(x + i + j, end - j, m, inverse), e = vf_exp_negative(z);
-			sum[0] += e;
-			product[0] += vf_max(low, z) * e;    // e is 0 below -88, where z may be infinite
-		}
-		total += (double)vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3]));
-		weighted += (double)vf_sum((product[0] + product[1]) + (product[2] + product[3]));
-	}
-	*ret_weighted = weighted;
+		return exp2_sum(x, n, m, unit, false, &weighted);
+	double total = exp2_sum(x, n, m, unit, true, &weighted);
+	*ret_weighted = weighted * M_LN2;
 	return total;
 }
 

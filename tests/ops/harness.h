@@ -100,6 +100,7 @@ void attention_of_whole_sequences_matches_ref(void **state);
 void attention_backward_of_whole_sequences_matches_ref(void **state);
 void sweep_matches_ref(void **state);
 void sweep_sums_equal_logits(void **state);
+void sweep_answers_whatever_else_is_asked(void **state);
 void sweep_takes_rows_that_begin_anywhere(void **state);
 void sweeps_overlap(void **state);
 void sweep_breaks_ties_by_lower_id(void **state);

@@ -63,6 +63,7 @@ static const struct CMUnitTest tests[] = {
 	OP(attention_backward_of_whole_sequences_matches_ref),
 	OP(sweep_matches_ref),
 	OP(sweep_sums_equal_logits),
+	OP(sweep_answers_whatever_else_is_asked),
 	OP(sweep_takes_rows_that_begin_anywhere),
 	OP(sweeps_overlap),
 	OP(sweep_breaks_ties_by_lower_id),

@@ -122,6 +122,32 @@ void sweep_sums_equal_logits(void **state)
 	free(values);
 }
 
+// To the bit, also where logits are too far below the largest to count.
+void sweep_answers_whatever_else_is_asked(void **state)
+{
+	struct pair *p = *state;
+	enum { ROWS = 3, V = 5003 };
+	for (uint32_t scale = 1; scale < 200; scale *= 5) {
+		pair_reset(p, scale);
+		struct twin logits = twin_random(p, ROWS * V, (float)scale);
+		struct answers all;
+		answers_init(&all, ROWS, 64, V);
+		p->be->ops->sweep(p->be, logits.be, ROWS, V, all.rows);
+		for (uint32_t t = 0; t <= N_TEMPERATURES; t++) {
+			double lse[ROWS];
+			struct sweep_row rows[ROWS];
+			for (uint32_t i = 0; i < ROWS; i++)
+				rows[i] = t < N_TEMPERATURES ? (struct sweep_row){.n_temperatures = 1, .temperatures = &temperatures[t],
+										  .lse = &lse[i]} : (struct sweep_row){.want_entropy = true};
+			p->be->ops->sweep(p->be, logits.be, ROWS, V, rows);
+			for (uint32_t i = 0; i < ROWS; i++)
+				assert_true(t < N_TEMPERATURES ? lse[i] == all.lse[i * N_TEMPERATURES + t] :
+					    rows[i].entropy == all.rows[i].entropy);
+		}
+		answers_done(&all);
+	}
+}
+
 // Columns that were picked lie behind rows of any length.
 void sweep_takes_rows_that_begin_anywhere(void **state)
 {
