@@ -159,6 +159,24 @@ INLINE vf vf_max(vf a, vf b)
 #endif
 }
 
+// Bit i: lane i of x is at least that of bound.
+INLINE uint32_t vf_at_least(vf x, vf bound)
+{
+#if defined(__AVX512F__)
+	return _mm512_cmp_ps_mask((__m512)x, (__m512)bound, _CMP_GE_OQ);
+#elif defined(__AVX2__)
+	return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)bound, _CMP_GE_OQ));
+#elif defined(__SSE2__)
+	return (uint32_t)_mm_movemask_ps(_mm_cmpge_ps((__m128)x, (__m128)bound));
+#else
+	uint32_t bits = 0;
+
+	for (int i = 0; i < LANES; i++)
+		bits |= (uint32_t)(x[i] >= bound[i]) << i;
+	return bits;
+#endif
+}
+
 // Nearest integer, as integers.
 INLINE vi vf_round(vf x)
 {

@@ -20,16 +20,6 @@ static uint64_t key_of(float logit, uint32_t id)
 	return (uint64_t)bits << 32 | (UINT32_MAX - id);
 }
 
-static float key_logit(uint64_t key)
-{
-	uint32_t bits = (uint32_t)(key >> 32);
-	float logit;
-
-	bits ^= bits >> 31 ? UINT32_C(1) << 31 : UINT32_MAX;
-	memcpy(&logit, &bits, sizeof logit);
-	return logit;
-}
-
 static void heap_sink(uint64_t *heap, size_t n, size_t i, uint64_t key)
 {
 	for (size_t child; (child = 2 * i + 1) < n; i = child) {
@@ -67,26 +57,28 @@ static void keys_sort(uint64_t *heap, size_t k)
 	}
 }
 
-// keys: room for V + 64.
-static void top_k(struct sweep_row *row, const float *z, uint32_t V, const float *maxima, uint64_t *keys)
+// Keys of the logits of a block that are at least bound.
+static size_t block_keys(const struct cpu_vector *vector, const float *z, uint32_t V, uint32_t block, float bound, uint64_t *keys)
 {
-	uint32_t n_blocks = (V - 1) / SWEEP_BLOCK + 1, k = row->top_k;
-	float bound = -INFINITY;
+	uint32_t begin = block * SWEEP_BLOCK, places[SWEEP_BLOCK];
+	size_t n = vector->find(z + begin, V - begin < SWEEP_BLOCK ? V - begin : SWEEP_BLOCK, bound, places);
+
+	for (size_t i = 0; i < n; i++)
+		keys[i] = key_of(z[begin + places[i]], begin + places[i]);
+	return n;
+}
+
+// keys: room for V.
+static void top_k(const struct cpu_vector *vector, struct sweep_row *row, const float *z, uint32_t V, const float *maxima, uint64_t *keys)
+{
+	uint32_t n_blocks = (V - 1) / SWEEP_BLOCK + 1, k = row->top_k, places[SWEEP_BLOCK];
+	float bound = k <= n_blocks ? vector->bound_of_largest(maxima, n_blocks, k) : -INFINITY;
 	size_t n = 0;
 
-	if (k <= n_blocks) {
-		for (uint32_t b = 0; b < n_blocks; b++)
-			keys[b] = key_of(maxima[b], 0);
-		keys_select(keys, n_blocks, k);
-		bound = key_logit(keys[0]);
-	}
-	for (uint32_t b = 0; b < n_blocks; b++) {
-		uint32_t end = V - b * SWEEP_BLOCK < SWEEP_BLOCK ? V : (b + 1) * SWEEP_BLOCK;
-		if (maxima[b] < bound)
-			continue;
-		for (uint32_t j = b * SWEEP_BLOCK; j < end; j++)
-			if (z[j] >= bound)
-				keys[n++] = key_of(z[j], j);
+	for (uint32_t b = 0; b < n_blocks; b += SWEEP_BLOCK) {
+		size_t n_found = vector->find(maxima + b, n_blocks - b < SWEEP_BLOCK ? n_blocks - b : SWEEP_BLOCK, bound, places);
+		for (size_t i = 0; i < n_found; i++)
+			n += block_keys(vector, z, V, b + places[i], bound, keys + n);
 	}
 	keys_select(keys, n, k);
 	keys_sort(keys, k);
@@ -142,7 +134,7 @@ static void sweep_one(const struct cpu_vector *vector, struct sweep_row *row, co
 	if (row->want_mean)
 		row->mean = mean(z, V);
 	if (row->top_k)
-		top_k(row, z, V, maxima, keys);
+		top_k(vector, row, z, V, maxima, keys);
 	for (uint32_t i = 0; i < row->n_gather; i++)
 		row->gathered[i] = (double)z[row->gather[i]];
 	if (row->want_tail || row->n_draws) {

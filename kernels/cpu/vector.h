@@ -140,6 +140,10 @@ struct cpu_vector {
 
 	// Vocabulary. maxima: (ceil(n / SWEEP_BLOCK)); false when an element is NaN or infinite.
 	bool (*block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
+	// A number that at least k of the elements (all finite) reach, 1 <= k <= n, and no more of them but for equal ones.
+	float (*bound_of_largest)(const float *x, size_t n, size_t k);
+	// places: of the elements that are at least `bound`, ascending, room for n; returns how many they are.
+	size_t (*find)(const float *x, size_t n, float bound, uint32_t *places);
 	// Sum of e^z with z = (x - max) / temperature; ret_weighted, unless NULL: sum of z e^z.
 	double (*exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
 	// out = e^(scale (x - max)); sums: of blocks of SWEEP_BLOCK, (ceil(n / SWEEP_BLOCK)).

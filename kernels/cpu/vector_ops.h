@@ -43,6 +43,8 @@ void INT8(quantize)(int16_t *q, float *scales, const float *x, size_t n);
 void INT8(operands)(void *to, float *scales, int32_t *starts, const float *x, size_t n);
 void INT8(int8_unit)(const struct int8_unit *u);
 bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);
+float VECTOR(bound_of_largest)(const float *x, size_t n, size_t k);
+size_t VECTOR(find)(const float *x, size_t n, float bound, uint32_t *places);
 double VECTOR(exp_sum)(const float *x, size_t n, float max, float temperature, double *ret_weighted);
 void VECTOR(exp_blocks)(float *out, const float *x, size_t n, float max, float scale, double *sums);
 void VECTOR(softmax)(float *out, bool add, const float *x, size_t n, float temperature, double lse, double scale);

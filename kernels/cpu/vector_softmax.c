@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Passes over a row of logits: maxima of blocks, sums of exponentials, softmax, mixtures; compiled once per instruction set.
+// Passes over a row of logits: maxima of blocks, bounds, sums of exponentials, softmax, mixtures; compiled once per instruction set.
 // Sums run in float over 16 elements of each lane of four vectors, then in double: lse is good to 1e-6, also of equal logits.
 #include "kernels/cpu/vector_ops.h"
 
@@ -42,6 +42,64 @@ bool VECTOR(block_maxima)(const float *x, size_t n, float *maxima, float *ret_ma
 	}
 	*ret_max = vf_max_lane(all);
 	return vf_sum((bad[0] + bad[1]) + (bad[2] + bad[3])) == 0;
+}
+
+size_t VECTOR(find)(const float *x, size_t n, float bound, uint32_t *places)
+{
+	vf b = vf_set(bound);
+	size_t n_found = 0;
+
+	for (size_t i = 0; i < n; i += LANES) {
+		uint32_t bits = vf_at_least(take(x + i, n - i), b);
+		if (n - i < LANES)
+			bits &= (1u << (n - i)) - 1;
+		for (; bits; bits &= bits - 1)
+			places[n_found++] = (uint32_t)i + (uint32_t)__builtin_ctz(bits);
+	}
+	return n_found;
+}
+
+static size_t count_from(const float *x, size_t n, float bound)
+{
+	vf b = vf_set(bound);
+	vi lanes = {0};
+	size_t i = 0, count = 0;
+
+	for (; i + LANES <= n; i += LANES)
+		lanes -= vf_load(x + i) >= b;    // a true lane is -1
+	for (; i < n; i++)
+		count += x[i] >= bound;
+	for (int j = 0; j < LANES; j++)
+		count += (size_t)lanes[j];
+	return count;
+}
+
+// The float whose place among all of them, from 0 on to either side, is `order`.
+static float float_at(int32_t order)
+{
+	uint32_t bits = order < 0 ? (uint32_t)-order | UINT32_C(1) << 31 : (uint32_t)order;
+	float x;
+
+	memcpy(&x, &bits, sizeof x);
+	return x;
+}
+
+// By halves of the floats there are: at least k elements reach low, fewer high.
+float VECTOR(bound_of_largest)(const float *x, size_t n, size_t k)
+{
+	int64_t low = -0x7f7fffff, high = 0x7f800000;
+
+	while (high - low > 1) {
+		int64_t middle = low + (high - low) / 2;
+		size_t count = count_from(x, n, float_at((int32_t)middle));
+		if (count < k)
+			high = middle;
+		else
+			low = middle;
+		if (count == k)
+			break;
+	}
+	return float_at((int32_t)low);
 }
 
 // (x - max) unit; lanes past the end have x = -infinity, so they add nothing.

@@ -41,6 +41,8 @@ const struct cpu_vector VECTOR_NAME(vector, TABLE_SUFFIX) = {
 	.bf16_unit = BF16(bf16_unit),
 #endif
 	.block_maxima = VECTOR(block_maxima),
+	.bound_of_largest = VECTOR(bound_of_largest),
+	.find = VECTOR(find),
 	.exp_sum = VECTOR(exp_sum),
 	.exp_blocks = VECTOR(exp_blocks),
 	.softmax = VECTOR(softmax),
