@@ -61,7 +61,7 @@ class Notify(unittest.TestCase):
     def test_while_it_loads_it_asks_for_more_time(self):
         model = os.path.join(self.directory, "model")
         tiny_model.write(model)
-        tiny_model.pad(model, 1 << 22)              # half a GiB to read
+        tiny_model.grow(model, 400000)              # a second or more
         with Daemon(directory=self.directory, model=model, wait=False,
                 environment={"NOTIFY_SOCKET": os.path.join(self.directory, "notify")}) as d:
             def worked():

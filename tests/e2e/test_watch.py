@@ -154,7 +154,7 @@ class Health(unittest.TestCase):
         with tempfile.TemporaryDirectory(prefix="kdserved-e2e-") as directory:
             model = os.path.join(directory, "model")
             tiny_model.write(model)
-            tiny_model.pad(model, 400000)            # a file to read for a while
+            tiny_model.grow(model, 400000)           # a second or more to load
             with Daemon(model=model, wait=False) as d:
                 wait_until(lambda: d.read_lines(0.01) or d.port, "the HTTP door")
                 while not any(": teacher " in line for line in d.lines):

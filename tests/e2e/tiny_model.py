@@ -91,8 +91,8 @@ def write(directory, seed=1):
     return vocab_size
 
 
-def pad(directory, rows):
-    """Pads the embedding of a model to that many rows, as some models do for the hardware's sake; the file is sparse."""
+def grow(directory, rows):
+    """Makes the vocabulary that large, which takes a while to load: tokens that no text has, with zeroes for embeddings; the file is sparse."""
     path = os.path.join(directory, "model.safetensors")
     with open(path, "rb") as f:
         n, = struct.unpack("<Q", f.read(8))
@@ -115,3 +115,9 @@ def pad(directory, rows):
         changed = dict(json.load(f), vocab_size=rows)
     with open(os.path.join(directory, "config.json"), "w") as f:
         json.dump(changed, f)
+    with open(os.path.join(directory, "tokenizer.json")) as f:
+        tokens = json.load(f)
+    first = len(tokens["model"]["vocab"])
+    tokens["model"]["vocab"].update(("<filler %d>" % i, i) for i in range(first, rows))
+    with open(os.path.join(directory, "tokenizer.json"), "w") as f:
+        json.dump(tokens, f)
