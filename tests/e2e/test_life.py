@@ -337,7 +337,7 @@ class Reachable(Temporary):
         os.setgid(65534)
         os.setuid(65534)
         seen = set()
-        while os.path.exists(os.path.join(directory, "model")):
+        while os.path.exists(directory):
             with socket.socket(socket.AF_UNIX) as s:
                 seen.add(s.connect_ex(os.path.join(directory, "kd.sock")))
         told.send(seen)
