@@ -21,7 +21,7 @@ teacher=${BENCH_TEACHER:-$cache/SmolLM2-135M-Instruct.Q4_1.gguf} text=${BENCH_TE
 results=${BENCH_RESULTS:-$here/results}
 export KDSERVED_TEACHER=$teacher THREADS=$threads top_builddir=$build top_srcdir=$top PYTHONDONTWRITEBYTECODE=1
 [ "$short" != 0 ] || short=
-parts="score numeric ops plan train queued server_overhead storing record wire store verify recovery scale_out fio bytes_per_token streamed"
+parts="score epilogue numeric ops plan train queued server_overhead storing record wire store verify recovery scale_out fio bytes_per_token streamed"
 
 pick() { if [ -n "$short" ]; then echo "$1"; else echo "$2"; fi; }         # SHORT WHOLE
 skip() { echo "$*" >&2; exit 77; }
@@ -44,11 +44,26 @@ part_score() {
 		HEADER=
 	done
 }
+part_epilogue() {
+	need "$teacher" BENCH_TEACHER
+	local i full from=1
+	for ((i = 0; i < $(pick 2 8); i++)); do
+		for full in "" --full; do
+			# shellcheck disable=SC2086
+			"$build/tests/bench/bench_score" --teacher "$teacher" --device cpu --threads "$threads" --sequences 2 \
+				--passes "$(pick 2 7)" $full | tail -n +$from || return
+			from=2
+		done
+	done
+}
 part_numeric() {
 	need "$teacher" BENCH_TEACHER; need "$text" BENCH_TEXT
 	"$build/tests/bench/bench_numeric" "$teacher" "$text" "$(pick 2048 8192)" 512 "$threads"
 }
-part_ops() { bash "$here/ops.sh" "$build" "$(pick 2 4)" 512 "$(pick 2 5)" "$threads"; }
+part_ops() {
+	bash "$here/ops.sh" "$build" "$(pick 2 4)" 512 "$(pick 2 5)" "$threads" &&
+		bash "$here/ops.sh" "$build" 1 2048 "$(pick 2 5)" "$threads"
+}
 part_plan() {
 	need "$teacher" BENCH_TEACHER
 	python3 "$here/plan.py" "$build" "$teacher" "$(pick 1 5)"

@@ -4,8 +4,8 @@
 # usage: ops.sh BUILD_FOLDER [SEQUENCES=4 [LENGTH=512 [PASSES=5 [THREADS=0 [NUMERIC=auto]]]]]
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '4p' "$0"; exit 2; }
-"$1/tests/bench/bench_ops" cpu "${5:-0}" "${2:-4}" "${3:-512}" "${4:-5}" "${6:-auto}" | awk '
-	BEGIN { OFS = ","; print "chain,operation,calls,ms_a_pass,share_percent,gflop_s,peak_percent,median_tokens_s,best_tokens_s" }
+"$1/tests/bench/bench_ops" cpu "${5:-0}" "${2:-4}" "${3:-512}" "${4:-5}" "${6:-auto}" | awk -v tokens="${2:-4} x ${3:-512}" '
+	BEGIN { OFS = ","; print "tokens,chain,operation,calls,ms_a_pass,share_percent,gflop_s,peak_percent,median_tokens_s,best_tokens_s" }
 	NR == 1 { print "# " $0 }
 	/^(scoring|training), .* tokens: median / {
 		chain = substr($1, 1, index($1, ",") - 1)
@@ -14,8 +14,8 @@ set -euo pipefail
 			if ($i == "best" && $(i + 1) != "pass") best = $(i + 1)
 			if ($i == "pass") peak = $(i + 1)
 		}
-		print chain, "all", "", "", "100", "", peak, median, best
+		print tokens, chain, "all", "", "", "100", "", peak, median, best
 		print "# " chain ": " substr($0, index($0, "best pass") + 10)
 	}
-	chain && $2 ~ /^[0-9]+$/ { gsub("%", ""); print chain, $1, $2, $3, $4, $5, $6, "", ""; n++ }
+	chain && $2 ~ /^[0-9]+$/ { gsub("%", ""); print tokens, chain, $1, $2, $3, $4, $5, $6, "", ""; n++ }
 	END { if (!n) exit 1 }'

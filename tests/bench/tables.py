@@ -91,13 +91,25 @@ def score(r):
     return table(["engine", "tokens", "processes", "median tokens/s", "best", "to llama.cpp BF16"], rows)
 
 
+def epilogue(r):
+    rows = []
+    for (full, top_k), of in grouped(r.rows(), ("full", "top_k")).items():
+        for row in of:
+            row["epilogue"] = number(row["head_seconds"]) - number(row["product_seconds"])
+            row["percent"] = "%g" % (100 * row["epilogue"] / number(row["seconds"]))
+            row["us"] = "%g" % (1e6 * row["epilogue"] / (number(row["sequences"]) * number(row["length"])))
+        rows.append(["top-%s, %s" % (top_k, "two temperatures, own token, entropy" if full == "1" else "one temperature"), float(len(of)),
+                     middle(of, "us"), middle(of, "percent"), min(number(row["percent"]) for row in of), max(number(row["percent"]) for row in of)])
+    return table(["what is read from the logits", "processes", "us a row", "% of a pass", "least", "most"], rows)
+
+
 def ops(r):
     rows = r.rows()
-    whole = [[row["chain"] + ", all of it", number(row["median_tokens_s"]), None, 100.0, None, number(row["peak_percent"])]
-             for row in rows if row["operation"] == "all"]
+    whole = [["%s, all of it, %s" % (row["chain"], row["tokens"]), number(row["median_tokens_s"]), None, 100.0, None,
+              number(row["peak_percent"])] for row in rows if row["operation"] == "all"]
     parts = [["%s: %s" % (row["chain"], row["operation"]), None, number(row["ms_a_pass"]), number(row["share_percent"]),
               number(row["gflop_s"]), number(row["peak_percent"])]
-             for row in rows if row["operation"] != "all" and (number(row["share_percent"]) or 0) >= 1]
+             for row in rows if row["operation"] != "all" and row["tokens"] == rows[0]["tokens"] and (number(row["share_percent"]) or 0) >= 1]
     return table(["what", "tokens/s", "ms a pass", "% of time", "GFLOP/s", "% of peak"], whole + parts)
 
 
@@ -188,6 +200,7 @@ TABLES = {
     "numeric": ("numeric", columns(("form", "numeric"), ("positions", "positions"), ("KL, mean, nats", "kl_mean"), ("largest", "kl_max"),
                                    ("total variation", "total_variation"), ("same likeliest id", "same_top"),
                                    ("logit off by at most", "logit_max"), ("perplexity", "perplexity"), ("in f32", "perplexity_f32"))),
+    "epilogue": ("epilogue", epilogue),
     "ops": ("ops", ops),
     "plan": ("plan", plan),
     "train": ("train", train),
