@@ -98,7 +98,7 @@ static bool multiply_blocks(const struct cpu *cpu, const struct multiplication *
 	const struct matrix *m = p->matrix;
 	uint32_t block_size = products_block(cpu->products), chunk_size = products_chunk(cpu->products);
 	size_t N = p->N, rows = p->rows, n_units = (last - first_block) * t->n_tiles, share = n_units / (SHARES * (size_t)cpu->n_threads);
-	size_t step = share < 1 ? 1 : share < 4 ? share : 4;
+	size_t step = share < 1 ? 1 : share < 4 ? share : 4;      // NOLINT(clang-analyzer-deadcode.DeadStores): the pragma reads it
 	int failure = 0;
 
 	for (uint32_t chunk = 0; chunk < matrix_chunks(m); chunk++) {
@@ -137,6 +137,7 @@ static struct bf16_unit unit_at(const struct cpu *cpu, const struct multiplicati
 static void multiply_panels(const struct cpu *cpu, const struct multiplication *p, uint32_t first_block, uint32_t last)
 {
 	size_t n_units = (p->rows + UNIT_ROWS - 1) / UNIT_ROWS;
+	// NOLINTNEXTLINE(clang-analyzer-deadcode.DeadStores): the pragma reads it
 	size_t step = n_units * (last - first_block) / ((size_t)cpu->n_threads * SHARES) + 1;
 
 	for (uint32_t chunk = 0; chunk < matrix_chunks(p->matrix); chunk++) {

@@ -29,6 +29,9 @@ without=daemon/worker/team_mpi.c
 pkg-config --exists ompi-c && without= && read -r -a more < <(pkg-config --cflags ompi-c) && flags+=("${more[@]}")
 { clang-tidy --version; clang-tidy --dump-config; printf '%s\n' "${flags[@]}" "$mode"; } >"$settings"
 
+# Of files for one instruction set alone.
+bf16=(-march=x86-64-v4 -mavx512bf16)
+
 # stamp FILE: where its sums are kept
 stamp() {
 	echo "$kept/clean/${1//\//+}"
@@ -36,10 +39,11 @@ stamp() {
 
 # tidy FILE LABEL: clang-tidy over one file. The sums are those from before it was read: what is edited meanwhile is read again.
 tidy() {
-	local sums said start=$SECONDS
+	local sums said start=$SECONDS of_file=("${flags[@]}")
+	case $1 in kernels/cpu/vector*_bf16.c) of_file+=("${bf16[@]}") ;; esac
 	# the rule that -MM writes, without its target: names, escaped as xargs reads them
-	sums=$(${CC:-cc} -MM "${flags[@]}" "$1" | sed -e '1s/^[^:]*://' -e 's/\\$//' | xargs sha256sum "$settings") || return 1
-	if said=$(clang-tidy -quiet "$1" -- "${flags[@]}" -Xclang -analyzer-config -Xclang mode="$mode" 2>&1); then
+	sums=$(${CC:-cc} -MM "${of_file[@]}" "$1" | sed -e '1s/^[^:]*://' -e 's/\\$//' | xargs sha256sum "$settings") || return 1
+	if said=$(clang-tidy -quiet "$1" -- "${of_file[@]}" -Xclang -analyzer-config -Xclang mode="$mode" 2>&1); then
 		echo "$sums" >"$(stamp "$1")"
 		echo "lint: $2 $1: clean, $((SECONDS - start)) s"
 		return 0
