@@ -16,7 +16,7 @@
 #include "daemon/model/weights_internal.h"
 
 #define MAX_CONFIG (1u << 20)            // config.json: a few KiB
-#define PIECE_BYTES (1u << 20)           // of a tensor that is read by rows, or compared, at a time
+#define PIECE_BYTES (1u << 20)           // of a tensor that is read by rows, or compared, at a time, or one row
 
 struct model_file {
 	char *path;
@@ -86,7 +86,7 @@ static int describe_in(void *file, const char *name, struct tensor *ret_tensor, 
 	return describe(file, name, ret_tensor, err);
 }
 
-static int read_rows(void *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
+static int read_rows(const void *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
 {
 	const struct model_file *m = file;
 	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
@@ -180,18 +180,14 @@ static int check_tensors(struct model_file *m, struct error *err)
 	return error_set(err, ERROR_INTERNAL, NULL, "%s: tensors do not add up", m->path);
 }
 
-static int read_run(const struct model_file *m, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
-{
-	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
-	if (!m->gguf)
-		return safetensors_read_rows(m->safetensors, stored_name(m, name, old), first, n, to, err);
-	int r = gguf_source_name(&m->architecture, name, gguf);
-	return r < 0 ? r : gguf_read_rows(m->gguf, gguf, first, n, to, err);
-}
-
 static bool same_shape(const struct tensor *t, const struct tensor *u)
 {
 	return t->dtype == u->dtype && t->n_dims == u->n_dims && t->n_bytes == u->n_bytes && t->dims[0] == u->dims[0];
+}
+
+static size_t rows_at_once(size_t row_bytes)
+{
+	return PIECE_BYTES / (row_bytes + 1) + 1;
 }
 
 // Both have the shape t.
@@ -199,13 +195,13 @@ static int compare_rows(const struct model_file *m, const char *name, const char
 			struct error *err)
 {
 	uint64_t n_rows = t->n_dims > 1 ? t->dims[0] : 1;
-	size_t row = n_rows ? t->n_bytes / (size_t)n_rows : 0, most = PIECE_BYTES / (row + 1) + 1;
+	size_t row = n_rows ? t->n_bytes / (size_t)n_rows : 0, most = rows_at_once(row);
 	uint8_t *bytes = malloc(2 * most * row + 1);
 	int r = bytes ? 0 : error_set(err, ERROR_MEMORY, copy, "no memory to compare %s with %s", copy, name);
 	*ret_same = true;
 	for (uint64_t i = 0, n; r == 0 && *ret_same && i < n_rows; i += n) {
 		n = n_rows - i < most ? n_rows - i : most;
-		if ((r = read_run(m, name, i, n, bytes, err)) == 0 && (r = read_run(m, copy, i, n, bytes + n * row, err)) == 0)
+		if ((r = read_rows(m, name, i, n, bytes, err)) == 0 && (r = read_rows(m, copy, i, n, bytes + n * row, err)) == 0)
 			*ret_same = !memcmp(bytes, bytes + n * row, (size_t)n * row);
 	}
 	free(bytes);
@@ -396,7 +392,7 @@ int model_file_read_rows(const struct model_file *file, const char *name, const 
 		return error_set(err, ERROR_MEMORY, name, "no memory for %u rows of %s", n, name);
 	for (uint32_t i = 0, length; i < n && r == 0; i += length) {
 		length = run_length(rows, i, n);
-		r = read_rows((void *)(uintptr_t)file, name, rows[i], length, (uint8_t *)blocks + i * row, err);
+		r = read_rows(file, name, rows[i], length, (uint8_t *)blocks + i * row, err);
 	}
 	if (r == 0)
 		dtype_to_float(t.dtype, blocks, ret_values, columns * n);
@@ -446,7 +442,7 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 
 static int hash_rows(struct hasher *h, const struct parameter *p, const struct tensor *t, struct error *err)
 {
-	size_t row = t->n_bytes / (size_t)t->dims[0], some = PIECE_BYTES / row ? PIECE_BYTES / row : 1;
+	size_t row = t->n_bytes / (size_t)t->dims[0], some = rows_at_once(row);
 	void *bytes = malloc(some * row);
 	int r = bytes ? 0 : error_set(err, ERROR_MEMORY, p->name, "no memory for %zu rows of %s", some, p->name);
 	for (uint64_t first = 0, n; first < t->dims[0] && r == 0; first += n) {

@@ -90,7 +90,7 @@ struct tensor_source {
 	void (*release)(void *file, struct tensor *tensor);
 	bool row_major;
 	int (*describe)(void *file, const char *name, struct tensor *ret_tensor, struct error *err);
-	int (*read_rows)(void *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err);
+	int (*read_rows)(const void *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err);
 };
 
 // Where memory is bounded (backend_options.host_bytes) the head has the first claim to it, then layers from the first on; what has no room
