@@ -64,6 +64,16 @@ int output_reserve(struct output *o, uint64_t n_bytes)
 	return r ? error_system(o->err, r, o->path, "no room for the %llu bytes of %s", (unsigned long long)n_bytes, o->temporary) : 0;
 }
 
+int output_sync_folder(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	int r = fsync(fd) < 0 ? -errno : 0;
+	close(fd);
+	return r;
+}
+
 int output_sync_name(const char *path, struct error *err)
 {
 	char *directory = strdup(path);
@@ -74,13 +84,9 @@ int output_sync_name(const char *path, struct error *err)
 	char *slash = strrchr(directory, '/');
 	if (slash)
 		slash[slash == directory] = '\0';      // "/x" -> "/"
-	int fd = open(slash ? directory : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), r = 0;
-	if (fd < 0 || fsync(fd) < 0)
-		r = error_system(err, errno, path, "cannot sync the directory of %s", path);
-	if (fd >= 0)
-		close(fd);
+	int r = output_sync_folder(slash ? directory : ".");
 	free(directory);
-	return r;
+	return r < 0 ? error_system(err, r, path, "cannot sync the directory of %s", path) : 0;
 }
 
 int output_folder(const char *path, mode_t mode, const char *field, struct error *err)

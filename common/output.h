@@ -25,6 +25,8 @@ int output_write_at(struct output *o, const void *bytes, size_t n, uint64_t offs
 int output_reserve(struct output *o, uint64_t n_bytes);      // the file's final size; -ENOSPC now rather than at the end
 // Makes the new content the file's; with r < 0 (an error of before) leaves the old. Returns r or the error met here.
 int output_close(struct output *o, int r);
+// The names in a folder are on the disk; -errno.
+int output_sync_folder(const char *path);
 // The name of a file or folder that was made, or renamed to this: after a power cut its folder still has it.
 int output_sync_name(const char *path, struct error *err);
 // Makes the folder if it is not there.

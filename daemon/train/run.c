@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/error.h"
+#include "common/output.h"
 #include "daemon/clock.h"
 #include "daemon/jansson.h"
 
@@ -191,16 +192,6 @@ static int write_all(int fd, const char *bytes, size_t n)
 	return 0;
 }
 
-static int folder_sync(const char *path)
-{
-	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	int r = fsync(fd) < 0 ? -errno : 0;
-	close(fd);
-	return r;
-}
-
 // The file is synced in any case: else a power cut could take the old one along, though that was durable.
 static int file_replace(const char *folder, const char *leaf, const void *bytes, size_t n, bool durable)
 {
@@ -219,7 +210,7 @@ static int file_replace(const char *folder, const char *leaf, const void *bytes,
 		r = -errno;
 	if (r)
 		unlink(temporary);
-	return r == 0 && durable ? folder_sync(folder) : r;
+	return r == 0 && durable ? output_sync_folder(folder) : r;
 }
 
 int run_write_file(const char *root, const char *id, const char *leaf, const void *bytes, size_t n, struct error *err)

@@ -75,16 +75,6 @@ static int json_checksum(const json_t *j, uint32_t *ret_crc)
 	return 0;
 }
 
-static int folder_sync(const char *path)
-{
-	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	int r = fsync(fd) < 0 ? -errno : 0;
-	close(fd);
-	return r;
-}
-
 // A folder of plain files, as snapshots are; NULL-safe about absence.
 static void folder_remove(const char *path)
 {
@@ -246,9 +236,9 @@ int snapshot_save(const char *directory, const struct snapshot_arrays *arrays, c
 		folder_remove(partial);
 		return r;
 	}
-	r = folder_sync(partial);
+	r = output_sync_folder(partial);
 	r = r ? r : folder_replace(partial, final);
-	r = r ? r : folder_sync(directory);
+	r = r ? r : output_sync_folder(directory);
 	if (r)
 		return error_system(err, r, NULL, "cannot finish the checkpoint %s", final);
 	folders_prune(directory, is_partial, NULL, 0);
