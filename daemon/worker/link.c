@@ -113,6 +113,16 @@ static int client_open(struct link *l, const char *teacher, struct error *err)
 	return kd_open(&o, &l->client, &why) ? client_error(err, &why) : 0;
 }
 
+static int model_get(struct link *l, json_t **ret_model, struct error *err)
+{
+	char *body = NULL;
+	size_t n = 0;
+	int r = get_once(l, "/v1/model", &body, &n, err);
+	r = r ? r : document_parse(body, n, "/v1/model", LINK_MODEL_VALUES, ret_model, err);
+	free(body);
+	return r;
+}
+
 // The fingerprint of the teacher of that name among those the server lists.
 static int teacher_find(const json_t *model, const char *name, char ret_id[CONTENT_ID_HEX], struct error *err)
 {
@@ -136,12 +146,9 @@ static int teacher_find(const json_t *model, const char *name, char ret_id[CONTE
 // Connects again when the teacher of that name is not the one to whom the open connection belongs.
 static int teacher_choose(struct link *l, struct error *err)
 {
-	char *body = NULL, id[CONTENT_ID_HEX];
-	size_t n = 0;
+	char id[CONTENT_ID_HEX];
 	json_t *model = NULL;
-	int r = get_once(l, "/v1/model", &body, &n, err);
-	r = r ? r : document_parse(body, n, "/v1/model", LINK_MODEL_VALUES, &model, err);
-	free(body);
+	int r = model_get(l, &model, err);
 	r = r ? r : teacher_find(model, l->teacher_name, id, err);
 	json_decref(model);
 	if (r == 0 && l->teacher_id && strcasecmp(l->teacher_id, id) != 0)
@@ -152,13 +159,10 @@ static int teacher_choose(struct link *l, struct error *err)
 // Rows of a teacher that names masked tokens are about the token they stand at, others' about the one that follows.
 static int objective_check(struct link *l, const char *id, struct error *err)
 {
-	char *body = NULL;
-	size_t n = 0, i;
+	size_t i;
 	const json_t *one;
 	json_t *model = NULL;
-	int r = get_once(l, "/v1/model", &body, &n, err);
-	r = r ? r : document_parse(body, n, "/v1/model", LINK_MODEL_VALUES, &model, err);
-	free(body);
+	int r = model_get(l, &model, err);
 	json_array_foreach(json_object_get(model, "teachers"), i, one) {
 		const char *its_id = json_string_value(json_object_get(one, "id")),
 			*objective = json_string_value(json_object_get(one, "objective"));
