@@ -5,7 +5,6 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +15,7 @@
 
 #include "common/error.h"
 #include "tests/crash/fault.h"
+#include "tests/unit/leftovers.h"
 #include "tests/unit/store_fixture.h"
 
 #define N_RECORDS 48
@@ -56,17 +56,6 @@ static void expect_kept(const char *d, const struct ack *acks)
 	}
 	assert_int_equal(fixture_stats(s).n_corrupt, 0);
 	store_close(s);
-}
-
-static unsigned descriptors_count(void)
-{
-	unsigned n = 0;
-	DIR *d = opendir("/proc/self/fd");
-	assert_non_null(d);
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
 }
 
 // A fault of the directory itself keeps the store from opening, as long as it lasts: NULL.

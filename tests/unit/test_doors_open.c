@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // A door that does not open leaves its listener to whoever opened that, and nothing else open: each call of those below fails once.
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -22,6 +21,7 @@
 #include "daemon/server/http.h"
 #include "daemon/server/service.h"
 #include "daemon/server/socket.h"
+#include "tests/unit/leftovers.h"
 
 #define MOST_CALLS 20
 
@@ -90,17 +90,6 @@ static int listener(void)
 	return fd;
 }
 
-static unsigned n_descriptors(void)
-{
-	unsigned n = 0;
-	DIR *d = opendir("/proc/self/fd");
-	assert_non_null(d);
-	while (readdir(d))
-		n++;
-	closedir(d);
-	return n;
-}
-
 static bool is_listening(int fd)
 {
 	struct stat file;
@@ -112,7 +101,7 @@ static bool is_listening(int fd)
 static void each_call_fails(const struct door *door)
 {
 	int fd = listener();
-	unsigned n_before = n_descriptors(), n_failed = 0;
+	unsigned n_before = descriptors_count(), n_failed = 0;
 	void *opened = NULL;
 	for (;; n_failed++) {
 		n_left = n_failed;
@@ -122,12 +111,12 @@ static void each_call_fails(const struct door *door)
 		if (r == 0)
 			break;
 		assert_true(is_listening(fd));
-		assert_int_equal(n_descriptors(), n_before);
+		assert_int_equal(descriptors_count(), n_before);
 		assert_in_range(n_failed, 0, MOST_CALLS);
 	}
 	assert_true(n_failed > 3);
 	door->close(opened);
-	assert_int_equal(n_descriptors(), n_before - 1);       // what was taken over is closed
+	assert_int_equal(descriptors_count(), n_before - 1);       // what was taken over is closed
 	assert_int_equal(access(text + 5, F_OK), -1);
 }
 
@@ -140,7 +129,7 @@ static void each_descriptor_fails(const struct door *door)
 	assert_int_equal(getrlimit(RLIMIT_NOFILE, &all), 0);
 	few = all;
 	for (unsigned n = 0; r; n++) {
-		few.rlim_cur = n_descriptors() - 3 + n;        // without ".", ".." and its own
+		few.rlim_cur = descriptors_count() - 3 + n;        // without ".", ".." and its own
 		assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
 		r = door->open(fd, &opened);
 		assert_int_equal(setrlimit(RLIMIT_NOFILE, &all), 0);

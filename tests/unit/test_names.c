@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a power cut must not take: the names of new folders, and what a file held before it is written anew. What was synced is noted.
 #include <errno.h>
-#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,6 +17,7 @@
 #include "daemon/store/store.h"
 #include "daemon/train/run.h"
 #include "daemon/train/supervisor.h"
+#include "tests/unit/leftovers.h"
 
 #define MOST 256
 
@@ -131,12 +131,6 @@ static void a_new_store_is_in_its_parent(void **state)
 	free(directory);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	(void)st, (void)type, (void)ftw;
-	return remove(path);
-}
-
 static int setup(void **state)
 {
 	(void)state;
@@ -146,7 +140,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
 	(void)state;
-	return nftw(root, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+	return tree_remove(root);
 }
 
 int main(void)

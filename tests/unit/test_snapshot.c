@@ -3,7 +3,6 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
-#include <ftw.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -20,6 +19,8 @@
 #include "daemon/model/weights.h"
 #include "daemon/worker/snapshot.h"
 #include "kernels/backend.h"
+#include "tests/unit/leftovers.h"
+#include "tests/unit/starve.h"
 
 struct fixture {
 	char directory[64];
@@ -47,19 +48,13 @@ static int setup(void **state)
 	return 0;
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	(void)st, (void)type, (void)ftw;
-	return remove(path);
-}
-
 static int teardown(void **state)
 {
 	struct fixture *f = *state;
 	optimizer_free(f->optimizer);
 	weights_free(f->weights);
 	backend_close(f->backend);
-	nftw(f->directory, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+	tree_remove(f->directory);
 	free(f);
 	return 0;
 }
@@ -102,18 +97,6 @@ static struct snapshot_state state_of(uint64_t step)
 					     .teacher_bits_per_byte = NAN, .n_positions = 100};
 	s.best = s.last;
 	return s;
-}
-
-static unsigned n_left;          // allocations that succeed and the one that does not; 0 = all succeed
-static bool starved;
-
-void *__wrap_malloc(size_t n);
-void *__real_malloc(size_t n);
-
-void *__wrap_malloc(size_t n)
-{
-	starved |= n_left == 1;
-	return n_left && --n_left == 0 ? NULL : __real_malloc(n);
 }
 
 static void save(struct fixture *f, uint64_t step, uint32_t keep)

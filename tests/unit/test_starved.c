@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // JSON read while memory runs out: each allocation fails once, and what is read then is all there, or called a lack of memory; never a
 // broken file, never a part of it.
-#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,18 +18,8 @@
 #include "common/provenance.h"
 #include "daemon/train/history.h"
 #include "daemon/train/run.h"
-
-static uint64_t n_left;                // allocations that succeed and the one that does not; 0 = all succeed
-static bool failed;
-
-void *__wrap_malloc(size_t n);
-void *__real_malloc(size_t n);
-
-void *__wrap_malloc(size_t n)
-{
-	failed |= n_left == 1;
-	return n_left && --n_left == 0 ? NULL : __real_malloc(n);
-}
+#include "tests/unit/leftovers.h"
+#include "tests/unit/starve.h"
 
 // jansson's own calls are in a library, where nothing is wrapped.
 static void *allocate(size_t n)
@@ -59,7 +48,7 @@ static void each_allocation_fails(read_fn *read)
 	uint64_t n = 1;
 	for (;; n++) {
 		n_left = n;
-		failed = false;
+		starved = false;
 		char *text = read(&err);
 		n_left = 0;
 		if (text)
@@ -67,7 +56,7 @@ static void each_allocation_fails(read_fn *read)
 		else
 			assert_int_equal(err.code, ERROR_MEMORY);
 		free(text);
-		if (!failed)
+		if (!starved)
 			break;
 	}
 	assert_true(n > 5);
@@ -146,12 +135,6 @@ static void of_a_note(void **state)
 	buffer_done(&line);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	(void)st, (void)type, (void)ftw;
-	return remove(path);
-}
-
 static int setup(void **state)
 {
 	(void)state;
@@ -162,7 +145,7 @@ static int setup(void **state)
 static int teardown(void **state)
 {
 	(void)state;
-	return nftw(root, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+	return tree_remove(root);
 }
 
 int main(void)

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs of a fake worker (fake_worker.c): how each kind of end is told, what a restarted supervisor knows, and what is refused.
-#include <ftw.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -17,6 +16,7 @@
 
 #include "common/error.h"
 #include "daemon/train/supervisor.h"
+#include "tests/unit/leftovers.h"
 
 struct fixture {
 	char directory[64], worker[4096];
@@ -25,12 +25,6 @@ struct fixture {
 	unsigned n_told;
 	char told[4096];                       // every event, a line each
 };
-
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-	(void)st, (void)type, (void)ftw;
-	return remove(path);
-}
 
 static void take_event(void *arg, const char *id, const char *what)
 {
@@ -72,7 +66,7 @@ static int teardown(void **state)
 {
 	struct fixture *f = *state;
 	supervisor_close(f->s, 2000);
-	nftw(f->directory, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+	tree_remove(f->directory);
 	free(f);
 	return 0;
 }
