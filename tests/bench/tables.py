@@ -94,12 +94,11 @@ def score(r):
 def epilogue(r):
     rows = []
     for (full, top_k), of in grouped(r.rows(), ("full", "top_k")).items():
-        for row in of:
-            row["epilogue"] = number(row["head_seconds"]) - number(row["product_seconds"])
-            row["percent"] = "%g" % (100 * row["epilogue"] / number(row["seconds"]))
-            row["us"] = "%g" % (1e6 * row["epilogue"] / (number(row["sequences"]) * number(row["length"])))
+        seconds = [number(row["head_seconds"]) - number(row["product_seconds"]) for row in of]
+        us = [1e6 * s / (number(row["sequences"]) * number(row["length"])) for s, row in zip(seconds, of)]
+        percent = [100 * s / number(row["seconds"]) for s, row in zip(seconds, of)]
         rows.append(["top-%s, %s" % (top_k, "two temperatures, own token, entropy" if full == "1" else "one temperature"), float(len(of)),
-                     middle(of, "us"), middle(of, "percent"), min(number(row["percent"]) for row in of), max(number(row["percent"]) for row in of)])
+                     statistics.median(us), statistics.median(percent), min(percent), max(percent)])
     return table(["what is read from the logits", "processes", "us a row", "% of a pass", "least", "most"], rows)
 
 
