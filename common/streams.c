@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <unistd.h>
 
 int streams_init(void)
@@ -13,5 +14,6 @@ int streams_init(void)
 		if (open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd)    // the lowest that is free is this one
 			return -errno;
 	}
+	setvbuf(stderr, NULL, _IOLBF, 0);
 	return 0;
 }

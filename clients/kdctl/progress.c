@@ -48,8 +48,10 @@ void progress_show(struct progress *p, double done, double total, const char *no
 
 void progress_stop(struct progress *p)
 {
-	if (p->shown && p->drawn_ms)
+	if (p->shown && p->drawn_ms) {
 		fputs("\r\033[K", stderr);
+		fflush(stderr);
+	}
 	p->drawn_ms = 0;
 }
 

@@ -23,8 +23,13 @@ from .store import Store
 BAR_WIDTH, REDRAW_SECONDS = 30, 0.1
 
 
+def tell(message: str) -> None:
+    """A line on stderr by one write, as kdctl may be writing there too."""
+    sys.stderr.write("kdclient.export: %s\n" % message)
+
+
 def fail(message: str) -> NoReturn:
-    print("kdclient.export: " + message, file=sys.stderr)
+    tell(message)
     sys.exit(1)
 
 
@@ -66,7 +71,7 @@ class Source:
         self.records = self.rows = 0
         self.damaged = len(self._store.damage)
         for path, begin, end in self._store.damage:
-            print("kdclient.export: %s:%d: %d bytes are damaged" % (os.path.basename(path), begin, end - begin), file=sys.stderr)
+            tell("%s:%d: %d bytes are damaged" % (os.path.basename(path), begin, end - begin))
 
     def __iter__(self) -> Iterator[Rows]:
         progress = Progress(len(self._store))
@@ -77,7 +82,7 @@ class Source:
                 rows = self._store[key]
             except KdError as error:
                 kept = self._store.place(key)
-                print("kdclient.export: %s:%d: %s" % (os.path.basename(kept.shard), kept.at, error.message), file=sys.stderr)
+                tell("%s:%d: %s" % (os.path.basename(kept.shard), kept.at, error.message))
                 self.damaged += 1
                 continue
             if rows.teacher.startswith(self._teacher):
