@@ -47,8 +47,8 @@ def corpus(path, rng, length):
 def score(build, server, directory, rng, length):
     path, records = os.path.join(directory, "corpus.jsonl"), os.path.join(directory, "records")
     corpus(path, rng, length)
-    summary = kdctl(build, "--server", server, "--json", "score", "--format", "jsonl", "--batch",
-                    str(max(1, BATCH // length)), "--top-k", "64", "--values", "f16", "--no-store", "--records", records, path)["summary"]
+    summary = kdctl(build, "--server", server, "--json", "score", "--format", "jsonl", "--length", str(length),
+                    "--batch", str(max(1, BATCH // length)), "--top-k", "64", "--values", "f16", "--no-store", "--records", records, path)["summary"]
     os.unlink(records)
     return summary
 
