@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// config.json of Gemma 2 and Gemma 3 (text): gelu by tanh in the gated unit, capped scores and logits, a scale of queries of its own,
-// layers that slide by a pattern, and (Gemma 3) rotate with a base of their own.
+// config.json of Gemma 2 and Gemma 3 (text, or the text half of one that sees): gelu by tanh in the gated unit, capped scores and logits, a
+// scale of queries of its own, layers that slide by a pattern, and (Gemma 3) rotate with a base of their own.
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -112,4 +112,90 @@ int config_read_gemma3(const json_t *o, struct architecture *a, struct error *er
 	slide_by_pattern(a, pattern);
 	r = read_rope(o, a, err);
 	return r < 0 ? r : config_read_window(o, CONFIG_WINDOW_MIXED, a, err);
+}
+
+static bool is_vision(const json_t *o)
+{
+	const char *class = json_string_value(json_array_get(json_object_get(o, "architectures"), 0));
+	const char *type = json_string_value(json_object_get(o, "model_type"));
+	return class ? !strcmp(class, CONFIG_GEMMA3_VISION) : type && !strcmp(type, "gemma3");
+}
+
+static int check_type(const json_t *o, const char *field, const char *wanted, struct error *err)
+{
+	const char *type = wanted;
+	int r = document_string(o, CONFIG_NAME, "model_type", &type, err);
+	if (r < 0 && r != -ENOENT)
+		return r;
+	return strcmp(type, wanted) ? CONFIG_REFUSE(field, "model_type %.32s is not supported in " CONFIG_GEMMA3_VISION " (supported: %s)", type,
+						    wanted) : 0;
+}
+
+static int check_tied(const json_t *o, struct error *err)
+{
+	bool tied = !json_object_get(o, "tie_word_embeddings");      // null is false there
+	int r = document_bool(o, CONFIG_NAME, "tie_word_embeddings", &tied, err);
+	if (r < 0 && r != -ENOENT)
+		return r;
+	return tied ? 0 : CONFIG_REFUSE("tie_word_embeddings", "a head of its own is not supported in " CONFIG_GEMMA3_VISION);
+}
+
+// Where transformers computes something else than for the same text model alone, nobody says which was meant.
+static int check_vision(const json_t *o, const json_t *text, struct error *err)
+{
+	const json_t *scaling = json_object_get(text, "rope_scaling");
+	int r;
+	if ((r = check_type(o, "model_type", "gemma3", err)) < 0 || (r = check_type(text, "text_config", "gemma3_text", err)) < 0 ||
+	    (r = check_tied(o, err)) < 0 || (r = check_tied(text, err)) < 0)
+		return r;
+	if (config_has(text, "final_logit_softcapping"))
+		return CONFIG_REFUSE("final_logit_softcapping", "final_logit_softcapping is not supported in " CONFIG_GEMMA3_VISION);
+	if (config_has(scaling, "type"))
+		return CONFIG_REFUSE("rope_scaling", "rope_scaling with the old key \"type\" is not supported in " CONFIG_GEMMA3_VISION);
+	return 0;
+}
+
+// Published files leave out what is as in transformers' class.
+static json_t *vision_defaults(void)
+{
+	return json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "vocab_size", 262208, "hidden_size", 2304, "intermediate_size", 9216,
+			 "num_hidden_layers", 26, "num_attention_heads", 8, "num_key_value_heads", 4, "max_position_embeddings", 131072,
+			 "sliding_window", 4096);
+}
+
+static json_t *text_of(const json_t *o, const json_t *text)
+{
+	static const char *const outer[] = {"bos_token_id", "eos_token_id", "quantization_config"};
+	json_t *ret = text ? json_deep_copy(text) : json_object(), *defaults = vision_defaults();
+	json_t *class = json_pack("[s]", "Gemma3ForCausalLM"), *type = json_string("gemma3_text");
+	int r = ret && defaults ? json_object_update_missing(ret, defaults) : -1;
+	r |= ret ? json_object_set(ret, "architectures", class) | json_object_set(ret, "model_type", type) : -1;
+	for (size_t i = 0; i < sizeof outer / sizeof *outer && r == 0; i++)
+		if (config_has(o, outer[i]))
+			r = json_object_set(ret, outer[i], json_object_get(o, outer[i]));
+	json_decref(class);
+	json_decref(type);
+	json_decref(defaults);
+	if (r == 0)
+		return ret;
+	json_decref(ret);
+	return NULL;
+}
+
+int config_take_text(json_t **document, struct error *err)
+{
+	const json_t *text = config_has(*document, "text_config") ? json_object_get(*document, "text_config") : NULL;
+	if (!is_vision(*document))
+		return 0;
+	if (text && !json_is_object(text))
+		return error_set(err, ERROR_INVALID, "text_config", CONFIG_NAME ": text_config must be an object");
+	int r = check_vision(*document, text, err);
+	if (r < 0)
+		return r;
+	json_t *flat = text_of(*document, text);
+	if (!flat)
+		return error_set(err, ERROR_MEMORY, NULL, "no memory for " CONFIG_NAME);
+	json_decref(*document);
+	*document = flat;
+	return 0;
 }

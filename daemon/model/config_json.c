@@ -36,7 +36,7 @@ static const struct family {
 };
 #define N_FAMILIES (sizeof families / sizeof *families)
 #define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, Qwen3MoeForCausalLM, " \
-	"Gemma2ForCausalLM, Gemma3ForCausalLM, GPT2LMHeadModel, BertForMaskedLM"
+	"Gemma2ForCausalLM, Gemma3ForCausalLM, " CONFIG_GEMMA3_VISION ", GPT2LMHeadModel, BertForMaskedLM"
 
 static int find_family(const json_t *o, const struct family **ret, struct error *err)
 {
@@ -252,7 +252,7 @@ int architecture_from_json(const char *json, size_t n, struct architecture *ret,
 	int r = document_parse(json, n, CONFIG_NAME, MAX_VALUES, &o, err);
 	if (r < 0)
 		return r;
-	if ((r = find_family(o, &f, err)) < 0)
+	if ((r = config_take_text(&o, err)) < 0 || (r = find_family(o, &f, err)) < 0)
 		goto out;
 	snprintf(a.name, sizeof a.name, "%s", f->name);
 	if ((r = check_any_family(o, err)) < 0 || (r = f->read ? f->read(o, &a, err) : read_llama(o, f, &a, err)) < 0 ||

@@ -35,6 +35,9 @@ int config_read_mixtral(const json_t *o, struct architecture *a, struct error *e
 int config_read_qwen3_moe(const json_t *o, struct architecture *a, struct error *err);
 int config_read_gemma2(const json_t *o, struct architecture *a, struct error *err);
 int config_read_gemma3(const json_t *o, struct architecture *a, struct error *err);
+// The document of a Gemma 3 that sees becomes that of its text half (as Gemma3ForCausalLM), any other stays as it is.
+#define CONFIG_GEMMA3_VISION "Gemma3ForConditionalGeneration"
+int config_take_text(json_t **document, struct error *err);
 int config_read_gpt2(const json_t *o, struct architecture *a, struct error *err);
 json_t *config_write_gpt2(const struct architecture *a);        // NULL without memory
 int config_read_bert(const json_t *o, struct architecture *a, struct error *err);

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "common/error.h"
+#include "daemon/model/directory.h"
 #include "daemon/model/gguf_source.h"
 #include "daemon/model/input.h"
 #include "daemon/model/safetensors.h"
@@ -41,41 +42,22 @@ static int find_in_gguf(void *file, const char *name, struct tensor *ret_tensor,
 	return gguf_source_read(m->gguf, &m->architecture, name, ret_tensor, err);
 }
 
-#define MAX_NAME 128
-
-// What old files call it: without "transformer." (GPT-2); a layer norm's gain gamma and its bias beta (BERT).
-static void old_name(const char *name, char ret_name[MAX_NAME])
+static const char *stored_name(const struct model_file *m, const char *name, char buffer[STORED_NAME])
 {
-	static const char prefix[] = "transformer.", gain[] = "LayerNorm.weight", bias[] = "LayerNorm.bias";
-	snprintf(ret_name, MAX_NAME, "%s", strncmp(name, prefix, sizeof prefix - 1) ? name : name + sizeof prefix - 1);
-	size_t n = strlen(ret_name);
-	if (n >= sizeof gain && !strcmp(ret_name + n - (sizeof gain - 1), gain))
-		snprintf(ret_name + n - 6, 6, "gamma");
-	if (n >= sizeof bias && !strcmp(ret_name + n - (sizeof bias - 1), bias))
-		snprintf(ret_name + n - 4, 5, "beta");
-}
-
-// The name under which a safetensors file has it: the present one, unless only the old one is there.
-static const char *stored_name(const struct model_file *m, const char *name, char buffer[MAX_NAME])
-{
-	struct tensor t;
-	if (!m->architecture.learned_positions || safetensors_find(m->safetensors, name, &t, NULL) == 0)
-		return name;
-	old_name(name, buffer);
-	return safetensors_find(m->safetensors, buffer, &t, NULL) == 0 ? buffer : name;
+	return directory_name(m->safetensors, &m->architecture, name, buffer);
 }
 
 static int find_in_safetensors(void *file, const char *name, struct tensor *ret_tensor, struct error *err)
 {
 	struct model_file *m = file;
-	char old[MAX_NAME];
+	char old[STORED_NAME];
 	return safetensors_read(m->safetensors, stored_name(m, name, old), ret_tensor, err);
 }
 
 // Without reading.
 static int describe(const struct model_file *m, const char *name, struct tensor *ret_tensor, struct error *err)
 {
-	char old[MAX_NAME];
+	char old[STORED_NAME];
 	if (!m->gguf)
 		return safetensors_find(m->safetensors, stored_name(m, name, old), ret_tensor, err);
 	return gguf_source_find(m->gguf, &m->architecture, name, ret_tensor);
@@ -89,7 +71,7 @@ static int describe_in(void *file, const char *name, struct tensor *ret_tensor, 
 static int read_rows(const void *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
 {
 	const struct model_file *m = file;
-	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
+	char gguf[GGUF_SOURCE_NAME], old[STORED_NAME];
 	if (!m->gguf)
 		return safetensors_read_rows(m->safetensors, stored_name(m, name, old), first, n, to, err);
 	int r = gguf_source_name(&m->architecture, name, gguf);
@@ -112,35 +94,14 @@ static const char *tensor_name(const struct model_file *m, size_t i)
 	return m->gguf ? gguf_name(m->gguf, i) : safetensors_name(m->safetensors, i);
 }
 
-// Tensors that carry nothing the architecture does not say already: rotation tables and masks that old exporters saved, a second copy of a
-// tied head; and BERT's other head with what only it reads. transformers ignores them as well.
 static bool may_be_ignored(const struct model_file *m, const char *name)
 {
-	static const struct { const char *begin, *end; bool gpt2, bert; } ignored[] = {
-		{"", ".rotary_emb.inv_freq", false, false}, {"", ".attn.bias", true, false}, {"", ".attn.masked_bias", true, false},
-		{"bert.embeddings.position_ids", "", false, true}, {"bert.pooler.", "", false, true},
-		{"cls.seq_relationship.", "", false, true}, {"cls.predictions.decoder.bias", "", false, true},
-	};
-	const struct architecture *a = &m->architecture;
-	char head[96];
-	size_t n = strlen(name);
-	if (m->gguf)
-		return !strcmp(name, "rope_freqs.weight");
-	parameters_name(a, PARAMETER_HEAD, head);
-	if (a->tied_head && !strcmp(name, head))
-		return true;
-	for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++) {
-		size_t begin = strlen(ignored[i].begin), end = strlen(ignored[i].end);
-		bool ours = ignored[i].bert ? a->masked : ignored[i].gpt2 ? a->learned_positions && !a->masked : true;
-		if (ours && n > end && !strncmp(name, ignored[i].begin, begin) && !strcmp(name + n - end, ignored[i].end))
-			return true;
-	}
-	return false;
+	return m->gguf ? !strcmp(name, "rope_freqs.weight") : directory_ignores(m->safetensors, &m->architecture, name);
 }
 
 static bool is_parameter(const struct model_file *m, const char *name)
 {
-	char gguf[GGUF_SOURCE_NAME], old[MAX_NAME];
+	char gguf[GGUF_SOURCE_NAME], old[STORED_NAME];
 	for (size_t i = 0; i < m->n_parameters; i++) {
 		if (m->gguf && gguf_source_name(&m->architecture, m->list[i].name, gguf) < 0)
 			continue;

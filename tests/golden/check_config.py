@@ -27,12 +27,13 @@ except ImportError as missing:
 HERE = os.path.dirname(os.path.abspath(__file__))
 TINY = os.path.join(os.environ.get("top_builddir", "."), "tests", "golden", "test_tiny")
 FAMILIES = ["llama", "llama-tied", "llama3", "mistral", "qwen2", "qwen3", "qwen3-window", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt2",
-            "bert"]
+            "bert", "gemma3-vision"]
 ABSENT = object()
 LENGTH = 40
 # Of training, of other heads, and of what a call returns.
 NO_NUMBER = re.compile(r"output_.*|return_dict|use_cache|initializer_range|.*dropout.*|.*pdrop|problem_type|id2label|label2id|transformers_version|"
-                       r"_name_or_path|is_encoder_decoder|summary_.*|pad_token_id|router_.*|dtype|torch_dtype")
+                       r"_name_or_path|is_encoder_decoder|summary_.*|pad_token_id|router_.*|dtype|torch_dtype|vision_config|mm_tokens_per_image|"
+                       r"[be]oi_token_index|image_token_index")
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 ROPES = [{"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}, {"rope_type": "dynamic", "factor": 2.0},
@@ -84,7 +85,7 @@ def reference(where):
         made_up = [k for kind in ("missing_keys", "mismatched_keys") for k in report.get(kind) or []]
         if made_up:
             return None, "weights made up: %s" % (made_up[0],)
-        tokens = torch.arange(3, 3 + LENGTH) * 7 % model.config.vocab_size
+        tokens = torch.arange(3, 3 + LENGTH) * 7 % model.config.get_text_config().vocab_size
         with torch.no_grad():
             logits = model.eval()(tokens[None]).logits[0]
         return (tokens.tolist(), logits), None
@@ -106,15 +107,28 @@ def ours(top, name):
     return done.returncode == 0, said or next((line for line in lines if line and "[" not in line[:2]), "")
 
 
-def cases(config, full):
+def part_cases(config, full):
     for key in sorted(key for key in {*full, *FOREIGN} if not NO_NUMBER.fullmatch(key)):
         values = others(config[key] if key in config else full.get(key)) + FOREIGN.get(key, []) if key in full else FOREIGN[key]
         for value in values:
-            if key == "model_type" and isinstance(value, str) and "hidden_size" not in config:
+            if key in ("model_type", "architectures") and value and "text_config" in config or \
+                    key == "model_type" and isinstance(value, str) and "hidden_size" not in config:
                 continue                                               # another class would make its own size up: 7 billion
             if value is ABSENT and key not in config or value is not ABSENT and key in config and config[key] == value:
                 continue
             yield key, value
+
+
+def cases(config, full):
+    """(what is changed, the config.json that results)"""
+    for name in (None, "text_config"):
+        part = config if name is None else config.get(name, {})
+        for key, value in part_cases(part, full if name is None else full.get(name, {})) if part else ():
+            changed = {k: v for k, v in part.items() if k != key}
+            if value is not ABSENT:
+                changed[key] = value
+            what = "%s%s %s" % (name + "." if name else "", key, "left out" if value is ABSENT else json.dumps(value))
+            yield what, {**config, name: changed} if name else changed
 
 
 def check(top, family):
@@ -127,18 +141,15 @@ def check(top, family):
         if "safetensors" in name:
             shutil.copy(os.path.join(source, name), where)
     counts, failed = {"alike": 0, "refused": 0, "refused by both": 0, "refused by transformers alone": 0}, []
-    for key, value in cases(config, full):
-        changed = {k: v for k, v in config.items() if k != key}
-        if value is not ABSENT:
-            changed[key] = value
+    for what, changed in cases(config, full):
         with open(os.path.join(where, "config.json"), "w") as f:
             json.dump(changed, f)
-        what = "%s: %s %s" % (family, key, "left out" if value is ABSENT else json.dumps(value))
+        what = "%s: %s" % (family, what)
         found, reason = reference(where)
         if found:
             write_golden(where, *found)
         else:                                                          # any logits will do: they must not be asked for
-            write_golden(where, list(range(3)), torch.zeros(3, config["vocab_size"], dtype=torch.float64))
+            write_golden(where, list(range(3)), torch.zeros(3, config.get("text_config", config)["vocab_size"], dtype=torch.float64))
         accepted, said = ours(top, family)
         if found and accepted:
             counts["alike"] += 1

@@ -114,7 +114,7 @@ def plain_rope(theta=10000.0):
 
 def tiny_models():
     import torch
-    from transformers import BertConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config
+    from transformers import BertConfig, Gemma2Config, Gemma3Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config
     from transformers import Qwen3Config, Qwen3MoeConfig
     llama3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
               "original_max_position_embeddings": 32}
@@ -156,7 +156,20 @@ def tiny_models():
                                      attn_logit_softcapping=2.0, final_logit_softcapping=3.0, rope_parameters=plain_rope()), torch.bfloat16),
         "qwen3-moe-file": (Qwen3MoeConfig(**COMMON, head_dim=16, moe_intermediate_size=16, num_experts=6, num_experts_per_tok=3,
                                           norm_topk_prob=True, tie_word_embeddings=False, rope_parameters=plain_rope()), torch.bfloat16),
+        # As published: what is as in the class is not in the file (published_config).
+        "gemma3-vision": (vision(Gemma3Config, num_hidden_layers=6, rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+            "sliding_attention": plain_rope()}), torch.bfloat16),
+        "gemma3-inner": (vision(Gemma3Config, num_hidden_layers=1, layer_types=["sliding_attention"]), torch.bfloat16),
     }
+
+
+def vision(configuration, **text):
+    """A Gemma 3 with eyes, which no golden value looks through."""
+    return configuration(text_config={**dict(hidden_size=32, intermediate_size=16, vocab_size=96, head_dim=8, query_pre_attn_scalar=8,
+                                             sliding_window=6), **text},
+                         vision_config=dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=4,
+                                            patch_size=2, vision_use_head=False), mm_tokens_per_image=4)
 
 
 def open_model(where, **options):
@@ -187,6 +200,25 @@ def old_style_config(path):
     config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     config["torch_dtype"] = config.pop("dtype")
     path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def published_config(path):
+    """config.json of a Gemma 3 with eyes, as published: most of what is as in transformers' class is left out."""
+    config = json.loads(path.read_text())
+    kept = ("hidden_size", "intermediate_size", "model_type", "num_hidden_layers", "sliding_window", "vocab_size", "head_dim",
+            "query_pre_attn_scalar")
+    config["text_config"] = {**{name: config["text_config"][name] for name in kept}, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    config["eos_token_id"] = [1, 106]
+    del config["tie_word_embeddings"]
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def inner_names(where):
+    """As transformers 4.52 to 4.57 saved what now has its published names again."""
+    from safetensors.torch import load_file, save_file
+    path = where / "model.safetensors"
+    new = {"model." + name.replace("language_model.model.", "language_model."): t for name, t in load_file(path).items()}
+    save_file(new, path, metadata={"format": "pt"})
 
 
 def old_style_names(where):
@@ -222,15 +254,20 @@ def tiny(only=None):
             old_style_config(where / "config.json")
         if name.endswith("-old"):
             old_style_names(where)
+        if name == "gemma3-vision":
+            published_config(where / "config.json")
+        if name == "gemma3-inner":
+            inner_names(where)
         # capped scores are computed by the plain form alone
         plain = {"experts_implementation": "eager"} if "num_experts_per_tok" in config.to_dict() else {}      # the others know no float64
         if name in GGUF_NAMES:
             write_gguf(name, config, where)
         model = open_model(where, dtype=torch.float64, attn_implementation="eager" if "gemma" in name else "sdpa", **plain).eval()
         generator = torch.Generator().manual_seed(100 + seed)
-        out = b"KDGM" + u32(4, config.vocab_size)
+        V = config.get_text_config().vocab_size
+        out = b"KDGM" + u32(4, V)
         for length in (1, 3, 22, 70) if name == "llama3" else (1, 3, 9, 22):
-            tokens = torch.randint(0, config.vocab_size, (length,), generator=generator)
+            tokens = torch.randint(0, V, (length,), generator=generator)
             with torch.no_grad():
                 logits = model(tokens[None]).logits[0]
             assert logits.dtype == torch.float64

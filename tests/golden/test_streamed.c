@@ -9,7 +9,7 @@
 #include "tests/golden/golden.h"
 
 static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "gpt2", "bert", "mistral", "qwen3-window",
-				    "gemma2", "gemma3", "mixtral", "qwen3-moe", "mixtral/model.gguf"};
+				    "gemma2", "gemma3", "gemma3-vision", "mixtral", "qwen3-moe", "mixtral/model.gguf"};
 enum { TOKENS = 90, TOP_K = 5, MAX_POSITIONS = 128 };
 
 static void load(struct golden_model *m, const char *path, struct shelf *shelf, uint64_t room)

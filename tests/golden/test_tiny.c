@@ -10,7 +10,7 @@
 
 static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "train",
 				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window",
-				    "train-mistral", "gemma2", "gemma3", "mixtral", "qwen3-moe",
+				    "train-mistral", "gemma2", "gemma3", "gemma3-vision", "gemma3-inner", "mixtral", "qwen3-moe",
 				    // the same weights under GGUF's names, experts stacked, rows permuted
 				    "gemma3/model.gguf", "mixtral/model.gguf", "gemma2-file/model.gguf", "qwen3-moe-file/model.gguf",
 				    "linear/model.gguf", "qwen2/model.gguf", "qwen3/model.gguf", "gpt2/model.gguf"};

@@ -13,6 +13,7 @@
 #include "common/error.h"
 #include "daemon/model/config.h"
 
+#define VISION "{\"architectures\":[\"Gemma3ForConditionalGeneration\"]"
 #define SIZES "\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":2,\"num_attention_heads\":4," \
 	      "\"num_key_value_heads\":2,\"vocab_size\":100,\"max_position_embeddings\":512"
 #define LLAMA "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\"," SIZES
@@ -130,6 +131,20 @@ static void gemma_and_mixtures_are_read(void **state)
 	refused("{\"architectures\":[\"Gemma3ForCausalLM\"]," SIZES ",\"hidden_activation\":\"relu\"}", -EOPNOTSUPP,
 		"hidden_activation relu");
 	refused("{\"architectures\":[\"Gemma3ForCausalLM\"]," SIZES ",\"use_bidirectional_attention\":true}", -EOPNOTSUPP, "what follows");
+	a = parsed(VISION ",\"eos_token_id\":[1,106],\"text_config\":{\"hidden_size\":2560,\"intermediate_size\":10240,"
+		   "\"num_hidden_layers\":34,\"rope_scaling\":{\"factor\":8.0,\"rope_type\":\"linear\"},\"sliding_window\":1024}}");
+	assert_true(a.n_heads == 8 && a.n_kv_heads == 4 && a.head_size == 256 && a.vocab_size == 262208 && a.context_length == 131072);
+	assert_true(a.window == 1024 && a.sliding[4] && !a.sliding[5] && a.rope_factor == 8 && a.tied_head && a.eos_id == 1);
+	a = parsed("{\"model_type\":\"gemma3\"}");
+	assert_true(a.width == 2304 && a.n_layers == 26 && a.window == 4096);
+	refused(VISION ",\"text_config\":[]}", -EINVAL, "text_config must be an object");
+	refused(VISION ",\"model_type\":\"gemma3_text\"}", -EOPNOTSUPP, "model_type gemma3_text");
+	refused(VISION ",\"text_config\":{\"model_type\":\"llama\"}}", -EOPNOTSUPP, "supported: gemma3_text");
+	refused(VISION ",\"tie_word_embeddings\":null}", -EOPNOTSUPP, "head of its own");
+	refused(VISION ",\"text_config\":{\"tie_word_embeddings\":false}}", -EOPNOTSUPP, "head of its own");
+	refused(VISION ",\"text_config\":{\"final_logit_softcapping\":30}}", -EOPNOTSUPP, "softcapping");
+	refused(VISION ",\"text_config\":{\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}}", -EOPNOTSUPP, "old key");
+	refused(VISION ",\"quantization_config\":{\"bits\":4}}", -EOPNOTSUPP, "quantised");
 #define MOE "{\"architectures\":[\"Qwen3MoeForCausalLM\"]," SIZES ",\"moe_intermediate_size\":24,\"num_experts_per_tok\":2"
 	a = parsed(MOE ",\"num_experts\":8,\"norm_topk_prob\":true}");
 	assert_true(a.n_experts == 8 && a.n_experts_used == 2 && a.normalise_experts && a.ffn_width == 24 && a.qk_norm);
