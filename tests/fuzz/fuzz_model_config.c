@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// config.json: what is accepted passes the check, and written again reads back the same.
+// config.json: what is accepted passes the check, and, if its family is written, reads back the same.
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,8 +16,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	if (architecture_check(&a, &err) < 0 || architecture_n_parameters(&a) == 0)
 		abort();
-	if (architecture_to_json(&a, &json, &err) < 0)
-		abort();
+	if (architecture_to_json(&a, &json, &err) < 0) {
+		if (!a.gemma && !a.n_experts)
+			abort();
+		return 0;
+	}
 	if (architecture_from_json(json, strlen(json), &b, &err) < 0)
 		abort();
 	// Numbers travel as decimals of 17 digits; everything must come back equal.
