@@ -447,11 +447,12 @@ static int run_mode(struct daemon *d, int status, enum arguments_mode mode, stru
 
 int main(int argc, char **argv)
 {
-	struct daemon d = {.argv = argv};
+	static struct daemon d;      // some 10 KiB of settings: not on the stack
 	struct error err = {0};
 	struct config_errors all = {0};
 	enum arguments_mode mode = MODE_RUN;
 	(void)argc;
+	d.argv = argv;
 	if (streams_init()) {
 		perror("kdserved: /dev/null");
 		return EXIT_FAILURE;

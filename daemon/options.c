@@ -327,15 +327,22 @@ static void check_secrets(const struct checking *c)
 	tls_close(tls);
 }
 
-void options_check_files(const struct options *o, struct config_errors *all)
+static void check_teachers(const struct checking *c)
 {
 	struct teacher_source s[OPTIONS_MAX_TEACHERS];
-	const struct checking c = {o, all};
+	const struct options *o = c->o;
 	struct error err = {0};
 	size_t n = options_teachers(o, s, NULL) == 0 ? o->teacher.n : 0;
 	for (size_t i = 0; i < n; i++)
 		if (access(s[i].path, R_OK) && error_system(&err, errno, "teacher", "teacher = %s", s[i].path))
-			add_at(&c, o->teacher.where[i], &err);
+			add_at(c, o->teacher.where[i], &err);
+}
+
+void options_check_files(const struct options *o, struct config_errors *all)
+{
+	const struct checking c = {o, all};
+	struct error err = {0};
+	check_teachers(&c);
 	check_secrets(&c);
 	check_directory(&c, o->where.store, "store", o->store, true);
 	check_directory(&c, o->where.runs, "runs", o->runs, true);
