@@ -250,6 +250,64 @@ class Requests(unittest.TestCase):
             self.assertIn("ping", raised.exception.message)
         self.assertEqual(server.seen[:2], [Kind.SCORE, Kind.PING])
 
+    def pings(self, server):
+        """Asks whether the client lives, until that has had enough of it."""
+        try:
+            while True:
+                server.send(frame.encode(Kind.PING, 5, b"hm"))
+                time.sleep(0.01)
+        except OSError:
+            pass
+
+    def test_pings_are_no_answers(self):
+        def script(server):
+            server.send(welcome())
+            self.assertEqual(server.receive()[0], Kind.SCORE)
+            self.pings(server)
+        with Server(script) as server, Teacher.connect(server.address, timeout=0.2) as teacher:
+            begin = time.monotonic()
+            with self.assertRaises(KdError) as raised:
+                teacher.score([3, 1, 4], **ASK)
+            self.assertEqual(raised.exception.code, "unavailable")
+            self.assertLess(time.monotonic() - begin, 10)
+
+    def test_a_deadline_holds_for_a_server_that_only_returns_pings(self):
+        def script(server):
+            server.send(welcome())
+            while True:
+                kind, request_id, body = server.receive()
+                server.seen.append(kind)
+                if kind == Kind.PING:
+                    server.send(frame.encode(Kind.PONG, request_id, body))
+        with Server(script) as server, Teacher.connect(server.address, timeout=0.2) as teacher:
+            with self.assertRaises(KdError) as raised:
+                teacher.score([3, 1, 4], deadline=0.5, **ASK)
+            self.assertEqual(raised.exception.code, "deadline")
+            self.assertGreater(teacher.ping(), 0)        # the connection stands: another may be answered
+        self.assertIn(Kind.CANCEL, server.seen)
+
+    def test_pongs_nobody_reads_do_not_pile_up(self):
+        async def run():
+            def script(server):
+                server.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+                server.send(welcome())
+                server.receive()
+                for _ in range(20000):        # 64 bytes and a header each: 2 MB, more than sockets hold
+                    server.send(frame.encode(Kind.PING, 5, bytes(64)))
+                server.seen.append("sent")
+                server.take(1)
+            with Server(script) as server:
+                teacher = await AsyncTeacher.connect(server.address, timeout=None)
+                pending = teacher.submit([3, 1, 4], **ASK)
+                while "sent" not in server.seen or len(teacher._link._pong_ends) < 16:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2)
+                most = teacher._link._transport.get_write_buffer_size()
+                pending.cancel()
+                await teacher.close()
+                return most
+        self.assertLessEqual(asyncio.run(run()), 17 * (frame.HEADER_BYTES + 64))
+
     def test_a_busy_server_is_asked_again_where_the_policy_says_so(self):
         def script(server):
             server.send(welcome())

@@ -133,7 +133,8 @@ class AsyncTeacher:
         expect_fingerprint: of the teacher asked; a server that has none such is refused ("conflict"). teacher: its name, where a server
         has several; without either the first is asked.
         reconnect: None = a lost connection is an error of everything in flight and after.
-        timeout: seconds of silence, while something is in flight, after which the server must answer a ping or is given up; None = never.
+        timeout: seconds of silence, while something is in flight, after which the server must answer a ping or is given up (its own pings
+        are silence); None = never.
         max_body_bytes: largest answer accepted.
         """
         where = Address.parse(address, ca, server_name)
@@ -203,7 +204,8 @@ class AsyncTeacher:
         """What the teacher thinks of one sequence of ids (gives Rows), or of a list of them (gives a list of Rows).
 
         durable: answer only when the records are on the server's disk. store=False: neither look in the server's store nor add to it.
-        deadline: seconds after which the server drops the work ("deadline"). question: see Question.
+        deadline: seconds after which the server drops the work ("deadline"); one that does not is waited for `timeout` longer. question: see
+        Question.
         """
         pending = self.submit(tokens, durable=durable, store=store, deadline=deadline, **question)
         try:
@@ -227,11 +229,16 @@ class AsyncTeacher:
         return AsyncPending(job, self._info, task, single)
 
     async def _run(self, job: Job) -> None:
+        limit = None    # work past its deadline is the server's to end; one that only answers pings is given its silence more
+        if job.deadline is not None and self._timeout is not None:
+            limit = job.deadline - asyncio.get_running_loop().time() + self._timeout
         try:
-            await self._retry(job)
+            await asyncio.wait_for(self._retry(job), limit)
             job.end(None)
         except KdError as error:
             job.end(error)
+        except asyncio.TimeoutError:
+            job.end(KdError("deadline", "the deadline passed, and the server does not say so"))
         except asyncio.CancelledError:
             job.end(KdError("cancelled", "the connection was closed"))
             raise

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 import re
 import ssl
 from dataclasses import dataclass
-from typing import Dict, Optional
+from typing import Deque, Dict, Optional
 
 from . import frame
 from .checksum import Piece
@@ -16,6 +17,7 @@ from .frame import Header, Info, Kind
 
 HELLO_BYTES = 1024    # of any body before WELCOME
 MAX_PING_BYTES = 64
+MAX_PONGS = 16    # on their way to a server that does not read; the next is left out
 TLS_ALERT = 0x15    # first byte of what a TLS server says to who speaks something else
 ENDS_OR_ANSWERS = (Kind.ANSWER, Kind.TOKENS, Kind.DONE, Kind.ERROR, Kind.REPLY, Kind.PONG)
 
@@ -99,8 +101,10 @@ class Link(asyncio.BufferedProtocol):
         self._header: Optional[Header] = None
         self._into = memoryview(self._header_bytes)
         self._filled = 0
-        self._heard = self.loop.time()
+        self._heard = self.loop.time()    # something it owes
         self._asked_life: Optional[float] = None    # when
+        self._written = 0    # bytes given to the transport
+        self._pong_ends: Deque[int] = collections.deque(maxlen=MAX_PONGS)    # how many those were behind each
         self._watch: Optional[asyncio.TimerHandle] = None
 
     @staticmethod
@@ -158,7 +162,16 @@ class Link(asyncio.BufferedProtocol):
 
     def send(self, kind: Kind, request_id: int, body: bytes = b"") -> None:
         if self._transport is not None:
-            self._transport.write(frame.encode(kind, request_id, body))
+            data = frame.encode(kind, request_id, body)
+            self._written += len(data)
+            self._transport.write(data)
+
+    def _return_ping(self, request_id: int, body: bytes) -> None:
+        assert self._transport is not None
+        ends = self._pong_ends
+        if len(ends) < MAX_PONGS or ends[0] <= self._written - self._transport.get_write_buffer_size():
+            self.send(Kind.PONG, request_id, body)
+            ends.append(self._written)
 
     def close(self) -> None:
         self._lose(KdError("unavailable", "the connection was closed"))
@@ -189,8 +202,8 @@ class Link(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._filled += nbytes
-        self._heard = self.loop.time()
-        self._asked_life = None
+        if self._header is not None:
+            self._hear(self._header)
         if self._filled < len(self._into):
             return
         try:
@@ -203,11 +216,18 @@ class Link(asyncio.BufferedProtocol):
 
     # ---- frames
 
+    def _hear(self, header: Header) -> None:
+        """A server that owes answers and sends pings instead is as good as silent."""
+        if header.kind in ENDS_OR_ANSWERS:
+            self._heard = self.loop.time()
+            self._asked_life = None
+
     def _await(self, header: Optional[Header], into: bytearray) -> None:
         self._header, self._into, self._filled = header, memoryview(into), 0
 
     def _take_header(self) -> None:
         header = frame.decode_header(bytes(self._into), self.max_body_bytes if self._welcome.done() else HELLO_BYTES)
+        self._hear(header)
         if header.body_bytes:
             self._await(header, bytearray(header.body_bytes))
         else:
@@ -227,7 +247,7 @@ class Link(asyncio.BufferedProtocol):
         if not self._welcome.done():
             self._greeted(kind, request_id, body)
         elif kind == Kind.PING and len(body) <= MAX_PING_BYTES:
-            self.send(Kind.PONG, request_id, body)
+            self._return_ping(request_id, body)
         elif kind == Kind.PONG and request_id == 0:
             pass    # of our own question whether the server lives
         elif kind == Kind.GOAWAY:
@@ -284,7 +304,7 @@ class Link(asyncio.BufferedProtocol):
         now = self.loop.time()
         quiet = now - self._heard
         if self._asked_life is not None and now - self._asked_life > self.silence:    # asked first: the loop may have stood still
-            self._lose(KdError("unavailable", "nothing came from the server for %g s, not even the answer to a ping" % quiet))
+            self._lose(KdError("unavailable", "no answer came from the server for %g s, not even one to a ping" % quiet))
             return
         if quiet > self.silence and self._asked_life is None:
             self._asked_life = now
