@@ -26,6 +26,8 @@
 #define CONNECTION_MEMORY 32768      // of libmicrohttpd, per connection: headers over about half of it get 431
 #define TICK_MS 250                  // how often deadlines are looked at
 #define MAX_EVENTS 64
+#define SPARE_SHARE 4                // a fourth of max-connections
+#define FRESH_MS 1000                // a handshake and a request's headers take less
 #define ROUND_SECONDS 0.001          // of small work between two looks at the sockets: probes wait for no more
 // Once the listener is closed, from the last request that ended until those under way are given up:
 #define LAST_WORDS_MS 1000           // some are (small ones: exchanges have the whole drain)
@@ -80,7 +82,8 @@ static void connection_changed(void *arg, struct MHD_Connection *mhd, void **con
 		if (!info || !(c = calloc(1, sizeof *c)))
 			return;    // its requests will be refused: http_request_begin finds no connection
 		c->fd = info->connect_fd;
-		c->deadline_ms = clock_ms() + h->settings.header_timeout_ms;
+		c->began_ms = clock_ms();
+		c->deadline_ms = c->began_ms + h->settings.header_timeout_ms;
 		c->next = h->connections;
 		if (c->next)
 			c->next->previous = c;
@@ -99,13 +102,33 @@ static void connection_changed(void *arg, struct MHD_Connection *mhd, void **con
 	}
 }
 
+static void cut(struct http_connection *c)
+{
+	shutdown(c->fd, SHUT_RDWR);    // libmicrohttpd sees the end of the stream and closes
+	c->deadline_ms = 0;
+}
+
 static void cut_late(struct http *h)
 {
 	uint64_t now = clock_ms();
 	for (struct http_connection *c = h->connections; c; c = c->next)
-		if (c->deadline_ms && now >= c->deadline_ms) {
-			shutdown(c->fd, SHUT_RDWR);    // libmicrohttpd sees the end of the stream and closes
-			c->deadline_ms = 0;
+		if (c->deadline_ms && now >= c->deadline_ms)
+			cut(c);
+}
+
+// The last quarter of the door is for who is let in: while more is taken, strangers make room, who came first first. Else they could hold
+// all of it by asking what is public, and resting. Who has just come is given the time to say who he is.
+static void cut_strangers(struct http *h)
+{
+	uint32_t n = 0, most = h->options.max_connections - h->options.max_connections / SPARE_SHARE;
+	uint64_t now = clock_ms();
+	struct http_connection *c = h->connections;
+	for (; c && c->next; c = c->next)
+		n++;
+	for (n += c != NULL; c && n > most; c = c->previous)
+		if (!c->known && now - c->began_ms >= FRESH_MS) {
+			cut(c);
+			n--;
 		}
 }
 
@@ -244,6 +267,7 @@ static void *http_loop(void *arg)
 		loop_once(h);
 		if (clock_ms() - looked >= TICK_MS) {
 			cut_late(h);
+			cut_strangers(h);
 			accept_again(h);
 			looked = clock_ms();
 		}

@@ -19,8 +19,10 @@ struct http_connection {
 	struct http_connection *previous, *next;
 	int fd;
 	struct tls *tls;                   // a hold of what it shows; NULL = plain
+	uint64_t began_ms;
 	uint64_t deadline_ms;              // then it is shut down; 0 = none
 	bool asked;                        // a request line was read on it
+	bool known;                        // a request on it was let in: who rests on it has a token, or needs none
 	bool left;                         // the client sends no more: it has closed, or shut its side
 	struct http_request *request;      // the one under way, or NULL
 };

@@ -381,6 +381,7 @@ static bool let_in(struct http_request *q, const char *path, const char *method,
 	if (!r)
 		r = auth_login(service_auth(q->http->service), secret, &q->principal, &err);
 	http_gate_forget(secret);
+	q->connection->known |= !r;
 	if (!r)
 		r = control_permit(q->principal, method, path, &err);
 	if (!r)

@@ -379,8 +379,8 @@ class Budget(unittest.TestCase):
         for c in frames:
             c.socket.close()
 
-        def get(s):
-            s.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+        def get(s):     # who asks only what is public would make room
+            s.sendall(b"GET /v1/model HTTP/1.1\r\nHost: x\r\n\r\n")
             return s.recv(65536)
         web = [socket.create_connection(("127.0.0.1", d.port), timeout=kdserved.PATIENCE) for _ in range(n)]
         self.assertEqual([b"200 OK" in get(s) for s in web], [True] * n)

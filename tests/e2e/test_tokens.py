@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import tempfile
+import time
 import unittest
 
 import kdserved
@@ -148,6 +149,33 @@ class Tokens(unittest.TestCase):
             self.assertEqual(self.ask("GET", path, "none")[0], 404)
         self.assertEqual(self.ask("GET", "/v1/score")[0], 401)
         self.assertEqual(self.ask("GET", "/v1/score", "none")[0], 405)
+
+    def test_strangers_do_not_hold_the_door(self):
+        """They ask what is public and rest, say nothing, or wait outside: who has a token gets in, and nobody with one is put out."""
+        n = 8
+        with Daemon("--tokens", self.path, "--max-connections", str(n), "--header-timeout", "1h") as d:
+            model = b"GET /v1/model HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n" % SECRETS["score"].encode()
+
+            def connect():
+                return socket.create_connection(("127.0.0.1", d.port), timeout=20)
+
+            def get(s, request):
+                s.sendall(request)
+                return s.recv(65536)
+            trainer = connect()
+            self.assertIn(b"200 OK", get(trainer, model))
+            strangers = [connect() for _ in range(2 * n)]
+            for s in strangers[::2]:
+                s.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+            begin = time.monotonic()
+            late = [connect() for _ in range(n // 4)]
+            for s in late:
+                self.assertIn(b"200 OK", get(s, model))
+            self.assertLess(time.monotonic() - begin, 15)
+            for s in [trainer, *late]:
+                self.assertIn(b"200 OK", get(s, model))
+            for s in [trainer, *late, *strangers]:
+                s.close()
 
     def test_headers_that_are_no_token(self):
         for value in ("Basic YTpi", "Bearer", "Bearer ", "kds_x", "Bearer " + "a" * 257, "Bearer a b"):
