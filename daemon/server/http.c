@@ -13,6 +13,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/transport.h"
@@ -292,6 +293,14 @@ static int no_certificate(void *session, const void *authorities, int n_authorit
 	return -1;
 }
 
+// A copy of the listener that libmicrohttpd may have closed, and who knows what has its number by now.
+static void close_copy(int fd, int listen_fd)
+{
+	struct stat copy, original;
+	if (!fstat(fd, &copy) && !fstat(listen_fd, &original) && copy.st_dev == original.st_dev && copy.st_ino == original.st_ino)
+		close(fd);
+}
+
 static int start_daemon(struct http *h, struct error *err)
 {
 	struct MHD_OptionItem encrypted[] = {{MHD_OPTION_HTTPS_CERT_CALLBACK, 0, (void *)no_certificate},
@@ -299,7 +308,7 @@ static int start_daemon(struct http *h, struct error *err)
 	h->encrypted = h->options.tls && tls_current_is_on(h->options.tls);
 	if (h->encrypted && MHD_is_feature_supported(MHD_FEATURE_TLS) != MHD_YES)
 		return error_set(err, ERROR_UNSUPPORTED, "tls-certificate", "tls-certificate: this libmicrohttpd was built without TLS");
-	// One of its own, for it to close: it does so in some of its failures, in others not, and when it is stopped.
+	// One of its own, for it to close: it does so when it is stopped, and in some of its failures.
 	int listen_fd = fcntl(h->options.listen_fd, F_DUPFD_CLOEXEC, 0);
 	if (listen_fd < 0)
 		return error_system(err, errno, "http", "the listening socket");
@@ -314,8 +323,10 @@ static int start_daemon(struct http *h, struct error *err)
 				     MHD_OPTION_NOTIFY_CONNECTION, connection_changed, h,
 				     MHD_OPTION_ARRAY, h->encrypted ? encrypted : &encrypted[2],
 				     MHD_OPTION_END);
-	if (!h->daemon)
+	if (!h->daemon) {
+		close_copy(listen_fd, h->options.listen_fd);
 		return error_set(err, ERROR_IO, "http", "libmicrohttpd did not start");
+	}
 	const union MHD_DaemonInfo *info = MHD_get_daemon_info(h->daemon, MHD_DAEMON_INFO_EPOLL_FD);
 	if (!info)
 		return error_set(err, ERROR_IO, "http", "libmicrohttpd has no epoll descriptor");
