@@ -144,7 +144,7 @@ class Stopping(Temporary):
         d = Daemon("--socket", "tcp:127.0.0.1:0", "--max-tokens", "512", directory=self.directory)
         with self.over_tcp(d) as c:
             request_id = c.start_score([[i + 1] * 400 for i in range(5)], top_k=256)       # 2 MB
-            wait_until(lambda: d.metrics()["kd_forward_sequences_total"] == 5, "the answers")
+            wait_until(lambda: d.metrics()['kd_requests_answered_total{door="socket"}'] == 1, "the answers")
             d.process.send_signal(signal.SIGTERM)
             d.wait_line("draining")
             until = time.monotonic() + 1
