@@ -323,6 +323,7 @@ static int daemon_loop(struct daemon *d)
 		tell_status(d);
 		tls_current_watch(&d->tls);
 		int look = shorter(notify_timeout(&d->notify, loading), STATUS_MS);
+		look = shorter(look, auth_audit(d->auth, d->options.audit_interval));
 		int n = poll(fds, sizeof fds / sizeof *fds, shorter(look, teacher_check(d->teacher)));
 		if (loading)
 			notify_loading(&d->notify);
@@ -364,6 +365,7 @@ static void daemon_close(struct daemon *d)
 	http_close(d->http, deadline);
 	teacher_close(d->teacher);
 	service_close(d->service);
+	log_leave();                   // the last lines of the audit trail are among those that must not be lost
 	auth_close(d->auth);
 	tls_current_done(&d->tls);
 	store_close(d->store);
@@ -401,7 +403,6 @@ static int daemon_run(struct daemon *d)
 		status = daemon_loop(d);
 	}
 	daemon_close(d);
-	log_leave();
 	log_notice("stopped");
 	return status;
 }

@@ -12,6 +12,7 @@
 #include "common/error.h"
 #include "common/query.h"
 #include "daemon/clock.h"
+#include "daemon/log.h"
 #include "daemon/server/auth_internal.h"
 
 #define ALL_SCOPES (BEARER_SCORE | BEARER_GENERATE | BEARER_TRAIN | BEARER_ADMIN)
@@ -24,7 +25,8 @@ struct principal {
 	double balance, balance_seconds;   // tokens that may be asked for, and when that was so; below zero = to be waited for
 	uint32_t in_flight;
 	struct queue_cost held, places;    // of what is under way
-	uint64_t n_requests, n_tokens, n_refused;
+	uint64_t n_requests, n_tokens, n_refused, n_rows, n_values;
+	struct { uint64_t n_requests, n_rows, n_values; } audited;      // what the lines of the log add up to
 };
 
 struct auth {
@@ -33,6 +35,7 @@ struct auth {
 	struct principal **principals;     // (n) in the order of the file; the first is anybody, or this server's own workers
 	size_t n;
 	char worker_secret[BEARER_SECRET_BYTES];
+	uint64_t audited_ms;               // auth_audit's thread alone
 };
 
 static struct principal *principal_new(struct auth *a, const struct bearer *t)
@@ -48,11 +51,28 @@ static struct principal *principal_new(struct auth *a, const struct bearer *t)
 	return p;
 }
 
+// The lock is held: what the line adds is what the counters were.
+static void audit(struct principal *p)
+{
+	uint64_t requests = p->n_requests - p->audited.n_requests, rows = p->n_rows - p->audited.n_rows,
+		values = p->n_values - p->audited.n_values;
+	if (!p->auth->closed || (!requests && !rows && !values))
+		return;
+	log_about(LOG_NOTICE, "KD_TOKEN", p->bearer.name, "audit: token=%s requests=%" PRIu64 " rows=%" PRIu64 " values=%" PRIu64
+		  " all_requests=%" PRIu64 " all_rows=%" PRIu64 " all_values=%" PRIu64, p->bearer.name, requests, rows, values,
+		  p->n_requests, p->n_rows, p->n_values);
+	p->audited.n_requests = p->n_requests;
+	p->audited.n_rows = p->n_rows;
+	p->audited.n_values = p->n_values;
+}
+
 // The lock is held.
 static void drop(struct principal *p)
 {
-	if (--p->n_references == 0)
-		free(p);
+	if (--p->n_references)
+		return;
+	audit(p);
+	free(p);
 }
 
 struct principal *principal_ref(struct principal *p)
@@ -322,6 +342,14 @@ void auth_end(struct principal *p, const struct queue_cost *cost, uint64_t n_use
 	pthread_mutex_unlock(&p->auth->lock);
 }
 
+void auth_serve(struct principal *p, uint64_t n_rows, uint64_t n_values)
+{
+	pthread_mutex_lock(&p->auth->lock);
+	p->n_rows += n_rows;
+	p->n_values += n_values;
+	pthread_mutex_unlock(&p->auth->lock);
+}
+
 bool auth_held(struct principal *p, struct queue_cost *ret_held, struct queue_cost *ret_places)
 {
 	pthread_mutex_lock(&p->auth->lock);
@@ -367,11 +395,30 @@ void auth_limit(struct principal *p, struct query_limits *limits)
 
 // ---- watching
 
+int auth_audit(struct auth *a, uint64_t interval_ms)
+{
+	uint64_t now = clock_ms();
+	if (!a->closed || !interval_ms)
+		return -1;
+	if (!a->audited_ms)
+		a->audited_ms = now;
+	if (now - a->audited_ms < interval_ms)
+		return (int)(interval_ms - (now - a->audited_ms));
+	a->audited_ms = now;
+	pthread_mutex_lock(&a->lock);
+	for (size_t i = 0; i < a->n; i++)
+		audit(a->principals[i]);
+	pthread_mutex_unlock(&a->lock);
+	return (int)interval_ms;
+}
+
 void auth_metrics(struct auth *a, struct buffer *b)
 {
 	static const struct { const char *name, *type, *help; } rows[] = {
 		{"kd_token_requests_total", "counter", "Requests let in, by the token's name."},
 		{"kd_token_tokens_total", "counter", "Tokens of those that ended: what was read, and what was generated."},
+		{"kd_token_rows_total", "counter", "Rows given to them: of questions, and tokens generated."},
+		{"kd_token_values_total", "counter", "Logits by id in those rows: top-k, gathered, dense."},
 		{"kd_token_refused_total", "counter", "Requests refused because the quota was used up."},
 		{"kd_token_in_flight", "gauge", "Requests under way."}};
 	if (!a->closed)
@@ -381,7 +428,7 @@ void auth_metrics(struct auth *a, struct buffer *b)
 		buffer_printf(b, "# HELP %s %s\n# TYPE %s %s\n", rows[i].name, rows[i].help, rows[i].name, rows[i].type);
 		for (size_t j = 0; j < a->n; j++) {
 			const struct principal *p = a->principals[j];
-			const uint64_t values[] = {p->n_requests, p->n_tokens, p->n_refused, p->in_flight};
+			const uint64_t values[] = {p->n_requests, p->n_tokens, p->n_rows, p->n_values, p->n_refused, p->in_flight};
 			buffer_printf(b, "%s{token=\"%s\"} %" PRIu64 "\n", rows[i].name, p->bearer.name, values[i]);
 		}
 	}

@@ -11,6 +11,7 @@
 #include "daemon/clock.h"
 #include "daemon/server/auth.h"
 #include "daemon/store/store.h"
+#include "daemon/teacher/generation.h"
 #include "daemon/teacher/teacher.h"
 
 int service_open(const struct service_options *options, struct teacher *teacher, struct store *store, struct supervisor *supervisor,
@@ -384,9 +385,36 @@ static void count_outcome(struct service *s, const struct request *r)
 	}
 }
 
+static uint64_t gathered_of(const struct query *q, uint32_t n_rows)
+{
+	const struct id_lists *l = &q->gather;
+	return !l->n_lists ? 0 : l->n_lists == 1 ? (uint64_t)n_rows * l->offsets[1] : l->offsets[l->n_lists];
+}
+
+// Whether or not who asked stayed to read all of it.
+static void count_served(const struct service *s, const struct request *r)
+{
+	uint32_t n;
+	uint64_t rows = 0, values = 0, vocab_size = teacher_infos(s->teacher, &n)[r->choice.members[0]].architecture.vocab_size;
+	for (uint32_t i = 0; i < r->n_items; i++) {
+		const struct request_item *item = &r->items[i];
+		const struct query *q = &item->query;
+		if (item->error.code)
+			continue;
+		uint32_t n_rows = r->generate ? atomic_load(&item->generation->n_tokens) : query_rows(q);
+		rows += n_rows;
+		if (r->generate)
+			values += (uint64_t)n_rows * r->generate->top_k;
+		else
+			values += n_rows * (q->top_k + (!q->dense ? 0 : q->n_keep ? q->n_keep : vocab_size)) + gathered_of(q, n_rows);
+	}
+	auth_serve(r->principal, rows, values);
+}
+
 void service_finish(struct service *s, struct request *r)
 {
 	count_outcome(s, r);
+	count_served(s, r);
 	histogram_append(&s->request_seconds, clock_seconds() - r->accepted_seconds);
 	service_release(s, r, r->generate ? service_generated(r) : r->cost.tokens);
 	request_free(r);

@@ -150,6 +150,52 @@ class Tokens(unittest.TestCase):
         self.assertEqual(self.ask("GET", "/v1/score")[0], 401)
         self.assertEqual(self.ask("GET", "/v1/score", "none")[0], 405)
 
+    def test_the_audit_trail_adds_up(self):
+        """Lines now and then, more after a reload, the last at the end: as much as was asked, and as the metrics said."""
+        directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
+        path, config = os.path.join(directory, "tokens"), os.path.join(directory, "conf")
+        write(path, line("fleeting", "score"))
+        with open(config, "w") as f:
+            f.write("audit-interval = 0\n")
+        d = Daemon("--config", config, "--tokens", path)
+
+        def ask(who, body, where="/v1/score"):
+            status, _, data = d.http("POST", where, json.dumps(body), {"Authorization": "Bearer " + SECRETS[who]})
+            self.assertEqual(status, 200, data)
+
+        def lines(who):
+            numbers = " ".join(what + r"=(\d+)" for what in ("requests", "rows", "values", "all_requests", "all_rows", "all_values"))
+            found = re.findall("audit: token=%s %s" % (who, numbers), d.log())
+            return [tuple(map(int, one)) for one in found]
+        try:
+            sequences = [{"tokens": [1, 2, 3]}, {"tokens": [4, 5]}]
+            for _ in range(2):           # the second from no store: there is none
+                ask("score", {"sequences": sequences, "top_k": 3, "gather": [7, 9]})            # 5 rows of 3 + 2
+            ask("fleeting", {"sequences": [{"tokens": [1, 2, 3, 4]}], "top_k": 2, "first": 2})  # 2 rows of 2
+            status, _, data = d.http("GET", "/metrics", None, {"Authorization": "Bearer " + SECRETS["score"]})
+            self.assertEqual(status, 200)
+            counters = {(what, who): int(n) for what, who, n in re.findall(r'kd_token_(\w+)_total\{token="(\w+)"\} (\d+)', data.decode())}
+            self.assertEqual([counters[what, "score"] for what in ("requests", "rows", "values")], [2, 10, 50])
+            self.assertEqual(lines("score"), [])
+            write(path)                  # fleeting's line is gone
+            with open(config, "w") as f:
+                f.write("audit-interval = 200ms\n")
+            d.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: lines("score"), "a line for score")
+            wait_until(lambda: lines("fleeting"), "the last line for fleeting")
+            self.assertEqual(lines("fleeting"), [(1, 2, 4, 1, 2, 4)])
+            with open(config, "w") as f:
+                f.write("audit-interval = 0\n")
+            d.process.send_signal(signal.SIGHUP)
+            d.wait_line("audit-interval: 200ms -> 0")
+            ask("score", {"sequences": sequences, "top_k": 1})
+        finally:
+            d.stop()
+        found = lines("score")
+        self.assertEqual(found, [(2, 10, 50, 2, 10, 50), (1, 5, 5, 3, 15, 55)])
+        self.assertEqual(lines("admin"), [])
+        kdserved.shutil.rmtree(directory, ignore_errors=True)
+
     def test_strangers_do_not_hold_the_door(self):
         """They ask what is public and rest, say nothing, or wait outside: who has a token gets in, and nobody with one is put out."""
         n = 8
