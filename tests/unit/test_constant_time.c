@@ -115,8 +115,8 @@ struct digests {
 	volatile bool result;
 };
 
-// Both kinds are made by the same instructions, and all their bytes are written before the clock is read: a byte written alone would still be
-// on its way when the comparison reads it, and how long it waits there depends on which byte it is.
+// Both kinds are made by the same instructions, and all their bytes are written before the clock is read: a byte written alone would still
+// be on its way when the comparison reads it, and how long it waits there depends on which byte it is.
 static void choose_digest(void *arg, int kind)
 {
 	struct digests *d = arg;
