@@ -16,6 +16,7 @@ from frozen import Frozen     # noqa: E402
 import tiny_model   # noqa: E402
 
 UNIT = "kdserved.service"
+UNIT_PLACES = ("/usr/local/lib/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/")
 WATCHDOG_S = 4
 FAST = "[Unit]\nStartLimitBurst=100\n[Service]\nWatchdogSec=%d\nRestartSec=100ms\n" % WATCHDOG_S
 SETTINGS = "teacher = tiny=/srv/model\nthreads = 1\n"
@@ -52,6 +53,9 @@ class Boot(unittest.TestCase):
         cls.m = m = Machine()
         cls.addClassCleanup(m.close)
         m.install()
+        if not any(os.path.exists(m.path(place + UNIT)) for place in UNIT_PLACES):
+            m.close()
+            machine.skip("configured with a prefix under which systemd looks for no units, as make distcheck does")
         tiny_model.write(m.path("/srv/model"))
         with open(os.path.join(machine.BUILD, "etc", UNIT)) as f:
             cls.conf = re.search(r"--config (\S+)", f.read()).group(1)
