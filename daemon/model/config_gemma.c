@@ -127,8 +127,9 @@ static int check_type(const json_t *o, const char *field, const char *wanted, st
 	int r = document_string(o, CONFIG_NAME, "model_type", &type, err);
 	if (r < 0 && r != -ENOENT)
 		return r;
-	return strcmp(type, wanted) ? CONFIG_REFUSE(field, "model_type %.32s is not supported in " CONFIG_GEMMA3_VISION " (supported: %s)", type,
-						    wanted) : 0;
+	if (!strcmp(type, wanted))
+		return 0;
+	return CONFIG_REFUSE(field, "model_type %.32s is not supported in " CONFIG_GEMMA3_VISION " (supported: %s)", type, wanted);
 }
 
 static int check_tied(const json_t *o, struct error *err)

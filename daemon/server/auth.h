@@ -59,8 +59,8 @@ void auth_give(struct principal *p, uint64_t n_places);
 // Rows were given to them, with so many logits by id.
 void auth_serve(struct principal *p, uint64_t n_rows, uint64_t n_values);
 // The audit trail: a line of the log for each token that was served anything since its last line, every interval_ms, and before a token is
-// forgotten (auth_close, a reload); their numbers add up to auth_metrics'. Returns in how many ms to call again, -1 = never (interval_ms 0).
-// One thread's.
+// forgotten (auth_close, a reload); their numbers add up to those of auth_metrics. Returns in how many ms to call again, -1 = never
+// (interval_ms 0). One thread calls it.
 int auth_audit(struct auth *a, uint64_t interval_ms);
 uint32_t auth_k_max(struct principal *p);                      // 0 = no limit
 void auth_limit(struct principal *p, struct query_limits *limits);    // lowers those that k-max bounds
