@@ -4,13 +4,17 @@
 //
 // Includers define BLOCK_HELPER (qualifiers of a function), BLOCK_FUNCTION (of one that takes a BLOCK_OUT), BLOCK_OUT (a place for
 // values, whose i-th is given by BLOCK_PUT(y, i, value)), and, where a compiler would fuse the two, BLOCK_MULTIPLY_ADD(a, b, c) = a b
-// rounded, + c.
+// rounded, + c. They may define BLOCK_EACH(i, n), the loop over values.
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
 
 #include "kernels/dtype.h"
+
+#ifndef BLOCK_EACH
+#define BLOCK_EACH(i, n) for (int i = 0; i < (n); i++)
+#endif
 
 BLOCK_HELPER uint16_t block_u16(const uint8_t *p)
 {
@@ -48,7 +52,7 @@ BLOCK_HELPER float block_f16(const uint8_t *p)
 BLOCK_FUNCTION void block_q8_0(const uint8_t *block, BLOCK_OUT y)
 {
 	float d = block_f16(block);
-	for (int i = 0; i < 32; i++)
+	BLOCK_EACH(i, 32)
 		BLOCK_PUT(y, i, (float)(int8_t)block[2 + i] * d);
 }
 
@@ -56,20 +60,20 @@ BLOCK_FUNCTION void block_q4_0(const uint8_t *block, BLOCK_OUT y)
 {
 	float d = block_f16(block);
 	const uint8_t *q = block + 2;
-	for (int i = 0; i < 16; i++) {
+	BLOCK_EACH(i, 16)
 		BLOCK_PUT(y, i, d * (float)((q[i] & 15) - 8));
+	BLOCK_EACH(i, 16)
 		BLOCK_PUT(y, i + 16, d * (float)((q[i] >> 4) - 8));
-	}
 }
 
 BLOCK_FUNCTION void block_q4_1(const uint8_t *block, BLOCK_OUT y)
 {
 	float d = block_f16(block), m = block_f16(block + 2);
 	const uint8_t *q = block + 4;
-	for (int i = 0; i < 16; i++) {
+	BLOCK_EACH(i, 16)
 		BLOCK_PUT(y, i, BLOCK_MULTIPLY_ADD(d, (float)(q[i] & 15), m));
+	BLOCK_EACH(i, 16)
 		BLOCK_PUT(y, i + 16, BLOCK_MULTIPLY_ADD(d, (float)(q[i] >> 4), m));
-	}
 }
 
 BLOCK_FUNCTION void block_q5_0(const uint8_t *block, BLOCK_OUT y)
@@ -77,10 +81,10 @@ BLOCK_FUNCTION void block_q5_0(const uint8_t *block, BLOCK_OUT y)
 	float d = block_f16(block);
 	uint32_t high = block_u32(block + 2);
 	const uint8_t *q = block + 6;
-	for (int i = 0; i < 16; i++) {
+	BLOCK_EACH(i, 16)
 		BLOCK_PUT(y, i, d * (float)((int)((q[i] & 15) | (high >> i & 1) << 4) - 16));
+	BLOCK_EACH(i, 16)
 		BLOCK_PUT(y, i + 16, d * (float)((int)((uint32_t)(q[i] >> 4) | (high >> (i + 16) & 1) << 4) - 16));
-	}
 }
 
 BLOCK_FUNCTION void block_q5_1(const uint8_t *block, BLOCK_OUT y)
@@ -88,10 +92,10 @@ BLOCK_FUNCTION void block_q5_1(const uint8_t *block, BLOCK_OUT y)
 	float d = block_f16(block), m = block_f16(block + 2);
 	uint32_t high = block_u32(block + 4);
 	const uint8_t *q = block + 8;
-	for (int i = 0; i < 16; i++) {
+	BLOCK_EACH(i, 16)
 		BLOCK_PUT(y, i, BLOCK_MULTIPLY_ADD(d, (float)((q[i] & 15) | (high >> i & 1) << 4), m));
+	BLOCK_EACH(i, 16)
 		BLOCK_PUT(y, i + 16, BLOCK_MULTIPLY_ADD(d, (float)((uint32_t)(q[i] >> 4) | (high >> (i + 16) & 1) << 4), m));
-	}
 }
 
 // The j-th (0..7) six-bit scale and minimum from the 12 bytes that Q4_K and Q5_K share: the first four lie in the low six bits,
@@ -115,7 +119,7 @@ BLOCK_FUNCTION void block_k45(const uint8_t *block, const uint8_t *high, const u
 		uint8_t scale, minimum;
 		block_k_scale(block + 4, j, &scale, &minimum);
 		float dl = d * (float)scale, ml = dmin * (float)minimum;
-		for (int i = 0; i < 32; i++) {
+		BLOCK_EACH(i, 32) {
 			int v = q[32 * (j / 2) + i] >> (j & 1 ? 4 : 0) & 15;
 			if (high)
 				v |= (high[i] >> j & 1) << 4;
@@ -134,18 +138,20 @@ BLOCK_FUNCTION void block_q5_k(const uint8_t *block, BLOCK_OUT y)
 	block_k45(block, block + 16, block + 48, y);
 }
 
-// Two halves of 128; in each, run r (0..3) of 32 takes nibble r / 2 of low[32 * (r % 2)] and bit pair r of high; a factor serves 16 values.
+// Two halves of 128; in each, run r / 2 (0..3) of 32 takes nibble r / 4 of low[32 * (r / 2 % 2)] and bit pair r / 2 of high; each half r of
+// a run has a factor.
 BLOCK_FUNCTION void block_q6_k(const uint8_t *block, BLOCK_OUT y)
 {
 	const uint8_t *low = block, *high = block + 128;
 	const int8_t *factors = (const int8_t *)block + 192;
 	float d = block_f16(block + 208);
 	for (int half = 0; half < 2; half++, low += 64, high += 32, factors += 8) {
-		for (int r = 0; r < 4; r++) {
-			for (int i = 0; i < 32; i++) {
-				int v = (low[32 * (r & 1) + i] >> (r & 2 ? 4 : 0) & 15) | (high[i] >> (2 * r) & 3) << 4;
-				int8_t factor = factors[2 * r + i / 16];
-				BLOCK_PUT(y, 128 * half + 32 * r + i, d * (float)factor * (float)(v - 32));
+		for (int r = 0; r < 8; r++) {
+			float dl = d * (float)factors[r];
+			BLOCK_EACH(i, 16) {
+				int at = 16 * (r & 1) + i;
+				int v = (low[32 * (r >> 1 & 1) + at] >> (r & 4 ? 4 : 0) & 15) | (high[at] >> (r & 6) & 3) << 4;
+				BLOCK_PUT(y, 128 * half + 16 * r + i, dl * (float)(v - 32));
 			}
 		}
 	}

@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/dtype.h"
+
 #define SWEEP_BLOCK 64               // logits whose maximum is kept: 64 maxima of 64 fit the cache, a top-64 reads few blocks twice
 #define ATTENTION_KEYS 128           // keys of one step (measured: 64 costs 5 %, more gains nothing)
 
@@ -117,6 +119,8 @@ struct cpu_vector {
 	void (*tile_store)(float *y, size_t ldy, const float *tile, const float *bias, bool add, uint32_t rows, uint32_t n);
 	void (*to_bf16)(uint16_t *to, const float *from, size_t n);
 	void (*round_bf16)(float *to, const float *from, size_t n);      // to bfloat16 and back
+	// n elements of a model file (whole blocks), to the bits of dtype_to_float.
+	void (*dequantize)(float *y, enum dtype type, const void *stored, size_t n);
 	double (*sum_squares)(const float *x, size_t n);
 	void (*adamw)(float *w, float *m, float *v, const float *g, size_t n, const struct adamw_factors *f);
 

@@ -34,6 +34,7 @@ void VECTOR(add)(float *y, const float *x, size_t n);
 void VECTOR(tile_store)(float *y, size_t ldy, const float *tile, const float *bias, bool add, uint32_t rows, uint32_t n);
 void VECTOR(to_bf16)(uint16_t *to, const float *from, size_t n);
 void VECTOR(round_bf16)(float *to, const float *from, size_t n);
+void VECTOR(dequantize)(float *y, enum dtype type, const void *stored, size_t n);
 double VECTOR(sum_squares)(const float *x, size_t n);
 void VECTOR(adamw)(float *w, float *m, float *v, const float *g, size_t n, const struct adamw_factors *f);
 void VECTOR(gradient_pack)(float *to, const float *x, size_t rows, size_t K, size_t first, enum operand operand);

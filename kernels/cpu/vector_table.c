@@ -26,6 +26,7 @@ const struct cpu_vector VECTOR_NAME(vector, TABLE_SUFFIX) = {
 	.tile_store = VECTOR(tile_store),
 	.to_bf16 = VECTOR(to_bf16),
 	.round_bf16 = VECTOR(round_bf16),
+	.dequantize = VECTOR(dequantize),
 	.sum_squares = VECTOR(sum_squares),
 	.adamw = VECTOR(adamw),
 	.panel = 2 * LANES,

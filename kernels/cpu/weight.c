@@ -10,28 +10,30 @@
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/product.h"
 
-static int rows_from_file(const struct tensor *t, uint64_t first, uint32_t n, uint32_t n_columns, float *to, struct error *err)
+static int rows_from_file(const struct cpu *cpu, const struct tensor *t, uint64_t first, uint32_t n, uint32_t n_columns, float *to,
+			  struct error *err)
 {
 	void *stored = malloc(n * dtype_row_bytes(t->dtype, n_columns));
 	int r = stored ? t->rows->read(t->rows, first, n, stored, err)
 		: error_set(err, ERROR_MEMORY, NULL, "no memory for %u rows of a matrix", n);
 	if (r == 0)
-		dtype_to_float(t->dtype, stored, to, (size_t)n * n_columns);
+		cpu->vector->dequantize(to, t->dtype, stored, (size_t)n * n_columns);
 	free(stored);
 	return r;
 }
 
 // Rows first..first+n-1 of the stacked parts, as float (n, n_columns).
-static int parts_read(const struct tensor *part, uint64_t first, uint32_t n, uint32_t n_columns, float *to, struct error *err)
+static int parts_read(const struct cpu *cpu, const struct tensor *part, uint64_t first, uint32_t n, uint32_t n_columns, float *to,
+		      struct error *err)
 {
 	int r = 0;
 	for (; n && r == 0; part++) {
 		uint64_t rows = part->dims[0] > first ? part->dims[0] - first : 0, some = rows < n ? rows : n;
 		if (!part->data && some)
-			r = rows_from_file(part, first, (uint32_t)some, n_columns, to, err);
+			r = rows_from_file(cpu, part, first, (uint32_t)some, n_columns, to, err);
 		else if (some)
-			dtype_to_float(part->dtype, (const char *)part->data + first * dtype_row_bytes(part->dtype, n_columns), to,
-				       some * n_columns);
+			cpu->vector->dequantize(to, part->dtype, (const char *)part->data + first * dtype_row_bytes(part->dtype, n_columns),
+						some * n_columns);
 		first = rows ? 0 : first - part->dims[0];
 		to += some * n_columns;
 		n -= (uint32_t)some;
@@ -60,7 +62,7 @@ static int block_pack(struct cpu *cpu, struct weight *w, const struct tensor *pa
 {
 	float *plain = cpu->own[omp_get_thread_num()];
 	uint32_t rows = matrix_block_width(w->forward, block);
-	int r = parts_read(parts, (uint64_t)block * products_block(cpu->products), rows, w->n_columns, plain, err);
+	int r = parts_read(cpu, parts, (uint64_t)block * products_block(cpu->products), rows, w->n_columns, plain, err);
 	if (r < 0)
 		return r;
 	if (w->operand == OPERAND_ROUNDED)
@@ -99,7 +101,7 @@ static int panel_pack(const struct cpu *cpu, struct int8_matrix *m, const struct
 {
 	float *plain = cpu->own[omp_get_thread_num()];
 	for (uint32_t i = 0, row = panel * m->panel; i < m->panel; i++, row++) {
-		int r = row < m->n ? parts_read(parts, row, 1, n_columns, plain, err) : 0;
+		int r = row < m->n ? parts_read(cpu, parts, row, 1, n_columns, plain, err) : 0;
 		if (r < 0)
 			return r;
 		int8_matrix_pack(m, cpu->vector, row, plain, plain + n_columns);
