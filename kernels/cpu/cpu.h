@@ -75,7 +75,7 @@ void cpu_real_copy(struct backend *be, struct real *to, const struct real *from,
 
 struct weight *cpu_weight_load(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err);
 // Blocks first..last-1 of a loaded matrix from its parts; their memory must be there.
-int weight_pack(struct backend *be, struct weight *w, const struct tensor *parts, uint32_t first, uint32_t last, struct error *err);
+int weight_pack(struct backend *be, const struct weight *w, const struct tensor *parts, uint32_t first, uint32_t last, struct error *err);
 // A matrix of the parts' shape, nothing packed; of integers not even its memory.
 struct weight *weight_new(struct backend *be, const struct tensor *parts, uint32_t n_parts, bool apart, struct error *err);
 

@@ -435,7 +435,7 @@ void matrix_row(const struct matrix *m, uint32_t row, float *ret_values)
 
 bool matrix_in_panels(const struct matrix *m) { return m->shapes[1][1]->panels; }
 
-const uint16_t *matrix_panels(const struct matrix *m, uint32_t block, uint32_t chunk, size_t *ret_stride)
+uint16_t *matrix_panels(const struct matrix *m, uint32_t block, uint32_t chunk, size_t *ret_stride)
 {
 	const struct product *t = shape_of(m, block, chunk);
 	void *data = NULL;

@@ -45,6 +45,6 @@ int matrix_pack(struct matrix *m, uint32_t block, const float *from, size_t row_
 void matrix_row(const struct matrix *m, uint32_t row, float *ret_values);  // one row, unpacked (k)
 // Whether its products are the caller's, from panels of bfloat16 as struct bf16_unit takes them, *ret_stride apart; else matrix_tile()'s.
 bool matrix_in_panels(const struct matrix *m);
-const uint16_t *matrix_panels(const struct matrix *m, uint32_t block, uint32_t chunk, size_t *ret_stride);
+uint16_t *matrix_panels(const struct matrix *m, uint32_t block, uint32_t chunk, size_t *ret_stride);
 // tile (TILE, width) = x (TILE, depth) times one chunk of one block. x: float, or bfloat16 as matrix_new() was told.
 int matrix_tile(const struct matrix *m, uint32_t block, uint32_t chunk, const void *x, float *tile, int worker);

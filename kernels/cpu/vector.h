@@ -74,6 +74,7 @@ struct int8_unit {
 };
 
 #define BF16_PANEL 64                // outputs whose terms lie side by side, in pairs
+#define BF16_PACK_ROWS 16            // of these, packed together
 
 // A unit of a product of bfloat16: some rows times some panels.
 struct bf16_unit {
@@ -140,7 +141,10 @@ struct cpu_vector {
 	void (*operands)(void *to, float *scales, int32_t *starts, const float *x, size_t n);
 	void (*int8_unit)(const struct int8_unit *u);
 
-	void (*bf16_unit)(const struct bf16_unit *u);    // NULL where the processor has no product of bfloat16
+	// NULL where the processor has no product of bfloat16. pack: n columns (a multiple of 32) of BF16_PACK_ROWS rows, `row` apart, to
+	// their place in a panel, rounded to the nearest.
+	void (*bf16_unit)(const struct bf16_unit *u);
+	void (*bf16_pack)(uint16_t *to, const float *from, size_t row, size_t n);
 
 	// Vocabulary. maxima: (ceil(n / SWEEP_BLOCK)); false when an element is NaN or infinite.
 	bool (*block_maxima)(const float *x, size_t n, float *maxima, float *ret_max);

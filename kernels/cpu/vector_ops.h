@@ -56,5 +56,6 @@ void VECTOR(attention)(const struct attention_work *a);
 void VECTOR(attention_backward)(const struct attention_work *a);
 size_t VECTOR(attention_scratch)(const struct attention_work *a, bool backward);
 void BF16(bf16_unit)(const struct bf16_unit *u);
+void BF16(bf16_pack)(uint16_t *to, const float *from, size_t row, size_t n);
 void BF16(attention)(const struct attention_work *a);
 size_t BF16(attention_scratch)(const struct attention_work *a, bool backward);

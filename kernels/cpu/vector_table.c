@@ -40,6 +40,7 @@ const struct cpu_vector VECTOR_NAME(vector, TABLE_SUFFIX) = {
 	.int8_unit = INT8(int8_unit),
 #ifdef __AVX512BF16__
 	.bf16_unit = BF16(bf16_unit),
+	.bf16_pack = BF16(bf16_pack),
 #endif
 	.block_maxima = VECTOR(block_maxima),
 	.bound_of_largest = VECTOR(bound_of_largest),

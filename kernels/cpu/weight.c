@@ -4,40 +4,54 @@
 // training step and lets training use the same fast tiles.
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/error.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/int8.h"
 #include "kernels/cpu/product.h"
 
-static int rows_from_file(const struct cpu *cpu, const struct tensor *t, uint64_t first, uint32_t n, uint32_t n_columns, float *to,
-			  struct error *err)
+struct row { enum dtype type; const uint8_t *at; };
+
+// Where rows first..first+n-1 of the stacked parts lie as stored; those of a file are read to *ret_read, which the caller frees.
+static int rows_find(const struct tensor *part, uint64_t first, uint32_t n, uint32_t n_columns, struct row *rows, uint8_t **ret_read,
+		     struct error *err)
 {
-	void *stored = malloc(n * dtype_row_bytes(t->dtype, n_columns));
-	int r = stored ? t->rows->read(t->rows, first, n, stored, err)
-		: error_set(err, ERROR_MEMORY, NULL, "no memory for %u rows of a matrix", n);
-	if (r == 0)
-		cpu->vector->dequantize(to, t->dtype, stored, (size_t)n * n_columns);
-	free(stored);
+	uint8_t *to = NULL;
+	int r = 0;
+
+	for (; n && r == 0; part++) {
+		uint64_t there = part->dims[0] > first ? part->dims[0] - first : 0;
+		uint32_t some = there < n ? (uint32_t)there : n;
+		size_t bytes = dtype_row_bytes(part->dtype, n_columns);
+		const uint8_t *at = part->data ? (const uint8_t *)part->data + first * bytes : NULL;
+		if (some && !at) {
+			if (!to)      // no type takes more of a row
+				to = *ret_read = malloc(n * dtype_row_bytes(DTYPE_F32, n_columns));
+			r = to ? part->rows->read(part->rows, first, some, to, err)
+				: error_set(err, ERROR_MEMORY, NULL, "no memory for %u rows of a matrix", n);
+			at = to;
+			to = to ? to + some * bytes : NULL;
+		}
+		for (uint32_t i = 0; i < some; i++)
+			*rows++ = (struct row){part->dtype, at + i * bytes};
+		first = there ? 0 : first - part->dims[0];
+		n -= some;
+	}
 	return r;
 }
 
-// Rows first..first+n-1 of the stacked parts, as float (n, n_columns).
-static int parts_read(const struct cpu *cpu, const struct tensor *part, uint64_t first, uint32_t n, uint32_t n_columns, float *to,
+// The same n <= BACKEND_MAX_PIECE_ROWS rows as float (n, n_columns).
+static int parts_read(const struct cpu *cpu, const struct tensor *parts, uint64_t first, uint32_t n, uint32_t n_columns, float *to,
 		      struct error *err)
 {
-	int r = 0;
-	for (; n && r == 0; part++) {
-		uint64_t rows = part->dims[0] > first ? part->dims[0] - first : 0, some = rows < n ? rows : n;
-		if (!part->data && some)
-			r = rows_from_file(cpu, part, first, (uint32_t)some, n_columns, to, err);
-		else if (some)
-			cpu->vector->dequantize(to, part->dtype, (const char *)part->data + first * dtype_row_bytes(part->dtype, n_columns),
-						some * n_columns);
-		first = rows ? 0 : first - part->dims[0];
-		to += some * n_columns;
-		n -= (uint32_t)some;
-	}
+	struct row rows[BACKEND_MAX_PIECE_ROWS];
+	uint8_t *read = NULL;
+	int r = rows_find(parts, first, n, n_columns, rows, &read, err);
+
+	for (uint32_t i = 0; i < n && r == 0; i++)
+		cpu->vector->dequantize(to + (size_t)i * n_columns, rows[i].type, rows[i].at, n_columns);
+	free(read);
 	return r;
 }
 
@@ -58,10 +72,50 @@ static int failure_result(const struct failure *all, struct error *err)
 	return all->result;
 }
 
-static int block_pack(struct cpu *cpu, struct weight *w, const struct tensor *parts, uint32_t block, struct error *err)
+#define PACK_COLUMNS 256u            // whole blocks of every type; 16 rows of so many stay in the first-level cache
+
+// Columns of BF16_PACK_ROWS rows (of the n there are; zeros for others) to a place in a panel, some at a time.
+static void panel_rows_pack(const struct cpu *cpu, uint16_t *to, const struct row *rows, uint32_t n, uint32_t first_column, uint32_t depth)
+{
+	float *plain = cpu->own[omp_get_thread_num()];
+
+	for (uint32_t k = 0; k < depth; k += PACK_COLUMNS) {
+		uint32_t some = depth - k < PACK_COLUMNS ? depth - k : PACK_COLUMNS, whole = (some + 31) / 32 * 32;
+		if (n < BF16_PACK_ROWS || some < whole)
+			memset(plain, 0, BF16_PACK_ROWS * PACK_COLUMNS * sizeof *plain);
+		for (uint32_t i = 0; i < n; i++)
+			cpu->vector->dequantize(plain + i * PACK_COLUMNS, rows[i].type,
+						rows[i].at + dtype_row_bytes(rows[i].type, first_column + k), some);
+		cpu->vector->bf16_pack(to + (size_t)k * BF16_PANEL, plain, PACK_COLUMNS, whole);
+	}
+}
+
+// A block of a matrix in panels, straight from its rows.
+static int panels_pack(const struct cpu *cpu, const struct weight *w, const struct tensor *parts, uint32_t block, struct error *err)
+{
+	const struct matrix *m = w->forward;
+	uint32_t n = matrix_block_width(m, block), padded = (n + BF16_PANEL - 1) / BF16_PANEL * BF16_PANEL, column = 0;
+	struct row rows[BACKEND_MAX_PIECE_ROWS];
+	uint8_t *read = NULL;
+	int r = rows_find(parts, (uint64_t)block * products_block(cpu->products), n, w->n_columns, rows, &read, err);
+
+	for (uint32_t chunk = 0; chunk < matrix_chunks(m) && r == 0; column += matrix_chunk_depth(m, chunk++)) {
+		size_t stride;
+		uint16_t *to = matrix_panels(m, block, chunk, &stride);
+		for (uint32_t i = 0; i < padded; i += BF16_PACK_ROWS)
+			panel_rows_pack(cpu, to + i / BF16_PANEL * stride + i % BF16_PANEL * 2, rows + i,
+					i >= n ? 0 : n - i < BF16_PACK_ROWS ? n - i : BF16_PACK_ROWS, column, matrix_chunk_depth(m, chunk));
+	}
+	free(read);
+	return r;
+}
+
+static int block_pack(struct cpu *cpu, const struct weight *w, const struct tensor *parts, uint32_t block, struct error *err)
 {
 	float *plain = cpu->own[omp_get_thread_num()];
 	uint32_t rows = matrix_block_width(w->forward, block);
+	if (matrix_in_panels(w->forward))
+		return panels_pack(cpu, w, parts, block, err);
 	int r = parts_read(cpu, parts, (uint64_t)block * products_block(cpu->products), rows, w->n_columns, plain, err);
 	if (r < 0)
 		return r;
@@ -76,13 +130,14 @@ static int no_memory(const struct weight *w, struct error *err)
 	return error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix of %u x %u", w->n_rows, w->n_columns);
 }
 
-int weight_pack(struct backend *be, struct weight *w, const struct tensor *parts, uint32_t first, uint32_t last, struct error *err)
+int weight_pack(struct backend *be, const struct weight *w, const struct tensor *parts, uint32_t first, uint32_t last, struct error *err)
 {
 	struct cpu *cpu = cpu_of(be);
 	struct failure failure = {0};
 	int threads = omp_get_max_threads();
 
-	if (!memory_own(be, (size_t)products_block(cpu->products) * w->n_columns))
+	if (!memory_own(be, matrix_in_panels(w->forward) ? BF16_PACK_ROWS * PACK_COLUMNS
+			: (size_t)products_block(cpu->products) * w->n_columns))
 		return no_memory(w, err);
 	omp_set_num_threads(1);          // of what oneDNN starts inside the region
 #pragma omp parallel for schedule(dynamic) num_threads(cpu->n_threads)

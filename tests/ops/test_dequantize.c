@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every instruction set this processor has gives dtype_to_float's bits for any bytes of any type.
+// Every instruction set this processor has gives dtype_to_float's bits for any bytes of any type; and what they become in panels.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -82,10 +82,34 @@ static void every_half_is_the_float_it_was(void **state)
 	unsetenv("KDSERVED_CPU");
 }
 
+// Where the processor has products of bfloat16: every value at its place, rounded, and nothing beside.
+static void rows_are_packed_to_panels(void **state)
+{
+	enum { N = 96, ROW = 100 };
+	static float x[BF16_PACK_ROWS * ROW];
+	static uint16_t panel[(N / 2 + 1) * BF16_PANEL * 2];
+	uint64_t seed = 3;
+	(void)state;
+	unsetenv("KDSERVED_CPU");
+	const struct cpu_vector *vector = vector_find();
+	if (!vector->bf16_pack)
+		skip();
+	for (size_t i = 0; i < BF16_PACK_ROWS * ROW; i++)
+		x[i] = ldexpf((float)(int32_t)next(&seed), -40);
+	memset(panel, 0xee, sizeof panel);
+	for (size_t first = 0; first < BF16_PANEL; first += 2 * BF16_PACK_ROWS)       // every other group of rows
+		vector->bf16_pack(panel + 2 * first, x, ROW, N);
+	for (size_t k = 0; k < N + 2; k++)
+		for (size_t i = 0; i < BF16_PANEL; i++)
+			assert_int_equal(panel[(k / 2 * BF16_PANEL + i) * 2 + k % 2], k >= N || i / BF16_PACK_ROWS % 2 ? 0xeeee
+					 : float_to_bf16(x[i % BF16_PACK_ROWS * ROW + k]));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_set_gives_the_same_bits), cmocka_unit_test(every_half_is_the_float_it_was),
+		cmocka_unit_test(rows_are_packed_to_panels),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
