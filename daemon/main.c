@@ -247,9 +247,9 @@ static void announce_ready(struct daemon *d)
 			   (double)t[i].n_parameters * 1e-6, t[i].dtype, t[i].device, t[i].numeric, t[i].description, t[i].load_seconds,
 				t[i].upload_seconds, (double)t[i].upload_bytes * 0x1p-30, teacher_upload_rate(&t[i]));
 	for (uint32_t i = 0; i < n; i++)
-		if (*t[i].stream_note)
+		if (*t[i].room_note)
 			log_notice("teacher %s: %s: large passes hide that, small ones wait for it, and so does each generated token",
-				   t[i].name, t[i].stream_note);
+				   t[i].name, t[i].room_note);
 	for (uint32_t i = 0; i < n; i++)
 		if (*t[i].canary_note)
 			log_warning("the known answer is not kept: %s", t[i].canary_note);

@@ -139,11 +139,13 @@ uint64_t backend_fp8_bytes(uint64_t n_rows, uint64_t n_columns)
 	return bytes;
 }
 
-bool backend_keeps(struct backend *be, uint64_t n_elements)
+bool backend_keeps(struct backend *be, uint64_t n_elements, uint64_t stored_bytes)
 {
 	uint64_t bytes = backend_matrix_bytes(n_elements, be->element_bytes);
 	if (be->room == UINT64_MAX)
 		return true;
+	if (be->stores)
+		bytes -= bytes < stored_bytes ? bytes : stored_bytes;
 	if (bytes > be->room)
 		return false;
 	be->room -= bytes;

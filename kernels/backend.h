@@ -62,6 +62,7 @@ struct backend_count {
 	uint64_t n_real, n_act;          // elements of all arrays
 	uint64_t n_weight;               // elements of loaded matrices
 	uint64_t n_block, fp8_bytes;     // of these, of WEIGHT_BLOCK; and what the same take in FP8
+	uint64_t stored_bytes;           // of loaded matrices as the model's file has them; 0: not known
 	uint64_t n_view;                 // elements of trainable ones
 	uint64_t n_arrays;               // arrays and matrices
 };
@@ -102,7 +103,8 @@ struct backend_options {
 	double memory_share;             // the same as a share of the device's memory; 0 = no such limit
 	struct backend_need need;
 	// What everything in the host's memory may take, the program itself included (cpu); 0 = no such limit. Where that is not enough for all
-	// matrices, those loaded by weight_load_apart go to the shelf; without one, or where it does not help, open refuses with the numbers.
+	// matrices packed, those loaded by weight_load_apart stay as the file has them (stored_bytes) and are packed anew for each product;
+	// where it is not enough for that, they go to the shelf; without one, or where it does not help, open refuses with the numbers.
 	uint64_t host_bytes;
 	uint64_t program_bytes;          // taken already
 	uint64_t loading_bytes;          // beside the matrices while they are loaded, and gone afterwards
@@ -214,7 +216,8 @@ struct backend_ops {
 	// by embed, any by linear and linear_real. view makes a trainable matrix over a device array (n_rows, n_columns) that the caller owns; refresh after the array changed.
 	struct weight *(*weight_load)(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
 				      struct error *err);
-	// The same for a matrix that memory has no room for (backend_keeps): it goes to the shelf where the device has one. Same results.
+	// The same for a matrix that memory has no room for (backend_keeps): it stays as stored, or goes to the shelf where the device has one
+	// (host_bytes). Same results.
 	struct weight *(*weight_load_apart)(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
 					    struct error *err);
 	struct weight *(*weight_view)(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);
@@ -327,6 +330,8 @@ struct backend {
 	uint64_t room;                   // bytes that loaded matrices may still take; UINT64_MAX: all have room
 	uint32_t element_bytes;          // of a loaded matrix, where room is bounded
 	uint64_t apart_bytes;            // of matrices on the shelf
+	uint64_t stored_bytes;           // of matrices kept as the file has them
+	bool stores;                     // what has no room is kept so; room is then what is left when all are
 	bool reads_rows;                 // weight_load takes tensors without data, whose rows are read when they are packed
 };
 
@@ -335,8 +340,8 @@ int backend_open(const char *name, const struct backend_options *options, struct
 void backend_close(struct backend *be);        // NULL is fine
 int backend_sync(struct backend *be, struct error *err);
 int backend_check(const struct backend *be, struct error *err);      // the failure known so far; does not wait
-// Whether a matrix of so many elements has room in memory; if so, the room is taken.
-bool backend_keeps(struct backend *be, uint64_t n_elements);
+// Whether a matrix of so many elements, of so many bytes as the file has it, has room in memory, packed; if so, the room is taken.
+bool backend_keeps(struct backend *be, uint64_t n_elements, uint64_t stored_bytes);
 uint64_t backend_fp8_bytes(uint64_t n_rows, uint64_t n_columns);     // of a matrix: E4M3 numbers in tiles, then a float for each row
 uint64_t backend_matrix_bytes(uint64_t n_elements, uint32_t element_bytes);    // what it takes, no less
 size_t backend_piece_bytes(uint32_t widest);   // what a shelf must hold in one piece: rows that stay together, padded, of the widest matrix

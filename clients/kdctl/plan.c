@@ -44,7 +44,8 @@ static const char help[] =
 	"  --cache-tokens N           positions of the cache for generation; default 0\n"
 	"  --generate N               tokens to be generated; default 0\n"
 	"  --sequences N              generated side by side; default 8\n"
-	"  --memory BYTES             of a CPU teacher: as the server's setting; what has no room is read from disk\n"
+	"  --memory BYTES             of a CPU teacher: as the server's setting; what has no room is unpacked from what\n"
+	"                             the file has, or read from disk\n"
 	"  --disk B                   bytes/s the disk gives; default 2e9\n"
 	"  --products f32|bf16|int8|fp8  what the teacher multiplies: how weights lie in memory; default f32, with\n"
 	"                             --measure the server's\n"
@@ -304,7 +305,7 @@ static size_t operators(const struct plan_options *o, const struct architecture 
 			const struct plan_pass *pass, struct plan_operator ret[PLAN_MAX_OPERATORS])
 {
 	size_t n = plan_operators(a, pass, ret);
-	if (s->file_bytes > 0)
+	if (s->file_bytes > 0 || s->stored_bytes > 0)
 		plan_read(a, s, o->element_bytes, pass, ret, n);
 	return n;
 }
@@ -319,6 +320,7 @@ static double plan_memory(json_t *j, const struct plan_options *o, const struct 
 	if (o->memory <= 0)
 		return all;
 	put(j, "memory_needed_bytes", s->needed_bytes);
+	put(j, "stored_bytes", s->stored_bytes);
 	put(j, "streamed_bytes", s->file_bytes);
 	put(j, "pass_read_bytes", read);
 	put(j, "hidden_batch_tokens", s->hidden_batch);
@@ -330,7 +332,7 @@ static void plan_teacher(json_t *j, const struct plan_options *o, const struct m
 	const struct architecture *a = &m->architecture;
 	struct plan_operator ops[PLAN_MAX_OPERATORS];
 	struct plan_pass pass = plan_scoring(o->batch, o->length, o->element_bytes);
-	struct plan_cap cap = {o->memory, o->element_bytes, o->batch, o->cache_tokens};
+	struct plan_cap cap = {o->memory, o->element_bytes, o->element_bytes < 2 ? 0 : m->file_bytes, o->batch, o->cache_tokens};
 	struct plan_stream s = o->memory > 0 ? plan_streaming(a, &cap, &o->device) : (struct plan_stream){0};
 	size_t n = operators(o, a, &s, &pass, ops);
 	double rate = o->batch / plan_seconds(&o->device, ops, n), row = plan_row_bytes(a->vocab_size, o->top_k, o->value_bytes);

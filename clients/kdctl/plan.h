@@ -12,7 +12,8 @@ struct architecture;
 
 struct plan_device { double flops, bandwidth, disk; };  // FLOP/s, bytes/s; above 0; disk: where something is read from it
 
-struct plan_operator { const char *name; double flop, bytes, read; };    // read: of the bytes, from disk
+// read: of the bytes, from disk; packed: made of stored weights before the product, which reads them once more
+struct plan_operator { const char *name; double flop, bytes, read, packed; };
 #define PLAN_MAX_OPERATORS 8
 
 // One pass of the whole model.
@@ -37,17 +38,22 @@ double plan_bytes(const struct plan_operator *o, size_t n);
 struct plan_pass plan_scoring(double batch, double length, double weight_bytes);
 struct plan_pass plan_generation(double sequences, double length, double weight_bytes);
 
-// A teacher on the CPU under a memory cap (kdserved.conf(5), MEMORY): which matrices are read from disk in each pass.
-struct plan_cap { double bytes, element_bytes /* of a parameter as products read it: 4, or 2 of bf16 */, batch, cache_tokens; };
+// A teacher on the CPU under a memory cap (kdserved.conf(5), MEMORY): which matrices are unpacked, or read from disk, in each pass.
+struct plan_cap {
+	double bytes, element_bytes;     // of a parameter as products read it: 4, or 2 of bf16
+	double stored_bytes;             // of all matrices as the model's file has them; 0: they cannot be kept so
+	double batch, cache_tokens;
+};
 struct plan_stream {
 	double needed_bytes;             // below which it is refused
-	double file_bytes;               // that lie on disk
+	double stored_bytes;             // that are kept as stored
+	double file_bytes;               // or lie on disk
 	double layers;                   // share of the layers' matrices among them
 	bool head;
 	double hidden_batch;             // positions of a pass whose products take as long as reading their matrices
 };
 struct plan_stream plan_streaming(const struct architecture *a, const struct plan_cap *cap, const struct plan_device *d);
-// What a pass reads, entered into its operators.
+// What a pass reads or unpacks, entered into its operators.
 void plan_read(const struct architecture *a, const struct plan_stream *s, double element_bytes, const struct plan_pass *p,
 	       struct plan_operator *o, size_t n);
 

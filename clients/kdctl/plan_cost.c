@@ -13,7 +13,8 @@ double plan_seconds(const struct plan_device *d, const struct plan_operator *o, 
 {
 	double seconds = 0;
 	for (size_t i = 0; i < n; i++)
-		seconds += fmax(fmax(o[i].flop / d->flops, o[i].bytes / d->bandwidth), o[i].read > 0 ? o[i].read / d->disk : 0);
+		seconds += fmax(fmax(o[i].flop / d->flops, o[i].bytes / d->bandwidth), o[i].read > 0 ? o[i].read / d->disk : 0) +
+			2 * o[i].packed / d->bandwidth;       // written, and read by the product
 	return seconds;
 }
 
@@ -55,7 +56,7 @@ static double row_width(const struct architecture *a)
 // A product of `rows` rows with a matrix (n, k), `layers` times.
 static struct plan_operator product(const char *name, const struct plan_pass *p, double rows, double n, double k, double layers)
 {
-	return (struct plan_operator){name, 2 * rows * n * k * layers, layers * (n * k * p->weight_bytes + rows * (n + k) * FLOAT), 0};
+	return (struct plan_operator){name, 2 * rows * n * k * layers, layers * (n * k * p->weight_bytes + rows * (n + k) * FLOAT), 0, 0};
 }
 
 // The feed-forward half: of a mixture each row pays for the experts it uses, and memory for those that any row uses.
@@ -66,7 +67,7 @@ static struct plan_operator feed_forward(const struct architecture *a, const str
 	double router = a->n_experts ? (double)a->n_experts * a->width : 0;
 	return (struct plan_operator){"feed-forward", 2 * p->rows * (one * used + router) * a->n_layers,
 				      a->n_layers * ((one * read + router) * p->weight_bytes +
-						     p->rows * used * (up + 2.0 * a->ffn_width + 2.0 * a->width) * FLOAT), 0};
+						     p->rows * used * (up + 2.0 * a->ffn_width + 2.0 * a->width) * FLOAT), 0, 0};
 }
 
 // Scores and weighted sums: two products per head with what the row sees, a window at most.
@@ -79,7 +80,7 @@ static struct plan_operator attention(const struct architecture *a, const struct
 	}
 	return (struct plan_operator){"attention", 4 * p->rows * seen * heads,
 				      FLOAT * a->n_layers *
-				      (p->keys * 2.0 * a->n_kv_heads * a->head_size + p->rows * (row_width(a) + heads)), 0};
+				      (p->keys * 2.0 * a->n_kv_heads * a->head_size + p->rows * (row_width(a) + heads)), 0, 0};
 }
 
 size_t plan_operators(const struct architecture *a, const struct plan_pass *p, struct plan_operator ret[PLAN_MAX_OPERATORS])

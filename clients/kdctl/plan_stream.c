@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a memory cap leaves on disk, and what reading it costs: daemon/model/weights.c and kernels/cpu/room.c decide the same of a real
-// server, which knows its own size better.
+// What a memory cap leaves as stored, or on disk, and what unpacking or reading it costs: daemon/model/weights.c and kernels/cpu/room.c
+// decide the same of a real server, which knows its own size better.
 #include <math.h>
 
 #include "clients/kdctl/plan.h"
@@ -9,6 +9,7 @@
 #define MIB 0x1p20
 #define PROGRAM (80 * MIB)        // code, tokenizer, what oneDNN makes
 #define BUFFERS (64 * MIB)         // of pieces read ahead, or a sixteenth of the cap
+#define WINDOW (16 * MIB)          // stored matrices are unpacked to
 #define TILE 256.0                // rows of logits held at once, for which the head is read once
 #define FLOAT 4.0
 
@@ -34,11 +35,15 @@ struct plan_stream plan_streaming(const struct architecture *a, const struct pla
 				.hidden_batch = cap->element_bytes / 2 * d->flops / d->disk};
 	if (beside + layers + head + embedding <= cap->bytes)
 		return s;
-	double room = fmax(0, cap->bytes - s.needed_bytes);
-	s.head = head > room;
-	room -= s.head ? 0 : head;
-	s.layers = layers > room ? 1 - room / layers : 0;
-	s.file_bytes = s.layers * layers + (s.head ? head : 0) + embedding;
+	bool stored = cap->stored_bytes > 0 && beside + WINDOW + cap->stored_bytes <= cap->bytes;
+	// Of its packed bytes a stored matrix takes a share from the start: packing it takes the rest.
+	double share = stored ? fmin(1, cap->stored_bytes / (layers + head + embedding)) : 0;
+	double room = stored ? cap->bytes - beside - WINDOW - cap->stored_bytes : fmax(0, cap->bytes - s.needed_bytes);
+	s.head = head * (1 - share) > room;
+	room -= s.head ? 0 : head * (1 - share);
+	s.layers = layers * (1 - share) > room ? 1 - room / (layers * (1 - share)) : 0;
+	double apart = s.layers * layers + (s.head ? head : 0) + embedding;
+	*(stored ? &s.stored_bytes : &s.file_bytes) = stored ? apart * share : apart;
 	return s;
 }
 
@@ -50,8 +55,9 @@ void plan_read(const struct architecture *a, const struct plan_stream *s, double
 	double used = a->n_experts ? fmin(a->n_experts, p->rows * a->n_experts_used) : 0, layers = s->layers * a->n_layers * element_bytes;
 	if (n < 5)
 		return;
-	o[0].read = layers * width * a->width;
-	o[2].read = layers * heads * a->width;
-	o[3].read = layers * (layer_elements(a, used) - (width + heads) * a->width);
-	o[4].read = s->head ? ceil(p->head_rows / TILE) * element_bytes * a->vocab_size * a->width : 0;
+	double bytes[] = {layers * width * a->width, 0, layers * heads * a->width,
+			  layers * (layer_elements(a, used) - (width + heads) * a->width),
+			  s->head ? ceil(p->head_rows / TILE) * element_bytes * a->vocab_size * a->width : 0};
+	for (int i = 0; i < 5; i++)
+		*(s->stored_bytes > 0 ? &o[i].packed : &o[i].read) = bytes[i];
 }

@@ -26,9 +26,9 @@ void head_score(struct head *h, const struct act *hidden, const uint32_t *rows, 
 // its next call.
 uint32_t head_tile_rows(const struct head *h);
 struct real *head_logits(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n);
-// Where each product with the head reads it from disk (head_is_apart), tiles should be full, whoever their rows are for. head_expect
-// announces the rows that head_logits will be asked for, in their order (rows is the caller's, and stays until the next call; n 0: none
-// are). It then computes a tile of them at a time; head_keep and head_mix may not be called meanwhile but after a head_logits of
+// Where each product with the head reads it from disk, or unpacks it (head_is_apart), tiles should be full, whoever their rows are for.
+// head_expect announces the rows that head_logits will be asked for, in their order (rows is the caller's, and stays until the next call;
+// n 0: none are). It then computes a tile of them at a time; head_keep and head_mix may not be called meanwhile but after a head_logits of
 // HEAD_UNEXPECTED rows.
 void head_expect(struct head *h, const struct act *hidden, const uint32_t *rows, uint32_t n);
 bool head_is_apart(const struct head *h);

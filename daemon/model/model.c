@@ -319,6 +319,12 @@ uint64_t model_file_loading_bytes(const struct model_file *file)
 	return largest;
 }
 
+uint64_t model_file_stored_bytes(struct model_file *file)
+{
+	struct tensor_source source = model_file_source(file);
+	return weights_stored_bytes(&source, file->list, file->n_parameters);
+}
+
 int model_file_tokenizer(struct model_file *file, struct tokenizer **ret_tokenizer, struct error *err)
 {
 	if (!file->tokenizer)

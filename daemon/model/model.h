@@ -16,6 +16,7 @@ const struct architecture *model_file_architecture(const struct model_file *file
 struct tensor_source model_file_source(struct model_file *file);
 // Bytes of host memory that reading its tensors one after the other takes at most (those that become one matrix together).
 uint64_t model_file_loading_bytes(const struct model_file *file);
+uint64_t model_file_stored_bytes(struct model_file *file);      // of all its matrices, as it has them
 int model_file_tokenizer(struct model_file *file, struct tokenizer **ret_tokenizer, struct error *err);
 // Rows of a matrix by their numbers (repeats are fine), or a vector as its row 0, as float: (n, columns). `name` is Hugging Face's; -ENOENT
 // when there is none. Safe from any thread while nobody closes the file.

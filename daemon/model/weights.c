@@ -167,13 +167,19 @@ static struct weight *load_stacked(struct loading *g, uint32_t n, bool kept)
 	return m;
 }
 
-// The next n parameters, in memory as long as there is room.
-static struct weight *load_matrix(struct loading *g, uint32_t n)
+// Whether memory has room for n parameters, packed; if so, it is taken.
+static bool keep(const struct loading *g, const struct parameter *p, uint32_t n)
 {
 	uint64_t n_elements = 0;
 	for (uint32_t i = 0; i < n; i++)
-		n_elements += g->next[i].n;
-	return load_stacked(g, n, g->result < 0 || backend_keeps(g->w->backend, n_elements));
+		n_elements += p[i].n;
+	return backend_keeps(g->w->backend, n_elements, weights_stored_bytes(g->source, p, n));
+}
+
+// The next n parameters, in memory as long as there is room.
+static struct weight *load_matrix(struct loading *g, uint32_t n)
+{
+	return load_stacked(g, n, g->result < 0 || keep(g, g->next, n));
 }
 
 // The next n parameters (vectors, or tables to add rows of), one after the other.
@@ -290,44 +296,6 @@ static void load_head(struct loading *g)
 	w->head = w->architecture.tied_head ? w->embedding : load_stacked(g, 1, g->head_kept);
 }
 
-// Every parameter as if it had an array of its own: fused ones need less.
-int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t n_arrays, struct backend_need *need, struct error *err)
-{
-	struct backend_count *count = &need->parts[n_arrays ? BACKEND_PART_TRAINING : BACKEND_PART_WEIGHTS];
-	struct parameter *list;
-	size_t n;
-	int r = parameters_list(a, &list, &n, err);
-	if (r < 0)
-		return r;
-	for (size_t i = 0; i < n; i++) {
-		bool matrix = list[i].n_dims == 2 && !list[i].table;
-		if (matrix && list[i].dims[1] > need->widest)
-			need->widest = (uint32_t)list[i].dims[1];
-		count->n_real += n_arrays ? n_arrays * list[i].n : matrix ? 0 : list[i].n;
-		count->n_weight += !n_arrays && matrix ? list[i].n : 0;
-		count->n_block += !n_arrays && list[i].block ? list[i].n : 0;
-		count->fp8_bytes += !n_arrays && list[i].block ? backend_fp8_bytes(list[i].dims[0], list[i].dims[1]) : 0;
-		count->n_view += n_arrays && matrix ? list[i].n : 0;
-	}
-	need->vocab_size = a->vocab_size > need->vocab_size ? a->vocab_size : need->vocab_size;
-	uint64_t table = a->learned_positions ? 0 : 2 * (uint64_t)max_positions * (a->head_size / 2);
-	count->n_real += a->rope_theta_sliding > 0 ? 2 * table : table;
-	count->n_arrays += n + (a->rope_theta_sliding > 0 ? 4 : 2) + n_arrays;
-	free(list);
-	return 0;
-}
-
-void weights_need_beside(const struct parameters_beside *beside, uint32_t n_arrays, struct backend_need *need)
-{
-	struct backend_count *count = &need->parts[BACKEND_PART_TRAINING];
-	for (uint32_t i = 0; i < beside->n; i++) {
-		uint64_t rows = beside->list[i].rows, columns = beside->list[i].columns;
-		count->n_real += n_arrays * rows * (columns ? columns : 1);
-		count->n_view += rows * columns;
-		count->n_arrays += columns != 0;
-	}
-}
-
 static int make_rope_tables(struct weights *w, bool sliding, struct real **ret_cosine, struct real **ret_sine, struct error *err)
 {
 	const struct backend_ops *ops = w->backend->ops;
@@ -398,7 +366,7 @@ int weights_load(struct backend *be, const struct architecture *a, const struct 
 		goto out;
 	struct loading g = {.w = w, .source = source, .next = list, .err = err};
 	// The head is used once for each tile of rows, layers once in a pass: it has the first claim to memory.
-	g.head_kept = backend_keeps(be, (uint64_t)a->vocab_size * a->width);
+	g.head_kept = keep(&g, a->tied_head ? list : list + n - 1, 1);
 	w->head_apart = !g.head_kept;
 	load_embeddings(&g);
 	for (uint32_t i = 0; i < a->n_layers && g.result == 0; i++)

@@ -59,7 +59,7 @@ struct weights {
 	struct real *cosine_sliding, *sine_sliding;   // of sliding layers, where they have their own; else NULL
 	uint32_t max_positions;
 	uint64_t file_bytes;                          // of what weights_load read
-	bool head_apart;                              // the head has no room in memory: each product with it reads all of it
+	bool head_apart;                              // the head has no room in memory: each product with it reads, or unpacks, all of it
 	uint64_t *beats;                              // counted up with each layer and each tile of the head; NULL = nobody looks
 	// Trainable only, else NULL:
 	struct parameters *parameters;                // owner of the storage
@@ -94,7 +94,7 @@ struct tensor_source {
 };
 
 // Where memory is bounded (backend_options.host_bytes) the head has the first claim to it, then layers from the first on; what has no room
-// lies apart, with an embedding that is not the head's too.
+// lies apart (weight_load_apart), with an embedding that is not the head's too.
 int weights_load(struct backend *be, const struct architecture *a, const struct tensor_source *source, uint32_t max_positions,
 		 struct weights **ret_weights, struct error *err);
 struct weights *weights_free(struct weights *w);
@@ -115,6 +115,8 @@ struct parameter {
 	bool block;                                   // a matrix of a block's products (WEIGHT_BLOCK)
 	bool of_vocabulary;                           // a row for each token: files may have more (padding)
 };
+// Bytes of the matrices among n parameters as the source has them; 0 where it does not say before they are read.
+uint64_t weights_stored_bytes(const struct tensor_source *source, const struct parameter *list, size_t n);
 // Every parameter of an architecture in storage order; the caller frees *ret_list.
 int parameters_list(const struct architecture *a, struct parameter **ret_list, size_t *ret_n, struct error *err);
 // The name of what every model has.

@@ -108,9 +108,10 @@ static void model_fields(struct buffer *b, const struct teacher_info *info, cons
 		      ",\"n_layers\":%" PRIu32 ",\"width\":%" PRIu32 ",\"n_heads\":%" PRIu32 ",\"n_kv_heads\":%" PRIu32
 		      ",\"head_size\":%" PRIu32 ",\"bos_id\":%" PRId32 ",\"eos_id\":%" PRId32 ",\"max_tokens\":%" PRIu32
 		      ",\"max_top_k\":%" PRIu32 ",\"max_gather\":%" PRIu32 ",\"max_draws\":%" PRIu32 ",\"max_spans\":%" PRIu32
-		      ",\"load_seconds\":%.3f",
+		      ",\"load_seconds\":%.3f,\"stored_bytes\":%" PRIu64 ",\"streamed_bytes\":%" PRIu64,
 		      a->n_layers, a->width, a->n_heads, a->n_kv_heads, a->head_size, a->bos_id, a->eos_id, info->max_tokens,
-		      info->max_top_k, limits->max_gather, limits->max_draws, limits->max_spans, info->load_seconds);
+		      info->max_top_k, limits->max_gather, limits->max_draws, limits->max_spans, info->load_seconds,
+		      info->stored_bytes, info->streamed_bytes);
 }
 
 // The first teacher, whom nobody needs to name; then all of them.

@@ -2,6 +2,7 @@
 #include "daemon/server/metrics.h"
 
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <time.h>
 #include <unistd.h>
@@ -83,6 +84,17 @@ static void encode_requests(struct buffer *b, struct service *s)
 	gauge(b, "kd_door_bytes_limit", "The limit of kd_door_bytes.", (double)t.held_limit);
 }
 
+// A number of bytes of every teacher, at `at` of its info.
+static void encode_bytes(struct buffer *b, const struct teacher_info *infos, uint32_t n, const char *name, const char *help, size_t at)
+{
+	char id[CONTENT_ID_HEX];
+	head(b, name, "gauge", help);
+	for (uint32_t i = 0; i < n; i++) {
+		content_id_to_hex(&infos[i].fingerprint, id);
+		buffer_printf(b, "%s{id=\"%s\"} %" PRIu64 "\n", name, id, *(const uint64_t *)(const void *)((const char *)&infos[i] + at));
+	}
+}
+
 static void encode_infos(struct buffer *b, const struct teacher_info *infos, uint32_t n)
 {
 	char id[CONTENT_ID_HEX];
@@ -97,11 +109,12 @@ static void encode_infos(struct buffer *b, const struct teacher_info *infos, uin
 		content_id_to_hex(&infos[i].fingerprint, id);
 		buffer_printf(b, "kd_teacher_upload_seconds{id=\"%s\"} %.6f\n", id, infos[i].upload_seconds);
 	}
-	head(b, "kd_teacher_upload_bytes", "gauge", "Those weights, as they lie in the file.");
-	for (uint32_t i = 0; i < n; i++) {
-		content_id_to_hex(&infos[i].fingerprint, id);
-		buffer_printf(b, "kd_teacher_upload_bytes{id=\"%s\"} %" PRIu64 "\n", id, infos[i].upload_bytes);
-	}
+	encode_bytes(b, infos, n, "kd_teacher_upload_bytes", "Those weights, as they lie in the file.",
+		     offsetof(struct teacher_info, upload_bytes));
+	encode_bytes(b, infos, n, "kd_teacher_stored_bytes", "Of them, kept so and unpacked in each pass, where memory has no room.",
+		     offsetof(struct teacher_info, stored_bytes));
+	encode_bytes(b, infos, n, "kd_teacher_streamed_bytes", "Of weights as computed with, read from disk in each pass, likewise.",
+		     offsetof(struct teacher_info, streamed_bytes));
 }
 
 static void encode_teacher(struct buffer *b, struct service *s)

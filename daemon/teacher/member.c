@@ -70,6 +70,7 @@ int member_need(const struct member *m, bool owner, uint32_t capacity, const str
 {
 	const struct architecture *a = &m->info->architecture;
 	int r = weights_need(a, m->info->max_tokens, 0, need, err);
+	need->parts[BACKEND_PART_WEIGHTS].stored_bytes += model_file_stored_bytes(m->file);
 	if (!r)
 		r = activations_need(a, capacity, false, 0, need, err);
 	if (!r)
@@ -120,7 +121,7 @@ int member_load(struct member *m, struct backend *be, struct head *owner, const 
 {
 	double began = clock_seconds();
 	struct tensor_source source = model_file_source(m->file);
-	uint64_t apart = be->apart_bytes;
+	uint64_t apart = be->apart_bytes, stored = be->stored_bytes;
 	// Before there are arrays: it reads whole tensors.
 	int r = model_file_weights_id(m->file, &m->info->weights_id, err);
 	double identified = clock_seconds();
@@ -128,6 +129,7 @@ int member_load(struct member *m, struct backend *be, struct head *owner, const 
 		r = weights_load(be, &m->info->architecture, &source, m->info->max_tokens, &m->weights, err);
 	m->info->upload_seconds = clock_seconds() - identified;
 	m->info->streamed_bytes = be->apart_bytes - apart;
+	m->info->stored_bytes = be->stored_bytes - stored;
 	m->info->upload_bytes = r ? 0 : m->weights->file_bytes;
 	if (!r)
 		r = activations_new(m->weights, capacity, false, 0, &m->activations, err);

@@ -60,8 +60,9 @@ struct teacher_info {
 	double load_seconds;                         // of all; of it:
 	double upload_seconds;                       // reading the weights and bringing them to the device,
 	uint64_t upload_bytes;                       // which are so many in the file
+	uint64_t stored_bytes;                       // of its weights, as the file has them, that each pass unpacks
 	uint64_t streamed_bytes;                     // of its weights, as they are computed with, that each pass reads from disk
-	char stream_note[192];                       // how; "" where they are 0
+	char room_note[192];                         // how; "" where both are 0
 	char canary_note[320];                       // why the known answer was not kept; "" when it was, or nobody asked for that
 	char fallback[256];                          // device "auto": why not the GPU; "" when there is nothing to say
 	bool second_choice;                          // and this build could use one

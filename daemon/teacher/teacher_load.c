@@ -59,15 +59,19 @@ static int bound_memory(struct teacher *t, struct backend_options *options, stru
 	return r;
 }
 
-static void describe_stream(struct teacher *t)
+// Of weights that memory has no room for.
+static void describe_room(struct teacher *t)
 {
 	struct shelf_stats s;
 	for (uint32_t i = 0; i < t->n_members && t->shelf; i++) {
 		struct teacher_info *info = &t->infos[i];
+		if (info->stored_bytes)
+			snprintf(info->room_note, sizeof info->room_note, "%.2f GiB of its weights stay as they are stored and are "
+				 "unpacked in each pass", (double)info->stored_bytes * 0x1p-30);
 		if (!info->streamed_bytes)
 			continue;
 		shelf_stats(t->shelf, &s);
-		snprintf(info->stream_note, sizeof info->stream_note, "%.2f GiB of its weights are read from %.60s in each pass (%s, %s)%s",
+		snprintf(info->room_note, sizeof info->room_note, "%.2f GiB of its weights are read from %.60s in each pass (%s, %s)%s",
 			 (double)info->streamed_bytes * 0x1p-30, t->options.stream_directory, s.uring ? "io_uring" : "pread",
 			 s.direct ? "O_DIRECT" : "through the page cache", s.in_memory ? ": which lies in memory itself" : "");
 	}
@@ -159,7 +163,7 @@ int teacher_load(struct teacher *t, struct error *err)
 		if (!r)
 			t->members[i].weights->beats = &t->beats;
 	}
-	describe_stream(t);
+	describe_room(t);
 	return r ? r : open_answer(t, capacity, err);
 }
 

@@ -25,6 +25,7 @@ static void cpu_close(struct backend *be)
 		free(cpu->own[i]);
 	free(cpu->own);
 	free(cpu->shared);
+	free(cpu->window);
 	free(cpu->tokens);
 	free(cpu->positions);
 	free(cpu->starts);
@@ -67,6 +68,30 @@ static enum products_route route_of(const struct cpu_vector *vector)
 	return vector->set == VECTOR_AVX2 ? PRODUCTS_CONVOLUTION : PRODUCTS_MATMUL;
 }
 
+// Where loaded matrices will lie.
+static int make_room(struct backend *be, const struct backend_options *options, struct error *err)
+{
+	struct cpu *cpu = cpu_of(be);
+	struct backend_options o = *options;
+	struct room_plan plan = {.room = UINT64_MAX};
+
+	if (cpu->operand == OPERAND_INT8) {      // they are packed otherwise (int8.h), in memory alone
+		o.shelf = NULL;
+		o.need.parts[BACKEND_PART_WEIGHTS].stored_bytes = 0;
+	}
+	cpu->shelf = o.shelf;
+	be->element_bytes = cpu->operand == OPERAND_BF16 ? sizeof(uint16_t) : cpu->operand == OPERAND_INT8 ? INT8_ELEMENT_BYTES : sizeof(float);
+	int r = options->host_bytes ? room_plan(&o, be->element_bytes, HEAD_ROWS, cpu->n_threads, &plan, err) : 0;
+	if (r < 0)
+		return r;
+	be->room = plan.room;
+	be->stores = plan.window_bytes > 0;
+	cpu->window_bytes = plan.window_bytes;
+	if (be->stores && !(cpu->window = (char *)memory_floats(plan.window_bytes / sizeof(float))))
+		return error_set(err, ERROR_MEMORY, "memory", "no memory for a window of %zu bytes", plan.window_bytes);
+	return 0;
+}
+
 static int cpu_open(struct backend *be, const struct backend_options *options, struct error *err)
 {
 	const struct cpu_vector *vector = vector_find();
@@ -104,13 +129,8 @@ static int cpu_open(struct backend *be, const struct backend_options *options, s
 	snprintf(cpu->description, sizeof cpu->description, "%d threads, %s%s", cpu->n_threads, vector->name,
 		 cpu->operand == OPERAND_ROUNDED ? ", bf16 at the speed of f32" : "");
 	be->description = cpu->description;
-	struct backend_options plan = *options;
-	if (cpu->operand == OPERAND_INT8)
-		plan.shelf = NULL;       // they are packed otherwise (int8.h), in memory alone
-	cpu->shelf = plan.shelf;
 	be->reads_rows = true;
-	be->element_bytes = cpu->operand == OPERAND_BF16 ? sizeof(uint16_t) : cpu->operand == OPERAND_INT8 ? INT8_ELEMENT_BYTES : sizeof(float);
-	r = options->host_bytes ? room_plan(&plan, be->element_bytes, HEAD_ROWS, cpu->n_threads, &be->room, err) : 0;
+	r = make_room(be, options, err);
 	if (r < 0)
 		cpu_close(be);
 	return r;

@@ -32,6 +32,8 @@ struct cpu {
 	size_t own_floats;
 	const struct backend_shelf *shelf;      // of matrices that memory has no room for; NULL = none
 	uint32_t n_pieces;                      // on it
+	char *window;                           // where pieces of stored matrices are packed; NULL = none are stored
+	size_t window_bytes;
 	uint32_t n_views;                       // trainable matrices there are
 	char description[64];
 };
@@ -43,9 +45,11 @@ struct weight {
 	struct matrix *forward;                 // y = x Wᵀ; else NULL
 	struct matrix *backward;                // dx = dy W; views only
 	const float *view;                      // NULL for a loaded matrix
-	// A matrix on the shelf (sums not NULL): piece first_piece + i holds blocks i * piece_blocks .. of it.
-	uint32_t first_piece, n_pieces, piece_blocks;
-	uint32_t *sums;                         // (blocks) CRC-32C of each as it was packed
+	// A matrix apart (n_pieces above 0): piece i holds blocks i * piece_blocks .. of it.
+	uint32_t n_pieces, piece_blocks;
+	uint32_t first_piece;                   // on the shelf
+	uint32_t *sums;                         // (blocks) CRC-32C of each as it was packed; on the shelf, else NULL
+	struct stored *stored;                  // its rows as the file has them; else NULL
 };
 
 static inline struct cpu *cpu_of(const struct backend *be) { return be->device; }
@@ -79,17 +83,26 @@ int weight_pack(struct backend *be, const struct weight *w, const struct tensor 
 // A matrix of the parts' shape, nothing packed; of integers not even its memory.
 struct weight *weight_new(struct backend *be, const struct tensor *parts, uint32_t n_parts, bool apart, struct error *err);
 
-// Matrices on the shelf (apart.c). What has no shelf to go to is loaded into memory.
+// Matrices that memory has no room for (apart.c). What can neither be stored nor has a shelf to go to is loaded into memory.
 struct weight *cpu_weight_load_apart(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
 				     struct error *err);
 uint32_t apart_pieces(const struct weight *w);          // 1 of a matrix in memory
-// Brings piece i (0..apart_pieces-1) of w into memory, as it was packed, until the next is; blocks *ret_first..*ret_last-1. `next`
-// (n_next): which of its pieces will be asked for next; NULL: all that follow on the shelf. False after backend_fail.
+// Brings piece i (0..apart_pieces-1) of w into memory, packed, until the next is; blocks *ret_first..*ret_last-1. `next` (n_next): which of
+// its pieces will be asked for next; NULL: all that follow on the shelf. Other scratch than memory_shared's is lost. False after
+// backend_fail.
 bool apart_find(struct backend *be, const struct weight *w, uint32_t i, const uint32_t *next, uint32_t n_next, uint32_t *ret_first,
 		uint32_t *ret_last);
 
-// Bytes that matrices may take in memory under options->host_bytes (UINT64_MAX: as many as they like), or a refusal.
-int room_plan(const struct backend_options *options, uint32_t element_bytes, uint32_t head_rows, int n_threads, uint64_t *ret_room,
+// Rows as the file has them (stored.c): a copy of the parts', in memory of its own.
+struct stored *stored_new(const struct tensor *parts, uint32_t n_parts, struct error *err);
+struct stored *stored_free(struct stored *s);           // returns NULL; NULL is fine
+const struct tensor *stored_parts(const struct stored *s);
+size_t stored_bytes(const struct stored *s);
+
+// What fits under options->host_bytes, or a refusal. room: bytes that packed matrices may take in memory (UINT64_MAX: as many as they
+// like); window_bytes: above 0 when those that have no room are stored, room being what is left when all are; else they go to the shelf.
+struct room_plan { uint64_t room; size_t window_bytes; };
+int room_plan(const struct backend_options *options, uint32_t element_bytes, uint32_t head_rows, int n_threads, struct room_plan *ret_plan,
 	      struct error *err);
 
 struct weight *cpu_weight_view(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);

@@ -17,7 +17,7 @@ static void embed_blocks(const struct cpu *cpu, float *x, const struct weight *w
 			matrix_row(w->forward, cpu->tokens[t], x + (size_t)t * w->n_columns);
 }
 
-// The pieces of a matrix on the shelf that hold a token's row, in order; NULL after backend_fail. The caller frees it.
+// The pieces of a matrix apart that hold a token's row, in order; NULL after backend_fail. The caller frees it.
 static uint32_t *pieces_of(struct backend *be, const struct weight *w, uint32_t *ret_n)
 {
 	const struct cpu *cpu = cpu_of(be);
@@ -47,7 +47,7 @@ static void embed_apart(struct backend *be, float *x, const struct weight *w)
 
 void cpu_embed(struct backend *be, struct real *x, const struct weight *w)
 {
-	if (w->sums) {
+	if (w->n_pieces) {
 		embed_apart(be, cpu_real(x), w);
 		return;
 	}

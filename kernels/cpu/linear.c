@@ -163,7 +163,7 @@ static void multiply_panels(const struct cpu *cpu, const struct multiplication *
 	}
 }
 
-// apart: the matrix's owner, when its blocks come from the shelf; else NULL.
+// apart: the matrix's owner, when its blocks come in pieces; else NULL.
 static void multiply(struct backend *be, const struct multiplication *p, const struct weight *apart)
 {
 	const struct cpu *cpu = cpu_of(be);
@@ -198,7 +198,7 @@ static void forward(struct backend *be, float *y, bool add, const float *x, cons
 	if (w->int8)
 		int8_multiply(be, y, add, x, w->int8, bias, rows);
 	else
-		multiply(be, &p, w->sums ? w : NULL);
+		multiply(be, &p, w->n_pieces ? w : NULL);
 }
 
 void cpu_linear(struct backend *be, struct act *y, const struct act *x, const struct weight *w, const struct real *bias, uint32_t rows)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// How much of a memory cap is left for matrices. Counted: the program itself, what stands beside the matrices (vectors, work arrays, head,
-// cache, scratch) or is there while they are loaded (whichever is more: they are not there together), and, where matrices go to the shelf,
-// its buffers.
+// How much of a memory cap is left for matrices, and where those lie that it is not enough for. Counted: the program itself, what stands
+// beside the matrices (vectors, work arrays, head, cache, scratch) or is there while they are loaded (whichever is more: they are not there
+// together), and, where matrices are stored, all of them and the window; where they go to the shelf, its buffers.
 #include <stdio.h>
 
 #include "common/error.h"
@@ -10,6 +10,10 @@
 #define MORE_BYTES (UINT64_C(48) << 20)      // the program grows by: code that oneDNN makes, threads' stacks, the doors
 #define ROUNDING (UINT64_C(2) << 20)         // a large array, to huge pages
 #define TILE_ROWS 64                         // rows are padded to tiles
+#define PAGE 4096u                           // stored matrices are rounded to
+// Of stored matrices, packed: few enough that threads rarely wait for each other (smaller windows are slower on a busy machine), and what
+// was packed is still in the outer cache when the product reads it.
+#define WINDOW_BYTES ((size_t)16 << 20)
 
 // Sums that saturate: what does not fit 64 bits fits no memory.
 static uint64_t sum(uint64_t a, uint64_t b)
@@ -79,7 +83,19 @@ static int refuse(const struct backend_options *o, const struct room *r, uint64_
 			 mib(r->work), mib(r->head), cache, mib(o->loading_bytes), last);
 }
 
-int room_plan(const struct backend_options *o, uint32_t element_bytes, uint32_t head_rows, int n_threads, uint64_t *ret_room,
+// Whether all matrices have room as stored.
+static bool plan_stored(const struct backend_options *o, const struct room *r, struct room_plan *ret_plan)
+{
+	const struct backend_count *weights = &o->need.parts[BACKEND_PART_WEIGHTS];
+	size_t piece = backend_piece_bytes(o->need.widest), window = piece > WINDOW_BYTES ? piece : WINDOW_BYTES;
+	uint64_t stored = sum(weights->stored_bytes, times(weights->n_arrays, PAGE)), all = sum(sum(r->beside, window), stored);
+	if (!weights->stored_bytes || all > o->host_bytes)
+		return false;
+	*ret_plan = (struct room_plan){.room = o->host_bytes - all, .window_bytes = window};
+	return true;
+}
+
+int room_plan(const struct backend_options *o, uint32_t element_bytes, uint32_t head_rows, int n_threads, struct room_plan *ret_plan,
 	      struct error *err)
 {
 	struct room r = count(o, head_rows, n_threads);
@@ -87,11 +103,11 @@ int room_plan(const struct backend_options *o, uint32_t element_bytes, uint32_t 
 	uint64_t matrices = times(weights->n_weight, element_bytes), rounding = times(weights->n_arrays, ROUNDING);
 	matrices = sum(sum(matrices, matrices / 64), rounding < matrices ? rounding : matrices);
 	uint64_t least = sum(r.beside, o->shelf ? o->shelf->memory_bytes : matrices);
-	*ret_room = UINT64_MAX;
-	if (sum(r.beside, matrices) <= o->host_bytes)
+	*ret_plan = (struct room_plan){.room = UINT64_MAX};
+	if (sum(r.beside, matrices) <= o->host_bytes || plan_stored(o, &r, ret_plan))
 		return 0;
 	if (least > o->host_bytes)
 		return refuse(o, &r, least, err);
-	*ret_room = o->host_bytes - least;
+	ret_plan->room = o->host_bytes - least;
 	return 0;
 }

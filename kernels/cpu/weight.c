@@ -298,5 +298,6 @@ void cpu_weight_free(struct backend *be, struct weight *w)
 	matrix_free(w->forward);
 	matrix_free(w->backward);
 	free(w->sums);
+	stored_free(w->stored);
 	free(w);
 }

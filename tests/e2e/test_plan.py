@@ -48,13 +48,13 @@ class Plan(unittest.TestCase):
         free = self.kdctl(*figures)
         self.assertNotIn("streamed_bytes", free)
         roomy = self.kdctl(*figures, "--memory", "1e9")
-        self.assertEqual((roomy["streamed_bytes"], roomy["pass_read_bytes"]), (0, 0))
+        self.assertEqual((roomy["streamed_bytes"], roomy["stored_bytes"], roomy["pass_read_bytes"]), (0, 0, 0))
         self.assertEqual(roomy["score_tokens_per_s"], free["score_tokens_per_s"])
         tight = self.kdctl(*figures, "--memory", "8e7", "--disk", "1e3", "--products", "bf16")
         layer = 32 * 64 + 32 * 32 + 3 * 32 * 64
         self.assertAlmostEqual(tight["streamed_bytes"], 2 * (2 * layer + 265 * 32), delta=1)
         self.assertAlmostEqual(tight["pass_read_bytes"], 2 * (2 * layer + 8 * 265 * 32), delta=1)       # 2048 rows are 8 tiles
-        self.assertEqual(tight["memory_bytes"], 8e7)
+        self.assertEqual((tight["memory_bytes"], tight["stored_bytes"]), (8e7, 0))
         self.assertAlmostEqual(tight["hidden_batch_tokens"], 1e8, delta=1)
         self.assertLess(tight["score_tokens_per_s"], 2048 / (tight["pass_read_bytes"] / 1e3) * 1.1)
         self.assertIn("f32, bf16, int8 or fp8", self.kdctl(self.model, "--products", "f64", expect=2))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A teacher larger than the memory it may take: the same bits as one in memory, within the cap, and what happens when the disk fails.
+"""A teacher larger than the memory it may take, on disk or as its file has it: the same bits as one in memory, within the cap, and what
+happens when the disk fails.
 KDSERVED_TEST_SEQUENCES asks for more sequences (make torture-bits: 1,000)."""
 import json
 import os
@@ -20,6 +21,7 @@ WIDTH, FFN, HEADS, KV_HEADS, LAYERS = 512, 2048, 8, 4, 8
 MATRIX_MIB = 4 * LAYERS * (2 * WIDTH * WIDTH + 2 * WIDTH * WIDTH // 2 + 3 * WIDTH * FFN) >> 20       # of its layers, in f32
 SIZES = ["--batch-tokens", "256", "--cache-tokens", "256", "--max-tokens", "256", "--max-generating", "4", "--generate-batch", "64"]
 SPARE_MIB = 20                                              # beside what is needed: some layers stay in memory
+WINDOW_MIB = 16
 NO_STORE = 2
 ASK = {"top_k": 6, "own": True, "entropy": True, "temperatures": (1.0, 2.5)}
 model_directory = None
@@ -85,7 +87,7 @@ class Streamed(unittest.TestCase):
 
     def daemon(self, *arguments, cap=None, **more):
         bound = ["--memory", "%dM" % cap] if cap else []
-        return Daemon(*SIZES, *EXACT, "--stream-directory", self.disk, *bound, *arguments, model=model_directory, **more)
+        return Daemon(*SIZES, *EXACT, "--stream-directory", self.disk, *bound, *arguments, **{"model": model_directory, **more})
 
     def refused(self, *arguments, status=78, **more):
         d = self.daemon(*arguments, wait=False, **more)
@@ -95,12 +97,16 @@ class Streamed(unittest.TestCase):
         finally:
             d.stop(expect=None)
 
-    def needed(self):
-        """MiB without which it does not start, as the refusal says."""
+    def needed(self, buffers=True):
+        """MiB without which it does not start, as the refusal says, with the buffers of a file or without."""
         log = self.refused(cap=1)
         self.assertRegex(log, r"memory = 1 MiB is not enough: with all matrices on disk the teacher needs \d+ MiB \(program \d+, batch-tokens \d+, "
                          r"head \d+, cache-tokens \d+, largest tensor while loading \d+, buffers \d+\)")
-        return int(re.search(r"needs (\d+) MiB", log).group(1))
+        return int(re.search(r"needs (\d+) MiB", log).group(1)) - (0 if buffers else int(re.search(r"buffers (\d+)", log).group(1)))
+
+    def stored_cap(self):
+        """MiB for all matrices as stored (BF16), the window they are unpacked to, and little more."""
+        return self.needed(buffers=False) + MATRIX_MIB // 2 + WINDOW_MIB + 5
 
     def cap(self):
         cap = self.needed() + SPARE_MIB
@@ -151,6 +157,46 @@ class Streamed(unittest.TestCase):
         random.Random(6).shuffle(order)
         with self.daemon("--threads", "1", cap=cap) as d:
             self.assertEqual(self.records(d, [wanted[i] for i in order], batch=7), [want[i] for i in order])
+
+    def test_what_fits_as_stored_has_the_bits_of_what_is_packed(self):
+        """Between the two: matrices stay as the file has them, in memory of the daemon's own, and no disk is needed."""
+        wanted, cap, model = sequences(), self.stored_cap(), os.path.join(self.directory, "model")
+        prompt = {"prompts": [{"tokens": wanted[4]}], "max_tokens": 5, "temperature": 0}
+        shutil.copytree(model_directory, model)
+        with self.daemon() as d:
+            want = self.records(d, wanted)
+            spoken = d.post("/v1/generate", prompt)
+            packed = d.get("/v1/model")[1]
+            self.assertEqual((packed["stored_bytes"], packed["streamed_bytes"]), (0, 0))
+        with self.daemon(cap=cap, model=model) as d:
+            d.wait_line("stay as they are stored and are unpacked in each pass")
+            self.assertNotIn("are read from", d.log())
+            told, numbers = d.get("/v1/model")[1], d.metrics()
+            self.assertEqual(told["id"], packed["id"])
+            self.assertEqual(told["streamed_bytes"], 0)
+            self.assertGreater(told["stored_bytes"], MATRIX_MIB - 24 << 19)
+            self.assertEqual(numbers['kd_teacher_stored_bytes{id="%s"}' % told["id"]], told["stored_bytes"])
+            self.assertEqual(numbers['kd_teacher_streamed_bytes{id="%s"}' % told["id"]], 0)
+            with open(os.path.join(model, "model.safetensors"), "r+b") as f:      # the file is its owner's
+                f.seek(1 << 20)
+                f.write(bytes(8 << 20))
+            self.assertEqual(self.records(d, wanted), want)
+            self.assertEqual(self.records(d, wanted, batch=40), want)
+            self.assertEqual(self.records(d, wanted, batch=1)[:8], want[:8])
+            self.assertEqual(d.post("/v1/generate", prompt)[1].get("sequences"), spoken[1].get("sequences"))
+            self.assertEqual(d.metrics()["kd_weights_read_bytes_total"], 0)
+            with self.assertRaises(AssertionError):
+                self.weights_file(d)
+            self.check_peak(d, cap)
+        with self.daemon("--threads", "1", cap=cap) as d:
+            self.assertEqual(self.records(d, list(reversed(wanted)), batch=7), list(reversed(want)))
+
+    def test_what_does_not_fit_as_stored_is_streamed(self):
+        with self.daemon(cap=self.stored_cap() - 16) as d:
+            d.wait_line("are read from")
+            told = d.get("/v1/model")[1]
+            self.assertEqual(told["stored_bytes"], 0)
+            self.assertGreater(told["streamed_bytes"], 0)
 
     def check_peak(self, daemon, cap):
         with open("/proc/%d/maps" % daemon.process.pid) as f:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every supported kind of model with its matrices on disk: the bits of the same model in memory.
+// Every supported kind of model with its matrices on disk, or unpacked from what is stored: the bits of the same model packed in memory.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,10 +12,15 @@ static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "
 				    "gemma2", "gemma3", "gemma3-vision", "mixtral", "qwen3-moe", "mixtral/model.gguf"};
 enum { TOKENS = 90, TOP_K = 5, MAX_POSITIONS = 128 };
 
-static void load(struct golden_model *m, const char *path, struct shelf *shelf, uint64_t room)
+// room: for packed matrices; what has none is stored, or goes to the shelf.
+static void load(struct golden_model *m, const char *path, struct shelf *shelf, bool stored, uint64_t room)
 {
 	struct error err = {0};
 	struct backend_options options = {.n_threads = 2, .max_rows = MAX_POSITIONS, .shelf = shelf_door(shelf)};
+	if (stored) {
+		options.host_bytes = UINT64_C(1) << 30;
+		options.need.parts[BACKEND_PART_WEIGHTS] = (struct backend_count){.n_weight = UINT64_C(1) << 30, .stored_bytes = 1};
+	}
 	*m = (struct golden_model){0};
 	if (model_file_open(path, &m->file, &err) < 0 || backend_open("cpu", &options, &m->backend, &err) < 0)
 		fail_msg("%s: %s", path, err.message);
@@ -49,7 +54,7 @@ static struct answers *ask(struct golden_model *m)
 }
 
 // Twice: the second pass begins where the first one ended.
-static void expect_bits(const char *path, const struct answers *want, uint64_t room, bool all)
+static void expect_bits(const char *path, const struct answers *want, bool stored, uint64_t room, bool all)
 {
 	struct golden_model m;
 	struct shelf *shelf;
@@ -57,10 +62,12 @@ static void expect_bits(const char *path, const struct answers *want, uint64_t r
 	const char *tmp = getenv("TMPDIR");
 	if (shelf_open(tmp ? tmp : "/tmp", 0, backend_piece_bytes(512), &shelf, &err) < 0)
 		fail_msg("%s", err.message);
-	load(&m, path, shelf, room);
+	load(&m, path, shelf, stored, room);
 	if (all)
 		assert_true(m.weights->head_apart);
-	assert_true(m.backend->apart_bytes > 0);
+	// where the head has room packed, what others take more than as stored may have room too
+	assert_true(stored ? !all || m.backend->stored_bytes > 0 : m.backend->apart_bytes > 0);
+	assert_true((stored ? m.backend->apart_bytes : m.backend->stored_bytes) == 0);
 	for (int pass = 0; pass < 2; pass++) {
 		struct answers *got = ask(&m);
 		assert_memory_equal(got, want, sizeof *got);
@@ -83,8 +90,10 @@ static void every_kind_gives_the_bits_it_gives_in_memory(void **state)
 		uint64_t head = backend_matrix_bytes((uint64_t)a->vocab_size * a->width, m.backend->element_bytes);
 		struct answers *want = ask(&m);
 		printf("# %s\n", names[i]);
-		expect_bits(path, want, 0, true);
-		expect_bits(path, want, head, false);      // the head in memory, the layers not
+		for (int stored = 0; stored < 2; stored++) {
+			expect_bits(path, want, stored, 0, true);
+			expect_bits(path, want, stored, head, false);      // the head packed in memory, the layers not
+		}
 		free(want);
 		golden_model_close(&m);
 	}

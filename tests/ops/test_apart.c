@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrices on a shelf give the bits that the same ones in memory give; a shelf that gives back anything else is found out.
+// Matrices on a shelf, or as stored, give the bits that the same ones packed in memory give; a shelf that gives back anything else is found
+// out.
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,6 +10,7 @@
 #include <cmocka.h>
 
 #include "common/error.h"
+#include "kernels/cpu/cpu.h"
 #include "tests/ops/harness.h"
 
 enum { MAX_PIECES = 512, T = 70, LONGEST = 9000 };
@@ -197,6 +199,105 @@ static void assert_same_bits(enum backend_numeric numeric, uint32_t N, uint32_t 
 	shelf_done(&shelf);
 }
 
+// A backend that has no room for packed matrices but for them as stored.
+static struct backend *open_storing(enum backend_numeric numeric, uint32_t n_threads)
+{
+	struct backend_options options = {
+		.n_threads = n_threads, .numeric = numeric, .max_rows = MAX_ROWS, .host_bytes = UINT64_C(1) << 30};
+	options.need.parts[BACKEND_PART_WEIGHTS] = (struct backend_count){.n_weight = UINT64_C(1) << 30, .stored_bytes = 1};
+	options.need.widest = LONGEST;
+	struct backend *be = NULL;
+	struct error err = {0};
+	if (backend_open("cpu", &options, &be, &err) < 0)
+		fail_msg("%s", err.message);
+	assert_true(be->stores);
+	return be;
+}
+
+// Rows of any bytes whose scales are finite: the upper half of them of `type`, the lower Q8_0.
+static struct weight *load_stored(struct backend *be, bool apart, enum dtype type, uint32_t N, uint32_t K)
+{
+	struct error err = {0};
+	uint64_t seed = N * 31 + K;
+	size_t upper = N / 2 * dtype_row_bytes(type, K), all = upper + (N - N / 2) * dtype_row_bytes(DTYPE_Q8_0, K);
+	uint8_t *bytes = malloc(all);
+	assert_non_null(bytes);
+	for (size_t i = 0; i < all; i++)
+		bytes[i] = (uint8_t)((seed = seed * 6364136223846793005u + 1442695040888963407u) >> 56) & 0x3f;
+	struct tensor parts[] = {tensor_matrix(type, N / 2, K, bytes), tensor_matrix(DTYPE_Q8_0, N - N / 2, K, bytes + upper)};
+	struct weight *w = (apart ? be->ops->weight_load_apart : be->ops->weight_load)(be, WEIGHT_PLAIN, parts, 2, &err);
+	if (!w)
+		fail_msg("%s", err.message);
+	memset(bytes, 0xff, all);        // theirs, who may change them now
+	free(bytes);
+	return w;
+}
+
+static void assert_stored_bits(enum backend_numeric numeric, enum dtype type, uint32_t N, uint32_t K, uint32_t rows)
+{
+	struct backend *be = open_storing(numeric, 2), *alone = open_storing(numeric, 1);
+	struct results packed, stored, by_one;
+	struct weight *p = load_stored(be, false, type, N, K), *s = load_stored(be, true, type, N, K);
+	struct weight *o = load_stored(alone, true, type, N, K);
+	assert_int_equal(be->stored_bytes, N / 2 * dtype_row_bytes(type, K) + (N - N / 2) * dtype_row_bytes(DTYPE_Q8_0, K));
+	compute(be, p, N, K, rows, &packed);
+	compute(be, s, N, K, rows, &stored);
+	compute(alone, o, N, K, rows, &by_one);
+	assert_int_equal(backend_sync(be, NULL), 0);
+	struct results *others[] = {&stored, &by_one};
+	for (int i = 0; i < 2; i++) {
+		assert_memory_equal(packed.embedded, others[i]->embedded, (size_t)rows * K * 8);
+		assert_memory_equal(packed.y, others[i]->y, (size_t)rows * N * 8);
+		assert_memory_equal(packed.sum, others[i]->sum, (size_t)rows * N * 8);
+		results_done(others[i]);
+	}
+	results_done(&packed);
+	be->ops->weight_free(be, p);
+	be->ops->weight_free(be, s);
+	alone->ops->weight_free(alone, o);
+	backend_close(be);
+	backend_close(alone);
+}
+
+// Every type; several pieces, chunks of the sum and last blocks that are not whole.
+static void stored_matrices_have_the_bits_of_packed_ones(void **state)
+{
+	static const enum backend_numeric numerics[] = {BACKEND_NUMERIC_AUTO, BACKEND_NUMERIC_F32, BACKEND_NUMERIC_BF16};
+	(void)state;
+	for (size_t i = 0; i < sizeof numerics / sizeof *numerics; i++) {
+		for (int type = 0; type < N_DTYPES; type++)
+			assert_stored_bits(numerics[i], (enum dtype)type, 331, 512, T);
+		assert_stored_bits(numerics[i], DTYPE_Q4_1, 5000, 4128, 3);
+		assert_stored_bits(numerics[i], DTYPE_Q4_0, 2, 32, 1);
+	}
+}
+
+static void rows_that_have_no_memory_are_told_of(void **state)
+{
+	(void)state;
+	struct error err = {0};
+	struct tensor huge = {.dtype = DTYPE_F32, .n_dims = 2, .dims = {INT32_MAX, INT32_MAX / 8}, .n_bytes = SIZE_MAX};
+	assert_null(stored_new(&huge, 1, &err));
+	assert_int_equal(err.code, ERROR_MEMORY);
+	struct backend *be = open_storing(BACKEND_NUMERIC_AUTO, 2);
+	assert_null(load_or_not(be, APART | BY_ROWS | BROKEN, 2000, 96, &err));
+	assert_string_equal(err.message, "the model is gone");
+	assert_int_equal(be->stored_bytes, 0);
+	backend_close(be);
+}
+
+// Integers are packed otherwise, in memory alone.
+static void int8_is_not_stored(void **state)
+{
+	(void)state;
+	struct backend_options options = {.n_threads = 1, .numeric = BACKEND_NUMERIC_INT8, .max_rows = 1, .host_bytes = UINT64_C(1) << 30};
+	struct error err = {0};
+	struct backend *be = NULL;
+	options.need.parts[BACKEND_PART_WEIGHTS] = (struct backend_count){.n_weight = UINT64_C(1) << 30, .stored_bytes = 1};
+	assert_true(backend_open("cpu", &options, &be, &err) < 0);
+	assert_non_null(strstr(err.message, "its matrices can only be in memory"));
+}
+
 // From one piece for all to one for each block; several chunks of the sum; last blocks and chunks that are not whole.
 static void every_shape_has_the_bits_it_has_in_memory(void **state)
 {
@@ -303,13 +404,19 @@ static void a_backend_keeps_what_there_is_room_for(void **state)
 	struct backend_options options = {.n_threads = 1, .max_rows = MAX_ROWS};
 	struct backend *be = NULL;
 	assert_int_equal(backend_open("cpu", &options, &be, NULL), 0);
-	assert_true(backend_keeps(be, UINT64_MAX));      // no limit
+	assert_true(backend_keeps(be, UINT64_MAX, 0));      // no limit
 	be->room = backend_matrix_bytes(1000, be->element_bytes) * 2;
-	assert_true(backend_keeps(be, 1000));
-	assert_false(backend_keeps(be, 1001));
-	assert_true(backend_keeps(be, 1000));
-	assert_false(backend_keeps(be, 1));
-	assert_false(backend_keeps(be, UINT64_MAX));
+	assert_true(backend_keeps(be, 1000, 0));
+	assert_false(backend_keeps(be, 1001, 0));
+	assert_true(backend_keeps(be, 1000, 0));
+	assert_false(backend_keeps(be, 1, 0));
+	assert_false(backend_keeps(be, UINT64_MAX, 0));
+	be->stores = true;      // what they take more than as stored
+	be->room = backend_matrix_bytes(1000, be->element_bytes) - 600;
+	assert_false(backend_keeps(be, 1000, 599));
+	assert_true(backend_keeps(be, 1000, 600));
+	assert_false(backend_keeps(be, 1, 0));
+	assert_true(backend_keeps(be, 1000, UINT64_MAX));
 	backend_close(be);
 	assert_int_equal(backend_open("ref", &(struct backend_options){.max_rows = 1, .host_bytes = 1}, &be, NULL), -EOPNOTSUPP);
 }
@@ -318,6 +425,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_shape_has_the_bits_it_has_in_memory), cmocka_unit_test(one_changed_bit_fails_the_backend),
+		cmocka_unit_test(stored_matrices_have_the_bits_of_packed_ones), cmocka_unit_test(rows_that_have_no_memory_are_told_of),
+		cmocka_unit_test(int8_is_not_stored),
 		cmocka_unit_test(a_piece_that_cannot_be_read_fails_the_backend), cmocka_unit_test(without_a_shelf_all_stays_in_memory),
 		cmocka_unit_test(rows_that_are_read_make_the_same_matrix), cmocka_unit_test(rows_that_cannot_be_read_are_told_of),
 		cmocka_unit_test(a_backend_keeps_what_there_is_room_for),

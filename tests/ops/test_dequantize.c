@@ -35,7 +35,8 @@ static void expect_bits(const struct cpu_vector *vector, enum dtype type, size_t
 	vector->dequantize(have, type, bytes + 1, n);
 	for (size_t i = 0; i < n; i++)
 		if (memcmp(&want[i], &have[i], sizeof *want) != 0 && !(isnan(want[i]) && isnan(have[i])))
-			fail_msg("%s, %s, value %zu: %.9g is not %.9g", vector->name, dtype_name(type), i, (double)have[i], (double)want[i]);
+			fail_msg("%s, %s, value %zu: %.9g is not %.9g", vector->name, dtype_name(type), i, (double)have[i],
+				 (double)want[i]);
 	assert_true(have[n] == 12345);
 }
 

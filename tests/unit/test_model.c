@@ -157,12 +157,11 @@ static void assert_rows(struct backend *be, const struct weight *w, uint32_t N, 
 	free(y);
 }
 
-static void every_type_loads_to_its_dequantised_values(void **state)
+static void expect_every_type(const char *device, const struct backend_options *options)
 {
-	(void)state;
 	struct backend *be = NULL;
-	struct backend_options options = {.n_threads = 1, .max_rows = C};
-	assert_int_equal(backend_open("ref", &options, &be, NULL), 0);
+	assert_int_equal(backend_open(device, options, &be, NULL), 0);
+	be->room = be->stores ? 0 : be->room;
 	for (int t = 0; t < N_DTYPES; t++) {
 		struct builder b = {0};
 		struct model_file *m = NULL;
@@ -173,8 +172,10 @@ static void every_type_loads_to_its_dequantised_values(void **state)
 			fail_msg("%s", err.message);
 		assert_string_equal(model_file_dtype(m), dtype_name((enum dtype)t));
 		struct tensor_source source = model_file_source(m);
+		uint64_t before = be->stored_bytes;
 		if (weights_load(be, model_file_architecture(m), &source, 8, &w, &err) < 0)
 			fail_msg("%s", err.message);
+		assert_int_equal(be->stored_bytes - before, be->stores ? model_file_stored_bytes(m) : 0);
 		assert_rows(be, w->embedding, V, 0, 0, (enum dtype)t, V);
 		assert_rows(be, w->layers[0].qkv, Q + 2 * KV, 0, 4, (enum dtype)t, Q);
 		assert_rows(be, w->layers[0].qkv, Q + 2 * KV, Q, 5, (enum dtype)t, KV);
@@ -188,6 +189,17 @@ static void every_type_loads_to_its_dequantised_values(void **state)
 		model_file_close(m);
 	}
 	backend_close(be);
+}
+
+static void every_type_loads_to_its_dequantised_values(void **state)
+{
+	(void)state;
+	struct backend_options options = {.n_threads = 1, .numeric = BACKEND_NUMERIC_F32, .max_rows = C}, stored = options;
+	stored.host_bytes = UINT64_C(1) << 30;       // more than there is room for, less as stored
+	stored.need.parts[BACKEND_PART_WEIGHTS] = (struct backend_count){.n_weight = UINT64_C(1) << 30, .stored_bytes = 1};
+	expect_every_type("ref", &options);
+	expect_every_type("cpu", &options);
+	expect_every_type("cpu", &stored);
 }
 
 static void rows_of_every_type_are_read_by_number(void **state)

@@ -21,7 +21,7 @@ static void a_roof_is_products_or_bytes(void **state)
 {
 	(void)state;
 	struct plan_device d = {5e13, 1e12, 0};
-	struct plan_operator prefill = {"prefill", 2 * 7e9 * 4096, 14e9, 0}, decode = {"decode", 2 * 7e9, 14e9, 0};
+	struct plan_operator prefill = {"prefill", 2 * 7e9 * 4096, 14e9, 0, 0}, decode = {"decode", 2 * 7e9, 14e9, 0, 0};
 	near(plan_seconds(&d, &prefill, 1), 1.146880, 1e-12);
 	near(plan_seconds(&d, &decode, 1), 0.014, 1e-12);
 	struct plan_operator both[] = {prefill, decode};
@@ -34,7 +34,7 @@ static void what_was_measured_is_predicted(void **state)
 {
 	(void)state;
 	struct plan_device d = {0, 2e10, 0};
-	struct plan_operator ops[] = {{"products", 8e9, 1e9, 0}, {"attention", 1e9, 4e9, 0}};
+	struct plan_operator ops[] = {{"products", 8e9, 1e9, 0, 0}, {"attention", 1e9, 4e9, 0, 0}};
 	d.flops = plan_fit_flops(&d, ops, 2, 1);
 	near(d.flops, 1e10, 1e-9);
 	near(plan_seconds(&d, ops, 2), 1, 1e-9);
@@ -114,7 +114,7 @@ static void a_cap_leaves_on_disk_what_has_no_room(void **state)
 	struct plan_device d = {1e12, 1e12, 1e9};
 	double beside = 80 * 0x1p20 + 8000 + 256 * 100 * 4;
 	a.tied_head = true;
-	struct plan_cap cap = {beside + 4e4 * (960 + 800), 4e4, 10, 0};
+	struct plan_cap cap = {beside + 4e4 * (960 + 800), 4e4, 0, 10, 0};
 	struct plan_stream s = plan_streaming(&a, &cap, &d);
 	assert_true(s.file_bytes == 0 && s.layers == 0 && !s.head);
 	cap.bytes = (beside + 4e4 * 800 + 4e4 * 480) * 16 / 15;      // the head and half of the layers
@@ -141,6 +141,35 @@ static void a_cap_leaves_on_disk_what_has_no_room(void **state)
 	near(plan_streaming(&a, &cap, &d).file_bytes, 4e4 * (960 + 1600), 1e-6);
 }
 
+// The same in 10,000 bytes an element as stored.
+static void a_cap_keeps_as_stored_what_fits_so(void **state)
+{
+	(void)state;
+	struct architecture a = tiny;
+	struct plan_operator ops[PLAN_MAX_OPERATORS];
+	struct plan_device d = {1e12, 1e12, 1e9};
+	double beside = 80 * 0x1p20 + 8000 + 256 * 100 * 4, least = beside + 16 * 0x1p20 + 1e4 * 1760;
+	a.tied_head = true;
+	struct plan_cap cap = {least, 4e4, 1e4 * 1760, 10, 0};
+	struct plan_stream s = plan_streaming(&a, &cap, &d);
+	assert_true(s.head && s.layers == 1 && s.file_bytes == 0);
+	near(s.stored_bytes, 1e4 * 1760, 1e-9);
+	cap.bytes = least + 3e4 * (800 + 240);                // what the head and a quarter of the layers take more when packed
+	s = plan_streaming(&a, &cap, &d);
+	assert_false(s.head);
+	near(s.layers, 0.75, 1e-6);
+	near(s.stored_bytes, 1e4 * 720, 1e-6);
+	struct plan_pass pass = plan_scoring(300, 4, 4);
+	size_t n = plan_operators(&a, &pass, ops);
+	double before = plan_seconds(&d, ops, n);
+	plan_read(&a, &s, 4, &pass, ops, n);
+	assert_true(ops[0].read == 0 && ops[4].packed == 0);
+	near(ops[0].packed, 0.75 * 4 * 2 * 16 * 8, 1e-6);
+	near(plan_seconds(&d, ops, n), before + 2 * 0.75 * 4 * 960 / 1e12, 1e-9);
+	cap.bytes = least - 1;
+	assert_true(plan_streaming(&a, &cap, &d).stored_bytes == 0);
+}
+
 // The real teacher's top-64 rows over 49,152 ids take 152.15 bytes as u8 and 212 as f16 (tests/bench/results/bytes_per_token.csv).
 static void rows_are_as_long_as_measured(void **state)
 {
@@ -157,6 +186,7 @@ int main(void)
 		cmocka_unit_test(a_pass_counts_every_product),
 		cmocka_unit_test(windows_bound_what_a_row_reads), cmocka_unit_test(experts_cost_what_is_used),
 		cmocka_unit_test(memory_is_counted), cmocka_unit_test(a_cap_leaves_on_disk_what_has_no_room),
+		cmocka_unit_test(a_cap_keeps_as_stored_what_fits_so),
 		cmocka_unit_test(rows_are_as_long_as_measured),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
