@@ -21,7 +21,7 @@ teacher=${BENCH_TEACHER:-$cache/SmolLM2-135M-Instruct.Q4_1.gguf} text=${BENCH_TE
 results=${BENCH_RESULTS:-$here/results}
 export KDSERVED_TEACHER=$teacher THREADS=$threads top_builddir=$build top_srcdir=$top PYTHONDONTWRITEBYTECODE=1
 [ "$short" != 0 ] || short=
-parts="score epilogue numeric ops plan train queued server_overhead storing record wire store verify recovery scale_out fio bytes_per_token streamed"
+parts="score epilogue numeric ops plan train queued server_overhead storing record wire store verify recovery scale_out fio bytes_per_token streamed stored"
 
 pick() { if [ -n "$short" ]; then echo "$1"; else echo "$2"; fi; }         # SHORT WHOLE
 skip() { echo "$*" >&2; exit 77; }
@@ -108,6 +108,11 @@ part_bytes_per_token() {
 part_streamed() {
 	[ -z "$short" ] || skip "the whole only: it makes a model of 2.3 GiB"
 	TMPDIR=$directory bash "$here/streamed.sh" 3
+}
+
+part_stored() {
+	need "$teacher" BENCH_TEACHER
+	TMPDIR=$directory bash "$here/stored.sh" "$teacher" "$(pick 3 9)"
 }
 
 if [ "${2:-}" = --part ]; then

@@ -95,10 +95,10 @@ def score(client, daemon, sequences):
     return time.monotonic() - began, processor_seconds(daemon) - before, read_mib(daemon) - read, answers
 
 
-def start(model, disk, batch_tokens, *arguments):
+def start(model, disk, batch_tokens, *arguments, **more):
     sizes = ["--batch-tokens", str(batch_tokens), "--max-tokens", str(LENGTH), "--cache-tokens", "0", "--canary-interval", "0",
              "--threads", str(os.cpu_count()), "--stream-directory", disk]
-    return Daemon(*sizes, *arguments, model=model, patience=3600)
+    return Daemon(*sizes, *arguments, model=model, patience=3600, **more)
 
 
 def main(commit, rounds, n_sequences):

@@ -194,6 +194,15 @@ def streamed(r):
                   for row in r.rows()])
 
 
+def stored(r):
+    rows = r.rows()
+    return table(["passes", "tokens of each", "packed, MiB", "stored, MiB", "memory at most, MiB", "peak, MiB", "packed all, peak", "tokens/s packed",
+                  "stored", "a pass takes times", "of processor time", "same bits"],
+                 [[str(len(rows)), rows[0]["tokens"], rows[0]["packed_mib"], rows[0]["stored_mib"], rows[0]["cap_mib"], rows[-1]["peak_mib"],
+                   rows[-1]["packed_peak_mib"], middle(rows, "packed_tokens_s"), middle(rows, "stored_tokens_s"), middle(rows, "ratio"),
+                   middle(rows, "processor_ratio"), "yes" if all(row["same_bits"] == "1" for row in rows) else "NO"]])
+
+
 TABLES = {
     "score": ("score", score),
     "numeric": ("numeric", columns(("form", "numeric"), ("positions", "positions"), ("KL, mean, nats", "kl_mean"), ("largest", "kl_max"),
@@ -205,6 +214,7 @@ TABLES = {
     "train": ("train", train),
     "queued": ("queued", queued),
     "streamed": ("streamed", streamed),
+    "stored": ("stored", stored),
     "doors": ("server_overhead", doors),
     "overhead": ("server_overhead", overhead),
     "storing": ("storing", storing),
