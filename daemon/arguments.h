@@ -9,6 +9,7 @@ struct options;
 
 #define EXIT_USAGE 2
 #define EXIT_DEVICE 70               // EX_SOFTWARE: the device failed while serving; a new process may find it whole
+#define EXIT_DEVICE_RESET 69         // EX_UNAVAILABLE: it must be reset before any process may use it; in RestartPreventExitStatus too
 #define EXIT_BAD_CONFIG 78           // EX_CONFIG: the unit's RestartPreventExitStatus, so that systemd does not try for ever
 
 enum arguments_mode { MODE_RUN, MODE_CHECK, MODE_HELP, MODE_VERSION, MODE_PRINT_CONFIG, MODE_PRINT_MAN };

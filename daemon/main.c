@@ -32,6 +32,7 @@
 #include "daemon/stop.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/canary.h"
+#include "daemon/teacher/faults.h"
 #include "daemon/teacher/teacher.h"
 #include "daemon/train/supervisor.h"
 
@@ -53,6 +54,7 @@ struct daemon {
 	struct notify notify;
 	struct http *http;
 	struct socket_door *socket;
+	struct faults faults;
 	bool was_ready;
 	char status[HEALTH_TEXT_BYTES];    // as systemd was told
 };
@@ -106,6 +108,8 @@ static int open_store(struct daemon *d, struct error *err)
 	struct store_stats stats;
 	if (!o->store)
 		return 0;
+	if (faults_open(&d->faults, o->store, err))
+		log_warning("%s", err->message);
 	int r = options_compression(o, &s.compression, err);
 	r = r ? r : store_open(&s, &d->store, err);
 	if (r)
@@ -177,6 +181,7 @@ static int open_doors(struct daemon *d, struct error *err)
 	s.auth = d->auth;
 	s.tls = &d->tls;
 	s.stop_signal = &stop_signal;
+	s.faults = &d->faults;
 	int r = service_open(&s, d->teacher, d->store, d->supervisor, &d->service, err);
 	if (!r && h.listen_fd >= 0 && !(r = http_open(&h, d->service, &d->http, err)))
 		d->listeners.http_fd = -1;    // taken over
@@ -258,6 +263,26 @@ static void announce_ready(struct daemon *d)
 	notify_ready();
 }
 
+// Why a device that failed for good did, and what is to be done. The next process says how often.
+static void note_fault(struct daemon *d, enum device_fault fault)
+{
+	struct error err = {0};
+	if (fault == DEVICE_FAULT_NONE)
+		return;
+	log_about(LOG_ERR, "KD_FAULT", device_fault_name(fault), "GPU fault (%s): %s", device_fault_name(fault), device_fault_hint(fault));
+	if (faults_note(&d->faults, fault, &err))
+		log_warning("%s", err.message);
+}
+
+static int failed_status(const struct daemon *d, const struct error *err, enum device_fault fault)
+{
+	if (fault == DEVICE_FAULT_RESET)
+		return EXIT_DEVICE_RESET;
+	if (d->was_ready || strcmp(err->field, CANARY_FIELD) == 0)
+		return EXIT_DEVICE;
+	return is_config_fault(err->code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
+}
+
 // The teacher's state changed. -1: go on; else the exit status.
 static int on_teacher(struct daemon *d)
 {
@@ -274,8 +299,8 @@ static int on_teacher(struct daemon *d)
 		teacher_error(d->teacher, &err);
 		log_error("teacher: %s%s%s", err.field, *err.field ? ": " : "", err.message);
 		notify_status("The teacher failed: %s", err.message);
-		return d->was_ready || strcmp(err.field, CANARY_FIELD) == 0 ? EXIT_DEVICE
-			: is_config_fault(err.code) ? EXIT_BAD_CONFIG : EXIT_FAILURE;
+		note_fault(d, device_fault_of(err.field));
+		return failed_status(d, &err, device_fault_of(err.field));
 	default:
 		return -1;
 	}
@@ -369,6 +394,7 @@ static void daemon_close(struct daemon *d)
 	auth_close(d->auth);
 	tls_current_done(&d->tls);
 	store_close(d->store);
+	faults_close(&d->faults);
 	uint64_t now = clock_ms();
 	supervisor_close(d->supervisor, deadline > now + 1000 ? deadline - now : 1000);
 	listeners_close(&d->listeners);

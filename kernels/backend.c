@@ -104,7 +104,9 @@ int backend_sync(struct backend *be, struct error *err)
 int backend_check(const struct backend *be, struct error *err)
 {
 	const struct opened *o = (const struct opened *)be;
-	return o->failed ? error_set(err, ERROR_UNAVAILABLE, NULL, "backend %s failed: %s", be->ops->name, o->failure) : 0;
+	if (!o->failed)
+		return 0;
+	return error_set(err, ERROR_UNAVAILABLE, device_fault_field(be->fault), "backend %s failed: %s", be->ops->name, o->failure);
 }
 
 #define ROUNDING (2u << 20)              // of a large array: to huge pages

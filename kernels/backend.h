@@ -22,6 +22,7 @@
 #include <stdint.h>
 
 #include "kernels/dtype.h"
+#include "kernels/fault.h"
 
 struct error;
 struct real;
@@ -331,6 +332,7 @@ struct backend {
 	uint32_t element_bytes;          // of a loaded matrix, where room is bounded
 	uint64_t apart_bytes;            // of matrices on the shelf
 	uint64_t stored_bytes;           // of matrices kept as the file has them
+	enum device_fault fault;         // of the failure, where the device is known to be at fault
 	bool stores;                     // what has no room is kept so; room is then what is left when all are
 	bool reads_rows;                 // weight_load takes tensors without data, whose rows are read when they are packed
 };

@@ -15,6 +15,7 @@
 #include "daemon/server/service.h"
 #include "daemon/server/tls.h"
 #include "daemon/store/store.h"
+#include "daemon/teacher/faults.h"
 #include "daemon/teacher/teacher.h"
 #include "daemon/train/supervisor.h"
 
@@ -209,6 +210,15 @@ static void encode_health(struct buffer *b, struct service *s)
 		buffer_printf(b, "kd_degraded{state=\"%s\"} %d\n", health_name((enum health_state)i), h.degraded[i]);
 }
 
+static void encode_faults(struct buffer *b, const struct faults *faults)
+{
+	if (!faults)
+		return;
+	head(b, "kd_gpu_fatal_total", "counter", "GPU faults that ended the server, before this start too where there is a store.");
+	for (enum device_fault f = DEVICE_FAULT_NONE + 1; f < N_DEVICE_FAULTS; f++)
+		buffer_printf(b, "kd_gpu_fatal_total{class=\"%s\"} %" PRIuFAST64 "\n", device_fault_name(f), atomic_load(&faults->n[f]));
+}
+
 static void encode_reloads(struct buffer *b, struct reloads *reloads)
 {
 	struct reloads_stats t;
@@ -248,6 +258,7 @@ void metrics_encode(struct buffer *b, struct service *s)
 	encode_requests(b, s);
 	auth_metrics(service_auth(s), b);
 	encode_teacher(b, s);
+	encode_faults(b, service_faults(s));
 	if (service_store(s))
 		encode_store(b, service_store(s));
 	if (service_supervisor(s))

@@ -466,33 +466,3 @@ double service_uptime(const struct service *s)
 {
 	return clock_seconds() - s->opened_seconds;
 }
-
-struct teacher *service_teacher(const struct service *s)
-{
-	return s->teacher;
-}
-
-struct auth *service_auth(const struct service *s)
-{
-	return s->options.auth;
-}
-
-struct store *service_store(const struct service *s)
-{
-	return s->store;
-}
-
-struct supervisor *service_supervisor(const struct service *s)
-{
-	return s->supervisor;
-}
-
-struct reloads *service_reloads(struct service *s)
-{
-	return &s->reloads;
-}
-
-struct tls_current *service_tls(const struct service *s)
-{
-	return s->options.tls;
-}

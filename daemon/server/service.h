@@ -36,6 +36,7 @@ struct service_options {
 	struct door_settings doors;
 	struct auth *auth;                 // who may what; not owned
 	struct tls_current *tls;           // what the doors show; not owned. NULL = nothing
+	const struct faults *faults;       // of GPUs; not owned. NULL = none are counted
 	const _Atomic int *stop_signal;    // no question is taken once it is not 0 (daemon/stop.h); NULL = it never is
 };
 
@@ -96,5 +97,6 @@ struct teacher *service_teacher(const struct service *s);
 struct auth *service_auth(const struct service *s);
 struct store *service_store(const struct service *s);              // or NULL
 struct supervisor *service_supervisor(const struct service *s);    // or NULL
+const struct faults *service_faults(const struct service *s);
 struct tls_current *service_tls(const struct service *s);          // or NULL
 struct reloads *service_reloads(struct service *s);                // how the settings were read again

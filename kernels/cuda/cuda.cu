@@ -16,14 +16,23 @@ extern "C" {
 }
 
 static_assert(cudaErrorMemoryAllocation == 2 && cudaErrorInitializationError == 3 && cudaErrorInsufficientDriver == 35 &&
-	      cudaErrorDevicesUnavailable == 46 && cudaErrorNoDevice == 100 && cudaErrorSystemNotReady == 802, "plan.c has other numbers");
+	      cudaErrorDevicesUnavailable == 46 && cudaErrorNoDevice == 100 && cudaErrorSystemNotReady == 802 &&
+	      cudaErrorECCUncorrectable == 214 && cudaErrorNvlinkUncorrectable == 220 && cudaErrorUnknown == 999, "plan.c has other numbers");
 
 #define CUDA_FP8_CAPABILITY 89           // the first with products of E4M3
+
+// Of the first failure: what follows it says nothing new.
+static void note_fault(backend *be, cudaError_t e)
+{
+	if (!backend_failed(be))
+		be->fault = plan_fault((int)e);
+}
 
 bool cuda_check(backend *be, cudaError_t e, const char *what)
 {
 	if (e == cudaSuccess)
 		return true;
+	note_fault(be, e);
 	backend_fail(be, "CUDA: %s: %s (%d)", what, cudaGetErrorString(e), (int)e);
 	return false;
 }
@@ -32,6 +41,7 @@ bool cuda_check_blas(backend *be, cublasStatus_t e, const char *what)
 {
 	if (e == CUBLAS_STATUS_SUCCESS)
 		return true;
+	note_fault(be, cudaGetLastError());      // what cuBLAS met, if that was the device
 	backend_fail(be, "cuBLAS: %s: %s (%d)", what, cublasLtGetStatusString(e), (int)e);
 	return false;
 }
@@ -94,7 +104,8 @@ static int choose_device(backend *be, const backend_options *options, struct err
 	if (kind == PLAN_ERROR_ABSENT)
 		return error_set(err, ERROR_UNSUPPORTED, "device", "no CUDA device: %s", cudaGetErrorString(e));
 	if (kind != PLAN_ERROR_NONE)    // a device is there: no quiet way round it
-		return error_set(err, kind == PLAN_ERROR_MEMORY ? ERROR_MEMORY : ERROR_UNAVAILABLE, "device", "the GPU cannot be used%s: %s (%d)",
+		return error_set(err, kind == PLAN_ERROR_MEMORY ? ERROR_MEMORY : ERROR_UNAVAILABLE,
+				 kind == PLAN_ERROR_STICKY ? device_fault_field(plan_fault((int)e)) : "device", "the GPU cannot be used%s: %s (%d)",
 				 kind == PLAN_ERROR_NOT_READY ? " now" : "", cudaGetErrorString(e), (int)e);
 	if (p.major < 8)
 		return error_set(err, ERROR_UNSUPPORTED, "device", "%s has compute capability %d.%d, 8.0 is needed", p.name, p.major, p.minor);

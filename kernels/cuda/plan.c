@@ -14,6 +14,9 @@
 #define CUDA_DEVICES_UNAVAILABLE 46
 #define CUDA_NO_DEVICE 100
 #define CUDA_SYSTEM_NOT_READY 802
+#define CUDA_ECC_UNCORRECTABLE 214
+#define CUDA_NVLINK_UNCORRECTABLE 220
+#define CUDA_UNKNOWN 999
 
 static bool add_product(uint64_t *sum, uint64_t n, uint64_t bytes)
 {
@@ -106,5 +109,21 @@ enum plan_error plan_error_class(int cuda_error)
 		return PLAN_ERROR_NOT_READY;
 	default:
 		return PLAN_ERROR_STICKY;
+	}
+}
+
+// driver_types.h says of the others that the process must be terminated and relaunched.
+enum device_fault plan_fault(int cuda_error)
+{
+	if (plan_error_class(cuda_error) != PLAN_ERROR_STICKY)
+		return DEVICE_FAULT_NONE;
+	switch (cuda_error) {
+	case CUDA_ECC_UNCORRECTABLE:
+	case CUDA_NVLINK_UNCORRECTABLE:
+		return DEVICE_FAULT_RESET;
+	case CUDA_UNKNOWN:
+		return DEVICE_FAULT_SUPPORT;
+	default:
+		return DEVICE_FAULT_RESTART;
 	}
 }

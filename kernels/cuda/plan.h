@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/fault.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -42,6 +44,8 @@ uint32_t plan_sum_rows(uint32_t n, uint32_t least, uint32_t max_chunks);
 // everything else poisons the context and the process must end, for a poisoned context answers garbage.
 enum plan_error { PLAN_ERROR_NONE, PLAN_ERROR_MEMORY, PLAN_ERROR_ABSENT, PLAN_ERROR_NOT_READY, PLAN_ERROR_STICKY };
 enum plan_error plan_error_class(int cuda_error);
+// What to do about a sticky one.
+enum device_fault plan_fault(int cuda_error);
 
 #ifdef __cplusplus
 }

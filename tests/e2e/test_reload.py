@@ -243,6 +243,19 @@ class Settings(Reloaded):
         before = self.d.metrics()[key]
         self.assertLessEqual(self.d.metrics()[key], before + 1)
 
+    def probe_audit_interval(self):
+        path = os.path.join(self.directory, "tokens")
+        said = subprocess.run([KDCTL, "token", "new", "me", "--file", path, "--scopes", "score"], capture_output=True, text=True, check=True)
+        self.d.stop()
+        self.write("tokens = %s\n" % path)
+        self.start()
+        reply = self.d.http("POST", "/v1/score", {"sequences": [{"tokens": QUESTION}], "top_k": 2}, {"Authorization": "Bearer " + said.stdout.strip()})
+        self.assertEqual(reply[0], 200)
+        self.assertNotIn("audit: token=me", self.d.log())        # an hour is not over
+        self.write("tokens = %s\naudit-interval = 100ms\n" % path)
+        self.d.process.send_signal(signal.SIGHUP)
+        self.d.wait_line("audit: token=me requests=1 ")
+
     def probe_tokens(self):
         first, second = (os.path.join(self.directory, name) for name in ("first", "second"))
         secrets = []

@@ -131,6 +131,17 @@ class Accounts(unittest.TestCase):
             self.assertEqual(set(m), series)
             self.assertEqual(m['kd_requests_accepted_total{door="http"}'], CLIENTS / 2)
 
+    def test_faults_of_gpus_before_the_start_are_shown(self):
+        with tempfile.TemporaryDirectory(prefix="kdserved-watch-") as store:
+            for text, shown in ((None, (0, 0, 0)), ("restart 3\nreset 1\nsupport 2\n", (3, 1, 2)), ("reset of what\n", (0, 0, 0))):
+                if text:
+                    with open(os.path.join(store, "gpu.faults"), "w") as f:
+                        f.write(text)
+                with Daemon("--store", store) as d:
+                    m = d.metrics()
+                    self.assertEqual(shown, tuple(m['kd_gpu_fatal_total{class="%s"}' % c] for c in ("restart", "reset", "support")))
+                    self.assertEqual(any("gpu.faults does not count faults" in line for line in d.lines), text is not None and not any(shown))
+
     def test_making_the_text_takes_few_milliseconds_of_a_processor(self):
         """Of processor time, which a loaded machine does not change; what else the process does meanwhile is next to nothing."""
         with Daemon() as d:

@@ -46,7 +46,7 @@ says() {
 }
 for unit in kdserved.service kdserved@.service; do
 	says $unit Type=notify NotifyAccess=main WatchdogSec=30 KillMode=mixed Restart=on-failure RestartSec=2 StartLimitIntervalSec=600 StartLimitBurst=5 \
-		'RestartPreventExitStatus=2 78' OOMPolicy=continue LimitNOFILE=65536 LimitMEMLOCK=1G LimitCORE=0 UMask=0077 StateDirectoryMode=0750
+		'RestartPreventExitStatus=2 69 78' OOMPolicy=continue LimitNOFILE=65536 LimitMEMLOCK=1G LimitCORE=0 UMask=0077 StateDirectoryMode=0750
 	drain=$(sed -n 's/^RELOADABLE(drain_timeout, "drain-timeout", [^"]*"\([0-9]*\)s",.*/\1/p' "$top_srcdir/daemon/options.def")
 	stop=$(sed -n 's/^TimeoutStopSec=\([0-9]*\)$/\1/p' "$units/$unit")
 	[ "${stop:-0}" -ge $((${drain:-1000000} + 10)) ] || fail "$unit: TimeoutStopSec=$stop is no 10 s more than drain-timeout, $drain s"

@@ -179,6 +179,23 @@ static void only_allocation_and_absence_spare_the_process(void **state)
 		assert_int_equal(plan_error_class(sticky[i]), PLAN_ERROR_STICKY);
 }
 
+static void faults_say_what_to_do(void **state)
+{
+	(void)state;
+	static const int spared[] = {0, 2, 3, 35, 46, 100, 802};
+	static const int restart[] = {1, 226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 123456};
+	for (size_t i = 0; i < sizeof spared / sizeof *spared; i++)
+		assert_int_equal(plan_fault(spared[i]), DEVICE_FAULT_NONE);
+	for (size_t i = 0; i < sizeof restart / sizeof *restart; i++)
+		assert_int_equal(plan_fault(restart[i]), DEVICE_FAULT_RESTART);
+	assert_int_equal(plan_fault(214), DEVICE_FAULT_RESET);
+	assert_int_equal(plan_fault(220), DEVICE_FAULT_RESET);
+	assert_int_equal(plan_fault(999), DEVICE_FAULT_SUPPORT);
+	for (enum device_fault f = DEVICE_FAULT_NONE; f < N_DEVICE_FAULTS; f++)
+		assert_int_equal(device_fault_of(device_fault_field(f)), f);
+	assert_int_equal(device_fault_of("device"), DEVICE_FAULT_NONE);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -191,6 +208,7 @@ int main(void)
 		cmocka_unit_test(a_reserve_gives_no_more_than_it_has),
 		cmocka_unit_test(chunks_cover_all_rows_and_fit),
 		cmocka_unit_test(partial_sums_are_few_and_cover_all_rows),
+		cmocka_unit_test(faults_say_what_to_do),
 		cmocka_unit_test(only_allocation_and_absence_spare_the_process),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);

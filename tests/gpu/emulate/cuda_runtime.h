@@ -110,7 +110,7 @@ template <typename T> static inline T __ldcs(const T *p) { return *p; }
 enum cudaError_t {
 	cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInitializationError = 3,
 		cudaErrorInsufficientDriver = 35,
-	cudaErrorDevicesUnavailable = 46, cudaErrorNoDevice = 100, cudaErrorNoKernelImageForDevice = 209, cudaErrorIllegalAddress = 700, cudaErrorSystemNotReady = 802
+	cudaErrorDevicesUnavailable = 46, cudaErrorNoDevice = 100, cudaErrorNoKernelImageForDevice = 209, cudaErrorECCUncorrectable = 214, cudaErrorNvlinkUncorrectable = 220, cudaErrorIllegalAddress = 700, cudaErrorSystemNotReady = 802, cudaErrorUnknown = 999
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14, CUDA_R_8F_E4M3 = 28 };
