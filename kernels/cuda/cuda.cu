@@ -22,17 +22,17 @@ static_assert(cudaErrorMemoryAllocation == 2 && cudaErrorInitializationError == 
 #define CUDA_FP8_CAPABILITY 89           // the first with products of E4M3
 
 // Of the first failure: what follows it says nothing new.
-static void note_fault(backend *be, cudaError_t e)
+static void note_fault(backend *be, enum device_fault fault)
 {
 	if (!backend_failed(be))
-		be->fault = plan_fault((int)e);
+		be->fault = fault;
 }
 
 bool cuda_check(backend *be, cudaError_t e, const char *what)
 {
 	if (e == cudaSuccess)
 		return true;
-	note_fault(be, e);
+	note_fault(be, plan_fault((int)e));
 	backend_fail(be, "CUDA: %s: %s (%d)", what, cudaGetErrorString(e), (int)e);
 	return false;
 }
@@ -41,7 +41,8 @@ bool cuda_check_blas(backend *be, cublasStatus_t e, const char *what)
 {
 	if (e == CUBLAS_STATUS_SUCCESS)
 		return true;
-	note_fault(be, cudaGetLastError());      // what cuBLAS met, if that was the device
+	enum device_fault fault = plan_fault((int)cudaGetLastError());      // what cuBLAS met, if that was the device
+	note_fault(be, fault ? fault : DEVICE_FAULT_RESTART);
 	backend_fail(be, "cuBLAS: %s: %s (%d)", what, cublasLtGetStatusString(e), (int)e);
 	return false;
 }

@@ -227,6 +227,8 @@ static bool fail_at(enum emulate_kind kind, uint64_t n)
 	assert_true(check_work(&first) == !failed);
 	if (failed) {
 		assert_int_equal(teacher_state(e.teacher), TEACHER_FAILED);
+		teacher_error(e.teacher, &err);
+		assert_int_not_equal(device_fault_of(err.field), DEVICE_FAULT_NONE);
 		work_init(&second);
 		work_run(&e, &second);
 		for (uint32_t i = 0; i < N_SCORES; i++)
