@@ -358,7 +358,7 @@ int weights_load(struct backend *be, const struct architecture *a, const struct 
 {
 	struct parameter *list = NULL;
 	struct weights *w = NULL;
-	size_t n;
+	size_t n = 0;
 	int r = weights_new_empty(be, a, max_positions, &w, err);
 	if (r == 0)
 		r = parameters_list(a, &list, &n, err);

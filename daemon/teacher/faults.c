@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,8 +15,6 @@
 
 #define FILE_NAME "gpu.faults"
 #define MAX_TEXT 256
-#define FORMAT "restart %" PRIu64 "\nreset %" PRIu64 "\nsupport %" PRIu64 "\n"
-#define FORMAT_READ "restart %" SCNu64 " reset %" SCNu64 " support %" SCNu64
 
 static int read_text(const char *path, char ret[MAX_TEXT], struct error *err)
 {
@@ -28,6 +27,30 @@ static int read_text(const char *path, char ret[MAX_TEXT], struct error *err)
 		close(fd);
 	ret[n < 0 ? 0 : n] = '\0';
 	return r;
+}
+
+// A line of each: name, space, number. False when it is another's text.
+static bool read_counts(const char *text, uint64_t ret[N_DEVICE_FAULTS])
+{
+	for (enum device_fault f = DEVICE_FAULT_NONE + 1; f < N_DEVICE_FAULTS; f++) {
+		size_t n = strlen(device_fault_name(f));
+		if (strncmp(text, device_fault_name(f), n) != 0 || text[n] != ' ' || text[n + 1] < '0' || text[n + 1] > '9')
+			return false;
+		char *end;
+		ret[f] = strtoull(text + n + 1, &end, 10);
+		if (*end != '\n')
+			return false;
+		text = end + 1;
+	}
+	return !*text;
+}
+
+static int write_counts(char *to, size_t n, const struct faults *faults)
+{
+	int at = 0;
+	for (enum device_fault f = DEVICE_FAULT_NONE + 1; f < N_DEVICE_FAULTS; f++)
+		at += snprintf(to + at, n - (size_t)at, "%s %" PRIuFAST64 "\n", device_fault_name(f), atomic_load(&faults->n[f]));
+	return at;
 }
 
 int faults_open(struct faults *f, const char *directory, struct error *err)
@@ -43,7 +66,7 @@ int faults_open(struct faults *f, const char *directory, struct error *err)
 	int r = read_text(f->path, text, err);
 	if (r < 0)
 		return r == -ENOENT ? 0 : r;
-	if (sscanf(text, FORMAT_READ, &n[DEVICE_FAULT_RESTART], &n[DEVICE_FAULT_RESET], &n[DEVICE_FAULT_SUPPORT]) != N_DEVICE_FAULTS - 1)
+	if (!read_counts(text, n))
 		return error_set(err, ERROR_CORRUPT, f->path, "%s does not count faults", f->path);
 	for (int i = 0; i < N_DEVICE_FAULTS; i++)
 		atomic_store(&f->n[i], n[i]);
@@ -63,8 +86,7 @@ int faults_note(struct faults *f, enum device_fault fault, struct error *err)
 	atomic_fetch_add(&f->n[fault], 1);
 	if (!f->path)
 		return 0;
-	int n = snprintf(text, sizeof text, FORMAT, (uint64_t)atomic_load(&f->n[DEVICE_FAULT_RESTART]),
-			 (uint64_t)atomic_load(&f->n[DEVICE_FAULT_RESET]), (uint64_t)atomic_load(&f->n[DEVICE_FAULT_SUPPORT]));
+	int n = write_counts(text, sizeof text, f);
 	int r = output_open(&o, f->path, err);
 	if (!r)
 		r = output_write(&o, text, (size_t)n);
