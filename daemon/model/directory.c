@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/text.h"
 #include "daemon/model/weights_internal.h"
 
 enum family { ANY, GPT2, BERT, GEMMA3, N_FAMILIES };
@@ -14,26 +15,15 @@ static bool is_of(const struct architecture *a, enum family family)
 	return all[family];
 }
 
-static bool begins(const char *name, const char *prefix)
-{
-	return !strncmp(name, prefix, strlen(prefix));
-}
-
-static bool ends(const char *name, const char *suffix)
-{
-	size_t n = strlen(name), k = strlen(suffix);
-	return n >= k && !strcmp(name + n - k, suffix);
-}
-
 // Without "transformer." (GPT-2); a layer norm's gain gamma and its bias beta (BERT).
 static void name_old(const char *name, char ret[STORED_NAME])
 {
 	static const char prefix[] = "transformer.";
-	snprintf(ret, STORED_NAME, "%s", begins(name, prefix) ? name + sizeof prefix - 1 : name);
+	snprintf(ret, STORED_NAME, "%s", text_begins(name, prefix) ? name + sizeof prefix - 1 : name);
 	size_t n = strlen(ret);
-	if (ends(ret, "LayerNorm.weight"))
+	if (text_ends(ret, "LayerNorm.weight"))
 		snprintf(ret + n - 6, 6, "gamma");
-	if (ends(ret, "LayerNorm.bias"))
+	if (text_ends(ret, "LayerNorm.bias"))
 		snprintf(ret + n - 4, 5, "beta");
 }
 
@@ -47,7 +37,7 @@ static void name_text(const char *name, char ret[STORED_NAME])
 static void name_inner_text(const char *name, char ret[STORED_NAME])
 {
 	static const char prefix[] = "model.";
-	if (begins(name, prefix))
+	if (text_begins(name, prefix))
 		snprintf(ret, STORED_NAME, "model.language_model.%s", name + sizeof prefix - 1);
 	else
 		snprintf(ret, STORED_NAME, "%s", name);
@@ -91,7 +81,7 @@ bool directory_ignores(const struct safetensors *file, const struct architecture
 	if (a->tied_head && !strcmp(name, directory_name(file, a, head, buffer)))
 		return true;
 	for (size_t i = 0; i < sizeof ignored / sizeof *ignored; i++)
-		if (is_of(a, ignored[i].family) && begins(name, ignored[i].begin) && ends(name, ignored[i].end))
+		if (is_of(a, ignored[i].family) && text_begins(name, ignored[i].begin) && text_ends(name, ignored[i].end))
 			return true;
 	return false;
 }

@@ -17,6 +17,7 @@
 #include "common/error.h"
 #include "common/output.h"
 #include "common/sequence.h"
+#include "common/text.h"
 #include "daemon/store/crash.h"
 
 void directory_shard_name(uint32_t id, char ret_name[DIRECTORY_NAME_MAX])
@@ -88,12 +89,6 @@ void directory_close(struct directory *d)
 	d->fd = d->lock = -1;
 }
 
-static bool ends_with(const char *name, const char *end)
-{
-	size_t n = strlen(name), k = strlen(end);
-	return n >= k && strcmp(name + n - k, end) == 0;
-}
-
 static bool shard_id(const char *name, uint32_t *ret_id)
 {
 	if (strlen(name) != 14 || strspn(name, "0123456789abcdef") != 8 || strcmp(name + 8, ".shard") != 0)
@@ -137,8 +132,8 @@ int directory_list(const struct directory *d, uint32_t **ret_ids, size_t *ret_n,
 	for (struct dirent *entry; rc == 0 && (entry = readdir(dir)); errno = 0) {
 		if (shard_id(entry->d_name, &id) && ids_push(&ids, &n, id) < 0)
 			rc = error_set(err, ERROR_MEMORY, NULL, "no memory for the names of %zu shards", n);
-		else if (d->lock >= 0 && (ends_with(entry->d_name, ".shard.tmp") || ends_with(entry->d_name, ".index.tmp") ||
-					  ends_with(entry->d_name, DIRECTORY_NOTE_END ".tmp")))
+		else if (d->lock >= 0 && (text_ends(entry->d_name, ".shard.tmp") || text_ends(entry->d_name, ".index.tmp") ||
+					  text_ends(entry->d_name, DIRECTORY_NOTE_END ".tmp")))
 			unlinkat(d->fd, entry->d_name, 0);
 	}
 	if (rc == 0 && errno)
@@ -157,7 +152,7 @@ int directory_list(const struct directory *d, uint32_t **ret_ids, size_t *ret_n,
 
 static void crash_file(const char *name, enum crash_point shard, enum crash_point index)
 {
-	crash(ends_with(name, ".shard") ? shard : index);
+	crash(text_ends(name, ".shard") ? shard : index);
 }
 
 static void temporary_name(const char *name, char ret[DIRECTORY_NAME_MAX])

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "common/error.h"
+#include "common/text.h"
 
 // Where things lie and how fast they go; and what is compared by what it comes to (the teacher's fingerprint, the list of sequences, the
 // number of held-out ones, steps, the device and its numeric format: resume.c).
@@ -19,19 +20,14 @@ static const char *const free_keys[] = {
 	"guard", "guard-fit", "guard-checks",
 };
 
-static bool begins(const char *name, const char *with)
-{
-	return strncmp(name, with, strlen(with)) == 0;
-}
-
 static bool matters(const struct run_settings *s, const char *name)
 {
 	for (size_t i = 0; i < sizeof free_keys / sizeof *free_keys; i++)
 		if (strcmp(name, free_keys[i]) == 0)
 			return false;
-	if (begins(name, "student-") && strcmp(name, "student-from-layers") != 0)
+	if (text_begins(name, "student-") && strcmp(name, "student-from-layers") != 0)
 		return strcmp(s->student, "random") == 0;      // a model has its own
-	if (begins(name, "rollout-"))
+	if (text_begins(name, "rollout-"))
 		return settings_rollouts(s);
 	if (strcmp(name, "mlm-probability") == 0)
 		return s->mlm;

@@ -348,3 +348,30 @@ INLINE vf vf_log(vf x)
 	p = m + p + 0.693359375f * e;
 	return (vf)(((vi)p & ~special) | ((vi)x & special));
 }
+
+#if LANES == 16
+// Rows of 16 lanes become columns.
+INLINE void vi_transpose(__m512i x[LANES])
+{
+	__m512i t[LANES], u[LANES];
+
+	UNROLL for (int i = 0; i < 16; i += 2) {
+		t[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+		t[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+	}
+	UNROLL for (int i = 0; i < 16; i += 4) {        // quarter L of u[i + c]: column 4 L + c of rows i..i + 3
+		u[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+		u[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+		u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+		u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+	}
+	UNROLL for (int c = 0; c < 4; c++) {
+		__m512i even0 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), even1 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
+		__m512i odd0 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), odd1 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
+		x[c] = _mm512_shuffle_i32x4(even0, even1, 0x88);
+		x[4 + c] = _mm512_shuffle_i32x4(odd0, odd1, 0x88);
+		x[8 + c] = _mm512_shuffle_i32x4(even0, even1, 0xdd);
+		x[12 + c] = _mm512_shuffle_i32x4(odd0, odd1, 0xdd);
+	}
+}
+#endif

@@ -71,30 +71,6 @@ INLINE void product(float *c, size_t n_rows, const uint32_t *a, size_t row, size
 		block(1, c + i * PANEL, a + i * row, row, step, b, n, add);
 }
 
-static void transpose(__m512i x[LANES])
-{
-	__m512i t[LANES], u[LANES];
-
-	UNROLL for (int i = 0; i < 16; i += 2) {
-		t[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-		t[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-	}
-	UNROLL for (int i = 0; i < 16; i += 4) {        // quarter L of u[i + c]: column 4 L + c of rows i..i + 3
-		u[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-		u[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-		u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-		u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-	}
-	UNROLL for (int c = 0; c < 4; c++) {
-		__m512i even0 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0x88), even1 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0x88);
-		__m512i odd0 = _mm512_shuffle_i32x4(u[c], u[4 + c], 0xdd), odd1 = _mm512_shuffle_i32x4(u[8 + c], u[12 + c], 0xdd);
-		x[c] = _mm512_shuffle_i32x4(even0, even1, 0x88);
-		x[4 + c] = _mm512_shuffle_i32x4(odd0, odd1, 0x88);
-		x[8 + c] = _mm512_shuffle_i32x4(even0, even1, 0xdd);
-		x[12 + c] = _mm512_shuffle_i32x4(odd0, odd1, 0xdd);
-	}
-}
-
 // A panel: lane i is the query of row `lane + i` / n_group of the unit and sees keys from[i]..end[i]-1.
 struct panel {
 	uint32_t *q;                     // (pairs, PANEL)
@@ -180,7 +156,7 @@ static void panel_open(const struct panel *p, const struct attention_work *a, si
 				const float *q = a->q + at / a->n_group * a->q_stride + at % a->n_group * D;
 				x[i] = at < n ? round_two(take(q + d, D - d), take_or_zero(q, d + LANES, D)) : _mm512_setzero_si512();
 			}
-			transpose(x);
+			vi_transpose(x);
 			for (size_t i = 0; i < LANES; i++)
 				_mm512_store_si512(p->q + (d / 2 + i) * PANEL + half, x[i]);
 		}
@@ -205,7 +181,7 @@ static void panel_close(const struct panel *p, const struct attention_work *a, s
 			__m512i x[LANES];
 			for (size_t i = 0; i < LANES; i++)
 				x[i] = d + i < D ? (__m512i)(vf_load(p->out + (d + i) * PANEL + half) * inverse) : _mm512_setzero_si512();
-			transpose(x);
+			vi_transpose(x);
 			for (size_t i = 0; i < LANES && lane + half + i < n; i++) {
 				size_t at = lane + half + i;
 				give(a->y + at / a->n_group * a->y_stride + at % a->n_group * D + d, (vf)x[i], D - d);

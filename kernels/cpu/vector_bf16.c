@@ -66,34 +66,6 @@ void BF16(bf16_unit)(const struct bf16_unit *u)
 			      u->n - i < BF16_PANEL ? u->n - i : BF16_PANEL);
 }
 
-// Rows of 16 lanes become columns: neighbours of lanes, then of pairs, then of halves of halves.
-INLINE void turn(__m512i r[16])
-{
-	__m512i t[16];
-
-	UNROLL for (int i = 0; i < 16; i += 2) {
-		t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-		t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-	}
-	UNROLL for (int i = 0; i < 16; i += 4) {
-		r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-		r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-		r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-		r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-	}
-	// r[4 a + b] has lanes 4 c + b of rows 4 a.. in its quarter c
-	UNROLL for (int b = 0; b < 4; b++) {
-		__m512i low = _mm512_shuffle_i32x4(r[b], r[4 + b], 0x44), low_high = _mm512_shuffle_i32x4(r[8 + b], r[12 + b], 0x44);
-		__m512i high = _mm512_shuffle_i32x4(r[b], r[4 + b], 0xee), high_high = _mm512_shuffle_i32x4(r[8 + b], r[12 + b], 0xee);
-		t[b] = _mm512_shuffle_i32x4(low, low_high, 0x88);
-		t[4 + b] = _mm512_shuffle_i32x4(low, low_high, 0xdd);
-		t[8 + b] = _mm512_shuffle_i32x4(high, high_high, 0x88);
-		t[12 + b] = _mm512_shuffle_i32x4(high, high_high, 0xdd);
-	}
-	UNROLL for (int i = 0; i < 16; i++)
-		r[i] = t[i];
-}
-
 void BF16(bf16_pack)(uint16_t *to, const float *from, size_t row, size_t n)
 {
 	for (size_t k = 0; k < n; k += 2 * LANES) {
@@ -102,7 +74,7 @@ void BF16(bf16_pack)(uint16_t *to, const float *from, size_t row, size_t n)
 			const float *x = from + i * row + k;
 			r[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + LANES), _mm512_loadu_ps(x));
 		}
-		turn(r);
+		vi_transpose(r);
 		UNROLL for (int i = 0; i < BF16_PACK_ROWS; i++)
 			_mm512_storeu_si512(to + (k / 2 + (size_t)i) * 2 * BF16_PANEL, r[i]);
 	}
