@@ -304,7 +304,7 @@ static uint64_t reading_bytes(const struct model_file *m, const struct parameter
 	struct tensor t;
 	if (parameter_by_rows(p) || describe(m, p->name, &t, NULL) < 0)
 		return 0;      // it is not there: check_tensors has found it
-	return t.n_bytes + (p->n_dims == 2 && !p->table ? t.n_bytes : p->n * sizeof(float));
+	return t.n_bytes + (parameter_is_matrix(p) ? t.n_bytes : p->n * sizeof(float));
 }
 
 uint64_t model_file_loading_bytes(const struct model_file *file)

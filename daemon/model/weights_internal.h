@@ -12,9 +12,13 @@ int weights_find(const struct tensor_source *source, const struct parameter *p, 
 struct parameter_rows { struct tensor_rows rows; const struct tensor_source *source; const char *name; };
 int weights_find_rows(const struct tensor_source *source, const struct parameter *p, struct parameter_rows *rows, struct tensor *ret_tensor,
 		      struct error *err);
+static inline bool parameter_is_matrix(const struct parameter *p)
+{
+	return p->n_dims == 2 && !p->table;
+}
 static inline bool parameter_by_rows(const struct parameter *p)
 {
-	return p->of_vocabulary && p->n_dims == 2 && !p->table && !p->transposed;
+	return p->of_vocabulary && parameter_is_matrix(p) && !p->transposed;
 }
 // Tensors that q, k and v are stored in: 3, or 1.
 uint32_t parameters_qkv_parts(const struct architecture *a);

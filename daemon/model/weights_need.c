@@ -4,11 +4,6 @@
 
 #include "daemon/model/weights_internal.h"
 
-static bool is_matrix(const struct parameter *p)
-{
-	return p->n_dims == 2 && !p->table;
-}
-
 // Every parameter as if it had an array of its own: fused ones need less.
 int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t n_arrays, struct backend_need *need, struct error *err)
 {
@@ -19,7 +14,7 @@ int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t 
 	if (r < 0)
 		return r;
 	for (size_t i = 0; i < n; i++) {
-		bool matrix = is_matrix(&list[i]);
+		bool matrix = parameter_is_matrix(&list[i]);
 		if (matrix && list[i].dims[1] > need->widest)
 			need->widest = (uint32_t)list[i].dims[1];
 		count->n_real += n_arrays ? n_arrays * list[i].n : matrix ? 0 : list[i].n;
@@ -52,7 +47,7 @@ uint64_t weights_stored_bytes(const struct tensor_source *source, const struct p
 	uint64_t bytes = 0;
 	for (size_t i = 0; i < n; i++) {
 		struct tensor t;
-		if (!is_matrix(&list[i]))
+		if (!parameter_is_matrix(&list[i]))
 			continue;
 		if (!source->describe || source->describe(source->file, list[i].name, &t, NULL) < 0)
 			return 0;
