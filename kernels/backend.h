@@ -72,6 +72,7 @@ struct backend_need {
 	struct backend_count parts[N_BACKEND_PARTS];
 	uint64_t n_slots;                // longest list of cache slots of a layout
 	uint32_t widest;                 // columns of the widest matrix
+	uint64_t n_largest;              // elements of the largest loaded matrix, its parts stacked
 	uint32_t vocab_size;             // V, the largest
 };
 
@@ -100,7 +101,9 @@ struct backend_options {
 	// Of products; AUTO = the fastest the device has for immutable weights, and for trainable ones float on the cpu, bf16 on cuda. BF16:
 	// operands are rounded, sums are float, and so are arrays of struct real: parameters, their gradients, an optimizer's.
 	enum backend_numeric numeric;
-	uint64_t memory_bytes;           // device memory it may take (cuda); 0 = no such limit
+	// Device memory it may take (cuda); 0 = no such limit. Where the device has room for less than all matrices unpacked, those loaded by
+	// weight_load_apart stay as the file has them (stored_bytes) and are unpacked for each product; else open refuses with the numbers.
+	uint64_t memory_bytes;
 	double memory_share;             // the same as a share of the device's memory; 0 = no such limit
 	struct backend_need need;
 	// What everything in the host's memory may take, the program itself included (cpu); 0 = no such limit. Where that is not enough for all
@@ -218,7 +221,7 @@ struct backend_ops {
 	struct weight *(*weight_load)(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
 				      struct error *err);
 	// The same for a matrix that memory has no room for (backend_keeps): it stays as stored, or goes to the shelf where the device has one
-	// (host_bytes). Same results.
+	// (memory_bytes, host_bytes). Same results.
 	struct weight *(*weight_load_apart)(struct backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts,
 					    struct error *err);
 	struct weight *(*weight_view)(struct backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);

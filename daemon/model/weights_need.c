@@ -4,6 +4,16 @@
 
 #include "daemon/model/weights_internal.h"
 
+// Elements, of matrices as weights.c stacks them: q, k and v; gate and up.
+static uint64_t largest_matrix(const struct architecture *a, const struct parameter *list, size_t n)
+{
+	uint64_t qkv = ((uint64_t)a->n_heads + 2 * (uint64_t)a->n_kv_heads) * a->head_size * a->width;
+	uint64_t gate_up = (architecture_gated(a) ? 2 : 0) * (uint64_t)a->ffn_width * a->width, largest = qkv > gate_up ? qkv : gate_up;
+	for (size_t i = 0; i < n; i++)
+		largest = parameter_is_matrix(&list[i]) && list[i].n > largest ? list[i].n : largest;
+	return largest;
+}
+
 // Every parameter as if it had an array of its own: fused ones need less.
 int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t n_arrays, struct backend_need *need, struct error *err)
 {
@@ -23,6 +33,8 @@ int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t 
 		count->fp8_bytes += !n_arrays && list[i].block ? backend_fp8_bytes(list[i].dims[0], list[i].dims[1]) : 0;
 		count->n_view += n_arrays && matrix ? list[i].n : 0;
 	}
+	uint64_t largest = n_arrays ? 0 : largest_matrix(a, list, n);
+	need->n_largest = largest > need->n_largest ? largest : need->n_largest;
 	need->vocab_size = a->vocab_size > need->vocab_size ? a->vocab_size : need->vocab_size;
 	uint64_t table = a->learned_positions ? 0 : 2 * (uint64_t)max_positions * (a->head_size / 2);
 	count->n_real += a->rope_theta_sliding > 0 ? 2 * table : table;

@@ -63,7 +63,7 @@ static int bound_memory(struct teacher *t, struct backend_options *options, stru
 static void describe_room(struct teacher *t)
 {
 	struct shelf_stats s;
-	for (uint32_t i = 0; i < t->n_members && t->shelf; i++) {
+	for (uint32_t i = 0; i < t->n_members; i++) {
 		struct teacher_info *info = &t->infos[i];
 		if (info->stored_bytes)
 			snprintf(info->room_note, sizeof info->room_note, "%.2f GiB of its weights stay as they are stored and are "

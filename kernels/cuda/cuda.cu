@@ -160,9 +160,11 @@ static int open_arrays(backend *be, struct error *err)
 		{&c->workspace, CUDA_WORKSPACE_BYTES}, {&c->scratch, CUDA_SCRATCH_BYTES}, {(void **)&c->tokens, n * sizeof *c->tokens},
 		{(void **)&c->positions, n * sizeof *c->positions}, {(void **)&c->row_list, n * sizeof *c->row_list},
 		{(void **)&c->tiles[0].device, 2 * n * sizeof(cuda_tile)}, {(void **)&c->tiles[1].device, 2 * n * sizeof(cuda_tile)},
-		{(void **)&c->partial, CUDA_BLOCK * sizeof *c->partial}, {(void **)&c->slots, c->max_slots * sizeof *c->slots},
+		{(void **)&c->partial, CUDA_BLOCK * sizeof *c->partial}, {(void **)&c->slots, c->max_slots * sizeof *c->slots}, {&c->window, c->window_bytes},
 	};
 	for (auto &a : arrays) {
+		if (!a.bytes)
+			continue;
 		*a.array = cuda_alloc(be, a.bytes, "a work buffer", err);
 		if (!*a.array)
 			return error_errno(ERROR_MEMORY);
@@ -293,7 +295,7 @@ static int open_cuda(backend *be, const backend_options *options, struct error *
 	.act_new = cuda_act_new, .act_free = cuda_act_free, .act_at = act_at_function, \
 	.real_write = cuda_real_write, .real_read = cuda_real_read, .act_write = cuda_act_write, .act_read = cuda_act_read, \
 	.real_zero = cuda_real_zero, .real_copy = cuda_real_copy, \
-	.weight_load = cuda_weight_load, .weight_load_apart = cuda_weight_load, .weight_view = cuda_weight_view, \
+	.weight_load = cuda_weight_load, .weight_load_apart = cuda_weight_load_apart, .weight_view = cuda_weight_view, \
 	.weight_refresh = cuda_weight_refresh, .weight_free = cuda_weight_free, \
 	.begin = cuda_begin, .embed = cuda_embed, .embed_add = cuda_embed_add, .rmsnorm = cuda_rmsnorm, .layernorm = cuda_layernorm, \
 	.linear = cuda_linear, .linear_real = cuda_linear_real, \

@@ -33,6 +33,7 @@ extern "C" {
 struct cuda_gemm_plan;
 struct cuda_arena;
 struct cuda_sweeps;
+struct cuda_stored;
 
 // The rows of one block of attention: n_rows of one sequence, the first of them row `row` of the batch and at `position` of its sequence,
 // whose key of position 0 is row `keys` of the batch (or, from a cache, place `keys` of the list of slots) and whose last row is end - 1.
@@ -51,6 +52,9 @@ struct cuda {
 	uint32_t max_rows;
 	cuda_arena *arena;                        // memory.cu
 	void *workspace, *scratch;                // device
+	void *window;                             // where a matrix that stays as stored is unpacked; NULL = none does
+	uint64_t window_bytes;
+	const weight *unpacked;                   // the one that lies there
 	// the layout: device copies, and what the host keeps to make tiles of
 	uint32_t *tokens, *positions, *slots;
 	uint32_t *starts_host, *slot_starts_host; // (max_rows + 1); slot_starts only where has_slots
@@ -74,6 +78,7 @@ struct weight {
 	uint32_t n_rows, n_columns;               // N, K
 	void *data;                               // (N, K) in act's type; for a float view it is the caller's array; E4M3 in tiles, where
 	float *scales;                            // (N) there are scales, which lie behind; else NULL
+	cuda_stored *stored;                      // as the file has it, data is NULL then; else NULL
 	const float *view;                        // trainable master, or NULL
 	bool owned;
 };
@@ -121,6 +126,8 @@ template <typename F> static inline void with_act(const cuda *c, F f)
 		f((float *)nullptr);
 }
 #define ACT_TYPE(pointer) std::remove_pointer_t<decltype(pointer)>
+
+static inline uint64_t cuda_act_bytes(const cuda *c, uint64_t n) { return n * (c->bf16 ? sizeof(__nv_bfloat16) : sizeof(float)); }
 
 static inline uint32_t blocks_of(uint64_t n, uint32_t per_block)
 {
@@ -203,6 +210,12 @@ void cuda_fp8_fill(backend *be, weight *w, uint32_t first, const float *x, uint3
 void cuda_fp8_linear(backend *be, struct act *y, const struct act *x, const weight *w, const struct real *bias, uint32_t rows);
 void cuda_fp8_linear_real(backend *be, struct real *y, bool add, const struct act *x, const weight *w, const struct real *bias,
 			  uint32_t rows);
+// stored.cu: a matrix's rows as its file has them (NULL: err); what products read of any matrix but one of FP8, on the device: its data, or
+// what it was unpacked to, valid until the next call; embed of such; what a matrix that goes holds of all this.
+cuda_stored *cuda_stored_new(backend *be, const struct tensor *parts, uint32_t n_parts, struct error *err);
+const void *cuda_weight_data(backend *be, const weight *w);
+void cuda_stored_embed(backend *be, float *x, const weight *w);
+void cuda_stored_free(backend *be, const weight *w);
 void cuda_to_bf16(backend *be, __nv_bfloat16 *to, const float *from, uint64_t n);
 cudaError_t cuda_find_code(void);           // of some kernel, for the current device
 
@@ -221,6 +234,7 @@ void cuda_act_read(backend *be, double *to, const struct act *from, size_t n);
 void cuda_real_zero(backend *be, struct real *x, size_t n);
 void cuda_real_copy(backend *be, struct real *to, const struct real *from, size_t n);
 struct weight *cuda_weight_load(backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err);
+struct weight *cuda_weight_load_apart(backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err);
 struct weight *cuda_weight_view(backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err);
 void cuda_weight_refresh(backend *be, struct weight *w);
 void cuda_weight_free(backend *be, struct weight *w);

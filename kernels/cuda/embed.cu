@@ -29,7 +29,9 @@ void cuda_embed(backend *be, struct real *x, const struct weight *w)
 	assert(!w->scales);
 	if (backend_failed(be) || !c->n_positions)
 		return;
-	if (w->view)
+	if (w->stored)
+		cuda_stored_embed(be, real_of(x), w);
+	else if (w->view)
 		embed_rows(be, real_of(x), w->view, w->n_columns);
 	else
 		with_act(c, [&](auto *type) { embed_rows(be, real_of(x), (const ACT_TYPE(type) *)w->data, w->n_columns); });

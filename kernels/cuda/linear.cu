@@ -246,7 +246,7 @@ void cuda_linear(backend *be, struct act *y, const struct act *x, const struct w
 		cuda_fp8_linear(be, y, x, w, bias, rows);
 		return;
 	}
-	cuda_gemm g = {rows, w->n_rows, w->n_columns, x, w->data, y, false, true, false, act_data_type(c), act_data_type(c)};
+	cuda_gemm g = {rows, w->n_rows, w->n_columns, x, cuda_weight_data(be, w), y, false, true, false, act_data_type(c), act_data_type(c)};
 	cuda_gemm_run(be, &g);
 	with_act(c, [&](auto *type) { bias_add(be, (ACT_TYPE(type) *)y, bias, rows, w->n_rows); });
 }
@@ -258,7 +258,7 @@ void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x
 		cuda_fp8_linear_real(be, y, add, x, w, bias, rows);
 		return;
 	}
-	cuda_gemm g = {rows, w->n_rows, w->n_columns, x, w->data, y, false, true, add, act_data_type(cuda_of(be)), CUDA_R_32F};
+	cuda_gemm g = {rows, w->n_rows, w->n_columns, x, cuda_weight_data(be, w), y, false, true, add, act_data_type(cuda_of(be)), CUDA_R_32F};
 	cuda_gemm_run(be, &g);
 	bias_add(be, real_of(y), bias, rows, w->n_rows);
 }
@@ -276,7 +276,7 @@ void cuda_linear_backward(backend *be, struct act *dx, struct real *dw, struct r
 	cudaDataType_t type = act_data_type(c);
 	assert(!w->scales);
 	if (dx) {
-		cuda_gemm g = {rows, w->n_columns, w->n_rows, dy, w->data, dx, false, false, false, type, type};
+		cuda_gemm g = {rows, w->n_columns, w->n_rows, dy, cuda_weight_data(be, w), dx, false, false, false, type, type};
 		cuda_gemm_run(be, &g);
 	}
 	if (dw) {

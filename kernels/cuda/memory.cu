@@ -31,36 +31,40 @@ static uint64_t own_bytes(const struct backend_options *o)
 	       ((uint64_t)o->max_rows + 1) * (3 * sizeof(uint32_t) + 4 * sizeof(cuda_tile)) + (64u << 10);
 }
 
-static size_t act_bytes(const cuda *c) { return c->bf16 ? sizeof(__nv_bfloat16) : sizeof(float); }
-static plan_form form_of(const cuda *c) { return plan_form{act_bytes(c), c->fp8}; }
+static plan_form form_of(const cuda *c, bool stored) { return plan_form{cuda_act_bytes(c, 1), c->fp8, stored}; }
 
-static int refuse(const cuda *c, const backend_need *n, uint64_t need, uint64_t free_bytes, uint64_t total, struct error *err)
+static int refuse(const cuda *c, const backend_need *n, const plan_room *room, uint64_t free_bytes, uint64_t total, struct error *err)
 {
-	uint64_t limit = c->arena->limit_bytes;
+	uint64_t limit = c->arena->limit_bytes, need = room->least_bytes;
+	plan_form form = form_of(c, room->stores);
 	bool never = need > limit || need > total;
 	char parts[160];
-	plan_describe(n, form_of(c), parts, sizeof parts);
+	plan_describe(n, form, parts, sizeof parts);
 	return error_set(err, never ? ERROR_TOO_LARGE : ERROR_MEMORY, "gpu-memory",
 			 "%.2f GiB of GPU memory are needed (%s, buffers %.2f); %.2f may be taken, %.2f are free of %.2f", gib(need), parts,
-			 gib(need - plan_need_bytes(n, form_of(c))), gib(limit < total ? limit : total), gib(free_bytes), gib(total));
+			 gib(need - plan_need_bytes(n, form)), gib(limit < total ? limit : total), gib(free_bytes), gib(total));
 }
 
-static int reserve(backend *be, const backend_need *need, uint64_t bytes, struct error *err)
+static int reserve(backend *be, const backend_need *need, uint64_t own, struct error *err)
 {
 	cuda *c = cuda_of(be);
 	size_t free_bytes = 0, total = 0;
+	plan_room room;
 	cudaMemGetInfo(&free_bytes, &total);
-	if (bytes > c->arena->limit_bytes || bytes > free_bytes)
-		return refuse(c, need, bytes, free_bytes, total, err);
-	cudaError_t e = cudaMalloc(&c->arena->base, bytes);
+	if (!plan_reserve(need, form_of(c, false), own, c->arena->limit_bytes, free_bytes, &room))
+		return refuse(c, need, &room, free_bytes, total, err);
+	cudaError_t e = cudaMalloc(&c->arena->base, room.bytes);
 	if (e != cudaSuccess) {
 		cudaGetLastError();    // not sticky
 		c->arena->base = NULL;
-		return refuse(c, need, bytes, free_bytes, total, err);
+		return refuse(c, need, &room, free_bytes, total, err);
 	}
-	arena_init(&c->arena->places, bytes);
+	arena_init(&c->arena->places, room.bytes);
 	be->n_allocations++;
-	be->memory_bytes = bytes;
+	be->memory_bytes = room.bytes;
+	be->stores = room.stores;
+	be->room = room.room;
+	c->window_bytes = room.window_bytes;
 	return 0;
 }
 
@@ -68,7 +72,6 @@ int cuda_arena_open(backend *be, const struct backend_options *o, struct error *
 {
 	cuda *c = cuda_of(be);
 	size_t free_bytes = 0, total = 0;
-	uint64_t need = plan_need_bytes(&o->need, form_of(c));
 	c->arena = new (std::nothrow) cuda_arena();
 	if (!c->arena)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for backend cuda");
@@ -76,9 +79,8 @@ int cuda_arena_open(backend *be, const struct backend_options *o, struct error *
 		return error_set(err, ERROR_UNAVAILABLE, "device", "the GPU does not say how much memory it has");
 	c->arena->limit_bytes = plan_limit(o->memory_bytes, o->memory_share, free_bytes, total);
 	c->max_slots = o->need.n_slots;
-	if (!need)
-		return 0;
-	return reserve(be, &o->need, need > UINT64_MAX - own_bytes(o) ? UINT64_MAX : need + own_bytes(o), err);
+	be->element_bytes = (uint32_t)cuda_act_bytes(c, 1);
+	return plan_need_bytes(&o->need, form_of(c, false)) ? reserve(be, &o->need, own_bytes(o), err) : 0;
 }
 
 void cuda_arena_close(cuda *c)
@@ -201,7 +203,7 @@ struct real *cuda_real_new(backend *be, size_t n, struct error *err)
 
 struct act *cuda_act_new(backend *be, size_t n, struct error *err)
 {
-	return (struct act *)cuda_alloc(be, n * act_bytes(cuda_of(be)), "an array", err);
+	return (struct act *)cuda_alloc(be, cuda_act_bytes(cuda_of(be), n), "an array", err);
 }
 
 void cuda_real_free(backend *be, struct real *x) { cuda_release(be, x); }

@@ -26,7 +26,8 @@ static bool add_product(uint64_t *sum, uint64_t n, uint64_t bytes)
 
 uint64_t plan_part_bytes(const struct backend_count *count, struct plan_form form)
 {
-	uint64_t bytes = form.fp8 ? count->fp8_bytes : 0, n_wide = count->n_weight - (form.fp8 ? count->n_block : 0);
+	uint64_t bytes = form.stored ? count->stored_bytes : form.fp8 ? count->fp8_bytes : 0;
+	uint64_t n_wide = form.stored ? 0 : count->n_weight - (form.fp8 ? count->n_block : 0);
 	size_t view_bytes = form.act_bytes == sizeof(float) ? 0 : form.act_bytes;          // a float matrix is its own copy
 	bool fits = add_product(&bytes, count->n_real, sizeof(float)) && add_product(&bytes, count->n_act, form.act_bytes) &&
 		    add_product(&bytes, n_wide, form.act_bytes) && add_product(&bytes, count->n_view, view_bytes) &&
@@ -50,8 +51,9 @@ void plan_describe(const struct backend_need *need, struct plan_form form, char 
 	*to = '\0';
 	for (int i = 0; i < N_BACKEND_PARTS; i++) {
 		uint64_t bytes = plan_part_bytes(&need->parts[i], form);
+		const char *how = form.stored && i == BACKEND_PART_WEIGHTS ? " as stored" : "";
 		int more = bytes && at < n
-			? snprintf(to + at, n - at, "%s%s %.2f", at ? ", " : "", names[i], (double)bytes / (1u << 30)) : 0;
+			? snprintf(to + at, n - at, "%s%s%s %.2f", at ? ", " : "", names[i], how, (double)bytes / (1u << 30)) : 0;
 		at += more > 0 ? (size_t)more : 0;
 	}
 }
@@ -66,6 +68,34 @@ uint64_t plan_limit(uint64_t bytes, double share, uint64_t free_bytes, uint64_t 
 	if (share > 0 && share * (double)total_bytes < (double)limit)
 		limit = (uint64_t)(share * (double)total_bytes);
 	return limit;
+}
+
+static uint64_t sum(uint64_t a, uint64_t b)
+{
+	return a > UINT64_MAX - b ? UINT64_MAX : a + b;
+}
+
+static uint64_t smaller(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+bool plan_reserve(const struct backend_need *need, struct plan_form form, uint64_t own_bytes, uint64_t limit_bytes, uint64_t free_bytes,
+		  struct plan_room *ret_room)
+{
+	uint64_t all = sum(plan_need_bytes(need, form), own_bytes), window = 0;
+	*ret_room = (struct plan_room){.bytes = all, .least_bytes = all, .room = UINT64_MAX};
+	if (all <= smaller(limit_bytes, free_bytes))
+		return true;
+	form.stored = !form.fp8 && need->parts[BACKEND_PART_WEIGHTS].stored_bytes && add_product(&window, need->n_largest, form.act_bytes);
+	uint64_t least = form.stored ? sum(sum(plan_need_bytes(need, form), own_bytes), window) : UINT64_MAX;
+	if (least >= all)
+		return false;
+	// All there is, but for the driver's: what is more than the least unpacks some matrices for good.
+	uint64_t most = smaller(limit_bytes, plan_limit(0, 0, free_bytes, free_bytes));
+	*ret_room = (struct plan_room){.stores = true, .bytes = smaller(most, all), .least_bytes = least, .window_bytes = window};
+	ret_room->room = least <= most ? ret_room->bytes - least : 0;
+	return least <= most;
 }
 
 uint32_t plan_chunk_rows(size_t scratch_bytes, size_t row_bytes, uint32_t n)

@@ -18,7 +18,11 @@ struct backend_need;
 
 // Bytes of arrays and matrices of one part, or of all and the list of slots, with element sizes as on the device and every array rounded
 // up; UINT64_MAX when 64 bits do not hold them. 0 for a need of nothing.
-struct plan_form { size_t act_bytes; bool fp8; };       // of act arrays and plain matrices; whether those of blocks are FP8
+struct plan_form {
+	size_t act_bytes;            // of act arrays and plain matrices
+	bool fp8;                    // matrices of blocks
+	bool stored;                 // all loaded matrices are as the model's file has them (stored_bytes)
+};
 uint64_t plan_part_bytes(const struct backend_count *count, struct plan_form form);
 uint64_t plan_need_bytes(const struct backend_need *need, struct plan_form form);
 // What there is too much of, for people: "weights 14.96, work 0.50" (GiB); parts of nothing are left out. Always ends with a zero.
@@ -28,6 +32,18 @@ void plan_describe(const struct backend_need *need, struct plan_form form, char 
 // but a margin for the driver.
 #define PLAN_MARGIN_BYTES (256u << 20)       // kernels, the context's stacks and heaps, other processes' changes
 uint64_t plan_limit(uint64_t bytes, double share, uint64_t free_bytes, uint64_t total_bytes);
+
+// What to reserve for a need, and own_bytes beside it, of a device that has free_bytes: all unpacked, or, where that is more than may be
+// taken and less suffices, matrices as stored and a window to unpack any of them in. False when not even that fits: least_bytes says what
+// would have to.
+struct plan_room {
+	bool stores;
+	uint64_t bytes, least_bytes;
+	uint64_t window_bytes;       // where it stores, of the bytes
+	uint64_t room;               // what matrices may take more than as stored; UINT64_MAX: all there is to take
+};
+bool plan_reserve(const struct backend_need *need, struct plan_form form, uint64_t own_bytes, uint64_t limit_bytes, uint64_t free_bytes,
+		  struct plan_room *ret_room);
 
 // Rows of row_bytes each that fit in scratch_bytes, at least 1 and at most n; 0 when not even one fits.
 uint32_t plan_chunk_rows(size_t scratch_bytes, size_t row_bytes, uint32_t n);

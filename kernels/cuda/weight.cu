@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Matrices on the device in act's type, or in FP8's. A model file's bytes travel as they are, through pinned memory, and become numbers on
-// the device: the host only copies, and while it fills one pinned half the other is under way.
-#include "kernels/cuda/cuda.cuh"
+// Matrices on the device in act's type, in FP8's, or as stored. A model file's bytes travel as they are, through pinned memory, and become
+// numbers on the device: the host only copies, and while it fills one pinned half the other is under way.
+#include "kernels/cuda/unpack.cuh"
 
 #include <new>
 
@@ -9,49 +9,13 @@ extern "C" {
 #include "common/error.h"
 }
 
-// Where a block's values go, rounded to act's type.
-template <typename A> struct block_values { A *to; };
-#define BLOCK_HELPER static __device__ inline
-#define BLOCK_FUNCTION template <typename Y> static __device__ inline
-#define BLOCK_OUT Y
-#define BLOCK_PUT(y, i, value) put_value((y).to + (i), value)
-#define BLOCK_MULTIPLY_ADD(a, b, c) __fadd_rn(__fmul_rn(a, b), c)
-template <typename A> static __device__ __forceinline__ void put_value(A *to, float v) { *to = from_float<A>(v); }
-#include "kernels/dtype_block.h"
-
-// Block i of `elements` values: a thread each.
-template <typename A> static __global__ void blocks_kernel(A *to, const uint8_t *from, enum dtype type, uint32_t elements,
-							   uint32_t block_bytes, uint64_t n)
-{
-	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x) {
-		const uint8_t *block = from + i * block_bytes;
-		block_values<A> y = {to + i * elements};
-		switch (type) {
-		case DTYPE_F32: put_value(y.to, block_bits(block_u32(block))); break;
-		case DTYPE_F16: put_value(y.to, block_f16(block)); break;
-		case DTYPE_BF16: put_value(y.to, block_bits((uint32_t)block_u16(block) << 16)); break;
-		case DTYPE_Q8_0: block_q8_0(block, y); break;
-		case DTYPE_Q4_0: block_q4_0(block, y); break;
-		case DTYPE_Q4_1: block_q4_1(block, y); break;
-		case DTYPE_Q5_0: block_q5_0(block, y); break;
-		case DTYPE_Q5_1: block_q5_1(block, y); break;
-		case DTYPE_Q4_K: block_q4_k(block, y); break;
-		case DTYPE_Q5_K: block_q5_k(block, y); break;
-		case DTYPE_Q6_K: block_q6_k(block, y); break;
-		default: break;
-		}
-	}
-}
-
 #define SCRATCH_GAP 256          // where other things begin in the scratch buffer
 
 // n blocks of a file at `from`, by way of `raw` on the device.
 template <typename A> static void upload_blocks(backend *be, A *to, uint8_t *raw, enum dtype type, const char *from, uint64_t n)
 {
-	uint32_t block_bytes = dtype_block_bytes(type);
-	if (cuda_send(be, raw, from, n * block_bytes, "uploading a matrix"))
-		cuda_launch(be, "uploading a matrix", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, blocks_kernel<A>, to, (const uint8_t *)raw,
-			    type, dtype_block_elements(type), block_bytes, n);
+	if (cuda_send(be, raw, from, n * dtype_block_bytes(type), "uploading a matrix"))
+		cuda_unpack(be, to, type, raw, n);
 }
 
 // Rows of one part to the device at `to`: straight where the file has act's type, else through the scratch buffer.
@@ -102,6 +66,14 @@ static void upload(backend *be, weight *w, const struct tensor *parts, uint32_t 
 	}
 }
 
+static weight *new_weight(uint32_t n_rows, uint32_t n_columns, const float *view, bool owned, struct error *err)
+{
+	weight *w = new (std::nothrow) weight{n_rows, n_columns, NULL, NULL, NULL, view, owned};
+	if (!w)
+		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix");
+	return w;
+}
+
 struct weight *cuda_weight_load(backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err)
 {
 	cuda *c = cuda_of(be);
@@ -109,12 +81,10 @@ struct weight *cuda_weight_load(backend *be, enum weight_kind kind, const struct
 	uint32_t n_rows = 0, n_columns = 0;
 	if (tensor_stack_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
 		return NULL;
-	struct weight *w = new (std::nothrow) weight{n_rows, n_columns, NULL, NULL, NULL, true};
-	if (!w) {
-		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix");
+	struct weight *w = new_weight(n_rows, n_columns, NULL, true, err);
+	if (!w)
 		return NULL;
-	}
-	size_t bytes = fp8 ? backend_fp8_bytes(n_rows, n_columns) : (size_t)n_rows * n_columns * (c->bf16 ? 2 : 4);
+	size_t bytes = fp8 ? backend_fp8_bytes(n_rows, n_columns) : cuda_act_bytes(c, (uint64_t)n_rows * n_columns);
 	w->data = cuda_alloc(be, bytes, "a matrix", err);
 	if (!w->data) {
 		delete w;
@@ -129,14 +99,35 @@ struct weight *cuda_weight_load(backend *be, enum weight_kind kind, const struct
 	return NULL;
 }
 
+struct weight *cuda_weight_load_apart(backend *be, enum weight_kind kind, const struct tensor *parts, uint32_t n_parts, struct error *err)
+{
+	cuda *c = cuda_of(be);
+	uint32_t n_rows = 0, n_columns = 0;
+	if (!be->stores)
+		return cuda_weight_load(be, kind, parts, n_parts, err);
+	if (tensor_stack_shape(parts, n_parts, &n_rows, &n_columns, err) < 0)
+		return NULL;
+	if (cuda_act_bytes(c, (uint64_t)n_rows * n_columns) > c->window_bytes) {
+		error_set(err, ERROR_INTERNAL, NULL, "a matrix of %u x %u is larger than any that was counted", n_rows, n_columns);
+		return NULL;
+	}
+	struct weight *w = new_weight(n_rows, n_columns, NULL, false, err);
+	if (!w)
+		return NULL;
+	w->stored = cuda_stored_new(be, parts, n_parts, err);
+	if (w->stored)
+		return w;
+	delete w;
+	return NULL;
+}
+
 struct weight *cuda_weight_view(backend *be, struct real *array, uint32_t n_rows, uint32_t n_columns, struct error *err)
 {
 	cuda *c = cuda_of(be);
-	struct weight *w = new (std::nothrow) weight{n_rows, n_columns, array, NULL, real_of(array), c->bf16};
-	if (!w) {
-		error_set(err, ERROR_MEMORY, NULL, "no memory for a matrix");
+	struct weight *w = new_weight(n_rows, n_columns, real_of(array), c->bf16, err);
+	if (!w)
 		return NULL;
-	}
+	w->data = array;
 	if (c->bf16)
 		w->data = cuda_alloc(be, (size_t)n_rows * n_columns * 2, "a matrix", err);
 	if (!w->data) {
@@ -160,6 +151,7 @@ void cuda_weight_free(backend *be, struct weight *w)
 {
 	if (!w)
 		return;
+	cuda_stored_free(be, w);
 	if (w->owned)
 		cuda_release(be, w->data);
 	delete w;

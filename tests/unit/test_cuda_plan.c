@@ -24,7 +24,7 @@ static void a_limit_is_the_smaller_of_what_was_said(void **state)
 	assert_true(plan_limit(20 * gib, 0, 10 * gib, 16 * gib) == 20 * gib);    // refused later, with the numbers
 }
 
-static const struct plan_form f32 = {4, false}, bf16 = {2, false}, fp8 = {2, true};
+static const struct plan_form f32 = {4, false, false}, bf16 = {2, false, false}, fp8 = {2, true, false}, stored = {2, false, true};
 
 static void a_need_counts_every_element_or_says_it_cannot(void **state)
 {
@@ -81,6 +81,39 @@ static void rows_of_fp8_products_fit_the_scratch_buffer(void **state)
 	assert_int_equal(plan_fp8_rows(scratch, UINT32_MAX, UINT32_MAX, 9), 0);
 }
 
+// What has room unpacked is unpacked; else all as stored, a window, and what is left unpacks some; else it says what would be needed.
+static void matrices_stay_stored_where_there_is_no_room(void **state)
+{
+	(void)state;
+	const uint64_t mib = 1 << 20, own = 100 * mib, margin = PLAN_MARGIN_BYTES;
+	struct backend_need need = {.n_largest = 32 * mib};
+	struct plan_room room;
+	need.parts[BACKEND_PART_WEIGHTS] = (struct backend_count){.n_weight = 512 * mib, .stored_bytes = 300 * mib};
+	need.parts[BACKEND_PART_WORK].n_act = 10 * mib;
+	uint64_t all = own + 20 * mib + 1024 * mib, least = own + 20 * mib + 300 * mib + 64 * mib;
+	assert_true(plan_need_bytes(&need, stored) == 320 * mib);
+	assert_true(plan_reserve(&need, bf16, own, all, all, &room));
+	assert_true(!room.stores && room.bytes == all && room.room == UINT64_MAX && !room.window_bytes);
+	assert_true(plan_reserve(&need, bf16, own, all - 1, all, &room));
+	assert_true(room.stores && room.bytes == all - margin && room.window_bytes == 64 * mib && room.least_bytes == least);
+	assert_true(room.room == room.bytes - least);
+	assert_true(plan_reserve(&need, bf16, own, least, all, &room) && room.stores && room.bytes == least && room.room == 0);
+	assert_true(plan_reserve(&need, bf16, own, all, least + margin, &room) && room.stores && room.bytes == least && room.room == 0);
+	assert_false(plan_reserve(&need, bf16, own, all, least + margin - 1, &room));
+	assert_true(room.stores && room.least_bytes == least);
+	assert_true(plan_reserve(&need, f32, own, all + 1024 * mib, all + 1024 * mib, &room));
+	assert_true(room.stores && room.window_bytes == 128 * mib);      // floats take more
+	assert_false(plan_reserve(&need, fp8, own, least, all, &room) && room.stores);
+	need.parts[BACKEND_PART_WEIGHTS].stored_bytes = 1024 * mib;       // as large as unpacked, and a window: nothing is won
+	assert_false(plan_reserve(&need, bf16, own, all - 1, all, &room));
+	assert_true(!room.stores && room.least_bytes == all);
+	need.parts[BACKEND_PART_WEIGHTS].stored_bytes = 0;                // not known
+	assert_false(plan_reserve(&need, bf16, own, all - 1, all, &room));
+	need.parts[BACKEND_PART_WEIGHTS].stored_bytes = 1;
+	need.n_largest = UINT64_MAX;                                      // no window of that size
+	assert_false(plan_reserve(&need, bf16, own, all - 1, all, &room));
+}
+
 static void a_need_is_told_by_its_parts(void **state)
 {
 	(void)state;
@@ -94,6 +127,9 @@ static void a_need_is_told_by_its_parts(void **state)
 	assert_string_equal(text, "weights 3.00, training 0.50");
 	plan_describe(&need, bf16, small, sizeof small);
 	assert_string_equal(small, "weights 3.0");
+	need.parts[BACKEND_PART_WEIGHTS].stored_bytes = UINT64_C(1) << 30;
+	plan_describe(&need, stored, text, sizeof text);
+	assert_string_equal(text, "weights as stored 1.00, training 0.50");
 }
 
 static void places_in_the_reserve_do_not_overlap(void **state)
@@ -203,6 +239,7 @@ int main(void)
 		cmocka_unit_test(a_need_counts_every_element_or_says_it_cannot),
 		cmocka_unit_test(matrices_of_fp8_are_counted_with_tiles_and_scales),
 		cmocka_unit_test(rows_of_fp8_products_fit_the_scratch_buffer),
+		cmocka_unit_test(matrices_stay_stored_where_there_is_no_room),
 		cmocka_unit_test(a_need_is_told_by_its_parts),
 		cmocka_unit_test(places_in_the_reserve_do_not_overlap),
 		cmocka_unit_test(a_reserve_gives_no_more_than_it_has),
