@@ -15,7 +15,7 @@
 
 struct options {
 	const char *teacher, *device, *numeric;
-	uint32_t threads, length, sequences, top_k, passes;
+	uint32_t threads, length, sequences, top_k, passes, gpu_mib;
 	bool full;                 // two temperatures, own and entropy, else lse at temperature 1 alone
 };
 
@@ -37,7 +37,8 @@ struct times { double pass, head, product; };
 
 static const char usage[] =
 	"usage: bench_score --teacher PATH [--device auto|cpu|cuda|ref] [--numeric auto|f32|bf16|int8|fp8]\n"
-	"                   [--threads N] [--length N] [--sequences N] [--top-k N] [--passes N] [--full]\n";
+	"                   [--threads N] [--length N] [--sequences N] [--top-k N] [--passes N] [--full]\n"
+	"                   [--gpu-memory MIB]\n";
 
 static int parse_number(const char *text, uint32_t *ret)
 {
@@ -63,7 +64,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 	static const struct option table[] = {
 		{"teacher", 1, NULL, 't'}, {"device", 1, NULL, 'd'}, {"numeric", 1, NULL, 'n'}, {"threads", 1, NULL, 'j'},
 		{"length", 1, NULL, 'l'}, {"sequences", 1, NULL, 's'}, {"top-k", 1, NULL, 'k'}, {"passes", 1, NULL, 'p'},
-		{"full", 0, NULL, 'f'}, {0},
+		{"full", 0, NULL, 'f'}, {"gpu-memory", 1, NULL, 'g'}, {0},
 	};
 	int c, r = 0;
 	while ((c = getopt_long(argc, argv, "", table, NULL)) != -1 && r == 0) {
@@ -77,6 +78,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 		case 'k': r = parse_number(optarg, &o->top_k); break;
 		case 'p': r = parse_number(optarg, &o->passes); break;
 		case 'f': o->full = true; break;
+		case 'g': r = parse_number(optarg, &o->gpu_mib); break;
 		default: r = -1;
 		}
 	}
@@ -94,12 +96,14 @@ static double now(void)
 static int bench_open(struct bench *b, const struct options *o, struct error *err)
 {
 	b->T = o->length * o->sequences;
-	struct backend_options options = {.n_threads = o->threads, .numeric = numeric_of(o->numeric), .max_rows = b->T};
+	struct backend_options options = {.n_threads = o->threads, .numeric = numeric_of(o->numeric), .max_rows = b->T,
+					  .memory_bytes = (uint64_t)o->gpu_mib << 20};
 	int r = model_file_open(o->teacher, &b->file, err);
 	if (r < 0)
 		return r;
 	struct tensor_source source = model_file_source(b->file);
 	const struct architecture *a = model_file_architecture(b->file);
+	options.need.parts[BACKEND_PART_WEIGHTS].stored_bytes = model_file_stored_bytes(b->file);
 	if ((r = weights_need(a, o->length, false, &options.need, err)) < 0 ||
 	    (r = activations_need(a, b->T, false, 0, &options.need, err)) < 0 ||
 	    (r = head_need(a, b->T, false, false, &options.need, err)) < 0 || (r = backend_open(o->device, &options, &b->backend, err)) < 0)
@@ -228,11 +232,11 @@ static void print_row(const struct bench *b, const struct options *o, const stru
 	struct rusage used;
 	getrusage(RUSAGE_SELF, &used);
 	puts("device,numeric,description,sequences,length,top_k,full,passes,tokens_per_s,seconds,head_seconds,product_seconds,"
-	     "device_mib,peak_rss_mib,load_seconds,weights_mib");
-	printf("%s,%s,\"%s\",%u,%u,%u,%d,%u,%.1f,%.5f,%.5f,%.5f,%llu,%ld,%.3f,%.1f\n", b->backend->ops->name, b->backend->numeric,
+	     "device_mib,peak_rss_mib,load_seconds,weights_mib,stored_mib");
+	printf("%s,%s,\"%s\",%u,%u,%u,%d,%u,%.1f,%.5f,%.5f,%.5f,%llu,%ld,%.3f,%.1f,%.1f\n", b->backend->ops->name, b->backend->numeric,
 	       b->backend->description, o->sequences, o->length, o->top_k, o->full, o->passes, b->T / t->pass, t->pass, t->head, t->product,
 	       (unsigned long long)(b->backend->memory_bytes >> 20), used.ru_maxrss / 1024, b->load_seconds,
-	       (double)b->weights->file_bytes / (1u << 20));
+	       (double)b->weights->file_bytes / (1u << 20), (double)b->backend->stored_bytes / (1u << 20));
 }
 
 int main(int argc, char **argv)

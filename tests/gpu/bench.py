@@ -91,10 +91,10 @@ def used_memory(pid):
     return max([int(line.split(",")[1]) for line in lines.splitlines() if line.split(",")[0].strip() == str(pid)] + [0])
 
 
-def bench_score(shape, length, sequences, k, full=False, watch=False, numeric="auto"):
+def bench_score(shape, length, sequences, k, full=False, watch=False, numeric="auto", gpu_mib=0):
     """One row of bench_score in a process of its own; watch adds peak_mib, the most it was seen to hold on the GPU."""
     command = [bundle + "/bin/bench_score", "--teacher", f"{MODELS}/{shape}", "--device", "cuda", "--length", str(length), "--sequences", str(sequences),
-               "--top-k", str(k), "--passes", "7", "--numeric", numeric] + (["--full"] if full else [])
+               "--top-k", str(k), "--passes", "7", "--numeric", numeric, "--gpu-memory", str(gpu_mib)] + (["--full"] if full else [])
     p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     peak_mib, end = 0, time.monotonic() + 200
     while p.poll() is None and time.monotonic() < end:      # its output is small: the pipes do not fill
@@ -148,6 +148,18 @@ def fp8(shape, length, sequences):
     return [(f"kdserved fp8 {sequences}x{length} k=64", float(r["tokens_per_s"]), "tokens/s"),
             (f"kdserved fp8 {sequences}x{length} k=64 to bf16", float(r["tokens_per_s"]) / float(wide["tokens_per_s"]), ""),
             (f"kdserved fp8 {sequences}x{length} reserved", float(r["device_mib"]), "MiB"), (f"kdserved bf16 {sequences}x{length} reserved", float(wide["device_mib"]), "MiB")]
+
+
+def stored(shape, length, sequences):
+    """The same shape as a file of Q4_0: unpacked when it is loaded, and in less than half of the memory that takes, as the file has it."""
+    subprocess.run([sys.executable, bundle + "/make_model.py", shape, f"{MODELS}/{shape}-q4", "q4_0"], check=True, timeout=200)
+    wide = bench_score(f"{shape}-q4/model.gguf", length, sequences, 64)
+    some = bench_score(f"{shape}-q4/model.gguf", length, sequences, 64, gpu_mib=int(0.45 * float(wide["device_mib"])))
+    return [(f"kdserved Q4_0 unpacked {sequences}x{length} k=64", float(wide["tokens_per_s"]), "tokens/s"),
+            (f"kdserved Q4_0 as stored {sequences}x{length} k=64 to unpacked", float(some["tokens_per_s"]) / float(wide["tokens_per_s"]), ""),
+            (f"kdserved Q4_0 as stored, of {float(wide['weights_mib']):.0f} MiB", float(some["stored_mib"]), "MiB"),
+            (f"kdserved Q4_0 unpacked {sequences}x{length} reserved", float(wide["device_mib"]), "MiB"),
+            (f"kdserved Q4_0 as stored {sequences}x{length} reserved", float(some["device_mib"]), "MiB")]
 
 
 def fp8_truth():
@@ -231,7 +243,7 @@ def main():
         return name, shape, seconds, lambda: (make_model(shape), f(shape, *args))[1]
 
     stages = [("peak", "-", 40, peak), stage(kdserved, "8b", 2048, 4), stage(epilogue, "8b", 2048, 4), stage(transformers, "8b", 2048, 4),
-              stage(fp8, "8b", 2048, 4), ("fp8 truth", "small", 60, fp8_truth),
+              stage(fp8, "8b", 2048, 4), ("fp8 truth", "small", 60, fp8_truth), stage(stored, "8b", 2048, 4),
               stage(memory, "8b", seconds=150), ("training", "33m", 60, training), ("torch training", "33m", 120, torch_training)]
     stages += [stage(f, "8b", length, n) for length, n in ((512, 16), (8192, 1)) for f in (kdserved, transformers)]
     stages += [stage(f, "1b", length, n) for length, n in ((2048, 4), (512, 16), (8192, 1)) for f in (kdserved, transformers)]

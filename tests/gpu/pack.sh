@@ -9,7 +9,7 @@ build=$(realpath "$1"); source=$(realpath "$2"); to=$3; shift 3
 mkdir -p "$to/bin" "$to/lib" "$to/tests"
 to=$(realpath "$to")
 programs="kdserved kdserved-worker kdctl tests/ops/test_ops_cuda tests/ops/test_invariance_cuda tests/ops/test_cached_cuda tests/gpu/test_tiny_cuda
-	tests/gpu/test_train_cuda tests/gpu/test_teacher_cuda tests/bench/bench_score tests/bench/bench_ops tests/bench/bench_train tests/bench/bench_numeric"
+	tests/gpu/test_train_cuda tests/gpu/test_teacher_cuda tests/gpu/test_stored_cuda tests/gpu/test_streamed_cuda tests/bench/bench_score tests/bench/bench_ops tests/bench/bench_train tests/bench/bench_numeric"
 real_program() { local d=$(dirname "$1") b=$(basename "$1"); if [ -f "$d/.libs/$b" ]; then echo "$d/.libs/$b"; else echo "$1"; fi; }
 for p in $programs; do
 	f=$(real_program "$build/$p")

@@ -38,7 +38,7 @@ libraries() {
 }
 check() {
 	local t
-	for t in test_ops_cuda test_invariance_cuda test_cached_cuda test_tiny_cuda test_train_cuda test_teacher_cuda; do
+	for t in test_ops_cuda test_invariance_cuda test_cached_cuda test_tiny_cuda test_train_cuda test_teacher_cuda test_stored_cuda test_streamed_cuda; do
 		stage $t 180 "$here/bin/$t"
 	done
 }
