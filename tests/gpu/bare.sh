@@ -13,7 +13,7 @@ mkdir -p "$root$(dirname "$loader")"; cp -L "$loader" "$root$loader"
 for p in "$bundle"/bin/*; do ldd "$p"; done | awk '$2 == "=>" && $3 ~ /^\// {print $1, $3}' | sort -u | while read -r name path; do
 	case $name in
 	libc.so*|libm.so*|libdl.so*|libpthread.so*|librt.so*|libgcc_s.so*|libstdc++.so*) cp -L "$path" "$root/libc/$name" ;;
-	libcublas*|libcudart*) ln -L "$path" "$root/cuda/$name" 2>/dev/null || cp -L "$path" "$root/cuda/$name" ;;
+	libcublas*|libcudart*|libnccl*) ln -L "$path" "$root/cuda/$name" 2>/dev/null || cp -L "$path" "$root/cuda/$name" ;;
 	esac
 done
 inside() { env -i LD_LIBRARY_PATH=/bundle/lib:/libc:/cuda top_srcdir=/bundle timeout -s TERM 60 "$chroot" "$root" "$@" 2>&1; }

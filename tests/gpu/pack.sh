@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # pack.sh BUILD SOURCE FOLDER: makes FOLDER, from which the GPU suite runs on a machine where nothing can be installed: stripped programs, the
-# shared libraries that a bare CUDA machine lacks, the golden files and the scripts. cuBLASLt and the CUDA runtime are the machine's own
+# shared libraries that a bare CUDA machine lacks, the golden files and the scripts. cuBLASLt, NCCL and the CUDA runtime are the machine's own
 # (run.sh finds them). FOLDER.tar.xz is the same to carry: below 64 MiB, or this fails.
 set -euo pipefail
 build=$(realpath "$1"); source=$(realpath "$2"); to=$3; shift 3
@@ -17,7 +17,7 @@ for p in $programs; do
 	strip -o "$to/bin/$(basename "$p")" "$f"
 done
 # What glibc, the compiler's runtime and CUDA bring is there; everything else travels.
-there='^(ld-linux|linux-vdso|libc\.so|libm\.so|libdl\.so|libpthread\.so|librt\.so|libcuda|libcublas|libcudart|libgcc_s|libstdc\+\+)'
+there='^(ld-linux|linux-vdso|libc\.so|libm\.so|libdl\.so|libpthread\.so|librt\.so|libcuda|libcublas|libcudart|libnccl|libgcc_s|libstdc\+\+)'
 for p in $programs; do
 	ldd "$(real_program "$build/$p")"
 done | awk '$2 == "=>" && $3 ~ /^\// {print $1, $3}' | sort -u | while read -r name path; do
