@@ -141,13 +141,13 @@ UNSEEN static void thread_main()
 	__tsan_acquire(&n_launches);
 #endif
 	(*body)();
-#if defined(__SANITIZE_THREAD__)
-	__tsan_release(&grid_size);
-#endif
 	thread *t = &threads[current];
 	for (const auto &group : t->copies)
 		if (!group.empty())
 			die("a copy into shared memory that nobody waited for", t);
+#if defined(__SANITIZE_THREAD__)
+	__tsan_release(&grid_size);
+#endif
 	t->now = DONE;
 	leave(t, true);
 	abort();
