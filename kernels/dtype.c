@@ -25,9 +25,16 @@ static const struct {
 	[DTYPE_Q4_1] = {"Q4_1", 32, 2 + 2 + 16},               // scale, minimum, nibbles
 	[DTYPE_Q5_0] = {"Q5_0", 32, 2 + 4 + 16},               // scale, fifth bits, nibbles: (0..31) - 16
 	[DTYPE_Q5_1] = {"Q5_1", 32, 2 + 2 + 4 + 16},           // scale, minimum, fifth bits, nibbles
+	[DTYPE_IQ4_NL] = {"IQ4_NL", 32, 2 + 16},               // scale, nibbles: which of 16 numbers
+	[DTYPE_MXFP4] = {"MXFP4", 32, 1 + 16},                 // exponent of the scale, nibbles: 4-bit floats
+	[DTYPE_Q2_K] = {"Q2_K", 256, 16 + 64 + 2 + 2},         // 16 four-bit factors and minima, bit pairs, their scales
+	[DTYPE_Q3_K] = {"Q3_K", 256, 32 + 64 + 12 + 2},        // third bits, bit pairs, 16 six-bit factors, scale
 	[DTYPE_Q4_K] = {"Q4_K", 256, 2 + 2 + 12 + 128},        // scales of scales and minima, 8 + 8 six-bit factors, nibbles
 	[DTYPE_Q5_K] = {"Q5_K", 256, 2 + 2 + 12 + 32 + 128},   // the same with fifth bits
 	[DTYPE_Q6_K] = {"Q6_K", 256, 128 + 64 + 16 + 2},       // low nibbles, high bit pairs, 16 int8 factors, scale
+	[DTYPE_IQ4_XS] = {"IQ4_XS", 256, 2 + 2 + 4 + 128},     // scale, 8 six-bit factors, nibbles as in IQ4_NL
+	[DTYPE_TQ1_0] = {"TQ1_0", 256, 48 + 4 + 2},            // -1, 0, 1: five to a byte, the last sixteen four, scale
+	[DTYPE_TQ2_0] = {"TQ2_0", 256, 64 + 2},                // -1, 0, 1: bit pairs, scale
 };
 
 const char *dtype_name(enum dtype t)
@@ -115,8 +122,10 @@ uint16_t float_to_bf16(float f)
 
 static void (*const blocks_to_float[N_DTYPES])(const uint8_t *block, float *y) = {
 	[DTYPE_Q8_0] = block_q8_0, [DTYPE_Q4_0] = block_q4_0, [DTYPE_Q4_1] = block_q4_1,
-	[DTYPE_Q5_0] = block_q5_0, [DTYPE_Q5_1] = block_q5_1, [DTYPE_Q4_K] = block_q4_k,
-	[DTYPE_Q5_K] = block_q5_k, [DTYPE_Q6_K] = block_q6_k,
+	[DTYPE_Q5_0] = block_q5_0, [DTYPE_Q5_1] = block_q5_1, [DTYPE_IQ4_NL] = block_iq4_nl,
+	[DTYPE_MXFP4] = block_mxfp4, [DTYPE_Q2_K] = block_q2_k, [DTYPE_Q3_K] = block_q3_k,
+	[DTYPE_Q4_K] = block_q4_k, [DTYPE_Q5_K] = block_q5_k, [DTYPE_Q6_K] = block_q6_k,
+	[DTYPE_IQ4_XS] = block_iq4_xs, [DTYPE_TQ1_0] = block_tq1_0, [DTYPE_TQ2_0] = block_tq2_0,
 };
 
 void dtype_to_float(enum dtype t, const void *blocks, float *ret_values, size_t n)

@@ -7,8 +7,9 @@
 
 enum dtype {
 	DTYPE_F32, DTYPE_F16, DTYPE_BF16,
-	DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1,    // blocks of 32
-	DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K,                            // blocks of 256
+	DTYPE_Q8_0, DTYPE_Q4_0, DTYPE_Q4_1, DTYPE_Q5_0, DTYPE_Q5_1, DTYPE_IQ4_NL, DTYPE_MXFP4,      // blocks of 32
+	DTYPE_Q2_K, DTYPE_Q3_K, DTYPE_Q4_K, DTYPE_Q5_K, DTYPE_Q6_K, DTYPE_IQ4_XS,                   // blocks of 256
+	DTYPE_TQ1_0, DTYPE_TQ2_0,
 	N_DTYPES
 };
 

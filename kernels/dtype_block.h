@@ -4,7 +4,7 @@
 //
 // Includers define BLOCK_HELPER (qualifiers of a function), BLOCK_FUNCTION (of one that takes a BLOCK_OUT), BLOCK_OUT (a place for
 // values, whose i-th is given by BLOCK_PUT(y, i, value)), and, where a compiler would fuse the two, BLOCK_MULTIPLY_ADD(a, b, c) = a b
-// rounded, + c. They may define BLOCK_EACH(i, n), the loop over values.
+// rounded, + c. They may define BLOCK_EACH(i, n), the loop over values, and BLOCK_LOOKUP, block_lookup's work done otherwise.
 #pragma once
 
 #include <stdint.h>
@@ -48,6 +48,16 @@ BLOCK_HELPER float block_f16(const uint8_t *p)
 {
 	return block_half(block_u16(p));
 }
+
+#ifndef BLOCK_LOOKUP
+#define BLOCK_LOOKUP block_lookup
+// What a table has for 16 low (shift 0) or high (shift 4) nibbles.
+BLOCK_HELPER void block_lookup(int8_t *numbers, const int8_t *table, const uint8_t *q, int shift)
+{
+	for (int i = 0; i < 16; i++)
+		numbers[i] = table[q[i] >> shift & 15];
+}
+#endif
 
 BLOCK_FUNCTION void block_q8_0(const uint8_t *block, BLOCK_OUT y)
 {
@@ -96,6 +106,82 @@ BLOCK_FUNCTION void block_q5_1(const uint8_t *block, BLOCK_OUT y)
 		BLOCK_PUT(y, i, BLOCK_MULTIPLY_ADD(d, (float)((q[i] & 15) | (high >> i & 1) << 4), m));
 	BLOCK_EACH(i, 16)
 		BLOCK_PUT(y, i + 16, BLOCK_MULTIPLY_ADD(d, (float)((uint32_t)(q[i] >> 4) | (high >> (i + 16) & 1) << 4), m));
+}
+
+// 32 values from y[first] on: what a table has for the low nibbles of 16 bytes, then for the high ones, times d.
+BLOCK_FUNCTION void block_of_table(const uint8_t *q, const int8_t *table, float d, int first, BLOCK_OUT y)
+{
+	for (int high = 0; high < 2; high++) {
+		int8_t numbers[16];
+		BLOCK_LOOKUP(numbers, table, q, 4 * high);
+		BLOCK_EACH(i, 16)
+			BLOCK_PUT(y, first + 16 * high + i, d * (float)numbers[i]);
+	}
+}
+
+// n runs of 32 values, each with a factor, of numbers that lie closer together around 0.
+BLOCK_FUNCTION void block_iq4(const uint8_t *q, const float *factors, int n, BLOCK_OUT y)
+{
+	static const int8_t numbers[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+	for (int j = 0; j < n; j++)
+		block_of_table(q + 16 * j, numbers, factors[j], 32 * j, y);
+}
+
+BLOCK_FUNCTION void block_iq4_nl(const uint8_t *block, BLOCK_OUT y)
+{
+	float d = block_f16(block);
+	block_iq4(block + 2, &d, 1, y);
+}
+
+// The low four bits of eight factors in four bytes, their high pairs in two before those.
+BLOCK_FUNCTION void block_iq4_xs(const uint8_t *block, BLOCK_OUT y)
+{
+	float d = block_f16(block), factors[8];
+	uint32_t high = block_u16(block + 2);
+	for (int j = 0; j < 8; j++)
+		factors[j] = d * (float)((int)((block[4 + j / 2] >> (j & 1 ? 4 : 0) & 15) | (high >> 2 * j & 3) << 4) - 32);
+	block_iq4(block + 8, factors, 8, y);
+}
+
+// Floats of one sign, two exponent and one mantissa bit, doubled; the scale, half of 2^(e - 127), is below the normal floats for e < 2.
+BLOCK_FUNCTION void block_mxfp4(const uint8_t *block, BLOCK_OUT y)
+{
+	static const int8_t numbers[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+	uint32_t e = block[0];
+	block_of_table(block + 1, numbers, block_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23), 0, y);
+}
+
+// Two halves of 128; in each, run r / 2 (0..3) of 32 takes bit pair r / 2 of the same 32 bytes; each half r of a run has a factor and a
+// minimum, the nibbles of a byte.
+BLOCK_FUNCTION void block_q2_k(const uint8_t *block, BLOCK_OUT y)
+{
+	const uint8_t *factors = block, *q = block + 16;
+	float d = block_f16(block + 80), dmin = block_f16(block + 82);
+	for (int half = 0; half < 2; half++, q += 32, factors += 8) {
+		for (int r = 0; r < 8; r++) {
+			float dl = d * (float)(factors[r] & 15), ml = dmin * (float)(factors[r] >> 4);
+			BLOCK_EACH(i, 16)
+				BLOCK_PUT(y, 128 * half + 16 * r + i,
+					  BLOCK_MULTIPLY_ADD(dl, (float)(q[16 * (r & 1) + i] >> (r & 6) & 3), -ml));
+		}
+	}
+}
+
+// Bit pairs as in Q2_K; the third bit of run j (0..7) of 32 is bit j of the same 32 bytes. Factor j (0..15): a nibble of the first eight
+// bytes (low, then high ones), and bit pair j / 4 of the last four.
+BLOCK_FUNCTION void block_q3_k(const uint8_t *block, BLOCK_OUT y)
+{
+	const uint8_t *q = block + 32, *s = block + 96;
+	float d = block_f16(block + 108);
+	for (int j = 0; j < 16; j++) {
+		int factor = (s[j & 7] >> (j & 8 ? 4 : 0) & 15) | (s[8 + (j & 3)] >> (j >> 2) * 2 & 3) << 4;
+		float dl = d * (float)(factor - 32);
+		BLOCK_EACH(i, 16) {
+			int at = 16 * (j & 1) + i;
+			int v = (q[(j & 8) * 4 + at] >> (j & 6) & 3) | (block[at] >> (j >> 1) & 1) << 2;
+			BLOCK_PUT(y, 16 * j + i, dl * (float)(v - 4));
+		}
+	}
 }
 
 // The j-th (0..7) six-bit scale and minimum from the 12 bytes that Q4_K and Q5_K share: the first four lie in the low six bits,
@@ -155,4 +241,34 @@ BLOCK_FUNCTION void block_q6_k(const uint8_t *block, BLOCK_OUT y)
 			}
 		}
 	}
+}
+
+// n values from y[first] on: digit `digit` (0, 1, 2) of each byte, less 1, times d. A byte is a fraction in base 3, in 256ths and rounded
+// up: what is left of it times 3^digit without the whole begins with that digit.
+BLOCK_FUNCTION void block_tq1_digit(const uint8_t *q, int n, int digit, float d, int first, BLOCK_OUT y)
+{
+	uint32_t power = digit == 4 ? 81 : digit == 3 ? 27 : digit == 2 ? 9 : digit == 1 ? 3 : 1;
+	BLOCK_EACH(i, n)
+		BLOCK_PUT(y, first + i, d * (float)((int)((q[i] * power & 255) * 3 >> 8) - 1));
+}
+
+// Five runs of 32 from 32 bytes, five of 16 from 16, and four of 4 from 4.
+BLOCK_FUNCTION void block_tq1_0(const uint8_t *block, BLOCK_OUT y)
+{
+	float d = block_f16(block + 52);
+	for (int digit = 0; digit < 5; digit++)
+		block_tq1_digit(block, 32, digit, d, 32 * digit, y);
+	for (int digit = 0; digit < 5; digit++)
+		block_tq1_digit(block + 32, 16, digit, d, 160 + 16 * digit, y);
+	for (int digit = 0; digit < 4; digit++)
+		block_tq1_digit(block + 48, 4, digit, d, 240 + 4 * digit, y);
+}
+
+// Two halves of 128: run j (0..3) of 32 takes bit pair j of the same 32 bytes.
+BLOCK_FUNCTION void block_tq2_0(const uint8_t *block, BLOCK_OUT y)
+{
+	float d = block_f16(block + 64);
+	for (int j = 0; j < 8; j++)
+		BLOCK_EACH(i, 32)
+			BLOCK_PUT(y, 32 * j + i, d * (float)((block[(j & 4) * 8 + i] >> (j & 3) * 2 & 3) - 1));
 }

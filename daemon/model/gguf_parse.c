@@ -2,6 +2,7 @@
 // Parser of GGUF metadata and tensor list. Its bytes are hostile: each count is compared with the bytes that remain before anything is
 // multiplied or allocated by it, every size goes through gguf_extent, and a value is kept with its type so that no reader can mistake it.
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,15 +20,16 @@
 static const struct { const char *name; int dtype; } ggml_types[] = {
 	[0] = {"F32", DTYPE_F32}, [1] = {"F16", DTYPE_F16}, [2] = {"Q4_0", DTYPE_Q4_0}, [3] = {"Q4_1", DTYPE_Q4_1}, [4] = {"Q4_2", -1},
 	[5] = {"Q4_3", -1}, [6] = {"Q5_0", DTYPE_Q5_0}, [7] = {"Q5_1", DTYPE_Q5_1}, [8] = {"Q8_0", DTYPE_Q8_0}, [9] = {"Q8_1", -1},
-	[10] = {"Q2_K", -1}, [11] = {"Q3_K", -1}, [12] = {"Q4_K", DTYPE_Q4_K}, [13] = {"Q5_K", DTYPE_Q5_K}, [14] = {"Q6_K", DTYPE_Q6_K},
-	[15] = {"Q8_K", -1}, [16] = {"IQ2_XXS", -1}, [17] = {"IQ2_XS", -1}, [18] = {"IQ3_XXS", -1}, [19] = {"IQ1_S", -1},
-	[20] = {"IQ4_NL", -1}, [21] = {"IQ3_S", -1}, [22] = {"IQ2_S", -1}, [23] = {"IQ4_XS", -1}, [24] = {"I8", -1}, [25] = {"I16", -1},
-	[26] = {"I32", -1}, [27] = {"I64", -1}, [28] = {"F64", -1}, [29] = {"IQ1_M", -1}, [30] = {"BF16", DTYPE_BF16},
-	[31] = {"Q4_0_4_4", -1}, [32] = {"Q4_0_4_8", -1}, [33] = {"Q4_0_8_8", -1}, [34] = {"TQ1_0", -1}, [35] = {"TQ2_0", -1},
-	[36] = {"IQ4_NL_4_4", -1}, [37] = {"IQ4_NL_4_8", -1}, [38] = {"IQ4_NL_8_8", -1}, [39] = {"MXFP4", -1}, [40] = {"NVFP4", -1},
+	[10] = {"Q2_K", DTYPE_Q2_K}, [11] = {"Q3_K", DTYPE_Q3_K}, [12] = {"Q4_K", DTYPE_Q4_K}, [13] = {"Q5_K", DTYPE_Q5_K},
+	[14] = {"Q6_K", DTYPE_Q6_K}, [15] = {"Q8_K", -1}, [16] = {"IQ2_XXS", -1}, [17] = {"IQ2_XS", -1}, [18] = {"IQ3_XXS", -1},
+	[19] = {"IQ1_S", -1}, [20] = {"IQ4_NL", DTYPE_IQ4_NL}, [21] = {"IQ3_S", -1}, [22] = {"IQ2_S", -1},
+	[23] = {"IQ4_XS", DTYPE_IQ4_XS}, [24] = {"I8", -1}, [25] = {"I16", -1}, [26] = {"I32", -1}, [27] = {"I64", -1},
+	[28] = {"F64", -1}, [29] = {"IQ1_M", -1}, [30] = {"BF16", DTYPE_BF16}, [31] = {"Q4_0_4_4", -1}, [32] = {"Q4_0_4_8", -1},
+	[33] = {"Q4_0_8_8", -1}, [34] = {"TQ1_0", DTYPE_TQ1_0}, [35] = {"TQ2_0", DTYPE_TQ2_0}, [36] = {"IQ4_NL_4_4", -1},
+	[37] = {"IQ4_NL_4_8", -1}, [38] = {"IQ4_NL_8_8", -1}, [39] = {"MXFP4", DTYPE_MXFP4}, [40] = {"NVFP4", -1},
 };
 #define N_GGML_TYPES (sizeof ggml_types / sizeof *ggml_types)
-#define SUPPORTED "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K"
+#define SUPPORTED_BYTES (8 * N_DTYPES)      // names of at most 7 letters, and what is between them
 
 struct parse {
 	struct gguf *file;
@@ -201,12 +203,23 @@ static int find_alignment(struct parse *p)
 #define BAD_TENSOR(p, t, code, format, ...) \
 	error_set((p)->err, code, (t)->name, "%s: tensor %s: " format, (p)->file->input.name, (t)->name, __VA_ARGS__)
 
+// "F32 F16 ...", for errors.
+static const char *supported(char list[SUPPORTED_BYTES])
+{
+	size_t n = 0;
+	for (int t = 0; t < N_DTYPES; t++)
+		n += (size_t)snprintf(list + n, SUPPORTED_BYTES - n, "%s%s", t ? " " : "", dtype_name((enum dtype)t));
+	return list;
+}
+
 static int set_extent(struct parse *p, struct gguf_tensor *t, uint32_t type, const uint64_t *dims)
 {
+	char list[SUPPORTED_BYTES];
 	if (type >= N_GGML_TYPES || !ggml_types[type].name)
-		return BAD_TENSOR(p, t, ERROR_UNSUPPORTED, "type number %u is unknown (supported: " SUPPORTED ")", type);
+		return BAD_TENSOR(p, t, ERROR_UNSUPPORTED, "type number %u is unknown (supported: %s)", type, supported(list));
 	if (ggml_types[type].dtype < 0)
-		return BAD_TENSOR(p, t, ERROR_UNSUPPORTED, "type %s is not supported (supported: " SUPPORTED ")", ggml_types[type].name);
+		return BAD_TENSOR(p, t, ERROR_UNSUPPORTED, "type %s is not supported (supported: %s)", ggml_types[type].name,
+				  supported(list));
 	uint64_t bytes;
 	t->tensor.dtype = (enum dtype)ggml_types[type].dtype;
 	if (gguf_extent(t->tensor.dtype, t->tensor.n_dims, dims, p->file->alignment, &bytes, &t->padded) < 0)

@@ -11,6 +11,15 @@
 #define BLOCK_MULTIPLY_ADD(a, b, c) ((a) * (b) + (c))
 // Unrolled before they are made vectors, short loops become neither.
 #define BLOCK_EACH(i, n) _Pragma("GCC unroll 1") for (int i = 0; i < (n); i++)
+#if defined(__SSSE3__)
+#define BLOCK_LOOKUP lookup
+// The instruction that looks 16 nibbles up at once.
+INLINE void lookup(int8_t *numbers, const int8_t *table, const uint8_t *q, int shift)
+{
+	__m128i at = _mm_and_si128(_mm_srli_epi16(_mm_loadu_si128((const __m128i *)q), shift), _mm_set1_epi8(15));
+	_mm_storeu_si128((__m128i *)numbers, _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)table), at));
+}
+#endif
 #include "kernels/dtype_block.h"
 
 static void from_f16(const uint8_t *p, float *restrict y, size_t n)
@@ -54,9 +63,16 @@ void VECTOR(dequantize)(float *y, enum dtype type, const void *stored, size_t n)
 	case DTYPE_Q4_1: BLOCKS(block_q4_1, 20, 32);
 	case DTYPE_Q5_0: BLOCKS(block_q5_0, 22, 32);
 	case DTYPE_Q5_1: BLOCKS(block_q5_1, 24, 32);
+	case DTYPE_IQ4_NL: BLOCKS(block_iq4_nl, 18, 32);
+	case DTYPE_MXFP4: BLOCKS(block_mxfp4, 17, 32);
+	case DTYPE_Q2_K: BLOCKS(block_q2_k, 84, 256);
+	case DTYPE_Q3_K: BLOCKS(block_q3_k, 110, 256);
 	case DTYPE_Q4_K: BLOCKS(block_q4_k, 144, 256);
 	case DTYPE_Q5_K: BLOCKS(block_q5_k, 176, 256);
 	case DTYPE_Q6_K: BLOCKS(block_q6_k, 210, 256);
+	case DTYPE_IQ4_XS: BLOCKS(block_iq4_xs, 136, 256);
+	case DTYPE_TQ1_0: BLOCKS(block_tq1_0, 54, 256);
+	case DTYPE_TQ2_0: BLOCKS(block_tq2_0, 66, 256);
 	case N_DTYPES: break;
 	}
 }

@@ -30,9 +30,16 @@ template <typename Y> static __device__ inline void put_block(enum dtype type, c
 	case DTYPE_Q4_1: block_q4_1(block, y); break;
 	case DTYPE_Q5_0: block_q5_0(block, y); break;
 	case DTYPE_Q5_1: block_q5_1(block, y); break;
+	case DTYPE_IQ4_NL: block_iq4_nl(block, y); break;
+	case DTYPE_MXFP4: block_mxfp4(block, y); break;
+	case DTYPE_Q2_K: block_q2_k(block, y); break;
+	case DTYPE_Q3_K: block_q3_k(block, y); break;
 	case DTYPE_Q4_K: block_q4_k(block, y); break;
 	case DTYPE_Q5_K: block_q5_k(block, y); break;
 	case DTYPE_Q6_K: block_q6_k(block, y); break;
+	case DTYPE_IQ4_XS: block_iq4_xs(block, y); break;
+	case DTYPE_TQ1_0: block_tq1_0(block, y); break;
+	case DTYPE_TQ2_0: block_tq2_0(block, y); break;
 	default: break;
 	}
 }

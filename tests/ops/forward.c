@@ -172,6 +172,24 @@ void linear_of_mixed_types_matches_ref(void **state)
 	}
 }
 
+void blocks_of_every_type_are_as_in_ref(void **state)
+{
+	struct pair *p = *state;
+	const uint32_t N = 24, K = 512;
+	bool rounded = p->eps_product > EPS_F32;      // to bfloat16, which may lose what is below the normal floats
+	for (int type = 0; type < N_DTYPES; type++) {
+		if (dtype_block_elements((enum dtype)type) == 1)
+			continue;
+		pair_reset(p, (uint64_t)type + 1);
+		struct twin_weight w = twin_weight_blocks(p, (enum dtype)type, N, K);
+		pair_begin(p, 65, N);
+		struct twin e = twin_poisoned(p, 65 * K);
+		p->ref->ops->embed(p->ref, e.ref, w.ref);
+		p->be->ops->embed(p->be, e.be, w.be);
+		assert_twin(p, dtype_name((enum dtype)type), e, (struct bound){rounded ? 0x1p-126 : 0, rounded ? p->eps_product : 0});
+	}
+}
+
 void linear_of_view_follows_refresh(void **state)
 {
 	struct pair *p = *state;

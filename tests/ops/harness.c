@@ -307,6 +307,20 @@ struct twin_weight twin_weight_mixed(struct pair *p, enum weight_kind kind, uint
 	return w;
 }
 
+struct twin_weight twin_weight_blocks(struct pair *p, enum dtype type, uint32_t N, uint32_t K)
+{
+	size_t n = N * dtype_row_bytes(type, K);
+	uint8_t *bytes = allocate(n, 1);
+	for (size_t i = 0; i < n; i++) {
+		p->random = p->random * 6364136223846793005u + 1442695040888963407u;
+		bytes[i] = (uint8_t)(p->random >> 56) & 0xbf;      // wherever a half is, its exponent is not all ones
+	}
+	struct tensor part = tensor_matrix(type, N, K, bytes);
+	struct twin_weight w = load_both(p, WEIGHT_PLAIN, &part, 1);
+	free(bytes);
+	return w;
+}
+
 struct twin_weight twin_weight_view(struct pair *p, struct twin array, uint32_t N, uint32_t K)
 {
 	struct twin_weight w;

@@ -53,6 +53,7 @@ struct twin twin_of_ref(struct pair *p, const struct real *values, size_t n);
 struct twin_act twin_act_poisoned(struct pair *p, size_t n);
 struct twin_weight twin_weight_random(struct pair *p, enum weight_kind kind, uint32_t N, uint32_t K);     // immutable, F32, variance 1/K
 struct twin_weight twin_weight_mixed(struct pair *p, enum weight_kind kind, uint32_t K);    // 4 parts of 24 rows: F32, F16, BF16, Q8_0
+struct twin_weight twin_weight_blocks(struct pair *p, enum dtype type, uint32_t N, uint32_t K);     // any bytes whose scales are finite
 struct twin_weight twin_weight_view(struct pair *p, struct twin array, uint32_t N, uint32_t K);
 
 // How the sum of K products of about unit size may differ: rounding of the operands, of the running sum, of the stored result.
@@ -69,6 +70,7 @@ void head_norm_matches_ref(void **state);
 void linear_matches_ref(void **state);
 void linear_real_matches_ref(void **state);
 void linear_of_mixed_types_matches_ref(void **state);
+void blocks_of_every_type_are_as_in_ref(void **state);
 void int8_products_are_exact(void **state);
 void int8_products_of_any_shape_match_ref(void **state);
 void int8_products_keep_what_is_not_a_number_in_its_row(void **state);

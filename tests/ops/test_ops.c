@@ -32,6 +32,7 @@ static const struct CMUnitTest tests[] = {
 	OP(linear_matches_ref),
 	OP(linear_real_matches_ref),
 	OP(linear_of_mixed_types_matches_ref),
+	OP(blocks_of_every_type_are_as_in_ref),
 	OP(int8_products_are_exact),
 	OP(int8_products_of_any_shape_match_ref),
 	OP(int8_products_keep_what_is_not_a_number_in_its_row),

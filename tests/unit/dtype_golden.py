@@ -5,15 +5,20 @@ import numpy as np
 from gguf import GGMLQuantizationType as T, quants
 from gguf.constants import GGML_QUANT_SIZES
 
-SCALES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
+# Where the scales are. MXFP4's is a power of two, the least of them subnormal.
+SCALES = [("Q8_0", [0]), ("Q4_0", [0]), ("Q4_1", [0, 2]), ("Q5_0", [0]), ("Q5_1", [0, 2]), ("Q4_K", [0, 2]), ("Q5_K", [0, 2]), ("Q6_K", [208]),
+          ("Q2_K", [80, 82]), ("Q3_K", [108]), ("IQ4_NL", [0]), ("IQ4_XS", [0]), ("TQ1_0", [52]), ("TQ2_0", [64]),
+          ("MXFP4", 0), ("MXFP4", 1), ("MXFP4", 2), ("MXFP4", 125)]
 random = np.random.default_rng(20240607)
 print("// SPDX-License-Identifier: Apache-2.0")
 print("// Made by dtype_golden.py from gguf.quants.dequantize. Values are the bits of each float.")
 print("static const struct {\n\tenum dtype dtype;\n\tuint8_t block[210];\n\tuint32_t values[256];\n} golden[] = {")
-for name, offsets in SCALES.items():
+for name, scales in SCALES:
     n_values, n_bytes = GGML_QUANT_SIZES[T[name]]
     block = random.integers(0, 256, n_bytes, dtype=np.uint8)
-    for offset in offsets:      # a finite scale of ordinary size
+    if name == "MXFP4":
+        block[0] = scales
+    for offset in [] if name == "MXFP4" else scales:      # a finite scale of ordinary size
         block[offset:offset + 2] = np.frombuffer(np.float16(random.normal(0, 0.05)).tobytes(), np.uint8)
     values = quants.dequantize(block.reshape(1, -1), T[name]).reshape(-1)
     assert values.size == n_values and np.isfinite(values).all()

@@ -64,6 +64,7 @@ static void row_bytes_refuse_part_blocks_and_overflow(void **state)
 	assert_int_equal(dtype_row_bytes(DTYPE_Q6_K, 512), 420);
 	assert_int_equal(dtype_row_bytes(DTYPE_Q4_1, 33), 0);
 	assert_int_equal(dtype_row_bytes(DTYPE_Q4_K, 128), 0);
+	assert_int_equal(dtype_row_bytes(DTYPE_IQ4_XS, 256), 136);
 	assert_int_equal(dtype_row_bytes(DTYPE_F32, UINT64_C(1) << 62), 0);
 	assert_true(dtype_row_bytes(DTYPE_F32, (UINT64_C(1) << 62) - 1) == ~(size_t)3);
 	assert_int_equal(dtype_row_bytes(DTYPE_Q8_0, UINT64_MAX - 31), 0);
