@@ -169,9 +169,9 @@ static int read_model(struct kdctl *k, const char *path, struct model *m)
 		return kdctl_fail(k, "%s: %s", path, strerror(errno));
 	if (S_ISDIR(st.st_mode))
 		return read_directory(k, path, m);
-	m->file_bytes = (double)st.st_size;
 	int r = gguf_open(path, &file, &err);
 	if (r == 0) {
+		m->file_bytes = (double)gguf_file_bytes(file);
 		r = architecture_from_gguf(file, &m->architecture, &err);
 		gguf_close(file);
 	}

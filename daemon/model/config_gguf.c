@@ -345,25 +345,13 @@ static int find_family(struct source *s, char ret_name[32])
 			 "(supported: llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, gpt2)", n < 32 ? (int)n : 32, name);
 }
 
-static int refuse_parts(const struct source *s)
-{
-	uint64_t n = 1;
-	int r = gguf_get_u64(s->file, "split.count", &n, s->err);
-	if (r < 0 && r != -ENOENT)
-		return r;
-	if (n < 2)
-		return 0;
-	return error_set(s->err, ERROR_UNSUPPORTED, "split.count", "GGUF metadata: the model is in %llu files, which is not supported "
-			 "(llama.cpp's gguf-split --merge makes one of them)", (unsigned long long)n);
-}
-
 int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err)
 {
 	struct architecture a = {.bos_id = -1, .eos_id = -1};
 	struct source s = {.file = file, .err = err};
 	struct tensor t;
 	int r = find_family(&s, a.name);
-	if (r < 0 || (r = refuse_parts(&s)) < 0)
+	if (r < 0)
 		return r;
 	if (!strcmp(a.name, "gemma2") || !strcmp(a.name, "gemma3")) {
 		a.gemma = true;

@@ -24,7 +24,7 @@ static int read_piece(struct gguf *f, uint64_t n, struct error *err)
 	return input_read(&f->input, 0, f->buffer, (size_t)n, err);
 }
 
-int gguf_open(const char *path, struct gguf **ret_file, struct error *err)
+int gguf_open_alone(const char *path, struct gguf **ret_file, struct error *err)
 {
 	struct gguf *f = calloc(1, sizeof *f);
 	if (!f)
@@ -47,6 +47,23 @@ int gguf_open(const char *path, struct gguf **ret_file, struct error *err)
 	return r;
 }
 
+static int join(struct gguf *f, const char *path, struct gguf **ret_file, struct error *err)
+{
+	int r = gguf_join_parts(f, path, err);
+	if (r < 0)
+		gguf_close(f);
+	else
+		*ret_file = f;
+	return r;
+}
+
+int gguf_open(const char *path, struct gguf **ret_file, struct error *err)
+{
+	struct gguf *f = NULL;
+	int r = gguf_open_alone(path, &f, err);
+	return r < 0 ? r : join(f, path, ret_file, err);
+}
+
 int gguf_open_bytes(const void *bytes, size_t n, struct gguf **ret_file, struct error *err)
 {
 	struct gguf *f = calloc(1, sizeof *f);
@@ -56,10 +73,9 @@ int gguf_open_bytes(const void *bytes, size_t n, struct gguf **ret_file, struct 
 	f->header = bytes;
 	f->header_bytes = n;
 	int r = gguf_parse(f, err);
-	if (r < 0)
-		gguf_close(f);
-	else
-		*ret_file = f;
+	if (r == 0)
+		return join(f, NULL, ret_file, err);
+	gguf_close(f);
 	return r;
 }
 
@@ -70,6 +86,9 @@ struct gguf *gguf_close(struct gguf *file)
 	gguf_parse_done(file);
 	free(file->buffer);
 	input_close(&file->input);
+	for (size_t i = 0; i < file->n_others; i++)
+		input_close(&file->others[i]);
+	free(file->others);
 	free(file);
 	return NULL;
 }
@@ -241,9 +260,9 @@ int gguf_read(const struct gguf *file, const char *name, struct tensor *ret_tens
 		return -ENOENT;
 	void *data = malloc(t->tensor.n_bytes);
 	if (!data)
-		return error_set(err, ERROR_MEMORY, name, "%s: no memory for tensor %s (%zu bytes)", file->input.name, name,
+		return error_set(err, ERROR_MEMORY, name, "%s: no memory for tensor %s (%zu bytes)", t->input->name, name,
 			t->tensor.n_bytes);
-	int r = input_read(&file->input, t->offset, data, t->tensor.n_bytes, err);
+	int r = input_read(t->input, t->offset, data, t->tensor.n_bytes, err);
 	if (r < 0) {
 		free(data);
 		return r;
@@ -256,7 +275,15 @@ int gguf_read(const struct gguf *file, const char *name, struct tensor *ret_tens
 int gguf_read_rows(const struct gguf *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err)
 {
 	const struct gguf_tensor *t = find_tensor(file, name);
-	return t ? input_read_rows(&file->input, &t->tensor, t->offset, first, n, to, err) : -ENOENT;
+	return t ? input_read_rows(t->input, &t->tensor, t->offset, first, n, to, err) : -ENOENT;
+}
+
+uint64_t gguf_file_bytes(const struct gguf *file)
+{
+	uint64_t n = file->input.size;
+	for (size_t i = 0; i < file->n_others; i++)
+		n += file->others[i].size;
+	return n;
 }
 
 size_t gguf_count(const struct gguf *file)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// GGUF v2/v3 files, read-only. Every count, size and type is checked before use (reliability.md section 4).
+// GGUF v2/v3 files, read-only. Every count, size and type is checked before use (reliability.md section 4). A model in parts
+// (NAME-00001-of-00003.gguf and so on, all in one folder) is opened by its first part, which has the metadata, and is then as one file is.
 #pragma once
 
 #include <stdbool.h>
@@ -36,5 +37,6 @@ int gguf_read(const struct gguf *file, const char *name, struct tensor *ret_tens
 // n rows from row `first` on, as they lie in the file: n row_bytes = n_bytes / dims[0] each. A vector is one row. ERROR_CONFLICT when the
 // file was written to since it was opened.
 int gguf_read_rows(const struct gguf *file, const char *name, uint64_t first, uint64_t n, void *to, struct error *err);
+uint64_t gguf_file_bytes(const struct gguf *file);             // of all parts
 size_t gguf_count(const struct gguf *file);
 const char *gguf_name(const struct gguf *file, size_t i);      // in name order

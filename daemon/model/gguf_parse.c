@@ -11,7 +11,6 @@
 #include "daemon/model/gguf_internal.h"
 
 #define MAX_ENTRIES 65536        // models in the wild have under 100
-#define MAX_TENSORS 65536        // 1024 layers of 14, and room
 #define MAX_KEY 65535            // the format's own limit
 #define MAX_ALIGNMENT 4096
 #define DEFAULT_ALIGNMENT 32
@@ -241,6 +240,7 @@ static int parse_tensor(struct parse *p, struct gguf_tensor *t)
 				 p->file->input.name, (unsigned long long)n, GGUF_MAX_NAME);
 	reader_copy(&p->r, t->name, (size_t)n);
 	t->tensor.n_dims = reader_u32(&p->r);
+	t->input = &p->file->input;
 	if (p->r.failed)
 		return ended(p);
 	if (strlen(t->name) != n)
@@ -265,6 +265,18 @@ static int compare_tensors(const void *a, const void *b)
 	return strcmp(((const struct gguf_tensor *)a)->name, ((const struct gguf_tensor *)b)->name);
 }
 
+int gguf_sort_tensors(struct gguf *file, struct error *err)
+{
+	qsort(file->tensors, file->n_tensors, sizeof *file->tensors, compare_tensors);
+	for (size_t i = 1; i < file->n_tensors; i++) {
+		const struct gguf_tensor *t = &file->tensors[i - 1], *u = &file->tensors[i];
+		if (!strcmp(t->name, u->name))
+			return error_set(err, ERROR_INVALID, t->name, "%s: tensor %s: occurs twice (again in %s)", t->input->name, t->name,
+					 u->input->name);
+	}
+	return 0;
+}
+
 // Offsets count from the data section; every extent must lie in the file and share no byte with another.
 static int place_tensors(struct parse *p)
 {
@@ -285,11 +297,7 @@ static int place_tensors(struct parse *p)
 		end = t->offset + t->padded;      // both are below 2^63
 		t->offset += base;
 	}
-	qsort(f->tensors, f->n_tensors, sizeof *f->tensors, compare_tensors);
-	for (size_t i = 1; i < f->n_tensors; i++)
-		if (!compare_tensors(&f->tensors[i - 1], &f->tensors[i]))
-			return BAD_TENSOR(p, &f->tensors[i], ERROR_INVALID, "occurs %s", "twice");
-	return 0;
+	return gguf_sort_tensors(f, p->err);
 }
 
 static int parse_counts(struct parse *p, uint64_t *ret_tensors, uint64_t *ret_entries)
@@ -310,9 +318,9 @@ static int parse_counts(struct parse *p, uint64_t *ret_tensors, uint64_t *ret_en
 	if (n_entries > MAX_ENTRIES || !can_hold(p, n_entries, 8 + 1 + 4 + 1))
 		return error_set(p->err, ERROR_INVALID, name, "%s: %llu metadata keys (supported: %d, and as many as fit in the file)",
 				 name, (unsigned long long)n_entries, MAX_ENTRIES);
-	if (n_tensors > MAX_TENSORS || !can_hold(p, n_tensors, 8 + 1 + 4 + 8 + 4 + 8))
+	if (n_tensors > GGUF_MAX_TENSORS || !can_hold(p, n_tensors, 8 + 1 + 4 + 8 + 4 + 8))
 		return error_set(p->err, ERROR_INVALID, name, "%s: %llu tensors (supported: %d, and as many as fit in the file)", name,
-				 (unsigned long long)n_tensors, MAX_TENSORS);
+				 (unsigned long long)n_tensors, GGUF_MAX_TENSORS);
 	*ret_tensors = n_tensors;
 	*ret_entries = n_entries;
 	return 0;

@@ -50,7 +50,7 @@ DICTIONARIES = {
     "model_config": JSON + strings(*MODEL),
     "tokenizer_json": JSON + strings(*TOKENIZER),
     "safetensors": JSON + ["\"dtype\":", "\"shape\":", "\"data_offsets\":", "\"__metadata__\":", "F32", "F16", "BF16", "I8", "U8", "I64", "F8_E4M3"],
-    "gguf": ["GGUF", "\x03\0\0\0"] + strings("daemon/model/config_gguf.c", "daemon/model/tokenizer_gguf.c", "daemon/model/gguf_source.c") +
+    "gguf": ["GGUF", "\x03\0\0\0"] + strings("daemon/model/config_gguf.c", "daemon/model/tokenizer_gguf.c", "daemon/model/gguf_source.c", "daemon/model/gguf_parts.c") +
             ["tokenizer.ggml." + k for k in ("model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id", "add_bos_token", "add_space_prefix")] +
             ["general.architecture", "general.alignment", "llama", "gpt2", "smollm"],
     "config": options("daemon/options.def") + NUMBERS + UNITS,

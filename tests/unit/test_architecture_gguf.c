@@ -251,7 +251,6 @@ static void gguf_features_are_refused_by_name(void **state)
 		{{"expert_gating_func", TYPE_U32, 2}, "llama.expert_gating_func is 2"},
 		{{"expert_shared_count", TYPE_U32, 1}, "llama.expert_shared_count"},
 		{{"leading_dense_block_count", TYPE_U32, 1}, "llama.leading_dense_block_count"},
-		{{"/split.count", TYPE_U32, 3}, "the model is in 3 files"},
 	};
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		int r = from_gguf(&c, &cases[i].extra, 1, &a, &err);
