@@ -35,6 +35,13 @@ static const struct {
 	[DTYPE_IQ4_XS] = {"IQ4_XS", 256, 2 + 2 + 4 + 128},     // scale, 8 six-bit factors, nibbles as in IQ4_NL
 	[DTYPE_TQ1_0] = {"TQ1_0", 256, 48 + 4 + 2},            // -1, 0, 1: five to a byte, the last sixteen four, scale
 	[DTYPE_TQ2_0] = {"TQ2_0", 256, 64 + 2},                // -1, 0, 1: bit pairs, scale
+	[DTYPE_IQ1_S] = {"IQ1_S", 256, 2 + 32 + 16},           // scale, low bytes of 32 points, the rest of them and 8 factors
+	[DTYPE_IQ1_M] = {"IQ1_M", 256, 32 + 16 + 8},           // low bytes of 32 points, the rest of them, 16 factors and the scale
+	[DTYPE_IQ2_XXS] = {"IQ2_XXS", 256, 2 + 64},            // scale, 8 times: 4 points, their signs, a factor
+	[DTYPE_IQ2_XS] = {"IQ2_XS", 256, 2 + 64 + 8},          // scale, 32 points with signs, 16 factors
+	[DTYPE_IQ2_S] = {"IQ2_S", 256, 2 + 64 + 8 + 8},        // scale, low bytes of 32 points, signs, high bits, 16 factors
+	[DTYPE_IQ3_XXS] = {"IQ3_XXS", 256, 2 + 64 + 32},       // scale, 64 points, 8 times: signs, a factor
+	[DTYPE_IQ3_S] = {"IQ3_S", 256, 2 + 64 + 8 + 32 + 4},   // scale, low bytes of 64 points, high bits, signs, 8 factors
 };
 
 const char *dtype_name(enum dtype t)
@@ -126,6 +133,9 @@ static void (*const blocks_to_float[N_DTYPES])(const uint8_t *block, float *y) =
 	[DTYPE_MXFP4] = block_mxfp4, [DTYPE_Q2_K] = block_q2_k, [DTYPE_Q3_K] = block_q3_k,
 	[DTYPE_Q4_K] = block_q4_k, [DTYPE_Q5_K] = block_q5_k, [DTYPE_Q6_K] = block_q6_k,
 	[DTYPE_IQ4_XS] = block_iq4_xs, [DTYPE_TQ1_0] = block_tq1_0, [DTYPE_TQ2_0] = block_tq2_0,
+	[DTYPE_IQ1_S] = block_iq1_s, [DTYPE_IQ1_M] = block_iq1_m, [DTYPE_IQ2_XXS] = block_iq2_xxs,
+	[DTYPE_IQ2_XS] = block_iq2_xs, [DTYPE_IQ2_S] = block_iq2_s, [DTYPE_IQ3_XXS] = block_iq3_xxs,
+	[DTYPE_IQ3_S] = block_iq3_s,
 };
 
 void dtype_to_float(enum dtype t, const void *blocks, float *ret_values, size_t n)

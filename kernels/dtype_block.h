@@ -7,10 +7,12 @@
 // rounded, + c. They may define BLOCK_EACH(i, n), the loop over values, and BLOCK_LOOKUP, block_lookup's work done otherwise.
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "kernels/dtype.h"
+#include "kernels/dtype_grid.h"
 
 #ifndef BLOCK_EACH
 #define BLOCK_EACH(i, n) for (int i = 0; i < (n); i++)
@@ -271,4 +273,120 @@ BLOCK_FUNCTION void block_tq2_0(const uint8_t *block, BLOCK_OUT y)
 	for (int j = 0; j < 8; j++)
 		BLOCK_EACH(i, 32)
 			BLOCK_PUT(y, 32 * j + i, d * (float)((block[(j & 4) * 8 + i] >> (j & 3) * 2 & 3) - 1));
+}
+
+// The IQ1, IQ2 and IQ3 types: octet j (0..31) of values is a point of a grid (IQ3: two, of four numbers each), times a factor. Signs are
+// apart; where only seven are stored, an even number of eight are minus.
+BLOCK_HELPER uint32_t block_signs(uint32_t seven)
+{
+	uint32_t odd = seven ^ seven >> 4;
+	odd ^= odd >> 2;
+	return seven | ((odd ^ odd >> 1) & 1) << 7;
+}
+
+// n = 0, 1, ..: nibble n of bytes.
+BLOCK_HELPER int block_nibble(const uint8_t *bytes, int n)
+{
+	return bytes[n / 2] >> (n & 1 ? 4 : 0) & 15;
+}
+
+BLOCK_FUNCTION void block_iq2(uint32_t codes, uint32_t signs, float d, int j, BLOCK_OUT y)
+{
+	BLOCK_EACH(i, 8) {
+		int code = (int)(codes >> 2 * i & 3);
+		float v = d * (float)(8 + 17 * code + code / 2);
+		BLOCK_PUT(y, 8 * j + i, signs >> i & 1 ? -v : v);
+	}
+}
+
+BLOCK_FUNCTION void block_iq2_xxs(const uint8_t *block, BLOCK_OUT y)
+{
+	float d = block_f16(block);
+	for (int j = 0; j < 32; j++) {
+		const uint8_t *four = block + 2 + 8 * (j / 4);
+		uint32_t rest = block_u32(four + 4);
+		float dl = d * (0.5f + (float)(rest >> 28)) * 0.25f;
+		block_iq2(block_grid_iq2_xxs(four[j & 3]), block_signs(rest >> 7 * (j & 3) & 127), dl, j, y);
+	}
+}
+
+BLOCK_FUNCTION void block_iq2_xs(const uint8_t *block, BLOCK_OUT y)
+{
+	float d = block_f16(block);
+	for (int j = 0; j < 32; j++) {
+		uint32_t q = block_u16(block + 2 + 2 * j);
+		float dl = d * (0.5f + (float)block_nibble(block + 66, j / 2)) * 0.25f;
+		block_iq2(block_grid_iq2_xs(q & 511), block_signs(q >> 9), dl, j, y);
+	}
+}
+
+BLOCK_FUNCTION void block_iq2_s(const uint8_t *block, BLOCK_OUT y)
+{
+	float d = block_f16(block);
+	for (int j = 0; j < 32; j++) {
+		uint32_t point = block[2 + j] | (uint32_t)(block[66 + j / 4] >> 2 * (j & 3) & 3) << 8;
+		float dl = d * (0.5f + (float)block_nibble(block + 74, j / 2)) * 0.25f;
+		block_iq2(block_grid_iq2_s(point), block[34 + j], dl, j, y);
+	}
+}
+
+BLOCK_FUNCTION void block_iq3_xxs(const uint8_t *block, BLOCK_OUT y)
+{
+	float d = block_f16(block);
+	for (int j = 0; j < 32; j++) {
+		uint32_t rest = block_u32(block + 66 + 4 * (j / 4)), signs = block_signs(rest >> 7 * (j & 3) & 127);
+		uint32_t codes = block_grid_iq3_xxs(block[2 + 2 * j]) | block_grid_iq3_xxs(block[3 + 2 * j]) << 12;
+		float dl = d * (0.5f + (float)(rest >> 28)) * 0.5f;
+		BLOCK_EACH(i, 8) {
+			int code = (int)(codes >> 3 * i & 7);
+			float v = dl * (float)(4 + 8 * code + (code == 7) * 2);
+			BLOCK_PUT(y, 8 * j + i, signs >> i & 1 ? -v : v);
+		}
+	}
+}
+
+BLOCK_FUNCTION void block_iq3_s(const uint8_t *block, BLOCK_OUT y)
+{
+	float d = block_f16(block);
+	for (int j = 0; j < 32; j++) {
+		uint32_t high = (uint32_t)block[66 + j / 4] >> 2 * (j & 3), signs = block[74 + j];
+		uint32_t first = block[2 + 2 * j] | (high & 1) << 8, second = block[3 + 2 * j] | (high & 2) << 7;
+		uint32_t codes = block_grid_iq3_s(first) | block_grid_iq3_s(second) << 12;
+		float dl = d * (float)(1 + 2 * block_nibble(block + 106, j / 4));
+		BLOCK_EACH(i, 8) {
+			float v = dl * (float)(1 + 2 * (int)(codes >> 3 * i & 7));
+			BLOCK_PUT(y, 8 * j + i, signs >> i & 1 ? -v : v);
+		}
+	}
+}
+
+// -1, 0, 1, all moved by an eighth.
+BLOCK_FUNCTION void block_iq1(uint32_t codes, float d, bool down, int j, BLOCK_OUT y)
+{
+	float shift = down ? -1.125f : -0.875f;
+	BLOCK_EACH(i, 8)
+		BLOCK_PUT(y, 8 * j + i, d * ((float)(codes >> 2 * i & 3) + shift));
+}
+
+BLOCK_FUNCTION void block_iq1_s(const uint8_t *block, BLOCK_OUT y)
+{
+	float d = block_f16(block);
+	for (int j = 0; j < 32; j++) {
+		uint32_t rest = block_u16(block + 34 + 2 * (j / 4)), point = block[2 + j] | (rest >> 3 * (j & 3) & 7) << 8;
+		block_iq1(block_grid_iq1(point), d * (float)(2 * (rest >> 12 & 7) + 1), rest >> 15, j, y);
+	}
+}
+
+// The scale is a half whose nibbles are the highest of four numbers, the rest of which are four factors of three bits each.
+BLOCK_FUNCTION void block_iq1_m(const uint8_t *block, BLOCK_OUT y)
+{
+	uint32_t half = 0;
+	for (int i = 0; i < 4; i++)
+		half |= (uint32_t)(block[49 + 2 * i] >> 4) << 4 * i;
+	float d = block_half((uint16_t)half);
+	for (int j = 0; j < 32; j++) {
+		uint32_t factor = (uint32_t)block_u16(block + 48 + 2 * (j / 8)) >> 3 * (j / 2 & 3) & 7;
+		uint32_t rest = (uint32_t)block_nibble(block + 32, j), point = block[j] | (rest & 7) << 8;
+		block_iq1(block_grid_iq1(point), d * (float)(2 * factor + 1), rest & 8, j, y);
+	}
 }

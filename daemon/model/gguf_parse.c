@@ -20,12 +20,13 @@ static const struct { const char *name; int dtype; } ggml_types[] = {
 	[0] = {"F32", DTYPE_F32}, [1] = {"F16", DTYPE_F16}, [2] = {"Q4_0", DTYPE_Q4_0}, [3] = {"Q4_1", DTYPE_Q4_1}, [4] = {"Q4_2", -1},
 	[5] = {"Q4_3", -1}, [6] = {"Q5_0", DTYPE_Q5_0}, [7] = {"Q5_1", DTYPE_Q5_1}, [8] = {"Q8_0", DTYPE_Q8_0}, [9] = {"Q8_1", -1},
 	[10] = {"Q2_K", DTYPE_Q2_K}, [11] = {"Q3_K", DTYPE_Q3_K}, [12] = {"Q4_K", DTYPE_Q4_K}, [13] = {"Q5_K", DTYPE_Q5_K},
-	[14] = {"Q6_K", DTYPE_Q6_K}, [15] = {"Q8_K", -1}, [16] = {"IQ2_XXS", -1}, [17] = {"IQ2_XS", -1}, [18] = {"IQ3_XXS", -1},
-	[19] = {"IQ1_S", -1}, [20] = {"IQ4_NL", DTYPE_IQ4_NL}, [21] = {"IQ3_S", -1}, [22] = {"IQ2_S", -1},
-	[23] = {"IQ4_XS", DTYPE_IQ4_XS}, [24] = {"I8", -1}, [25] = {"I16", -1}, [26] = {"I32", -1}, [27] = {"I64", -1},
-	[28] = {"F64", -1}, [29] = {"IQ1_M", -1}, [30] = {"BF16", DTYPE_BF16}, [31] = {"Q4_0_4_4", -1}, [32] = {"Q4_0_4_8", -1},
-	[33] = {"Q4_0_8_8", -1}, [34] = {"TQ1_0", DTYPE_TQ1_0}, [35] = {"TQ2_0", DTYPE_TQ2_0}, [36] = {"IQ4_NL_4_4", -1},
-	[37] = {"IQ4_NL_4_8", -1}, [38] = {"IQ4_NL_8_8", -1}, [39] = {"MXFP4", DTYPE_MXFP4}, [40] = {"NVFP4", -1},
+	[14] = {"Q6_K", DTYPE_Q6_K}, [15] = {"Q8_K", -1}, [16] = {"IQ2_XXS", DTYPE_IQ2_XXS}, [17] = {"IQ2_XS", DTYPE_IQ2_XS},
+	[18] = {"IQ3_XXS", DTYPE_IQ3_XXS}, [19] = {"IQ1_S", DTYPE_IQ1_S}, [20] = {"IQ4_NL", DTYPE_IQ4_NL}, [21] = {"IQ3_S", DTYPE_IQ3_S},
+	[22] = {"IQ2_S", DTYPE_IQ2_S}, [23] = {"IQ4_XS", DTYPE_IQ4_XS}, [24] = {"I8", -1}, [25] = {"I16", -1}, [26] = {"I32", -1},
+	[27] = {"I64", -1}, [28] = {"F64", -1}, [29] = {"IQ1_M", DTYPE_IQ1_M}, [30] = {"BF16", DTYPE_BF16}, [31] = {"Q4_0_4_4", -1},
+	[32] = {"Q4_0_4_8", -1}, [33] = {"Q4_0_8_8", -1}, [34] = {"TQ1_0", DTYPE_TQ1_0}, [35] = {"TQ2_0", DTYPE_TQ2_0},
+	[36] = {"IQ4_NL_4_4", -1}, [37] = {"IQ4_NL_4_8", -1}, [38] = {"IQ4_NL_8_8", -1}, [39] = {"MXFP4", DTYPE_MXFP4},
+	[40] = {"NVFP4", -1},
 };
 #define N_GGML_TYPES (sizeof ggml_types / sizeof *ggml_types)
 #define SUPPORTED_BYTES (8 * N_DTYPES)      // names of at most 7 letters, and what is between them

@@ -73,6 +73,13 @@ void VECTOR(dequantize)(float *y, enum dtype type, const void *stored, size_t n)
 	case DTYPE_IQ4_XS: BLOCKS(block_iq4_xs, 136, 256);
 	case DTYPE_TQ1_0: BLOCKS(block_tq1_0, 54, 256);
 	case DTYPE_TQ2_0: BLOCKS(block_tq2_0, 66, 256);
+	case DTYPE_IQ1_S: BLOCKS(block_iq1_s, 50, 256);
+	case DTYPE_IQ1_M: BLOCKS(block_iq1_m, 56, 256);
+	case DTYPE_IQ2_XXS: BLOCKS(block_iq2_xxs, 66, 256);
+	case DTYPE_IQ2_XS: BLOCKS(block_iq2_xs, 74, 256);
+	case DTYPE_IQ2_S: BLOCKS(block_iq2_s, 82, 256);
+	case DTYPE_IQ3_XXS: BLOCKS(block_iq3_xxs, 98, 256);
+	case DTYPE_IQ3_S: BLOCKS(block_iq3_s, 110, 256);
 	case N_DTYPES: break;
 	}
 }

@@ -40,6 +40,13 @@ template <typename Y> static __device__ inline void put_block(enum dtype type, c
 	case DTYPE_IQ4_XS: block_iq4_xs(block, y); break;
 	case DTYPE_TQ1_0: block_tq1_0(block, y); break;
 	case DTYPE_TQ2_0: block_tq2_0(block, y); break;
+	case DTYPE_IQ1_S: block_iq1_s(block, y); break;
+	case DTYPE_IQ1_M: block_iq1_m(block, y); break;
+	case DTYPE_IQ2_XXS: block_iq2_xxs(block, y); break;
+	case DTYPE_IQ2_XS: block_iq2_xs(block, y); break;
+	case DTYPE_IQ2_S: block_iq2_s(block, y); break;
+	case DTYPE_IQ3_XXS: block_iq3_xxs(block, y); break;
+	case DTYPE_IQ3_S: block_iq3_s(block, y); break;
 	default: break;
 	}
 }

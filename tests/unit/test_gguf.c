@@ -273,9 +273,10 @@ static void wrong_tensors_are_refused(void **state)
 	tensor_refused("t", 2, UINT64_C(1) << 32, UINT64_C(1) << 32, 0, 0, -EINVAL, "no such shape");      // wraps to 0
 	tensor_refused("t", 2, 33, 1, 2, 0, -EINVAL, "not whole blocks of 32");
 	tensor_refused("t", 2, 128, 1, 12, 0, -EINVAL, "not whole blocks of 256");
-	tensor_refused("blk.3.ffn_up.weight", 2, 256, 1, 17, 0, -EOPNOTSUPP,
-		       "gguf: tensor blk.3.ffn_up.weight: type IQ2_XS is not supported (supported: F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 "
-		       "Q5_1 IQ4_NL MXFP4 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS TQ1_0 TQ2_0)");
+	tensor_refused("blk.3.ffn_up.weight", 2, 64, 1, 40, 0, -EOPNOTSUPP,
+		       "gguf: tensor blk.3.ffn_up.weight: type NVFP4 is not supported (supported: F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 "
+		       "Q5_1 IQ4_NL MXFP4 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_XS TQ1_0 TQ2_0 IQ1_S IQ1_M IQ2_XXS IQ2_XS "
+		       "IQ2_S IQ3_XXS IQ3_S)");
 	tensor_refused("t", 1, 1, 0, 26, 0, -EOPNOTSUPP, "type I32 is not supported");
 	tensor_refused("t", 1, 1, 0, 41, 0, -EOPNOTSUPP, "type number 41 is unknown");
 	tensor_refused("t", 1, 1, 0, UINT32_MAX, 0, -EOPNOTSUPP, "type number 4294967295 is unknown");

@@ -35,6 +35,8 @@ static const uint32_t ggml_number[N_DTYPES] = {
 	[DTYPE_F32] = 0, [DTYPE_F16] = 1, [DTYPE_BF16] = 30, [DTYPE_Q8_0] = 8, [DTYPE_Q4_0] = 2, [DTYPE_Q4_1] = 3, [DTYPE_Q5_0] = 6,
 	[DTYPE_Q5_1] = 7, [DTYPE_Q4_K] = 12, [DTYPE_Q5_K] = 13, [DTYPE_Q6_K] = 14, [DTYPE_Q2_K] = 10, [DTYPE_Q3_K] = 11,
 	[DTYPE_IQ4_NL] = 20, [DTYPE_IQ4_XS] = 23, [DTYPE_MXFP4] = 39, [DTYPE_TQ1_0] = 34, [DTYPE_TQ2_0] = 35,
+	[DTYPE_IQ1_S] = 19, [DTYPE_IQ1_M] = 29, [DTYPE_IQ2_XXS] = 16, [DTYPE_IQ2_XS] = 17, [DTYPE_IQ2_S] = 22,
+	[DTYPE_IQ3_XXS] = 18, [DTYPE_IQ3_S] = 21,
 };
 
 // Norms are F32; attn_output has rows of 128, which super-blocks do not fit.
