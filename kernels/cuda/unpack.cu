@@ -19,12 +19,20 @@ template <typename A, typename Y> static __device__ __forceinline__ void put_val
 }
 #include "kernels/dtype_block.h"
 
-template <typename Y> static __device__ inline void put_block(enum dtype type, const uint8_t *block, Y y)
+// A block of one value.
+template <typename Y> static __device__ inline void put_number(enum dtype type, const uint8_t *block, Y y)
 {
 	switch (type) {
 	case DTYPE_F32: put_value(y, 0, block_bits(block_u32(block))); break;
 	case DTYPE_F16: put_value(y, 0, block_f16(block)); break;
 	case DTYPE_BF16: put_value(y, 0, block_bits((uint32_t)block_u16(block) << 16)); break;
+	default: break;
+	}
+}
+
+template <typename Y> static __device__ inline void put_block(enum dtype type, const uint8_t *block, Y y)
+{
+	switch (type) {
 	case DTYPE_Q8_0: block_q8_0(block, y); break;
 	case DTYPE_Q4_0: block_q4_0(block, y); break;
 	case DTYPE_Q4_1: block_q4_1(block, y); break;
@@ -51,11 +59,10 @@ template <typename Y> static __device__ inline void put_block(enum dtype type, c
 	}
 }
 
-// Blocks of one value: a thread each.
-template <typename A> static __global__ void values_kernel(A *to, enum dtype type, const uint8_t *from, uint32_t block_bytes, uint64_t n)
+template <typename A> static __global__ void numbers_kernel(A *to, enum dtype type, const uint8_t *from, uint32_t block_bytes, uint64_t n)
 {
 	for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (uint64_t)gridDim.x * blockDim.x)
-		put_block(type, from + i * block_bytes, block_values<A, A>{to + i});
+		put_number(type, from + i * block_bytes, block_values<A, A>{to + i});
 }
 
 #define MAX_BLOCK_BYTES(ELEMENTS) ((ELEMENTS) * 9 / 8)
@@ -101,7 +108,7 @@ template <typename A> void cuda_unpack(backend *be, A *to, enum dtype type, cons
 		return;
 	assert(elements == 1 || elements == 32 || elements == 256);
 	if (elements == 1)
-		cuda_launch(be, "unpacking a matrix", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, values_kernel<A>, to, type, from,
+		cuda_launch(be, "unpacking a matrix", blocks_of(n, CUDA_BLOCK), CUDA_BLOCK, 0, numbers_kernel<A>, to, type, from,
 			    dtype_block_bytes(type), n);
 	else if (elements == 32)
 		launch_blocks<A, 32, 128>(be, to, type, from, n);
@@ -117,9 +124,14 @@ template <typename A> static __global__ void tokens_kernel(float *x, enum dtype 
 							   uint32_t C, uint32_t elements, uint32_t block_bytes, const uint32_t *tokens)
 {
 	uint32_t row = tokens[blockIdx.x] - first, n = C / elements;
-	for (uint32_t i = threadIdx.x; row < n_rows && i < n; i += blockDim.x)
-		put_block(type, from + ((size_t)row * n + i) * block_bytes,
-			  block_values<A, float>{x + (size_t)blockIdx.x * C + (size_t)i * elements});
+	for (uint32_t i = threadIdx.x; row < n_rows && i < n; i += blockDim.x) {
+		const uint8_t *block = from + ((size_t)row * n + i) * block_bytes;
+		block_values<A, float> y = {x + (size_t)blockIdx.x * C + (size_t)i * elements};
+		if (elements == 1)
+			put_number(type, block, y);
+		else
+			put_block(type, block, y);
+	}
 }
 
 template <typename A> void cuda_unpack_tokens(backend *be, float *x, enum dtype type, const uint8_t *from, uint32_t first, uint32_t n_rows,
