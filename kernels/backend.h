@@ -4,6 +4,7 @@
 // Shape letters, used in kernels/ and daemon/model/ and never otherwise:
 //   T positions in the packed batch    C model width        F feed-forward width    V vocabulary size    K top-k
 //   NH query heads    NKV key/value heads    D head size    W = (NH + 2 NKV) D, one row of fused q|k|v
+//   R of a head's dimensions, the first, that rotate (even, <= D)
 //
 // Two kinds of device array, opaque to callers (host code never dereferences them):
 //   struct real   residual stream, parameters, gradients, logits, optimiser state    ref: double, cpu: float, cuda: float
@@ -244,8 +245,9 @@ struct backend_ops {
 			    const struct real *bias /*(N) or NULL*/, uint32_t rows);
 	void (*head_norm)(struct backend *be, struct act *y /*(T,W)*/, const struct act *x /*(T,W), may be y*/, const struct real *q_gain /*(D)*/,
 			  const struct real *k_gain /*(D)*/, const struct attention_shape *shape, float epsilon);    // q and k heads; v copied
-	void (*rope)(struct backend *be, struct act *qkv /*(T,W) in place*/, const struct real *cosine /*(positions,D/2)*/,
-		     const struct real *sine, const struct attention_shape *shape, bool inverse);    // halves: (x[i], x[i + D/2]); inverse = backward
+	void (*rope)(struct backend *be, struct act *qkv /*(T,W) in place*/, const struct real *cosine /*(positions,R/2)*/,
+		     const struct real *sine, uint32_t R, const struct attention_shape *shape,
+		     bool inverse);    // halves: (x[i], x[i + R/2]); from R on a head stays. inverse = backward
 	void (*attention)(struct backend *be, struct act *y /*(T,NH*D)*/, struct real *lse /*(T,NH) or NULL*/, const struct act *qkv /*(T,W)*/,
 			  const struct attention_shape *shape);    // within each sequence; query head h uses kv head h / (NH/NKV)
 	// The same from a cache of keys and values, cache (slots, 2 NKV D): rows k then v. cache_write puts each row's where its slot says;

@@ -136,8 +136,8 @@ void cpu_linear_backward(struct backend *be, struct act *dx, struct real *dw, st
 void cpu_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct real *dy,
 			      const struct act *x, const struct weight *w, uint32_t rows);
 
-void cpu_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape,
-	      bool inverse);
+void cpu_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, uint32_t R,
+	      const struct attention_shape *shape, bool inverse);
 void cpu_attention(struct backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape);
 void cpu_cache_write(struct backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *shape);
 void cpu_attention_cached(struct backend *be, struct act *y, const struct act *qkv, const struct act *cache,

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rotary position embedding on the query and key heads of a fused row; pairs are (x[i], x[i + D/2]). A rotation's backward is its inverse.
+// Rotary position embedding on the query and key heads of a fused row; pairs are (x[i], x[i + R/2]), and what follows the first R
+// dimensions of a head stays. A rotation's backward is its inverse.
 #include "kernels/cpu/cpu.h"
 
-void cpu_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape,
-	      bool inverse)
+void cpu_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, uint32_t R,
+	      const struct attention_shape *shape, bool inverse)
 {
 	const struct cpu *cpu = cpu_of(be);
-	size_t D = shape->head_size, NH = shape->n_heads, NKV = shape->n_kv_heads, W = (NH + 2 * NKV) * D, half = D / 2;
+	size_t D = shape->head_size, NH = shape->n_heads, NKV = shape->n_kv_heads, W = (NH + 2 * NKV) * D, half = R / 2;
 
 #pragma omp parallel for schedule(static) num_threads(cpu->n_threads)
 	for (uint32_t t = 0; t < cpu->n_positions; t++) {

@@ -251,8 +251,8 @@ void cuda_linear_real(backend *be, struct real *y, bool add, const struct act *x
 		      uint32_t rows);
 void cuda_head_norm(backend *be, struct act *y, const struct act *x, const struct real *q_gain, const struct real *k_gain,
 		    const struct attention_shape *shape, float epsilon);
-void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape,
-	       bool inverse);
+void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, uint32_t R,
+	       const struct attention_shape *shape, bool inverse);
 void cuda_attention(backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape);
 void cuda_cache_write(backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *shape);
 void cuda_attention_cached(backend *be, struct act *y, const struct act *qkv, const struct act *cache, const struct attention_shape *shape);

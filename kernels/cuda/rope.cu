@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rotary embedding of the q and k heads in place, halves convention; the inverse is the backward pass.
+// Rotary embedding of the first R dimensions of q and k heads in place, halves convention; the inverse is the backward pass.
 #include "kernels/cuda/cuda.cuh"
 
 // One block per row; a thread takes N neighbouring pairs of one head.
 template <int N, typename A> static __global__ void rope_kernel(A *qkv, const float *cosine, const float *sine, const uint32_t *positions,
-								attention_shape s,
+								uint32_t half, attention_shape s,
 								float sign)
 {
-	uint32_t half = s.head_size / 2, turned = s.n_heads + s.n_kv_heads;
+	uint32_t turned = s.n_heads + s.n_kv_heads;
 	A *row = qkv + (size_t)blockIdx.x * (s.n_heads + 2 * s.n_kv_heads) * s.head_size;
 	size_t table = (size_t)positions[blockIdx.x] * half;
 	for (uint32_t i = threadIdx.x * N; i < turned * half; i += blockDim.x * N) {
@@ -25,19 +25,20 @@ template <int N, typename A> static __global__ void rope_kernel(A *qkv, const fl
 	}
 }
 
-void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *s,
-	       bool inverse)
+void cuda_rope(backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, uint32_t R,
+	       const struct attention_shape *s, bool inverse)
 {
 	cuda *c = cuda_of(be);
-	uint32_t half = s->head_size / 2;
+	uint32_t half = R / 2;
 	if (backend_failed(be) || !c->n_positions)
 		return;
 	with_act(c, [&](auto *type) {
 		using A = ACT_TYPE(type);
-		bool fit = packs_fit<4>((const A *)qkv, half) && packs_fit<4>(real_of(cosine), half) && packs_fit<4>(real_of(sine), half);
+		bool fit = s->head_size % 4 == 0 && packs_fit<4>((const A *)qkv, half) && packs_fit<4>(real_of(cosine), half) &&
+			   packs_fit<4>(real_of(sine), half);
 		with_packs<4>(fit, [&](auto n) {
 			cuda_launch(be, "rope", c->n_positions, CUDA_BLOCK, 0, rope_kernel<decltype(n)::value, A>, (A *)qkv,
-				    real_of(cosine), real_of(sine), c->positions, *s, inverse ? -1.0f : 1.0f);
+				    real_of(cosine), real_of(sine), c->positions, half, *s, inverse ? -1.0f : 1.0f);
 		});
 	});
 }

@@ -95,8 +95,8 @@ void ref_linear_backward(struct backend *be, struct act *dx, struct real *dw, st
 void ref_linear_real_backward(struct backend *be, struct act *dx, struct real *dw, struct real *dbias, const struct real *dy,
 			      const struct act *x, const struct weight *w, uint32_t rows);
 
-void ref_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, const struct attention_shape *shape,
-	      bool inverse);
+void ref_rope(struct backend *be, struct act *qkv, const struct real *cosine, const struct real *sine, uint32_t R,
+	      const struct attention_shape *shape, bool inverse);
 void ref_attention(struct backend *be, struct act *y, struct real *lse, const struct act *qkv, const struct attention_shape *shape);
 void ref_cache_write(struct backend *be, struct act *cache, const struct act *qkv, const struct attention_shape *shape);
 void ref_attention_cached(struct backend *be, struct act *y, const struct act *qkv, const struct act *cache,

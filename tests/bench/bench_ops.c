@@ -283,7 +283,7 @@ static void forward(struct model *m, const struct layout *layout)
 		struct layer *l = &m->layers[i];
 		TIME(RMSNORM, 0, ops->rmsnorm(be, m->h, m->x, m->gain, 1e-5f, T, s->C));
 		TIME(QKV, product_flop(&l->qkv, T), ops->linear(be, m->qkv, m->h, l->qkv.w, NULL, T));
-		TIME(ROPE, 0, ops->rope(be, m->qkv, m->cosine, m->sine, &s->heads, false));
+		TIME(ROPE, 0, ops->rope(be, m->qkv, m->cosine, m->sine, s->heads.head_size, &s->heads, false));
 		TIME(ATTENTION, attention_flop(m), ops->attention(be, m->heads, m->trainable ? m->lse : NULL, m->qkv, &s->heads));
 		TIME(OUT, product_flop(&l->out, T), ops->linear_real(be, m->x, true, m->heads, l->out.w, NULL, T));
 		TIME(RMSNORM, 0, ops->rmsnorm(be, m->h, m->x, m->gain, 1e-5f, T, s->C));
@@ -328,7 +328,7 @@ static void backward(struct model *m)
 		     ops->linear_real_backward(be, m->dheads, l->out.gradient, NULL, m->dx, m->heads, l->out.w, T));
 		TIME(ATTENTION_BACK, 2.5 * attention_flop(m),
 		     ops->attention_backward(be, m->dqkv, m->dheads, m->qkv, m->heads, m->lse, &s->heads));
-		TIME(ROPE_BACK, 0, ops->rope(be, m->dqkv, m->cosine, m->sine, &s->heads, true));
+		TIME(ROPE_BACK, 0, ops->rope(be, m->dqkv, m->cosine, m->sine, s->heads.head_size, &s->heads, true));
 		TIME(QKV_BACK, 2 * product_flop(&l->qkv, T),
 			ops->linear_backward(be, m->dh, l->qkv.gradient, NULL, m->dqkv, m->h, l->qkv.w, T));
 		TIME(RMSNORM_BACK, 0, ops->rmsnorm_backward(be, m->dx, m->dgain, m->dh, m->x, m->gain, 1e-5f, T, s->C));

@@ -211,20 +211,20 @@ void linear_of_view_follows_refresh(void **state)
 void rope_matches_ref(void **state)
 {
 	struct pair *p = *state;
-	for (size_t i = 0; i < N_LENGTHS * N_SHAPES; i++) {
-		const struct attention_shape *s = &shapes[i % N_SHAPES];
-		uint32_t T = lengths[i / N_SHAPES], half = s->head_size / 2;
+	for (size_t i = 0; i < 2 * N_LENGTHS * N_SHAPES; i++) {
+		const struct attention_shape *s = &shapes[i / 2 % N_SHAPES];
+		uint32_t T = lengths[i / 2 / N_SHAPES], R = i % 2 && s->head_size > 2 ? s->head_size * 3 / 4 : s->head_size, half = R / 2;
 		pair_reset(p, i + 1);
 		pair_begin(p, T, 5);
 		struct twin_act x = twin_act_random(p, T * row_width(s), 1);
 		struct twin cosine = twin_random(p, (size_t)T * half, 0.5f), sine = twin_random(p, (size_t)T * half, 0.5f);
 		struct bound b = {4 * EPS_F32, 4 * EPS_F32 + p->eps_act};
-		p->ref->ops->rope(p->ref, x.ref, cosine.ref, sine.ref, s, false);
-		p->be->ops->rope(p->be, x.be, cosine.be, sine.be, s, false);
+		p->ref->ops->rope(p->ref, x.ref, cosine.ref, sine.ref, R, s, false);
+		p->be->ops->rope(p->be, x.be, cosine.be, sine.be, R, s, false);
 		assert_twin_act(p, "rope", x, b);
 		x = twin_act_random(p, x.n, 1);
-		p->ref->ops->rope(p->ref, x.ref, cosine.ref, sine.ref, s, true);
-		p->be->ops->rope(p->be, x.be, cosine.be, sine.be, s, true);
+		p->ref->ops->rope(p->ref, x.ref, cosine.ref, sine.ref, R, s, true);
+		p->be->ops->rope(p->be, x.be, cosine.be, sine.be, R, s, true);
 		assert_twin_act(p, "rope inverse", x, b);
 	}
 }

@@ -190,21 +190,21 @@ static void rope_forward(const struct operation *o)
 {
 	for (size_t i = 0; i < o->n_y; i++)
 		o->y[i] = o->in[0][i];
-	ref_rope(pair.ref, A(o->y), R(o->in[1]), R(o->in[2]), &o->shape, false);
+	ref_rope(pair.ref, A(o->y), R(o->in[1]), R(o->in[2]), o->K, &o->shape, false);
 }
 
 static void rope_inverse_is_the_gradient(void **state)
 {
 	(void)state;
 	begin(5);
-	const size_t D = 4, n = T * (2 + 2 * 1) * D;
-	struct operation o = {.forward = rope_forward, .y = array(n, 0), .c = array(n, 1), .n_y = n,
-			      .in = {array(n, 1), array(T * D / 2, 1), array(T * D / 2, 1)},
+	const size_t D = 6, turned = 4, n = T * (2 + 2 * 1) * D;
+	struct operation o = {.forward = rope_forward, .K = turned, .y = array(n, 0), .c = array(n, 1), .n_y = n,
+			      .in = {array(n, 1), array(T * turned / 2, 1), array(T * turned / 2, 1)},
 			      .shape = {2, 1, (uint32_t)D, 0.5f, false, 0, 0}};
 	double *dx = array(n, 0);
 	for (size_t i = 0; i < n; i++)
 		dx[i] = o.c[i];
-	ref_rope(pair.ref, A(dx), R(o.in[1]), R(o.in[2]), &o.shape, true);
+	ref_rope(pair.ref, A(dx), R(o.in[1]), R(o.in[2]), o.K, &o.shape, true);
 	assert_gradient("rope", &o, o.in[0], dx, n);
 }
 

@@ -144,7 +144,7 @@ static void trunk(struct model *m, const struct layout *layout, bool with_lse)
 	ops->embed_add(be, m->x0, m->table, true, C);
 	ops->rmsnorm(be, m->h, m->x0, m->gain, 1e-5f, T, C);
 	ops->linear(be, m->qkv, m->h, m->w[QKV], m->bias, T);
-	ops->rope(be, m->qkv, m->cosine, m->sine, &m->heads, false);
+	ops->rope(be, m->qkv, m->cosine, m->sine, D, &m->heads, false);
 	ops->attention(be, m->y, with_lse ? m->lse : NULL, m->qkv, &m->heads);
 	ops->real_copy(be, m->x, m->x0, (size_t)T * C);
 	ops->linear_real(be, m->x, true, m->y, m->w[OUT], m->gain, T);
@@ -325,7 +325,7 @@ static size_t gradients(struct model *m, double *ret)
 	ops->linear_backward(be, m->dh, m->gradients[GATE_UP], NULL, m->dgate_up, m->h, m->w[GATE_UP], T);
 	ops->linear_real_backward(be, m->dh, m->gradients[OUT], NULL, m->dx, m->y, m->w[OUT], T);
 	ops->attention_backward(be, m->dqkv, m->dh, m->qkv, m->y, m->lse, &m->heads);
-	ops->rope(be, m->dqkv, m->cosine, m->sine, &m->heads, true);
+	ops->rope(be, m->dqkv, m->cosine, m->sine, D, &m->heads, true);
 	ops->linear_backward(be, m->dh, m->gradients[QKV], m->dbias, m->dqkv, m->h, m->w[QKV], T);
 	ops->layernorm_backward(be, m->dx, m->dgain, m->dtable, m->dh, m->dx, m->x0, m->gain, 1e-5f, T, C);
 	ops->embed_add_backward(be, m->dtable, m->dx, true, C);
