@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Limits of an architecture (what every later size computation relies on), its parameter count and its rotation tables.
+// Limits of an architecture (what every later size computation relies on) and its parameter count.
 #include "daemon/model/config.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "common/error.h"
+#include "daemon/model/config_check.h"
 
-static int check_number(const char *name, uint64_t value, uint64_t min, uint64_t max, struct error *err)
+int config_check_number(const char *name, uint64_t value, uint64_t min, uint64_t max, struct error *err)
 {
 	if (value >= min && value <= max)
 		return 0;
@@ -15,31 +16,11 @@ static int check_number(const char *name, uint64_t value, uint64_t min, uint64_t
 			 (unsigned long long)min, (unsigned long long)max);
 }
 
-static int check_real(const char *name, double value, double above, double max, struct error *err)
+int config_check_real(const char *name, double value, double above, double max, struct error *err)
 {
 	if (value > above && value <= max)      // false for NaN
 		return 0;
 	return error_set(err, ERROR_INVALID, name, "%s is %g; it must be above %g and at most %g", name, value, above, max);
-}
-
-static int check_rope(const struct architecture *a, struct error *err)
-{
-	int r = check_real("rope_theta", a->rope_theta, 0, 1e30, err);
-	if (r < 0 || a->rope_scaling == ROPE_SCALING_NONE)
-		return r;
-	if (a->rope_scaling == ROPE_SCALING_DIVISORS) {
-		for (uint32_t i = 0; i < a->head_size / 2; i++)
-			if ((r = check_real("rope_freqs.weight", a->rope_divisors[i], 0, 1e6, err)) < 0)
-				return r;
-		return 0;
-	}
-	if ((r = check_real("rope factor", a->rope_factor, 0, 1e6, err)) < 0 || a->rope_scaling == ROPE_SCALING_LINEAR)
-		return r;
-	if ((r = check_real("rope low_freq_factor", a->rope_low_frequency_factor, 0, 1e6, err)) < 0 ||
-	    (r = check_real("rope high_freq_factor", a->rope_high_frequency_factor, a->rope_low_frequency_factor, 1e6, err)) < 0 ||
-	    (r = check_number("original_max_position_embeddings", a->rope_original_context, 1, 1u << 30, err)) < 0)
-		return r;
-	return 0;
 }
 
 void architecture_settle_window(struct architecture *a)
@@ -57,15 +38,15 @@ void architecture_settle_window(struct architecture *a)
 int architecture_check(const struct architecture *a, struct error *err)
 {
 	int r;
-	if ((r = check_number("number of layers", a->n_layers, 1, ARCHITECTURE_MAX_LAYERS, err)) < 0 ||
-	    (r = check_number("width", a->width, 1, 65536, err)) < 0 ||
-	    (r = check_number("feed-forward width", a->ffn_width, 1, 1u << 20, err)) < 0 ||
-	    (r = check_number("number of heads", a->n_heads, 1, 1024, err)) < 0 ||
-	    (r = check_number("number of key/value heads", a->n_kv_heads, 1, a->n_heads, err)) < 0 ||
-	    (r = check_number("head size", a->head_size, 2, ARCHITECTURE_MAX_HEAD_SIZE, err)) < 0 ||
-	    (r = check_number("vocabulary size", a->vocab_size, 1, 1u << 24, err)) < 0 ||
-	    (r = check_number("context length", a->context_length, 1, 1u << 30, err)) < 0 ||
-	    (r = check_real("norm epsilon", (double)a->norm_epsilon, 0, 1, err)) < 0)
+	if ((r = config_check_number("number of layers", a->n_layers, 1, ARCHITECTURE_MAX_LAYERS, err)) < 0 ||
+	    (r = config_check_number("width", a->width, 1, 65536, err)) < 0 ||
+	    (r = config_check_number("feed-forward width", a->ffn_width, 1, 1u << 20, err)) < 0 ||
+	    (r = config_check_number("number of heads", a->n_heads, 1, 1024, err)) < 0 ||
+	    (r = config_check_number("number of key/value heads", a->n_kv_heads, 1, a->n_heads, err)) < 0 ||
+	    (r = config_check_number("head size", a->head_size, 2, ARCHITECTURE_MAX_HEAD_SIZE, err)) < 0 ||
+	    (r = config_check_number("vocabulary size", a->vocab_size, 1, 1u << 24, err)) < 0 ||
+	    (r = config_check_number("context length", a->context_length, 1, 1u << 30, err)) < 0 ||
+	    (r = config_check_real("norm epsilon", (double)a->norm_epsilon, 0, 1, err)) < 0)
 		return r;
 	if (a->n_heads % a->n_kv_heads)
 		return error_set(err, ERROR_INVALID, "n_kv_heads", "%u heads are not a multiple of %u key/value heads",
@@ -78,22 +59,22 @@ int architecture_check(const struct architecture *a, struct error *err)
 		return error_set(err, ERROR_INVALID, "type_vocab_size", "%u token types; supported: up to 65536", a->n_token_types);
 	if ((a->post_norm || a->masked) && a->norm != NORM_LAYER)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "post-norm blocks and masked models have layer norms");
-	if (a->n_experts && ((r = check_number("number of experts", a->n_experts, 1, ARCHITECTURE_MAX_EXPERTS, err)) < 0 ||
-			     (r = check_number("number of experts used", a->n_experts_used, 1, a->n_experts, err)) < 0))
+	if (a->n_experts && ((r = config_check_number("number of experts", a->n_experts, 1, ARCHITECTURE_MAX_EXPERTS, err)) < 0 ||
+			     (r = config_check_number("number of experts used", a->n_experts_used, 1, a->n_experts, err)) < 0))
 		return r;
-	if (a->score_cap != 0 && (r = check_real("attn_logit_softcapping", (double)a->score_cap, 0, 1e6, err)) < 0)
+	if (a->score_cap != 0 && (r = config_check_real("attn_logit_softcapping", (double)a->score_cap, 0, 1e6, err)) < 0)
 		return r;
-	if (a->logit_cap != 0 && (r = check_real("final_logit_softcapping", (double)a->logit_cap, 0, 1e6, err)) < 0)
+	if (a->logit_cap != 0 && (r = config_check_real("final_logit_softcapping", (double)a->logit_cap, 0, 1e6, err)) < 0)
 		return r;
-	if (a->query_scalar != 0 && (r = check_real("query_pre_attn_scalar", a->query_scalar, 0, 1e9, err)) < 0)
+	if (a->query_scalar != 0 && (r = config_check_real("query_pre_attn_scalar", a->query_scalar, 0, 1e9, err)) < 0)
 		return r;
-	if (a->rope_theta_sliding != 0 && (r = check_real("rope_local_base_freq", a->rope_theta_sliding, 0, 1e30, err)) < 0)
+	if (a->rope_theta_sliding != 0 && (r = config_check_real("rope_local_base_freq", a->rope_theta_sliding, 0, 1e30, err)) < 0)
 		return r;
 	if (a->window && a->masked)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "masked models with sliding windows");
 	if (a->qk_norm && a->masked)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "masked models with Q/K norms");
-	return a->learned_positions ? 0 : check_rope(a, err);
+	return a->learned_positions ? 0 : config_check_rope(a, err);
 }
 
 static uint64_t layer_parameters(const struct architecture *a)
@@ -121,56 +102,4 @@ uint64_t architecture_n_parameters(const struct architecture *a)
 	if (a->masked)
 		n += C * C + C + norm + V;
 	return n;
-}
-
-// transformers' "llama3" rule in its own precision (float32) and order: frequencies whose wavelength is long against the original
-// context are divided by the factor, short ones kept, those between blended.
-static float llama3_frequency(const struct architecture *a, float frequency)
-{
-	float factor = (float)a->rope_factor, low = (float)a->rope_low_frequency_factor, high = (float)a->rope_high_frequency_factor;
-	float original = (float)a->rope_original_context;
-	float wavelength = (float)(2 * M_PI) / frequency;
-	if (wavelength < (float)(a->rope_original_context / a->rope_high_frequency_factor))
-		return frequency;
-	if (wavelength > (float)(a->rope_original_context / a->rope_low_frequency_factor))
-		return frequency / factor;
-	float smooth = (original / wavelength - low) / (high - low);
-	return (1 - smooth) * frequency / factor + smooth * frequency;
-}
-
-static float rope_frequency(const struct architecture *a, uint32_t i)
-{
-	float exponent = (float)(2 * i) / (float)a->head_size;
-	float frequency = 1.0f / (float)pow((double)(float)a->rope_theta, (double)exponent);
-	switch (a->rope_scaling) {
-	case ROPE_SCALING_LINEAR:
-		return frequency / (float)a->rope_factor;
-	case ROPE_SCALING_LLAMA3:
-		return llama3_frequency(a, frequency);
-	case ROPE_SCALING_DIVISORS:
-		return frequency / a->rope_divisors[i];
-	default:
-		return frequency;
-	}
-}
-
-void architecture_rope_tables_sliding(const struct architecture *a, uint32_t n, float *ret_cosine, float *ret_sine)
-{
-	struct architecture plain = *a;
-	plain.rope_theta = a->rope_theta_sliding;
-	plain.rope_scaling = ROPE_SCALING_NONE;
-	architecture_rope_tables(&plain, n, ret_cosine, ret_sine);
-}
-
-void architecture_rope_tables(const struct architecture *a, uint32_t n, float *ret_cosine, float *ret_sine)
-{
-	uint32_t half = a->head_size / 2;
-	for (uint32_t i = 0; i < half; i++) {
-		float frequency = rope_frequency(a, i);
-		for (uint32_t t = 0; t < n; t++) {
-			float angle = (float)t * frequency;
-			ret_cosine[(size_t)t * half + i] = (float)cos((double)angle);
-			ret_sine[(size_t)t * half + i] = (float)sin((double)angle);
-		}
-	}
 }

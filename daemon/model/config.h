@@ -10,8 +10,12 @@
 struct error;
 struct gguf;
 
-// DIVISORS: GGUF's rope_freqs tensor, one divisor per frequency, where it is not one of the well-known llama3 settings.
-enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_LLAMA3, ROPE_SCALING_DIVISORS };
+// DIVISORS: GGUF's rope_freqs tensor, one divisor per frequency, where it is not one of the well-known llama3 settings. LONGROPE: the same
+// by LongRoPE's short factors. Longer sequences than its original context would rotate by the long ones from their first position on, and
+// give other numbers for the same beginning: context_length is the original context, and they are refused. Dynamic NTK scaling changes
+// nothing up to the context, so it is NONE.
+enum rope_scaling { ROPE_SCALING_NONE, ROPE_SCALING_LINEAR, ROPE_SCALING_LLAMA3, ROPE_SCALING_DIVISORS, ROPE_SCALING_YARN,
+		    ROPE_SCALING_LONGROPE };
 
 enum architecture_norm { NORM_RMS, NORM_LAYER };      // a layer norm has a bias
 
@@ -40,7 +44,11 @@ struct architecture {
 	enum rope_scaling rope_scaling;
 	double rope_factor, rope_low_frequency_factor, rope_high_frequency_factor;
 	uint32_t rope_original_context;
-	float rope_divisors[ARCHITECTURE_MAX_HEAD_SIZE / 2];      // (D/2) ROPE_SCALING_DIVISORS only
+	float rope_divisors[ARCHITECTURE_MAX_HEAD_SIZE / 2];      // (R/2) ROPE_SCALING_DIVISORS and _LONGROPE only
+	double rope_beta_fast, rope_beta_slow;                    // YaRN: turns in the original context from which on a dimension is
+	bool rope_truncate;                                       // kept, and below which it is divided; both as whole dimensions
+	double rope_attention_factor;  // of all cosines and sines (YaRN, LongRoPE); 0: 1
+	uint32_t rope_size;            // R, the first dimensions of a head that rotate; 0: all D
 	enum architecture_norm norm;
 	enum architecture_activation activation;
 	// A block adds to the rows it found and norms what it reads (pre-norm), or norms what it has added to them (post-norm, BERT).
@@ -83,6 +91,11 @@ static inline uint32_t architecture_window(const struct architecture *a, uint32_
 	return a->sliding[layer] ? a->window : 0;
 }
 
+static inline uint32_t architecture_rope_size(const struct architecture *a)
+{
+	return a->rope_size ? a->rope_size : a->head_size;
+}
+
 // Width of what the first product of the feed-forward half gives: gate and up, or up alone.
 static inline uint64_t architecture_up_width(const struct architecture *a)
 {
@@ -98,7 +111,7 @@ int architecture_check(const struct architecture *a, struct error *err);
 // config.json that `transformers` loads (LlamaForCausalLM, ...); the caller frees.
 int architecture_to_json(const struct architecture *a, char **ret_json, struct error *err);
 uint64_t architecture_n_parameters(const struct architecture *a);
-// Rotation tables over n positions: angle = float(position) * float(inverse frequency), as transformers computes it. Arrays (n, D/2).
+// Rotation tables over n positions: angle = float(position) * float(inverse frequency), as transformers computes it. Arrays (n, R/2).
 void architecture_rope_tables(const struct architecture *a, uint32_t n, float *ret_cosine, float *ret_sine);
 // Those of sliding layers, where they have their own.
 void architecture_rope_tables_sliding(const struct architecture *a, uint32_t n, float *ret_cosine, float *ret_sine);

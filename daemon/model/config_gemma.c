@@ -75,7 +75,7 @@ static int read_rope(const json_t *o, struct architecture *a, struct error *err)
 {
 	const json_t *both = json_object_get(o, "rope_parameters");
 	const json_t *full = json_object_get(both, "full_attention"), *sliding = json_object_get(both, "sliding_attention");
-	struct architecture of_sliding = {.rope_theta = 10000};
+	struct architecture of_sliding = {.rope_theta = 10000, .head_size = a->head_size, .context_length = a->context_length};
 	int r = document_real(o, CONFIG_NAME, "rope_local_base_freq", &of_sliding.rope_theta, err);
 	if (r < 0 && r != -ENOENT)
 		return r;
@@ -85,11 +85,11 @@ static int read_rope(const json_t *o, struct architecture *a, struct error *err)
 	if (full && config_has(o, "rope_scaling"))
 		return CONFIG_REFUSE("rope_scaling", "rope_scaling beside rope_parameters is not supported");
 	if ((r = config_read_theta(o, 1e6, a, err)) < 0 ||
-	    (config_has(o, "rope_scaling") && (r = config_read_rope_object(json_object_get(o, "rope_scaling"), a, err)) < 0) ||
-	    (full && (r = config_read_rope_object(full, a, err)) < 0) ||
-	    (sliding && (r = config_read_rope_object(sliding, &of_sliding, err)) < 0))
+	    (config_has(o, "rope_scaling") && (r = config_read_rope_object(NULL, json_object_get(o, "rope_scaling"), a, err)) < 0) ||
+	    (full && (r = config_read_rope_object(NULL, full, a, err)) < 0) ||
+	    (sliding && (r = config_read_rope_object(NULL, sliding, &of_sliding, err)) < 0))
 		return r;
-	if (of_sliding.rope_scaling != ROPE_SCALING_NONE)
+	if (of_sliding.rope_scaling != ROPE_SCALING_NONE || of_sliding.rope_size)
 		return CONFIG_REFUSE("rope_parameters", "scaled rotation in sliding layers is not supported");
 	if (!(of_sliding.rope_theta > 0))
 		return error_set(err, ERROR_INVALID, "rope_local_base_freq", CONFIG_NAME ": rope_local_base_freq must be above 0");

@@ -8,58 +8,49 @@
 #include <string.h>
 
 #include "common/error.h"
-#include "daemon/model/config.h"
-#include "daemon/model/gguf.h"
+#include "daemon/model/config_gguf.h"
 
-struct source {
-	const struct gguf *file;
-	const char *family;
-	struct error *err;
-};
-
-// Writes "<family>.<key>" and returns it.
-static const char *key_of(const struct source *s, const char *key, char ret[128])
+const char *config_gguf_key(const struct config_source *s, const char *key, char ret[128])
 {
 	snprintf(ret, 128, "%s.%s", s->family, key);
 	return ret;
 }
 
-static int missing(const struct source *s, const char *key)
+int config_gguf_missing(const struct config_source *s, const char *key)
 {
 	return error_set(s->err, ERROR_INVALID, key, "GGUF metadata: key %s is missing", key);
 }
 
-// fallback 0: the key must be there.
-static int read_size(const struct source *s, const char *key, uint32_t fallback, uint32_t *ret)
+int config_gguf_size(const struct config_source *s, const char *key, uint32_t fallback, uint32_t *ret)
 {
 	char name[128];
 	uint64_t v = fallback;
-	int r = gguf_get_u64(s->file, key_of(s, key, name), &v, s->err);
+	int r = gguf_get_u64(s->file, config_gguf_key(s, key, name), &v, s->err);
 	if (r == -ENOENT)
-		r = fallback ? 0 : missing(s, name);
+		r = fallback ? 0 : config_gguf_missing(s, name);
 	if (r == 0 && v > UINT32_MAX)
 		r = error_set(s->err, ERROR_INVALID, name, "GGUF metadata: %s is %llu", name, (unsigned long long)v);
 	*ret = (uint32_t)v;
 	return r;
 }
 
-static int read_real(const struct source *s, const char *key, double fallback, double *ret)
+static int read_real(const struct config_source *s, const char *key, double fallback, double *ret)
 {
 	char name[128];
 	*ret = fallback;
-	int r = gguf_get_f64(s->file, key_of(s, key, name), ret, s->err);
-	return r == -ENOENT ? fallback != 0 ? 0 : missing(s, name) : r;
+	int r = gguf_get_f64(s->file, config_gguf_key(s, key, name), ret, s->err);
+	return r == -ENOENT ? fallback != 0 ? 0 : config_gguf_missing(s, name) : r;
 }
 
-static int read_optional(const struct source *s, const char *key, double *value)
+int config_gguf_optional(const struct config_source *s, const char *key, double *value)
 {
 	char name[128];
-	int r = gguf_get_f64(s->file, key_of(s, key, name), value, s->err);
+	int r = gguf_get_f64(s->file, config_gguf_key(s, key, name), value, s->err);
 	return r == -ENOENT ? 0 : r;
 }
 
 // A number of whatever type, a boolean as 0 or 1; what is neither is no number.
-static int read_any(const struct source *s, const char *name, double *ret)
+static int read_any(const struct config_source *s, const char *name, double *ret)
 {
 	uint64_t u;
 	bool b;
@@ -71,7 +62,7 @@ static int read_any(const struct source *s, const char *name, double *ret)
 }
 
 // What llama.cpp's keys say of other families would change numbers of these too: each is absent, or has a value that changes nothing.
-static int refuse_foreign(const struct source *s)
+static int refuse_foreign(const struct config_source *s)
 {
 	static const struct { const char *key, *unless; double neutral, other; } keys[] = {
 		{"attention.causal", "", 1, 1}, {"attention.scale", "", 0, 0}, {"attention.output_scale", "", 0, 1},
@@ -79,7 +70,9 @@ static int refuse_foreign(const struct source *s)
 		{"attention.max_alibi_bias", "", 0, 0}, {"attn_logit_softcapping", "gemma2", 0, 0},
 		{"final_logit_softcapping", "gemma2 gemma3", 0, 0}, {"router_logit_softcapping", "", 0, 0}, {"logit_scale", "", 0, 1},
 		{"residual_scale", "", 0, 1}, {"embedding_scale", "", 0, 1}, {"use_parallel_residual", "", 0, 0}, {"swin_norm", "", 0, 0},
-		{"rope.scaling.attn_factor", "", 0, 1}, {"rope.scaling.alpha", "", 0, 0}, {"rope.freq_base_swa", "gemma3", 0, 0},
+		{"rope.scaling.attn_factor", "llama qwen2 qwen3 qwen3moe", 0, 1}, {"rope.scaling.alpha", "", 0, 0},
+		{"rope.scaling.yarn_ext_factor", "", -1, 1}, {"rope.scaling.yarn_attn_factor", "", 1, 1},
+		{"rope.scaling.yarn_log_multiplier", "", 0, 0}, {"rope.freq_base_swa", "gemma3", 0, 0},
 		{"expert_weights_scale", "", 0, 1}, {"expert_weights_norm", "", 1, 1}, {"expert_gating_func", "", 0, 1},
 		{"expert_group_count", "", 0, 1}, {"expert_shared_count", "", 0, 0}, {"expert_shared_feed_forward_length", "", 0, 0},
 		{"leading_dense_block_count", "", 0, 0}, {"interleave_moe_layer_step", "", 0, 1}, {"moe_every_n_layers", "", 0, 1},
@@ -88,7 +81,7 @@ static int refuse_foreign(const struct source *s)
 	for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
 		char name[128];
 		double v;
-		if (strstr(keys[i].unless, s->family) || read_any(s, key_of(s, keys[i].key, name), &v) == -ENOENT)
+		if (strstr(keys[i].unless, s->family) || read_any(s, config_gguf_key(s, keys[i].key, name), &v) == -ENOENT)
 			continue;
 		if (!(v == keys[i].neutral || v == keys[i].other))
 			return error_set(s->err, ERROR_UNSUPPORTED, name, "GGUF metadata: %s is %g, which is not supported "
@@ -97,38 +90,39 @@ static int refuse_foreign(const struct source *s)
 	return 0;
 }
 
-static int read_sizes(const struct source *s, struct architecture *a)
+static int read_sizes(const struct config_source *s, struct architecture *a)
 {
 	double epsilon;
 	int r;
-	if ((r = read_size(s, "block_count", 0, &a->n_layers)) < 0 || (r = read_size(s, "embedding_length", 0, &a->width)) < 0 ||
-	    (r = read_size(s, "feed_forward_length", 0, &a->ffn_width)) < 0 ||
-	    (r = read_size(s, "attention.head_count", 0, &a->n_heads)) < 0 ||
-	    (r = read_size(s, "context_length", 0, &a->context_length)) < 0 ||
+	if ((r = config_gguf_size(s, "block_count", 0, &a->n_layers)) < 0 ||
+	    (r = config_gguf_size(s, "embedding_length", 0, &a->width)) < 0 ||
+	    (r = config_gguf_size(s, "feed_forward_length", 0, &a->ffn_width)) < 0 ||
+	    (r = config_gguf_size(s, "attention.head_count", 0, &a->n_heads)) < 0 ||
+	    (r = config_gguf_size(s, "context_length", 0, &a->context_length)) < 0 ||
 	    (r = read_real(s, a->norm == NORM_LAYER ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon",
 			   0, &epsilon)) < 0)
 		return r;
 	if (a->n_heads == 0)
 		return error_set(s->err, ERROR_INVALID, "attention.head_count", "GGUF metadata: %s.attention.head_count is 0", s->family);
 	a->norm_epsilon = (float)epsilon;
-	if ((r = read_size(s, "attention.head_count_kv", a->n_heads, &a->n_kv_heads)) < 0)
+	if ((r = config_gguf_size(s, "attention.head_count_kv", a->n_heads, &a->n_kv_heads)) < 0)
 		return r;
-	return read_size(s, "attention.key_length", a->width / a->n_heads, &a->head_size);
+	return config_gguf_size(s, "attention.key_length", a->width / a->n_heads, &a->head_size);
 }
 
-static int refuse_other(const struct source *s, const char *key, uint32_t wanted, const char *what)
+static int refuse_other(const struct config_source *s, const char *key, uint32_t wanted, const char *what)
 {
 	uint32_t v;
-	int r = read_size(s, key, wanted, &v);
+	int r = config_gguf_size(s, key, wanted, &v);
 	if (r < 0 || v == wanted)
 		return r;
 	return error_set(s->err, ERROR_UNSUPPORTED, key, "GGUF metadata: %s.%s is %u: %s not supported", s->family, key, v, what);
 }
 
 // Files of families without layers of their own kinds: all of them slide, if any. Qwen's, some of which may, say not which.
-static int read_window(const struct source *s, struct architecture *a)
+static int read_window(const struct config_source *s, struct architecture *a)
 {
-	int r = read_size(s, "attention.sliding_window", UINT32_MAX, &a->window);
+	int r = config_gguf_size(s, "attention.sliding_window", UINT32_MAX, &a->window);
 	if (r == 0 && a->window && a->window < a->context_length && strcmp(a->name, "llama") != 0)
 		return error_set(s->err, ERROR_UNSUPPORTED, "attention.sliding_window", "GGUF metadata: %s.attention.sliding_window is %u, "
 				 "but which layers slide is not said", s->family, a->window);
@@ -139,19 +133,19 @@ static int read_window(const struct source *s, struct architecture *a)
 }
 
 // Mixtures, all of whose files are evaluated with normalised probabilities.
-static int read_experts(const struct source *s, struct architecture *a)
+static int read_experts(const struct config_source *s, struct architecture *a)
 {
-	int r = read_size(s, "expert_count", UINT32_MAX, &a->n_experts);
+	int r = config_gguf_size(s, "expert_count", UINT32_MAX, &a->n_experts);
 	if (r < 0)
 		return r;
 	if (a->n_experts == UINT32_MAX || a->n_experts == 0) {
 		a->n_experts = 0;
-		return strcmp(a->name, "qwen3moe") ? 0 : missing(s, "qwen3moe.expert_count");
+		return strcmp(a->name, "qwen3moe") ? 0 : config_gguf_missing(s, "qwen3moe.expert_count");
 	}
 	a->normalise_experts = true;
-	if ((r = read_size(s, "expert_used_count", 0, &a->n_experts_used)) < 0)
+	if ((r = config_gguf_size(s, "expert_used_count", 0, &a->n_experts_used)) < 0)
 		return r;
-	return strcmp(a->name, "qwen3moe") ? 0 : read_size(s, "expert_feed_forward_length", a->ffn_width, &a->ffn_width);
+	return strcmp(a->name, "qwen3moe") ? 0 : config_gguf_size(s, "expert_feed_forward_length", a->ffn_width, &a->ffn_width);
 }
 
 // Gemma 3 without a window has no sliding layers, whose rotation would be another.
@@ -163,17 +157,17 @@ static void stop_sliding(struct architecture *a)
 
 // What llama.cpp knows of the family without a key: the caps' defaults, the pattern of layers, the window of Gemma 2, the base of sliding
 // layers, and that the models of 27 B scale queries by width / heads.
-static int read_gemma(const struct source *s, struct architecture *a)
+static int read_gemma(const struct config_source *s, struct architecture *a)
 {
 	bool third = !strcmp(a->name, "gemma3");
 	double score_cap = third ? 0 : 50, logit_cap = third ? 0 : 30, theta = third ? 10000 : 0;
 	uint32_t pattern;
 	int r;
-	if ((r = read_size(s, "attention.sliding_window_pattern", third ? 6 : 2, &pattern)) < 0 ||
-	    (!third && (r = read_optional(s, "attn_logit_softcapping", &score_cap)) < 0) ||
-	    (r = read_optional(s, "final_logit_softcapping", &logit_cap)) < 0 ||
-	    (third && (r = read_optional(s, "rope.freq_base_swa", &theta)) < 0) ||
-	    (r = read_size(s, "attention.sliding_window", third ? UINT32_MAX : 4096, &a->window)) < 0)
+	if ((r = config_gguf_size(s, "attention.sliding_window_pattern", third ? 6 : 2, &pattern)) < 0 ||
+	    (!third && (r = config_gguf_optional(s, "attn_logit_softcapping", &score_cap)) < 0) ||
+	    (r = config_gguf_optional(s, "final_logit_softcapping", &logit_cap)) < 0 ||
+	    (third && (r = config_gguf_optional(s, "rope.freq_base_swa", &theta)) < 0) ||
+	    (r = config_gguf_size(s, "attention.sliding_window", third ? UINT32_MAX : 4096, &a->window)) < 0)
 		return r;
 	a->score_cap = (float)score_cap;
 	a->logit_cap = (float)logit_cap;
@@ -187,62 +181,19 @@ static int read_gemma(const struct source *s, struct architecture *a)
 	return 0;
 }
 
-static int check_features(const struct source *s, struct architecture *a)
+static int check_features(const struct config_source *s, struct architecture *a)
 {
 	int r;
 	if ((r = refuse_foreign(s)) < 0 ||
 	    (r = refuse_other(s, "attention.value_length", a->head_size, "values of another size than keys are")) < 0 ||
 	    (r = refuse_other(s, "attention.key_length_swa", a->head_size, "heads of another size in sliding layers are")) < 0 ||
 	    (r = refuse_other(s, "attention.value_length_swa", a->head_size, "heads of another size in sliding layers are")) < 0 ||
-	    (r = refuse_other(s, "rope.dimension_count", a->head_size, "partial rotation is")) < 0 ||
+	    ((a->gemma || a->learned_positions) &&
+	     (r = refuse_other(s, "rope.dimension_count", a->head_size, "partial rotation is")) < 0) ||
 	    (r = refuse_other(s, "rope.dimension_count_swa", a->head_size, "partial rotation is")) < 0 ||
 	    (r = read_experts(s, a)) < 0)
 		return r;
 	return a->gemma ? read_gemma(s, a) : read_window(s, a);
-}
-
-// llama3 scaling arrives as the divisors it leads to. Meta's own setting (low 1, high 4, original 8192, any factor) is recognised, so that
-// frequencies are computed as transformers does and config.json can name it.
-static bool is_llama3(struct architecture *a)
-{
-	uint32_t half = a->head_size / 2;
-	double factor = (double)a->rope_divisors[half - 1];
-	for (uint32_t i = 0; i < half; i++) {
-		double wavelength = 2 * M_PI * pow(a->rope_theta, 2.0 * i / a->head_size), want, smooth = (8192 / wavelength - 1) / 3;
-		want = wavelength < 8192 / 4.0 ? 1 : wavelength > 8192 ? factor : 1 / ((1 - smooth) / factor + smooth);
-		if (fabs((double)a->rope_divisors[i] - want) > 1e-4 * want)
-			return false;
-	}
-	a->rope_scaling = ROPE_SCALING_LLAMA3;
-	a->rope_factor = factor;
-	a->rope_low_frequency_factor = 1;
-	a->rope_high_frequency_factor = 4;
-	a->rope_original_context = 8192;
-	memset(a->rope_divisors, 0, sizeof a->rope_divisors);
-	return true;
-}
-
-static int read_divisors(const struct source *s, struct architecture *a)
-{
-	struct tensor t;
-	bool all_one = true;
-	if (a->head_size < 2 || a->head_size > ARCHITECTURE_MAX_HEAD_SIZE)
-		return 0;      // architecture_check will say so
-	int r = gguf_read(s->file, "rope_freqs.weight", &t, s->err);
-	if (r < 0)
-		return r == -ENOENT ? 0 : r;
-	if (t.dtype != DTYPE_F32 || t.n_dims != 1 || t.dims[0] != a->head_size / 2 || a->rope_scaling != ROPE_SCALING_NONE) {
-		r = error_set(s->err, ERROR_INVALID, "rope_freqs.weight",
-			      "tensor rope_freqs.weight must be %u F32 values, without another scaling", a->head_size / 2);
-	} else {
-		dtype_to_float(t.dtype, t.data, a->rope_divisors, a->head_size / 2);
-		for (uint32_t i = 0; i < a->head_size / 2; i++)
-			all_one = all_one && a->rope_divisors[i] == 1;
-		if (!all_one && !is_llama3(a))
-			a->rope_scaling = ROPE_SCALING_DIVISORS;
-	}
-	free((void *)(uintptr_t)t.data);
-	return r;
 }
 
 static bool is_text(const char *s, size_t n, const char *text)
@@ -250,35 +201,8 @@ static bool is_text(const char *s, size_t n, const char *text)
 	return n == strlen(text) && !memcmp(s, text, n);
 }
 
-// A factor counts, as in llama.cpp, where no type is named.
-static int read_rope(const struct source *s, struct architecture *a)
-{
-	char name[128];
-	const char *type = "linear";
-	size_t n = 6;
-	double factor = 0;
-	int r = read_real(s, "rope.freq_base", 10000, &a->rope_theta);
-	if (r < 0 || (r = read_optional(s, "rope.scale_linear", &factor)) < 0 || (r = read_optional(s, "rope.scaling.factor", &factor)) < 0)
-		return r;
-	r = gguf_get_string(s->file, key_of(s, "rope.scaling.type", name), &type, &n, s->err);
-	if (r < 0 && r != -ENOENT)
-		return r;
-	bool named = r == 0;
-	if (!is_text(type, n, "linear") && !is_text(type, n, "none"))
-		return error_set(s->err, ERROR_UNSUPPORTED, name,
-				 "GGUF metadata: rope scaling %.*s is not supported (supported: none, linear, llama3)",
-				 n < 32 ? (int)n : 32, type);
-	if (is_text(type, n, "linear") && (named || (factor != 0 && factor != 1))) {
-		if (factor == 0)
-			return missing(s, key_of(s, "rope.scaling.factor", name));
-		a->rope_scaling = ROPE_SCALING_LINEAR;
-		a->rope_factor = factor;
-	}
-	return read_divisors(s, a);
-}
-
 // Converters fill the token list up to the height of the embedding with unused tokens "[PAD123]": those at the end have no token.
-static int without_padding(const struct source *s, uint64_t *n_tokens)
+static int without_padding(const struct config_source *s, uint64_t *n_tokens)
 {
 	enum { UNUSED = 5 };      // ggml's token type
 	int32_t *types = NULL;
@@ -299,7 +223,7 @@ static int without_padding(const struct source *s, uint64_t *n_tokens)
 }
 
 // Rows of the embedding, or fewer when the token list is shorter: see vocab_size in config.h.
-static int read_vocabulary(const struct source *s, struct architecture *a)
+static int read_vocabulary(const struct config_source *s, struct architecture *a)
 {
 	struct tensor t;
 	uint64_t n_tokens;
@@ -317,7 +241,7 @@ static int read_vocabulary(const struct source *s, struct architecture *a)
 	return 0;
 }
 
-static int read_token(const struct source *s, const char *key, int32_t *ret)
+static int read_token(const struct config_source *s, const char *key, int32_t *ret)
 {
 	uint64_t v = UINT64_MAX;
 	int r = gguf_get_u64(s->file, key, &v, s->err);
@@ -325,14 +249,14 @@ static int read_token(const struct source *s, const char *key, int32_t *ret)
 	return r == -ENOENT ? 0 : r;
 }
 
-static int find_family(struct source *s, char ret_name[32])
+static int find_family(struct config_source *s, char ret_name[32])
 {
 	static const char *const supported[] = {"llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "gpt2"};
 	const char *name = NULL;
 	size_t n = 0;
 	int r = gguf_get_string(s->file, "general.architecture", &name, &n, s->err);
 	if (r < 0)
-		return r == -ENOENT ? missing(s, "general.architecture") : r;
+		return r == -ENOENT ? config_gguf_missing(s, "general.architecture") : r;
 	for (size_t i = 0; i < sizeof supported / sizeof *supported; i++) {
 		if (is_text(name, n, supported[i])) {
 			s->family = supported[i];
@@ -348,7 +272,7 @@ static int find_family(struct source *s, char ret_name[32])
 int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err)
 {
 	struct architecture a = {.bos_id = -1, .eos_id = -1};
-	struct source s = {.file = file, .err = err};
+	struct config_source s = {.file = file, .err = err};
 	struct tensor t;
 	int r = find_family(&s, a.name);
 	if (r < 0)
@@ -362,7 +286,8 @@ int architecture_from_gguf(const struct gguf *file, struct architecture *ret, st
 		a.activation = ACTIVATION_GELU_TANH;
 		a.learned_positions = a.linear_bias = true;
 	}
-	if ((r = read_sizes(&s, &a)) < 0 || (r = check_features(&s, &a)) < 0 || (!a.learned_positions && (r = read_rope(&s, &a)) < 0) ||
+	if ((r = read_sizes(&s, &a)) < 0 || (r = check_features(&s, &a)) < 0 ||
+	    (!a.learned_positions && (r = config_gguf_rope(&s, &a)) < 0) ||
 	    (r = read_vocabulary(&s, &a)) < 0 || (r = read_token(&s, "tokenizer.ggml.bos_token_id", &a.bos_id)) < 0 ||
 	    (r = read_token(&s, "tokenizer.ggml.eos_token_id", &a.eos_id)) < 0)
 		return r;

@@ -133,90 +133,6 @@ static int check_any_family(const json_t *o, struct error *err)
 	return 0;
 }
 
-static int check_partial_rotary(const json_t *o, struct error *err)
-{
-	double v = 1;
-	int r = document_real(o, CONFIG_NAME, "partial_rotary_factor", &v, err);
-	if (r < 0 && r != -ENOENT)
-		return r;
-	return v == 1 ? 0 : CONFIG_REFUSE("partial_rotary_factor", "partial_rotary_factor %g is not supported (supported: 1)", v);
-}
-
-static int need_real(const json_t *o, const char *key, double *ret, struct error *err)
-{
-	int r = document_real(o, CONFIG_NAME, key, ret, err);
-	return r == -ENOENT ? error_set(err, ERROR_INVALID, key, CONFIG_NAME ": the rope scaling needs %s", key) : r;
-}
-
-static int read_llama3(const json_t *o, struct architecture *a, struct error *err)
-{
-	int r;
-	if ((r = need_real(o, "low_freq_factor", &a->rope_low_frequency_factor, err)) < 0 ||
-	    (r = need_real(o, "high_freq_factor", &a->rope_high_frequency_factor, err)) < 0)
-		return r;
-	return config_read_size(o, "original_max_position_embeddings", a->context_length, &a->rope_original_context, err);
-}
-
-int config_read_theta(const json_t *o, double default_theta, struct architecture *a, struct error *err)
-{
-	a->rope_theta = default_theta;
-	int r = check_partial_rotary(o, err);
-	if (r == 0)
-		r = document_real(o, CONFIG_NAME, "rope_theta", &a->rope_theta, err);
-	return r == -ENOENT ? 0 : r;
-}
-
-// The length may stand outside of the scaling too, where transformers 5 looks first and transformers 4 never.
-static int read_original_context(const json_t *o, const json_t *scaling, struct architecture *a, struct error *err)
-{
-	static const char key[] = "original_max_position_embeddings";
-	if (a->rope_scaling != ROPE_SCALING_LLAMA3 || !config_has(o, key))
-		return 0;
-	if (config_has(scaling, key) && !json_equal(json_object_get(o, key), json_object_get(scaling, key)))
-		return CONFIG_REFUSE(key, "%s is there twice, with two values", key);
-	return config_read_size(o, key, 0, &a->rope_original_context, err);
-}
-
-// Old files: "rope_theta" beside "rope_scaling": {"type" or "rope_type": ...}; new ones: all of it in "rope_parameters". As in
-// transformers, rope_scaling goes first where both are there.
-int config_read_rope(const json_t *o, double default_theta, struct architecture *a, struct error *err)
-{
-	int r = config_read_theta(o, default_theta, a, err);
-	const char *key = config_has(o, "rope_scaling") ? "rope_scaling" : "rope_parameters";
-	const json_t *scaling = json_object_get(o, key);
-	if (r < 0 || !config_has(o, key))
-		return r;
-	r = config_read_rope_object(scaling, a, err);
-	return r < 0 ? r : read_original_context(o, scaling, a, err);
-}
-
-int config_read_rope_object(const json_t *scaling, struct architecture *a, struct error *err)
-{
-	const char *key, *type = "default";
-	const json_t *v;
-	int r;
-	if (!json_is_object(scaling))
-		return error_set(err, ERROR_INVALID, "rope_scaling", CONFIG_NAME ": rope parameters must be an object");
-	json_object_foreach((json_t *)(uintptr_t)scaling, key, v)
-		if (json_is_object(v))
-			return CONFIG_REFUSE("rope_parameters", "rope parameters per layer type (%.32s) are not supported", key);
-	if ((r = check_partial_rotary(scaling, err)) < 0 ||
-	    ((r = document_real(scaling, CONFIG_NAME, "rope_theta", &a->rope_theta, err)) < 0 && r != -ENOENT))
-		return r;
-	if ((r = document_string(scaling, CONFIG_NAME, "rope_type", &type, err)) == -ENOENT)
-		r = document_string(scaling, CONFIG_NAME, "type", &type, err);
-	if (r < 0 && r != -ENOENT)
-		return r;
-	if (!strcmp(type, "default"))
-		return 0;
-	if (strcmp(type, "linear") != 0 && strcmp(type, "llama3") != 0)
-		return CONFIG_REFUSE("rope_type", "rope scaling %.32s is not supported (supported: default, linear, llama3)", type);
-	a->rope_scaling = strcmp(type, "linear") ? ROPE_SCALING_LLAMA3 : ROPE_SCALING_LINEAR;
-	if ((r = need_real(scaling, "factor", &a->rope_factor, err)) < 0)
-		return r;
-	return a->rope_scaling == ROPE_SCALING_LLAMA3 ? read_llama3(scaling, a, err) : 0;
-}
-
 // One id, or a list of which the first counts; null or absent is none.
 static int read_token(const json_t *o, const char *key, int32_t *ret, struct error *err)
 {
@@ -241,7 +157,17 @@ static int read_llama(const json_t *o, const struct family *f, struct architectu
 		(r = check_features(o, f, a, err)) < 0)
 		return r;
 	r = config_read_rope(o, f->default_theta, a, err);
+	architecture_settle_window(a);      // whose context may be shorter now
 	return r == 0 && f->more ? f->more(o, a, err) : r;
+}
+
+// transformers' classes of these families rotate whole heads, whatever partial_rotary_factor says (or fail).
+static int check_rotation(const struct architecture *a, struct error *err)
+{
+	if (!a->rope_size)
+		return 0;
+	return CONFIG_REFUSE("partial_rotary_factor", "partial_rotary_factor is not supported in models of the family %s (supported: 1)",
+			     a->name);
 }
 
 int architecture_from_json(const char *json, size_t n, struct architecture *ret, struct error *err)
@@ -256,6 +182,7 @@ int architecture_from_json(const char *json, size_t n, struct architecture *ret,
 		goto out;
 	snprintf(a.name, sizeof a.name, "%s", f->name);
 	if ((r = check_any_family(o, err)) < 0 || (r = f->read ? f->read(o, &a, err) : read_llama(o, f, &a, err)) < 0 ||
+	    (r = check_rotation(&a, err)) < 0 ||
 	    (r = read_token(o, "bos_token_id", &a.bos_id, err)) < 0 || (r = read_token(o, "eos_token_id", &a.eos_id, err)) < 0)
 		goto out;
 	r = document_bool(o, CONFIG_NAME, "tie_word_embeddings", &a.tied_head, err);
@@ -286,18 +213,6 @@ json_t *config_token_json(int32_t id)
 	return id < 0 ? json_null() : json_integer(id);
 }
 
-// Under the old key with the newer "rope_type", which transformers before and after version 5 read alike.
-static json_t *rope_json(const struct architecture *a)
-{
-	if (a->rope_scaling == ROPE_SCALING_LINEAR)
-		return json_pack("{s:s, s:f}", "rope_type", "linear", "factor", a->rope_factor);
-	if (a->rope_scaling == ROPE_SCALING_LLAMA3)
-		return json_pack("{s:s, s:f, s:f, s:f, s:I}", "rope_type", "llama3", "factor", a->rope_factor, "low_freq_factor",
-				 a->rope_low_frequency_factor, "high_freq_factor", a->rope_high_frequency_factor,
-				 "original_max_position_embeddings", (json_int_t)a->rope_original_context);
-	return json_null();
-}
-
 double config_decimal_of(float f)
 {
 	char text[32];
@@ -319,7 +234,7 @@ static json_t *write_llama(const struct architecture *a, const struct family *f)
 		(json_int_t)a->width, "intermediate_size", (json_int_t)a->ffn_width, "num_attention_heads", (json_int_t)a->n_heads,
 		"num_key_value_heads", (json_int_t)a->n_kv_heads, "head_dim", (json_int_t)a->head_size,
 		"max_position_embeddings", (json_int_t)a->context_length, "rms_norm_eps", config_decimal_of(a->norm_epsilon),
-		"hidden_act", "silu", "rope_theta", a->rope_theta, "rope_scaling", rope_json(a), "attention_bias", 0);
+		"hidden_act", "silu", "rope_theta", a->rope_theta, "rope_scaling", config_rope_json(a), "attention_bias", 0);
 	if (o && f == &families[0])
 		r = json_object_set_new(o, "mlp_bias", json_false());
 	if (o && f->window != CONFIG_WINDOW_NONE)
@@ -340,9 +255,10 @@ int architecture_to_json(const struct architecture *a, char **ret_json, struct e
 	const struct family *f = family_of(a);
 	if (!f)
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "no class of transformers has both QKV biases and Q/K norms");
-	if (a->rope_scaling == ROPE_SCALING_DIVISORS)
+	bool factor = a->rope_scaling == ROPE_SCALING_YARN || a->rope_scaling == ROPE_SCALING_LONGROPE;
+	if (a->rope_scaling == ROPE_SCALING_DIVISORS || a->rope_size || (!factor && a->rope_attention_factor != 0))
 		return error_set(err, ERROR_UNSUPPORTED, NULL,
-			"rope_freqs.weight of this GGUF cannot be written as a rope scaling of transformers");
+			"rope_freqs.weight, attn_factor or dimension_count of this GGUF cannot be written as transformers' rope scaling");
 	json_t *o = json_pack("{s:[s], s:s, s:I, s:b, s:o, s:o, s:s}", "architectures", f->class, "model_type", f->name, "vocab_size",
 		(json_int_t)a->vocab_size, "tie_word_embeddings", (int)a->tied_head, "bos_token_id", config_token_json(a->bos_id),
 		"eos_token_id", config_token_json(a->eos_id), "torch_dtype", "float32");

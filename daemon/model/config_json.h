@@ -27,9 +27,13 @@ int config_write_window(const struct architecture *a, enum config_window rule, j
 // Parts of the Llama family's reader.
 int config_read_sizes(const json_t *o, uint32_t default_head_size, double default_epsilon, bool n_kv_heads_may_lack,
 		      struct architecture *a, struct error *err);
+
+// Rotation (config_rope.c). What partial_rotary_factor says is left in a->rope_size for every family; those without it refuse it.
 int config_read_theta(const json_t *o, double default_theta, struct architecture *a, struct error *err);
 int config_read_rope(const json_t *o, double default_theta, struct architecture *a, struct error *err);
-int config_read_rope_object(const json_t *scaling, struct architecture *a, struct error *err);    // theta and scaling of one kind of layer
+// Theta and scaling of one kind of layer; o: the file's object, or NULL where the kind has all it needs in its own.
+int config_read_rope_object(const json_t *o, const json_t *scaling, struct architecture *a, struct error *err);
+json_t *config_rope_json(const struct architecture *a);     // rope_scaling
 
 int config_read_mixtral(const json_t *o, struct architecture *a, struct error *err);
 int config_read_qwen3_moe(const json_t *o, struct architecture *a, struct error *err);

@@ -124,7 +124,8 @@ void forward_layer(const struct weights *w, struct activations *a, const struct 
 		show(a, FORWARD_QKV, i, NULL, l->qkv);
 	bool own = w->cosine_sliding && w->architecture.sliding[i];
 	if (w->cosine)
-		ops->rope(be, l->qkv, own ? w->cosine_sliding : w->cosine, own ? w->sine_sliding : w->sine, w->architecture.head_size, &a->shape, false);
+		ops->rope(be, l->qkv, own ? w->cosine_sliding : w->cosine, own ? w->sine_sliding : w->sine,
+			  architecture_rope_size(&w->architecture), &a->shape, false);
 	attend(w, a, l, i, layout->slots != NULL);
 	if (lw->attention_post_norm)
 		add_normed(w, a, l, l->x_ffn, l->heads, lw->out, lw->attention_post_norm, T);

@@ -102,10 +102,10 @@ int gguf_source_name(const struct architecture *a, const char *name, char ret_na
 	return -ENOENT;
 }
 
-// File row (2 i + s) of a head becomes row (s D/2 + i).
-static int restore_rows(struct tensor *t, uint32_t n_heads, uint32_t head_size, const char *name, struct error *err)
+// File row (2 i + s) of a head becomes row (s R/2 + i); those that do not rotate stay.
+static int restore_rows(struct tensor *t, uint32_t n_heads, uint32_t head_size, uint32_t R, const char *name, struct error *err)
 {
-	uint64_t rows = t->dims[0], half = head_size / 2;
+	uint64_t rows = t->dims[0], half = R / 2;
 	if (rows != (uint64_t)n_heads * head_size)
 		return 0;      // weights.c will name the wrong shape
 	size_t row = t->n_bytes / (size_t)rows;
@@ -113,10 +113,13 @@ static int restore_rows(struct tensor *t, uint32_t n_heads, uint32_t head_size, 
 	uint8_t *to = malloc(t->n_bytes);
 	if (!to)
 		return error_set(err, ERROR_MEMORY, name, "no memory for tensor %s (%zu bytes)", name, t->n_bytes);
-	for (uint64_t h = 0; h < n_heads; h++)
+	for (uint64_t h = 0; h < n_heads; h++, from += head_size * row) {
+		uint8_t *head = to + h * head_size * row;
 		for (uint64_t i = 0; i < half; i++)
 			for (uint64_t s = 0; s < 2; s++)
-				memcpy(to + (h * head_size + s * half + i) * row, from + (h * head_size + 2 * i + s) * row, row);
+				memcpy(head + (s * half + i) * row, from + (2 * i + s) * row, row);
+		memcpy(head + R * row, from + R * row, (head_size - R) * row);
+	}
 	free((void *)(uintptr_t)t->data);
 	t->data = to;
 	return 0;
@@ -170,7 +173,7 @@ int gguf_source_read(const struct gguf *file, const struct architecture *a, cons
 		r = error_set(err, ERROR_UNSUPPORTED, name, "tensor %s: a bias of type %s is not supported (supported: F32 F16 BF16)", gguf,
 			      dtype_name(ret_tensor->dtype));
 	else if (q || k)
-		r = restore_rows(ret_tensor, q ? a->n_heads : a->n_kv_heads, a->head_size, name, err);
+		r = restore_rows(ret_tensor, q ? a->n_heads : a->n_kv_heads, a->head_size, architecture_rope_size(a), name, err);
 	if (r < 0)
 		free((void *)(uintptr_t)ret_tensor->data);
 	return r;

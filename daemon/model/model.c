@@ -96,6 +96,9 @@ static const char *tensor_name(const struct model_file *m, size_t i)
 
 static bool may_be_ignored(const struct model_file *m, const char *name)
 {
+	bool longrope = m->architecture.rope_scaling == ROPE_SCALING_LONGROPE;
+	if (m->gguf && longrope && (!strcmp(name, "rope_factors_short.weight") || !strcmp(name, "rope_factors_long.weight")))
+		return true;
 	return m->gguf ? !strcmp(name, "rope_freqs.weight") : directory_ignores(m->safetensors, &m->architecture, name);
 }
 
@@ -401,7 +404,16 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 	}
 	for (uint32_t i = 0; !a->window && a->rope_theta_sliding != 0 && i < a->n_layers; i++)      // they rotate otherwise all the same
 		hasher_update(h, a->sliding[i] ? "s" : "f", 1);
-	for (uint32_t i = 0; a->rope_scaling == ROPE_SCALING_DIVISORS && i < a->head_size / 2; i++) {
+	if (a->rope_scaling == ROPE_SCALING_YARN) {
+		n = snprintf(text, sizeof text, "yarn %a %a %d\n", a->rope_beta_fast, a->rope_beta_slow, a->rope_truncate);
+		hasher_update(h, text, (size_t)n);
+	}
+	if (a->rope_attention_factor != 0 || a->rope_size) {
+		n = snprintf(text, sizeof text, "rope %a %u\n", a->rope_attention_factor, a->rope_size);
+		hasher_update(h, text, (size_t)n);
+	}
+	bool divisors = a->rope_scaling == ROPE_SCALING_DIVISORS || a->rope_scaling == ROPE_SCALING_LONGROPE;
+	for (uint32_t i = 0; divisors && i < architecture_rope_size(a) / 2; i++) {
 		n = snprintf(text, sizeof text, "%a\n", (double)a->rope_divisors[i]);
 		hasher_update(h, text, (size_t)n);
 	}

@@ -299,7 +299,7 @@ static void load_head(struct loading *g)
 static int make_rope_tables(struct weights *w, bool sliding, struct real **ret_cosine, struct real **ret_sine, struct error *err)
 {
 	const struct backend_ops *ops = w->backend->ops;
-	size_t n = (size_t)w->max_positions * (w->architecture.head_size / 2);
+	size_t n = (size_t)w->max_positions * (architecture_rope_size(&w->architecture) / 2);
 	int r = 0;
 	float *cosine = malloc(2 * n * sizeof *cosine);
 	if (!cosine)

@@ -55,7 +55,7 @@ struct weights {
 	struct model_vectors vectors;
 	struct weight *transform;                     // (C, C) of masked models, or NULL
 	struct weight *head;                          // (V, C); the embedding's own when tied
-	struct real *cosine, *sine;                   // rotation tables (max_positions, D/2); NULL where positions are learned
+	struct real *cosine, *sine;                   // rotation tables (max_positions, R/2); NULL where positions are learned
 	struct real *cosine_sliding, *sine_sliding;   // of sliding layers, where they have their own; else NULL
 	uint32_t max_positions;
 	uint64_t file_bytes;                          // of what weights_load read

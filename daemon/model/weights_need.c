@@ -36,7 +36,7 @@ int weights_need(const struct architecture *a, uint32_t max_positions, uint32_t 
 	uint64_t largest = n_arrays ? 0 : largest_matrix(a, list, n);
 	need->n_largest = largest > need->n_largest ? largest : need->n_largest;
 	need->vocab_size = a->vocab_size > need->vocab_size ? a->vocab_size : need->vocab_size;
-	uint64_t table = a->learned_positions ? 0 : 2 * (uint64_t)max_positions * (a->head_size / 2);
+	uint64_t table = a->learned_positions ? 0 : 2 * (uint64_t)max_positions * (architecture_rope_size(a) / 2);
 	count->n_real += a->rope_theta_sliding > 0 ? 2 * table : table;
 	count->n_arrays += n + (a->rope_theta_sliding > 0 ? 4 : 2) + n_arrays;
 	free(list);

@@ -27,7 +27,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (strcmp(a.name, b.name) || a.n_layers != b.n_layers || a.width != b.width || a.ffn_width != b.ffn_width ||
 	    a.n_heads != b.n_heads || a.n_kv_heads != b.n_kv_heads || a.head_size != b.head_size || a.vocab_size != b.vocab_size ||
 	    a.norm_epsilon != b.norm_epsilon || a.rope_theta != b.rope_theta || a.rope_scaling != b.rope_scaling ||
-	    a.rope_factor != b.rope_factor || a.tied_head != b.tied_head || a.qkv_bias != b.qkv_bias || a.qk_norm != b.qk_norm ||
+	    a.rope_factor != b.rope_factor || a.rope_attention_factor != b.rope_attention_factor || a.rope_size != b.rope_size ||
+	    a.context_length != b.context_length || memcmp(a.rope_divisors, b.rope_divisors, sizeof a.rope_divisors) != 0 ||
+	    a.rope_beta_fast != b.rope_beta_fast || a.rope_truncate != b.rope_truncate ||
+	    a.tied_head != b.tied_head || a.qkv_bias != b.qkv_bias || a.qk_norm != b.qk_norm ||
 	    a.bos_id != b.bos_id || a.eos_id != b.eos_id)
 		abort();
 	free(json);

@@ -69,6 +69,9 @@ def gguf_corpus():
              "v2": gguf(*model("llama"), version=2), "v1": gguf(*model("llama"), version=1), "cut": gguf(*model("llama"), cut=9),
              "linear": gguf(*model("llama", **{"llama__rope__scaling__type": (STRING, "linear"), "llama__rope__scaling__factor": (F32, 2.0)})),
              "yarn": gguf(*model("llama", **{"llama__rope__scaling__type": (STRING, "yarn")})),
+             "yarn_whole": gguf(*model("qwen2", **{"qwen2__rope__scaling__type": (STRING, "yarn"), "qwen2__rope__scaling__factor": (F32, 4.0),
+                                                   "qwen2__rope__scaling__original_context_length": (U32, 16),
+                                                   "qwen2__rope__scaling__attn_factor": (F32, 1.5)})),
              "window": gguf(*model("llama", **{"llama__attention__sliding_window": (U32, 4)})),
              "bos": gguf(*model("llama", **{"tokenizer__ggml__bos_token_id": (U32, 1), "llama__attention__key_length": (U32, 4)})),
              "gemma": gguf(*model("gemma2")), "empty": gguf([], []), "huge_counts": b"GGUF" + struct.pack("<IQQ", 3, 2**63, 2**61)}
@@ -85,6 +88,8 @@ def gguf_corpus():
             whole["tokenizer.ggml.token_type"] = [I32, [2, 3, 3] + [1] * 9 + [4] + [6] * 256]
             whole["tokenizer.ggml.scores"] = [F32, [0.0] * (13 + 256)]
         files[name] = gguf([(k, *v) for k, v in whole.items()], [])
+    longrope = model("llama", **{"llama__rope__scaling__type": (STRING, "longrope"), "llama__rope__scaling__original_context_length": (U32, 16)})
+    files["longrope"] = gguf(longrope[0], longrope[1] + [("rope_factors_long.weight", "F32", [2]), ("rope_factors_short.weight", "F32", [2])])
     files["freqs"] = gguf(entries, tensors + [("rope_freqs.weight", "F32", [2])])
     files["repeated"] = gguf(entries + entries[:1], tensors)
     files["repeated_tensor"] = gguf(entries, tensors + tensors[:1])
@@ -126,7 +131,11 @@ def config_corpus():
     changes = {"llama": {}, "mistral": dict(architectures=["MistralForCausalLM"], sliding_window=None), "qwen2": dict(architectures=["Qwen2ForCausalLM"]),
                "qwen3": dict(architectures=["Qwen3ForCausalLM"], head_dim=32, layer_types=["full_attention"] * 2), "linear": dict(
                rope_scaling=dict(type="linear", factor=2)), "llama3": dict(rope_scaling=llama3), "new": dict(rope_parameters=dict(llama3, rope_theta=5e5)),
-               "yarn": dict(rope_scaling=dict(type="yarn", factor=2)), "gelu": dict(hidden_act="gelu"), "window": dict(
+               "yarn": dict(rope_scaling=dict(type="yarn", factor=2)), "yarn_whole": dict(rope_scaling=dict(
+                   rope_type="yarn", factor=4.0, original_max_position_embeddings=128, beta_fast=16, beta_slow=2.0, truncate=False, mscale=0.7,
+                   mscale_all_dim=1.0, attention_factor=1.25)), "dynamic": dict(rope_scaling=dict(type="dynamic", factor=2.0)),
+               "longrope": dict(original_max_position_embeddings=128, rope_parameters=dict(
+                   rope_type="longrope", factor=4.0, short_factor=[1.0, 1.5] * 4, long_factor=[2, 4] * 4, rope_theta=5e4)), "gelu": dict(hidden_act="gelu"), "window": dict(
                architectures=["MistralForCausalLM"], sliding_window=64), "negative": dict(head_dim=-1), "big": dict(vocab_size=2**40),
                "partial": dict(partial_rotary_factor=0.25), "bias": dict(attention_bias=True), "real": dict(hidden_size=64.0),
                "gpt2": dict(architectures=["GPT2LMHeadModel"], n_embd=64, n_layer=2, n_head=4, n_positions=512, n_inner=None),

@@ -27,7 +27,7 @@ except ImportError as missing:
 HERE = os.path.dirname(os.path.abspath(__file__))
 TINY = os.path.join(os.environ.get("top_builddir", "."), "tests", "golden", "test_tiny")
 FAMILIES = ["llama", "llama-tied", "llama3", "mistral", "qwen2", "qwen3", "qwen3-window", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt2",
-            "bert", "gemma3-vision"]
+            "bert", "gemma3-vision", "yarn", "yarn-open", "dynamic", "longrope"]
 ABSENT = object()
 LENGTH = 40
 # Of training, of other heads, and of what a call returns.
@@ -43,6 +43,13 @@ ROPES = [{"type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 4.
          {"rope_type": "default", "rope_theta": 500.0}, {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}, {},
          {"full_attention": {"rope_type": "linear", "factor": 4.0}}, {"full_attention": {"rope_type": "default", "rope_theta": 500.0}},
          {"sliding_attention": {"rope_type": "default", "rope_theta": 77.0}}, {"sliding_attention": {"rope_type": "linear", "factor": 4.0}},
+         {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500.0, "beta_fast": 3, "beta_slow": 0.5, "truncate": False, "mscale": 0.5,
+          "mscale_all_dim": 2.0}, {"type": "yarn", "factor": 1.5, "attention_factor": 1.4, "truncate": None, "beta_fast": 0},
+         {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16, "low_freq_factor": 1.0}, {"rope_type": "yarn", "factor": None},
+         {"rope_type": "longrope", "short_factor": [1.5] * 4, "long_factor": [2.0] * 4, "attention_factor": 1.2},
+         {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.5] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64},
+         {"type": "su", "short_factor": [1.5] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64},
+         {"rope_type": "longrope", "short_factor": [1.5] * 6, "long_factor": [2.0] * 6, "original_max_position_embeddings": 64},
          {"rope_type": "proportional", "rope_theta": 500.0, "partial_rotary_factor": 0.5}]
 # What other families, or older and newer files, have.
 FOREIGN = {

@@ -161,6 +161,16 @@ def tiny_models():
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
             "sliding_attention": plain_rope()}), torch.bfloat16),
         "gemma3-inner": (vision(Gemma3Config, num_hidden_layers=1, layer_types=["sliding_attention"]), torch.bfloat16),
+        "yarn": (LlamaConfig(**COMMON, tie_word_embeddings=False, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}), torch.bfloat16),
+        "yarn-open": (Qwen3Config(**COMMON, head_dim=16, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "yarn", "rope_theta": 500.0, "factor": 3.0, "original_max_position_embeddings": 40, "beta_fast": 4.0, "beta_slow": 0.5,
+            "truncate": False, "mscale": 0.7, "mscale_all_dim": 2.0}), torch.float16),
+        "dynamic": (MistralConfig(**{**COMMON, "max_position_embeddings": 70}, sliding_window=None, tie_word_embeddings=False,
+                                  rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.5}), torch.bfloat16),
+        "longrope": (LlamaConfig(**COMMON, tie_word_embeddings=True, rope_parameters={
+            "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32, "short_factor": [1.0, 1.2, 1.5, 2.5],
+            "long_factor": [1.0, 2.0, 4.0, 8.0]}), torch.bfloat16),
     }
 
 
@@ -238,6 +248,10 @@ def old_style_names(where):
     save_file(old, path, metadata={"format": "pt"})
 
 
+# Up to where a scaling begins to matter, or to the last length that is served.
+LONGER = {"llama3": (1, 3, 22, 70), "yarn": (1, 3, 22, 70), "yarn-open": (1, 3, 22, 70), "dynamic": (1, 3, 22, 70), "longrope": (1, 9, 31, 32)}
+
+
 def tiny(only=None):
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -266,7 +280,7 @@ def tiny(only=None):
         generator = torch.Generator().manual_seed(100 + seed)
         V = config.get_text_config().vocab_size
         out = b"KDGM" + u32(4, V)
-        for length in (1, 3, 22, 70) if name == "llama3" else (1, 3, 9, 22):
+        for length in LONGER.get(name, (1, 3, 9, 22)):
             tokens = torch.randint(0, V, (length,), generator=generator)
             with torch.no_grad():
                 logits = model(tokens[None]).logits[0]
@@ -280,7 +294,7 @@ def tiny(only=None):
 
 
 GGUF_NAMES = {"gemma3": "gemma3", "mixtral": "llama", "gemma2-file": "gemma2", "qwen3-moe-file": "qwen3moe", "linear": "llama", "qwen2": "qwen2",
-              "qwen3": "qwen3", "gpt2": "gpt2"}
+              "qwen3": "qwen3", "gpt2": "gpt2", "yarn": "llama"}
 
 
 def gguf_tensors_gpt2(state):
@@ -350,6 +364,10 @@ def write_gguf(name, config, where):
     if name == "linear":
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         w.add_rope_scaling_factor(config.rope_parameters["factor"])
+    if name == "yarn":
+        w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        w.add_rope_scaling_factor(config.rope_parameters["factor"])
+        w.add_rope_scaling_orig_ctx_len(config.rope_parameters["original_max_position_embeddings"])
     if getattr(config, "sliding_window", None):
         w.add_sliding_window(config.sliding_window)
     if name == "gemma3":

@@ -11,9 +11,11 @@
 static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "train",
 				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window",
 				    "train-mistral", "gemma2", "gemma3", "gemma3-vision", "gemma3-inner", "mixtral", "qwen3-moe",
+				    "yarn", "yarn-open", "dynamic", "longrope",
 				    // the same weights under GGUF's names, experts stacked, rows permuted
 				    "gemma3/model.gguf", "mixtral/model.gguf", "gemma2-file/model.gguf", "qwen3-moe-file/model.gguf",
-				    "linear/model.gguf", "qwen2/model.gguf", "qwen3/model.gguf", "gpt2/model.gguf"};
+				    "linear/model.gguf", "qwen2/model.gguf", "qwen3/model.gguf", "gpt2/model.gguf",
+				    "yarn/model.gguf"};
 #define N_NAMES (sizeof names / sizeof *names)
 
 // Asks for the logits of the whole vocabulary at each of n rows.

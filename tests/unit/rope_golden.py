@@ -10,7 +10,15 @@ SIZES = dict(hidden_size=256, intermediate_size=64, num_hidden_layers=1, num_att
              max_position_embeddings=4096)
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=512)
 CASES = [dict(rope_theta=100000.0), dict(rope_theta=10000.0, rope_scaling=dict(rope_type="linear", factor=3.0)),
-         dict(rope_theta=500000.0, rope_scaling=LLAMA3), dict(rope_theta=1000000.0, head_dim=128)]
+         dict(rope_theta=500000.0, rope_scaling=LLAMA3), dict(rope_theta=1000000.0, head_dim=128),
+         dict(rope_theta=10000.0, rope_scaling=dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=512)),
+         dict(rope_theta=500000.0, head_dim=128, rope_scaling=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=1024, beta_fast=16,
+                                                                    beta_slow=2, truncate=False, attention_factor=1.3)),
+         dict(rope_theta=10000.0, rope_scaling=dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=2048, mscale=0.707,
+                                                    mscale_all_dim=1.0)),
+         dict(rope_theta=10000.0, rope_scaling=dict(rope_type="dynamic", factor=4.0)),
+         dict(rope_theta=10000.0, rope_scaling=dict(rope_type="longrope", factor=16.0, original_max_position_embeddings=4096, short_factor=[
+             round(1 + 0.05 * i, 2) for i in range(32)], long_factor=[round(1.5 + i, 2) for i in range(32)]))]
 POSITIONS = [0, 1, 2, 17, 100, 511, 1023, 4095]
 
 cases = []

@@ -204,7 +204,10 @@ static void rope_scaling_is_read_in_old_and_new_form(void **state)
 	assert_true(a.rope_theta == 1234 && a.rope_factor == 4 && a.rope_scaling == ROPE_SCALING_LINEAR);
 	a = parsed(LLAMA ",\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":7.0}}");
 	assert_true(a.rope_theta == 7 && a.rope_scaling == ROPE_SCALING_NONE);
-	refused(LLAMA ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", -EOPNOTSUPP, "rope scaling yarn is not supported");
+	refused(LLAMA ",\"rope_scaling\":{\"type\":\"su\",\"factor\":2}}", -EOPNOTSUPP, "rope scaling su is not supported");
+	refused(LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2,\"beta_fast\":3}}", -EOPNOTSUPP,
+		"beta_fast is not supported in rope parameters of the type linear");
+	refused(LLAMA ",\"rope_scaling\":{\"type\":\"default\",\"mrope_section\":[4,2,2]}}", -EOPNOTSUPP, "mrope_section is not supported");
 	refused(LLAMA ",\"rope_scaling\":{\"type\":\"linear\"}}", -EINVAL, "needs factor");
 	refused(LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":0}}", -EINVAL, "rope factor is 0");
 	refused(LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":\"2\"}}", -EINVAL, "factor must be a number");
@@ -213,6 +216,47 @@ static void rope_scaling_is_read_in_old_and_new_form(void **state)
 		"must be above 4");
 	refused(LLAMA ",\"rope_scaling\":\"linear\"}", -EINVAL, "must be an object");
 	refused(LLAMA ",\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}}", -EOPNOTSUPP, "per layer type");
+}
+
+static void yarn_is_read_as_transformers_reads_it(void **state)
+{
+	(void)state;
+#define YARN "\"rope_type\":\"yarn\",\"factor\":4.0"
+	struct architecture a = parsed(LLAMA ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,\"finetuned\":true}}");
+	assert_true(a.rope_scaling == ROPE_SCALING_YARN && a.rope_original_context == 512);
+	assert_true(a.rope_beta_fast == 32 && a.rope_beta_slow == 1);
+	assert_true(a.rope_truncate && a.rope_attention_factor == 0.1 * log(4) + 1 && a.context_length == 512);
+	a = parsed(LLAMA ",\"rope_scaling\":{" YARN ",\"beta_fast\":0,\"beta_slow\":2,\"truncate\":false,"
+		   "\"mscale\":0.5,\"mscale_all_dim\":2}}");
+	assert_true(a.rope_beta_fast == 32 && a.rope_beta_slow == 2 && !a.rope_truncate);
+	assert_true(a.rope_attention_factor == (0.1 * 0.5 * log(4) + 1) / (0.1 * 2 * log(4) + 1));
+	assert_false(parsed(LLAMA ",\"rope_scaling\":{" YARN ",\"truncate\":null}}").rope_truncate);
+	assert_true(parsed(LLAMA ",\"rope_scaling\":{" YARN ",\"attention_factor\":1.5,\"mscale\":3}}").rope_attention_factor == 1.5);
+	refused(LLAMA ",\"rope_scaling\":{" YARN ",\"attention_factor\":0}}", -EINVAL, "attention_factor is 0");
+	refused(LLAMA ",\"rope_theta\":1,\"rope_scaling\":{" YARN "}}", -EINVAL, "rope_theta is 1");
+	refused(LLAMA ",\"rope_scaling\":{\"rope_type\":\"yarn\"}}", -EINVAL, "needs factor");
+	a = parsed(LLAMA ",\"rope_scaling\":{\"rope_type\":\"dynamic\",\"factor\":4.0}}");
+	assert_true(a.rope_scaling == ROPE_SCALING_NONE && a.context_length == 512);
+	refused(LLAMA ",\"rope_scaling\":{\"rope_type\":\"dynamic\"}}", -EINVAL, "needs factor");
+}
+
+#define EIGHT(x) "[" x "," x "," x "," x "," x "," x "," x "," x "]"
+#define LONGROPE "\"rope_type\":\"longrope\",\"short_factor\":" EIGHT("1.5") ",\"long_factor\":" EIGHT("9")
+
+static void longrope_serves_the_original_context(void **state)
+{
+	(void)state;
+	struct architecture a = parsed(LLAMA ",\"rope_scaling\":{" LONGROPE ",\"original_max_position_embeddings\":128}}");
+	assert_true(a.rope_scaling == ROPE_SCALING_LONGROPE && a.context_length == 128 && a.rope_divisors[7] == 1.5f);
+	assert_true(a.rope_attention_factor == sqrt(1 + log(4) / log(128)));
+	a = parsed(LLAMA ",\"rope_scaling\":{" LONGROPE ",\"original_max_position_embeddings\":128,\"factor\":2}}");
+	assert_true(a.rope_attention_factor == sqrt(1 + log(2) / log(128)));
+	a = parsed(LLAMA ",\"rope_scaling\":{" LONGROPE "}}");
+	assert_true(a.context_length == 512 && a.rope_attention_factor == 1);
+	refused(LLAMA ",\"rope_scaling\":{\"rope_type\":\"longrope\",\"long_factor\":" EIGHT("9") ",\"short_factor\":[1,2]}}", -EINVAL,
+		"short_factor must be a list of 8 numbers");
+	refused(LLAMA ",\"rope_scaling\":{\"rope_type\":\"longrope\",\"long_factor\":" EIGHT("\"9\"") ",\"short_factor\":" EIGHT("1") "}}",
+		-EINVAL, "long_factor[0] must be a number above 0");
 }
 
 #define MIXTRAL "{\"architectures\":[\"MixtralForCausalLM\"]," SIZES ",\"num_local_experts\":8,\"num_experts_per_tok\":2"
@@ -264,8 +308,9 @@ static void what_would_change_a_logit_is_refused_by_name(void **state)
 	refused(LLAMA ",\"mlp_bias\":true}", -EOPNOTSUPP, "mlp_bias");
 	refused(LLAMA ",\"attention_bias\":true}", -EOPNOTSUPP, "attention_bias");
 	refused(QWEN3 ",\"attention_bias\":true}", -EOPNOTSUPP, "attention_bias");
-	refused(LLAMA ",\"partial_rotary_factor\":0.5}", -EOPNOTSUPP, "partial_rotary_factor 0.5");
-	refused(LLAMA ",\"rope_parameters\":{\"partial_rotary_factor\":0.5}}", -EOPNOTSUPP, "partial_rotary_factor 0.5");
+	refused(LLAMA ",\"partial_rotary_factor\":0.5}", -EOPNOTSUPP, "partial_rotary_factor is not supported in models");
+	refused(LLAMA ",\"rope_parameters\":{\"partial_rotary_factor\":0.5}}", -EOPNOTSUPP,
+		"partial_rotary_factor is not supported in models");
 	refused(LLAMA ",\"quantization_config\":{\"bits\":4}}", -EOPNOTSUPP, "quantised safetensors");
 	refused(LLAMA ",\"layer_types\":[\"full_attention\",\"sliding_attention\"]}", -EOPNOTSUPP, "layer_types[1]");
 	refused(QWEN2 ",\"layer_types\":[\"full_attention\",\"chunked_attention\"]}", -EOPNOTSUPP, "layer_types[1] is chunked_attention");
@@ -317,6 +362,8 @@ static void config_json_reads_back(void **state)
 		LLAMA ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,"
 		      "\"original_max_position_embeddings\":256},\"bos_token_id\":3}",
 		LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5},\"rms_norm_eps\":1e-5,\"tie_word_embeddings\":true}",
+		LLAMA ",\"rope_scaling\":{" YARN ",\"truncate\":false,\"original_max_position_embeddings\":128}}",
+		LLAMA ",\"rope_scaling\":{" LONGROPE ",\"attention_factor\":1.25}}",
 		MISTRAL ",\"sliding_window\":null,\"rope_theta\":1000000}", QWEN2 ",\"tie_word_embeddings\":true}", QWEN3 "}",
 	};
 	for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
@@ -389,6 +436,8 @@ int main(void)
 		cmocka_unit_test(gemma_and_mixtures_are_read),
 		cmocka_unit_test(sliding_windows_are_read_and_written_layer_by_layer),
 		cmocka_unit_test(rope_scaling_is_read_in_old_and_new_form),
+		cmocka_unit_test(yarn_is_read_as_transformers_reads_it),
+		cmocka_unit_test(longrope_serves_the_original_context),
 		cmocka_unit_test(what_lacks_is_the_familys_default),
 		cmocka_unit_test(gemma_3_rotates_by_kind_of_layer),
 		cmocka_unit_test(what_would_change_a_logit_is_refused_by_name),

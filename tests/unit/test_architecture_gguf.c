@@ -217,6 +217,50 @@ static void rope_divisors_of_gguf_are_kept_or_recognised(void **state)
 	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EINVAL);
 }
 
+static void yarn_of_gguf_has_llamacpps_defaults(void **state)
+{
+	(void)state;
+	struct architecture a;
+	struct error err = {0};
+	struct gguf_case c = {.family = "llama", .n_tokens = 9, .rows = 9, .scaling = "yarn"};
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), 0);
+	assert_true(a.rope_scaling == ROPE_SCALING_YARN && a.rope_factor == 4 && a.rope_original_context == 512 && a.rope_truncate);
+	assert_true(a.rope_beta_fast == 32 && a.rope_beta_slow == 1 && a.rope_attention_factor == 0.1 * log(4) + 1);
+	static const struct extra extras[] = {{"rope.scaling.attn_factor", TYPE_F32, 2},
+		{"rope.scaling.original_context_length", TYPE_U32, 128}, {"rope.scaling.yarn_beta_fast", TYPE_F32, 16},
+		{"rope.scaling.yarn_beta_slow", TYPE_F32, 2}};
+	assert_int_equal(from_gguf(&c, extras, 4, &a, &err), 0);
+	assert_true(a.rope_original_context == 128 && a.rope_attention_factor == 2 * (0.1 * log(4) + 1));
+	assert_true(a.rope_beta_fast == 16 && a.rope_beta_slow == 2 && a.context_length == 512);
+	c.scaling = NULL;      // counts without a scaling too
+	assert_int_equal(from_gguf(&c, extras, 1, &a, &err), 0);
+	assert_true(a.rope_attention_factor == 2 && a.rope_scaling == ROPE_SCALING_NONE);
+	c.family = "gemma2";
+	assert_int_equal(from_gguf(&c, extras, 1, &a, &err), -EOPNOTSUPP);
+	c.scaling = "yarn";
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);
+	assert_non_null(strstr(err.message, "rope scaling yarn is not supported (supported: none, linear)"));
+	c.family = "llama";
+	c.scaling = "longrope";
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);
+	assert_non_null(strstr(err.message, "a factor beside those of longrope"));
+}
+
+static void a_part_of_each_head_rotates(void **state)
+{
+	(void)state;
+	struct architecture a;
+	struct error err = {0};
+	struct gguf_case c = {.family = "qwen2", .n_tokens = 9, .rows = 9};      // rope.dimension_count is 16
+	assert_int_equal(from_gguf(&c, &(struct extra){"attention.key_length", TYPE_U32, 32}, 1, &a, &err), 0);
+	assert_true(a.head_size == 32 && a.rope_size == 16);
+	assert_int_equal(from_gguf(&c, &(struct extra){"attention.key_length", TYPE_U32, 8}, 1, &a, &err), -EINVAL);
+	assert_non_null(strstr(err.message, "16 dimensions rotate of a head of 8"));
+	c.family = "gemma2";
+	assert_int_equal(from_gguf(&c, &(struct extra){"attention.key_length", TYPE_U32, 32}, 1, &a, &err), -EOPNOTSUPP);
+	assert_non_null(strstr(err.message, "partial rotation"));
+}
+
 static void gguf_features_are_refused_by_name(void **state)
 {
 	(void)state;
@@ -226,13 +270,12 @@ static void gguf_features_are_refused_by_name(void **state)
 	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);
 	assert_non_null(strstr(err.message, "architecture falcon is not supported (supported: llama, qwen2, qwen3, qwen3moe, gemma2,"));
 	c.family = "llama";
-	c.scaling = "yarn";
+	c.scaling = "su";
 	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);
-	assert_non_null(strstr(err.message, "rope scaling yarn"));
+	assert_non_null(strstr(err.message, "rope scaling su is not supported (supported: none, linear, llama3, yarn, longrope)"));
 	c.scaling = NULL;
 	static const struct { struct extra extra; const char *part; } cases[] = {
 		{{"attention.value_length", TYPE_U32, 32}, "values of another size"},
-		{{"attention.key_length", TYPE_U32, 32}, "partial rotation"},
 		{{"attention.key_length_swa", TYPE_U32, 32}, "heads of another size in sliding layers"},
 		{{"rope.dimension_count_swa", TYPE_U32, 8}, "partial rotation"},
 		{{"attention.causal", TYPE_BOOL, 0}, "llama.attention.causal is 0, which is not supported (supported: 1)"},
@@ -244,7 +287,9 @@ static void gguf_features_are_refused_by_name(void **state)
 		{{"logit_scale", TYPE_F32, 8}, "llama.logit_scale is 8"}, {{"residual_scale", TYPE_F32, 0.22f}, "llama.residual_scale"},
 		{{"embedding_scale", TYPE_F32, 12}, "llama.embedding_scale"},
 		{{"use_parallel_residual", TYPE_BOOL, 1}, "llama.use_parallel_residual"},
-		{{"rope.scaling.attn_factor", TYPE_F32, 1.19f}, "llama.rope.scaling.attn_factor is 1.19"},
+		{{"rope.scaling.yarn_ext_factor", TYPE_F32, 0.5f}, "llama.rope.scaling.yarn_ext_factor is 0.5"},
+		{{"rope.scaling.yarn_attn_factor", TYPE_F32, 2}, "llama.rope.scaling.yarn_attn_factor is 2"},
+		{{"rope.scaling.yarn_log_multiplier", TYPE_F32, 0.1f}, "llama.rope.scaling.yarn_log_multiplier is 0.1"},
 		{{"rope.freq_base_swa", TYPE_F32, 10000}, "llama.rope.freq_base_swa"},
 		{{"expert_weights_scale", TYPE_F32, 2.5f}, "llama.expert_weights_scale"},
 		{{"expert_weights_norm", TYPE_BOOL, 0}, "llama.expert_weights_norm"},
@@ -278,6 +323,8 @@ int main(void)
 		cmocka_unit_test(a_factor_without_a_type_counts),
 		cmocka_unit_test(gemma_keys_lack_as_in_llamacpp),
 		cmocka_unit_test(rope_divisors_of_gguf_are_kept_or_recognised),
+		cmocka_unit_test(yarn_of_gguf_has_llamacpps_defaults),
+		cmocka_unit_test(a_part_of_each_head_rotates),
 		cmocka_unit_test(gguf_features_are_refused_by_name),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
