@@ -88,8 +88,10 @@ static uint64_t layer_parameters(const struct architecture *a)
 		n += 2 * D;
 	if (a->gemma)
 		n += 2 * C;
-	if (a->linear_bias)
-		n += 2 * C + up;
+	if (a->out_bias)
+		n += C;
+	if (a->ffn_bias)
+		n += C + up;
 	return n;
 }
 

@@ -53,14 +53,14 @@ struct architecture {
 	enum architecture_activation activation;
 	// A block adds to the rows it found and norms what it reads (pre-norm), or norms what it has added to them (post-norm, BERT).
 	bool post_norm;
-	bool linear_bias;              // biases on the attention output and in the feed-forward half
+	bool out_bias, ffn_bias;       // biases on the attention output, and in the feed-forward half
 	bool learned_positions;        // a row for each of context_length positions is added to the embedding; nothing rotates
 	uint32_t n_token_types;        // rows of the token-type table, whose row 0 is added to every position; 0 = no table
 	// The model was trained to name masked tokens: every row sees its whole sequence, row i is the distribution *at* token i, and the
 	// head is BERT's (dense, GELU, layer norm, a bias for each token). Else row i is the distribution after token i.
 	bool masked;
 	bool tied_head;                // the LM head is the embedding
-	bool qkv_bias;                 // Qwen2, GPT-2, BERT
+	bool qkv_bias;                 // Qwen2, GPT-2, BERT; with out_bias what is called attention_bias
 	bool qk_norm;                  // Qwen3
 	int32_t bos_id, eos_id;        // -1 = none
 	// Rows of sliding layers see the last `window` positions, themselves among them, and no more. 0: none slides (as when the window is

@@ -284,7 +284,7 @@ int architecture_from_gguf(const struct gguf *file, struct architecture *ret, st
 	if (!strcmp(a.name, "gpt2")) {
 		a.norm = NORM_LAYER;
 		a.activation = ACTIVATION_GELU_TANH;
-		a.learned_positions = a.linear_bias = true;
+		a.learned_positions = true;
 	}
 	if ((r = read_sizes(&s, &a)) < 0 || (r = check_features(&s, &a)) < 0 ||
 	    (!a.learned_positions && (r = config_gguf_rope(&s, &a)) < 0) ||
@@ -293,6 +293,8 @@ int architecture_from_gguf(const struct gguf *file, struct architecture *ret, st
 		return r;
 	a.tied_head = gguf_find(file, "output.weight", &t) == -ENOENT;
 	a.qkv_bias = gguf_find(file, a.learned_positions ? "blk.0.attn_qkv.bias" : "blk.0.attn_q.bias", &t) == 0;
+	a.out_bias = a.learned_positions || gguf_find(file, "blk.0.attn_output.bias", &t) == 0;
+	a.ffn_bias = a.learned_positions || gguf_find(file, "blk.0.ffn_up.bias", &t) == 0;
 	a.qk_norm = !strcmp(a.name, "qwen3") || !strcmp(a.name, "qwen3moe") || !strcmp(a.name, "gemma3");
 	if ((r = architecture_check(&a, err)) < 0)
 		return r;

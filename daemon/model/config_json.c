@@ -22,17 +22,18 @@ static const struct family {
 	int (*read)(const json_t *o, struct architecture *a, struct error *err);    // all but the name; NULL: as Llama's
 	json_t *(*write)(const struct architecture *a);
 	int (*more)(const json_t *o, struct architecture *a, struct error *err);    // after what is read as Llama's; or NULL
+	enum biases { NO_BIAS, ATTENTION_BIAS, ANY_BIAS } biases;      // that its keys can ask for
 } families[] = {
-	{"llama", "LlamaForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-6, 1e4, NULL, NULL, NULL},
-	{"mistral", "MistralForCausalLM", CONFIG_WINDOW_ALL, 0, 1e-6, 1e4, NULL, NULL, NULL},
-	{"qwen2", "Qwen2ForCausalLM", CONFIG_WINDOW_LATE, 0, 1e-6, 1e4, NULL, NULL, NULL},
-	{"qwen3", "Qwen3ForCausalLM", CONFIG_WINDOW_LATE, 128, 1e-6, 1e4, NULL, NULL, NULL},
-	{"mixtral", "MixtralForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-5, 1e6, NULL, NULL, config_read_mixtral},
-	{"qwen3_moe", "Qwen3MoeForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-6, 1e4, NULL, NULL, config_read_qwen3_moe},
-	{"gemma2", "Gemma2ForCausalLM", CONFIG_WINDOW_MIXED, 256, 1e-6, 1e4, config_read_gemma2, NULL, NULL},
-	{"gemma3_text", "Gemma3ForCausalLM", CONFIG_WINDOW_MIXED, 256, 1e-6, 1e6, config_read_gemma3, NULL, NULL},
-	{"gpt2", "GPT2LMHeadModel", CONFIG_WINDOW_NONE, 0, 0, 0, config_read_gpt2, config_write_gpt2, NULL},
-	{"bert", "BertForMaskedLM", CONFIG_WINDOW_NONE, 0, 0, 0, config_read_bert, config_write_bert, NULL},
+	{"llama", "LlamaForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-6, 1e4, NULL, NULL, NULL, ANY_BIAS},
+	{"mistral", "MistralForCausalLM", CONFIG_WINDOW_ALL, 0, 1e-6, 1e4, NULL, NULL, NULL, NO_BIAS},
+	{"qwen2", "Qwen2ForCausalLM", CONFIG_WINDOW_LATE, 0, 1e-6, 1e4, NULL, NULL, NULL, NO_BIAS},
+	{"qwen3", "Qwen3ForCausalLM", CONFIG_WINDOW_LATE, 128, 1e-6, 1e4, NULL, NULL, NULL, ATTENTION_BIAS},
+	{"mixtral", "MixtralForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-5, 1e6, NULL, NULL, config_read_mixtral, NO_BIAS},
+	{"qwen3_moe", "Qwen3MoeForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-6, 1e4, NULL, NULL, config_read_qwen3_moe, ATTENTION_BIAS},
+	{"gemma2", "Gemma2ForCausalLM", CONFIG_WINDOW_MIXED, 256, 1e-6, 1e4, config_read_gemma2, NULL, NULL, NO_BIAS},
+	{"gemma3_text", "Gemma3ForCausalLM", CONFIG_WINDOW_MIXED, 256, 1e-6, 1e6, config_read_gemma3, NULL, NULL, NO_BIAS},
+	{"gpt2", "GPT2LMHeadModel", CONFIG_WINDOW_NONE, 0, 0, 0, config_read_gpt2, config_write_gpt2, NULL, NO_BIAS},
+	{"bert", "BertForMaskedLM", CONFIG_WINDOW_NONE, 0, 0, 0, config_read_bert, config_write_bert, NULL, NO_BIAS},
 };
 #define N_FAMILIES (sizeof families / sizeof *families)
 #define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, Qwen3MoeForCausalLM, " \
@@ -103,6 +104,13 @@ int config_refuse_set(const json_t *o, const char *key, const char *what, struct
 	return v ? CONFIG_REFUSE(key, "%s (%s) is not supported", key, what) : 0;
 }
 
+// Classes that do not know the key go on without a bias: who asked for one is told.
+static int read_bias(const json_t *o, const char *key, bool known, bool *ret, struct error *err)
+{
+	int r = known ? document_bool(o, CONFIG_NAME, key, ret, err) : config_refuse_set(o, key, "a bias that the class lacks", err);
+	return r == -ENOENT ? 0 : r;
+}
+
 static int check_features(const json_t *o, const struct family *f, struct architecture *a, struct error *err)
 {
 	const char *activation = NULL;
@@ -111,10 +119,10 @@ static int check_features(const json_t *o, const struct family *f, struct archit
 		return r;
 	if (activation && strcmp(activation, "silu") != 0)
 		return CONFIG_REFUSE("hidden_act", "hidden_act %.32s is not supported (supported: silu)", activation);
-	if ((r = config_refuse_set(o, "mlp_bias", "bias in the feed-forward layers", err)) < 0 ||
-	    // Llama and Qwen3 then have a bias on the attention output too, which Qwen2 never has.
-	    (r = config_refuse_set(o, "attention_bias", "bias on the attention output", err)) < 0)
+	if ((r = read_bias(o, "attention_bias", f->biases != NO_BIAS, &a->out_bias, err)) < 0 ||
+	    (r = read_bias(o, "mlp_bias", f->biases == ANY_BIAS, &a->ffn_bias, err)) < 0)
 		return r;
+	a->qkv_bias = a->qkv_bias || a->out_bias;
 	return config_read_window(o, f->window, a, err);
 }
 
@@ -198,14 +206,17 @@ out:
 // The class that computes what the flags say, whatever the family's name was (a GGUF "llama" may carry QKV biases).
 static const struct family *family_of(const struct architecture *a)
 {
-	size_t i = 0;
 	if (a->learned_positions)
 		return &families[a->masked ? N_FAMILIES - 1 : N_FAMILIES - 2];
-	if (a->qk_norm || a->qkv_bias)
-		return a->qk_norm && a->qkv_bias ? NULL : &families[a->qk_norm ? 3 : 2];
+	if (a->qk_norm)
+		return a->qkv_bias == a->out_bias && !a->ffn_bias ? &families[3] : NULL;
+	if (a->qkv_bias && !a->out_bias)
+		return a->ffn_bias ? NULL : &families[2];
+	if (a->out_bias != a->qkv_bias)
+		return NULL;
 	if (!strcmp(a->name, "mistral") || a->window)      // a GGUF "llama" may have windows: those of Mistral's class
-		i = 1;
-	return &families[i];
+		return a->out_bias || a->ffn_bias ? NULL : &families[1];
+	return &families[0];
 }
 
 json_t *config_token_json(int32_t id)
@@ -234,9 +245,9 @@ static json_t *write_llama(const struct architecture *a, const struct family *f)
 		(json_int_t)a->width, "intermediate_size", (json_int_t)a->ffn_width, "num_attention_heads", (json_int_t)a->n_heads,
 		"num_key_value_heads", (json_int_t)a->n_kv_heads, "head_dim", (json_int_t)a->head_size,
 		"max_position_embeddings", (json_int_t)a->context_length, "rms_norm_eps", config_decimal_of(a->norm_epsilon),
-		"hidden_act", "silu", "rope_theta", a->rope_theta, "rope_scaling", config_rope_json(a), "attention_bias", 0);
+		"hidden_act", "silu", "rope_theta", a->rope_theta, "rope_scaling", config_rope_json(a), "attention_bias", (int)a->out_bias);
 	if (o && f == &families[0])
-		r = json_object_set_new(o, "mlp_bias", json_false());
+		r = json_object_set_new(o, "mlp_bias", json_boolean(a->ffn_bias));
 	if (o && f->window != CONFIG_WINDOW_NONE)
 		r |= config_write_window(a, f->window, o);
 	if (r == 0)
@@ -254,7 +265,7 @@ int architecture_to_json(const struct architecture *a, char **ret_json, struct e
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "models of the family %s are not written", a->name);
 	const struct family *f = family_of(a);
 	if (!f)
-		return error_set(err, ERROR_UNSUPPORTED, NULL, "no class of transformers has both QKV biases and Q/K norms");
+		return error_set(err, ERROR_UNSUPPORTED, NULL, "no class of transformers has these biases, norms and windows together");
 	bool factor = a->rope_scaling == ROPE_SCALING_YARN || a->rope_scaling == ROPE_SCALING_LONGROPE;
 	if (a->rope_scaling == ROPE_SCALING_DIVISORS || a->rope_size || (!factor && a->rope_attention_factor != 0))
 		return error_set(err, ERROR_UNSUPPORTED, NULL,

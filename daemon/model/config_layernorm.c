@@ -59,7 +59,7 @@ static int share_heads(struct architecture *a, const char *key, struct error *er
 	a->n_kv_heads = a->n_heads;
 	a->head_size = a->width / a->n_heads;
 	a->norm = NORM_LAYER;
-	a->qkv_bias = a->linear_bias = a->learned_positions = true;
+	a->qkv_bias = a->out_bias = a->ffn_bias = a->learned_positions = true;
 	a->tied_head = true;             // the classes' default
 	return 0;
 }

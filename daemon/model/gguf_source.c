@@ -22,7 +22,8 @@ static const struct { const char *name, *gguf; } of_model[] = {
 	{"self_attn.q_norm.weight", "attn_q_norm.weight"}, {"self_attn.k_norm.weight", "attn_k_norm.weight"},
 	{"self_attn.o_proj.weight", "attn_output.weight"}, {"post_attention_layernorm.weight", "ffn_norm.weight"},
 	{"mlp.gate_proj.weight", "ffn_gate.weight"}, {"mlp.up_proj.weight", "ffn_up.weight"}, {"mlp.down_proj.weight", "ffn_down.weight"},
-	{"mlp.gate.weight", "ffn_gate_inp.weight"},
+	{"mlp.gate.weight", "ffn_gate_inp.weight"}, {"self_attn.o_proj.bias", "attn_output.bias"},
+	{"mlp.gate_proj.bias", "ffn_gate.bias"}, {"mlp.up_proj.bias", "ffn_up.bias"}, {"mlp.down_proj.bias", "ffn_down.bias"},
 }, of_expert[] = {
 	{"gate_proj.weight", "ffn_gate_exps.weight"}, {"up_proj.weight", "ffn_up_exps.weight"},
 	{"down_proj.weight", "ffn_down_exps.weight"},

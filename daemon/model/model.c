@@ -385,10 +385,12 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 			 a->rope_factor, a->rope_low_frequency_factor, a->rope_high_frequency_factor, a->rope_original_context);
 	hasher_update(h, text, (size_t)n);
 	if (a->norm == NORM_LAYER) {      // Llama's descendants keep the ids they had before there were others
-		n = snprintf(text, sizeof text, "%d %d %d %d %d %u\n", a->activation, a->post_norm, a->linear_bias, a->learned_positions,
+		n = snprintf(text, sizeof text, "%d %d %d %d %d %u\n", a->activation, a->post_norm, a->out_bias, a->learned_positions,
 			     a->masked, a->n_token_types);
 		hasher_update(h, text, (size_t)n);
 	}
+	if (a->norm == NORM_RMS && (a->out_bias || a->ffn_bias))
+		hasher_update(h, a->out_bias ? a->ffn_bias ? "of" : "o" : "f", a->out_bias && a->ffn_bias ? 2 : 1);
 	if (a->gemma) {
 		n = snprintf(text, sizeof text, "%a %a %a %a\n", a->rope_theta_sliding, a->query_scalar, (double)a->score_cap,
 			(double)a->logit_cap);

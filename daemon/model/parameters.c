@@ -8,7 +8,7 @@
 #include "common/error.h"
 #include "daemon/model/weights_internal.h"
 
-#define MAX_PER_LAYER 18
+#define MAX_PER_LAYER 22
 #define MAX_OTHERS 13
 
 // A family's names, without ".weight" and ".bias". A post-norm block ends with its norm: what our lists call the norm before a half is the
@@ -152,7 +152,7 @@ static void add_layer(struct parameters *p, const struct architecture *a, const 
 	layer_prefix(names, layer, at);
 	add_qkv(p, a, names, at);
 	add_matrix(p, names, at, names->out, C, (uint64_t)a->n_heads * a->head_size);
-	if (a->linear_bias)
+	if (a->out_bias)
 		add(p, at, names->out, "bias", C, 0);
 	if (names->attention_post_norm)
 		add_norm(p, a, at, names->attention_post_norm);
@@ -164,10 +164,12 @@ static void add_layer(struct parameters *p, const struct architecture *a, const 
 	if (architecture_gated(a))
 		add_matrix(p, names, at, names->gate, F, C);
 	add_matrix(p, names, at, names->up, F, C);
-	if (a->linear_bias)
+	if (a->ffn_bias && architecture_gated(a))
+		add(p, at, names->gate, "bias", F, 0);
+	if (a->ffn_bias)
 		add(p, at, names->up, "bias", F, 0);
 	add_matrix(p, names, at, names->down, C, F);
-	if (a->linear_bias)
+	if (a->ffn_bias)
 		add(p, at, names->down, "bias", C, 0);
 	if (names->ffn_post_norm)
 		add_norm(p, a, at, names->ffn_post_norm);

@@ -252,7 +252,7 @@ static void load_layer(struct loading *g, struct layer_weights *l)
 		l->k_norm = load_vector(g, 1);
 	}
 	l->out = load_matrix(g, 1);
-	if (a->linear_bias)
+	if (a->out_bias)
 		l->out_bias = load_vector(g, 1);
 	if (a->gemma)
 		l->attention_post_norm = load_vector(g, 1);
@@ -262,10 +262,10 @@ static void load_layer(struct loading *g, struct layer_weights *l)
 		return;
 	}
 	l->gate_up = load_matrix(g, architecture_gated(a) ? 2 : 1);
-	if (a->linear_bias)
-		l->up_bias = load_vector(g, 1);
+	if (a->ffn_bias)
+		l->up_bias = load_vector(g, architecture_gated(a) ? 2 : 1);
 	l->down = load_matrix(g, 1);
-	if (a->linear_bias)
+	if (a->ffn_bias)
 		l->down_bias = load_vector(g, 1);
 	if (a->gemma)
 		l->ffn_post_norm = load_vector(g, 1);

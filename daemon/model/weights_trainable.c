@@ -66,14 +66,14 @@ static void bind_layer(struct binding *b, struct layer_weights *l, struct layer_
 		bind_vector(b, 1, &l->k_norm, &g->k_norm);
 	}
 	bind_matrix(b, 1, &l->out, &g->out);
-	if (a->linear_bias)
+	if (a->out_bias)
 		bind_vector(b, 1, &l->out_bias, &g->out_bias);
 	bind_norm(b, &l->ffn_norm, &l->ffn_norm_bias, &g->ffn_norm, &g->ffn_norm_bias);
 	bind_matrix(b, architecture_gated(a) ? 2 : 1, &l->gate_up, &g->gate_up);
-	if (a->linear_bias)
-		bind_vector(b, 1, &l->up_bias, &g->up_bias);
+	if (a->ffn_bias)
+		bind_vector(b, architecture_gated(a) ? 2 : 1, &l->up_bias, &g->up_bias);
 	bind_matrix(b, 1, &l->down, &g->down);
-	if (a->linear_bias)
+	if (a->ffn_bias)
 		bind_vector(b, 1, &l->down_bias, &g->down_bias);
 }
 

@@ -193,13 +193,13 @@ static struct architecture random_architecture(const struct trainer *t, uint32_t
 		a.norm_epsilon = 1e-12f;
 		a.activation = ACTIVATION_GELU_ERF;
 		a.n_token_types = 2;
-		a.masked = a.post_norm = a.learned_positions = a.linear_bias = a.qkv_bias = true;
+		a.masked = a.post_norm = a.learned_positions = a.out_bias = a.ffn_bias = a.qkv_bias = true;
 	} else if (s->family == RUN_FAMILY_GPT2) {
 		snprintf(a.name, sizeof a.name, "gpt2");
 		a.n_kv_heads = a.n_heads;
 		a.norm = NORM_LAYER;
 		a.activation = ACTIVATION_GELU_TANH;
-		a.learned_positions = a.linear_bias = a.qkv_bias = true;
+		a.learned_positions = a.out_bias = a.ffn_bias = a.qkv_bias = true;
 	}
 	return a;
 }

@@ -30,7 +30,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	    a.rope_factor != b.rope_factor || a.rope_attention_factor != b.rope_attention_factor || a.rope_size != b.rope_size ||
 	    a.context_length != b.context_length || memcmp(a.rope_divisors, b.rope_divisors, sizeof a.rope_divisors) != 0 ||
 	    a.rope_beta_fast != b.rope_beta_fast || a.rope_truncate != b.rope_truncate ||
-	    a.tied_head != b.tied_head || a.qkv_bias != b.qkv_bias || a.qk_norm != b.qk_norm ||
+	    a.tied_head != b.tied_head || a.qkv_bias != b.qkv_bias || a.out_bias != b.out_bias || a.ffn_bias != b.ffn_bias ||
+	    a.qk_norm != b.qk_norm ||
 	    a.bos_id != b.bos_id || a.eos_id != b.eos_id)
 		abort();
 	free(json);

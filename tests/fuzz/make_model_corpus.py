@@ -137,7 +137,7 @@ def config_corpus():
                "longrope": dict(original_max_position_embeddings=128, rope_parameters=dict(
                    rope_type="longrope", factor=4.0, short_factor=[1.0, 1.5] * 4, long_factor=[2, 4] * 4, rope_theta=5e4)), "gelu": dict(hidden_act="gelu"), "window": dict(
                architectures=["MistralForCausalLM"], sliding_window=64), "negative": dict(head_dim=-1), "big": dict(vocab_size=2**40),
-               "partial": dict(partial_rotary_factor=0.25), "bias": dict(attention_bias=True), "real": dict(hidden_size=64.0),
+               "partial": dict(partial_rotary_factor=0.25), "bias": dict(attention_bias=True), "biases": dict(attention_bias=True, mlp_bias=True), "real": dict(hidden_size=64.0),
                "gpt2": dict(architectures=["GPT2LMHeadModel"], n_embd=64, n_layer=2, n_head=4, n_positions=512, n_inner=None),
                "bert": dict(architectures=["BertForMaskedLM"], hidden_act="gelu", type_vocab_size=2, layer_norm_eps=1e-12)}
     return {name: json.dumps(dict(base, **change)).encode() for name, change in changes.items()}

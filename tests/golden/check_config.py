@@ -27,7 +27,7 @@ except ImportError as missing:
 HERE = os.path.dirname(os.path.abspath(__file__))
 TINY = os.path.join(os.environ.get("top_builddir", "."), "tests", "golden", "test_tiny")
 FAMILIES = ["llama", "llama-tied", "llama3", "mistral", "qwen2", "qwen3", "qwen3-window", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt2",
-            "bert", "gemma3-vision", "yarn", "yarn-open", "dynamic", "longrope"]
+            "bert", "gemma3-vision", "yarn", "yarn-open", "dynamic", "longrope", "bias"]
 ABSENT = object()
 LENGTH = 40
 # Of training, of other heads, and of what a call returns.

@@ -171,6 +171,10 @@ def tiny_models():
         "longrope": (LlamaConfig(**COMMON, tie_word_embeddings=True, rope_parameters={
             "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32, "short_factor": [1.0, 1.2, 1.5, 2.5],
             "long_factor": [1.0, 2.0, 4.0, 8.0]}), torch.bfloat16),
+        "bias": (LlamaConfig(**COMMON, attention_bias=True, mlp_bias=True, tie_word_embeddings=False, rope_parameters=plain_rope()), torch.bfloat16),
+        "train-bias": (LlamaConfig(**{**COMMON, "hidden_size": 16, "intermediate_size": 24, "vocab_size": 64}, attention_bias=True, mlp_bias=True,
+                                   tie_word_embeddings=False, rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+                                                                               "original_max_position_embeddings": 16}), torch.float32),
     }
 
 
@@ -294,7 +298,7 @@ def tiny(only=None):
 
 
 GGUF_NAMES = {"gemma3": "gemma3", "mixtral": "llama", "gemma2-file": "gemma2", "qwen3-moe-file": "qwen3moe", "linear": "llama", "qwen2": "qwen2",
-              "qwen3": "qwen3", "gpt2": "gpt2", "yarn": "llama"}
+              "qwen3": "qwen3", "gpt2": "gpt2", "yarn": "llama", "bias": "llama"}
 
 
 def gguf_tensors_gpt2(state):
@@ -337,7 +341,7 @@ def gguf_tensors(name, config, state):
             continue
         heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}.get(rest)
         if heads and GGUF_NAMES[name] == "llama":
-            x = x.reshape(heads, 2, x.shape[0] // heads // 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
+            x = x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
         yield f"blk.{i}.{layer[rest]}.{what}", x
     for (i, what), parts in stacks.items():
         yield f"blk.{i}.{what}.weight", numpy.stack([parts[e] for e in range(len(parts))])
@@ -359,7 +363,7 @@ def write_gguf(name, config, where):
         w.add_head_count_kv(config.num_key_value_heads)
         w.add_layer_norm_rms_eps(config.rms_norm_eps)
         w.add_key_length(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    if name in ("linear", "qwen2", "qwen3"):
+    if name in ("linear", "qwen2", "qwen3", "bias"):
         w.add_rope_freq_base(config.rope_parameters["rope_theta"])
     if name == "linear":
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
@@ -616,7 +620,7 @@ def teacher_generate(path):
 
 # (e) Backward and five AdamW steps on the model "train", in float64.
 def train(which="train"):
-    """WHICH.bin, for the models train, train-gpt2, train-bert and train-mistral: magic, n_steps, n_support; f64: w_ce, w_kd, temperature, learning rate, beta1, beta2, epsilon, weight decay, maximal
+    """WHICH.bin, for the models train, train-gpt2, train-bert, train-mistral and train-bias: magic, n_steps, n_support; f64: w_ce, w_kd, temperature, learning rate, beta1, beta2, epsilon, weight decay, maximal
     gradient norm. Per step: n_sequences, per sequence n_tokens and tokens; n_rows (all rows that have a label, in order: the token after, or, of
     a masked model, the token itself), per row:
     support ids, teacher probabilities at the temperature f64 (the rest is the tail); loss f64, gradient norm f64.
@@ -675,13 +679,13 @@ def train(which="train"):
 def main():
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kdserved"
     parser = argparse.ArgumentParser(description="Makes the golden files with PyTorch and transformers.")
-    parser.add_argument("parts", nargs="*", help="tiny, train, train-gpt2, train-bert, train-mistral, teacher, signals, mixture, teacher_signals, generate, teacher_generate (default: all)")
+    parser.add_argument("parts", nargs="*", help="tiny, train, train-gpt2, train-bert, train-mistral, train-bias, teacher, signals, mixture, teacher_signals, generate, teacher_generate (default: all)")
     parser.add_argument("--models", nargs="*", help="the tiny models to make (default: all)")
     parser.add_argument("--teacher", type=Path, default=cache / "SmolLM2-135M-Instruct.Q4_1.gguf", help="the GGUF file")
     parser.add_argument("--venv", type=Path, default=cache / "golden-venv", help="virtual environment to make when packages are missing")
     arguments = parser.parse_args()
     makers = {"tiny": lambda: tiny(arguments.models), "train": train, "train-gpt2": lambda: train("train-gpt2"),
-              "train-bert": lambda: train("train-bert"), "train-mistral": lambda: train("train-mistral"), "teacher": lambda: teacher(arguments.teacher), "signals": signals, "mixture": mixture,
+              "train-bert": lambda: train("train-bert"), "train-mistral": lambda: train("train-mistral"), "train-bias": lambda: train("train-bias"), "teacher": lambda: teacher(arguments.teacher), "signals": signals, "mixture": mixture,
               "teacher_signals": lambda: teacher_signals(arguments.teacher), "generate": generate,
               "teacher_generate": lambda: teacher_generate(arguments.teacher)}
     if unknown := set(arguments.parts) - set(makers):

@@ -11,11 +11,11 @@
 static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "train",
 				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window",
 				    "train-mistral", "gemma2", "gemma3", "gemma3-vision", "gemma3-inner", "mixtral", "qwen3-moe",
-				    "yarn", "yarn-open", "dynamic", "longrope",
+				    "yarn", "yarn-open", "dynamic", "longrope", "bias", "train-bias",
 				    // the same weights under GGUF's names, experts stacked, rows permuted
 				    "gemma3/model.gguf", "mixtral/model.gguf", "gemma2-file/model.gguf", "qwen3-moe-file/model.gguf",
 				    "linear/model.gguf", "qwen2/model.gguf", "qwen3/model.gguf", "gpt2/model.gguf",
-				    "yarn/model.gguf"};
+				    "yarn/model.gguf", "bias/model.gguf"};
 #define N_NAMES (sizeof names / sizeof *names)
 
 // Asks for the logits of the whole vocabulary at each of n rows.
@@ -66,6 +66,8 @@ static void compare(const char *name, const char *device, enum backend_numeric n
 	for (uint32_t s = 0; s < n; s++) {
 		lengths[s] = reader_u32(&g.reader);
 		assert_in_range(lengths[s], 1, 128 - T);
+		if (lengths[s] > model_file_architecture(m.file)->context_length)      // no teacher is asked that
+			fail_msg("%s: %u tokens are more than the context", what, lengths[s]);
 		uint32_t *ids = golden_u32s(&g, lengths[s]);
 		double *want = golden_f32s(&g, (size_t)lengths[s] * V);
 		memcpy(tokens + T, ids, lengths[s] * sizeof *ids);

@@ -263,7 +263,7 @@ static void compare(const char *name, const char *device, enum backend_numeric n
 	free(gradient);
 }
 
-static const char *const names[] = {"train", "train-gpt2", "train-bert", "train-mistral"};
+static const char *const names[] = {"train", "train-gpt2", "train-bert", "train-mistral", "train-bias"};
 #define N_NAMES (sizeof names / sizeof *names)
 static const struct bounds float_bounds = {5e-6, 1e-4, 1e-4, 1e-3};    // five digits of the loss
 

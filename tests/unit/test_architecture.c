@@ -50,7 +50,8 @@ static void layer_norm_families_are_read_and_written(void **state)
 	assert_string_equal(a.name, "gpt2");
 	assert_int_equal(a.ffn_width, 256);
 	assert_true(a.norm == NORM_LAYER && a.activation == ACTIVATION_GELU_TANH && a.norm_epsilon == 1e-5f && a.context_length == 512);
-	assert_true(a.learned_positions && a.linear_bias && a.qkv_bias && a.tied_head && !a.masked && !a.post_norm && !a.n_token_types);
+	assert_true(a.learned_positions && a.out_bias && a.ffn_bias && a.qkv_bias && a.tied_head && !a.masked);
+	assert_true(!a.post_norm && !a.n_token_types);
 	assert_int_equal(a.n_kv_heads, 4);
 	assert_string_equal(b.name, "bert");
 	assert_true(b.norm == NORM_LAYER && b.activation == ACTIVATION_GELU_ERF && b.norm_epsilon == 1e-12f && b.context_length == 512);
@@ -305,9 +306,9 @@ static void what_would_change_a_logit_is_refused_by_name(void **state)
 		"architecture GemmaForCausalLM is not supported (supported: Llama");
 	refused("{" SIZES "}", -EOPNOTSUPP, "(none named)");
 	refused(LLAMA ",\"hidden_act\":\"gelu\"}", -EOPNOTSUPP, "hidden_act gelu is not supported (supported: silu)");
-	refused(LLAMA ",\"mlp_bias\":true}", -EOPNOTSUPP, "mlp_bias");
-	refused(LLAMA ",\"attention_bias\":true}", -EOPNOTSUPP, "attention_bias");
-	refused(QWEN3 ",\"attention_bias\":true}", -EOPNOTSUPP, "attention_bias");
+	refused(QWEN3 ",\"mlp_bias\":true}", -EOPNOTSUPP, "mlp_bias");
+	refused(QWEN2 ",\"attention_bias\":true}", -EOPNOTSUPP, "attention_bias (a bias that the class lacks)");
+	refused(MISTRAL ",\"attention_bias\":true}", -EOPNOTSUPP, "attention_bias");
 	refused(LLAMA ",\"partial_rotary_factor\":0.5}", -EOPNOTSUPP, "partial_rotary_factor is not supported in models");
 	refused(LLAMA ",\"rope_parameters\":{\"partial_rotary_factor\":0.5}}", -EOPNOTSUPP,
 		"partial_rotary_factor is not supported in models");
@@ -364,6 +365,7 @@ static void config_json_reads_back(void **state)
 		LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5},\"rms_norm_eps\":1e-5,\"tie_word_embeddings\":true}",
 		LLAMA ",\"rope_scaling\":{" YARN ",\"truncate\":false,\"original_max_position_embeddings\":128}}",
 		LLAMA ",\"rope_scaling\":{" LONGROPE ",\"attention_factor\":1.25}}",
+		LLAMA ",\"attention_bias\":true}", LLAMA ",\"mlp_bias\":true}", QWEN3 ",\"attention_bias\":true}",
 		MISTRAL ",\"sliding_window\":null,\"rope_theta\":1000000}", QWEN2 ",\"tie_word_embeddings\":true}", QWEN3 "}",
 	};
 	for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {

@@ -29,13 +29,15 @@ static const struct architecture llama = {
 };
 static const struct architecture gpt2 = {
 	.name = "gpt2", .n_layers = 2, .width = C, .ffn_width = 12, .n_heads = 2, .n_kv_heads = 2, .head_size = 4, .vocab_size = V,
-	.context_length = 16, .norm_epsilon = 1e-3f, .norm = NORM_LAYER, .activation = ACTIVATION_GELU_TANH, .linear_bias = true,
+	.context_length = 16, .norm_epsilon = 1e-3f, .norm = NORM_LAYER, .activation = ACTIVATION_GELU_TANH,
+	.out_bias = true, .ffn_bias = true,
 	.learned_positions = true, .tied_head = true, .qkv_bias = true, .bos_id = -1, .eos_id = -1,
 };
 static const struct architecture bert = {
 	.name = "bert", .n_layers = 2, .width = C, .ffn_width = 12, .n_heads = 2, .n_kv_heads = 2, .head_size = 4, .vocab_size = V,
 	.context_length = 16, .norm_epsilon = 1e-3f, .norm = NORM_LAYER, .activation = ACTIVATION_GELU_ERF, .post_norm = true,
-	.linear_bias = true, .learned_positions = true, .n_token_types = 2, .masked = true, .tied_head = true, .qkv_bias = true,
+	.out_bias = true, .ffn_bias = true, .learned_positions = true,
+	.n_token_types = 2, .masked = true, .tied_head = true, .qkv_bias = true,
 	.bos_id = -1, .eos_id = -1,
 };
 
