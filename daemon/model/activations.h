@@ -31,6 +31,8 @@ static inline enum gelu forward_gelu(const struct architecture *a)
 
 struct activations;
 struct attention_shape forward_shape(const struct weights *w, const struct activations *a, uint32_t layer);
+// Queries and keys of a layer (T,W) in place, where it rotates them; inverse = backward.
+void forward_rotate(const struct weights *w, const struct activations *a, uint32_t layer, struct act *qkv, bool inverse);
 
 struct activations {
 	struct backend *backend;

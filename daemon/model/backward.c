@@ -95,8 +95,7 @@ static void layer(const struct weights *w, struct activations *a, uint32_t i, ui
 
 	ops->linear_real_backward(be, a->dheads, g->out, g->out_bias, a->dx, l->heads, lw->out, T);
 	ops->attention_backward(be, a->dqkv, a->dheads, l->qkv, l->heads, l->lse, &shape);
-	if (w->cosine)
-		ops->rope(be, a->dqkv, w->cosine, w->sine, architecture_rope_size(&w->architecture), &a->shape, true);
+	forward_rotate(w, a, i, a->dqkv, true);
 	show(a, FORWARD_QKV, i, NULL, a->dqkv);
 	if (lw->q_norm)
 		ops->head_norm_backward(be, a->dqkv, g->q_norm, g->k_norm, a->dqkv, l->qkv_plain, lw->q_norm, lw->k_norm,

@@ -77,6 +77,11 @@ int architecture_check(const struct architecture *a, struct error *err)
 	return a->learned_positions ? 0 : config_check_rope(a, err);
 }
 
+bool architecture_trains(const struct architecture *a)
+{
+	return !a->gemma && !a->n_experts && !a->fused && strcmp(a->name, "smollm3") != 0;
+}
+
 static uint64_t layer_parameters(const struct architecture *a)
 {
 	uint64_t C = a->width, D = a->head_size, W = (a->n_heads + 2 * (uint64_t)a->n_kv_heads) * D, up = architecture_up_width(a);

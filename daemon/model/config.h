@@ -28,7 +28,8 @@ enum architecture_activation { ACTIVATION_SWIGLU, ACTIVATION_GELU_ERF, ACTIVATIO
 #define ARCHITECTURE_MAX_EXPERTS 1024
 
 struct architecture {
-	char name[32];                 // "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3moe", "gemma2", "gemma3", "gpt2", "bert"
+	// "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3moe", "gemma2", "gemma3", "phi3", "smollm3", "gpt2", "bert"
+	char name[32];
 	uint32_t n_layers;             // <= ARCHITECTURE_MAX_LAYERS
 	uint32_t width;                // C <= 65536
 	uint32_t ffn_width;            // F <= 1 << 20
@@ -62,12 +63,14 @@ struct architecture {
 	bool tied_head;                // the LM head is the embedding
 	bool qkv_bias;                 // Qwen2, GPT-2, BERT; with out_bias what is called attention_bias
 	bool qk_norm;                  // Qwen3
+	bool fused;                    // Phi-3: files have q, k and v as one matrix, and gate and up
 	int32_t bos_id, eos_id;        // -1 = none
 	// Rows of sliding layers see the last `window` positions, themselves among them, and no more. 0: none slides (as when the window is
 	// no shorter than the context).
 	uint32_t window;
 	bool sliding[ARCHITECTURE_MAX_LAYERS];
 	double rope_theta_sliding;     // of sliding layers, whose frequencies are not scaled; 0: as in the others
+	bool unrotated[ARCHITECTURE_MAX_LAYERS];      // SmolLM3: layers whose queries and keys do not rotate
 	// Gemma: the embedding is multiplied by sqrt(C), and what a half gives is normed once more before it is added. Hugging Face's files
 	// hold the gains of norms less 1.
 	bool gemma;
@@ -108,6 +111,8 @@ int architecture_from_gguf(const struct gguf *file, struct architecture *ret, st
 // Without effect on a number: a window that no layer has, or that reaches over the whole context, becomes none.
 void architecture_settle_window(struct architecture *a);
 int architecture_check(const struct architecture *a, struct error *err);
+// Whether backward and architecture_to_json know the kind; else it is a teacher only.
+bool architecture_trains(const struct architecture *a);
 // config.json that `transformers` loads (LlamaForCausalLM, ...); the caller frees.
 int architecture_to_json(const struct architecture *a, char **ret_json, struct error *err);
 uint64_t architecture_n_parameters(const struct architecture *a);

@@ -70,7 +70,7 @@ static int refuse_foreign(const struct config_source *s)
 		{"attention.max_alibi_bias", "", 0, 0}, {"attn_logit_softcapping", "gemma2", 0, 0},
 		{"final_logit_softcapping", "gemma2 gemma3", 0, 0}, {"router_logit_softcapping", "", 0, 0}, {"logit_scale", "", 0, 1},
 		{"residual_scale", "", 0, 1}, {"embedding_scale", "", 0, 1}, {"use_parallel_residual", "", 0, 0}, {"swin_norm", "", 0, 0},
-		{"rope.scaling.attn_factor", "llama qwen2 qwen3 qwen3moe", 0, 1}, {"rope.scaling.alpha", "", 0, 0},
+		{"rope.scaling.attn_factor", "llama qwen2 qwen3 qwen3moe phi3 smollm3", 0, 1}, {"rope.scaling.alpha", "", 0, 0},
 		{"rope.scaling.yarn_ext_factor", "", -1, 1}, {"rope.scaling.yarn_attn_factor", "", 1, 1},
 		{"rope.scaling.yarn_log_multiplier", "", 0, 0}, {"rope.freq_base_swa", "gemma3", 0, 0},
 		{"expert_weights_scale", "", 0, 1}, {"expert_weights_norm", "", 1, 1}, {"expert_gating_func", "", 0, 1},
@@ -123,7 +123,8 @@ static int refuse_other(const struct config_source *s, const char *key, uint32_t
 static int read_window(const struct config_source *s, struct architecture *a)
 {
 	int r = config_gguf_size(s, "attention.sliding_window", UINT32_MAX, &a->window);
-	if (r == 0 && a->window && a->window < a->context_length && strcmp(a->name, "llama") != 0)
+	if (r == 0 && a->window && a->window < a->context_length && strcmp(a->name, "llama") != 0 &&
+	    !a->fused)
 		return error_set(s->err, ERROR_UNSUPPORTED, "attention.sliding_window", "GGUF metadata: %s.attention.sliding_window is %u, "
 				 "but which layers slide is not said", s->family, a->window);
 	for (uint32_t i = 0; i < a->n_layers && i < ARCHITECTURE_MAX_LAYERS; i++)
@@ -251,7 +252,8 @@ static int read_token(const struct config_source *s, const char *key, int32_t *r
 
 static int find_family(struct config_source *s, char ret_name[32])
 {
-	static const char *const supported[] = {"llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "gpt2"};
+	static const char *const supported[] = {"llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "smollm3",
+						 "gpt2"};
 	const char *name = NULL;
 	size_t n = 0;
 	int r = gguf_get_string(s->file, "general.architecture", &name, &n, s->err);
@@ -266,7 +268,7 @@ static int find_family(struct config_source *s, char ret_name[32])
 	}
 	return error_set(s->err, ERROR_UNSUPPORTED, "general.architecture",
 			 "GGUF metadata: architecture %.*s is not supported "
-			 "(supported: llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, gpt2)", n < 32 ? (int)n : 32, name);
+			 "(supported: llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, gpt2)", n < 32 ? (int)n : 32, name);
 }
 
 int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err)
@@ -286,6 +288,9 @@ int architecture_from_gguf(const struct gguf *file, struct architecture *ret, st
 		a.activation = ACTIVATION_GELU_TANH;
 		a.learned_positions = true;
 	}
+	a.fused = !strcmp(a.name, "phi3");
+	for (uint32_t i = 0; i < ARCHITECTURE_MAX_LAYERS; i++)      // no key says so: it is the family's
+		a.unrotated[i] = !strcmp(a.name, "smollm3") && (i + 1) % 4 == 0;
 	if ((r = read_sizes(&s, &a)) < 0 || (r = check_features(&s, &a)) < 0 ||
 	    (!a.learned_positions && (r = config_gguf_rope(&s, &a)) < 0) ||
 	    (r = read_vocabulary(&s, &a)) < 0 || (r = read_token(&s, "tokenizer.ggml.bos_token_id", &a.bos_id)) < 0 ||

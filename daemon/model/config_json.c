@@ -32,12 +32,15 @@ static const struct family {
 	{"qwen3_moe", "Qwen3MoeForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-6, 1e4, NULL, NULL, config_read_qwen3_moe, ATTENTION_BIAS},
 	{"gemma2", "Gemma2ForCausalLM", CONFIG_WINDOW_MIXED, 256, 1e-6, 1e4, config_read_gemma2, NULL, NULL, NO_BIAS},
 	{"gemma3_text", "Gemma3ForCausalLM", CONFIG_WINDOW_MIXED, 256, 1e-6, 1e6, config_read_gemma3, NULL, NULL, NO_BIAS},
+	{"phi3", "Phi3ForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-5, 1e4, NULL, NULL, config_read_phi3, NO_BIAS},
+	{"smollm3", "SmolLM3ForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-6, 2e6, NULL, NULL, config_read_smollm3, ANY_BIAS},
 	{"gpt2", "GPT2LMHeadModel", CONFIG_WINDOW_NONE, 0, 0, 0, config_read_gpt2, config_write_gpt2, NULL, NO_BIAS},
 	{"bert", "BertForMaskedLM", CONFIG_WINDOW_NONE, 0, 0, 0, config_read_bert, config_write_bert, NULL, NO_BIAS},
 };
 #define N_FAMILIES (sizeof families / sizeof *families)
 #define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, Qwen3MoeForCausalLM, " \
-	"Gemma2ForCausalLM, Gemma3ForCausalLM, " CONFIG_GEMMA3_VISION ", GPT2LMHeadModel, BertForMaskedLM"
+	"Gemma2ForCausalLM, Gemma3ForCausalLM, " CONFIG_GEMMA3_VISION ", Phi3ForCausalLM, SmolLM3ForCausalLM, GPT2LMHeadModel, " \
+	"BertForMaskedLM"
 
 static int find_family(const json_t *o, const struct family **ret, struct error *err)
 {
@@ -161,7 +164,9 @@ static int read_llama(const json_t *o, const struct family *f, struct architectu
 	int r;
 	a->qkv_bias = !strcmp(f->name, "qwen2");
 	a->qk_norm = !strcmp(f->name, "qwen3");
-	if ((r = config_read_sizes(o, f->default_head_size, f->default_epsilon, !strcmp(f->name, "llama"), a, err)) < 0 ||
+	bool n_kv_heads_may_lack = !strcmp(f->name, "llama") || !strcmp(f->name, "phi3");
+	a->tied_head = !strcmp(f->name, "smollm3");      // the class' default
+	if ((r = config_read_sizes(o, f->default_head_size, f->default_epsilon, n_kv_heads_may_lack, a, err)) < 0 ||
 		(r = check_features(o, f, a, err)) < 0)
 		return r;
 	r = config_read_rope(o, f->default_theta, a, err);
@@ -169,10 +174,10 @@ static int read_llama(const json_t *o, const struct family *f, struct architectu
 	return r == 0 && f->more ? f->more(o, a, err) : r;
 }
 
-// transformers' classes of these families rotate whole heads, whatever partial_rotary_factor says (or fail).
+// transformers' classes but Phi-3's rotate whole heads, whatever partial_rotary_factor says (or fail).
 static int check_rotation(const struct architecture *a, struct error *err)
 {
-	if (!a->rope_size)
+	if (!a->rope_size || a->fused)
 		return 0;
 	return CONFIG_REFUSE("partial_rotary_factor", "partial_rotary_factor is not supported in models of the family %s (supported: 1)",
 			     a->name);
@@ -261,7 +266,7 @@ int architecture_to_json(const struct architecture *a, char **ret_json, struct e
 	int r = architecture_check(a, err);
 	if (r < 0)
 		return r;
-	if (a->gemma || a->n_experts)
+	if (!architecture_trains(a))
 		return error_set(err, ERROR_UNSUPPORTED, NULL, "models of the family %s are not written", a->name);
 	const struct family *f = family_of(a);
 	if (!f)

@@ -52,13 +52,14 @@ static int read_kind(const json_t *scaling, struct architecture *a, enum kind *r
 	if (!strcmp(type, "su") && !strcmp(a->name, "phi3"))      // its first name, which only that class knows
 		type = "longrope";
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
-		if (!strcmp(type, kinds[i].name)) {
+		bool known = strcmp(a->name, "phi3") != 0 || kinds[i].kind & (DEFAULT | LONGROPE);
+		if (known && !strcmp(type, kinds[i].name)) {
 			*ret = kinds[i].kind;
 			return check_keys(scaling, kinds[i].kind, type, err);
 		}
 	}
-	return CONFIG_REFUSE("rope_type", "rope scaling %.32s is not supported "
-			     "(supported: default, linear, llama3, dynamic, yarn, longrope)", type);
+	return CONFIG_REFUSE("rope_type", "rope scaling %.32s is not supported in models of the family %s "
+			     "(supported: default, linear, llama3, dynamic, yarn, longrope; Phi-3: default, longrope, su)", type, a->name);
 }
 
 // The share of a head's dimensions that rotate.

@@ -55,8 +55,8 @@ int config_read_window(const json_t *o, enum config_window rule, struct architec
 		r = read_length(o, &window, err);
 	if (r < 0)
 		return r;
-	// Mixtral's class knows no layer_types; Mistral's with them are what transformers calls Ministral.
-	if (types && !json_is_null(types) && (rule != CONFIG_WINDOW_ALL || !a->n_experts)) {
+	// Mixtral's and Phi-3's classes know no layer_types; Mistral's with them are what transformers calls Ministral.
+	if (types && !json_is_null(types) && (rule != CONFIG_WINDOW_ALL || !(a->n_experts || a->fused))) {
 		if ((r = read_layer_types(types, a, err)) < 0)
 			return r;
 	} else if (rule != CONFIG_WINDOW_MIXED) {

@@ -92,6 +92,14 @@ struct attention_shape forward_shape(const struct weights *w, const struct activ
 	return shape;
 }
 
+void forward_rotate(const struct weights *w, const struct activations *a, uint32_t layer, struct act *qkv, bool inverse)
+{
+	bool own = w->cosine_sliding && w->architecture.sliding[layer];
+	if (w->cosine && !w->architecture.unrotated[layer])
+		a->backend->ops->rope(a->backend, qkv, own ? w->cosine_sliding : w->cosine, own ? w->sine_sliding : w->sine,
+				      architecture_rope_size(&w->architecture), &a->shape, inverse);
+}
+
 static void attend(const struct weights *w, const struct activations *a, const struct layer_activations *l, uint32_t layer, bool cached)
 {
 	const struct backend_ops *ops = a->backend->ops;
@@ -122,10 +130,7 @@ void forward_layer(const struct weights *w, struct activations *a, const struct 
 		ops->head_norm(be, l->qkv, l->qkv_plain, lw->q_norm, lw->k_norm, &a->shape, w->architecture.norm_epsilon);
 	if (shown)
 		show(a, FORWARD_QKV, i, NULL, l->qkv);
-	bool own = w->cosine_sliding && w->architecture.sliding[i];
-	if (w->cosine)
-		ops->rope(be, l->qkv, own ? w->cosine_sliding : w->cosine, own ? w->sine_sliding : w->sine,
-			  architecture_rope_size(&w->architecture), &a->shape, false);
+	forward_rotate(w, a, i, l->qkv, false);
 	attend(w, a, l, i, layout->slots != NULL);
 	if (lw->attention_post_norm)
 		add_normed(w, a, l, l->x_ffn, l->heads, lw->out, lw->attention_post_norm, T);

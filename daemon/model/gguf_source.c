@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names, and the one complication: files of the architecture "llama" store the rows of each q and k head so that the pairs which rotate
-// together are neighbours (0, D/2, 1, D/2 + 1, ...). Our rotation, as transformers', takes halves: rows are put back.
+// Names, and the one complication: files of the architectures "llama" and "smollm3" store the rows of each q and k head so that
+// the pairs which rotate together are neighbours (0, R/2, 1, R/2 + 1, ...). Our rotation, as transformers', takes halves: rows go back.
 #include "daemon/model/gguf_source.h"
 
 #include <errno.h>
@@ -22,6 +22,7 @@ static const struct { const char *name, *gguf; } of_model[] = {
 	{"self_attn.q_norm.weight", "attn_q_norm.weight"}, {"self_attn.k_norm.weight", "attn_k_norm.weight"},
 	{"self_attn.o_proj.weight", "attn_output.weight"}, {"post_attention_layernorm.weight", "ffn_norm.weight"},
 	{"mlp.gate_proj.weight", "ffn_gate.weight"}, {"mlp.up_proj.weight", "ffn_up.weight"}, {"mlp.down_proj.weight", "ffn_down.weight"},
+	{"self_attn.qkv_proj.weight", "attn_qkv.weight"}, {"mlp.gate_up_proj.weight", "ffn_up.weight"},
 	{"mlp.gate.weight", "ffn_gate_inp.weight"}, {"self_attn.o_proj.bias", "attn_output.bias"},
 	{"mlp.gate_proj.bias", "ffn_gate.bias"}, {"mlp.up_proj.bias", "ffn_up.bias"}, {"mlp.down_proj.bias", "ffn_down.bias"},
 }, of_expert[] = {
@@ -167,7 +168,8 @@ int gguf_source_read(const struct gguf *file, const struct architecture *a, cons
 	if (r < 0 || (r = gguf_read(file, gguf, ret_tensor, err)) < 0)
 		return r;
 	bool gpt2;
-	const char *rest = strcmp(a->name, "llama") ? NULL : layer_part(name, &layer, &gpt2);
+	bool permuted = !strcmp(a->name, "llama") || !strcmp(a->name, "smollm3");
+	const char *rest = !permuted ? NULL : layer_part(name, &layer, &gpt2);
 	bool q = rest && !strncmp(rest, "self_attn.q_proj.", 17), k = rest && !strncmp(rest, "self_attn.k_proj.", 17);
 	// A vector of a block type (a bias in Q8_0) has no rows that could be moved.
 	if ((q || k) && ret_tensor->n_dims == 1 && dtype_block_elements(ret_tensor->dtype) > 1)

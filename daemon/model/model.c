@@ -400,6 +400,9 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 		n = snprintf(text, sizeof text, "%u %u %d\n", a->n_experts, a->n_experts_used, a->normalise_experts);
 		hasher_update(h, text, (size_t)n);
 	}
+	for (uint32_t i = 0; i < a->n_layers; i++)
+		if (a->unrotated[i])
+			hasher_update(h, &i, sizeof i);
 	for (uint32_t i = 0; a->window && i < a->n_layers; i++) {      // nor do those without a window differ
 		n = snprintf(text, sizeof text, "%u\n", architecture_window(a, i));
 		hasher_update(h, text, (size_t)n);

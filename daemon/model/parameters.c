@@ -19,7 +19,7 @@ struct names {
 	const char *attention_norm, *q, *k, *v;     // k NULL: q is q, k and v in one
 	const char *out, *ffn_norm;
 	const char *attention_post_norm, *ffn_post_norm;    // NULL where there is none
-	const char *gate, *up, *down;               // gate NULL where there is none
+	const char *gate, *up, *down;               // gate NULL where there is none, or where up is both
 	const char *last_norm;                      // of a layer (post-norm), else of the model
 	const char *transform, *transform_norm, *head_bias, *head;
 	const char *router, *experts;               // experts: before the number of one, whose matrices are gate, up and down
@@ -48,6 +48,11 @@ static const struct names gemma = {
 	.ffn_norm = "pre_feedforward_layernorm", .gate = "mlp.gate_proj", .up = "mlp.up_proj", .down = "mlp.down_proj",
 	.ffn_post_norm = "post_feedforward_layernorm", .last_norm = "model.norm", .head = "lm_head",
 };
+static const struct names phi3 = {
+	.embedding = "model.embed_tokens", .layer = "model.layers.", .attention_norm = "input_layernorm", .q = "self_attn.qkv_proj",
+	.out = "self_attn.o_proj", .ffn_norm = "post_attention_layernorm", .up = "mlp.gate_up_proj", .down = "mlp.down_proj",
+	.last_norm = "model.norm", .head = "lm_head",
+};
 static const struct names gpt2 = {
 	.embedding = "transformer.wte", .positions = "transformer.wpe", .layer = "transformer.h.", .attention_norm = "ln_1",
 	.q = "attn.c_attn", .out = "attn.c_proj", .ffn_norm = "ln_2", .up = "mlp.c_fc", .down = "mlp.c_proj",
@@ -64,13 +69,18 @@ static const struct names bert = {
 
 static const struct names *names_of(const struct architecture *a)
 {
-	return a->masked ? &bert : a->learned_positions ? &gpt2 : a->gemma ? &gemma :
+	return a->masked ? &bert : a->learned_positions ? &gpt2 : a->gemma ? &gemma : a->fused ? &phi3 :
 	       !a->n_experts ? &llama : !strcmp(a->name, "mixtral") ? &mixtral : &moe;
 }
 
 uint32_t parameters_qkv_parts(const struct architecture *a)
 {
 	return names_of(a)->k ? 3 : 1;
+}
+
+uint32_t parameters_up_parts(const struct architecture *a)
+{
+	return architecture_gated(a) && !a->fused ? 2 : 1;
 }
 
 static void layer_prefix(const struct names *names, uint32_t layer, char ret[64])
@@ -161,13 +171,15 @@ static void add_layer(struct parameters *p, const struct architecture *a, const 
 		add_experts(p, a, names, at);
 		return;
 	}
-	if (architecture_gated(a))
+	bool apart = parameters_up_parts(a) == 2;
+	uint64_t up = architecture_up_width(a) - (apart ? F : 0);
+	if (apart)
 		add_matrix(p, names, at, names->gate, F, C);
-	add_matrix(p, names, at, names->up, F, C);
-	if (a->ffn_bias && architecture_gated(a))
+	add_matrix(p, names, at, names->up, up, C);
+	if (a->ffn_bias && apart)
 		add(p, at, names->gate, "bias", F, 0);
 	if (a->ffn_bias)
-		add(p, at, names->up, "bias", F, 0);
+		add(p, at, names->up, "bias", up, 0);
 	add_matrix(p, names, at, names->down, C, F);
 	if (a->ffn_bias)
 		add(p, at, names->down, "bias", C, 0);

@@ -261,9 +261,9 @@ static void load_layer(struct loading *g, struct layer_weights *l)
 		load_experts(g, l);
 		return;
 	}
-	l->gate_up = load_matrix(g, architecture_gated(a) ? 2 : 1);
+	l->gate_up = load_matrix(g, parameters_up_parts(a));
 	if (a->ffn_bias)
-		l->up_bias = load_vector(g, architecture_gated(a) ? 2 : 1);
+		l->up_bias = load_vector(g, parameters_up_parts(a));
 	l->down = load_matrix(g, 1);
 	if (a->ffn_bias)
 		l->down_bias = load_vector(g, 1);

@@ -22,6 +22,7 @@ static inline bool parameter_by_rows(const struct parameter *p)
 }
 // Tensors that q, k and v are stored in: 3, or 1.
 uint32_t parameters_qkv_parts(const struct architecture *a);
+uint32_t parameters_up_parts(const struct architecture *a);      // and gate and up: 2, or 1 (no gate, or both in one)
 void weights_release(const struct tensor_source *source, const struct parameter *p, struct tensor *t);
 // A struct weights with layers allocated and rotation tables made, nothing else.
 int weights_new_empty(struct backend *be, const struct architecture *a, uint32_t max_positions, struct weights **ret_weights,

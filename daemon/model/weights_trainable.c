@@ -69,9 +69,9 @@ static void bind_layer(struct binding *b, struct layer_weights *l, struct layer_
 	if (a->out_bias)
 		bind_vector(b, 1, &l->out_bias, &g->out_bias);
 	bind_norm(b, &l->ffn_norm, &l->ffn_norm_bias, &g->ffn_norm, &g->ffn_norm_bias);
-	bind_matrix(b, architecture_gated(a) ? 2 : 1, &l->gate_up, &g->gate_up);
+	bind_matrix(b, parameters_up_parts(a), &l->gate_up, &g->gate_up);
 	if (a->ffn_bias)
-		bind_vector(b, architecture_gated(a) ? 2 : 1, &l->up_bias, &g->up_bias);
+		bind_vector(b, parameters_up_parts(a), &l->up_bias, &g->up_bias);
 	bind_matrix(b, 1, &l->down, &g->down);
 	if (a->ffn_bias)
 		bind_vector(b, 1, &l->down_bias, &g->down_bias);
@@ -226,7 +226,7 @@ int weights_new_beside(struct backend *be, const struct architecture *a, const s
 		       uint32_t max_positions, struct weights **ret_weights, struct error *err)
 {
 	struct weights *w = NULL;
-	if (a->gemma || a->n_experts)
+	if (!architecture_trains(a))
 		return error_set(err, ERROR_UNSUPPORTED, "student", "models of the family %s cannot be trained yet", a->name);
 	float *buffer = malloc(CHUNK * sizeof *buffer);
 	int r = buffer ? weights_new_empty(be, a, max_positions, &w, err) : error_set(err, ERROR_MEMORY, NULL, "no memory for parameters");

@@ -17,7 +17,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (architecture_check(&a, &err) < 0 || architecture_n_parameters(&a) == 0)
 		abort();
 	if (architecture_to_json(&a, &json, &err) < 0) {
-		if (!a.gemma && !a.n_experts)
+		if (architecture_trains(&a))
 			abort();
 		return 0;
 	}

@@ -139,6 +139,10 @@ def config_corpus():
                architectures=["MistralForCausalLM"], sliding_window=64), "negative": dict(head_dim=-1), "big": dict(vocab_size=2**40),
                "partial": dict(partial_rotary_factor=0.25), "bias": dict(attention_bias=True), "biases": dict(attention_bias=True, mlp_bias=True), "real": dict(hidden_size=64.0),
                "gpt2": dict(architectures=["GPT2LMHeadModel"], n_embd=64, n_layer=2, n_head=4, n_positions=512, n_inner=None),
+               "phi3": dict(architectures=["Phi3ForCausalLM"], model_type="phi3", partial_rotary_factor=0.5, original_max_position_embeddings=128,
+                            sliding_window=99, rope_scaling=dict(type="longrope", short_factor=[1.0, 1.5] * 2, long_factor=[2, 4] * 2)),
+               "smollm3": dict(architectures=["SmolLM3ForCausalLM"], model_type="smollm3", no_rope_layers=[1, 0], use_sliding_window=False),
+               "smollm3_interval": dict(architectures=["SmolLM3ForCausalLM"], model_type="smollm3", no_rope_layer_interval=3),
                "bert": dict(architectures=["BertForMaskedLM"], hidden_act="gelu", type_vocab_size=2, layer_norm_eps=1e-12)}
     return {name: json.dumps(dict(base, **change)).encode() for name, change in changes.items()}
 

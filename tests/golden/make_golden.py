@@ -22,6 +22,7 @@ Files (little-endian; u32, f32, f64):
 import argparse
 import hashlib
 import json
+import math
 import os
 import struct
 import subprocess
@@ -115,7 +116,7 @@ def plain_rope(theta=10000.0):
 def tiny_models():
     import torch
     from transformers import BertConfig, Gemma2Config, Gemma3Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config
-    from transformers import Qwen3Config, Qwen3MoeConfig
+    from transformers import Phi3Config, Qwen3Config, Qwen3MoeConfig, SmolLM3Config
     llama3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
               "original_max_position_embeddings": 32}
     linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
@@ -175,6 +176,18 @@ def tiny_models():
         "train-bias": (LlamaConfig(**{**COMMON, "hidden_size": 16, "intermediate_size": 24, "vocab_size": 64}, attention_bias=True, mlp_bias=True,
                                    tie_word_embeddings=False, rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
                                                                                "original_max_position_embeddings": 16}), torch.float32),
+        # As Phi-4-mini and Phi-3-mini-4k: a part of each head rotates, by factors; all of it, in a window.
+        "phi3": (Phi3Config(**{**COMMON, "hidden_size": 64}, pad_token_id=0, tie_word_embeddings=True, original_max_position_embeddings=32,
+                            rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+                                             "short_factor": [1.0, 1.1, 1.25, 1.5, 2.0, 3.0], "long_factor": [1.0, 2.0, 4.0, 8.0, 9.0, 10.0]}),
+                 torch.bfloat16),
+        "phi3-window": (Phi3Config(**COMMON, pad_token_id=0, tie_word_embeddings=False, sliding_window=7, rope_parameters=plain_rope()),
+                        torch.float32),
+        "smollm3": (SmolLM3Config(**{**COMMON, "num_hidden_layers": 5}, pad_token_id=0, tie_word_embeddings=True, rope_parameters=plain_rope(5000.0)),
+                    torch.bfloat16),
+        "smollm3-list": (SmolLM3Config(**{**COMMON, "num_hidden_layers": 3}, pad_token_id=0, attention_bias=True, no_rope_layers=[0, 1, 0, 1],
+                                       tie_word_embeddings=False, rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+                                                                                   "original_max_position_embeddings": 32}), torch.float32),
     }
 
 
@@ -253,7 +266,7 @@ def old_style_names(where):
 
 
 # Up to where a scaling begins to matter, or to the last length that is served.
-LONGER = {"llama3": (1, 3, 22, 70), "yarn": (1, 3, 22, 70), "yarn-open": (1, 3, 22, 70), "dynamic": (1, 3, 22, 70), "longrope": (1, 9, 31, 32)}
+LONGER = {"llama3": (1, 3, 22, 70), "yarn": (1, 3, 22, 70), "yarn-open": (1, 3, 22, 70), "dynamic": (1, 3, 22, 70), "longrope": (1, 9, 31, 32), "phi3": (1, 9, 31, 32)}
 
 
 def tiny(only=None):
@@ -268,7 +281,7 @@ def tiny(only=None):
         model.to(dtype).save_pretrained(where, max_shard_size="24KB" if name == "llama3" else "5GB")
         for extra in where.glob("generation_config.json"):
             extra.unlink()
-        if name in ("llama", "llama3", "qwen2"):
+        if name in ("llama", "llama3", "qwen2", "phi3-window"):
             old_style_config(where / "config.json")
         if name.endswith("-old"):
             old_style_names(where)
@@ -298,7 +311,7 @@ def tiny(only=None):
 
 
 GGUF_NAMES = {"gemma3": "gemma3", "mixtral": "llama", "gemma2-file": "gemma2", "qwen3-moe-file": "qwen3moe", "linear": "llama", "qwen2": "qwen2",
-              "qwen3": "qwen3", "gpt2": "gpt2", "yarn": "llama", "bias": "llama"}
+              "qwen3": "qwen3", "gpt2": "gpt2", "yarn": "llama", "bias": "llama", "phi3": "phi3", "phi3-window": "phi3", "smollm3": "smollm3"}
 
 
 def gguf_tensors_gpt2(state):
@@ -320,7 +333,7 @@ def gguf_tensors(name, config, state):
     layer = {"input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
              "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "self_attn.o_proj": "attn_output",
              "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-             "block_sparse_moe.gate": "ffn_gate_inp", "mlp.gate": "ffn_gate_inp"}
+             "block_sparse_moe.gate": "ffn_gate_inp", "mlp.gate": "ffn_gate_inp", "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
     if "gemma" in name:
         layer.update({"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
                       "post_feedforward_layernorm": "post_ffw_norm"})
@@ -340,7 +353,7 @@ def gguf_tensors(name, config, state):
             stacks.setdefault((i, expert[rest.rsplit(".", 1)[1]]), {})[int(rest.split(".")[-2])] = x
             continue
         heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}.get(rest)
-        if heads and GGUF_NAMES[name] == "llama":
+        if heads and GGUF_NAMES[name] in ("llama", "smollm3"):
             x = x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
         yield f"blk.{i}.{layer[rest]}.{what}", x
     for (i, what), parts in stacks.items():
@@ -349,6 +362,7 @@ def gguf_tensors(name, config, state):
 
 def write_gguf(name, config, where):
     import gguf
+    import numpy
     from safetensors.torch import load_file
     architecture = GGUF_NAMES[name]
     w = gguf.GGUFWriter(where / "model.gguf", architecture)
@@ -368,6 +382,15 @@ def write_gguf(name, config, where):
     if name == "linear":
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         w.add_rope_scaling_factor(config.rope_parameters["factor"])
+    if architecture in ("phi3", "smollm3"):
+        w.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if name == "phi3":      # without a type
+        original = config.original_max_position_embeddings
+        w.add_rope_dimension_count(12)
+        w.add_rope_scaling_orig_ctx_len(original)
+        w.add_rope_scaling_attn_factors((1 + math.log(config.max_position_embeddings / original) / math.log(original)) ** 0.5)
+        for which in ("long", "short"):
+            w.add_tensor(f"rope_factors_{which}.weight", numpy.array(config.rope_parameters[which + "_factor"], dtype=numpy.float32))
     if name == "yarn":
         w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         w.add_rope_scaling_factor(config.rope_parameters["factor"])

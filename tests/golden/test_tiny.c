@@ -12,10 +12,12 @@ static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "
 				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window",
 				    "train-mistral", "gemma2", "gemma3", "gemma3-vision", "gemma3-inner", "mixtral", "qwen3-moe",
 				    "yarn", "yarn-open", "dynamic", "longrope", "bias", "train-bias",
+				    "phi3", "phi3-window", "smollm3", "smollm3-list",
 				    // the same weights under GGUF's names, experts stacked, rows permuted
 				    "gemma3/model.gguf", "mixtral/model.gguf", "gemma2-file/model.gguf", "qwen3-moe-file/model.gguf",
 				    "linear/model.gguf", "qwen2/model.gguf", "qwen3/model.gguf", "gpt2/model.gguf",
-				    "yarn/model.gguf", "bias/model.gguf"};
+				    "yarn/model.gguf", "bias/model.gguf",
+				    "phi3/model.gguf", "phi3-window/model.gguf", "smollm3/model.gguf"};
 #define N_NAMES (sizeof names / sizeof *names)
 
 // Asks for the logits of the whole vocabulary at each of n rows.
@@ -153,6 +155,28 @@ static void evaluation_needs_no_trainable_weights(void **state)
 	golden_model_close(&m);
 }
 
+static void teachers_alone_are_no_students(void **state)
+{
+	(void)state;
+	static const char *const refused[] = {"gemma2", "mixtral", "phi3", "smollm3"};
+	struct backend_options options = {.n_threads = 1, .max_rows = 1};
+	struct backend *be = NULL;
+	struct error err = {0};
+	assert_int_equal(backend_open("ref", &options, &be, &err), 0);
+	for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+		char path[4096], what[128];
+		struct model_file *file = NULL;
+		struct weights *w = NULL;
+		snprintf(what, sizeof what, "models/%s", refused[i]);
+		golden_path(path, sizeof path, what);
+		assert_int_equal(model_file_open(path, &file, &err), 0);
+		assert_int_equal(weights_new_trainable(be, model_file_architecture(file), 1, 8, &w, &err), -EOPNOTSUPP);
+		assert_non_null(strstr(err.message, "cannot be trained yet"));
+		model_file_close(file);
+	}
+	backend_close(be);
+}
+
 int main(int argc, char **argv)
 {
 	for (int i = 1; i < argc; i++)      // models of check_config.py's
@@ -166,6 +190,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(f32_equals_transformers),
 		cmocka_unit_test(the_fast_path_is_close),
 		cmocka_unit_test(fp8_is_not_far),
+		cmocka_unit_test(teachers_alone_are_no_students),
 		cmocka_unit_test(evaluation_needs_no_trainable_weights),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
