@@ -155,7 +155,7 @@ static void make_arrays(struct maker *m, const struct architecture *a, bool trai
 		x->experts.gate_up = x->layers[0].gate_up;
 		x->experts.ffn = x->layers[0].ffn;
 	}
-	x->x_half = a->gemma ? make_real(m, a->width) : NULL;
+	x->x_half = a->gemma || a->residual_scale != 0 ? make_real(m, a->width) : NULL;
 	make_head(m, a, training, x);
 	if (training)
 		make_gradients(m, a, x);

@@ -68,6 +68,10 @@ int architecture_check(const struct architecture *a, struct error *err)
 		return r;
 	if (a->query_scalar != 0 && (r = config_check_real("query_pre_attn_scalar", a->query_scalar, 0, 1e9, err)) < 0)
 		return r;
+	if ((a->embedding_scale != 0 && (r = config_check_real("embedding_multiplier", a->embedding_scale, 0, 1e9, err)) < 0) ||
+	    (a->residual_scale != 0 && (r = config_check_real("residual_multiplier", a->residual_scale, 0, 1e9, err)) < 0) ||
+	    (a->logit_divisor != 0 && (r = config_check_real("logits_scaling", a->logit_divisor, 0, 1e9, err)) < 0))
+		return r;
 	if (a->rope_theta_sliding != 0 && (r = config_check_real("rope_local_base_freq", a->rope_theta_sliding, 0, 1e30, err)) < 0)
 		return r;
 	if (a->window && a->masked)
@@ -79,7 +83,7 @@ int architecture_check(const struct architecture *a, struct error *err)
 
 bool architecture_trains(const struct architecture *a)
 {
-	return !a->gemma && !a->n_experts && !a->fused && strcmp(a->name, "smollm3") != 0;
+	return !a->gemma && !a->n_experts && !a->fused && strcmp(a->name, "smollm3") != 0 && strcmp(a->name, "granite") != 0;
 }
 
 static uint64_t layer_parameters(const struct architecture *a)

@@ -28,7 +28,8 @@ enum architecture_activation { ACTIVATION_SWIGLU, ACTIVATION_GELU_ERF, ACTIVATIO
 #define ARCHITECTURE_MAX_EXPERTS 1024
 
 struct architecture {
-	// "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3moe", "gemma2", "gemma3", "phi3", "smollm3", "gpt2", "bert"
+	// "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3moe", "gemma2", "gemma3", "phi3", "smollm3", "granite", "gpt2",
+	// "bert"
 	char name[32];
 	uint32_t n_layers;             // <= ARCHITECTURE_MAX_LAYERS
 	uint32_t width;                // C <= 65536
@@ -76,6 +77,9 @@ struct architecture {
 	bool gemma;
 	double query_scalar;           // scores are multiplied by 1/sqrt of it; 0: of the head size
 	float score_cap, logit_cap;    // x becomes cap tanh(x / cap); 0 = none
+	// Granite: the embedding is multiplied by the first, what a half gives by the second before it is added, and logits are divided by
+	// the third; 0: 1.
+	double embedding_scale, residual_scale, logit_divisor;
 	// Mixture of experts: the feed-forward half is there n_experts times (ffn_width is the width of one), and each row goes through the
 	// n_experts_used that a router finds likeliest, added up by their probabilities (normalise_experts:
 	// divided by their sum). 0 = none.

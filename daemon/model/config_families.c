@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What config.json of Phi-3 and SmolLM3 says beside what Llama's family reads.
+// What config.json of Phi-3, SmolLM3 and Granite says beside what Llama's family reads.
 #include <errno.h>
 
 #include "daemon/model/config_json.h"
@@ -40,4 +40,26 @@ int config_read_smollm3(const json_t *o, struct architecture *a, struct error *e
 	for (uint32_t i = 0; i < a->n_layers; i++)
 		a->unrotated[i] = (i + 1) % interval == 0;
 	return r == -ENOENT ? 0 : r;
+}
+
+static int read_multiplier(const json_t *o, const char *key, double *ret, struct error *err)
+{
+	*ret = 1;
+	int r = document_real(o, CONFIG_NAME, key, ret, err);
+	if (r < 0 && r != -ENOENT)
+		return r;
+	return *ret > 0 ? 0 : error_set(err, ERROR_INVALID, key, CONFIG_NAME ": %s must be above 0", key);
+}
+
+int config_read_granite(const json_t *o, struct architecture *a, struct error *err)
+{
+	double scale;
+	int r;
+	if ((r = read_multiplier(o, "embedding_multiplier", &a->embedding_scale, err)) < 0 ||
+	    (r = read_multiplier(o, "residual_multiplier", &a->residual_scale, err)) < 0 ||
+	    (r = read_multiplier(o, "logits_scaling", &a->logit_divisor, err)) < 0 ||
+	    (r = read_multiplier(o, "attention_multiplier", &scale, err)) < 0)
+		return r;
+	a->query_scalar = 1 / (scale * scale);
+	return 0;
 }

@@ -65,12 +65,14 @@ static int read_any(const struct config_source *s, const char *name, double *ret
 static int refuse_foreign(const struct config_source *s)
 {
 	static const struct { const char *key, *unless; double neutral, other; } keys[] = {
-		{"attention.causal", "", 1, 1}, {"attention.scale", "", 0, 0}, {"attention.output_scale", "", 0, 1},
+		{"attention.causal", "", 1, 1}, {"attention.scale", "granite", 0, 0}, {"attention.output_scale", "", 0, 1},
 		{"attention.value_scale", "", 0, 1}, {"attention.temperature_scale", "", 0, 0}, {"attention.clamp_kqv", "", 0, 0},
 		{"attention.max_alibi_bias", "", 0, 0}, {"attn_logit_softcapping", "gemma2", 0, 0},
-		{"final_logit_softcapping", "gemma2 gemma3", 0, 0}, {"router_logit_softcapping", "", 0, 0}, {"logit_scale", "", 0, 1},
-		{"residual_scale", "", 0, 1}, {"embedding_scale", "", 0, 1}, {"use_parallel_residual", "", 0, 0}, {"swin_norm", "", 0, 0},
-		{"rope.scaling.attn_factor", "llama qwen2 qwen3 qwen3moe phi3 smollm3", 0, 1}, {"rope.scaling.alpha", "", 0, 0},
+		{"final_logit_softcapping", "gemma2 gemma3", 0, 0}, {"router_logit_softcapping", "", 0, 0},
+		{"logit_scale", "granite", 0, 1},
+		{"residual_scale", "granite", 0, 1},
+		{"embedding_scale", "granite", 0, 1}, {"use_parallel_residual", "", 0, 0}, {"swin_norm", "", 0, 0},
+		{"rope.scaling.attn_factor", "llama qwen2 qwen3 qwen3moe phi3 smollm3 granite", 0, 1}, {"rope.scaling.alpha", "", 0, 0},
 		{"rope.scaling.yarn_ext_factor", "", -1, 1}, {"rope.scaling.yarn_attn_factor", "", 1, 1},
 		{"rope.scaling.yarn_log_multiplier", "", 0, 0}, {"rope.freq_base_swa", "gemma3", 0, 0},
 		{"expert_weights_scale", "", 0, 1}, {"expert_weights_norm", "", 1, 1}, {"expert_gating_func", "", 0, 1},
@@ -182,6 +184,28 @@ static int read_gemma(const struct config_source *s, struct architecture *a)
 	return 0;
 }
 
+static int read_granite(const struct config_source *s, struct architecture *a)
+{
+	char name[128];
+	double scale = 0;
+	bool rotates = true;
+	int r = gguf_get_bool(s->file, config_gguf_key(s, "rope.scaling.finetuned", name), &rotates, s->err);
+	if (r < 0 && r != -ENOENT)
+		return r;
+	if (!rotates)
+		return error_set(s->err, ERROR_UNSUPPORTED, name, "GGUF metadata: %s is false: layers that do not rotate", name);
+	if ((r = read_real(s, "logit_scale", 0, &a->logit_divisor)) < 0 ||
+	    (r = config_gguf_optional(s, "residual_scale", &a->residual_scale)) < 0 ||
+	    (r = config_gguf_optional(s, "embedding_scale", &a->embedding_scale)) < 0 ||
+	    (r = config_gguf_optional(s, "attention.scale", &scale)) < 0)
+		return r;
+	if (!(a->logit_divisor > 0) || scale < 0)
+		return error_set(s->err, ERROR_INVALID, "logit_scale", "GGUF metadata: %s.logit_scale is %g, attention.scale %g",
+				 s->family, a->logit_divisor, scale);
+	a->query_scalar = scale > 0 ? 1 / (scale * scale) : 0;
+	return read_window(s, a);
+}
+
 static int check_features(const struct config_source *s, struct architecture *a)
 {
 	int r;
@@ -194,7 +218,7 @@ static int check_features(const struct config_source *s, struct architecture *a)
 	    (r = refuse_other(s, "rope.dimension_count_swa", a->head_size, "partial rotation is")) < 0 ||
 	    (r = read_experts(s, a)) < 0)
 		return r;
-	return a->gemma ? read_gemma(s, a) : read_window(s, a);
+	return a->gemma ? read_gemma(s, a) : !strcmp(a->name, "granite") ? read_granite(s, a) : read_window(s, a);
 }
 
 static bool is_text(const char *s, size_t n, const char *text)
@@ -253,7 +277,7 @@ static int read_token(const struct config_source *s, const char *key, int32_t *r
 static int find_family(struct config_source *s, char ret_name[32])
 {
 	static const char *const supported[] = {"llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "smollm3",
-						 "gpt2"};
+						 "granite", "gpt2"};
 	const char *name = NULL;
 	size_t n = 0;
 	int r = gguf_get_string(s->file, "general.architecture", &name, &n, s->err);
@@ -268,7 +292,8 @@ static int find_family(struct config_source *s, char ret_name[32])
 	}
 	return error_set(s->err, ERROR_UNSUPPORTED, "general.architecture",
 			 "GGUF metadata: architecture %.*s is not supported "
-			 "(supported: llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, gpt2)", n < 32 ? (int)n : 32, name);
+			 "(supported: llama, qwen2, qwen3, qwen3moe, gemma2, gemma3, phi3, smollm3, granite, gpt2)",
+			 n < 32 ? (int)n : 32, name);
 }
 
 int architecture_from_gguf(const struct gguf *file, struct architecture *ret, struct error *err)

@@ -34,13 +34,14 @@ static const struct family {
 	{"gemma3_text", "Gemma3ForCausalLM", CONFIG_WINDOW_MIXED, 256, 1e-6, 1e6, config_read_gemma3, NULL, NULL, NO_BIAS},
 	{"phi3", "Phi3ForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-5, 1e4, NULL, NULL, config_read_phi3, NO_BIAS},
 	{"smollm3", "SmolLM3ForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-6, 2e6, NULL, NULL, config_read_smollm3, ANY_BIAS},
+	{"granite", "GraniteForCausalLM", CONFIG_WINDOW_NONE, 0, 1e-6, 1e4, NULL, NULL, config_read_granite, ANY_BIAS},
 	{"gpt2", "GPT2LMHeadModel", CONFIG_WINDOW_NONE, 0, 0, 0, config_read_gpt2, config_write_gpt2, NULL, NO_BIAS},
 	{"bert", "BertForMaskedLM", CONFIG_WINDOW_NONE, 0, 0, 0, config_read_bert, config_write_bert, NULL, NO_BIAS},
 };
 #define N_FAMILIES (sizeof families / sizeof *families)
 #define SUPPORTED "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MixtralForCausalLM, Qwen3MoeForCausalLM, " \
-	"Gemma2ForCausalLM, Gemma3ForCausalLM, " CONFIG_GEMMA3_VISION ", Phi3ForCausalLM, SmolLM3ForCausalLM, GPT2LMHeadModel, " \
-	"BertForMaskedLM"
+	"Gemma2ForCausalLM, Gemma3ForCausalLM, " CONFIG_GEMMA3_VISION ", Phi3ForCausalLM, SmolLM3ForCausalLM, GraniteForCausalLM, " \
+	"GPT2LMHeadModel, BertForMaskedLM"
 
 static int find_family(const json_t *o, const struct family **ret, struct error *err)
 {
@@ -164,7 +165,7 @@ static int read_llama(const json_t *o, const struct family *f, struct architectu
 	int r;
 	a->qkv_bias = !strcmp(f->name, "qwen2");
 	a->qk_norm = !strcmp(f->name, "qwen3");
-	bool n_kv_heads_may_lack = !strcmp(f->name, "llama") || !strcmp(f->name, "phi3");
+	bool n_kv_heads_may_lack = !strcmp(f->name, "llama") || !strcmp(f->name, "phi3") || !strcmp(f->name, "granite");
 	a->tied_head = !strcmp(f->name, "smollm3");      // the class' default
 	if ((r = config_read_sizes(o, f->default_head_size, f->default_epsilon, n_kv_heads_may_lack, a, err)) < 0 ||
 		(r = check_features(o, f, a, err)) < 0)

@@ -39,6 +39,7 @@ int config_read_mixtral(const json_t *o, struct architecture *a, struct error *e
 int config_read_qwen3_moe(const json_t *o, struct architecture *a, struct error *err);
 int config_read_phi3(const json_t *o, struct architecture *a, struct error *err);
 int config_read_smollm3(const json_t *o, struct architecture *a, struct error *err);
+int config_read_granite(const json_t *o, struct architecture *a, struct error *err);
 int config_read_gemma2(const json_t *o, struct architecture *a, struct error *err);
 int config_read_gemma3(const json_t *o, struct architecture *a, struct error *err);
 // The document of a Gemma 3 that sees becomes that of its text half (as Gemma3ForCausalLM), any other stays as it is.

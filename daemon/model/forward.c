@@ -10,13 +10,18 @@
 #include "daemon/model/activations.h"
 #include "daemon/model/cache.h"
 
-// y = x + product: with training x is kept, so the sum goes to another array.
-static void add_product(struct backend *be, struct real *y, const struct real *x, const struct act *h, const struct weight *w,
-			const struct real *bias, uint32_t T, uint32_t C)
+// y = x + product, or a multiple of it: with training x is kept, so the sum goes to another array.
+static void add_product(const struct weights *w, struct activations *a, struct real *y, const struct real *x, const struct act *h,
+			const struct weight *matrix, const struct real *bias, uint32_t T)
 {
+	const struct backend_ops *ops = a->backend->ops;
+	uint32_t C = w->architecture.width;
+	double scale = w->architecture.residual_scale;
 	if (y != x)
-		be->ops->real_copy(be, y, x, (size_t)T * C);
-	be->ops->linear_real(be, y, true, h, w, bias, T);
+		ops->real_copy(a->backend, y, x, (size_t)T * C);
+	ops->linear_real(a->backend, scale != 0 ? a->x_half : y, scale == 0, h, matrix, bias, T);
+	if (scale != 0)
+		ops->mix(a->backend, y, true, a->x_half, scale, NULL, T, C);
 }
 
 // y = x + norm(product), the product first in an array of its own. Nothing is kept of it: not in training.
@@ -58,8 +63,9 @@ static void embed(const struct weights *w, struct real *x, uint32_t T)
 	const struct backend_ops *ops = w->backend->ops;
 	uint32_t C = w->architecture.width;
 	ops->embed(w->backend, x, w->embedding);
-	if (w->architecture.gemma)
-		ops->mix(w->backend, x, false, x, sqrt(C), NULL, T, C);
+	double scale = w->architecture.gemma ? sqrt(C) : w->architecture.embedding_scale;
+	if (scale != 0)
+		ops->mix(w->backend, x, false, x, scale, NULL, T, C);
 	if (w->vectors.positions)
 		ops->embed_add(w->backend, x, w->vectors.positions, true, C);
 	if (w->vectors.token_types)
@@ -119,7 +125,7 @@ void forward_layer(const struct weights *w, struct activations *a, const struct 
 	const struct backend_ops *ops = be->ops;
 	const struct layer_weights *lw = &w->layers[i];
 	const struct layer_activations *l = &a->layers[i];
-	uint32_t T = layout->n_positions, C = w->architecture.width;
+	uint32_t T = layout->n_positions;
 
 	weights_beat(w);
 	norm(w, l->h_attention, l->r_attention, l->x_attention, lw->attention_norm, lw->attention_norm_bias, T);
@@ -135,7 +141,7 @@ void forward_layer(const struct weights *w, struct activations *a, const struct 
 	if (lw->attention_post_norm)
 		add_normed(w, a, l, l->x_ffn, l->heads, lw->out, lw->attention_post_norm, T);
 	else
-		add_product(be, l->x_ffn, l->r_attention, l->heads, lw->out, lw->out_bias, T, C);
+		add_product(w, a, l->x_ffn, l->r_attention, l->heads, lw->out, lw->out_bias, T);
 
 	norm(w, l->h_ffn, l->r_ffn, l->x_ffn, lw->ffn_norm, lw->ffn_norm_bias, T);
 	if (lw->experts) {
@@ -148,7 +154,7 @@ void forward_layer(const struct weights *w, struct activations *a, const struct 
 	if (lw->ffn_post_norm)
 		add_normed(w, a, l, x_next, l->ffn, lw->down, lw->ffn_post_norm, T);
 	else if (x_next)
-		add_product(be, x_next, l->r_ffn, l->ffn, lw->down, lw->down_bias, T, C);
+		add_product(w, a, x_next, l->r_ffn, l->ffn, lw->down, lw->down_bias, T);
 }
 
 struct act *forward(const struct weights *w, struct activations *a, const struct layout *layout)

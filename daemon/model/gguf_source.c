@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Names, and the one complication: files of the architectures "llama" and "smollm3" store the rows of each q and k head so that
+// Names, and the one complication: files of "llama", "smollm3" and "granite" store the rows of each q and k head so that
 // the pairs which rotate together are neighbours (0, R/2, 1, R/2 + 1, ...). Our rotation, as transformers', takes halves: rows go back.
 #include "daemon/model/gguf_source.h"
 
@@ -168,7 +168,7 @@ int gguf_source_read(const struct gguf *file, const struct architecture *a, cons
 	if (r < 0 || (r = gguf_read(file, gguf, ret_tensor, err)) < 0)
 		return r;
 	bool gpt2;
-	bool permuted = !strcmp(a->name, "llama") || !strcmp(a->name, "smollm3");
+	bool permuted = !strcmp(a->name, "llama") || !strcmp(a->name, "smollm3") || !strcmp(a->name, "granite");
 	const char *rest = !permuted ? NULL : layer_part(name, &layer, &gpt2);
 	bool q = rest && !strncmp(rest, "self_attn.q_proj.", 17), k = rest && !strncmp(rest, "self_attn.k_proj.", 17);
 	// A vector of a block type (a bias in Q8_0) has no rows that could be moved.

@@ -113,6 +113,9 @@ static void logits_of(struct head *h, const struct act *hidden, const uint32_t *
 	const struct backend_ops *ops = h->backend->ops;
 	ops->pick_rows(h->backend, h->x, hidden, rows, n, h->weights->architecture.width);
 	ops->linear_real(h->backend, to, false, h->x, h->weights->head, h->weights->vectors.head_bias, n);
+	double divisor = h->weights->architecture.logit_divisor;
+	if (divisor != 0)
+		ops->mix(h->backend, to, false, to, 1 / divisor, NULL, n, h->weights->architecture.vocab_size);
 	if (h->weights->architecture.logit_cap > 0)
 		ops->soft_cap(h->backend, to, h->weights->architecture.logit_cap, (size_t)n * h->weights->architecture.vocab_size);
 }

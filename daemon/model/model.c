@@ -400,6 +400,11 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 		n = snprintf(text, sizeof text, "%u %u %d\n", a->n_experts, a->n_experts_used, a->normalise_experts);
 		hasher_update(h, text, (size_t)n);
 	}
+	if (a->logit_divisor != 0) {
+		n = snprintf(text, sizeof text, "granite %a %a %a %a\n", a->embedding_scale, a->residual_scale,
+			     a->logit_divisor, a->query_scalar);
+		hasher_update(h, text, (size_t)n);
+	}
 	for (uint32_t i = 0; i < a->n_layers; i++)
 		if (a->unrotated[i])
 			hasher_update(h, &i, sizeof i);

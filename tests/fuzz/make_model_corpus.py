@@ -143,6 +143,8 @@ def config_corpus():
                             sliding_window=99, rope_scaling=dict(type="longrope", short_factor=[1.0, 1.5] * 2, long_factor=[2, 4] * 2)),
                "smollm3": dict(architectures=["SmolLM3ForCausalLM"], model_type="smollm3", no_rope_layers=[1, 0], use_sliding_window=False),
                "smollm3_interval": dict(architectures=["SmolLM3ForCausalLM"], model_type="smollm3", no_rope_layer_interval=3),
+               "granite": dict(architectures=["GraniteForCausalLM"], model_type="granite", embedding_multiplier=12.0, logits_scaling=8,
+                               residual_multiplier=0.22, attention_multiplier=0.015625),
                "bert": dict(architectures=["BertForMaskedLM"], hidden_act="gelu", type_vocab_size=2, layer_norm_eps=1e-12)}
     return {name: json.dumps(dict(base, **change)).encode() for name, change in changes.items()}
 

@@ -28,7 +28,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TINY = os.path.join(os.environ.get("top_builddir", "."), "tests", "golden", "test_tiny")
 FAMILIES = ["llama", "llama-tied", "llama3", "mistral", "qwen2", "qwen3", "qwen3-window", "gemma2", "gemma3", "mixtral", "qwen3-moe", "gpt2",
             "bert", "gemma3-vision", "yarn", "yarn-open", "dynamic", "longrope", "bias", "phi3", "phi3-window", "smollm3",
-            "smollm3-list"]
+            "smollm3-list", "granite"]
 ABSENT = object()
 LENGTH = 40
 SHORT = {"longrope": 30, "phi3": 30}      # within the original context

@@ -116,7 +116,7 @@ def plain_rope(theta=10000.0):
 def tiny_models():
     import torch
     from transformers import BertConfig, Gemma2Config, Gemma3Config, Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, MixtralConfig, Qwen2Config
-    from transformers import Phi3Config, Qwen3Config, Qwen3MoeConfig, SmolLM3Config
+    from transformers import GraniteConfig, Phi3Config, Qwen3Config, Qwen3MoeConfig, SmolLM3Config
     llama3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
               "original_max_position_embeddings": 32}
     linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
@@ -188,6 +188,8 @@ def tiny_models():
         "smollm3-list": (SmolLM3Config(**{**COMMON, "num_hidden_layers": 3}, pad_token_id=0, attention_bias=True, no_rope_layers=[0, 1, 0, 1],
                                        tie_word_embeddings=False, rope_parameters={"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
                                                                                    "original_max_position_embeddings": 32}), torch.float32),
+        "granite": (GraniteConfig(**COMMON, attention_bias=True, tie_word_embeddings=True, embedding_multiplier=3.0, residual_multiplier=0.4,
+                                  attention_multiplier=0.2, logits_scaling=6.0, rope_parameters=plain_rope()), torch.bfloat16),
     }
 
 
@@ -311,7 +313,7 @@ def tiny(only=None):
 
 
 GGUF_NAMES = {"gemma3": "gemma3", "mixtral": "llama", "gemma2-file": "gemma2", "qwen3-moe-file": "qwen3moe", "linear": "llama", "qwen2": "qwen2",
-              "qwen3": "qwen3", "gpt2": "gpt2", "yarn": "llama", "bias": "llama", "phi3": "phi3", "phi3-window": "phi3", "smollm3": "smollm3"}
+              "qwen3": "qwen3", "gpt2": "gpt2", "yarn": "llama", "bias": "llama", "phi3": "phi3", "phi3-window": "phi3", "smollm3": "smollm3", "granite": "granite"}
 
 
 def gguf_tensors_gpt2(state):
@@ -353,7 +355,7 @@ def gguf_tensors(name, config, state):
             stacks.setdefault((i, expert[rest.rsplit(".", 1)[1]]), {})[int(rest.split(".")[-2])] = x
             continue
         heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}.get(rest)
-        if heads and GGUF_NAMES[name] in ("llama", "smollm3"):
+        if heads and GGUF_NAMES[name] in ("llama", "smollm3", "granite"):
             x = x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
         yield f"blk.{i}.{layer[rest]}.{what}", x
     for (i, what), parts in stacks.items():
@@ -382,7 +384,12 @@ def write_gguf(name, config, where):
     if name == "linear":
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         w.add_rope_scaling_factor(config.rope_parameters["factor"])
-    if architecture in ("phi3", "smollm3"):
+    if architecture == "granite":
+        w.add_logit_scale(config.logits_scaling)
+        w.add_residual_scale(config.residual_multiplier)
+        w.add_embedding_scale(config.embedding_multiplier)
+        w.add_attention_scale(config.attention_multiplier)
+    if architecture in ("phi3", "smollm3", "granite"):
         w.add_rope_freq_base(config.rope_parameters["rope_theta"])
     if name == "phi3":      # without a type
         original = config.original_max_position_embeddings

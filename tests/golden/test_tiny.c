@@ -12,12 +12,12 @@ static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "
 				    "gpt2", "gpt2-old", "bert", "bert-old", "train-gpt2", "train-bert", "mistral", "qwen3-window",
 				    "train-mistral", "gemma2", "gemma3", "gemma3-vision", "gemma3-inner", "mixtral", "qwen3-moe",
 				    "yarn", "yarn-open", "dynamic", "longrope", "bias", "train-bias",
-				    "phi3", "phi3-window", "smollm3", "smollm3-list",
+				    "phi3", "phi3-window", "smollm3", "smollm3-list", "granite",
 				    // the same weights under GGUF's names, experts stacked, rows permuted
 				    "gemma3/model.gguf", "mixtral/model.gguf", "gemma2-file/model.gguf", "qwen3-moe-file/model.gguf",
 				    "linear/model.gguf", "qwen2/model.gguf", "qwen3/model.gguf", "gpt2/model.gguf",
 				    "yarn/model.gguf", "bias/model.gguf",
-				    "phi3/model.gguf", "phi3-window/model.gguf", "smollm3/model.gguf"};
+				    "phi3/model.gguf", "phi3-window/model.gguf", "smollm3/model.gguf", "granite/model.gguf"};
 #define N_NAMES (sizeof names / sizeof *names)
 
 // Asks for the logits of the whole vocabulary at each of n rows.
@@ -158,7 +158,7 @@ static void evaluation_needs_no_trainable_weights(void **state)
 static void teachers_alone_are_no_students(void **state)
 {
 	(void)state;
-	static const char *const refused[] = {"gemma2", "mixtral", "phi3", "smollm3"};
+	static const char *const refused[] = {"gemma2", "mixtral", "phi3", "smollm3", "granite"};
 	struct backend_options options = {.n_threads = 1, .max_rows = 1};
 	struct backend *be = NULL;
 	struct error err = {0};

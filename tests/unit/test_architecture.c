@@ -12,32 +12,13 @@
 
 #include "common/error.h"
 #include "daemon/model/config.h"
+#include "tests/unit/architecture.h"
 
 #define VISION "{\"architectures\":[\"Gemma3ForConditionalGeneration\"]"
-#define SIZES "\"hidden_size\":64,\"intermediate_size\":128,\"num_hidden_layers\":2,\"num_attention_heads\":4," \
-	      "\"num_key_value_heads\":2,\"vocab_size\":100,\"max_position_embeddings\":512"
 #define LLAMA "{\"architectures\":[\"LlamaForCausalLM\"],\"model_type\":\"llama\"," SIZES
 #define QWEN2 "{\"architectures\":[\"Qwen2ForCausalLM\"]," SIZES
 #define QWEN3 "{\"architectures\":[\"Qwen3ForCausalLM\"]," SIZES
 #define MISTRAL "{\"architectures\":[\"MistralForCausalLM\"]," SIZES
-
-static struct architecture parsed(const char *json)
-{
-	struct architecture a;
-	struct error err = {0};
-	if (architecture_from_json(json, strlen(json), &a, &err) < 0)
-		fail_msg("%s: %s", json, err.message);
-	return a;
-}
-
-static void refused(const char *json, int code, const char *part)
-{
-	struct architecture a;
-	struct error err = {0};
-	int r = architecture_from_json(json, strlen(json), &a, &err);
-	if (r != code || !strstr(err.message, part))
-		fail_msg("%s: wanted %d \"%s\", got %d \"%s\"", json, code, part, r, err.message);
-}
 
 #define GPT2 "{\"architectures\":[\"GPT2LMHeadModel\"],\"n_embd\":64,\"n_layer\":2,\"n_head\":4,\"vocab_size\":100,\"n_positions\":512"
 #define BERT "{\"architectures\":[\"BertForMaskedLM\"],\"hidden_size\":64,\"num_hidden_layers\":2,\"num_attention_heads\":4," \
@@ -260,46 +241,6 @@ static void longrope_serves_the_original_context(void **state)
 		-EINVAL, "long_factor[0] must be a number above 0");
 }
 
-#define PHI3 "{\"architectures\":[\"Phi3ForCausalLM\"],\"model_type\":\"phi3\"," SIZES
-#define SMOLLM3 "{\"architectures\":[\"SmolLM3ForCausalLM\"],\"model_type\":\"smollm3\"," SIZES
-
-static void phi_3_is_read(void **state)
-{
-	(void)state;
-	struct architecture a = parsed(PHI3 ",\"rope_scaling\":null,\"sliding_window\":100,\"original_max_position_embeddings\":512}");
-	assert_true(a.fused && a.window == 100 && !a.rope_size && a.norm_epsilon == 1e-5f && !architecture_trains(&a) && !a.tied_head);
-	assert_true(parsed(PHI3 "}").window == 0);
-	// half of a head rotates: four factors. Without the key the class' original context is 4096.
-#define FOUR "\"short_factor\":[1,1,2,3],\"long_factor\":[1,2,3,4]"
-	a = parsed(PHI3 ",\"partial_rotary_factor\":0.5,\"rope_scaling\":{\"type\":\"su\"," FOUR "}}");
-	assert_true(a.rope_size == 8 && a.rope_scaling == ROPE_SCALING_LONGROPE && a.rope_original_context == 4096);
-	assert_int_equal(a.context_length, 512);
-	a = parsed(PHI3 ",\"original_max_position_embeddings\":64,\"sliding_window\":100,"
-		   "\"rope_parameters\":{\"rope_type\":\"longrope\","
-		   "\"partial_rotary_factor\":0.5," FOUR "}}");
-	assert_true(a.context_length == 64 && a.window == 0 && a.rope_attention_factor == sqrt(1 + log(8) / log(64)));
-	refused(PHI3 ",\"rope_scaling\":{\"type\":\"longrope\",\"original_max_position_embeddings\":64," FOUR "}}",
-		-EOPNOTSUPP, "twice");
-	refused(PHI3 ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", -EOPNOTSUPP, "Phi-3: default, longrope, su");
-	refused(PHI3 ",\"partial_rotary_factor\":0.6}", -EINVAL, "9 dimensions rotate");
-	refused(PHI3 ",\"partial_rotary_factor\":0.05}", -EINVAL, "at least 2");
-	refused(PHI3 ",\"attention_bias\":true}", -EOPNOTSUPP, "attention_bias");
-}
-
-static void smollm3_leaves_layers_unrotated(void **state)
-{
-	(void)state;
-	struct architecture a = parsed(SMOLLM3 ",\"no_rope_layers\":null}");
-	assert_true(!a.unrotated[1] && !a.unrotated[0] && a.rope_theta == 2e6 && a.tied_head && !architecture_trains(&a));
-	a = parsed(SMOLLM3 ",\"no_rope_layers\":[0,1,0],\"attention_bias\":true,\"tie_word_embeddings\":false}");
-	assert_true(a.unrotated[0] && !a.unrotated[1] && a.out_bias && a.qkv_bias && !a.tied_head);
-	assert_true(parsed(SMOLLM3 ",\"no_rope_layer_interval\":2}").unrotated[1]);
-	refused(SMOLLM3 ",\"no_rope_layer_interval\":0}", -EINVAL, "no_rope_layer_interval");
-	refused(SMOLLM3 ",\"no_rope_layers\":[0]}", -EINVAL, "at least 2 numbers");
-	refused(SMOLLM3 ",\"no_rope_layers\":[0,true]}", -EINVAL, "no_rope_layers[1]");
-	refused(SMOLLM3 ",\"use_sliding_window\":true}", -EOPNOTSUPP, "use_sliding_window");
-}
-
 #define MIXTRAL "{\"architectures\":[\"MixtralForCausalLM\"]," SIZES ",\"num_local_experts\":8,\"num_experts_per_tok\":2"
 #define GEMMA3 "{\"architectures\":[\"Gemma3ForCausalLM\"],\"model_type\":\"gemma3_text\"," SIZES ",\"sliding_window\":32"
 #define LINEAR8 "{\"rope_type\":\"linear\",\"factor\":8.0}"
@@ -480,8 +421,6 @@ int main(void)
 		cmocka_unit_test(rope_scaling_is_read_in_old_and_new_form),
 		cmocka_unit_test(yarn_is_read_as_transformers_reads_it),
 		cmocka_unit_test(longrope_serves_the_original_context),
-		cmocka_unit_test(phi_3_is_read),
-		cmocka_unit_test(smollm3_leaves_layers_unrotated),
 		cmocka_unit_test(what_lacks_is_the_familys_default),
 		cmocka_unit_test(gemma_3_rotates_by_kind_of_layer),
 		cmocka_unit_test(what_would_change_a_logit_is_refused_by_name),

@@ -246,6 +246,24 @@ static void yarn_of_gguf_has_llamacpps_defaults(void **state)
 	assert_non_null(strstr(err.message, "a factor beside those of longrope"));
 }
 
+static void granite_of_gguf_is_read(void **state)
+{
+	(void)state;
+	struct architecture a;
+	struct error err = {0};
+	struct gguf_case c = {.family = "granite", .n_tokens = 9, .rows = 9};
+	static const struct extra extras[] = {{"logit_scale", TYPE_F32, 8}, {"residual_scale", TYPE_F32, 0.25f},
+		{"embedding_scale", TYPE_F32, 12}, {"attention.scale", TYPE_F32, 0.125f}, {"rope.scaling.finetuned", TYPE_BOOL, 0}};
+	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EINVAL);
+	assert_non_null(strstr(err.message, "granite.logit_scale is missing"));
+	assert_int_equal(from_gguf(&c, extras, 1, &a, &err), 0);
+	assert_true(a.logit_divisor == 8 && a.residual_scale == 0 && a.embedding_scale == 0 && a.query_scalar == 0);
+	assert_int_equal(from_gguf(&c, extras, 4, &a, &err), 0);
+	assert_true(a.residual_scale == 0.25 && a.embedding_scale == 12 && a.query_scalar == 64);
+	assert_int_equal(from_gguf(&c, extras, 5, &a, &err), -EOPNOTSUPP);
+	assert_non_null(strstr(err.message, "layers that do not rotate"));
+}
+
 static void a_part_of_each_head_rotates(void **state)
 {
 	(void)state;
@@ -325,6 +343,7 @@ int main(void)
 		cmocka_unit_test(rope_divisors_of_gguf_are_kept_or_recognised),
 		cmocka_unit_test(yarn_of_gguf_has_llamacpps_defaults),
 		cmocka_unit_test(a_part_of_each_head_rotates),
+		cmocka_unit_test(granite_of_gguf_is_read),
 		cmocka_unit_test(gguf_features_are_refused_by_name),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
