@@ -64,7 +64,7 @@ static void output_drop(struct connection *c)
 		c->output_end = &c->output;
 	c->n_output -= o->n - o->n_sent;
 	if (o->ask)
-		connection_ask_done(c, o->ask);
+		connection_ask_done(c, o->ask, o->n_sent == o->n);
 	connection_output_free(c, o);
 }
 
@@ -123,7 +123,7 @@ int connection_send(struct connection *c, struct connection_output *o)
 {
 	if (c->state == CONNECTION_CLOSED) {
 		if (o->ask)
-			connection_ask_done(c, o->ask);
+			connection_ask_done(c, o->ask, false);
 		connection_output_free(c, o);
 		return -ESHUTDOWN;
 	}

@@ -118,7 +118,7 @@ static void ask_free(struct connection_ask *ask)
 	free(ask);
 }
 
-void connection_ask_done(struct connection *c, struct connection_ask *ask)
+void connection_ask_done(struct connection *c, struct connection_ask *ask, bool sent)
 {
 	for (struct connection_ask **at = &c->asks; *at; at = &(*at)->next) {
 		if (*at != ask)
@@ -128,6 +128,8 @@ void connection_ask_done(struct connection *c, struct connection_ask *ask)
 		break;
 	}
 	struct request *q = ask->request;
+	if (!sent)
+		atomic_store(&q->cancelled, true);
 	ask_free(ask);
 	service_finish(c->context->service, q);
 }
@@ -203,7 +205,7 @@ static void send_end(struct connection *c, struct connection_ask *ask)
 		o = plain_new(c, FRAME_DONE, ask->id, NULL, 0);
 	}
 	if (!o) {
-		connection_ask_done(c, ask);
+		connection_ask_done(c, ask, false);
 		return;
 	}
 	o->ask = ask;

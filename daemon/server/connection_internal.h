@@ -44,7 +44,8 @@ bool connection_refuse(struct connection *c, const struct frame *f, const struct
 void connection_send_error(struct connection *c, uint64_t id, uint32_t index, const struct error *e);
 void connection_send_plain(struct connection *c, enum frame_kind kind, uint64_t id, const void *body, size_t n);
 void connection_cancel_all(struct connection *c);
-void connection_ask_done(struct connection *c, struct connection_ask *ask);    // frees it
+// Frees it. sent: the frame that ends it is the kernel's, and so is all before.
+void connection_ask_done(struct connection *c, struct connection_ask *ask, bool sent);
 typedef void connection_encode_fn(const void *message, struct writer *w);
 void connection_send_message(struct connection *c, enum frame_kind kind, uint64_t id, connection_encode_fn *encode, const void *message);
 // NULL = no memory. From any thread.

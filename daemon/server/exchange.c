@@ -105,3 +105,9 @@ void exchange_cancel(struct exchange *x)
 	for (uint32_t i = 0; i < x->n_requests; i++)
 		atomic_store(&x->requests[i]->cancelled, true);
 }
+
+void exchange_fail(struct exchange *x, enum error_code code)
+{
+	for (uint32_t i = 0; i < x->n_requests && code != ERROR_CANCELLED; i++)        // that is the client's doing, and counted as such
+		x->requests[i]->fault = code;
+}

@@ -62,5 +62,6 @@ bool exchange_take(struct exchange *x, struct request_item *item);
 bool exchange_is_ready(const struct exchange *x);
 int exchange_check(const struct exchange *x, struct error *err);
 void exchange_cancel(struct exchange *x);      // nobody waits for the answer any more
+void exchange_fail(struct exchange *x, enum error_code code);      // the reply is this error, or breaks off for it
 
 extern const struct exchange_kind exchange_score, exchange_generate, exchange_openai;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Shared by http.c (thread, connections, deadlines), http_request.c (one request from headers to reply) and http_gate.c (strict headers).
+// Shared by http.c (thread, connections, deadlines), http_request.c (one request from headers to answer), http_reply.c (from
+// there to bytes) and http_gate.c (strict headers).
 // Everything here belongs to the http thread, but for what is at the desk (desk.h).
 #pragma once
 
@@ -104,6 +105,15 @@ struct request_item;
 void http_request_returned(struct request_item *item);
 void http_request_worked(struct http_request *q);      // it is back from the desk
 void http_request_cancel(struct http_request *q);      // nobody waits for the answer any more
+
+// What http_request.c and http_reply.c have of each other.
+void http_request_set_deadline(struct http_request *q, uint64_t ms);
+void http_request_refuse(struct http_request *q, int status, const struct error *e);
+void http_request_suspend(struct http_request *q);     // until an item or the work comes back
+void http_request_give(struct http_request *q, enum http_work work, uint64_t n_bytes);     // to the desk
+enum MHD_Result http_reply_send(struct http_request *q);                   // q->reply
+enum MHD_Result http_reply_send_exchange(struct http_request *q);
+int http_reply_encode(struct http_request *q);         // the next piece of the answer, in q->out
 
 // In how many ms the connection is to be shut down unless it is told otherwise; 0 = never. One that waits for bytes from a client who
 // left is not given long.

@@ -5,7 +5,6 @@
 // come back meanwhile wait for it.
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,11 +17,10 @@
 
 #define DROP_BYTES (64u << 20)      // of a refused body; a longer one is cut off
 #define STRANGER_BYTES 65536        // dropped of the body of somebody who is not let in
-#define PIECE_BYTES 65536           // asked of the reply at once
 
 static void do_work(struct desk_job *job);
 
-static void set_deadline(struct http_request *q, uint64_t ms)
+void http_request_set_deadline(struct http_request *q, uint64_t ms)
 {
 	http_set_deadline(q->connection, ms, q->state == HTTP_HEADERS || q->state == HTTP_BODY);
 }
@@ -47,7 +45,7 @@ void *http_request_begin(void *arg, const char *target, struct MHD_Connection *m
 	c->request = q;
 	c->asked = true;
 	h->n_requests++;
-	set_deadline(q, h->settings.header_timeout_ms);
+	http_request_set_deadline(q, h->settings.header_timeout_ms);
 	return q;
 }
 
@@ -85,17 +83,17 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 	h->n_ended++;
 }
 
-static void refuse(struct http_request *q, int status, const struct error *e)
+void http_request_refuse(struct http_request *q, int status, const struct error *e)
 {
 	q->refused = true;
 	q->refused_code = e->code;
 	control_refuse(&q->reply, status, e, q->errors);
 }
 
-// ---- the reply
+// ---- away from the loop
 
 // The connection rests until http_request_returned or http_request_worked wakes it.
-static void suspend(struct http_request *q)
+void http_request_suspend(struct http_request *q)
 {
 	q->suspended = true;
 	q->connection->deadline_ms = 0;
@@ -108,18 +106,18 @@ static void resume(struct http_request *q)
 {
 	q->suspended = false;
 	if (q->state == HTTP_REPLYING)
-		set_deadline(q, q->http->settings.write_timeout_ms);
+		http_request_set_deadline(q, q->http->settings.write_timeout_ms);
 	MHD_resume_connection(q->mhd);
 }
 
-static void give(struct http_request *q, enum http_work work, uint64_t n_bytes)
+void http_request_give(struct http_request *q, enum http_work work, uint64_t n_bytes)
 {
 	q->work = work;
 	q->at_desk = true;
 	q->job.who = auth_asker(q->principal);
 	q->job.n_bytes = n_bytes;
 	q->job.n_body = q->body.n;
-	suspend(q);
+	http_request_suspend(q);
 	desk_give(q->http->desk, &q->job);
 }
 
@@ -131,109 +129,7 @@ void http_request_cancel(struct http_request *q)
 		exchange_cancel(q->exchange);
 }
 
-// What a piece of the reply is made of is no more than this.
-static uint64_t piece_bytes(const struct exchange *x)
-{
-	uint64_t most = 0;
-	for (uint32_t i = 0; i < x->n_requests; i++) {
-		const struct request *r = x->requests[i];
-		uint64_t n = r->generate && r->generate->stream ? 0 : r->cost.bytes / r->n_items;      // of a stream: a token or some
-		most = n > most ? n : most;
-	}
-	return most;
-}
-
-// The next piece of the answer, in q->out.
-static int encode(struct http_request *q)
-{
-	struct error err = {0};
-	double began = clock_seconds();
-	int r = q->kind->encode(q->exchange, &q->out, &err);
-	histogram_append(service_encode_seconds(q->http->service), clock_seconds() - began);
-	return r ? r : q->out.failed ? -ENOMEM : 0;
-}
-
-static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
-{
-	struct http_request *q = arg;
-	(void)position;
-	if (q->result)
-		return MHD_CONTENT_READER_END_WITH_ERROR;
-	if (q->n_sent == q->out.n) {
-		if (q->exchange->ended)
-			return MHD_CONTENT_READER_END_OF_STREAM;
-		q->out.n = q->n_sent = 0;
-		uint64_t n_piece = piece_bytes(q->exchange);
-		bool ready = exchange_is_ready(q->exchange), now = ready && desk_has_time(q->http->desk, n_piece);
-		if (now && encode(q))
-			return MHD_CONTENT_READER_END_WITH_ERROR;
-		if (ready && !now)
-			give(q, HTTP_ENCODE, n_piece);
-		else if (!q->out.n)
-			suspend(q);
-		if (q->at_desk || !q->out.n)        // what the desk has is not looked at
-			return 0;
-	}
-	size_t left = q->out.n - q->n_sent;
-	n = n < left ? n : left;
-	memcpy(to, q->out.data + q->n_sent, n);
-	q->n_sent += n;
-	set_deadline(q, q->http->settings.write_timeout_ms);    // asked for more: the client took what was there
-	return (ssize_t)n;
-}
-
-static void add_retry_after(struct MHD_Response *response, unsigned seconds)
-{
-	char text[16];
-	snprintf(text, sizeof text, "%u", seconds ? seconds : 1);
-	MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, text);
-}
-
-static enum MHD_Result queue_response(struct http_request *q, int status, struct MHD_Response *response)
-{
-	if (!response)
-		return MHD_NO;
-	if (q->reply.content_type)
-		MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, q->reply.content_type);
-	if (q->reply.policy) {
-		MHD_add_response_header(response, "Content-Security-Policy", q->reply.policy);
-		MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
-		MHD_add_response_header(response, "Referrer-Policy", "no-referrer");
-		MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
-	}
-	if (q->reply.allow[0])
-		MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, q->reply.allow);
-	if (status == 429 || status == 503)
-		add_retry_after(response, q->reply.retry_s);
-	if (status == 401)
-		MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Bearer");
-	if (q->must_close || q->http->finishing)
-		MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
-	q->state = HTTP_REPLYING;
-	set_deadline(q, q->http->settings.write_timeout_ms);
-	enum MHD_Result r = MHD_queue_response(q->mhd, (unsigned)status, response);
-	MHD_destroy_response(response);
-	return r;
-}
-
-static enum MHD_Result send_reply(struct http_request *q)
-{
-	struct buffer *b = &q->reply.body;      // lives until http_request_end
-	return queue_response(q, q->reply.status, MHD_create_response_from_buffer(b->n, b->data, MHD_RESPMEM_PERSISTENT));
-}
-
 // ---- exchanges
-
-static enum MHD_Result send_exchange(struct http_request *q)
-{
-	struct error err = {0};
-	if (exchange_check(q->exchange, &err)) {
-		refuse(q, 0, &err);
-		return send_reply(q);
-	}
-	q->reply.content_type = q->exchange->content_type;
-	return queue_response(q, 200, MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, PIECE_BYTES, read_reply, q, NULL));
-}
 
 static void return_item(struct request_item *item)
 {
@@ -296,7 +192,7 @@ static void do_work(struct desk_job *job)
 		q->result = start_exchange(q, &q->fault);
 		break;
 	case HTTP_ENCODE:
-		q->result = encode(q);
+		q->result = http_reply_encode(q);
 		break;
 	case HTTP_CALL:
 		call(q);
@@ -308,7 +204,7 @@ static void do_work(struct desk_job *job)
 static void started(struct http_request *q)
 {
 	if (q->result) {
-		refuse(q, 0, &q->fault);
+		http_request_refuse(q, 0, &q->fault);
 		return;
 	}
 	q->http->n_exchanges++;
@@ -339,15 +235,15 @@ static enum MHD_Result handle_exchange(struct http_request *q)
 {
 	q->state = HTTP_WAITING;
 	if (!desk_has_time(q->http->desk, q->body.n)) {
-		give(q, HTTP_START, q->body.n);
+		http_request_give(q, HTTP_START, q->body.n);
 		return MHD_YES;
 	}
 	q->work = HTTP_START;
 	do_work(&q->job);
 	started(q);
 	if (q->refused)
-		return send_reply(q);
-	suspend(q);
+		return http_reply_send(q);
+	http_request_suspend(q);
 	return MHD_YES;
 }
 
@@ -357,14 +253,14 @@ static enum MHD_Result handle_call(struct http_request *q)
 	q->work = HTTP_CALL;
 	if (desk_has_time_to_call(q->http->desk, q->method, q->path, q->body.n)) {
 		do_work(&q->job);
-		return send_reply(q);
+		return http_reply_send(q);
 	}
 	if (desk_check_room(q->http->desk, auth_asker(q->principal), q->body.n, &err)) {
-		refuse(q, 0, &err);
-		return send_reply(q);
+		http_request_refuse(q, 0, &err);
+		return http_reply_send(q);
 	}
 	q->state = HTTP_WAITING;
-	give(q, HTTP_CALL, desk_call_bytes(q->method, q->path, q->body.n));
+	http_request_give(q, HTTP_CALL, desk_call_bytes(q->method, q->path, q->body.n));
 	return MHD_YES;
 }
 
@@ -386,7 +282,7 @@ static bool let_in(struct http_request *q, const char *path, const char *method,
 		r = control_permit(q->principal, method, path, &err);
 	if (!r)
 		return true;
-	refuse(q, 0, &err);
+	http_request_refuse(q, 0, &err);
 	q->unauthorized = err.code == ERROR_UNAUTHORIZED;
 	q->must_close |= q->unauthorized;
 	q->at_once = q->unauthorized && (chunked || n_body > STRANGER_BYTES);
@@ -402,7 +298,7 @@ static void check_headers(struct http_request *q, const char *path, const char *
 	q->errors = control_errors(path);
 	if (http_gate_check(q->mhd, method, q->target, version, &err) || http_gate_body(q->mhd, &n_body, &chunked, &err)) {
 		q->must_close = q->at_once = true;
-		refuse(q, err.code == ERROR_TOO_LARGE ? MHD_HTTP_REQUEST_HEADER_FIELDS_TOO_LARGE : 0, &err);
+		http_request_refuse(q, err.code == ERROR_TOO_LARGE ? MHD_HTTP_REQUEST_HEADER_FIELDS_TOO_LARGE : 0, &err);
 		return;
 	}
 	// Where a chunked body ends is for libmicrohttpd alone to say, and it takes a lone LF for the end of a chunk's first line: a reader
@@ -412,16 +308,16 @@ static void check_headers(struct http_request *q, const char *path, const char *
 		return;
 	if (q->escaped) {
 		error_set(&err, ERROR_INVALID, "path", "no resource has an escape in its path");
-		refuse(q, 0, &err);
+		http_request_refuse(q, 0, &err);
 	} else if (!control_check(method, path, &q->reply)) {
 		q->refused = true;
 	} else if (n_body > q->max_json) {
 		error_set(&err, ERROR_TOO_LARGE, "body", "%llu bytes, the limit is %llu: use the binary protocol",
 			  (unsigned long long)n_body, (unsigned long long)q->max_json);
-		refuse(q, 0, &err);
+		http_request_refuse(q, 0, &err);
 	} else if (strcmp(method, "POST") == 0 && !http_gate_is_json(q->mhd)) {
 		error_set(&err, ERROR_UNSUPPORTED, "Content-Type", "expected application/json, not compressed");
-		refuse(q, 415, &err);
+		http_request_refuse(q, 415, &err);
 	}
 	if (q->refused && n_body > DROP_BYTES)
 		q->must_close = q->at_once = true;
@@ -440,7 +336,7 @@ static void take_body(struct http_request *q, const char *data, size_t n)
 		service_hold(q->http->service, &q->held, q->body.capacity, &err);
 	}
 	if (err.code) {
-		refuse(q, 0, &err);
+		http_request_refuse(q, 0, &err);
 		body_done(q);
 	}
 }
@@ -451,12 +347,12 @@ static enum MHD_Result handle_whole(struct http_request *q, const char *path, co
 	q->connection->deadline_ms = 0;
 	if (!q->refused && q->body.failed) {
 		error_set(&err, ERROR_MEMORY, "body", "no memory for it");
-		refuse(q, 0, &err);
+		http_request_refuse(q, 0, &err);
 	}
 	if (q->refused) {
 		if (q->kind)
 			service_reject(q->http->service, REQUEST_HTTP, q->refused_code ? q->refused_code : ERROR_INVALID);
-		return send_reply(q);
+		return http_reply_send(q);
 	}
 	q->method = method;
 	q->path = path;
@@ -464,9 +360,9 @@ static enum MHD_Result handle_whole(struct http_request *q, const char *path, co
 		return handle_call(q);
 	// A refusal waits for nobody; and what waits at the desk has its place, or it would be read only to be refused.
 	if (service_take_place(q->http->service, q->principal, &err)) {
-		refuse(q, 0, &err);
+		http_request_refuse(q, 0, &err);
 		service_reject(q->http->service, REQUEST_HTTP, err.code);
-		return send_reply(q);
+		return http_reply_send(q);
 	}
 	return handle_exchange(q);
 }
@@ -482,8 +378,8 @@ enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const
 	case HTTP_HEADERS:
 		check_headers(q, path, method, version);
 		q->state = HTTP_BODY;
-		set_deadline(q, q->http->settings.body_timeout_ms);
-		return q->at_once ? send_reply(q) : MHD_YES;
+		http_request_set_deadline(q, q->http->settings.body_timeout_ms);
+		return q->at_once ? http_reply_send(q) : MHD_YES;
 	case HTTP_BODY:
 		if (*n_data) {
 			take_body(q, data, *n_data);
@@ -492,7 +388,7 @@ enum MHD_Result http_request_handle(void *arg, struct MHD_Connection *mhd, const
 		}
 		return handle_whole(q, path, method);
 	case HTTP_WAITING:
-		return q->refused || !q->kind ? send_reply(q) : send_exchange(q);
+		return q->refused || !q->kind ? http_reply_send(q) : http_reply_send_exchange(q);
 	case HTTP_REPLYING:
 		break;
 	}

@@ -64,9 +64,11 @@ static void encode_requests(struct buffer *b, struct service *s)
 	service_stats(s, &t);
 	PER_DOOR(b, "kd_requests_accepted_total", "counter", "Requests read; always answered + rejected + cancelled + in flight.", &t,
 		 accepted);
-	PER_DOOR(b, "kd_requests_answered_total", "counter", "Requests answered.", &t, answered);
+	PER_DOOR(b, "kd_requests_answered_total", "counter", "Requests whose whole answer was handed to the client's connection.", &t,
+		 answered);
 	PER_DOOR(b, "kd_requests_rejected_total", "counter", "Requests that ended with an error.", &t, rejected);
-	PER_DOOR(b, "kd_requests_cancelled_total", "counter", "Requests whose client left or took them back.", &t, cancelled);
+	PER_DOOR(b, "kd_requests_cancelled_total", "counter", 
+		 "Requests taken back, and those whose client left or was cut off before it took the whole answer.", &t, cancelled);
 	PER_DOOR(b, "kd_requests_in_flight", "gauge", "Requests under way.", &t, in_flight);
 	head(b, "kd_requests_errors_total", "counter", "Requests that ended with an error, by its code.");
 	for (int i = ERROR_NONE + 1; i < N_ERROR_CODES; i++)

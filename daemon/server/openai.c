@@ -206,6 +206,7 @@ static int encode_event(struct exchange *x, struct buffer *b, struct error *err)
 	struct error fault = {0};
 	uint32_t index = find_ready(o);
 	if (openai_check(x, &fault)) {
+		exchange_fail(x, fault.code);
 		buffer_text(b, "data: ");
 		reply_error(b, &fault, REPLY_ERRORS_OPENAI);
 		buffer_text(b, "\n\n");

@@ -372,10 +372,10 @@ void service_reject(struct service *s, enum request_door door, enum error_code c
 static void count_outcome(struct service *s, const struct request *r)
 {
 	struct door_counts *door = &s->doors[r->door];
-	enum error_code code = ERROR_NONE;
+	enum error_code code = r->fault;
 	for (uint32_t i = 0; i < r->n_items && !code; i++)
 		code = r->items[i].error.code;
-	if (atomic_load(&r->cancelled)) {
+	if (!r->fault && atomic_load(&r->cancelled)) {
 		atomic_fetch_add(&door->cancelled, 1);
 	} else if (code) {
 		atomic_fetch_add(&door->rejected, 1);

@@ -80,7 +80,8 @@ void service_finish(struct service *s, struct request *r);
 void service_drain(struct service *s);
 
 struct service_stats {
-	// accepted = answered + rejected + cancelled + in_flight, exactly
+	// accepted = answered + rejected + cancelled + in_flight, exactly. answered: all of it was given to the kernel for the client;
+	// rejected: ended with an error; cancelled: taken back, or the client left or was cut off before it had taken its answer.
 	struct { uint64_t accepted, answered, rejected, cancelled, in_flight; } doors[N_REQUEST_DOORS];
 	uint64_t rejected_by_code[N_ERROR_CODES];
 	uint64_t n_cached, n_computed;             // sequences answered from the store, by the teacher

@@ -56,7 +56,8 @@ struct request {
 	void (*complete)(struct request_item *item);
 	void (*computed)(struct request_item *item);       // the service's: called by the engine, before `complete`
 	void *service;
-	atomic_bool cancelled;
+	atomic_bool cancelled;             // taken back, or its answer did not reach the client
+	enum error_code fault;             // the door's: its reply was, or ended with, this error, whatever became of the items
 	struct queue_cost cost;            // held from acceptance to service_finish
 	struct queue_cost slots;           // of a generation: held until its last item was computed
 	uint32_t n_uncomputed;             // of a generation: the engine's, items it has not given back

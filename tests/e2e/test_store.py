@@ -100,6 +100,10 @@ class NotFinite(unittest.TestCase):
             self.assertEqual([s["cached"] for s in reply["sequences"]], [True, False])
             status, reply = d.post("/v1/score", {"sequences": [bad], "top_k": 2, "own": True, "durable": True})
             self.assertEqual((status, reply["error"]["code"]), (500, "not_finite"))
+            status, reply = d.post("/v1/completions", {"prompt": bad["tokens"], "max_tokens": 0, "echo": True, "logprobs": 1})
+            self.assertEqual((status, reply["error"]["code"]), (500, "not_finite"))
+            self.assertEqual([d.metrics()[name] for name in ('kd_requests_errors_total{code="not_finite"}', 'kd_requests_rejected_total{door="http"}',
+                'kd_requests_answered_total{door="http"}')], [2, 2, 2])
             with d.client() as c, self.assertRaises(kdserved.ProtocolError) as refused:
                 c.score([bad["tokens"]], top_k=2, flags=DURABLE)
             self.assertEqual(refused.exception.code, "not_finite")

@@ -105,6 +105,31 @@ class Accounts(unittest.TestCase):
             quick.sort()
             print("scrapes: %d, median %.1f ms, p90 %.1f ms" % (n, 1e3 * quick[n // 2], 1e3 * quick[n * 9 // 10]))
 
+    def outcomes(self, d, door):
+        """(answered, rejected, cancelled) once nothing is under way."""
+        m = wait_until(lambda: (m := d.metrics())['kd_requests_in_flight{door="%s"}' % door] == 0 and m, "the request to be over")
+        self.check_account(m)
+        return [m['kd_requests_%s_total{door="%s"}' % (what, door)] for what in ("answered", "rejected", "cancelled")]
+
+    def test_an_answer_that_its_client_did_not_take_is_not_answered(self):
+        """Computed whole, larger than what the kernel holds for a client; then the client is cut for taking nothing, or leaves."""
+        many = [[i % 256, i // 256] + [7] * 510 for i in range(16)]
+        body = json.dumps({"sequences": [{"tokens": t} for t in many], "top_k": 264}).encode()
+        head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with tempfile.TemporaryDirectory(prefix="kdserved-watch-") as store, \
+                Daemon("--max-tokens", "512", "--store", store, "--write-timeout", "1s") as d:
+            with d.client() as c:
+                c.score(many, top_k=264)                   # from now on the store answers at once
+            self.assertEqual(self.outcomes(d, "socket"), [1, 0, 0])
+            for n, leaves in ((1, False), (2, True)):
+                with d.client() as c, socket.create_connection(("127.0.0.1", d.port)) as web:
+                    web.sendall(head + body)
+                    c.start_score(many, top_k=264)
+                    wait_until(lambda: d.metrics()["kd_sequences_cached_total"] == 2 * n * len(many), "the answers")
+                    if not leaves:
+                        self.assertEqual([self.outcomes(d, "socket"), self.outcomes(d, "http")], [[1, 0, n], [0, 0, n]])
+                self.assertEqual([self.outcomes(d, "socket"), self.outcomes(d, "http")], [[1, 0, n], [0, 0, n]])
+
     def test_the_series_stay_the_same_whoever_asks_for_whatever(self):
         """Each request is another client's by all it says of itself: path, name, agent, token, question; at the other door by its request id."""
         def web(i):
