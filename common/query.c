@@ -124,6 +124,11 @@ bool query_has_rows(const struct query *q)
 	       q->gather.n_lists || q->draws.n;
 }
 
+uint32_t query_feature_width(const struct query_feature *f, const struct query_limits *limits)
+{
+	return f->kind <= QUERY_FEATURE_FINAL ? limits->width : f->kind == QUERY_FEATURE_Q ? limits->q_width : limits->kv_width;
+}
+
 uint32_t query_rows(const struct query *canonical)
 {
 	return (uint32_t)(canonical->last - canonical->first) + 1;

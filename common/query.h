@@ -119,6 +119,7 @@ int query_resolve(const struct query *asked, struct query_part *part, const stru
 		  const char *prefix, struct query *ret, struct error *err);
 uint32_t query_rows(const struct query *canonical);
 size_t query_bytes(const struct query *q);       // of its encoding
+uint32_t query_feature_width(const struct query_feature *f, const struct query_limits *limits);        // numbers of a row
 
 // The canonical bytes: the same question has the same bytes. Layout in kdserved-record.5.
 struct writer;

@@ -125,11 +125,6 @@ static uint64_t stream_bytes(uint64_t rows, uint64_t bits)
 	return all == UINT64_MAX ? all : 2 + all / 8;
 }
 
-static uint32_t feature_width(const struct query_feature *f, const struct query_limits *limits)
-{
-	return f->kind <= QUERY_FEATURE_FINAL ? limits->width : f->kind == QUERY_FEATURE_Q ? limits->q_width : limits->kv_width;
-}
-
 // The counts of a row sum to n, and the code of a count c has 2 floor(log2 c) + 1 < 2 c bits.
 static uint64_t variable_bytes(const struct query *q, const struct section *s, uint64_t rows, const struct query_limits *limits)
 {
@@ -141,7 +136,7 @@ static uint64_t variable_bytes(const struct query *q, const struct section *s, u
 	case SECTION_TOP_VALUES: return values_bytes(q->values, rows, rows * q->top_k);
 	case SECTION_DRAWS: return stream_bytes(rows, max_row_bits(distinct, vocabulary) + 2 * (uint64_t)q->draws.n);
 	case SECTION_DRAW_RATIOS: return size_times(4 * rows, distinct);
-	case SECTION_FEATURE: return feature_bytes(q, (uint32_t)rows, feature_width(&q->features[s->feature], limits));
+	case SECTION_FEATURE: return feature_bytes(q, (uint32_t)rows, query_feature_width(&q->features[s->feature], limits));
 	default: return 0;
 	}
 }

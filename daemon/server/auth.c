@@ -17,16 +17,19 @@
 
 #define ALL_SCOPES (BEARER_SCORE | BEARER_GENERATE | BEARER_TRAIN | BEARER_ADMIN)
 
+struct served { uint64_t n_requests, n_rows, n_values; };
+
 struct principal {
 	struct auth *auth;
+	struct principal *next;            // of the dead
 	uint32_t n_references;             // one of them the table's
 	struct bearer bearer;
 	bool revoked;                      // its line is gone
 	double balance, balance_seconds;   // tokens that may be asked for, and when that was so; below zero = to be waited for
 	uint32_t in_flight;
 	struct queue_cost held, places;    // of what is under way
-	uint64_t n_requests, n_tokens, n_refused, n_rows, n_values;
-	struct { uint64_t n_requests, n_rows, n_values; } audited;      // what the lines of the log add up to
+	uint64_t n_tokens, n_refused;
+	struct served served, audited;     // audited: what the lines of the log add up to
 };
 
 struct auth {
@@ -51,28 +54,46 @@ static struct principal *principal_new(struct auth *a, const struct bearer *t)
 	return p;
 }
 
-// The lock is held: what the line adds is what the counters were.
-static void audit(struct principal *p)
+struct audit_line { char name[sizeof ((struct bearer *)NULL)->name]; struct served more, all; };
+
+// The lock is held, or the principal is dead: what the line adds is what the counters were. False: there is nothing to say.
+static bool audit_take(struct principal *p, struct audit_line *ret)
 {
-	uint64_t requests = p->n_requests - p->audited.n_requests, rows = p->n_rows - p->audited.n_rows,
-		values = p->n_values - p->audited.n_values;
-	if (!p->auth->closed || (!requests && !rows && !values))
-		return;
-	log_about(LOG_NOTICE, "KD_TOKEN", p->bearer.name, "audit: token=%s requests=%" PRIu64 " rows=%" PRIu64 " values=%" PRIu64
-		  " all_requests=%" PRIu64 " all_rows=%" PRIu64 " all_values=%" PRIu64, p->bearer.name, requests, rows, values,
-		  p->n_requests, p->n_rows, p->n_values);
-	p->audited.n_requests = p->n_requests;
-	p->audited.n_rows = p->n_rows;
-	p->audited.n_values = p->n_values;
+	const struct served *all = &p->served, *before = &p->audited;
+	ret->more = (struct served){all->n_requests - before->n_requests, all->n_rows - before->n_rows, all->n_values - before->n_values};
+	ret->all = *all;
+	memcpy(ret->name, p->bearer.name, sizeof ret->name);
+	p->audited = *all;
+	return p->auth->closed && (ret->more.n_requests || ret->more.n_rows || ret->more.n_values);
 }
 
-// The lock is held.
-static void drop(struct principal *p)
+// Never under the lock: the journal may be slow, and nobody is let in meanwhile.
+static void audit_write(const struct audit_line *l)
+{
+	log_about(LOG_NOTICE, "KD_TOKEN", l->name, "audit: token=%s requests=%" PRIu64 " rows=%" PRIu64 " values=%" PRIu64
+		  " all_requests=%" PRIu64 " all_rows=%" PRIu64 " all_values=%" PRIu64, l->name, l->more.n_requests, l->more.n_rows,
+		  l->more.n_values, l->all.n_requests, l->all.n_rows, l->all.n_values);
+}
+
+// The lock is held. Nobody knows the dead any more; bury them when it is not.
+static void drop(struct principal *p, struct principal **dead)
 {
 	if (--p->n_references)
 		return;
-	audit(p);
-	free(p);
+	p->next = *dead;
+	*dead = p;
+}
+
+static void bury(struct principal *dead)
+{
+	struct audit_line line;
+	while (dead) {
+		struct principal *p = dead;
+		dead = p->next;
+		if (audit_take(p, &line))
+			audit_write(&line);
+		free(p);
+	}
 }
 
 struct principal *principal_ref(struct principal *p)
@@ -86,10 +107,12 @@ struct principal *principal_ref(struct principal *p)
 struct principal *principal_unref(struct principal *p)
 {
 	if (p) {
+		struct principal *dead = NULL;
 		struct auth *a = p->auth;
 		pthread_mutex_lock(&a->lock);
-		drop(p);
+		drop(p, &dead);
 		pthread_mutex_unlock(&a->lock);
+		bury(dead);
 	}
 	return NULL;
 }
@@ -106,7 +129,7 @@ static struct principal *find_digest(struct auth *a, const struct content_id *di
 }
 
 // The new table: whose digest was there before stays the same principal, with its quota used and its requests under way.
-static int replace(struct auth *a, const struct bearer *tokens, size_t n, struct error *err)
+static int replace(struct auth *a, const struct bearer *tokens, size_t n, struct principal **dead, struct error *err)
 {
 	struct principal **made = calloc(n + 1, sizeof *made);
 	size_t n_made = 0;
@@ -131,7 +154,7 @@ static int replace(struct auth *a, const struct bearer *tokens, size_t n, struct
 	}
 	for (size_t i = 1; i < a->n; i++)
 		if (a->principals[i]->revoked)
-			drop(a->principals[i]);
+			drop(a->principals[i], dead);
 	made[0] = a->principals[0];
 	free(a->principals);
 	a->principals = made;
@@ -142,14 +165,16 @@ static int replace(struct auth *a, const struct bearer *tokens, size_t n, struct
 int auth_reload(struct auth *a, const char *path, struct error *err)
 {
 	struct bearer *tokens = NULL;
+	struct principal *dead = NULL;
 	size_t n = 0;
 	if (!a->closed)
 		return 0;
 	int r = auth_file_read(path, &tokens, &n, err);
 	if (!r) {
 		pthread_mutex_lock(&a->lock);
-		r = replace(a, tokens, n, err);
+		r = replace(a, tokens, n, &dead, err);
 		pthread_mutex_unlock(&a->lock);
+		bury(dead);
 	}
 	free(tokens);
 	return r;
@@ -192,10 +217,12 @@ int auth_open(const char *path, struct auth **ret_auth, struct error *err)
 
 struct auth *auth_close(struct auth *a)
 {
+	struct principal *dead = NULL;
 	if (!a)
 		return NULL;
 	for (size_t i = 0; i < a->n; i++)
-		drop(a->principals[i]);
+		drop(a->principals[i], &dead);
+	bury(dead);
 	free(a->principals);
 	pthread_mutex_destroy(&a->lock);
 	explicit_bzero(a->worker_secret, sizeof a->worker_secret);
@@ -324,7 +351,7 @@ int auth_begin(struct principal *p, const struct queue_cost *cost, struct error 
 		p->held.requests += cost->requests;
 		p->held.tokens += cost->tokens;
 		p->held.bytes += cost->bytes;
-		p->n_requests++;
+		p->served.n_requests++;
 	}
 	pthread_mutex_unlock(&p->auth->lock);
 	return r;
@@ -345,8 +372,8 @@ void auth_end(struct principal *p, const struct queue_cost *cost, uint64_t n_use
 void auth_serve(struct principal *p, uint64_t n_rows, uint64_t n_values)
 {
 	pthread_mutex_lock(&p->auth->lock);
-	p->n_rows += n_rows;
-	p->n_values += n_values;
+	p->served.n_rows += n_rows;
+	p->served.n_values += n_values;
 	pthread_mutex_unlock(&p->auth->lock);
 }
 
@@ -405,10 +432,14 @@ int auth_audit(struct auth *a, uint64_t interval_ms)
 	if (now - a->audited_ms < interval_ms)
 		return (int)(interval_ms - (now - a->audited_ms));
 	a->audited_ms = now;
-	pthread_mutex_lock(&a->lock);
-	for (size_t i = 0; i < a->n; i++)
-		audit(a->principals[i]);
-	pthread_mutex_unlock(&a->lock);
+	for (size_t i = 0; i < a->n; i++) {        // the table is the calling thread's to change (auth_reload)
+		struct audit_line line;
+		pthread_mutex_lock(&a->lock);
+		bool any = audit_take(a->principals[i], &line);
+		pthread_mutex_unlock(&a->lock);
+		if (any)
+			audit_write(&line);
+	}
 	return (int)interval_ms;
 }
 
@@ -417,8 +448,9 @@ void auth_metrics(struct auth *a, struct buffer *b)
 	static const struct { const char *name, *type, *help; } rows[] = {
 		{"kd_token_requests_total", "counter", "Requests let in, by the token's name."},
 		{"kd_token_tokens_total", "counter", "Tokens of those that ended: what was read, and what was generated."},
-		{"kd_token_rows_total", "counter", "Rows given to them: of questions, and tokens generated."},
-		{"kd_token_values_total", "counter", "Logits by id in those rows: top-k, gathered, dense."},
+		{"kd_token_rows_total", "counter", "Rows given to them: of questions and of weights, and tokens generated."},
+		{"kd_token_values_total", "counter", 
+			"Numbers of those rows: logits by id (top-k, gathered, dense), draws, hidden states, weights."},
 		{"kd_token_refused_total", "counter", "Requests refused because the quota was used up."},
 		{"kd_token_in_flight", "gauge", "Requests under way."}};
 	if (!a->closed)
@@ -428,7 +460,8 @@ void auth_metrics(struct auth *a, struct buffer *b)
 		buffer_printf(b, "# HELP %s %s\n# TYPE %s %s\n", rows[i].name, rows[i].help, rows[i].name, rows[i].type);
 		for (size_t j = 0; j < a->n; j++) {
 			const struct principal *p = a->principals[j];
-			const uint64_t values[] = {p->n_requests, p->n_tokens, p->n_rows, p->n_values, p->n_refused, p->in_flight};
+			const struct served *s = &p->served;
+			const uint64_t values[] = {s->n_requests, p->n_tokens, s->n_rows, s->n_values, p->n_refused, p->in_flight};
 			buffer_printf(b, "%s{token=\"%s\"} %" PRIu64 "\n", rows[i].name, p->bearer.name, values[i]);
 		}
 	}

@@ -56,11 +56,11 @@ bool auth_held(struct principal *p, struct queue_cost *ret_held, struct queue_co
 const void *auth_asker(const struct principal *p);
 void auth_hold(struct principal *p, uint64_t n_places);
 void auth_give(struct principal *p, uint64_t n_places);
-// Rows were given to them, with so many logits by id.
+// Rows were given to them, of so many numbers that tell of single ids or of the teacher's inside.
 void auth_serve(struct principal *p, uint64_t n_rows, uint64_t n_values);
 // The audit trail: a line of the log for each token that was served anything since its last line, every interval_ms, and before a token is
 // forgotten (auth_close, a reload); their numbers add up to those of auth_metrics. Returns in how many ms to call again, -1 = never
-// (interval_ms 0). One thread calls it.
+// (interval_ms 0). One thread calls it, the one that calls auth_reload.
 int auth_audit(struct auth *a, uint64_t interval_ms);
 uint32_t auth_k_max(struct principal *p);                      // 0 = no limit
 void auth_limit(struct principal *p, struct query_limits *limits);    // lowers those that k-max bounds

@@ -109,13 +109,21 @@ void service_give_place(struct service *s)
 	queue_release(s->budget, &place);
 }
 
+struct query_limits service_sizes_of(const struct architecture *a)
+{
+	return (struct query_limits){.vocab_size = a->vocab_size, .n_layers = a->n_layers, .width = a->width,
+		.q_width = a->n_heads * a->head_size, .kv_width = a->n_kv_heads * a->head_size};
+}
+
 static struct query_limits limits_of(const struct service *s, const struct teacher_info *info)
 {
-	const struct architecture *a = &info->architecture;
-	return (struct query_limits){
-		.max_tokens = info->max_tokens, .max_top_k = info->max_top_k, .max_gather = s->options.max_gather,
-		.max_draws = s->options.max_draws, .max_spans = s->options.max_spans, .vocab_size = a->vocab_size, .n_layers = a->n_layers,
-		.width = a->width, .q_width = a->n_heads * a->head_size, .kv_width = a->n_kv_heads * a->head_size};
+	struct query_limits limits = service_sizes_of(&info->architecture);
+	limits.max_tokens = info->max_tokens;
+	limits.max_top_k = info->max_top_k;
+	limits.max_gather = s->options.max_gather;
+	limits.max_draws = s->options.max_draws;
+	limits.max_spans = s->options.max_spans;
+	return limits;
 }
 
 void service_limits(struct service *s, uint32_t teacher, struct query_limits *ret_limits, uint32_t *ret_max_sequences)
@@ -385,36 +393,10 @@ static void count_outcome(struct service *s, const struct request *r)
 	}
 }
 
-static uint64_t gathered_of(const struct query *q, uint32_t n_rows)
-{
-	const struct id_lists *l = &q->gather;
-	return !l->n_lists ? 0 : l->n_lists == 1 ? (uint64_t)n_rows * l->offsets[1] : l->offsets[l->n_lists];
-}
-
-// Whether or not who asked stayed to read all of it.
-static void count_served(const struct service *s, const struct request *r)
-{
-	uint32_t n;
-	uint64_t rows = 0, values = 0, vocab_size = teacher_infos(s->teacher, &n)[r->choice.members[0]].architecture.vocab_size;
-	for (uint32_t i = 0; i < r->n_items; i++) {
-		const struct request_item *item = &r->items[i];
-		const struct query *q = &item->query;
-		if (item->error.code)
-			continue;
-		uint32_t n_rows = r->generate ? atomic_load(&item->generation->n_tokens) : query_rows(q);
-		rows += n_rows;
-		if (r->generate)
-			values += (uint64_t)n_rows * r->generate->top_k;
-		else
-			values += n_rows * (q->top_k + (!q->dense ? 0 : q->n_keep ? q->n_keep : vocab_size)) + gathered_of(q, n_rows);
-	}
-	auth_serve(r->principal, rows, values);
-}
-
 void service_finish(struct service *s, struct request *r)
 {
 	count_outcome(s, r);
-	count_served(s, r);
+	service_count_served(s, r);
 	histogram_append(&s->request_seconds, clock_seconds() - r->accepted_seconds);
 	service_release(s, r, r->generate ? service_generated(r) : r->cost.tokens);
 	request_free(r);

@@ -14,11 +14,12 @@ import time
 import unittest
 
 import kdserved
+import tiny_model
 from kdserved import Closed, Daemon, ProtocolError, wait_until
 
 KDCTL = os.path.join(kdserved.BUILD, "kdctl")
 SCOPES = ("score", "generate", "train", "admin", "none")
-SECRETS = {name: "kds_secret-of-" + name for name in SCOPES + ("expired", "limited", "slow", "narrow", "brief", "fleeting")}
+SECRETS = {name: "kds_secret-of-" + name for name in SCOPES + ("expired", "limited", "slow", "narrow", "brief", "fleeting", "inside")}
 BODIES = {"/v1/score": {"sequences": [{"tokens": [1, 2, 3]}], "top_k": 2},
           "/v1/generate": {"prompts": [{"tokens": [1, 2]}], "max_tokens": 2},
           "/v1/completions": {"prompt": "the", "max_tokens": 1, "echo": True},
@@ -154,7 +155,7 @@ class Tokens(unittest.TestCase):
         """Lines now and then, more after a reload, the last at the end: as much as was asked, and as the metrics said."""
         directory = tempfile.mkdtemp(prefix="kdserved-e2e-")
         path, config = os.path.join(directory, "tokens"), os.path.join(directory, "conf")
-        write(path, line("fleeting", "score"))
+        write(path, line("inside", "score"), line("fleeting", "score"))
         with open(config, "w") as f:
             f.write("audit-interval = 0\n")
         d = Daemon("--config", config, "--tokens", path)
@@ -171,18 +172,26 @@ class Tokens(unittest.TestCase):
             sequences = [{"tokens": [1, 2, 3]}, {"tokens": [4, 5]}]
             for _ in range(2):           # the second from no store: there is none
                 ask("score", {"sequences": sequences, "top_k": 3, "gather": [7, 9]})            # 5 rows of 3 + 2
+            ask("inside", {"sequences": sequences, "draws": {"n": 6, "seed": 1}})               # 5 rows of 6
+            ask("inside", {"sequences": sequences, "features": [{"kind": "hidden", "layer": 0}, {"kind": "k", "layer": 1}]})
+            ask("inside", {"sequences": sequences, "features": [{"kind": "final"}], "pooling": "mean"})
+            ask("inside", {"tensor": "head", "ids": [5, 6, 9]}, "/v1/weights")
+            key_width = tiny_model.WIDTH // tiny_model.HEADS * tiny_model.KV_HEADS
+            inside = (3, 18, 5 * 6 + 5 * (tiny_model.WIDTH + key_width) + (2 + 3) * tiny_model.WIDTH)
             ask("fleeting", {"sequences": [{"tokens": [1, 2, 3, 4]}], "top_k": 2, "first": 2})  # 2 rows of 2
             status, _, data = d.http("GET", "/metrics", None, {"Authorization": "Bearer " + SECRETS["score"]})
             self.assertEqual(status, 200)
             counters = {(what, who): int(n) for what, who, n in re.findall(r'kd_token_(\w+)_total\{token="(\w+)"\} (\d+)', data.decode())}
             self.assertEqual([counters[what, "score"] for what in ("requests", "rows", "values")], [2, 10, 50])
+            self.assertEqual(tuple(counters[what, "inside"] for what in ("requests", "rows", "values")), inside)
             self.assertEqual(lines("score"), [])
-            write(path)                  # fleeting's line is gone
+            write(path, line("inside", "score"))                  # fleeting's line is gone
             with open(config, "w") as f:
                 f.write("audit-interval = 200ms\n")
             d.process.send_signal(signal.SIGHUP)
             wait_until(lambda: lines("score"), "a line for score")
             wait_until(lambda: lines("fleeting"), "the last line for fleeting")
+            wait_until(lambda: lines("inside") == [inside * 2], lambda: "a line for inside: %s" % lines("inside"))
             self.assertEqual(lines("fleeting"), [(1, 2, 4, 1, 2, 4)])
             with open(config, "w") as f:
                 f.write("audit-interval = 0\n")

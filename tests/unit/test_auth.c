@@ -15,6 +15,7 @@
 #include "common/buffer.h"
 #include "common/error.h"
 #include "common/query.h"
+#include "daemon/log.h"
 #include "daemon/server/auth.h"
 
 struct file { char path[64]; struct auth *auth; };
@@ -360,6 +361,76 @@ static void a_reload_takes_back_changes_and_adds(void **state)
 	principal_unref(second);
 }
 
+static struct auth *watched;          // by the journal below
+static unsigned n_lines;
+static char last_line[256];
+
+// The journal as a slow one: others come and go while it has a line.
+static bool journal_takes(const struct log_event *event)
+{
+	struct buffer b = {0};
+	auth_metrics(watched, &b);         // waits for the gate's lock
+	assert_false(b.failed);
+	buffer_done(&b);
+	snprintf(last_line, sizeof last_line, "%s", event->message);
+	n_lines++;
+	return true;
+}
+
+// Lines go to journal_takes() from now on.
+static void listen_to_the_log(void)
+{
+	char stream[64];
+	struct stat st;
+	assert_int_equal(fstat(STDERR_FILENO, &st), 0);
+	snprintf(stream, sizeof stream, "%llu:%llu", (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
+	assert_int_equal(setenv("JOURNAL_STREAM", stream, 1), 0);
+	log_open(LOG_NOTICE);
+	log_set_journal(journal_takes);
+}
+
+static void served(struct principal *p)
+{
+	assert_int_equal(auth_begin(p, &(struct queue_cost){.requests = 1}, NULL), 0);
+	auth_serve(p, 7, 70);
+	auth_end(p, &(struct queue_cost){.requests = 1}, 0);
+}
+
+static void nobody_waits_for_the_audit_trail(void **state)
+{
+	struct file *f = *state;
+	char text[512] = "";
+	line_add(text, sizeof text, "alice", "a", "score");
+	line_add(text, sizeof text, "bob", "b", "score");
+	watched = open_with(f, text);
+	struct principal *alice = login(watched, "a"), *bob = login(watched, "b");
+	listen_to_the_log();
+	alarm(60);                             // a deadlock is a failure, not a hang
+	assert_true(auth_audit(watched, 1) > 0);
+	served(alice);
+	while (!n_lines)
+		auth_audit(watched, 1);
+	assert_int_equal(n_lines, 1);
+	assert_string_equal(last_line, "audit: token=alice requests=1 rows=7 values=70 all_requests=1 all_rows=7 all_values=70");
+	served(bob);
+	bob = principal_unref(bob);
+	*text = '\0';
+	line_add(text, sizeof text, "alice", "a", "score");
+	file_write(f, text);
+	assert_int_equal(auth_reload(watched, f->path, NULL), 0);        // bob is forgotten
+	assert_int_equal(n_lines, 2);
+	assert_non_null(strstr(last_line, "token=bob requests=1 rows=7 values=70 "));
+	served(alice);
+	file_write(f, "");
+	assert_int_equal(auth_reload(watched, f->path, NULL), 0);
+	assert_int_equal(n_lines, 2);
+	alice = principal_unref(alice);        // who held the last reference
+	assert_int_equal(n_lines, 3);
+	assert_non_null(strstr(last_line, "token=alice requests=1 rows=7 values=70 all_requests=2 all_rows=14 all_values=140"));
+	alarm(0);
+	log_set_journal(NULL);
+}
+
 int main(void)
 {
 #define WITH_FILE(t) cmocka_unit_test_setup_teardown(t, file_open, file_close)
@@ -370,7 +441,7 @@ int main(void)
 		cmocka_unit_test(nobody_may_nothing), WITH_FILE(only_known_tokens_are_let_in), WITH_FILE(scopes_are_what_the_line_says),
 		WITH_FILE(requests_under_way_are_bounded), WITH_FILE(tokens_per_second_are_bounded),
 		WITH_FILE(what_was_not_used_is_given_back_and_no_more), WITH_FILE(ids_of_a_row_are_bounded),
-		WITH_FILE(a_reload_takes_back_changes_and_adds),
+		WITH_FILE(a_reload_takes_back_changes_and_adds), WITH_FILE(nobody_waits_for_the_audit_trail),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
