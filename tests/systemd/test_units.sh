@@ -45,8 +45,15 @@ says() {
 	done
 }
 for unit in kdserved.service kdserved@.service; do
-	says $unit Type=notify NotifyAccess=main WatchdogSec=30 KillMode=mixed Restart=on-failure RestartSec=2 StartLimitIntervalSec=600 StartLimitBurst=5 \
+	says $unit Type=notify NotifyAccess=main WatchdogSec=30 KillMode=mixed Restart=on-failure RestartSec=2 \
 		'RestartPreventExitStatus=2 69 78' OOMPolicy=continue LimitNOFILE=65536 LimitMEMLOCK=1G LimitCORE=0 UMask=0077 StateDirectoryMode=0750
+	# A start that fails after so many seconds must still come to an end of starts: the window holds them all.
+	slowest=1200
+	window=$(sed -n 's/^StartLimitIntervalSec=\([0-9]*\)$/\1/p' "$units/$unit")
+	burst=$(sed -n 's/^StartLimitBurst=\([0-9]*\)$/\1/p' "$units/$unit")
+	[ "${window:-0}" -ge $((slowest * ${burst:-1000})) ] ||
+		fail "$unit: $burst starts of $slowest s do not fall into StartLimitIntervalSec=$window: it would be started for ever"
+	[ "${burst:-0}" -ge 10 ] || fail "$unit: StartLimitBurst=$burst is too few for starts by hand, which count too"
 	drain=$(sed -n 's/^RELOADABLE(drain_timeout, "drain-timeout", [^"]*"\([0-9]*\)s",.*/\1/p' "$top_srcdir/daemon/options.def")
 	stop=$(sed -n 's/^TimeoutStopSec=\([0-9]*\)$/\1/p' "$units/$unit")
 	[ "${stop:-0}" -ge $((${drain:-1000000} + 10)) ] || fail "$unit: TimeoutStopSec=$stop is no 10 s more than drain-timeout, $drain s"
