@@ -196,8 +196,8 @@ static void what_does_not_even_fit_as_stored_is_refused(void **state)
 	assert_true(open_with(1024 * mib, 640 * mib, BACKEND_NUMERIC_BF16, &err) < 0);
 	assert_int_equal(err.code, ERROR_TOO_LARGE);
 	assert_string_equal(err.field, "gpu-memory");
-	assert_string_equal(err.message, "0.91 GiB of GPU memory are needed (weights as stored 0.63, buffers 0.28); 0.75 may be taken, 1.00 are "
-			    "free of 1.00");
+	assert_string_equal(err.message, "0.91 GiB of GPU memory are needed (weights as stored 0.63, buffers 0.28); 0.75 may be taken, "
+			    "1.00 are free of 1.00");
 	assert_true(open_with(1024 * mib, 0, BACKEND_NUMERIC_BF16, &err) < 0);
 	assert_int_equal(err.code, ERROR_TOO_LARGE);
 	assert_non_null(strstr(err.message, "(weights 2.00, "));
