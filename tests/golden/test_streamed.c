@@ -9,7 +9,8 @@
 #include "tests/golden/golden.h"
 
 static const char *const names[] = {"llama", "llama-tied", "llama3", "linear", "qwen2", "qwen3", "gpt2", "bert", "mistral", "qwen3-window",
-				    "gemma2", "gemma3", "gemma3-vision", "mixtral", "qwen3-moe", "mixtral/model.gguf"};
+				    "gemma2", "gemma3", "gemma3-vision", "mixtral", "qwen3-moe", "mixtral/model.gguf", "yarn", "bias",
+				    "phi3", "phi3/model.gguf", "smollm3", "granite"};
 #ifndef DEVICE
 #define DEVICE "cpu"
 #endif
