@@ -246,18 +246,20 @@ static void announce_ready(struct daemon *d)
 	const struct teacher_info *t = teacher_infos(d->teacher, &n);
 	d->was_ready = true;
 	describe_teachers(d, t, n);
-	for (uint32_t i = 0; i < n; i++)
+	for (uint32_t i = 0; i < n; i++) {
 		log_notice("teacher %s: %s, %.1f million parameters, %s, on %s (%s, %s), loaded in %.1f s, "
 			   "of it %.2f s for %.2f GiB of weights (%.2f s per GiB)", t[i].name, t[i].architecture.name,
 			   (double)t[i].n_parameters * 1e-6, t[i].dtype, t[i].device, t[i].numeric, t[i].description, t[i].load_seconds,
 				t[i].upload_seconds, (double)t[i].upload_bytes * 0x1p-30, teacher_upload_rate(&t[i]));
-	for (uint32_t i = 0; i < n; i++)
+		if (t[i].architecture.rope_scaling == ROPE_SCALING_LONGROPE)
+			log_notice("teacher %s: rotation by LongRoPE: its original context of %u tokens is served (longer sequences "
+				   "change their beginning)", t[i].name, t[i].architecture.context_length);
 		if (*t[i].room_note)
 			log_notice("teacher %s: %s: large passes hide that, small ones wait for it, and so does each generated token",
 				   t[i].name, t[i].room_note);
-	for (uint32_t i = 0; i < n; i++)
 		if (*t[i].canary_note)
 			log_warning("the known answer is not kept: %s", t[i].canary_note);
+	}
 	if (*t->fallback)
 		log_notice("device = auto: %s: the teacher runs on the CPU", t->fallback);
 	notify_ready();
