@@ -265,6 +265,13 @@ static void compare(const char *name, const char *device, enum backend_numeric n
 
 static const char *const names[] = {"train", "train-gpt2", "train-bert", "train-mistral", "train-bias"};
 #define N_NAMES (sizeof names / sizeof *names)
+// Of a bias of keys next to no gradient is left (the softmax takes out what shifts a row's scores alike), and AdamW moves by its sign,
+// which products of bfloat16 may miss; so it may be with one of the few elements of another bias.
+static struct bounds bf16_bounds(const char *name)
+{
+	return (struct bounds){1e-2, 5e-2, 0.1, strstr(name, "bias") ? 0.8 : 0.5};
+}
+
 static const struct bounds float_bounds = {5e-6, 1e-4, 1e-4, 1e-3};    // five digits of the loss
 
 static void ref_trains_as_pytorch(void **state)
@@ -287,7 +294,7 @@ static void the_fast_path_trains_alike(void **state)
 {
 	(void)state;
 	for (size_t i = 0; i < N_NAMES; i++)
-		compare(names[i], DEVICE, BACKEND_NUMERIC_AUTO, (struct bounds){1e-2, 5e-2, 0.1, 0.5});
+		compare(names[i], DEVICE, BACKEND_NUMERIC_AUTO, bf16_bounds(names[i]));
 }
 
 // Loss of the first step of a device's numeric form.
@@ -325,7 +332,7 @@ static void bf16_follows_f32(void **state)
 	for (size_t i = 0; i < N_NAMES; i++) {
 		double f32 = first_loss(names[i], BACKEND_NUMERIC_F32), bf16 = first_loss(names[i], BACKEND_NUMERIC_BF16);
 		assert_true(fabs(bf16 - f32) > 1e-7 * f32);
-		compare(names[i], DEVICE, BACKEND_NUMERIC_BF16, (struct bounds){1e-2, 5e-2, 0.1, 0.5});
+		compare(names[i], DEVICE, BACKEND_NUMERIC_BF16, bf16_bounds(names[i]));
 	}
 }
 
