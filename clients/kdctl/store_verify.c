@@ -85,6 +85,8 @@ static int verify(struct kdctl *k, const char *directory, const char *wanted, un
 		sum.n_bytes += v.counts[i].n_bytes;
 	}
 	print_summary(k, &sum, &t, n_threads);
+	if (!t.n_shards)       // a new store, or the wrong directory: of that "0 damaged" says nothing
+		(void)kdctl_fail(k, "note: there is no shard in %s", directory);
 	if (wanted && !sum.n_records)
 		return kdctl_fail(k, "%s: no record whose key begins so", wanted);
 	return t.n_damaged > 0;

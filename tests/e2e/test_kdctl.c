@@ -436,6 +436,7 @@ static void looks_into_a_store(void **state)
 	expect(o, 1, "2 records verified");
 	expect(o, 1, "1 damaged");
 	expect(run_store("store ls", "/nonexistent", ""), 1, "no such directory");
+	expect(run_store("store verify", "/proc/self/task", ""), 0, "there is no shard in /proc/self/task");
 	snprintf(command, sizeof command, "rm -r '%s'", directory);
 	assert_int_equal(system(command), 0);
 }
