@@ -91,7 +91,7 @@ static void put_model(struct builder *b, enum dtype matrices, int flaw)
 		offset += (bytes_of(i, matrices) + (flaw == 3 && i == 4 ? dtype_row_bytes(type_of(i, matrices), C) * D : 0) + 31) / 32 * 32;
 	}
 	if (flaw == 1)
-		build_tensor(b, "blk.0.attn_output.bias", 1, C, 0, 0, offset);
+		build_tensor(b, "blk.0.attn_sinks.weight", 1, C, 0, 0, offset);
 	build_align(b, 32);
 	for (size_t i = 0; i < n; i++) {
 		put_data(b, i, matrices);
@@ -265,7 +265,7 @@ static void refused(enum dtype t, int flaw, int code, const char *part)
 static void left_over_and_missing_tensors_are_refused(void **state)
 {
 	(void)state;
-	refused(DTYPE_Q4_0, 1, -EOPNOTSUPP, "tensor blk.0.attn_output.bias has no place in the architecture llama");
+	refused(DTYPE_Q4_0, 1, -EOPNOTSUPP, "tensor blk.0.attn_sinks.weight has no place in the architecture llama");
 	refused(DTYPE_Q4_0, 2, -EINVAL, "tensor model.layers.0.mlp.down_proj.weight is missing");
 	refused(DTYPE_Q4_0, 3, -EINVAL, "self_attn.q_proj.weight is 160 x 256; the architecture needs 128 x 256");
 }
@@ -299,7 +299,9 @@ static void names_are_translated(void **state)
 	assert_int_equal(gguf_source_name(&llama, "transformer.h.0.self_attn.q_proj.weight", name), -ENOENT);
 	assert_int_equal(gguf_source_name(&llama, "bert.embeddings.word_embeddings.weight", name), -ENOENT);
 	assert_int_equal(gguf_source_name(&llama, "model.layers.x.mlp.up_proj.weight", name), -ENOENT);
-	assert_int_equal(gguf_source_name(&llama, "model.layers.1.mlp.up_proj.bias", name), -ENOENT);
+	assert_int_equal(gguf_source_name(&llama, "model.layers.1.mlp.up_proj.bias", name), 0);
+	assert_string_equal(name, "blk.1.ffn_up.bias");
+	assert_int_equal(gguf_source_name(&llama, "model.layers.1.mlp.up_proj.gain", name), -ENOENT);
 }
 
 static struct content_id id_of(struct builder *b)
