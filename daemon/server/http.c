@@ -205,7 +205,6 @@ static void loop_once(struct http *h)
 	}
 	take_returned(h);
 	take_worked(h);
-	http_reply_feed(h, false);
 	desk_begin_round(h->desk);
 	MHD_run(h->daemon);
 }
@@ -257,7 +256,6 @@ static void finish(struct http_thread *t)
 	cancel_waiting(h);
 	while (h->n_waiting || !desk_is_empty(h->desk))
 		loop_once(h);
-	http_reply_feed(h, true);
 }
 
 static void *http_loop(void *arg)
@@ -358,7 +356,6 @@ int http_open(const struct http_options *options, struct service *service, struc
 	h->options = *options;
 	h->service = service;
 	h->settings = service_doors(service);
-	h->hungry_end = &h->hungry;
 	h->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	h->returned_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	h->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -74,10 +74,6 @@ struct http_request {
 	struct exchange *exchange;         // once the service has it
 	struct buffer out;                 // piece of the reply being sent
 	size_t n_sent;
-	uint64_t out_held;                 // service_hold_made(): of it
-	bool no_room;                      // for the next piece: it waits among http.hungry
-	uint64_t hungry_until_ms;          // then it waits no longer; 0 = it does not wait
-	struct http_request *next_hungry;
 };
 
 struct http {
@@ -95,7 +91,6 @@ struct http {
 	struct queue *returned;            // items that came back, from any thread
 	int epoll_fd, returned_fd, stop_fd;
 	struct desk *desk;                 // its jobs are requests
-	struct http_request *hungry, **hungry_end;     // resting until there is room for a piece of their reply, oldest first
 	bool waited;                       // at the last look somebody waited outside, though there was room
 };
 
@@ -110,20 +105,15 @@ struct request_item;
 void http_request_returned(struct request_item *item);
 void http_request_worked(struct http_request *q);      // it is back from the desk
 void http_request_cancel(struct http_request *q);      // nobody waits for the answer any more
-void http_reply_feed(struct http *h, bool last);       // those who wait for room; last: they are given up
 
 // What http_request.c and http_reply.c have of each other.
 void http_request_set_deadline(struct http_request *q, uint64_t ms);
 void http_request_refuse(struct http_request *q, int status, const struct error *e);
 void http_request_suspend(struct http_request *q);     // until an item or the work comes back
-void http_request_resume(struct http_request *q);
 void http_request_give(struct http_request *q, enum http_work work, uint64_t n_bytes);     // to the desk
 enum MHD_Result http_reply_send(struct http_request *q);                   // q->reply
 enum MHD_Result http_reply_send_exchange(struct http_request *q);
 int http_reply_encode(struct http_request *q);         // the next piece of the answer, in q->out
-void http_reply_work(struct http_request *q);          // the same at the desk, where there is room for it; else sets no_room
-void http_reply_wait(struct http_request *q);          // for room
-void http_reply_done(struct http_request *q);
 
 // In how many ms the connection is to be shut down unless it is told otherwise; 0 = never. One that waits for bytes from a client who
 // left is not given long.

@@ -10,7 +10,6 @@
 #include "daemon/teacher/generation.h"
 
 #define PIECE_BYTES 65536           // asked of the reply at once
-#define SMALL_BYTES 4096            // what a piece is made of whose text does not count (service_hold)
 
 // What a piece of the reply is made of is no more than this.
 static uint64_t piece_bytes(const struct exchange *x)
@@ -18,33 +17,10 @@ static uint64_t piece_bytes(const struct exchange *x)
 	uint64_t most = 0;
 	for (uint32_t i = 0; i < x->n_requests; i++) {
 		const struct request *r = x->requests[i];
-		uint64_t n = r->generate && r->generate->stream ? 0 : r->item_bytes;      // of a stream: a token or some
+		uint64_t n = r->generate && r->generate->stream ? 0 : r->cost.bytes / r->n_items;      // of a stream: a token or some
 		most = n > most ? n : most;
 	}
 	return most;
-}
-
-// Text is more than the records it is made of, up to some twenty times, and lies here for as long as its client takes to read it. So a
-// large piece is made only while all that waits so is less than door-bytes; the threads of the desk may be beyond it by a piece each.
-static bool has_room(const struct http_request *q)
-{
-	return piece_bytes(q->exchange) <= SMALL_BYTES || service_has_room(q->http->service);
-}
-
-// What was sent is gone.
-static void piece_done(struct http_request *q)
-{
-	q->n_sent = 0;
-	if (q->out.capacity > PIECE_BYTES)
-		buffer_done(&q->out);
-	q->out.n = 0;
-	service_hold_made(q->http->service, &q->out_held, q->out.capacity);
-}
-
-void http_reply_done(struct http_request *q)
-{
-	buffer_done(&q->out);
-	piece_done(q);
 }
 
 // The next piece of the answer, in q->out.
@@ -58,65 +34,7 @@ int http_reply_encode(struct http_request *q)
 		r = error_set(&err, ERROR_MEMORY, NULL, "no memory for the reply");
 	if (r)
 		exchange_fail(q->exchange, err.code);
-	service_hold_made(q->http->service, &q->out_held, q->out.capacity);
 	return r;
-}
-
-void http_reply_work(struct http_request *q)
-{
-	q->no_room = !has_room(q);
-	if (!q->no_room)
-		q->result = http_reply_encode(q);
-}
-
-// ---- room
-
-void http_reply_wait(struct http_request *q)
-{
-	struct http *h = q->http;
-	uint64_t patience = h->settings.write_timeout_ms;      // in which those who hold the room must go on reading
-	q->no_room = true;
-	if (!q->suspended)
-		http_request_suspend(q);
-	if (!q->hungry_until_ms)
-		q->hungry_until_ms = patience ? clock_ms() + patience : UINT64_MAX;
-	q->next_hungry = NULL;
-	*h->hungry_end = q;
-	h->hungry_end = &q->next_hungry;
-}
-
-// A reply that has begun can only break off.
-static void give_up(struct http_request *q)
-{
-	struct error err = {0};
-	q->result = error_set(&err, ERROR_OVERLOADED, NULL, "no room beside the replies that wait to be taken: try again later");
-	exchange_fail(q->exchange, err.code);
-	if (q->state == HTTP_WAITING)
-		http_request_refuse(q, 0, &err);
-	http_request_resume(q);
-}
-
-void http_reply_feed(struct http *h, bool last)
-{
-	struct http_request *q = h->hungry, *next;
-	if (!q)
-		return;
-	uint64_t now = clock_ms();
-	bool room = service_has_room(h->service);
-	h->hungry = NULL;
-	h->hungry_end = &h->hungry;
-	for (; q; q = next) {
-		next = q->next_hungry;
-		q->no_room = false;
-		if (last || now >= q->hungry_until_ms)
-			give_up(q);
-		else if (!room)
-			http_reply_wait(q);
-		else if (q->state == HTTP_WAITING)
-			http_request_resume(q);        // the reply begins
-		else
-			http_request_give(q, HTTP_ENCODE, piece_bytes(q->exchange));
-	}
 }
 
 static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
@@ -128,7 +46,7 @@ static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
 	if (q->n_sent == q->out.n) {
 		if (q->exchange->ended)
 			return MHD_CONTENT_READER_END_OF_STREAM;
-		piece_done(q);
+		q->out.n = q->n_sent = 0;
 		uint64_t n_piece = piece_bytes(q->exchange);
 		bool ready = exchange_is_ready(q->exchange), now = ready && desk_has_time(q->http->desk, n_piece);
 		if (now && http_reply_encode(q))
@@ -140,7 +58,6 @@ static ssize_t read_reply(void *arg, uint64_t position, char *to, size_t n)
 		if (q->at_desk || !q->out.n)        // what the desk has is not looked at
 			return 0;
 	}
-	q->hungry_until_ms = 0;
 	size_t left = q->out.n - q->n_sent;
 	n = n < left ? n : left;
 	memcpy(to, q->out.data + q->n_sent, n);
@@ -196,10 +113,6 @@ enum MHD_Result http_reply_send_exchange(struct http_request *q)
 		exchange_fail(q->exchange, err.code);
 		http_request_refuse(q, 0, &err);
 		return http_reply_send(q);
-	}
-	if (!has_room(q)) {
-		http_reply_wait(q);
-		return MHD_YES;
 	}
 	q->reply.content_type = q->exchange->content_type;
 	return queue_response(q, 200, MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, PIECE_BYTES, read_reply, q, NULL));

@@ -75,7 +75,7 @@ void http_request_end(void *arg, struct MHD_Connection *mhd, void **context, enu
 	q->connection->request = NULL;
 	principal_unref(q->principal);
 	buffer_done(&q->reply.body);
-	http_reply_done(q);
+	buffer_done(&q->out);
 	body_done(q);
 	free(q);
 	*context = NULL;
@@ -102,7 +102,7 @@ void http_request_suspend(struct http_request *q)
 	MHD_suspend_connection(q->mhd);
 }
 
-void http_request_resume(struct http_request *q)
+static void resume(struct http_request *q)
 {
 	q->suspended = false;
 	if (q->state == HTTP_REPLYING)
@@ -117,8 +117,7 @@ void http_request_give(struct http_request *q, enum http_work work, uint64_t n_b
 	q->job.who = auth_asker(q->principal);
 	q->job.n_bytes = n_bytes;
 	q->job.n_body = q->body.n;
-	if (!q->suspended)
-		http_request_suspend(q);
+	http_request_suspend(q);
 	desk_give(q->http->desk, &q->job);
 }
 
@@ -154,7 +153,7 @@ void http_request_returned(struct request_item *item)
 	if (!q && !x->n_left)
 		exchange_free(x, true);
 	else if (q && q->suspended && exchange_is_ready(x))
-		http_request_resume(q);
+		resume(q);
 }
 
 // ---- work
@@ -193,7 +192,7 @@ static void do_work(struct desk_job *job)
 		q->result = start_exchange(q, &q->fault);
 		break;
 	case HTTP_ENCODE:
-		http_reply_work(q);
+		q->result = http_reply_encode(q);
 		break;
 	case HTTP_CALL:
 		call(q);
@@ -228,10 +227,8 @@ void http_request_worked(struct http_request *q)
 	}
 	if (q->cancelled)
 		http_request_cancel(q);
-	if (q->no_room)
-		http_reply_wait(q);
-	else if (q->refused || !q->exchange || q->result || q->out.n || q->exchange->ended || exchange_is_ready(q->exchange))
-		http_request_resume(q);
+	if (q->refused || !q->exchange || q->result || q->out.n || q->exchange->ended || exchange_is_ready(q->exchange))
+		resume(q);
 }
 
 static enum MHD_Result handle_exchange(struct http_request *q)

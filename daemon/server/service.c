@@ -256,7 +256,6 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 		struct query wide = r->items[i].query;               // a view
 		wide.feature_values = QUERY_FEATURE_F32;             // as the engine holds features until the sequence is answered
 		uint64_t bytes = record_max_bytes(&wide, n_tokens, &limits);
-		r->item_bytes = bytes > r->item_bytes ? bytes : r->item_bytes;
 		if (__builtin_add_overflow(cost.bytes, bytes, &cost.bytes))
 			cost.bytes = UINT64_MAX;
 	}

@@ -23,7 +23,7 @@ struct tls_current;
 // What both doors hold their clients to. Each takes it anew at every turn of its loop.
 struct door_settings {
 	uint64_t max_json;                 // largest body of JSON: over HTTP, or of a CALL
-	uint64_t door_bytes;               // of service_hold() and service_hold_made(), all together
+	uint64_t door_bytes;               // of service_hold(), all together
 	uint32_t max_body, credits;        // of the binary door; a connection keeps what its WELCOME said
 	uint64_t header_timeout_ms, body_timeout_ms, idle_timeout_ms, write_timeout_ms;
 };
@@ -73,9 +73,6 @@ void service_reject(struct service *s, enum request_door door, enum error_code c
 // n_bytes. ERROR_OVERLOADED when all that is held would be more than door_bytes; but where nobody else holds any there is room for any, and
 // less is always granted. From any thread.
 int service_hold(struct service *s, uint64_t *held, uint64_t n_bytes, struct error *err);
-// The same for what is known only once it is made: always granted. Who makes such asks service_has_room() right before, and waits.
-void service_hold_made(struct service *s, uint64_t *held, uint64_t n_bytes);
-bool service_has_room(struct service *s);
 // The door is done with a request it got back: its answer is sent, or its client gone. Frees it.
 void service_finish(struct service *s, struct request *r);
 

@@ -99,7 +99,6 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 	uint64_t capacity = (uint64_t)q->n_forced + q->max_tokens, piece = q->stream ? 128 : 32;
 	uint64_t row = piece + 4 * sizeof(float) + q->top_k * (uint64_t)(sizeof(float) + sizeof(uint32_t));
 	struct queue_cost cost = {.requests = 1, .tokens = slots_of(r), .bytes = r->n_items * capacity * row};    // 2^16 2^21 2^27 at most
-	r->item_bytes = capacity * row;
 	int result = reserve_slots(s, r, err);
 	if (result)
 		return result;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory that clients' bytes take at the doors, before a request is made of them and after its reply was: the one bound on the sum, as each
+// Memory that clients' bytes take at the doors, before a request is made of them and after a reply was: the one bound on the sum, as each
 // connection's own (max-body, max-json) times max-connections is more than a machine has.
 #include "daemon/server/service_internal.h"
 
@@ -12,18 +12,14 @@ static uint64_t counted(uint64_t n_bytes)
 	return n_bytes <= SMALL_BYTES ? 0 : n_bytes;
 }
 
-bool service_has_room(struct service *s)
-{
-	return atomic_load(&s->held_bytes) < service_doors(s).door_bytes;
-}
-
-static int hold(struct service *s, uint64_t *held, uint64_t n_bytes, uint64_t limit, struct error *err)
+int service_hold(struct service *s, uint64_t *held, uint64_t n_bytes, struct error *err)
 {
 	uint64_t was = counted(*held), is = counted(n_bytes);
 	if (was == is) {
 		*held = n_bytes;
 		return 0;
 	}
+	uint64_t limit = is > was ? service_doors(s).door_bytes : UINT64_MAX;
 	uint_fast64_t all = atomic_load(&s->held_bytes);
 	do {
 		uint64_t others = all - was;
@@ -33,14 +29,4 @@ static int hold(struct service *s, uint64_t *held, uint64_t n_bytes, uint64_t li
 	} while (!atomic_compare_exchange_weak(&s->held_bytes, &all, all - was + is));
 	*held = n_bytes;
 	return 0;
-}
-
-int service_hold(struct service *s, uint64_t *held, uint64_t n_bytes, struct error *err)
-{
-	return hold(s, held, n_bytes, counted(n_bytes) > counted(*held) ? service_doors(s).door_bytes : UINT64_MAX, err);
-}
-
-void service_hold_made(struct service *s, uint64_t *held, uint64_t n_bytes)
-{
-	(void)hold(s, held, n_bytes, UINT64_MAX, NULL);
 }

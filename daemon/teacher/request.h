@@ -59,7 +59,6 @@ struct request {
 	atomic_bool cancelled;             // taken back, or its answer did not reach the client
 	enum error_code fault;             // the door's: its reply was, or ended with, this error, whatever became of the items
 	struct queue_cost cost;            // held from acceptance to service_finish
-	uint64_t item_bytes;               // of its bytes: the most that one item's answer can be
 	struct queue_cost slots;           // of a generation: held until its last item was computed
 	uint32_t n_uncomputed;             // of a generation: the engine's, items it has not given back
 	double accepted_seconds;           // clock_seconds()
