@@ -147,7 +147,8 @@ int control_post_weights(const struct control_input *in, struct control_reply *o
 			      p.n_rows, p.width, info->architecture.tied_head ? "true" : "false");
 		(w.base64 ? encode_packed : encode_rows)(b, &p, w.dtype);
 		buffer_text(b, "}");
-		auth_serve(in->principal, p.n, (uint64_t)p.n * p.width);
+		if (!b->failed)
+			auth_serve(in->principal, p.n, (uint64_t)p.n * p.width);
 	}
 	piece_done(&p);
 	json_weights_done(&w);

@@ -20,11 +20,11 @@ static uint64_t features_of(const struct query *q, uint64_t n_rows, const struct
 	return width * (q->pooling == QUERY_POOLING_NONE ? n_rows : 1);
 }
 
-// Draws as many as were drawn, though some may be of one id.
+// Draws as many as were drawn, though some may be of one id; own one for each row, the last too, which nothing follows.
 static uint64_t values_of(const struct query *q, uint64_t n_rows, const struct query_limits *sizes)
 {
 	uint64_t dense = !q->dense ? 0 : q->n_keep ? q->n_keep : sizes->vocab_size;
-	return n_rows * (q->top_k + dense + q->draws.n) + gathered_of(q, n_rows) + features_of(q, n_rows, sizes);
+	return n_rows * (q->top_k + dense + q->draws.n + q->own) + q->n_spans + gathered_of(q, n_rows) + features_of(q, n_rows, sizes);
 }
 
 void service_count_served(const struct service *s, const struct request *r)

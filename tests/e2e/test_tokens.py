@@ -171,7 +171,7 @@ class Tokens(unittest.TestCase):
         try:
             sequences = [{"tokens": [1, 2, 3]}, {"tokens": [4, 5]}]
             for _ in range(2):           # the second from no store: there is none
-                ask("score", {"sequences": sequences, "top_k": 3, "gather": [7, 9]})            # 5 rows of 3 + 2
+                ask("score", {"sequences": sequences, "top_k": 3, "gather": [7, 9], "own": True})     # 5 rows of 3 + 2 + 1
             ask("inside", {"sequences": sequences, "draws": {"n": 6, "seed": 1}})               # 5 rows of 6
             ask("inside", {"sequences": sequences, "features": [{"kind": "hidden", "layer": 0}, {"kind": "k", "layer": 1}]})
             ask("inside", {"sequences": sequences, "features": [{"kind": "final"}], "pooling": "mean"})
@@ -182,7 +182,7 @@ class Tokens(unittest.TestCase):
             status, _, data = d.http("GET", "/metrics", None, {"Authorization": "Bearer " + SECRETS["score"]})
             self.assertEqual(status, 200)
             counters = {(what, who): int(n) for what, who, n in re.findall(r'kd_token_(\w+)_total\{token="(\w+)"\} (\d+)', data.decode())}
-            self.assertEqual([counters[what, "score"] for what in ("requests", "rows", "values")], [2, 10, 50])
+            self.assertEqual([counters[what, "score"] for what in ("requests", "rows", "values")], [2, 10, 60])
             self.assertEqual(tuple(counters[what, "inside"] for what in ("requests", "rows", "values")), inside)
             self.assertEqual(lines("score"), [])
             write(path, line("inside", "score"))                  # fleeting's line is gone
@@ -201,7 +201,7 @@ class Tokens(unittest.TestCase):
         finally:
             d.stop()
         found = lines("score")
-        self.assertEqual(found, [(2, 10, 50, 2, 10, 50), (1, 5, 5, 3, 15, 55)])
+        self.assertEqual(found, [(2, 10, 60, 2, 10, 60), (1, 5, 5, 3, 15, 65)])
         self.assertEqual(lines("admin"), [])
         kdserved.shutil.rmtree(directory, ignore_errors=True)
 
