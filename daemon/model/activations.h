@@ -44,7 +44,7 @@ struct activations {
 	struct real *x_final, *r_final;      // (T, C) as x_attention and r_attention, after the last layer
 	struct experts_work experts;         // of mixtures; gate_up and ffn are the layers' own
 	struct choice_of_experts *choice;
-	struct real *x_half;                 // (T, C) what a half gives, where it is normed before it is added; else NULL
+	struct real *x_half;                 // (T, C) what a half gives, where it is normed or scaled before it is added; else NULL
 	struct act *final;                   // (T, C) normed
 	// Masked models: final, multiplied, through GELU (also as real), normed; else `head` is `final`.
 	struct act *transformed, *activated, *head;

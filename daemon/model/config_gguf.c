@@ -145,6 +145,9 @@ static int read_experts(const struct config_source *s, struct architecture *a)
 		a->n_experts = 0;
 		return strcmp(a->name, "qwen3moe") ? 0 : config_gguf_missing(s, "qwen3moe.expert_count");
 	}
+	if (strcmp(a->name, "llama") != 0 && strcmp(a->name, "qwen3moe") != 0)
+		return error_set(s->err, ERROR_UNSUPPORTED, "expert_count", "GGUF metadata: %s.expert_count is %u: experts of this "
+				 "family are not supported", s->family, a->n_experts);
 	a->normalise_experts = true;
 	if ((r = config_gguf_size(s, "expert_used_count", 0, &a->n_experts_used)) < 0)
 		return r;

@@ -127,7 +127,7 @@ static int read_scaling(const struct config_source *s, double factor, struct arc
 		return 0;
 	if (strcmp(word, "linear") != 0 && (a->gemma || strcmp(word, "yarn") != 0))
 		return error_set(s->err, ERROR_UNSUPPORTED, name, "GGUF metadata: rope scaling %.*s is not supported "
-				 "(supported: none, linear%s)", n < 32 ? (int)n : 32, type, a->gemma ? "" : ", llama3, yarn, longrope");
+				 "(supported: none, linear%s)", n < 32 ? (int)n : 32, type, a->gemma ? "" : ", yarn, longrope");
 	if (factor == 0)
 		return config_gguf_missing(s, config_gguf_key(s, "rope.scaling.factor", name));
 	if (!strcmp(word, "yarn"))

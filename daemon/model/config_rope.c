@@ -18,9 +18,9 @@ static const struct { const char *name; enum kind kind; } kinds[] = {
 };
 
 static const struct { const char *key; unsigned kinds; } keys[] = {
-	{"rope_type", ALL}, {"type", ALL}, {"rope_theta", ALL}, {"partial_rotary_factor", ALL}, {"factor", ALL - DEFAULT},
+	{"rope_type", ALL}, {"type", ALL}, {"rope_theta", ALL}, {"partial_rotary_factor", ALL}, {"factor", ALL},
 	{"finetuned", ALL},      // whether the scaled model was trained on; no number
-	{ORIGINAL, LLAMA3 | YARN | LONGROPE}, {"low_freq_factor", LLAMA3}, {"high_freq_factor", LLAMA3},
+	{ORIGINAL, ALL}, {"low_freq_factor", LLAMA3}, {"high_freq_factor", LLAMA3},
 	{"attention_factor", YARN | LONGROPE}, {"beta_fast", YARN}, {"beta_slow", YARN}, {"mscale", YARN}, {"mscale_all_dim", YARN},
 	{"truncate", YARN}, {"short_factor", LONGROPE}, {"long_factor", LONGROPE},
 };
@@ -239,12 +239,17 @@ int config_read_rope(const json_t *o, double default_theta, struct architecture 
 static json_t *divisors_json(const struct architecture *a)
 {
 	json_t *list = json_array();
-	for (uint32_t i = 0; list && i < architecture_rope_size(a) / 2; i++)
-		json_array_append_new(list, json_real(config_decimal_of(a->rope_divisors[i])));
+	for (uint32_t i = 0; list && i < architecture_rope_size(a) / 2; i++) {
+		if (json_array_append_new(list, json_real(config_decimal_of(a->rope_divisors[i])))) {
+			json_decref(list);
+			return NULL;
+		}
+	}
 	return list;
 }
 
-// Under the old key with the newer "rope_type", which transformers before and after version 5 read alike.
+// Under the old key with the newer "rope_type", which transformers before and after version 5 read alike; but that some of version 4 make
+// YaRN's factor anew where the original context is said: it is not where it is the model's own, which is what all take then.
 json_t *config_rope_json(const struct architecture *a)
 {
 	json_int_t original = (json_int_t)a->rope_original_context;
@@ -253,10 +258,14 @@ json_t *config_rope_json(const struct architecture *a)
 	if (a->rope_scaling == ROPE_SCALING_LLAMA3)
 		return json_pack("{s:s, s:f, s:f, s:f, s:I}", "rope_type", "llama3", "factor", a->rope_factor, "low_freq_factor",
 				 a->rope_low_frequency_factor, "high_freq_factor", a->rope_high_frequency_factor, ORIGINAL, original);
-	if (a->rope_scaling == ROPE_SCALING_YARN)
-		return json_pack("{s:s, s:f, s:f, s:f, s:f, s:b, s:I}", "rope_type", "yarn", "factor", a->rope_factor, "attention_factor",
-				 a->rope_attention_factor, "beta_fast", a->rope_beta_fast, "beta_slow", a->rope_beta_slow, "truncate",
-				 (int)a->rope_truncate, ORIGINAL, original);
+	if (a->rope_scaling == ROPE_SCALING_YARN) {
+		json_t *o = json_pack("{s:s, s:f, s:f, s:f, s:f, s:b, s:I}", "rope_type", "yarn", "factor", a->rope_factor,
+				      "attention_factor", a->rope_attention_factor, "beta_fast", a->rope_beta_fast, "beta_slow",
+				      a->rope_beta_slow, "truncate", (int)a->rope_truncate, ORIGINAL, original);
+		if (a->rope_original_context == a->context_length)
+			json_object_del(o, ORIGINAL);
+		return o;
+	}
 	if (a->rope_scaling == ROPE_SCALING_LONGROPE)      // up to the original context, beyond which the long factors would begin
 		return json_pack("{s:s, s:o, s:o, s:f, s:I}", "rope_type", "longrope", "short_factor", divisors_json(a), "long_factor",
 				 divisors_json(a), "attention_factor", a->rope_attention_factor, ORIGINAL, original);

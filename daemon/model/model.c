@@ -405,9 +405,12 @@ static void hash_architecture(struct hasher *h, const struct architecture *a)
 			     a->logit_divisor, a->query_scalar);
 		hasher_update(h, text, (size_t)n);
 	}
-	for (uint32_t i = 0; i < a->n_layers; i++)
-		if (a->unrotated[i])
-			hasher_update(h, &i, sizeof i);
+	for (uint32_t i = 0; i < a->n_layers; i++) {
+		if (a->unrotated[i]) {
+			n = snprintf(text, sizeof text, "unrotated %u\n", i);
+			hasher_update(h, text, (size_t)n);
+		}
+	}
 	for (uint32_t i = 0; a->window && i < a->n_layers; i++) {      // nor do those without a window differ
 		n = snprintf(text, sizeof text, "%u\n", architecture_window(a, i));
 		hasher_update(h, text, (size_t)n);

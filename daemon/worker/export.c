@@ -52,6 +52,14 @@ static int generation_write(const char *folder, const struct architecture *a, st
 	return r;
 }
 
+int export_check(const struct architecture *a, struct error *err)
+{
+	char *text = NULL;
+	int r = architecture_to_json(a, &text, err);
+	free(text);
+	return r;
+}
+
 static int config_write(const char *folder, const struct architecture *a, struct error *err)
 {
 	char *text = NULL;

@@ -17,6 +17,7 @@
 #include "daemon/worker/answers.h"
 #include "daemon/worker/corpus.h"
 #include "daemon/worker/dataset.h"
+#include "daemon/worker/export.h"
 #include "daemon/worker/features_prepare.h"
 #include "daemon/worker/layers.h"
 #include "daemon/worker/mask.h"
@@ -222,7 +223,8 @@ static int any_student_open(struct trainer *t, const struct student_options *opt
 			    const struct tensor_source *source, struct error *err)
 {
 	struct student_options o = *options;
-	int r = features_prepare(t, a, err);
+	int r = export_check(a, err);
+	r = r ? r : features_prepare(t, a, err);
 	o.features = t->features;
 	return r ? r : student_open(&o, a, source, &t->student, err);
 }

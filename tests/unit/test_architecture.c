@@ -178,6 +178,8 @@ static void rope_scaling_is_read_in_old_and_new_form(void **state)
 	assert_int_equal(a.rope_original_context, 8192);
 #define LLAMA3 "\"rope_type\":\"llama3\",\"factor\":8.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0"
 	assert_int_equal(parsed(LLAMA ",\"rope_scaling\":{" LLAMA3 "}}").rope_original_context, 512);      // the context
+	a = parsed(LLAMA ",\"rope_scaling\":{\"rope_type\":\"default\",\"factor\":4.0,\"original_max_position_embeddings\":64}}");
+	assert_true(a.rope_scaling == ROPE_SCALING_NONE && a.context_length == 512);      // switched off by hand: others are not read
 	a = parsed(LLAMA ",\"original_max_position_embeddings\":64,\"rope_scaling\":{" LLAMA3 "}}");
 	assert_int_equal(a.rope_original_context, 64);
 	refused(LLAMA ",\"original_max_position_embeddings\":64,\"rope_scaling\":{" LLAMA3 ",\"original_max_position_embeddings\":32}}",
@@ -345,6 +347,7 @@ static void config_json_reads_back(void **state)
 		      "\"original_max_position_embeddings\":256},\"bos_token_id\":3}",
 		LLAMA ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5},\"rms_norm_eps\":1e-5,\"tie_word_embeddings\":true}",
 		LLAMA ",\"rope_scaling\":{" YARN ",\"truncate\":false,\"original_max_position_embeddings\":128}}",
+		LLAMA ",\"rope_scaling\":{" YARN ",\"original_max_position_embeddings\":512}}",
 		LLAMA ",\"rope_scaling\":{" LONGROPE ",\"attention_factor\":1.25}}",
 		LLAMA ",\"attention_bias\":true}", LLAMA ",\"mlp_bias\":true}", QWEN3 ",\"attention_bias\":true}",
 		MISTRAL ",\"sliding_window\":null,\"rope_theta\":1000000}", QWEN2 ",\"tie_word_embeddings\":true}", QWEN3 "}",
@@ -353,6 +356,8 @@ static void config_json_reads_back(void **state)
 		struct architecture a = parsed(configs[i]), b;
 		char *json = NULL;
 		assert_int_equal(architecture_to_json(&a, &json, NULL), 0);
+		if (a.rope_scaling == ROPE_SCALING_YARN)      // else some releases of transformers make the factor anew
+			assert_true(!strstr(json, "original_max") == (a.rope_original_context == a.context_length));
 		b = parsed(json);
 		assert_memory_equal(&a, &b, sizeof a);
 		free(json);

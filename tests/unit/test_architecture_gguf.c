@@ -290,7 +290,7 @@ static void gguf_features_are_refused_by_name(void **state)
 	c.family = "llama";
 	c.scaling = "su";
 	assert_int_equal(from_gguf(&c, NULL, 0, &a, &err), -EOPNOTSUPP);
-	assert_non_null(strstr(err.message, "rope scaling su is not supported (supported: none, linear, llama3, yarn, longrope)"));
+	assert_non_null(strstr(err.message, "rope scaling su is not supported (supported: none, linear, yarn, longrope)"));
 	c.scaling = NULL;
 	static const struct { struct extra extra; const char *part; } cases[] = {
 		{{"attention.value_length", TYPE_U32, 32}, "values of another size"},
@@ -323,6 +323,8 @@ static void gguf_features_are_refused_by_name(void **state)
 	c.family = "qwen2";
 	assert_int_equal(from_gguf(&c, &(struct extra){"attention.sliding_window", TYPE_U32, 5}, 1, &a, &err), -EOPNOTSUPP);
 	assert_non_null(strstr(err.message, "which layers slide is not said"));
+	assert_int_equal(from_gguf(&c, &(struct extra){"expert_count", TYPE_U32, 4}, 1, &a, &err), -EOPNOTSUPP);
+	assert_non_null(strstr(err.message, "qwen2.expert_count is 4: experts of this family are not supported"));
 	c.family = "llama";
 	assert_int_equal(from_gguf(&c, &(struct extra){"expert_count", TYPE_U32, 0}, 1, &a, &err), 0);
 	assert_int_equal(architecture_window(&a, 0), 0);
