@@ -12,6 +12,7 @@
 
 #include "common/error.h"
 #include "kernels/backend.h"
+#include "tests/ops/quantised.h"
 #ifdef EMULATED
 #include "tests/gpu/emulate/faults.h"
 #endif
@@ -38,24 +39,6 @@ static struct backend *open_small(enum backend_numeric numeric, uint64_t n_large
 	options.need.parts[BACKEND_PART_WEIGHTS] = (struct backend_count){.n_weight = UINT64_C(1) << 30, .stored_bytes = 1, .n_arrays = 64};
 	options.need.n_largest = n_largest;
 	return open_storing(&options);
-}
-
-// Rows of any bytes whose scales are finite: the upper half of them of `type`, the lower Q8_0.
-static struct weight *load(struct backend *be, bool apart, enum dtype type, uint32_t N, uint32_t K)
-{
-	struct error err = {0};
-	uint64_t seed = N * 31 + K;
-	size_t upper = N / 2 * dtype_row_bytes(type, K), all = upper + (N - N / 2) * dtype_row_bytes(DTYPE_Q8_0, K);
-	uint8_t *bytes = malloc(all);
-	assert_non_null(bytes);
-	for (size_t i = 0; i < all; i++)
-		bytes[i] = (uint8_t)((seed = seed * 6364136223846793005u + 1442695040888963407u) >> 56) & 0x3f;
-	struct tensor parts[] = {tensor_matrix(type, N / 2, K, bytes), tensor_matrix(DTYPE_Q8_0, N - N / 2, K, bytes + upper)};
-	struct weight *w = (apart ? be->ops->weight_load_apart : be->ops->weight_load)(be, WEIGHT_PLAIN, parts, 2, &err);
-	if (!w)
-		fail_msg("%s", err.message);
-	free(bytes);
-	return w;
 }
 
 struct results { double *embedded, *y, *sum, *dx; };
@@ -121,8 +104,8 @@ static void assert_same(struct results a, struct results b, uint32_t N, uint32_t
 static void assert_bits(enum backend_numeric numeric, enum dtype type, uint32_t N, uint32_t K, uint32_t rows)
 {
 	struct backend *be = open_small(numeric, (uint64_t)N * K);
-	struct weight *loaded = load(be, false, type, N, K), *stored = load(be, true, type, N, K);
-	struct weight *other = load(be, true, DTYPE_Q8_0, N, K);
+	struct weight *loaded = quantised_load(be, false, type, N, K), *stored = quantised_load(be, true, type, N, K);
+	struct weight *other = quantised_load(be, true, DTYPE_Q8_0, N, K);
 	size_t bytes = N / 2 * dtype_row_bytes(type, K) + (N - N / 2) * dtype_row_bytes(DTYPE_Q8_0, K);
 	assert_int_equal(be->stored_bytes, bytes + N * dtype_row_bytes(DTYPE_Q8_0, K));
 	struct results want = compute(be, loaded, N, K, rows), others = compute(be, other, N, K, rows);
@@ -130,7 +113,7 @@ static void assert_bits(enum backend_numeric numeric, enum dtype type, uint32_t 
 	assert_same(others, compute(be, other, N, K, rows), N, K, rows);
 	assert_int_equal(backend_sync(be, NULL), 0);
 	be->ops->weight_free(be, other);
-	other = load(be, true, type, N, K);      // perhaps where that lay, whose values are in the window
+	other = quantised_load(be, true, type, N, K);      // perhaps where that lay, whose values are in the window
 	assert_same(compute(be, loaded, N, K, rows), compute(be, other, N, K, rows), N, K, rows);
 	be->ops->weight_free(be, other);
 	be->ops->weight_free(be, stored);
@@ -155,7 +138,7 @@ static void what_lies_in_the_window_is_used_again(void **state)
 {
 	(void)state;
 	struct backend *be = open_small(BACKEND_NUMERIC_BF16, 64 * 256);
-	struct weight *a = load(be, true, DTYPE_Q4_K, 64, 256), *b = load(be, true, DTYPE_Q4_K, 64, 256);
+	struct weight *a = quantised_load(be, true, DTYPE_Q4_K, 64, 256), *b = quantised_load(be, true, DTYPE_Q4_K, 64, 256);
 	struct act *x = be->ops->act_new(be, 256, NULL), *y = be->ops->act_new(be, 64, NULL);
 	const struct weight *turns[] = {a, a, b, b, b, a};
 	const uint64_t want[] = {2, 0, 2, 0, 0, 2};       // a kernel for each part

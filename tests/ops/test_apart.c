@@ -12,6 +12,7 @@
 #include "common/error.h"
 #include "kernels/cpu/cpu.h"
 #include "tests/ops/harness.h"
+#include "tests/ops/quantised.h"
 
 enum { MAX_PIECES = 512, T = 70, LONGEST = 9000 };
 
@@ -214,31 +215,12 @@ static struct backend *open_storing(enum backend_numeric numeric, uint32_t n_thr
 	return be;
 }
 
-// Rows of any bytes whose scales are finite: the upper half of them of `type`, the lower Q8_0.
-static struct weight *load_stored(struct backend *be, bool apart, enum dtype type, uint32_t N, uint32_t K)
-{
-	struct error err = {0};
-	uint64_t seed = N * 31 + K;
-	size_t upper = N / 2 * dtype_row_bytes(type, K), all = upper + (N - N / 2) * dtype_row_bytes(DTYPE_Q8_0, K);
-	uint8_t *bytes = malloc(all);
-	assert_non_null(bytes);
-	for (size_t i = 0; i < all; i++)
-		bytes[i] = (uint8_t)((seed = seed * 6364136223846793005u + 1442695040888963407u) >> 56) & 0x3f;
-	struct tensor parts[] = {tensor_matrix(type, N / 2, K, bytes), tensor_matrix(DTYPE_Q8_0, N - N / 2, K, bytes + upper)};
-	struct weight *w = (apart ? be->ops->weight_load_apart : be->ops->weight_load)(be, WEIGHT_PLAIN, parts, 2, &err);
-	if (!w)
-		fail_msg("%s", err.message);
-	memset(bytes, 0xff, all);        // theirs, who may change them now
-	free(bytes);
-	return w;
-}
-
 static void assert_stored_bits(enum backend_numeric numeric, enum dtype type, uint32_t N, uint32_t K, uint32_t rows)
 {
 	struct backend *be = open_storing(numeric, 2), *alone = open_storing(numeric, 1);
 	struct results packed, stored, by_one;
-	struct weight *p = load_stored(be, false, type, N, K), *s = load_stored(be, true, type, N, K);
-	struct weight *o = load_stored(alone, true, type, N, K);
+	struct weight *p = quantised_load(be, false, type, N, K), *s = quantised_load(be, true, type, N, K);
+	struct weight *o = quantised_load(alone, true, type, N, K);
 	assert_int_equal(be->stored_bytes, N / 2 * dtype_row_bytes(type, K) + (N - N / 2) * dtype_row_bytes(DTYPE_Q8_0, K));
 	compute(be, p, N, K, rows, &packed);
 	compute(be, s, N, K, rows, &stored);
