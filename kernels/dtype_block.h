@@ -294,7 +294,7 @@ BLOCK_FUNCTION void block_iq2(uint32_t codes, uint32_t signs, float d, int j, BL
 {
 	BLOCK_EACH(i, 8) {
 		int code = (int)(codes >> 2 * i & 3);
-		float v = d * (float)(8 + 17 * code + code / 2);
+		float v = d * (float)(8 + 17 * code + (code >> 1));
 		BLOCK_PUT(y, 8 * j + i, signs >> i & 1 ? -v : v);
 	}
 }

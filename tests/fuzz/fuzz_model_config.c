@@ -24,11 +24,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (architecture_from_json(json, strlen(json), &b, &err) < 0)
 		abort();
 	// Numbers travel as decimals of 17 digits; everything must come back equal.
-	if (strcmp(a.name, b.name) || a.n_layers != b.n_layers || a.width != b.width || a.ffn_width != b.ffn_width ||
+	for (uint32_t i = 0; i < sizeof a.rope_divisors / sizeof *a.rope_divisors; i++)
+		if (a.rope_divisors[i] != b.rope_divisors[i])
+			abort();
+	if (strcmp(a.name, b.name) != 0 || a.n_layers != b.n_layers || a.width != b.width || a.ffn_width != b.ffn_width ||
 	    a.n_heads != b.n_heads || a.n_kv_heads != b.n_kv_heads || a.head_size != b.head_size || a.vocab_size != b.vocab_size ||
 	    a.norm_epsilon != b.norm_epsilon || a.rope_theta != b.rope_theta || a.rope_scaling != b.rope_scaling ||
 	    a.rope_factor != b.rope_factor || a.rope_attention_factor != b.rope_attention_factor || a.rope_size != b.rope_size ||
-	    a.context_length != b.context_length || memcmp(a.rope_divisors, b.rope_divisors, sizeof a.rope_divisors) != 0 ||
+	    a.context_length != b.context_length ||
 	    a.rope_beta_fast != b.rope_beta_fast || a.rope_truncate != b.rope_truncate ||
 	    a.tied_head != b.tied_head || a.qkv_bias != b.qkv_bias || a.out_bias != b.out_bias || a.ffn_bias != b.ffn_bias ||
 	    a.qk_norm != b.qk_norm ||

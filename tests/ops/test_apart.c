@@ -32,7 +32,7 @@ static int memory_append(void *arg, size_t n, struct error *err)
 	struct memory_shelf *s = arg;
 	(void)err;
 	assert_true(s->n < MAX_PIECES && n <= s->door.piece_bytes && n > 0);
-	assert_non_null(s->pieces[s->n] = malloc(n));
+	assert_non_null(s->pieces[s->n] = malloc(s->door.piece_bytes));
 	memcpy(s->pieces[s->n], s->made, n);
 	s->sizes[s->n++] = n;
 	memset(s->made, 0xff, s->door.piece_bytes);
