@@ -449,8 +449,8 @@ void auth_metrics(struct auth *a, struct buffer *b)
 		{"kd_token_requests_total", "counter", "Requests let in, by the token's name."},
 		{"kd_token_tokens_total", "counter", "Tokens of those that ended: what was read, and what was generated."},
 		{"kd_token_rows_total", "counter", "Rows given to them: of questions and of weights, and tokens generated."},
-		{"kd_token_values_total", "counter", 
-			"Numbers of those rows: logits by id (top-k, gathered, dense), draws, hidden states, weights."},
+		{"kd_token_values_total", "counter",
+			"Numbers of those rows: logits by id (top-k, gathered, dense, own), draws, spans, hidden states, weights."},
 		{"kd_token_refused_total", "counter", "Requests refused because the quota was used up."},
 		{"kd_token_in_flight", "gauge", "Requests under way."}};
 	if (!a->closed)

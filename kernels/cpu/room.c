@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "common/error.h"
+#include "kernels/saturate.h"
 #include "kernels/cpu/cpu.h"
 
 #define MORE_BYTES (UINT64_C(48) << 20)      // the program grows by: code that oneDNN makes, threads' stacks, the doors
@@ -14,18 +15,6 @@
 // Of stored matrices, packed: few enough that threads rarely wait for each other (smaller windows are slower on a busy machine), and what
 // was packed is still in the outer cache when the product reads it.
 #define WINDOW_BYTES ((size_t)16 << 20)
-
-// Sums that saturate: what does not fit 64 bits fits no memory.
-static uint64_t sum(uint64_t a, uint64_t b)
-{
-	return a > UINT64_MAX - b ? UINT64_MAX : a + b;
-}
-
-static uint64_t times(uint64_t a, uint64_t b)
-{
-	uint64_t product;
-	return __builtin_mul_overflow(a, b, &product) ? UINT64_MAX : product;
-}
 
 static uint64_t arrays(uint64_t n_values, uint64_t n_arrays)
 {

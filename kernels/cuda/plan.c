@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "kernels/backend.h"
+#include "kernels/saturate.h"
 #include "kernels/cuda/arena.h"
 
 #define CUDA_SUCCESS_NUMBER 0
@@ -68,11 +69,6 @@ uint64_t plan_limit(uint64_t bytes, double share, uint64_t free_bytes, uint64_t 
 	if (share > 0 && share * (double)total_bytes < (double)limit)
 		limit = (uint64_t)(share * (double)total_bytes);
 	return limit;
-}
-
-static uint64_t sum(uint64_t a, uint64_t b)
-{
-	return a > UINT64_MAX - b ? UINT64_MAX : a + b;
 }
 
 static uint64_t smaller(uint64_t a, uint64_t b)
