@@ -73,6 +73,11 @@ struct tensor tensor_matrix(enum dtype t, uint64_t n_rows, uint64_t n_columns, c
 			       .n_bytes = (size_t)n_rows * dtype_row_bytes(t, n_columns)};
 }
 
+uint64_t tensor_matrix_bytes(const struct tensor *matrix)
+{
+	return matrix->dims[0] * dtype_row_bytes(matrix->dtype, matrix->dims[1]);
+}
+
 static float float_from_bits(uint32_t bits)
 {
 	float f;

@@ -44,6 +44,7 @@ uint32_t dtype_block_bytes(enum dtype t);
 size_t dtype_row_bytes(enum dtype t, uint64_t n);
 // A matrix in memory.
 struct tensor tensor_matrix(enum dtype t, uint64_t n_rows, uint64_t n_columns, const void *data);
+uint64_t tensor_matrix_bytes(const struct tensor *matrix);        // of its rows, as stored
 // n elements (whole blocks) to float, exactly as ggml defines each type.
 void dtype_to_float(enum dtype t, const void *blocks, float *ret_values, size_t n);
 

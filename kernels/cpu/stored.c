@@ -14,16 +14,11 @@ struct stored {
 	struct tensor parts[];           // their data in `rows`
 };
 
-static size_t part_bytes(const struct tensor *t)
-{
-	return t->dims[0] * dtype_row_bytes(t->dtype, t->dims[1]);
-}
-
 static int copy_part(uint8_t *to, const struct tensor *t, struct error *err)
 {
 	if (!t->data)
 		return t->rows->read(t->rows, 0, t->dims[0], to, err);
-	memcpy(to, t->data, part_bytes(t));
+	memcpy(to, t->data, tensor_matrix_bytes(t));
 	return 0;
 }
 
@@ -33,7 +28,7 @@ struct stored *stored_new(const struct tensor *parts, uint32_t n_parts, struct e
 	size_t at = 0;
 
 	for (uint32_t i = 0; s && i < n_parts; i++)
-		s->bytes += part_bytes(&parts[i]);
+		s->bytes += tensor_matrix_bytes(&parts[i]);
 	if (s)
 		s->rows = mmap(NULL, s->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (!s || s->rows == MAP_FAILED) {
@@ -45,7 +40,7 @@ struct stored *stored_new(const struct tensor *parts, uint32_t n_parts, struct e
 		if (copy_part(s->rows + at, &parts[i], err) < 0)
 			return stored_free(s);
 		s->parts[i] = tensor_matrix(parts[i].dtype, parts[i].dims[0], parts[i].dims[1], s->rows + at);
-		at += part_bytes(&parts[i]);
+		at += tensor_matrix_bytes(&parts[i]);
 	}
 	return s;
 }

@@ -19,15 +19,13 @@ struct cuda_stored {
 	stored_part parts[];                      // from the matrix's first row on
 };
 
-static uint64_t part_bytes(const struct tensor *t) { return t->dims[0] * dtype_row_bytes(t->dtype, t->dims[1]); }
-
 static cuda_stored *describe(const struct tensor *parts, uint32_t n_parts, uint64_t *ret_bytes)
 {
 	cuda_stored *s = (cuda_stored *)calloc(1, sizeof *s + n_parts * sizeof *s->parts);
 	*ret_bytes = 0;
 	for (uint32_t i = 0; s && i < n_parts; i++) {
 		s->parts[s->n_parts++] = stored_part{parts[i].dtype, (uint32_t)parts[i].dims[0], *ret_bytes};
-		*ret_bytes += arena_rounded(part_bytes(&parts[i]));
+		*ret_bytes += arena_rounded(tensor_matrix_bytes(&parts[i]));
 	}
 	return s;
 }
@@ -52,12 +50,12 @@ cuda_stored *cuda_stored_new(backend *be, const struct tensor *parts, uint32_t n
 		return NULL;
 	}
 	for (uint32_t i = 0; i < n_parts; i++) {
-		if (!cuda_send(be, s->bytes + s->parts[i].at, parts[i].data, part_bytes(&parts[i]), "uploading a matrix")) {
+		if (!cuda_send(be, s->bytes + s->parts[i].at, parts[i].data, tensor_matrix_bytes(&parts[i]), "uploading a matrix")) {
 			error_set(err, ERROR_UNAVAILABLE, "device", "a matrix could not be uploaded: the device has failed");
 			release(be, s);
 			return NULL;
 		}
-		be->stored_bytes += part_bytes(&parts[i]);
+		be->stored_bytes += tensor_matrix_bytes(&parts[i]);
 	}
 	return s;
 }
