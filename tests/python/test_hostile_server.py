@@ -15,6 +15,7 @@ support.need("numpy")
 
 from kdclient import AsyncTeacher, KdError, Reconnect, Teacher, frame
 from kdclient.frame import Kind
+from kdclient.teacher import _Thread
 from test_codec import man_bytes
 
 TEACHER = bytes(range(32))
@@ -376,6 +377,12 @@ class Requests(unittest.TestCase):
             for thread in threads:
                 thread.join(10)
             self.assertEqual(ends, ["unavailable"] * len(threads))
+
+    def test_what_ends_with_the_loop_is_told(self):
+        async def ends_with_the_loop():
+            asyncio.get_running_loop().stop()
+            return 7
+        self.assertEqual(_Thread().run(ends_with_the_loop(), 10), 7)
 
     def closed_while_reconnecting(self, welcomed):
         """How a call ended that waited for a new connection, and what came over that one after the teacher was closed."""

@@ -47,8 +47,8 @@ class _Thread:
         left = asyncio.all_tasks(self.loop)    # somebody waits for each
         for task in left:
             task.cancel()
-        if left:
-            self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        last_turn = asyncio.sleep(0)    # it tells who waits for a task that ended as the loop did
+        self.loop.run_until_complete(asyncio.gather(last_turn, *left, return_exceptions=True))
         self.loop.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: Optional[float] = None) -> T:
