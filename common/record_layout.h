@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "common/record.h"
+#include "common/saturate.h"
 
 #define RECORD_MAGIC 0x4352444bu       // "KDRC" as it lies in the bytes
 #define RECORD_HEADER_BYTES 100
@@ -97,19 +98,6 @@ struct record *record_new(size_t n_bytes);       // one reference, zeroed fields
 int check_canonical(const struct query *q, const struct sequence *s, uint32_t vocab_size, uint32_t n_rows, struct error *err);
 int record_check_sections(const struct record *record, struct error *err);     // their number in the header
 uint32_t record_checksum(const uint8_t *bytes, size_t n);
-
-// Sizes that hostile or absurd questions overflow: UINT64_MAX then.
-static inline uint64_t size_times(uint64_t a, uint64_t b)
-{
-	uint64_t n;
-	return __builtin_mul_overflow(a, b, &n) ? UINT64_MAX : n;
-}
-
-static inline uint64_t size_plus(uint64_t a, uint64_t b)
-{
-	uint64_t n;
-	return __builtin_add_overflow(a, b, &n) ? UINT64_MAX : n;
-}
 
 static inline void store_u32(uint8_t *to, size_t i, uint32_t v)
 {

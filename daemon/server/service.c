@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/saturate.h"
 #include "daemon/clock.h"
 #include "daemon/server/auth.h"
 #include "daemon/store/store.h"
@@ -255,9 +256,7 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 		cost.tokens += n_tokens;
 		struct query wide = r->items[i].query;               // a view
 		wide.feature_values = QUERY_FEATURE_F32;             // as the engine holds features until the sequence is answered
-		uint64_t bytes = record_max_bytes(&wide, n_tokens, &limits);
-		if (__builtin_add_overflow(cost.bytes, bytes, &cost.bytes))
-			cost.bytes = UINT64_MAX;
+		cost.bytes = size_plus(cost.bytes, record_max_bytes(&wide, n_tokens, &limits));
 	}
 	return service_reserve(s, r, &cost, err);
 }

@@ -5,7 +5,7 @@
 #include <stdio.h>
 
 #include "common/error.h"
-#include "kernels/saturate.h"
+#include "common/saturate.h"
 #include "kernels/cpu/cpu.h"
 
 #define MORE_BYTES (UINT64_C(48) << 20)      // the program grows by: code that oneDNN makes, threads' stacks, the doors
@@ -18,22 +18,23 @@
 
 static uint64_t arrays(uint64_t n_values, uint64_t n_arrays)
 {
-	uint64_t bytes = times(n_values, sizeof(float)), more = times(n_arrays, ROUNDING);
-	return sum(bytes, bytes < more ? bytes : more);
+	uint64_t bytes = size_times(n_values, sizeof(float)), more = size_times(n_arrays, ROUNDING);
+	return size_plus(bytes, bytes < more ? bytes : more);
 }
 
 static uint64_t part(const struct backend_need *need, enum backend_part i)
 {
-	return arrays(sum(need->parts[i].n_real, need->parts[i].n_act), need->parts[i].n_arrays);
+	return arrays(size_plus(need->parts[i].n_real, need->parts[i].n_act), need->parts[i].n_arrays);
 }
 
 // Of all threads: rows of a product, padded, where they must be copied; of each: a block of a matrix that is packed, and what a sweep of
 // the vocabulary takes.
 static uint64_t scratch(const struct backend_options *o, int n_threads)
 {
-	uint64_t shared = times(sum(o->max_rows, TILE_ROWS), o->need.widest), block = times(BACKEND_MAX_PIECE_ROWS, o->need.widest);
-	uint64_t sweep = times(3, sum(o->need.vocab_size, TILE_ROWS)), own = block > sweep ? block : sweep;
-	return sum(arrays(shared, 1), times((uint64_t)n_threads, arrays(own, 1)));
+	uint64_t shared = size_times(size_plus(o->max_rows, TILE_ROWS), o->need.widest);
+	uint64_t block = size_times(BACKEND_MAX_PIECE_ROWS, o->need.widest);
+	uint64_t sweep = size_times(3, size_plus(o->need.vocab_size, TILE_ROWS)), own = block > sweep ? block : sweep;
+	return size_plus(arrays(shared, 1), size_times((uint64_t)n_threads, arrays(own, 1)));
 }
 
 struct room { uint64_t program, work, head, cache, beside; };
@@ -41,16 +42,16 @@ struct room { uint64_t program, work, head, cache, beside; };
 static struct room count(const struct backend_options *o, uint32_t head_rows, int n_threads)
 {
 	struct backend_count head = o->need.parts[BACKEND_PART_HEAD];
-	uint64_t tile = times(head_rows, o->need.vocab_size);
+	uint64_t tile = size_times(head_rows, o->need.vocab_size);
 	if (head.n_real > tile)      // counted for the device with the largest tiles
 		head.n_real = tile;
 	struct room r = {
-		.program = sum(o->program_bytes, MORE_BYTES),
-		.work = sum(part(&o->need, BACKEND_PART_WORK), scratch(o, n_threads)),
-		.head = arrays(sum(head.n_real, head.n_act), head.n_arrays), .cache = part(&o->need, BACKEND_PART_CACHE)};
-	uint64_t during = sum(r.work, sum(r.head, r.cache));
+		.program = size_plus(o->program_bytes, MORE_BYTES),
+		.work = size_plus(part(&o->need, BACKEND_PART_WORK), scratch(o, n_threads)),
+		.head = arrays(size_plus(head.n_real, head.n_act), head.n_arrays), .cache = part(&o->need, BACKEND_PART_CACHE)};
+	uint64_t during = size_plus(r.work, size_plus(r.head, r.cache));
 	// Rotation tables and gains are weights that are no matrices: they are not rounded, few are large.
-	r.beside = sum(r.program, sum(times(o->need.parts[BACKEND_PART_WEIGHTS].n_real, sizeof(float)),
+	r.beside = size_plus(r.program, size_plus(size_times(o->need.parts[BACKEND_PART_WEIGHTS].n_real, sizeof(float)),
 				      during > o->loading_bytes ? during : o->loading_bytes));
 	return r;
 }
@@ -77,7 +78,8 @@ static bool plan_stored(const struct backend_options *o, const struct room *r, s
 {
 	const struct backend_count *weights = &o->need.parts[BACKEND_PART_WEIGHTS];
 	size_t piece = backend_piece_bytes(o->need.widest), window = piece > WINDOW_BYTES ? piece : WINDOW_BYTES;
-	uint64_t stored = sum(weights->stored_bytes, times(weights->n_arrays, PAGE)), all = sum(sum(r->beside, window), stored);
+	uint64_t stored = size_plus(weights->stored_bytes, size_times(weights->n_arrays, PAGE));
+	uint64_t all = size_plus(size_plus(r->beside, window), stored);
 	if (!weights->stored_bytes || all > o->host_bytes)
 		return false;
 	*ret_plan = (struct room_plan){.room = o->host_bytes - all, .window_bytes = window};
@@ -89,11 +91,11 @@ int room_plan(const struct backend_options *o, uint32_t element_bytes, uint32_t 
 {
 	struct room r = count(o, head_rows, n_threads);
 	const struct backend_count *weights = &o->need.parts[BACKEND_PART_WEIGHTS];
-	uint64_t matrices = times(weights->n_weight, element_bytes), rounding = times(weights->n_arrays, ROUNDING);
-	matrices = sum(sum(matrices, matrices / 64), rounding < matrices ? rounding : matrices);
-	uint64_t least = sum(r.beside, o->shelf ? o->shelf->memory_bytes : matrices);
+	uint64_t matrices = size_times(weights->n_weight, element_bytes), rounding = size_times(weights->n_arrays, ROUNDING);
+	matrices = size_plus(size_plus(matrices, matrices / 64), rounding < matrices ? rounding : matrices);
+	uint64_t least = size_plus(r.beside, o->shelf ? o->shelf->memory_bytes : matrices);
 	*ret_plan = (struct room_plan){.room = UINT64_MAX};
-	if (sum(r.beside, matrices) <= o->host_bytes || plan_stored(o, &r, ret_plan))
+	if (size_plus(r.beside, matrices) <= o->host_bytes || plan_stored(o, &r, ret_plan))
 		return 0;
 	if (least > o->host_bytes)
 		return refuse(o, &r, least, err);

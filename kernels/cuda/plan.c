@@ -4,8 +4,8 @@
 
 #include <stdio.h>
 
+#include "common/saturate.h"
 #include "kernels/backend.h"
-#include "kernels/saturate.h"
 #include "kernels/cuda/arena.h"
 
 #define CUDA_SUCCESS_NUMBER 0
@@ -79,12 +79,12 @@ static uint64_t smaller(uint64_t a, uint64_t b)
 bool plan_reserve(const struct backend_need *need, struct plan_form form, uint64_t own_bytes, uint64_t limit_bytes, uint64_t free_bytes,
 		  struct plan_room *ret_room)
 {
-	uint64_t all = sum(plan_need_bytes(need, form), own_bytes), window = 0;
+	uint64_t all = size_plus(plan_need_bytes(need, form), own_bytes), window = 0;
 	*ret_room = (struct plan_room){.bytes = all, .least_bytes = all, .room = UINT64_MAX};
 	if (all <= smaller(limit_bytes, free_bytes))
 		return true;
 	form.stored = !form.fp8 && need->parts[BACKEND_PART_WEIGHTS].stored_bytes && add_product(&window, need->n_largest, form.act_bytes);
-	uint64_t least = form.stored ? sum(sum(plan_need_bytes(need, form), own_bytes), window) : UINT64_MAX;
+	uint64_t least = form.stored ? size_plus(size_plus(plan_need_bytes(need, form), own_bytes), window) : UINT64_MAX;
 	if (least >= all)
 		return false;
 	// All there is, but for the driver's: what is more than the least unpacks some matrices for good.
