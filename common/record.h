@@ -97,3 +97,6 @@ int record_sequence(const struct record *record, struct sequence *ret_sequence);
 
 // An upper bound of the encoded size, for limits before anything is computed (vocab_size and the widths count); UINT64_MAX on overflow.
 uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, const struct query_limits *limits);
+// An upper bound of the numbers (values, ids, counts, and where rows differ in length the offsets) that its rows are when decoded, in how
+// many arrays; UINT64_MAX on overflow.
+uint64_t record_max_numbers(const struct query *canonical, const struct query_limits *limits, unsigned *ret_n_arrays);

@@ -107,6 +107,12 @@ unsigned section_list(const struct query *q, uint32_t n_rows, uint32_t vocab_siz
 	return m.n;
 }
 
+static uint64_t distinct_draws(const struct query *q, const struct query_limits *limits)
+{
+	uint32_t vocabulary = query_vocabulary(q, limits->vocab_size);
+	return q->draws.n < vocabulary ? q->draws.n : vocabulary;
+}
+
 // Bits of one row's gaps are at most k (b + 1) + (V >> b) for each b, and the encoder takes the best b.
 static uint64_t max_row_bits(uint64_t k, uint64_t vocab_size)
 {
@@ -129,7 +135,7 @@ static uint64_t stream_bytes(uint64_t rows, uint64_t bits)
 static uint64_t variable_bytes(const struct query *q, const struct section *s, uint64_t rows, const struct query_limits *limits)
 {
 	uint32_t vocabulary = query_vocabulary(q, limits->vocab_size);
-	uint64_t distinct = q->draws.n < vocabulary ? q->draws.n : vocabulary;
+	uint64_t distinct = distinct_draws(q, limits);
 	switch (s->tag) {
 	case SECTION_TOP_COUNTS: return stream_bytes(rows, max_row_bits(1, q->top_k));
 	case SECTION_TOP_IDS: return stream_bytes(rows, max_row_bits(q->top_k, vocabulary));
@@ -151,5 +157,37 @@ uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, cons
 		uint64_t bytes = sections[i].variable ? variable_bytes(canonical, &sections[i], n_rows, limits) : sections[i].n_bytes;
 		total = size_plus(total, size_plus(SECTION_HEADER_BYTES, bytes));
 	}
+	return total;
+}
+
+// Drawn ids have counts and weights beside them.
+static uint64_t section_numbers(const struct query *q, const struct section *s, uint64_t rows, const struct query_limits *limits)
+{
+	uint64_t offsets = rows + 1;
+	switch (s->tag) {
+	case SECTION_LSE: return rows * q->n_temperatures;
+	case SECTION_TOP_COUNTS: return 2 * offsets;
+	case SECTION_TOP_IDS:
+	case SECTION_TOP_VALUES: return rows * q->top_k;
+	case SECTION_DENSE: return rows * query_vocabulary(q, limits->vocab_size);
+	case SECTION_GATHERED: return size_plus(gathered_total(q, (uint32_t)rows), offsets);
+	case SECTION_DRAWS: return size_times(3, size_plus(size_times(rows, distinct_draws(q, limits)), offsets));
+	case SECTION_DRAW_RATIOS: return size_times(rows, distinct_draws(q, limits));
+	case SECTION_SPANS: return q->n_spans;
+	case SECTION_FEATURE:
+		return size_times(feature_rows(q, (uint32_t)rows), query_feature_width(&q->features[s->feature], limits));
+	default: return rows;
+	}
+}
+
+uint64_t record_max_numbers(const struct query *canonical, const struct query_limits *limits, unsigned *ret_n_arrays)
+{
+	struct section sections[N_SECTIONS_MAX];
+	uint32_t n_rows = query_rows(canonical);
+	unsigned n = section_list(canonical, n_rows, limits->vocab_size, sections);
+	uint64_t total = 0;
+	for (unsigned i = 0; i < n; i++)
+		total = size_plus(total, section_numbers(canonical, &sections[i], n_rows, limits));
+	*ret_n_arrays = n;
 	return total;
 }

@@ -24,7 +24,7 @@ int exchange_new(const struct exchange_kind *kind, struct service *service, enum
 	if (!x)
 		return error_set(err, ERROR_MEMORY, NULL, "no memory for the request");
 	*x = (struct exchange){.kind = kind, .service = service, .door = door, .owner = owner, .complete = complete,
-		.content_type = "application/json"};
+		.text = REQUEST_JSON, .content_type = "application/json"};
 	*ret_exchange = x;
 	return 0;
 }
@@ -58,6 +58,7 @@ int exchange_submit(struct exchange *x, struct request *r, struct error *err)
 {
 	uint32_t n_items = r->n_items;
 	r->door = x->door;
+	r->text = x->text;
 	r->principal = x->principal;
 	r->owner = x;
 	r->complete = x->complete;

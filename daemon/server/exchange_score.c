@@ -47,6 +47,7 @@ static int score_start(struct exchange *x, const char *body, size_t n, struct er
 	service_limits(x->service, 0, &limits, &bounds.max_sequences);
 	bounds.max_tokens = service_max_tokens(x->service);
 	int r = json_read_score(body, n, teacher_tokenizer(service_teacher(x->service)), &bounds, &s->asked, err);
+	x->text = s->asked.base64 ? REQUEST_BASE64 : REQUEST_JSON;
 	if (!r && (r = exchange_submit(x, s->asked.request, err)))
 		rename_field(err);
 	else if (!r)

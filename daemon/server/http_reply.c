@@ -17,7 +17,8 @@ static uint64_t piece_bytes(const struct exchange *x)
 	uint64_t most = 0;
 	for (uint32_t i = 0; i < x->n_requests; i++) {
 		const struct request *r = x->requests[i];
-		uint64_t n = r->generate && r->generate->stream ? 0 : r->cost.bytes / r->n_items;      // of a stream: a token or some
+		bool stream = r->generate && r->generate->stream;      // a token or some
+		uint64_t n = stream ? 0 : (r->cost.bytes - r->text_bytes) / r->n_items;
 		most = n > most ? n : most;
 	}
 	return most;

@@ -81,7 +81,7 @@ static void encode_requests(struct buffer *b, struct service *s)
 	counter(b, "kd_answers_unkept_total", "Answers the store refused or had no room for.", t.n_unkept);
 	gauge(b, "kd_reserved_requests", "Requests under way.", (double)t.reserved.requests);
 	gauge(b, "kd_reserved_tokens", "Tokens of requests under way.", (double)t.reserved.tokens);
-	gauge(b, "kd_reserved_bytes", "Upper bound of the answers under way.", (double)t.reserved.bytes);
+	gauge(b, "kd_reserved_bytes", "Upper bound of the answers under way, and over HTTP of their text.", (double)t.reserved.bytes);
 	gauge(b, "kd_reserved_bytes_limit", "The limit of kd_reserved_bytes.", (double)t.limits.bytes);
 	gauge(b, "kd_door_bytes", "Of bodies being received, and of replies that wait to be taken.", (double)t.held_bytes);
 	gauge(b, "kd_door_bytes_limit", "The limit of kd_door_bytes.", (double)t.held_limit);

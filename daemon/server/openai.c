@@ -75,6 +75,7 @@ static int openai_start(struct exchange *x, const char *body, size_t n, struct e
 	if (e)
 		return e;
 	o->writer.ids_as_text = a->ids_as_text;
+	x->text = REQUEST_TOKENS;
 	x->content_type = a->stream ? "text/event-stream" : "application/json";
 	return openai_submit(x, err);
 }

@@ -4,12 +4,15 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/teacher/request.h"
 
 struct buffer;
 struct error;
 struct query;
+struct query_limits;
 struct record_rows;
-struct request_item;
 struct choice;
 struct teacher;
 struct teacher_info;
@@ -29,4 +32,8 @@ int reply_item(struct buffer *b, const struct request_item *item, const struct q
 	       bool base64, struct error *err);
 // The members of base64 encoding, from "n_rows" on; works inside `rows`.
 int reply_packed(struct buffer *b, struct record_rows *rows, struct error *err);
+// Upper bounds of the text made of one answer: of a score of n_tokens tokens (UINT64_MAX on overflow), or of a sample of as many. Where
+// tokens have their texts, those are taken to be of a usual length.
+uint64_t reply_max_bytes(const struct query *canonical, uint32_t n_tokens, const struct query_limits *limits, enum request_text text);
+uint64_t reply_max_sample_bytes(uint32_t n_tokens, uint32_t top_k, enum request_text text);
 void reply_offsets(struct buffer *b, const struct token_offsets *offsets, size_t n);  // [[0,3],[3,5]]

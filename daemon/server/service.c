@@ -11,6 +11,7 @@
 #include "common/saturate.h"
 #include "daemon/clock.h"
 #include "daemon/server/auth.h"
+#include "daemon/server/reply.h"
 #include "daemon/store/store.h"
 #include "daemon/teacher/generation.h"
 #include "daemon/teacher/teacher.h"
@@ -257,7 +258,11 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 		struct query wide = r->items[i].query;               // a view
 		wide.feature_values = QUERY_FEATURE_F32;             // as the engine holds features until the sequence is answered
 		cost.bytes = size_plus(cost.bytes, record_max_bytes(&wide, n_tokens, &limits));
+		wide.n_temperatures += r->query.n_temperatures;      // text has them as they were asked, repeated ones too
+		uint64_t text = reply_max_bytes(&wide, n_tokens, &limits, r->text);
+		r->text_bytes = text > r->text_bytes ? text : r->text_bytes;
 	}
+	cost.bytes = size_plus(cost.bytes, r->text_bytes);
 	return service_reserve(s, r, &cost, err);
 }
 

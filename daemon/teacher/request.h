@@ -40,6 +40,9 @@ struct request_item {
 
 enum request_door { REQUEST_HTTP, REQUEST_SOCKET, N_REQUEST_DOORS };
 
+// What the door makes of an answer beside it, one item at a time: nothing, its numbers as JSON or in base64, or tokens by their texts.
+enum request_text { REQUEST_NO_TEXT, REQUEST_JSON, REQUEST_BASE64, REQUEST_TOKENS };
+
 struct request {
 	struct query query;                // as asked
 	struct choice_query asked;         // who is asked, as asked; zeroed = the first teacher
@@ -48,6 +51,7 @@ struct request {
 	bool durable, no_store;
 	uint64_t deadline_ms;              // clock_ms(); 0 = none
 	enum request_door door;
+	enum request_text text;
 	struct principal *principal;       // who asks (daemon/server/auth.h): the door's; once the service took it, a reference of its own
 	uint32_t n_items;
 	struct request_item *items;
@@ -59,6 +63,7 @@ struct request {
 	atomic_bool cancelled;             // taken back, or its answer did not reach the client
 	enum error_code fault;             // the door's: its reply was, or ended with, this error, whatever became of the items
 	struct queue_cost cost;            // held from acceptance to service_finish
+	uint64_t text_bytes;               // of cost.bytes, for the text of the largest item
 	struct queue_cost slots;           // of a generation: held until its last item was computed
 	uint32_t n_uncomputed;             // of a generation: the engine's, items it has not given back
 	double accepted_seconds;           // clock_seconds()

@@ -288,29 +288,35 @@ class Budget(unittest.TestCase):
             wait_until(lambda: held() == 0, "it to be gone with its client")
 
     def test_bytes_under_way(self):
-        """The largest answer that fits is served, one row more is refused, by both doors at the same size."""
+        """The largest answer that fits is served, one row more is refused; over HTTP the text of one sequence has to fit besides."""
         d = self.daemon("--queue-bytes", "1M", "--max-sequences", "65536")
 
-        def fits(n):
-            self.wait_idle(d)
+        def fits_text(n):
             status, reply = d.post("/v1/score", {"sequences": [{"tokens": [1]}] * n, "dense": True})
             if status != 200:
                 self.assertEqual((status, reply["error"]["code"]), (413, "too_large"))
             return status == 200
-        low, high = 1, 4096
-        self.assertTrue(fits(low) and not fits(high))
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        self.assertGreater(low, 500)     # a row is about 1 KiB
-        with d.client() as c:
-            for n, good in ((low - 1, True), (low, True), (high, False)):
+
+        def fits_frames(n):
+            c.send(kdserved.SCORE, n, wire.score_body(wire.Query(dense=True), [[1]] * n))
+            try:
+                return len(c.finish_score(n)) == n
+            except ProtocolError as refused:
+                self.assertEqual(refused.code, "too_large")
+                return False
+
+        def largest(fits):
+            low, high = 1, 4096
+            while high - low > 1:
                 self.wait_idle(d)
-                c.send(kdserved.SCORE, n, wire.score_body(wire.Query(dense=True), [[1]] * n))
-                if good:
-                    self.assertEqual(len(c.finish_score(n)), n)
-                else:
-                    self.assertRaises(ProtocolError, c.finish_score, n)
+                middle = (low + high) // 2
+                low, high = (middle, high) if fits(middle) else (low, middle)
+            return low
+        with d.client() as c:
+            text, frames = largest(fits_text), largest(fits_frames)
+        self.assertGreater(text, 500)     # a row is about 1 KiB
+        self.assertLess(text, frames)
+        self.assertLess(frames, text + 16)     # a row's text some 8 KiB
 
     def ends(self, c, ids):
         """{id: code of the error that ended it, or None}"""
