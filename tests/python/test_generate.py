@@ -66,6 +66,15 @@ class Generation(unittest.TestCase):
                 np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in mine]), getattr(sample, name))
             self.assertEqual((mine[-1].finish, mine[-1].seed), (sample.finish, 3))
 
+    def test_a_stream_may_end_on_the_thread_of_the_loop(self):
+        """As the garbage collector may end one: nothing waits for the loop there."""
+        async def end(stream):
+            stream.close()
+        stream = self.teacher.stream(PROMPT, max_tokens=200, ignore_eos=True)
+        next(stream)
+        self.teacher._thread.run(end(stream), 20)
+        self.assertGreater(self.teacher.ping(), 0)
+
     def test_stops_end_an_answer(self):
         whole = self.teacher.generate(PROMPT, max_tokens=40, seed=5, ignore_eos=True)[0]
         by_id = self.teacher.generate(PROMPT, max_tokens=40, seed=5, ignore_eos=True, stop_ids=[int(whole.tokens[6])])[0]

@@ -382,7 +382,39 @@ class Requests(unittest.TestCase):
         async def ends_with_the_loop():
             asyncio.get_running_loop().stop()
             return 7
-        self.assertEqual(_Thread().run(ends_with_the_loop(), 10), 7)
+        thread = _Thread()
+        self.assertEqual(thread.run(ends_with_the_loop(), 10), 7)
+        with self.assertRaises(KdError) as raised:
+            thread.run(ends_with_the_loop(), 10)
+        self.assertEqual(raised.exception.code, "unavailable")
+
+    def test_what_was_asked_just_before_the_end_is_told(self):
+        async def ask(address):
+            async with await AsyncTeacher.connect(address) as teacher:
+                pending = teacher.submit([3, 1, 4], **ASK)
+            await asyncio.wait_for(pending.result(), 20)
+        with Server(lambda s: (s.send(welcome()), s.take(1 << 20))) as server, self.assertRaises(KdError) as raised:
+            asyncio.run(ask(server.address))
+        self.assertEqual(raised.exception.code, "cancelled")
+
+    def test_any_number_of_threads_may_close(self):
+        failures = []
+
+        def close(teacher):
+            try:
+                teacher.close()
+            except KdError as failure:
+                failures.append(failure)
+        with Server(lambda s: (s.send(welcome()), s.take(1))) as server:
+            for _ in range(10):
+                teacher = Teacher.connect(server.address)
+                threads = [threading.Thread(target=close, args=(teacher,)) for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join(20)
+                self.assertFalse(any(thread.is_alive() for thread in threads))
+        self.assertEqual(failures, [])
 
     def closed_while_reconnecting(self, welcomed):
         """How a call ended that waited for a new connection, and what came over that one after the teacher was closed."""

@@ -226,6 +226,7 @@ class AsyncTeacher:
         task = loop.create_task(self._run(job))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: job.end(KdError("cancelled", "the connection was closed")))    # if nothing else: it may not have begun
         return AsyncPending(job, self._info, task, single)
 
     async def _run(self, job: Job) -> None:
@@ -239,9 +240,6 @@ class AsyncTeacher:
             job.end(error)
         except asyncio.TimeoutError:
             job.end(KdError("deadline", "the deadline passed, and the server does not say so"))
-        except asyncio.CancelledError:
-            job.end(KdError("cancelled", "the connection was closed"))
-            raise
         except Exception as error:    # a fault of this module must not leave anyone waiting
             job.end(KdError("internal", repr(error)))
             raise

@@ -9,7 +9,7 @@ import weakref
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Coroutine, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union, overload
+from typing import TYPE_CHECKING, Any, Callable, Coroutine, Dict, Iterator, List, Optional, Sequence, Tuple, Type, TypeVar, Union, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -43,13 +43,21 @@ class _Thread:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-        left = asyncio.all_tasks(self.loop)    # somebody waits for each
+        try:
+            self.loop.run_forever()
+        finally:
+            with self.lock:
+                self.stopping = True
+            self.loop.run_until_complete(self._end())
+            self.loop.close()
+
+    async def _end(self) -> None:
+        """Somebody waits for each task: what is not done is cancelled, and a last turn of the loop tells who waits."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
-        last_turn = asyncio.sleep(0)    # it tells who waits for a task that ended as the loop did
-        self.loop.run_until_complete(asyncio.gather(last_turn, *left, return_exceptions=True))
-        self.loop.close()
+        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.sleep(0)
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: Optional[float] = None) -> T:
         gone = KdError("unavailable", "the teacher was closed, or connected before a fork: connect again in this process")
@@ -72,13 +80,16 @@ class _Thread:
             future.cancel()
             raise
 
-    def stop(self) -> None:
+    def post(self, callback: Callable[[], None]) -> None:
+        """Has it called on the loop, unless that has ended, without waiting: also from the loop's own thread."""
         if os.getpid() != self.process:
             return
         with self.lock:
-            if not self.stopping and self.thread.is_alive():
-                self.loop.call_soon_threadsafe(self.loop.stop)
-            self.stopping = True
+            if not self.stopping:
+                self.loop.call_soon_threadsafe(callback)
+
+    def stop(self) -> None:
+        self.post(self.loop.stop)
 
 
 class Pending:
@@ -145,7 +156,10 @@ class Teacher:
 
     def close(self) -> None:
         if self._finalizer.alive and os.getpid() == self._thread.process:
-            self._thread.run(self._teacher.close())
+            try:
+                self._thread.run(self._teacher.close())
+            except KdError:
+                pass    # another thread closes it, too
             self._finalizer()
             self._thread.thread.join()
 
@@ -219,9 +233,6 @@ class Teacher:
         """As generate, but what is new of each sample as it comes; leaving the loop ends the work."""
         generation = self._thread.run(self._teacher._generate(prompts, True, sampling))
         position = 0
-
-        async def cancel() -> None:
-            generation.cancel()
         try:
             while True:
                 piece = self._thread.run(generation.wait(position))
@@ -230,7 +241,7 @@ class Teacher:
                 yield piece
                 position += 1
         finally:
-            self._thread.run(cancel())
+            self._thread.post(generation.cancel)    # the garbage collector may end this on the loop's own thread
 
     def ping(self) -> float:
         """Seconds to the server and back."""
