@@ -97,6 +97,11 @@ int record_sequence(const struct record *record, struct sequence *ret_sequence);
 
 // An upper bound of the encoded size, for limits before anything is computed (vocab_size and the widths count); UINT64_MAX on overflow.
 uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, const struct query_limits *limits);
-// An upper bound of the numbers (values, ids, counts, and where rows differ in length the offsets) that its rows are when decoded, in how
-// many arrays; UINT64_MAX on overflow.
-uint64_t record_max_numbers(const struct query *canonical, const struct query_limits *limits, unsigned *ret_n_arrays);
+// An upper bound of the numbers that its rows are when decoded; UINT64_MAX on overflow.
+struct record_numbers {
+	uint64_t values;                   // floats
+	uint64_t integers;                 // below QUERY_MAX_VOCABULARY each: ids, counts, statuses
+	uint64_t offsets;                  // of arrays whose rows differ in length
+	unsigned n_arrays;
+};
+void record_max_numbers(const struct query *canonical, const struct query_limits *limits, struct record_numbers *ret);

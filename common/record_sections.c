@@ -160,34 +160,41 @@ uint64_t record_max_bytes(const struct query *canonical, uint32_t n_tokens, cons
 	return total;
 }
 
-// Drawn ids have counts and weights beside them.
-static uint64_t section_numbers(const struct query *q, const struct section *s, uint64_t rows, const struct query_limits *limits)
+static void add_numbers(struct record_numbers *to, uint64_t values, uint64_t integers, uint64_t offsets)
 {
-	uint64_t offsets = rows + 1;
+	to->values = size_plus(to->values, values);
+	to->integers = size_plus(to->integers, integers);
+	to->offsets = size_plus(to->offsets, offsets);
+}
+
+static void add_section(struct record_numbers *to, const struct query *q, const struct section *s, uint64_t rows,
+			const struct query_limits *limits)
+{
+	uint64_t drawn = size_times(rows, distinct_draws(q, limits));
 	switch (s->tag) {
-	case SECTION_LSE: return rows * q->n_temperatures;
-	case SECTION_TOP_COUNTS: return 2 * offsets;
-	case SECTION_TOP_IDS:
-	case SECTION_TOP_VALUES: return rows * q->top_k;
-	case SECTION_DENSE: return rows * query_vocabulary(q, limits->vocab_size);
-	case SECTION_GATHERED: return size_plus(gathered_total(q, (uint32_t)rows), offsets);
-	case SECTION_DRAWS: return size_times(3, size_plus(size_times(rows, distinct_draws(q, limits)), offsets));
-	case SECTION_DRAW_RATIOS: return size_times(rows, distinct_draws(q, limits));
-	case SECTION_SPANS: return q->n_spans;
+	case SECTION_LSE: add_numbers(to, rows * q->n_temperatures, 0, 0); break;
+	case SECTION_TOP_COUNTS: add_numbers(to, 0, 0, 2 * (rows + 1)); break;
+	case SECTION_TOP_IDS: add_numbers(to, 0, rows * q->top_k, 0); break;
+	case SECTION_TOP_VALUES: add_numbers(to, rows * q->top_k, 0, 0); break;
+	case SECTION_DENSE: add_numbers(to, rows * query_vocabulary(q, limits->vocab_size), 0, 0); break;
+	case SECTION_GATHERED: add_numbers(to, gathered_total(q, (uint32_t)rows), 0, rows + 1); break;
+	case SECTION_DRAWS: add_numbers(to, drawn, size_times(2, drawn), 3 * (rows + 1)); break;      // weights; ids and counts
+	case SECTION_DRAW_RATIOS: add_numbers(to, drawn, 0, 0); break;
+	case SECTION_SPANS: add_numbers(to, q->n_spans, 0, 0); break;
 	case SECTION_FEATURE:
-		return size_times(feature_rows(q, (uint32_t)rows), query_feature_width(&q->features[s->feature], limits));
-	default: return rows;
+		add_numbers(to, size_times(feature_rows(q, (uint32_t)rows), query_feature_width(&q->features[s->feature], limits)), 0, 0);
+		break;
+	case SECTION_STATUS:
+	case SECTION_ARGMAX: add_numbers(to, 0, rows, 0); break;
+	default: add_numbers(to, rows, 0, 0);      // a column
 	}
 }
 
-uint64_t record_max_numbers(const struct query *canonical, const struct query_limits *limits, unsigned *ret_n_arrays)
+void record_max_numbers(const struct query *canonical, const struct query_limits *limits, struct record_numbers *ret)
 {
 	struct section sections[N_SECTIONS_MAX];
 	uint32_t n_rows = query_rows(canonical);
-	unsigned n = section_list(canonical, n_rows, limits->vocab_size, sections);
-	uint64_t total = 0;
-	for (unsigned i = 0; i < n; i++)
-		total = size_plus(total, section_numbers(canonical, &sections[i], n_rows, limits));
-	*ret_n_arrays = n;
-	return total;
+	*ret = (struct record_numbers){.n_arrays = section_list(canonical, n_rows, limits->vocab_size, sections)};
+	for (unsigned i = 0; i < ret->n_arrays; i++)
+		add_section(ret, canonical, &sections[i], n_rows, limits);
 }

@@ -59,6 +59,7 @@ int exchange_submit(struct exchange *x, struct request *r, struct error *err)
 	uint32_t n_items = r->n_items;
 	r->door = x->door;
 	r->text = x->text;
+	r->shown_bytes = x->n_requests ? 0 : x->shown_bytes;     // once, whoever answers
 	r->principal = x->principal;
 	r->owner = x;
 	r->complete = x->complete;

@@ -38,6 +38,7 @@ struct exchange {
 	struct service *service;
 	enum request_door door;
 	enum request_text text;                // that replies are made of; JSON unless the kind's `start` says otherwise
+	uint64_t shown_bytes;                  // of a prompt, where replies show it: the largest
 	struct principal *principal;           // who asks: the door's, and no longer there once exchange_start has returned
 	void *owner;                           // the door's own, fixed: `complete` runs in any thread
 	void *client;                          // the door's own: NULL once the client is gone and only items are waited for

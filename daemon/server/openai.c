@@ -76,6 +76,7 @@ static int openai_start(struct exchange *x, const char *body, size_t n, struct e
 		return e;
 	o->writer.ids_as_text = a->ids_as_text;
 	x->text = REQUEST_TOKENS;
+	x->shown_bytes = openai_shown_bytes(a, &o->writer);
 	x->content_type = a->stream ? "text/event-stream" : "application/json";
 	return openai_submit(x, err);
 }

@@ -71,6 +71,8 @@ void openai_writer_done(struct openai_writer *w);
 // A token's text as a JSON string: as it is, or "bytes:\\xe2\\x80" when its bytes are not UTF-8 by themselves (part of a character), or
 // "token_id:17" where that is asked for or the id has no text.
 void openai_token(struct buffer *b, const struct openai_writer *w, uint32_t id);
+// The largest prompt's own tokens wherever the reply shows them, as text and as ids.
+uint64_t openai_shown_bytes(const struct openai_ask *a, const struct openai_writer *w);
 // {"tokens","token_logprobs","top_logprobs","text_offset"}: `n_top` ids of each row besides the token itself; offsets count characters and
 // begin at first_offset. Returns where
 // the next token would begin.

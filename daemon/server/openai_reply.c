@@ -67,6 +67,33 @@ void openai_token(struct buffer *b, const struct openai_writer *w, uint32_t id)
 	}
 }
 
+// At least what openai_token writes, and what the bytes take in a longer text.
+static uint64_t token_bytes(const struct openai_writer *w, uint32_t id)
+{
+	size_t n = 0;
+	const char *text = tokenizer_bytes(w->tokenizer, id, &n, NULL);
+	uint64_t bytes = 24;                                    // quotes, a comma, "token_id:16777215"
+	if (text && !buffer_is_utf8(text, n))
+		return bytes + 5 * n;
+	for (size_t i = 0; i < n; i++)
+		bytes += (unsigned char)text[i] < ' ' ? 6 : text[i] == '"' || text[i] == '\\' ? 2 : 1;
+	return bytes;
+}
+
+uint64_t openai_shown_bytes(const struct openai_ask *a, const struct openai_writer *w)
+{
+	unsigned places = a->echo + (a->echo && a->want_logprobs ? 2 : 0) + a->want_prompt_logprobs;
+	uint64_t largest = 0;
+	for (uint32_t i = 0; i < a->n_prompts; i++) {
+		const struct sequence *s = &a->prompts[i].tokens;
+		uint64_t bytes = a->return_ids ? s->n_tokens * 9 : 0;
+		for (uint32_t j = 0; j < s->n_tokens && places; j++)
+			bytes += places * token_bytes(w, s->tokens[j]);
+		largest = bytes > largest ? bytes : largest;
+	}
+	return largest;
+}
+
 // Whether an id with the same text was there already in this row; remembers this one. Ids are kept plus one: 0 is an empty slot.
 static bool seen_before(struct openai_writer *w, uint32_t id)
 {

@@ -6,22 +6,31 @@
 #include "common/saturate.h"
 
 #define NUMBER_BYTES 16              // "-1.23456789e-38,"
-#define ID_BYTES 11                  // "4294967295,"
+#define INTEGER_BYTES 9              // "16777215,"
 #define OFFSETS_BYTES 24             // "[4294967295,4294967295],"
 #define NAME_BYTES 24                // ",\"sum_squares\":[]", and the longer ones of fewer arrays
+#define BASE64_BYTES 6               // 4 bytes are 5 1/3
 #define BLOB_BYTES 192               // ",\"draw_weights\":{\"dtype\":\"f32\",\"shape\":[..],\"offsets\":\"..\",\"data\":\"..\"}"
 #define HEAD_BYTES 4096              // who answers, in the first piece
-#define TOKEN_BYTES 112              // a token with its text, of a usual length, and its number: in OpenAI's shape and in vLLM's
+// With a token's text of a usual length:
+#define ALTERNATIVE_BYTES 40         // OpenAI's "text":-1.2345678,
+#define RANKED_BYTES 80              // vLLM's "12345":{"logprob":-1.2345678,"rank":1,"decoded_token":"text"},
 
 static uint64_t rows_bytes(const struct query *q, const struct query_limits *limits, enum request_text text)
 {
-	unsigned n_arrays;
-	uint64_t numbers = record_max_numbers(q, limits, &n_arrays), rows = query_rows(q);
+	struct record_numbers n;
+	uint64_t rows = query_rows(q);
+	record_max_numbers(q, limits, &n);
 	switch (text) {
-	case REQUEST_NO_TEXT: return 0;
-	case REQUEST_BASE64: return size_plus(size_times(numbers, 6), n_arrays * BLOB_BYTES);      // 4 bytes are 5 1/3
-	case REQUEST_JSON: return size_plus(size_times(numbers, NUMBER_BYTES), (rows + 1) * (n_arrays + 2) * NAME_BYTES);
-	case REQUEST_TOKENS: return size_plus(size_times(numbers, TOKEN_BYTES / 2), rows * TOKEN_BYTES);
+	case REQUEST_NO_TEXT:
+		return 0;
+	case REQUEST_BASE64:
+		return size_plus(size_times(BASE64_BYTES, size_plus(n.values, size_plus(n.integers, n.offsets))), n.n_arrays * BLOB_BYTES);
+	case REQUEST_JSON:
+		return size_plus(size_plus(size_times(NUMBER_BYTES, n.values), size_times(INTEGER_BYTES, n.integers)),
+				 (rows + 1) * (n.n_arrays + 2) * NAME_BYTES);
+	case REQUEST_TOKENS:
+		return size_times(ALTERNATIVE_BYTES + RANKED_BYTES, rows * ((uint64_t)q->top_k + 1));
 	}
 	return UINT64_MAX;
 }
@@ -29,12 +38,12 @@ static uint64_t rows_bytes(const struct query *q, const struct query_limits *lim
 uint64_t reply_max_bytes(const struct query *canonical, uint32_t n_tokens, const struct query_limits *limits, enum request_text text)
 {
 	uint64_t rows = rows_bytes(canonical, limits, text);
-	return rows ? size_plus(rows, HEAD_BYTES + (uint64_t)n_tokens * (ID_BYTES + OFFSETS_BYTES)) : 0;
+	return text == REQUEST_NO_TEXT ? 0 : size_plus(rows, HEAD_BYTES + (uint64_t)n_tokens * (INTEGER_BYTES + OFFSETS_BYTES));
 }
 
 uint64_t reply_max_sample_bytes(uint32_t n_tokens, uint32_t top_k, enum request_text text)
 {
-	uint64_t alternative = text == REQUEST_TOKENS ? TOKEN_BYTES : ID_BYTES + NUMBER_BYTES;
-	uint64_t token = TOKEN_BYTES + 3 * NUMBER_BYTES + NAME_BYTES;
+	uint64_t alternative = text == REQUEST_TOKENS ? ALTERNATIVE_BYTES : INTEGER_BYTES + NUMBER_BYTES;
+	uint64_t token = RANKED_BYTES + 3 * NUMBER_BYTES + 2 * NAME_BYTES;
 	return text == REQUEST_NO_TEXT ? 0 : HEAD_BYTES + n_tokens * (token + top_k * alternative);
 }

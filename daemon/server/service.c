@@ -252,6 +252,7 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 {
 	struct query_limits limits = service_limits_of(s, &r->choice);
 	struct queue_cost cost = {.requests = 1};
+	uint64_t largest = 0;
 	for (uint32_t i = 0; i < r->n_items; i++) {
 		uint32_t n_tokens = r->items[i].sequence.n_tokens;
 		cost.tokens += n_tokens;
@@ -260,8 +261,9 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 		cost.bytes = size_plus(cost.bytes, record_max_bytes(&wide, n_tokens, &limits));
 		wide.n_temperatures += r->query.n_temperatures;      // text has them as they were asked, repeated ones too
 		uint64_t text = reply_max_bytes(&wide, n_tokens, &limits, r->text);
-		r->text_bytes = text > r->text_bytes ? text : r->text_bytes;
+		largest = text > largest ? text : largest;
 	}
+	r->text_bytes = size_plus(r->shown_bytes, largest);
 	cost.bytes = size_plus(cost.bytes, r->text_bytes);
 	return service_reserve(s, r, &cost, err);
 }

@@ -99,8 +99,8 @@ static int reserve(struct service *s, struct request *r, struct error *err)
 	// A stream may take a frame, or an event, for each token.
 	uint64_t capacity = (uint64_t)q->n_forced + q->max_tokens, piece = q->stream ? 128 : 32;
 	uint64_t row = piece + 4 * sizeof(float) + q->top_k * (uint64_t)(sizeof(float) + sizeof(uint32_t));
-	r->text_bytes = reply_max_sample_bytes((uint32_t)capacity, q->top_k, r->text);
-	struct queue_cost cost = {.requests = 1, .tokens = slots_of(r), .bytes = r->n_items * capacity * row};    // 2^16 2^21 2^27 at most
+	r->text_bytes = r->shown_bytes + reply_max_sample_bytes((uint32_t)capacity, q->top_k, r->text);
+	struct queue_cost cost = {.requests = 1, .tokens = slots_of(r), .bytes = r->n_items * capacity * row};    // 2^16 2^20 2^20 at most
 	cost.bytes += r->text_bytes;
 	int result = reserve_slots(s, r, err);
 	if (result)

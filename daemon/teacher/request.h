@@ -52,6 +52,7 @@ struct request {
 	uint64_t deadline_ms;              // clock_ms(); 0 = none
 	enum request_door door;
 	enum request_text text;
+	uint64_t shown_bytes;              // the door's: what the reply shows of the prompt itself, as text
 	struct principal *principal;       // who asks (daemon/server/auth.h): the door's; once the service took it, a reference of its own
 	uint32_t n_items;
 	struct request_item *items;

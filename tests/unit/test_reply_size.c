@@ -5,12 +5,15 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <cmocka.h>
 
 #include "common/buffer.h"
 #include "common/error.h"
+#include "common/record_json.h"
 #include "daemon/model/tokenizer.h"
+#include "daemon/server/openai.h"
 #include "daemon/server/reply.h"
 #include "tests/unit/rows_example.h"
 
@@ -91,6 +94,68 @@ static void long_numbers_have_room(void **state)
 	record_rows_free(rows);
 }
 
+static struct tokenizer *open_tokenizer(void)
+{
+	const char *source = getenv("top_srcdir");
+	struct tokenizer *t = NULL;
+	struct error err = {0};
+	char path[4096];
+	snprintf(path, sizeof path, "%s/etc/teacher", source ? source : ".");
+	if (tokenizer_open_path(path, &t, &err))
+		fail_msg("%s: %s", path, err.message);
+	return t;
+}
+
+// A prompt of any ids, and as many alternatives to each, in all the shapes a completion shows them.
+static void tokens_and_their_alternatives_have_room(void **state)
+{
+	(void)state;
+	enum { N = 500, K = 20 };
+	static uint32_t ids[N * K], tokens[N];
+	static float logits[N * K];
+	struct tokenizer *t = open_tokenizer();
+	struct openai_writer w = {.tokenizer = t};
+	struct openai_prompt prompt = {.tokens = {tokens, N}};
+	struct openai_ask asked = {.prompts = &prompt, .n_prompts = 1, .echo = true, .want_logprobs = true, .want_prompt_logprobs = true,
+		.return_ids = true};
+	struct query q = {.last = N - 1, .top_k = K, .own = true, .n_temperatures = 1, .temperatures = {1}};
+	struct query_limits limits = {.vocab_size = tokenizer_vocab_size(t)};
+	struct openai_rows rows = {0};
+	struct buffer b = {0};
+	uint64_t random = 1;
+	for (uint32_t i = 0; i < N * K; i++) {
+		random = random * 6364136223846793005u + 1442695040888963407u;
+		ids[i] = (uint32_t)(random >> 33) % limits.vocab_size;
+		logits[i] = -1.23456789e-30f;
+	}
+	assert_int_equal(openai_writer_reserve(&w, K, NULL), 0);
+	for (uint32_t i = 0; i < N; i++) {
+		struct openai_row row = {.known = true, .logprob = -1.23456789e-30f, .n_ids = K};
+		row.ids = ids + (size_t)i * K;
+		row.logits = logits + (size_t)i * K;
+		row.token = tokens[i] = ids[(i + 1) * 7 % (N * K)];
+		assert_int_equal(openai_rows_append(&rows, &row, NULL), 0);
+	}
+	openai_logprobs(&b, &w, &rows, K, 0);
+	openai_prompt_logprobs(&b, &w, &rows, K);
+	record_json_ids(&b, tokens, N);
+	for (uint32_t i = 0; i < N; i++) {
+		size_t n;
+		const char *text = tokenizer_bytes(t, tokens[i], &n, NULL);
+		buffer_string(&b, text, text ? n : 0);
+	}
+	uint64_t most = reply_max_bytes(&q, N, &limits, REQUEST_TOKENS) + openai_shown_bytes(&asked, &w);
+	assert_false(b.failed);
+	if (b.n > most || most > 3 * b.n)
+		fail_msg("%zu bytes of text, %llu are reserved", b.n, (unsigned long long)most);
+	asked = (struct openai_ask){.prompts = &prompt, .n_prompts = 1};
+	assert_int_equal(openai_shown_bytes(&asked, &w), 0);
+	openai_rows_done(&rows);
+	openai_writer_done(&w);
+	buffer_done(&b);
+	tokenizer_close(t);
+}
+
 static void absurd_questions_are_measured_too(void **state)
 {
 	(void)state;
@@ -99,7 +164,7 @@ static void absurd_questions_are_measured_too(void **state)
 	assert_true(reply_max_bytes(&q, UINT32_MAX, &limits, REQUEST_JSON) > UINT64_C(1) << 60);
 	assert_int_equal(reply_max_bytes(&q, UINT32_MAX, &limits, REQUEST_NO_TEXT), 0);
 	assert_int_equal(reply_max_sample_bytes(100, 5, REQUEST_NO_TEXT), 0);
-	assert_true(reply_max_sample_bytes(UINT32_MAX, 1 << 24, REQUEST_TOKENS) > UINT64_C(1) << 62);
+	assert_true(reply_max_sample_bytes(UINT32_MAX, 1 << 24, REQUEST_TOKENS) > UINT64_C(1) << 60);
 }
 
 int main(void)
@@ -107,6 +172,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_signal_has_room),
 		cmocka_unit_test(long_numbers_have_room),
+		cmocka_unit_test(tokens_and_their_alternatives_have_room),
 		cmocka_unit_test(absurd_questions_are_measured_too),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
