@@ -71,6 +71,7 @@ DICTIONARIES = {
     "tls": ["-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n", "-----BEGIN PRIVATE KEY-----\n", "-----END PRIVATE KEY-----\n", "-----BEGIN EC PRIVATE KEY-----\n", "-----BEGIN ", "\0", "\r\n"],
 }
 DICTIONARIES["tokens"] = DICTIONARIES["bearer"]
+DICTIONARIES["gguf_parts"] = DICTIONARIES["gguf"]
 
 
 def quoted(word):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the small valid and nearly valid inputs of corpus/gguf, corpus/safetensors and corpus/model_config, beside this script."""
+"""Writes the small valid and nearly valid inputs of corpus/gguf, gguf_parts, safetensors and model_config, beside this script."""
 import json
 import struct
 from pathlib import Path
@@ -102,6 +102,24 @@ def gguf_corpus():
     return files
 
 
+def gguf_parts_corpus():
+    """Files of one model, one after the other."""
+    entries, tensors = model("llama")
+
+    def parts(n, total=None, counts=None, numbers=None, share=None):
+        out = b""
+        for i in range(n):
+            split = [("split.no", U16, (numbers or range(n))[i]), ("split.count", U16, (counts or [n] * n)[i]),
+                     ("split.tensors.count", I32, len(tensors) if total is None else total)]
+            mine = tensors[i::n] if share is None else share[i]
+            out += gguf((entries if i == 0 else []) + split, mine)
+        return out
+    return {"two": parts(2), "three": parts(3), "one": parts(1), "two_of_three": parts(2, counts=[3, 3]), "counts_differ": parts(2, counts=[2, 3]),
+            "same_number": parts(2, numbers=[0, 0]), "other_order": parts(2, numbers=[1, 0]), "too_few": parts(2, total=99),
+            "twice": parts(2, total=2 * len(tensors), share=[tensors, tensors]), "empty_first": parts(2, share=[[], tensors]),
+            "no_keys": gguf(entries, tensors) + gguf([], []), "cut": parts(2)[:-9], "second_is_none": parts(2, counts=[2, 2])[:700] + b"GGUF"}
+
+
 def safetensors(header, n, cut=0, raw=None):
     body = (raw if raw is not None else json.dumps(header, separators=(",", ":"))).encode()
     body += b" " * (-len(body) % 8)
@@ -149,7 +167,7 @@ def config_corpus():
     return {name: json.dumps(dict(base, **change)).encode() for name, change in changes.items()}
 
 
-for folder, files in (("gguf", gguf_corpus()), ("safetensors", safetensors_corpus()), ("model_config", config_corpus())):
+for folder, files in (("gguf", gguf_corpus()), ("gguf_parts", gguf_parts_corpus()), ("safetensors", safetensors_corpus()), ("model_config", config_corpus())):
     (HERE / folder).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (HERE / folder / name).write_bytes(content)
