@@ -26,14 +26,16 @@ OTHER_ALPHABETIC = {*range(0x24B6, 0x24EA), *range(0x1F130, 0x1F14A), *range(0x1
 def char_class(c):
     category = ucd.category(chr(c))
     if category[0] == "L":
-        return "LETTER"
+        return {"Lu": "UPPER", "Lt": "UPPER", "Ll": "LOWER"}.get(category, "CASELESS")
+    if category[0] == "M":
+        return "MARK"
     if category in ("Nd", "Nl"):
         return "NUMBER"
     if category == "No":
         return "NUMBER_NOT_WORD"
     if c in SPACE:
         return "SPACE"
-    if category[0] == "M" or category == "Pc" or c in (0x200C, 0x200D) or c in OTHER_ALPHABETIC:
+    if category == "Pc" or c in (0x200C, 0x200D) or c in OTHER_ALPHABETIC:
         return "WORD"
     return "OTHER"
 
@@ -72,8 +74,8 @@ def write_classes():
         if value != last:
             changes.append((c, value))
             last = value
-    names = ["OTHER", "LETTER", "NUMBER", "NUMBER_NOT_WORD", "SPACE", "WORD"]
-    table("uint32_t", "unicode_class_changes", [(c << 3 | names.index(v),) for c, v in changes])
+    names = ["OTHER", "UPPER", "LOWER", "CASELESS", "MARK", "NUMBER", "NUMBER_NOT_WORD", "SPACE", "WORD"]
+    table("uint32_t", "unicode_class_changes", [(c << 4 | names.index(v),) for c, v in changes])
 
 
 def write_normalization(known):

@@ -1,30 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hand-written matchers of the well-known pre-tokenizer patterns: one look at each character, whatever the text. A run of spaces costs
-// a backtracking engine its length at every place it may end; here it is scanned once. test_pretokenizer proves them equal to PCRE2.
+// Hand-written matchers of the well-known pre-tokenizer patterns: a few looks at each character, whatever the text. A run of spaces costs
+// a backtracking engine its length at every place it may end; not so here. test_pretokenizer proves them equal to PCRE2.
 #include "daemon/model/pretokenizer.h"
 
 #include "daemon/model/unicode.h"
 
-// Letters, numbers (both kinds), spaces, and everything else, as the patterns divide characters.
-enum kind { LETTER, NUMBER, SPACE, OTHER, END };
+// Sets of characters, as the patterns divide them. kind_at answers with one of the first seven, or with none past the end.
+enum {
+	UPPER = 1, LOWER = 2, CASELESS = 4, MARK = 8, NUMBER = 16, SPACE = 32, SYMBOL = 64,
+	LETTER = UPPER | LOWER | CASELESS,          // \p{L}
+	OTHER = MARK | SYMBOL,                      // [^\s\p{L}\p{N}]
+};
 
-static enum kind kind_at(const char *text, size_t n, size_t at, unsigned *ret_bytes)
+static unsigned kind_at(const char *text, size_t n, size_t at, unsigned *ret_bytes)
 {
 	static const uint8_t kinds[] = {
-		[UNICODE_OTHER] = OTHER, [UNICODE_LETTER] = LETTER, [UNICODE_NUMBER] = NUMBER,
-		[UNICODE_NUMBER_NOT_WORD] = NUMBER, [UNICODE_SPACE] = SPACE, [UNICODE_WORD] = OTHER,
+		[UNICODE_OTHER] = SYMBOL, [UNICODE_UPPER] = UPPER, [UNICODE_LOWER] = LOWER, [UNICODE_CASELESS] = CASELESS,
+		[UNICODE_MARK] = MARK, [UNICODE_NUMBER] = NUMBER, [UNICODE_NUMBER_NOT_WORD] = NUMBER, [UNICODE_SPACE] = SPACE,
+		[UNICODE_WORD] = SYMBOL,
 	};
 
 	*ret_bytes = 0;
 	if (at >= n)
-		return END;
+		return 0;
 	return kinds[unicode_class(unicode_utf8_decode(text + at, ret_bytes))];
 }
 
-// The end of the run of `kind` that contains `at`.
-static size_t run_end(const char *text, size_t n, size_t at, enum kind kind)
+// The end of the run of characters of `set` that begins at `at`.
+static size_t run_end(const char *text, size_t n, size_t at, unsigned set)
 {
-	for (unsigned bytes; kind_at(text, n, at, &bytes) == kind;)
+	for (unsigned bytes; kind_at(text, n, at, &bytes) & set;)
 		at += bytes;
 	return at;
 }
@@ -64,16 +69,15 @@ static size_t space_end(const char *text, size_t n, size_t at)
 size_t pattern_gpt2_next(const char *text, size_t n, size_t at)
 {
 	size_t end = contraction_end(text, n, at, false);
-	unsigned bytes;
-	enum kind kind;
+	unsigned bytes, kind;
 
 	if (end > at)
 		return end;
 	end = at + (text[at] == ' ');
 	kind = kind_at(text, n, end, &bytes);
-	if (kind == SPACE || kind == END)
+	if (!kind || kind == SPACE)
 		return space_end(text, n, at);
-	return run_end(text, n, end, kind);
+	return run_end(text, n, end, kind & LETTER ? LETTER : kind & OTHER ? OTHER : NUMBER);
 }
 
 // \s*[\r\n]+ : up to the last line break of the run of spaces, or `at` when it has none.
@@ -98,24 +102,12 @@ static size_t number_end(const char *text, size_t n, size_t at, unsigned max_dig
 	return at;
 }
 
-size_t pattern_cl100k_next(const char *text, size_t n, size_t at, unsigned max_digits)
+//  ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+static size_t gap_end(const char *text, size_t n, size_t at)
 {
-	size_t end = contraction_end(text, n, at, true);
-	unsigned bytes, ignored;
-	enum kind kind = kind_at(text, n, at, &bytes);
-	enum kind next;
+	size_t begin = at + (text[at] == ' '), end = run_end(text, n, begin, OTHER);
 
-	if (end > at)
-		return end;
-	if (kind == LETTER)
-		return run_end(text, n, at, LETTER);
-	if (kind == NUMBER)
-		return number_end(text, n, at, max_digits);
-	next = kind_at(text, n, at + bytes, &ignored);
-	if (next == LETTER && text[at] != '\r' && text[at] != '\n')
-		return run_end(text, n, at + bytes, LETTER);
-	if (kind == OTHER || (text[at] == ' ' && next == OTHER)) {
-		end = run_end(text, n, at + (kind != OTHER), OTHER);
+	if (end > begin) {
 		while (end < n && (text[end] == '\r' || text[end] == '\n'))
 			end++;
 		return end;
@@ -124,15 +116,30 @@ size_t pattern_cl100k_next(const char *text, size_t n, size_t at, unsigned max_d
 	return end > at ? end : space_end(text, n, at);
 }
 
+size_t pattern_cl100k_next(const char *text, size_t n, size_t at, unsigned max_digits)
+{
+	size_t end = contraction_end(text, n, at, true);
+	unsigned bytes, ignored, kind = kind_at(text, n, at, &bytes);
+
+	if (end > at)
+		return end;
+	if (kind & LETTER)
+		return run_end(text, n, at, LETTER);
+	if (kind == NUMBER)
+		return number_end(text, n, at, max_digits);
+	if (text[at] != '\r' && text[at] != '\n' && kind_at(text, n, at + bytes, &ignored) & LETTER)
+		return run_end(text, n, at + bytes, LETTER);
+	return gap_end(text, n, at);
+}
+
 size_t pattern_digits_next(const char *text, size_t n, size_t at, bool each)
 {
-	unsigned bytes;
+	unsigned bytes, kind;
 	bool number = kind_at(text, n, at, &bytes) == NUMBER;
-	enum kind kind;
 
 	if (number && each)
 		return at + bytes;
-	for (at += bytes; (kind = kind_at(text, n, at, &bytes)) != END && (kind == NUMBER) == number;)
+	for (at += bytes; (kind = kind_at(text, n, at, &bytes)) && (kind == NUMBER) == number;)
 		at += bytes;
 	return at;
 }

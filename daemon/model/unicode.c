@@ -30,14 +30,14 @@ enum unicode_class unicode_class(uint32_t c)
 {
 	if (c < 0x80) {
 		if ((c | 0x20) - 'a' < 26)
-			return UNICODE_LETTER;
+			return c & 0x20 ? UNICODE_LOWER : UNICODE_UPPER;
 		if (c == ' ' || c - '\t' < 5)
 			return UNICODE_SPACE;
 		if (c - '0' < 10)
 			return UNICODE_NUMBER;
 		return c == '_' ? UNICODE_WORD : UNICODE_OTHER;
 	}
-	return unicode_class_changes[row_find(unicode_class_changes, unicode_class_changes_n, 1, c << 3 | 7)] & 7;
+	return unicode_class_changes[row_find(unicode_class_changes, unicode_class_changes_n, 1, c << 4 | 15)] & 15;
 }
 
 uint8_t unicode_combining_class(uint32_t c)

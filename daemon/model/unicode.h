@@ -8,18 +8,21 @@
 
 enum unicode_class {
 	UNICODE_OTHER,
-	UNICODE_LETTER,             // \p{L}
+	UNICODE_UPPER,              // \p{Lu} \p{Lt}
+	UNICODE_LOWER,              // \p{Ll}
+	UNICODE_CASELESS,           // \p{Lm} \p{Lo}
+	UNICODE_MARK,               // \p{M}
 	UNICODE_NUMBER,             // \p{Nd} \p{Nl}
 	UNICODE_NUMBER_NOT_WORD,    // \p{No}: a number, yet not \w
 	UNICODE_SPACE,              // \s: White_Space
-	UNICODE_WORD,               // \w beyond letters and numbers: marks, connectors, joiners, circled letters
+	UNICODE_WORD,               // \w beyond letters, marks and numbers: connectors, joiners, circled letters
 };
 
 enum unicode_class unicode_class(uint32_t c);
 static inline bool unicode_is_number(enum unicode_class class) { return class == UNICODE_NUMBER || class == UNICODE_NUMBER_NOT_WORD; }
 static inline bool unicode_is_word(enum unicode_class class)
 {
-	return class == UNICODE_LETTER || class == UNICODE_NUMBER || class == UNICODE_WORD;
+	return class != UNICODE_OTHER && class != UNICODE_NUMBER_NOT_WORD && class != UNICODE_SPACE;
 }
 
 // NFC data. combining: canonical combining class. unstable: may change under NFC or combine with what stands before it.
@@ -60,7 +63,7 @@ static inline uint32_t unicode_utf8_decode(const char *text, unsigned *ret_n)
 	return (p[0] & 0x07u) << 18 | (p[1] & 0x3fu) << 12 | (p[2] & 0x3fu) << 6 | (p[3] & 0x3fu);
 }
 
-// unicode_tables.c (generated). Flat rows of: class change (character << 3 | class) 1; combining (first, last, class) 3;
+// unicode_tables.c (generated). Flat rows of: class change (character << 4 | class) 1; combining (first, last, class) 3;
 // unstable (first, last) 2; decompositions (character, part, part) 3; compositions 1: an index of a decomposition, ordered by parts.
 extern const uint32_t unicode_class_changes[], unicode_combining[], unicode_unstable[], unicode_decompositions[];
 extern const uint16_t unicode_compositions[];
