@@ -10,6 +10,8 @@ enum {
 	UPPER = 1, LOWER = 2, CASELESS = 4, MARK = 8, NUMBER = 16, SPACE = 32, SYMBOL = 64,
 	LETTER = UPPER | LOWER | CASELESS,          // \p{L}
 	OTHER = MARK | SYMBOL,                      // [^\s\p{L}\p{N}]
+	WORD_HEAD = UPPER | CASELESS | MARK,        // [\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]
+	WORD_TAIL = LOWER | CASELESS | MARK,        // [\p{Ll}\p{Lm}\p{Lo}\p{M}]
 };
 
 static unsigned kind_at(const char *text, size_t n, size_t at, unsigned *ret_bytes)
@@ -39,7 +41,7 @@ static size_t contraction_end(const char *text, size_t n, size_t at, bool fold)
 {
 	char a, b;
 
-	if (text[at] != '\'' || n - at < 2)
+	if (n - at < 2 || text[at] != '\'')
 		return at;
 	a = text[at + 1];
 	b = n - at > 2 ? text[at + 2] : 0;
@@ -102,13 +104,13 @@ static size_t number_end(const char *text, size_t n, size_t at, unsigned max_dig
 	return at;
 }
 
-//  ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
-static size_t gap_end(const char *text, size_t n, size_t at)
+//  ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ , with `slash` [\r\n/]* in it.
+static size_t gap_end(const char *text, size_t n, size_t at, bool slash)
 {
 	size_t begin = at + (text[at] == ' '), end = run_end(text, n, begin, OTHER);
 
 	if (end > begin) {
-		while (end < n && (text[end] == '\r' || text[end] == '\n'))
+		while (end < n && (text[end] == '\r' || text[end] == '\n' || (slash && text[end] == '/')))
 			end++;
 		return end;
 	}
@@ -129,7 +131,37 @@ size_t pattern_cl100k_next(const char *text, size_t n, size_t at, unsigned max_d
 		return number_end(text, n, at, max_digits);
 	if (text[at] != '\r' && text[at] != '\n' && kind_at(text, n, at + bytes, &ignored) & LETTER)
 		return run_end(text, n, at + bytes, LETTER);
-	return gap_end(text, n, at);
+	return gap_end(text, n, at, false);
+}
+
+// A word of PATTERN_CASED, without what may lead it: capitals, then small letters, and what has no case is either. Where no small letter
+// follows, the first alternative ends behind the last that has no case, and the capitals given back are a word of their own: looked at
+// twice, not more. Where all are capitals, the second alternative takes them.
+static size_t cased_word_end(const char *text, size_t n, size_t at)
+{
+	size_t end = at, caseless_end = at;
+	unsigned bytes, kind;
+
+	while ((kind = kind_at(text, n, end, &bytes)) & WORD_HEAD) {
+		end += bytes;
+		if (kind != UPPER)
+			caseless_end = end;
+	}
+	if (kind == LOWER)
+		return run_end(text, n, end, WORD_TAIL);
+	return caseless_end > at ? caseless_end : end;
+}
+
+// A mark may lead a word as [^\r\n\p{L}\p{N}]? or be the first of it: the end is the same, and so it is taken for the latter.
+size_t pattern_cased_next(const char *text, size_t n, size_t at, bool contractions, unsigned max_digits)
+{
+	unsigned bytes, kind = kind_at(text, n, at, &bytes);
+	bool leads = kind == SYMBOL || (kind == SPACE && text[at] != '\r' && text[at] != '\n');
+	size_t begin = leads ? at + bytes : at, end = cased_word_end(text, n, begin);
+
+	if (end > begin)
+		return contractions ? contraction_end(text, n, end, true) : end;
+	return kind == NUMBER ? number_end(text, n, at, max_digits) : gap_end(text, n, at, true);
 }
 
 size_t pattern_digits_next(const char *text, size_t n, size_t at, bool each)

@@ -22,6 +22,8 @@ static const struct { enum pretokenizer_kind kind; const char *pattern; } known_
 	{ PRETOKENIZER_GPT2, PATTERN_GPT2 },
 	{ PRETOKENIZER_LLAMA3, PATTERN_LLAMA3 },
 	{ PRETOKENIZER_QWEN2, PATTERN_QWEN2 },
+	{ PRETOKENIZER_O200K, PATTERN_O200K },
+	{ PRETOKENIZER_TEKKEN, PATTERN_TEKKEN },
 };
 
 static int step_append(struct pretokenizer *p, struct pretokenizer_step step, struct error *err)
@@ -271,6 +273,12 @@ static int level_next(struct pretokenizer_walk *w, unsigned depth, size_t *ret_e
 	case PRETOKENIZER_LLAMA3:
 	case PRETOKENIZER_QWEN2:
 		*ret_end = pattern_cl100k_next(w->text, end, at, kind == PRETOKENIZER_LLAMA3 ? 3 : 1);
+		return 0;
+	case PRETOKENIZER_O200K:
+		*ret_end = pattern_cased_next(w->text, end, at, true, 3);
+		return 0;
+	case PRETOKENIZER_TEKKEN:
+		*ret_end = pattern_cased_next(w->text, end, at, false, 1);
 		return 0;
 	case PRETOKENIZER_REGEX:
 		return regex_next(w, depth, ret_end, err);

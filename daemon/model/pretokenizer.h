@@ -17,7 +17,7 @@ struct error;
 	"| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define PATTERN_LLAMA3 PATTERN_CL100K("\\p{N}{1,3}")
 #define PATTERN_QWEN2 PATTERN_CL100K("\\p{N}")
-// Words end where small letters are followed by a capital. No matcher of their own: PCRE2.
+// Words end where small letters are followed by a capital.
 #define PATTERN_CASED(contraction, digits) \
 	"[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+" contraction \
 	"|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*" contraction \
@@ -31,6 +31,8 @@ enum pretokenizer_kind {
 	PRETOKENIZER_GPT2,
 	PRETOKENIZER_LLAMA3,
 	PRETOKENIZER_QWEN2,
+	PRETOKENIZER_O200K,
+	PRETOKENIZER_TEKKEN,
 	PRETOKENIZER_REGEX,
 };
 
@@ -69,4 +71,5 @@ int pretokenizer_next(struct pretokenizer_walk *w, size_t *ret_begin, size_t *re
 // The matchers: end of the piece that begins at `at` < n.
 size_t pattern_gpt2_next(const char *text, size_t n, size_t at);
 size_t pattern_cl100k_next(const char *text, size_t n, size_t at, unsigned max_digits);
+size_t pattern_cased_next(const char *text, size_t n, size_t at, bool contractions, unsigned max_digits);
 size_t pattern_digits_next(const char *text, size_t n, size_t at, bool each);

@@ -80,6 +80,13 @@ CONTROL = ["\0", "\x01", "\x04", "\x1b[0m", "\x7f"]
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 RAW_LEVEL = {**BYTE_LEVEL, "use_regex": False}
 CL100K = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+HEAD, TAIL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+
+def cased(contraction, digits):
+    """GPT-4o's pattern (also Phi-4-mini's, gpt-oss'), and with other arguments Tekken's (Mistral Nemo's)."""
+    words = [rf"[^\r\n\p{{L}}\p{{N}}]?{HEAD}*{TAIL}+{contraction}", rf"[^\r\n\p{{L}}\p{{N}}]?{HEAD}+{TAIL}*{contraction}"]
+    return "|".join(words + [digits, r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"])
 
 
 def split(pattern, invert=False):
@@ -109,6 +116,8 @@ def make_variants(vocab):
                    "post_processor": {"type": "Sequence", "processors": [BYTE_LEVEL, {"type": "TemplateProcessing", "single": template,
                                       "pair": template + [{"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": bos}]}},
         "qwen2": {"pre_tokenizer": sequence(split(CL100K % r"\p{N}"), RAW_LEVEL), "normalizer": {"type": "NFC"}, "added_tokens": flags},
+        "o200k": {"pre_tokenizer": sequence(split(cased("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}")), RAW_LEVEL)},
+        "tekken": {"pre_tokenizer": sequence(split(cased("", r"\p{N}")), RAW_LEVEL), "model": {"ignore_merges": True}},
         # What no hand-written matcher knows: runs through PCRE2, one step cutting the pieces of another.
         "regex": {"pre_tokenizer": sequence(split(r"\p{N}{1,3}"), split(r"[\r\n]+| ?\w+|\s+(?!\S)|[^\s\w]", True), {"type": "Digits", "individual_digits": False}, RAW_LEVEL)},
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// 10,000 lines of mixed text give the ids that Hugging Face `tokenizers` gives, for five families of tokenizers.
+// 10,000 lines of mixed text give the ids that Hugging Face `tokenizers` gives, for every family of tokenizers.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -69,6 +69,18 @@ static void qwen2_lines_are_the_references(void **state)
 	variant_check("qwen2");
 }
 
+static void o200k_lines_are_the_references(void **state)
+{
+	(void)state;
+	variant_check("o200k");
+}
+
+static void tekken_lines_are_the_references(void **state)
+{
+	(void)state;
+	variant_check("tekken");
+}
+
 static void lines_under_unknown_patterns_are_the_references(void **state)
 {
 	(void)state;
@@ -115,11 +127,12 @@ static void wordpiece_ids_decode_as_the_reference_does(void **state)
 
 static void each_variant_has_an_id_of_its_own(void **state)
 {
-	static const char *const names[] = { "gpt2", "smollm", "llama3", "qwen2", "regex", "bert", "bert-cased", "bert-accents" };
-	struct content_id ids[8];
+	static const char *const names[] = { "gpt2", "smollm", "llama3", "qwen2", "o200k", "tekken", "regex", "bert", "bert-cased",
+					     "bert-accents" };
+	struct content_id ids[10];
 
 	(void)state;
-	for (int i = 0; i < 8; i++) {
+	for (int i = 0; i < 10; i++) {
 		struct tokenizer *t = variant_open(names[i]);
 
 		ids[i] = tokenizer_id(t);
@@ -134,6 +147,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(gpt2_lines_are_the_references), cmocka_unit_test(smollm_lines_are_the_references),
 		cmocka_unit_test(llama3_lines_are_the_references), cmocka_unit_test(qwen2_lines_are_the_references),
+		cmocka_unit_test(o200k_lines_are_the_references), cmocka_unit_test(tekken_lines_are_the_references),
 		cmocka_unit_test(lines_under_unknown_patterns_are_the_references), cmocka_unit_test(each_variant_has_an_id_of_its_own),
 		cmocka_unit_test(wordpiece_lines_are_the_references), cmocka_unit_test(wordpiece_ids_decode_as_the_reference_does),
 	};
