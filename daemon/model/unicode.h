@@ -19,7 +19,6 @@ enum unicode_class {
 };
 
 enum unicode_class unicode_class(uint32_t c);
-static inline bool unicode_is_number(enum unicode_class class) { return class == UNICODE_NUMBER || class == UNICODE_NUMBER_NOT_WORD; }
 static inline bool unicode_is_word(enum unicode_class class)
 {
 	return class != UNICODE_OTHER && class != UNICODE_NUMBER_NOT_WORD && class != UNICODE_SPACE;
