@@ -195,10 +195,18 @@ class Overload(unittest.TestCase):
         counts, beside = self.finish(asking), self.finish(small)
         return counts["answers"] / SECONDS, (computed() - before) / (self.engine_seconds(d) - engine), counts, beside
 
+    def highest(self, d, door):
+        """What run_phase finds where nobody is refused; once more where the machine left no time for a single answer."""
+        for _ in range(20):
+            found = self.run_phase(d, door, QUEUE, 0.05)
+            if found[0]:
+                return found
+        self.fail("no answer in %g seconds" % (20 * SECONDS))
+
     def overload(self, door):
         d = self.daemon("--queue-requests", str(QUEUE), "--batch-tokens", "512", "--cache-tokens", "0")
         self.run_phase(d, door, QUEUE, 0.05)                       # warm
-        peak, peak_engine, alone, _ = self.run_phase(d, door, QUEUE, 0.05)
+        peak, peak_engine, alone, _ = self.highest(d, door)
         self.assertEqual(alone["refusals"], 0)
         pause = 1 / peak * QUEUE                                   # each of ten times as many asks as often as those that were answered
         self.run_phase(d, door, 10 * QUEUE, pause)
