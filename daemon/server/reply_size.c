@@ -20,25 +20,20 @@ static uint64_t rows_bytes(const struct query *q, const struct query_limits *lim
 {
 	struct record_numbers n;
 	uint64_t rows = query_rows(q);
-	record_max_numbers(q, limits, &n);
-	switch (text) {
-	case REQUEST_NO_TEXT:
-		return 0;
-	case REQUEST_BASE64:
-		return size_plus(size_times(BASE64_BYTES, size_plus(n.values, size_plus(n.integers, n.offsets))), n.n_arrays * BLOB_BYTES);
-	case REQUEST_JSON:
-		return size_plus(size_plus(size_times(NUMBER_BYTES, n.values), size_times(INTEGER_BYTES, n.integers)),
-				 (rows + 1) * (n.n_arrays + 2) * NAME_BYTES);
-	case REQUEST_TOKENS:
+	if (text == REQUEST_TOKENS)
 		return size_times(ALTERNATIVE_BYTES + RANKED_BYTES, rows * ((uint64_t)q->top_k + 1));
-	}
-	return UINT64_MAX;
+	record_max_numbers(q, limits, &n);
+	if (text == REQUEST_BASE64)
+		return size_plus(size_times(BASE64_BYTES, size_plus(n.values, size_plus(n.integers, n.offsets))), n.n_arrays * BLOB_BYTES);
+	return size_plus(size_plus(size_times(NUMBER_BYTES, n.values), size_times(INTEGER_BYTES, n.integers)),
+			 (rows + 1) * (n.n_arrays + 2) * NAME_BYTES);
 }
 
 uint64_t reply_max_bytes(const struct query *canonical, uint32_t n_tokens, const struct query_limits *limits, enum request_text text)
 {
-	uint64_t rows = rows_bytes(canonical, limits, text);
-	return text == REQUEST_NO_TEXT ? 0 : size_plus(rows, HEAD_BYTES + (uint64_t)n_tokens * (INTEGER_BYTES + OFFSETS_BYTES));
+	if (text == REQUEST_NO_TEXT)
+		return 0;
+	return size_plus(rows_bytes(canonical, limits, text), HEAD_BYTES + (uint64_t)n_tokens * (INTEGER_BYTES + OFFSETS_BYTES));
 }
 
 uint64_t reply_max_sample_bytes(uint32_t n_tokens, uint32_t top_k, enum request_text text)
