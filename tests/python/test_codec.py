@@ -115,6 +115,12 @@ class Golomb(unittest.TestCase):
                 whole = bytes([b]) + pack(bits[:at])
                 self.assertEqual(golomb.decode_numbers(whole, len(numbers)).tolist(), numbers, (pattern, b))
 
+    def test_streams_longer_than_their_codes_are_refused_unread(self):
+        for read in (golomb.decode_numbers, golomb.decode_pairs):
+            with mock.patch.object(golomb, "_chunks", side_effect=AssertionError("it was read")), self.assertRaises(KdError) as raised:
+                read(b"\0" + b"\xff" * 131071, 1)
+            self.assertEqual(raised.exception.code, "corrupt")
+
     def test_a_stream_longer_than_a_chunk_comes_back(self):
         rng = random.Random(5)
         with mock.patch.object(golomb, "CHUNK_BYTES", 64):

@@ -378,6 +378,80 @@ class Requests(unittest.TestCase):
                 thread.join(10)
             self.assertEqual(ends, ["unavailable"] * len(threads))
 
+    def test_a_request_too_long_for_the_server_is_not_sent(self):
+        """A server hangs up on it, and on whoever else has asked."""
+        def script(server):
+            server.send(welcome(credits=1))
+            body = b'{"id":"x"}'
+            server.send(frame.encode(Kind.REPLY, server.receive()[1], struct.pack("<II", 200, len(body)) + body))
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address) as teacher:
+            for ask in (lambda: teacher.tokenize("a" * (1 << 20)), lambda: teacher.generate([[1] * (1 << 18)])):
+                with self.assertRaises(KdError) as raised:
+                    ask()
+                self.assertEqual(raised.exception.code, "too_large")
+            self.assertEqual(teacher.model(), {"id": "x"})
+
+    def test_errors_of_a_lost_connection_keep_nothing(self):
+        async def ask(address):
+            teacher = await AsyncTeacher.connect(address)
+            await asyncio.wait_for(teacher._link.closed.wait(), 20)
+            ends = await asyncio.gather(*(teacher.model() for _ in range(3)), return_exceptions=True)
+            await teacher.close()
+            return ends
+        with Server(lambda s: s.send(welcome())) as server:
+            ends = asyncio.run(ask(server.address))
+        self.assertEqual([end.code for end in ends], ["unavailable"] * 3)
+        self.assertEqual(len({id(end) for end in ends}), 3)
+
+    def test_closing_ends_what_waits_on_a_connection_that_drains(self):
+        held = []
+
+        def script(server):
+            server.send(welcome())
+            request_id = server.receive()[1]
+            if not held:
+                held.append(server.connection.dup())    # stays open when this one is left for the next
+                server.send(frame.encode(Kind.GOAWAY))
+                return
+            server.send(frame.encode(Kind.REPLY, request_id, struct.pack("<II", 200, 2) + b"{}"))
+            server.take(1)
+
+        async def ask(address):
+            teacher = await AsyncTeacher.connect(address, reconnect=Reconnect(5, 0.01))
+            first = asyncio.ensure_future(teacher.model())
+            while not teacher._link.draining:
+                await asyncio.sleep(0.01)
+            second = await asyncio.wait_for(teacher.model(), 20)
+            self.assertFalse(first.done())
+            await teacher.close()
+            return second, (await asyncio.wait_for(asyncio.gather(first, return_exceptions=True), 20))[0]
+        with Server(script) as server:
+            second, first = asyncio.run(ask(server.address))
+            held[0].close()
+        self.assertEqual((second, first.code), ({}, "unavailable"))
+
+    def test_a_refused_ping_gives_no_credit_back(self):
+        def script(server):
+            server.send(welcome(credits=1))
+            server.send(error(server.receive()[1], b"overloaded"))
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address) as teacher:
+            with self.assertRaises(KdError) as raised:
+                teacher.ping()
+            self.assertEqual((raised.exception.code, teacher._teacher._link.credits._value), ("overloaded", 1))
+
+    def test_deadlines_are_numbers(self):
+        with Server(lambda s: (s.send(welcome()), s.take(1))) as server, Teacher.connect(server.address) as teacher:
+            for deadline in (float("inf"), float("nan")):
+                for ask in (lambda: teacher.score([3, 1, 4], deadline=deadline, **ASK), lambda: teacher.generate([3], deadline=deadline)):
+                    with self.assertRaises(KdError) as raised:
+                        ask()
+                    self.assertEqual(raised.exception.code, "invalid")
+
+    def test_attempts_without_end_have_delays(self):
+        self.assertEqual(Reconnect(10**6).delay(10**5), 10.0)
+
     def test_what_ends_with_the_loop_is_told(self):
         async def ends_with_the_loop():
             asyncio.get_running_loop().stop()

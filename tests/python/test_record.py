@@ -216,7 +216,9 @@ class Records(unittest.TestCase):
         self.assertEqual([array.of(i).gather.ids.tolist() for i in range(2)], [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]])
         single = query.ask(dict(gather=[[1], [2, 3], []]), [tokens[0]], True)
         self.assertEqual((single.parts, len(single.query.gather)), ((), 3))
-        for bad, field in ((dict(gather=[[1]]), "gather"), (dict(first=[0, 1, 2]), "first"), (dict(spans=[[(1, 2)]]), "spans"),
+        self.assertEqual(query.ask(dict(spans=[[], []], own=True), tokens, False).query.spans, ())
+        self.assertEqual(query.ask(dict(draws={"n": 3, "tau": 1 + 1e-9}), tokens, False).query.draws.tau, 1)       # as the record has it
+        for bad, field in ((dict(gather=[[1]]), "gather"), (dict(draws={"n": 2.5}), "draws.n"), (dict(first=[0, 1, 2]), "first"), (dict(spans=[[(1, 2)]]), "spans"),
                            (dict(keep=[]), "keep"), (dict(draws={"n": 0}), "draws.n"), (dict(gather=[[[1.5]], [1]]), "gather[0][0]"),
                            (dict(spans=[(-1, 2)]), "spans")):
             with self.assertRaises(KdError, msg=bad) as raised:
@@ -346,6 +348,14 @@ class Helpers(unittest.TestCase):
         self.assertEqual(batch["ids"].tolist(), [[[4], [-1]], [[3], [-1]]])
         self.assertEqual(batch["ok"].tolist(), [[True, False], [True, False]])
         self.assertEqual(batch["lse"].tolist(), [[[3], [0]], [[3], [0]]])
+
+    def test_pooled_features_have_no_line_a_row(self):
+        from kdclient import stack
+        q = plain.Query(own=True, features=[(plain.FINAL, 0)], pooling=1)
+        row = {"max_logit": 2, "lse": [3], "own": 1}
+        made = [decode_record(plain.Record(TEACHER, 5, tokens, q, [dict(row)] * len(tokens), (), [[[.5, 1]]], [2]).encode()) for tokens in ([0], [0, 1])]
+        for order in (made, made[::-1]):
+            self.assertEqual(set(stack(order)), {"ok", "max_logit", "lse", "own_logit"})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, Union, overload
@@ -91,6 +92,7 @@ class _Reply(Receiver):
     def __init__(self, loop: asyncio.AbstractEventLoop, expected: Kind) -> None:
         self.body: asyncio.Future[bytes] = loop.create_future()
         self.expected = expected
+        self.credited = expected != Kind.PONG
 
     def take(self, kind: Kind, body: bytes, answer: Optional[frame.Answer]) -> None:
         if self.body.done():
@@ -117,6 +119,7 @@ class AsyncTeacher:
         self._link, self._info = link, link.info
         self._address, self._token, self._reconnect = address, token, reconnect
         self._connect_timeout, self._timeout, self._max_body_bytes = connect_timeout, timeout, max_body_bytes
+        self._replaced: List[Link] = []    # some may drain
         self._opening: Optional[asyncio.Task[None]] = None
         self._closed = False
         self._tasks: "set[asyncio.Task[None]]" = set()
@@ -180,8 +183,9 @@ class AsyncTeacher:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait({self._opening})    # it may have a new connection all the same
-        self._link.close()
-        await self._link.closed.wait()
+        for link in (*self._replaced, self._link):
+            link.close()
+            await link.closed.wait()
 
     async def __aenter__(self) -> AsyncTeacher:
         return self
@@ -219,6 +223,8 @@ class AsyncTeacher:
                **question: Unpack[Question]) -> AsyncPending:
         """Asks without waiting: submit batch n + 1, then take the answers of batch n and train on them."""
         sequences, single = as_sequences(tokens)
+        if deadline is not None and not math.isfinite(deadline):
+            raise KdError("invalid", "%r is no number of seconds" % deadline, "deadline")
         asked = ask(question, sequences, single)
         loop = asyncio.get_running_loop()
         flags = (frame.SCORE_DURABLE if durable else 0) | (0 if store else frame.SCORE_NO_STORE)
@@ -273,7 +279,9 @@ class AsyncTeacher:
 
     async def _reopen(self) -> None:
         try:
-            self._link = await self._open(bytes.fromhex(self._info.fingerprint))    # one that drains closes itself after its last answer
+            opened = await self._open(bytes.fromhex(self._info.fingerprint))
+            self._replaced = [link for link in (*self._replaced, self._link) if not link.closed.is_set()]
+            self._link = opened
         finally:
             self._opening = None
 

@@ -76,6 +76,7 @@ def wish(prompts: Sequence[Tokens], stream: bool, asked: Sampling) -> Wish:
     unknown = set(asked) - set(Sampling.__annotations__)
     if unknown:
         raise TypeError("there is no way of sampling called %s" % ", ".join(sorted(unknown)))
+    asked = {name: value for name, value in asked.items() if value is not None}    # type: ignore[assignment]
     stop = asked.get("stop", ())
     stops = [stop] if isinstance(stop, str) else list(stop)
     stop_ids, forced = (as_ids(list(asked.get(name, ())), name) for name in ("stop_ids", "forced"))    # type: ignore[call-overload]
@@ -90,7 +91,7 @@ def wish(prompts: Sequence[Tokens], stream: bool, asked: Sampling) -> Wish:
                            asked.get("max_tokens", 16), rows, asked.get("temperature", 1.0), asked.get("top_k", 0), asked.get("top_p", 1.0),
                            asked.get("min_p", 0.0), asked.get("typical_p", 1.0), seed or 0, len(stop_ids), len(words), len(forced),
                            len(prompts))
-    except (struct.error, OverflowError) as error:
+    except (struct.error, OverflowError, ValueError) as error:
         raise KdError("invalid", "it cannot be written down: %s" % error, "generate") from None
     ids = np.dtype("<u4")
     parts = [head, stop_ids.astype(ids).tobytes(), *(struct.pack("<H", len(w)) + w for w in words), forced.astype(ids).tobytes(),

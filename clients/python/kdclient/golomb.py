@@ -181,11 +181,23 @@ def _parameter(stream: bytes) -> int:
     return stream[0]
 
 
+def _longest(b: int) -> int:
+    """Bits of a code with parameter b."""
+    return 2 * MAX_LENGTH + 1 - b
+
+
+def _check_length(data: bytes, n_bits: int) -> None:
+    """Refuses at once what would only be found too long when all of it was read."""
+    if 8 * len(data) > n_bits + 7:
+        raise KdError("corrupt", "bits after the last id", "ids")
+
+
 def decode_numbers(stream: bytes, n: int) -> Integers:
     """The n numbers of a stream: the parameter's byte and the codes."""
     b, data, parts = _parameter(stream), stream[1:], [np.zeros(0, np.int64)]
     if n * (b + 1) > 8 * len(data):
         raise _cut_short()
+    _check_length(data, n * _longest(b))
     left = n
 
     def take(chunk: _Bits) -> int:
@@ -201,6 +213,7 @@ def decode_numbers(stream: bytes, n: int) -> Integers:
 def decode_pairs(stream: bytes, total: int) -> Tuple[Integers, Integers]:
     """The numbers of a stream and the counts behind each, which sum to total."""
     b, data = _parameter(stream), stream[1:]
+    _check_length(data, total * (_longest(b) + _longest(0)))
     numbers, counts, left = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], total
 
     def take(chunk: _Bits) -> int:

@@ -29,7 +29,7 @@ class Reconnect:
     longest_delay: float = 10.0
 
     def delay(self, attempt: int) -> float:
-        return min(self.first_delay * 2.0 ** attempt, self.longest_delay)
+        return min(self.first_delay * 2.0 ** min(attempt, 62), self.longest_delay)
 
 
 @dataclass
@@ -82,9 +82,12 @@ class Job:
         data, piece = answer.record, answer.piece
         if answer.short:
             data, piece = record.restore(data, piece, teacher, tokens, canonical.encoded)
+        other = KdError("corrupt", "the answer is one to another question", "sequences[%d]" % index)
+        if record.question(data) != canonical.encoded:    # before anything is unpacked: its sizes are not those asked for
+            raise other
         found = record.decode(data, answer.cached, piece, canonical)
-        if found.teacher != info.fingerprint or found.query is not canonical or not np.array_equal(found.tokens, tokens):
-            raise KdError("corrupt", "the answer is one to another question", "sequences[%d]" % index)
+        if found.teacher != info.fingerprint or not np.array_equal(found.tokens, tokens):
+            raise other
         return found
 
     def requests(self, info: Info) -> Iterator[List[int]]:

@@ -25,6 +25,8 @@ ENDS_OR_ANSWERS = (Kind.ANSWER, Kind.TOKENS, Kind.DONE, Kind.ERROR, Kind.REPLY, 
 class Receiver:
     """Who is told about one request, on the loop. Either `take` gets its last frame, or `fail` is called, once."""
 
+    credited = True    # holds a credit, which its last frame gives back
+
     def take(self, kind: Kind, body: bytes, answer: Optional[frame.Answer]) -> None:
         """A frame of the request; a KdError raised here ends the connection."""
         raise NotImplementedError
@@ -138,6 +140,8 @@ class Link(asyncio.BufferedProtocol):
     def start(self, kind: Kind, body: bytes, receiver: Receiver) -> int:
         """Sends a request, for which the caller holds a credit (a PING needs none); the last frame of the request gives it back."""
         self.check()
+        if self.info is not None and len(body) > self.info.max_body_bytes:       # a server hangs up on it, and on all others'
+            raise KdError("too_large", "a request of %d bytes, the server takes %d" % (len(body), self.info.max_body_bytes))
         request_id = next(self._ids)
         if not self._receivers:
             self._heard = self.loop.time()
@@ -152,7 +156,7 @@ class Link(asyncio.BufferedProtocol):
 
     def check(self) -> None:
         if self.lost is not None:
-            raise self.lost
+            raise KdError(*self.lost.args)    # a new one: an exception keeps the frames of all who raised it
         if self.draining:
             raise KdError("unavailable", "the server is stopping and takes no new requests")
 
@@ -257,7 +261,7 @@ class Link(asyncio.BufferedProtocol):
         elif kind in ENDS_OR_ANSWERS and request_id in self._receivers:
             over = kind in (Kind.DONE, Kind.REPLY, Kind.PONG) or (kind == Kind.ERROR and frame.decode_error(body)[0] == frame.WHOLE_REQUEST)
             receiver = self._receivers.pop(request_id) if over else self._receivers[request_id]
-            if over and kind != Kind.PONG and self.credits is not None:
+            if over and receiver.credited and self.credits is not None:
                 self.credits.release()
             try:
                 receiver.take(kind, body, answer)

@@ -309,10 +309,12 @@ def _rows(same: Dict[str, Any], n: int) -> Sequence[Optional[Tuple[int, int]]]:
 
 
 def _draws(draws: Union[Draws, Mapping[str, Any], None]) -> Optional[Draws]:
-    made = draws if draws is None or isinstance(draws, Draws) else Draws(**draws)
-    if made is not None and made.n < 1:
-        raise KdError("invalid", "there must be one or more", "draws.n")
-    return made
+    if draws is None:
+        return None
+    made = draws if isinstance(draws, Draws) else Draws(**draws)
+    if made.n != int(made.n) or made.n < 1:
+        raise KdError("invalid", "there must be one or more, a whole number", "draws.n")
+    return replace(made, tau=_f32(made.tau))    # as the record has it: 1 is a case of its own
 
 
 def _depth(nested: Any) -> int:
@@ -346,7 +348,8 @@ def _lists(gather: Any, field: str) -> Lists:
 
 
 def _spans(spans: Any, sequences: Sequence[Tokens], single: bool) -> Sequence[Optional[Tuple[Tuple[int, ...], ...]]]:
-    each = [spans] * len(sequences) if single or _depth(spans) < 3 else list(spans)
+    empty = len(spans) > 0 and not any(len(pairs) for pairs in spans)    # [[], []]: none for either of two sequences
+    each = [spans] * len(sequences) if single or (_depth(spans) < 3 and not empty) else list(spans)
     if len(each) != len(sequences):
         raise KdError("invalid", "%d entries for %d sequences" % (len(each), len(sequences)), "spans")
     made: List[Tuple[Tuple[int, ...], ...]] = []

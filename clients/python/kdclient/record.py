@@ -72,6 +72,12 @@ def restore(short: bytes, piece: Piece, teacher: bytes, tokens: Tokens, query: b
     return head + short[SHORT_HEADER_BYTES:], Piece.of(head).then(sections)
 
 
+def question(data: bytes) -> bytes:
+    """The bytes of a record's question, if it is a record: nothing else is looked at."""
+    n, = struct.unpack_from("<I", data, 92) if len(data) >= HEADER_BYTES else (0,)
+    return data[HEADER_BYTES:HEADER_BYTES + n]
+
+
 def _decode_head(data: bytes, piece: Optional[Piece], known: Optional[Query]) -> Head:
     n = len(data)
     if n < HEADER_BYTES or data[:4] != MAGIC:

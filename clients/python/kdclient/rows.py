@@ -165,7 +165,7 @@ def stack(rows: Sequence[Rows]) -> Dict[str, npt.NDArray[Any]]:
     ragged = ("gather_at", "gather_ids", "gathered", "draw_at", "draw_ids", "draw_counts", "draw_log_ratios", "span_sums")
     batch: Dict[str, npt.NDArray[Any]] = {}
     for name, one in first.items():
-        if name in ragged or len(one) != len(rows[0]):
+        if name in ragged or (name.startswith("features.") and rows[0].query.pooling != "none"):
             continue
         batch[name] = np.full((len(rows), longest) + one.shape[1:], -1 if name == "ids" else 0, one.dtype)
         for i, r in enumerate(rows):
