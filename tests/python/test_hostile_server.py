@@ -270,7 +270,7 @@ class Requests(unittest.TestCase):
             with self.assertRaises(KdError) as raised:
                 teacher.score([3, 1, 4], **ASK)
             self.assertEqual(raised.exception.code, "unavailable")
-            self.assertLess(time.monotonic() - begin, 10)
+            self.assertLess(time.monotonic() - begin, 60)
 
     def test_a_deadline_holds_for_a_server_that_only_returns_pings(self):
         def script(server):
@@ -280,9 +280,9 @@ class Requests(unittest.TestCase):
                 server.seen.append(kind)
                 if kind == Kind.PING:
                     server.send(frame.encode(Kind.PONG, request_id, body))
-        with Server(script) as server, Teacher.connect(server.address, timeout=0.2) as teacher:
+        with Server(script) as server, Teacher.connect(server.address, timeout=1) as teacher:      # what a pong may take on a busy machine
             with self.assertRaises(KdError) as raised:
-                teacher.score([3, 1, 4], deadline=0.5, **ASK)
+                teacher.score([3, 1, 4], deadline=2.5, **ASK)
             self.assertEqual(raised.exception.code, "deadline")
             self.assertGreater(teacher.ping(), 0)        # the connection stands: another may be answered
         self.assertIn(Kind.CANCEL, server.seen)
@@ -347,10 +347,10 @@ class Requests(unittest.TestCase):
             server.take(1)
 
         async def ask(address):
-            async with await AsyncTeacher.connect(address, timeout=0.2) as teacher:
+            async with await AsyncTeacher.connect(address, timeout=1) as teacher:      # in which the server must answer
                 pending = teacher.submit([3, 1, 4], **ASK)
                 await asyncio.sleep(0.02)    # it is sent
-                time.sleep(1)    # a training step on the loop's own thread
+                time.sleep(2.5)    # a training step on the loop's own thread
                 return await pending.result()
         with Server(script) as server:
             self.assertEqual(len(asyncio.run(ask(server.address))), 1)
@@ -375,7 +375,7 @@ class Requests(unittest.TestCase):
             time.sleep(0.3)    # one has the credit, the others wait for it
             teacher.close()
             for thread in threads:
-                thread.join(10)
+                thread.join(60)
             self.assertEqual(ends, ["unavailable"] * len(threads))
 
     def test_a_request_too_long_for_the_server_is_not_sent(self):
@@ -547,7 +547,7 @@ class Requests(unittest.TestCase):
                 server.send(frame.encode(Kind.REPLY, server.receive()[1], struct.pack("<II", 200, len(body)) + body))
         with Server(script) as server, Teacher.connect(server.address) as teacher:
             with self.assertRaises(KdError) as raised:
-                teacher._thread.run(teacher._teacher.weights("head"), 5)
+                teacher._thread.run(teacher._teacher.weights("head"), 60)
             self.assertEqual(raised.exception.code, "corrupt")
 
     def test_a_pong_is_no_reply(self):
