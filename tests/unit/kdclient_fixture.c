@@ -25,7 +25,7 @@ struct kd_request kdclient_ask(uint32_t n)
 
 struct kd_client *kdclient_connect(struct fake_server *s)
 {
-	struct kd_options options = {.size = sizeof options, .address = s->address, .timeout_ms = 5000};
+	struct kd_options options = {.size = sizeof options, .address = s->address, .timeout_ms = 60000};
 	struct kd_client *client = NULL;
 	struct kd_error err;
 	fake_server_open(s);

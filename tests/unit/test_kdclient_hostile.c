@@ -186,7 +186,7 @@ static void silence_has_an_end_and_late_answers_are_dropped(void **state)
 {
 	(void)state;
 	struct fake_server mute = {.play = play_nothing, .silent = true}, s = {.play = play_late};
-	struct kd_options options = {.size = sizeof options, .address = mute.address, .connect_timeout_ms = 50, .timeout_ms = 300};
+	struct kd_options options = {.size = sizeof options, .address = mute.address, .connect_timeout_ms = 50, .timeout_ms = 2000};
 	struct kd_client *client = NULL;
 	struct kd_error err;
 	fake_server_open(&mute);
@@ -195,7 +195,7 @@ static void silence_has_an_end_and_late_answers_are_dropped(void **state)
 	fake_server_close(&mute);
 	fake_server_open(&s);
 	options.address = s.address;
-	options.connect_timeout_ms = 5000;
+	options.connect_timeout_ms = 60000;
 	assert_int_equal(kd_open(&options, &client, &err), 0);
 	struct kd_request request = kdclient_ask(1);
 	struct kd_answer *answer;
