@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 #include <cmocka.h>
 #include <jansson.h>
@@ -94,10 +95,10 @@ static const char *text_of(json_t *j, const char *key)
 	return text ? text : "";
 }
 
-// Dispatches until the run is in `state`; the caller drops the object. Fails the test after ten seconds.
+// Dispatches until the run is in `state`; the caller drops the object. Fails the test after a minute.
 static json_t *wait_for(struct fixture *f, const char *id, const char *state)
 {
-	for (int turn = 0; turn < 500; turn++) {
+	for (time_t end = time(NULL) + 60; time(NULL) < end;) {
 		json_t *j = get(f, id);
 		if (strcmp(text_of(j, "state"), state) == 0)
 			return j;
