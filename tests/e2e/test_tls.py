@@ -23,6 +23,8 @@ def make(directory):
     return {name: tuple(os.path.join(directory, name + suffix) for suffix in (".pem", ".key"))
             for name in ("ca", "good", "elsewhere", "expired", "early", "client", "other")}
 
+HEADER_TIMEOUT = "%dms" % (1000 * kdserved.PATIENCE / 40)      # a handshake is part of it, which takes its time on a busy machine
+
 
 class TLS(unittest.TestCase):
     @classmethod
@@ -31,7 +33,7 @@ class TLS(unittest.TestCase):
         cls.addClassCleanup(shutil.rmtree, cls.directory, ignore_errors=True)
         made = make(cls.directory)
         (cls.certificate, cls.key), (cls.ca, _), cls.other = made["good"], made["ca"], made["other"]
-        cls.daemon = Daemon("--tls-certificate", cls.certificate, "--tls-key", cls.key, "--header-timeout", "1s",
+        cls.daemon = Daemon("--tls-certificate", cls.certificate, "--tls-key", cls.key, "--header-timeout", HEADER_TIMEOUT,
                             directory=cls.directory)
         cls.addClassCleanup(cls.daemon.stop)
 
@@ -85,7 +87,7 @@ class TLS(unittest.TestCase):
         with socket.create_connection(("127.0.0.1", self.daemon.port), timeout=kdserved.PATIENCE) as s:
             s.sendall(first)
             s.settimeout(0.1)
-            while time.monotonic() - began < 20:
+            while time.monotonic() - began < kdserved.PATIENCE:
                 try:
                     if drip:
                         s.sendall(drip)
@@ -102,13 +104,13 @@ class TLS(unittest.TestCase):
     def test_others_are_told_nothing(self):
         seconds, said = self.closed_after(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
         self.assertNotIn(b"HTTP", said)
-        self.assertLess(seconds, 10)
+        self.assertLess(seconds, kdserved.PATIENCE / 4)
         self.assertEqual(self.ask("GET", "/live")[0], 200)
 
     def test_a_slow_handshake_is_cut(self):
         for first, drip in ((b"", b""), (b"\x16\x03\x01\x02\x00\x01", b"")):
             seconds, said = self.closed_after(first, drip)
-            self.assertLess(seconds, 10)
+            self.assertLess(seconds, kdserved.PATIENCE / 4)
             self.assertEqual(said, b"")
 
     def check(self, *arguments):
