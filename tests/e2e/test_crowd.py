@@ -164,7 +164,7 @@ class Crowd(unittest.TestCase):
         memory = self.memory()
         sums += [self.crowd(seed) for seed in (2, 3, 4)]
         grown = self.memory() - memory
-        m = self.daemon.metrics()
+        m = wait_until(lambda: (m := self.daemon.metrics())["kd_reserved_requests"] == 0 and m, "the work of those who left to be let go")
         share = m["kd_sequences_wasted_total"] / m["kd_forward_sequences_total"]
         print(*sums, "grown %d KiB" % grown, "wasted %.3f %%" % (100 * share), sep="\n", file=sys.stderr)
         self.assertEqual([m["kd_reserved_" + what] for what in ("requests", "tokens", "bytes")], [0, 0, 0])

@@ -45,7 +45,7 @@ class Storm(unittest.TestCase):
         again = self.storm(2, 3 * REQUESTS)
         wait_until(lambda: self.descriptors() <= before, "every connection to be closed")
         grown = self.memory() - memory
-        m = self.daemon.metrics()
+        m = wait_until(lambda: (m := self.daemon.metrics())["kd_reserved_requests"] == 0 and m, "the work of those who left to be let go")
         share = m["kd_sequences_wasted_total"] / m["kd_forward_sequences_total"]
         print(sums, again, "grown %d KiB" % grown, "wasted %.3f %%" % (100 * share), file=sys.stderr)
         for s in (sums, again):
