@@ -213,12 +213,12 @@ class Quota(Tokens):
             self.check(what + ", frames", lambda: ask(light, kind, body), lambda: ask(heavy, kind, body))
 
     def test_a_quota_counts_what_is_generated(self):
-        d = self.daemon(heavy="rate=100")
+        d = self.daemon(heavy="rate=10")
         ask = {"prompts": [{"tokens": [3]}], "max_tokens": 100, "n": 8, "ignore_eos": True}
         self.assertEqual(self.post(d, "heavy", "/v1/generate", ask)[0], 200)
         status, headers, body = self.post(d, "heavy", "/v1/generate", {"prompts": [{"tokens": [3]}], "max_tokens": 1})
         self.assertEqual((status, json.loads(body)["error"]["field"]), (429, "token"))
-        self.assertIn(int(headers["Retry-After"]), range(4, 9))          # 800 tokens of debt, but for one second's and the time it took
+        self.assertIn(int(headers["Retry-After"]), range(40, 81))        # 800 tokens of debt, but for one second's and the time it took
 
 
 class Health(unittest.TestCase):
@@ -409,7 +409,7 @@ class Calls(unittest.TestCase):
             with d.client() as c:
                 c.send_bytes(self.FRAME)
         self.assertLess(self.timed(other), n / 2 * alone)
-        self.assertEqual(d.metrics()["kd_reserved_requests"], 0)
+        wait_until(lambda: d.metrics()["kd_reserved_requests"] == 0, "the last of them to be let go")
 
     def test_the_drain_answers_a_call_that_is_worked_off(self):
         d = self.daemon("--drain-timeout", "300s")        # sanitizer builds are slow
