@@ -80,10 +80,15 @@ class Waste(unittest.TestCase):
         self.skipTest("the teacher is too quick")
 
     def test_what_was_computed_for_nobody_is_counted(self):
-        with self.daemon.client() as c:
-            request_id = self.busy(c, 100)
-            c.send(kdserved.CANCEL, request_id)
-            (answers, code), = self.finish(c, [request_id]).values()
+        for seed in range(100, 105):
+            with self.daemon.client() as c:
+                request_id = self.busy(c, seed)
+                c.send(kdserved.CANCEL, request_id)
+                (answers, code), = self.finish(c, [request_id]).values()
+            if (answers, code) != (N_BIG, None):         # else all was answered before we had a turn to say so
+                break
+        else:
+            self.skipTest("the teacher is too quick")
         self.assertEqual(code, "cancelled")
         # The pass under way when the cancel came, of eight sequences, and no other; an answer on its way to the client may be either.
         self.assertLessEqual(self.count(WASTED)[0], 8)
