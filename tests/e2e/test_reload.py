@@ -168,7 +168,7 @@ class Settings(Reloaded):
         self.assertEqual(self.code(self.score(n=8, length=200, **wide)), "too_large")
 
     def probe_header_timeout(self):
-        self.change("header-timeout = 300ms\n")
+        self.change("header-timeout = 1500ms\n")
         self.assertLess(self.closed_after(b"GET /live HT"), 8)      # not 10 s
         began = time.monotonic()
         with self.d.client(hello=False) as c:
@@ -178,7 +178,7 @@ class Settings(Reloaded):
         self.assertLess(time.monotonic() - began, 8)
 
     def probe_body_timeout(self):
-        self.change("body-timeout = 300ms\n")
+        self.change("body-timeout = 1500ms\n")
         self.assertLess(self.closed_after(b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
                                           b"Content-Length: 10\r\n\r\n{"), 30)
 
