@@ -117,8 +117,12 @@ class Boot(unittest.TestCase):
         before = self.m.main_pid(UNIT)
         self.m.run("systemctl", "reload", UNIT)
         self.assertEqual((self.m.show(UNIT, "ActiveState"), self.m.main_pid(UNIT)), ("active", before))
-        self.assertIn("SIGHUP: ", self.m.journal(UNIT))
+        self.told("SIGHUP: ")
         self.assertEqual(self.http("GET", "/ready")[0], 200)
+
+    def told(self, text):
+        """The journal may learn of it after we do."""
+        wait_until(lambda: text in self.m.journal(UNIT), lambda: "%r in\n%s" % (text, self.m.journal(UNIT)[-3000:]))
 
     def entries(self, *matches):
         said = self.m.run("journalctl", "--no-pager", "-o", "json", "-u", UNIT, *matches).stdout
@@ -138,9 +142,10 @@ class Boot(unittest.TestCase):
         self.settings("max-spans = many\n")
         self.m.run("systemctl", "reload", UNIT)
         wait_until(lambda: "max-spans = many: expected" in self.m.show(UNIT, "StatusText"), lambda: self.m.show(UNIT, "StatusText"))
-        self.assertIn("%s:3: max-spans = many: expected a whole number" % self.conf, self.entries("KD_SETTING=max-spans")[-1]["MESSAGE"])
+        said = "%s:3: max-spans = many: expected a whole number" % self.conf
+        wait_until(lambda: said in self.entries("KD_SETTING=max-spans")[-1]["MESSAGE"], said)
         self.m.run("systemctl", "stop", UNIT)
-        self.assertIn("stopped", self.m.journal(UNIT))
+        self.told("stopped")
 
     def test_the_sandbox_is_in_effect(self):
         self.m.write("/home/somebody/secret", "s")
@@ -170,7 +175,7 @@ class Boot(unittest.TestCase):
         self.settings("max-tokens = many\n")
         self.assertNotEqual(self.m.run("systemctl", "start", UNIT, check=False).returncode, 0)
         self.assertEqual((self.m.show(UNIT, "Result"), self.m.show(UNIT, "ActiveState"), self.restarts()), ("exit-code", "failed", 0))
-        self.assertIn("%s:3: max-tokens" % self.conf, self.m.journal(UNIT))
+        self.told("%s:3: max-tokens" % self.conf)
 
     def test_a_frozen_engine_is_killed_and_a_frozen_door_is_not(self):
         self.start()
@@ -184,8 +189,8 @@ class Boot(unittest.TestCase):
         engine = Frozen(self.m.main_pid(UNIT), "engine")
         began = time.monotonic()
         wait_until(lambda: engine.reap() and self.m.show(UNIT, "NRestarts") != str(before), lambda: self.m.journal(UNIT)[-3000:])
-        self.assertLess(time.monotonic() - began, 3 * WATCHDOG_S)
-        self.assertIn("Watchdog timeout", self.m.journal(UNIT))
+        self.assertLess(time.monotonic() - began, max(3 * WATCHDOG_S, machine.PATIENCE / 4))
+        self.told("Watchdog timeout")
         self.serves_again_after(before)
 
     def test_sockets_start_the_daemon_and_outlive_it(self):
