@@ -72,7 +72,7 @@ static bool shard_exists(const char *directory, unsigned id)
 
 static void wait_removed(struct store *s, uint64_t n)
 {
-	for (int i = 0; i < 5000 && fixture_stats(s).n_removed_shards < n; i++)
+	for (int i = 0; i < 60000 && fixture_stats(s).n_removed_shards < n; i++)
 		usleep(1000);
 	assert_int_equal(fixture_stats(s).n_removed_shards, n);
 }
@@ -80,7 +80,7 @@ static void wait_removed(struct store *s, uint64_t n)
 // As many of the first n are found as the store says it has. Files go first, then their places, a few at a time.
 static void check_count(struct store *s, uint64_t n)
 {
-	for (int i = 0; i < 5000 && count(s, 0, n) != fixture_stats(s).n_records; i++)
+	for (int i = 0; i < 60000 && count(s, 0, n) != fixture_stats(s).n_records; i++)
 		usleep(1000);
 	assert_int_equal(count(s, 0, n), fixture_stats(s).n_records);
 }
@@ -150,7 +150,7 @@ static void limits_change_while_it_is_open(void **state)
 	uint64_t n_shards = fixture_stats(s).n_shards;
 	assert_true(n_shards > 4);
 	store_change(s, &(struct store_limits){64u << 20, 3 * SHARD_BYTES, 0});      // nobody appends: it is looked at now
-	for (int i = 0; i < 5000 && fixture_stats(s).n_removed_shards + 4 < n_shards; i++)
+	for (int i = 0; i < 60000 && fixture_stats(s).n_removed_shards + 4 < n_shards; i++)
 		usleep(1000);
 	assert_true(fixture_stats(s).n_removed_shards >= n_shards - 4);
 	check_count(s, 200);
@@ -224,6 +224,8 @@ static void readers_go_on_while_shards_go(void **state)
 	assert_int_equal(pthread_create(&threads[2], NULL, read_on, &other), 0);
 	append(s, 20, 600);
 	usleep(150 * 1000);                                      // a follower looks every 100 ms
+	for (int i = 0; i < 60000 && !(own.n_found && own.n_absent && other.n_found); i++)
+		usleep(1000);                                    // readers that had no turn yet
 	atomic_store(&own.stop, true);
 	atomic_store(&other.stop, true);
 	for (int i = 0; i < 3; i++)
