@@ -212,7 +212,7 @@ class Tokens(unittest.TestCase):
             model = b"GET /v1/model HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n" % SECRETS["score"].encode()
 
             def connect():
-                return socket.create_connection(("127.0.0.1", d.port), timeout=20)
+                return socket.create_connection(("127.0.0.1", d.port), timeout=kdserved.PATIENCE)
 
             def get(s, request):
                 s.sendall(request)
@@ -226,7 +226,7 @@ class Tokens(unittest.TestCase):
             late = [connect() for _ in range(n // 4)]
             for s in late:
                 self.assertIn(b"200 OK", get(s, model))
-            self.assertLess(time.monotonic() - begin, 15)
+            self.assertLess(time.monotonic() - begin, kdserved.PATIENCE / 2)      # not an hour
             for s in [trainer, *late]:
                 self.assertIn(b"200 OK", get(s, model))
             for s in [trainer, *late, *strangers]:
