@@ -441,6 +441,55 @@ class Requests(unittest.TestCase):
                 teacher.ping()
             self.assertEqual((raised.exception.code, teacher._teacher._link.credits._value), ("overloaded", 1))
 
+    def test_a_generation_has_an_end_too(self):
+        """For a server that answers pings and nothing else."""
+        def script(server):
+            server.send(welcome())
+            while True:
+                kind, request_id, body = server.receive()
+                if kind == Kind.PING:
+                    server.send(frame.encode(Kind.PONG, request_id, body))
+        with Server(script) as server, Teacher.connect(server.address, timeout=1) as teacher:
+            for ask in (lambda: teacher.generate([3], deadline=0.5), lambda: list(teacher.stream([3], deadline=0.5))):
+                with self.assertRaises(KdError) as raised:
+                    ask()
+                self.assertEqual(raised.exception.code, "deadline")
+
+    def test_replies_of_another_form_are_corrupt(self):
+        replies = (b"[]", b"{}", b'{"rows":1,"width":0,"values":{"dtype":"f32","shape":[1,1],"data":"AAAAAA=="}}',
+                   b'{"rows":1,"width":1,"values":{"dtype":"f64","shape":[1,1],"data":"AAAAAA=="}}',
+                   b'{"rows":1,"width":1,"values":{"dtype":"f32","shape":[1,1],"data":"AA=="}}')
+
+        def script(server):
+            server.send(welcome())
+            for body in replies * 3:
+                server.send(frame.encode(Kind.REPLY, server.receive()[1], struct.pack("<II", 200, len(body)) + body))
+            server.take(1)
+        with Server(script) as server, Teacher.connect(server.address) as teacher:
+            for ask in (lambda: teacher.weights("head"), lambda: teacher.tokenize("a"), lambda: teacher.detokenize([1])):
+                for reply in replies:
+                    with self.assertRaises(KdError, msg=reply) as raised:
+                        ask()
+                    self.assertEqual(raised.exception.code, "corrupt", reply)
+
+    def test_a_teacher_that_is_dropped_leaves(self):
+        gone = threading.Event()
+
+        def script(server):
+            server.send(welcome())
+            try:
+                server.take(1)
+            except ConnectionError:
+                gone.set()
+        with Server(script) as server:
+            gc.disable()    # the cyclic collector is not waited for
+            try:
+                teacher = Teacher.connect(server.address)
+                del teacher
+                self.assertTrue(gone.wait(20))
+            finally:
+                gc.enable()
+
     def test_deadlines_are_numbers(self):
         with Server(lambda s: (s.send(welcome()), s.take(1))) as server, Teacher.connect(server.address) as teacher:
             for deadline in (float("inf"), float("nan")):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import math
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, Union, overload
+from typing import TYPE_CHECKING, Any, AsyncIterator, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type, Union, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,15 @@ def _decode_array(array: Dict[str, Any]) -> npt.NDArray[np.float32]:
     data = np.frombuffer(base64.b64decode(array["data"]), np.dtype({"f32": "<f4", "f16": "<f2", "bf16": "<u2"}[array["dtype"]]))
     values = (data.astype(np.uint32) << np.uint32(16)).view(np.float32) if array["dtype"] == "bf16" else data.astype(np.float32)
     return values.reshape(array["shape"])
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """What a reply of another form does to who takes it apart is the server's fault."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise KdError("corrupt", "%s gave a reply of another form: %r" % (path, error), "reply") from None
 
 
 class Tokenized(NamedTuple):
@@ -158,7 +168,8 @@ class AsyncTeacher:
         """Connects once more where another than the first teacher has the name."""
         try:
             model = await self.model()
-            ids = [t["id"] for t in model.get("teachers", [model]) if name in (t["name"], t["id"])]
+            with _reading("/v1/model"):
+                ids = [t["id"] for t in model.get("teachers", [model]) if name in (t["name"], t["id"])]
             if not ids:
                 raise KdError("not_found", "the server has no teacher %r" % name, "teacher")
             if self._info.fingerprint != ids[0]:
@@ -176,6 +187,11 @@ class AsyncTeacher:
         """What the server said of itself when it was connected."""
         return self._info
 
+    def leave(self) -> None:
+        """Ends the connection without waiting; on the loop."""
+        for link in (*self._replaced, self._link):
+            link.close()
+
     async def close(self) -> None:
         self._closed = True
         for task in list(self._tasks):
@@ -183,8 +199,8 @@ class AsyncTeacher:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.wait({self._opening})    # it may have a new connection all the same
+        self.leave()
         for link in (*self._replaced, self._link):
-            link.close()
             await link.closed.wait()
 
     async def __aenter__(self) -> AsyncTeacher:
@@ -326,11 +342,13 @@ class AsyncTeacher:
     async def tokenize(self, text: str, *, add_special: bool = True, specials: bool = False) -> Tokenized:
         """add_special: the tokenizer's own template (a leading BOS, say). specials: special tokens written in the text become their ids."""
         found = await self.resource("POST", "/v1/tokenize", {"text": text, "add_special": add_special, "specials": specials})
-        return Tokenized(as_tokens(found["tokens"]), np.array(found["offsets"], np.int64).reshape(-1, 2))
+        with _reading("/v1/tokenize"):
+            return Tokenized(as_tokens(found["tokens"]), np.array(found["offsets"], np.int64).reshape(-1, 2))
 
     async def detokenize(self, tokens: Sequences, *, skip_special: bool = False) -> str:
         found = await self.resource("POST", "/v1/detokenize", {"tokens": as_tokens(tokens).tolist(), "skip_special": skip_special})
-        return str(found["text"])
+        with _reading("/v1/detokenize"):
+            return str(found["text"])
 
     async def weights(self, tensor: str, ids: Optional[Sequences] = None, *, dtype: str = "f32") -> npt.NDArray[np.float32]:
         """Rows of the "embedding" or the "head" by token id (all of them without ids), or the one row of "final_norm": (rows, width)."""
@@ -340,14 +358,16 @@ class AsyncTeacher:
         while True:
             some = {"first": done, "count": step} if wanted is None else {"ids": wanted[done:done + step]}
             found = await self.resource("POST", "/v1/weights", dict(asked, **({} if tensor == "final_norm" else some)))
-            parts.append(_decode_array(found["values"]))
+            with _reading("/v1/weights"):
+                parts.append(_decode_array(found["values"]))
+                total, width = int(found["rows"]) if wanted is None else len(wanted), int(found["width"])
+                step = max(1, WEIGHTS_AT_ONCE // width)
             done += len(parts[-1])
             if not len(parts[-1]):
                 raise KdError("corrupt", "rows were asked for, and none came", "values")
-            total = found["rows"] if wanted is None else len(wanted)
             if done >= total:
                 return np.concatenate(parts)
-            step = min(max(1, WEIGHTS_AT_ONCE // found["width"]), total - done)
+            step = min(step, total - done)
 
     async def generate(self, prompts: Union[str, Sequences], **sampling: Unpack[Sampling]) -> List[Sample]:
         """The teacher goes on from a prompt (a text or ids) or a list of them; `n` samples of each, prompt after prompt."""
@@ -378,11 +398,12 @@ class AsyncTeacher:
         else:
             ids = as_sequences(prompts)[0]
         asked = wish(ids, stream, sampling)
+        deadline = sampling.get("deadline")
         link = await self._usable_link()
         assert link.credits is not None
         await link.credits.acquire()
         try:
-            return Generation(link, asked)
+            return Generation(link, asked, deadline + self._timeout if deadline and self._timeout is not None else None)
         except BaseException:
             link.credits.release()
             raise

@@ -120,7 +120,8 @@ def _joined(pieces: Sequence[Sample]) -> Sample:
 class Generation(Receiver):
     """One GENERATE in flight; lives on the loop."""
 
-    def __init__(self, link: Link, asked: Wish) -> None:
+    def __init__(self, link: Link, asked: Wish, patience: Optional[float]) -> None:
+        """patience: seconds after which it is given up, whatever the server says; None = never."""
         self.asked = asked
         self.parts = [_Part() for _ in range(asked.n * asked.n_prompts)]
         self.arrived: List[Sample] = []
@@ -128,6 +129,7 @@ class Generation(Receiver):
         self.error: Optional[KdError] = None
         self._changed = asyncio.Event()
         self._link = link
+        self._ends_at = None if patience is None else link.loop.time() + patience
         self.request_id = link.start(Kind.GENERATE, asked.body, self)
 
     def take(self, kind: Kind, body: bytes, answer: Optional[frame.Answer]) -> None:
@@ -174,11 +176,19 @@ class Generation(Receiver):
         part.pieces.append(piece)
         self.arrived.append(piece)
 
+    async def _change(self) -> None:
+        self._changed.clear()
+        left = None if self._ends_at is None else self._ends_at - self._link.loop.time()
+        try:
+            await asyncio.wait_for(self._changed.wait(), left)
+        except asyncio.TimeoutError:
+            self._link.cancel(self.request_id)
+            self.fail(KdError("deadline", "the deadline passed, and the server does not say so"))
+
     async def wait(self, position: int) -> Optional[Sample]:
         """What arrived as number `position`; None when all has. Raises what ended it early."""
         while position >= len(self.arrived) and not self.over:
-            self._changed.clear()
-            await self._changed.wait()
+            await self._change()
         if position < len(self.arrived):
             return self.arrived[position]
         if self.error is not None:
@@ -188,8 +198,7 @@ class Generation(Receiver):
     async def all(self) -> List[Sample]:
         """Every sample, whole, in order. Raises if any failed."""
         while not self.over:
-            self._changed.clear()
-            await self._changed.wait()
+            await self._change()
         if self.error is not None:
             raise self.error
         return [_joined(p.pieces) for p in self.parts]

@@ -92,6 +92,12 @@ class _Thread:
         self.post(self.loop.stop)
 
 
+def _leave(thread: _Thread, teacher: AsyncTeacher) -> None:
+    """Nobody asks any more: the connection ends now, not when its memory is looked at."""
+    thread.post(teacher.leave)
+    thread.stop()
+
+
 class Pending:
     """Answers on their way. Iterate for (index, Rows) in order of arrival; `result()` gives all in the order of the sequences."""
 
@@ -132,7 +138,7 @@ class Teacher:
 
     def __init__(self, thread: _Thread, teacher: AsyncTeacher) -> None:
         self._thread, self._teacher = thread, teacher
-        self._finalizer = weakref.finalize(self, _Thread.stop, thread)
+        self._finalizer = weakref.finalize(self, _leave, thread, teacher)
 
     @classmethod
     def connect(cls, address: str, *, token: Optional[str] = None, expect_fingerprint: Optional[str] = None,
