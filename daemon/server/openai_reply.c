@@ -10,6 +10,7 @@
 #include "daemon/model/tokenizer.h"
 #include "common/buffer.h"
 #include "daemon/server/openai.h"
+#include "daemon/server/reply.h"
 
 int openai_rows_append(struct openai_rows *to, const struct openai_row *row, struct error *err)
 {
@@ -86,7 +87,7 @@ uint64_t openai_shown_bytes(const struct openai_ask *a, const struct openai_writ
 	uint64_t largest = 0;
 	for (uint32_t i = 0; i < a->n_prompts; i++) {
 		const struct sequence *s = &a->prompts[i].tokens;
-		uint64_t bytes = a->return_ids ? s->n_tokens * 9 : 0;
+		uint64_t bytes = a->return_ids ? s->n_tokens * REPLY_ID_BYTES : 0;
 		for (uint32_t j = 0; j < s->n_tokens && places; j++)
 			bytes += places * token_bytes(w, s->tokens[j]);
 		largest = bytes > largest ? bytes : largest;

@@ -32,6 +32,8 @@ int reply_item(struct buffer *b, const struct request_item *item, const struct q
 	       bool base64, struct error *err);
 // The members of base64 encoding, from "n_rows" on; works inside `rows`.
 int reply_packed(struct buffer *b, struct record_rows *rows, struct error *err);
+#define REPLY_ID_BYTES UINT64_C(9)     // "16777215,": of an id as JSON, at most
+
 // Upper bounds of the text made of one answer: of a score of n_tokens tokens (UINT64_MAX on overflow), or of a sample of as many. Where
 // tokens have their texts, those are taken to be of a usual length.
 uint64_t reply_max_bytes(const struct query *canonical, uint32_t n_tokens, const struct query_limits *limits, enum request_text text);

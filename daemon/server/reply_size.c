@@ -6,7 +6,6 @@
 #include "common/saturate.h"
 
 #define NUMBER_BYTES 16              // "-1.23456789e-38,"
-#define INTEGER_BYTES 9              // "16777215,"
 #define OFFSETS_BYTES 24             // "[4294967295,4294967295],"
 #define NAME_BYTES 24                // ",\"sum_squares\":[]", and the longer ones of fewer arrays
 #define BASE64_BYTES 6               // 4 bytes are 5 1/3
@@ -25,7 +24,7 @@ static uint64_t rows_bytes(const struct query *q, const struct query_limits *lim
 	record_max_numbers(q, limits, &n);
 	if (text == REQUEST_BASE64)
 		return size_plus(size_times(BASE64_BYTES, size_plus(n.values, size_plus(n.integers, n.offsets))), n.n_arrays * BLOB_BYTES);
-	return size_plus(size_plus(size_times(NUMBER_BYTES, n.values), size_times(INTEGER_BYTES, n.integers)),
+	return size_plus(size_plus(size_times(NUMBER_BYTES, n.values), size_times(REPLY_ID_BYTES, n.integers)),
 			 (rows + 1) * (n.n_arrays + 2) * NAME_BYTES);
 }
 
@@ -33,12 +32,12 @@ uint64_t reply_max_bytes(const struct query *canonical, uint32_t n_tokens, const
 {
 	if (text == REQUEST_NO_TEXT)
 		return 0;
-	return size_plus(rows_bytes(canonical, limits, text), HEAD_BYTES + (uint64_t)n_tokens * (INTEGER_BYTES + OFFSETS_BYTES));
+	return size_plus(rows_bytes(canonical, limits, text), HEAD_BYTES + (uint64_t)n_tokens * (REPLY_ID_BYTES + OFFSETS_BYTES));
 }
 
 uint64_t reply_max_sample_bytes(uint32_t n_tokens, uint32_t top_k, enum request_text text)
 {
-	uint64_t alternative = text == REQUEST_TOKENS ? ALTERNATIVE_BYTES : INTEGER_BYTES + NUMBER_BYTES;
+	uint64_t alternative = text == REQUEST_TOKENS ? ALTERNATIVE_BYTES : REPLY_ID_BYTES + NUMBER_BYTES;
 	uint64_t token = RANKED_BYTES + 3 * NUMBER_BYTES + 2 * NAME_BYTES;
 	return text == REQUEST_NO_TEXT ? 0 : HEAD_BYTES + n_tokens * (token + top_k * alternative);
 }

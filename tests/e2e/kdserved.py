@@ -19,6 +19,8 @@ import tiny_model
 BUILD = os.environ.get("top_builddir", os.getcwd())
 PROGRAM = os.path.join(BUILD, "kdserved")
 PATIENCE = float(os.environ.get("KDSERVED_TEST_PATIENCE", "60"))    # sanitizer builds are slow
+# Of a door's timeouts that a test waits for: more than a busy machine holds up who sends (or shakes hands) without a pause.
+SHORT_TIMEOUT = "%dms" % (1000 * PATIENCE / 40)
 
 EXACT = ("--numeric", "f32")     # for tests that hold answers to another way of computing them; what is the default depends on the processor
 

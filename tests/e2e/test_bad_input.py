@@ -75,14 +75,12 @@ FRAME_CASES = [
     (frame(kdserved.CANCEL, 1, b"x"), "invalid"),
 ]
 
-PAUSE = "%dms" % (1000 * kdserved.PATIENCE / 40)      # more than a busy machine holds up who sends without one
-
 
 class BadInput(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.daemon = Daemon("--max-tokens", "64", "--max-sequences", "8", "--max-top-k", "100", "--max-json", "8K", "--max-body", "8K",
-                            "--header-timeout", PAUSE, "--body-timeout", PAUSE)
+                            "--header-timeout", kdserved.SHORT_TIMEOUT, "--body-timeout", kdserved.SHORT_TIMEOUT)
         with cls.daemon.client() as c:
             cls.canary = c.score([[1, 2, 3]], top_k=3, own=True)[0][1]
 

@@ -23,8 +23,6 @@ def make(directory):
     return {name: tuple(os.path.join(directory, name + suffix) for suffix in (".pem", ".key"))
             for name in ("ca", "good", "elsewhere", "expired", "early", "client", "other")}
 
-HEADER_TIMEOUT = "%dms" % (1000 * kdserved.PATIENCE / 40)      # a handshake is part of it, which takes its time on a busy machine
-
 
 class TLS(unittest.TestCase):
     @classmethod
@@ -33,7 +31,7 @@ class TLS(unittest.TestCase):
         cls.addClassCleanup(shutil.rmtree, cls.directory, ignore_errors=True)
         made = make(cls.directory)
         (cls.certificate, cls.key), (cls.ca, _), cls.other = made["good"], made["ca"], made["other"]
-        cls.daemon = Daemon("--tls-certificate", cls.certificate, "--tls-key", cls.key, "--header-timeout", HEADER_TIMEOUT,
+        cls.daemon = Daemon("--tls-certificate", cls.certificate, "--tls-key", cls.key, "--header-timeout", kdserved.SHORT_TIMEOUT,
                             directory=cls.directory)
         cls.addClassCleanup(cls.daemon.stop)
 

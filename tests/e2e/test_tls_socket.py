@@ -64,7 +64,7 @@ class Case(unittest.TestCase):
         cls.addClassCleanup(shutil.rmtree, cls.directory, ignore_errors=True)
         cls.made = make(cls.directory)
         cls.context = ssl.create_default_context(cafile=cls.made["ca"][0])
-        cls.daemon = cls.start("--header-timeout", "%dms" % (1000 * kdserved.PATIENCE / 40), *cls.arguments)     # it holds the handshake
+        cls.daemon = cls.start("--header-timeout", kdserved.SHORT_TIMEOUT, *cls.arguments)     # it holds the handshake
         cls.addClassCleanup(cls.daemon.stop)
         cls.port = port_of(cls.daemon)
 

@@ -119,7 +119,7 @@ class Accounts(unittest.TestCase):
         body = json.dumps({"sequences": [{"tokens": t} for t in many], "top_k": 264}).encode()
         head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
         with tempfile.TemporaryDirectory(prefix="kdserved-watch-") as store, \
-                Daemon("--max-tokens", "512", "--store", store, "--write-timeout", "%dms" % (1000 * kdserved.PATIENCE / 40)) as d:
+                Daemon("--max-tokens", "512", "--store", store, "--write-timeout", kdserved.SHORT_TIMEOUT) as d:
             with d.client() as c:
                 c.score(many, top_k=264)                   # from now on the store answers at once
             self.assertEqual(self.outcomes(d, "socket"), [1, 0, 0])
